@@ -1,0 +1,33 @@
+"""Installation; the only place for the project's metadata."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+TEST = ["pytest>=8", "hypothesis>=6", "scikit-image>=0.22", "ruff>=0.6"]
+
+setup(
+    name="simsfl",
+    version="0.1.0",
+    description="Single-process simulator of split federated self-supervised learning (MocoSFL)",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["simsfl", "simsfl.data", "simsfl.models", "simsfl.kernels"],
+    package_dir={"simsfl": "simsfl", "simsfl.kernels": "kernels"},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "rich>=13",
+        "safetensors>=0.4.3",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "test": TEST,
+        "dev": [*TEST, "pre-commit>=3"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "wandb": ["wandb>=0.17"],
+    },
+)

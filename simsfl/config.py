@@ -1,0 +1,240 @@
+"""The configuration of a run: one documented field per decision, validated on construction.
+
+Every field is also a flag of ``experiments/run.py``. Library functions take plain arguments; only
+`Simulation` and the programs in ``experiments/`` see a `RunConfig`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simsfl.augment import RECIPES
+from simsfl.models import ARCHITECTURES, HEADS, layer_count
+from simsfl.names import unknown
+from simsfl.partition import PARTITIONS
+
+ENGINES = ("vmap", "loop")
+PRECISIONS = ("fp32", "bf16")
+SCHEDULES = ("cosine", "step")
+CLIENT_SCHEDULES = (*SCHEDULES, "oscillating")
+FEATURES = ("backbone", "projector")
+
+
+def setting(default: Any, group: str, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A field of the config with its help text, heading in ``--help`` and allowed values."""
+    return field(default=default, metadata={"group": group, "help": text, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run. None means "by rule"; `resolved` fills those in.
+
+    Raises:
+        ValueError: a value that cannot work, with the field, the value and what is allowed.
+    """
+
+    preset: str = setting("custom", "", "Name of the preset that the run started from; only recorded.")
+
+    clients: int = setting(1000, "clients", "Number of clients.")
+    cohort: int | None = setting(
+        None, "clients", "Clients that train in a round; by rule 100 from 200 clients on, else all."
+    )
+    batch_size: int | None = setting(
+        None, "clients", "Images per client and step; by rule 100 // clients up to 50 clients, else 1."
+    )
+    rounds: int | None = setting(
+        None, "clients", "Rounds; by rule `epochs` times clients / cohort, so each client is drawn as often."
+    )
+    epochs: int = setting(200, "clients", "Passes over the data that the rule for `rounds` aims at.")
+    syncs_per_round: int | None = setting(
+        None, "clients", "Averagings of client models per round; by rule 1000 // (batch_size * clients), at least 1."
+    )
+    align_momentum: bool = setting(
+        False, "clients", "Average the clients' momentum models too (MonAcoSFL); published MocoSFL does not."
+    )
+
+    dataset: str = setting(
+        "auto",
+        "data",
+        "Data set by name, an .npz file, or an ImageFolder directory; auto is CIFAR-10, else the built-in shapes.",
+    )
+    data_dir: str = setting("data", "data", "Where torchvision's files may lie already.")
+    image_size: int | None = setting(None, "data", "Resize images to this height and width; by rule their own.")
+    partition: str = setting("shards", "data", "How images are divided among clients.", PARTITIONS)
+    classes_per_client: int = setting(2, "data", "Shards per client; with `shards` only.")
+    alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split; with `dirichlet` only.")
+    views: str = setting("v2", "data", "Recipe of the two augmented views; v1 has no blur.", RECIPES)
+    crop_scale: float = setting(0.08, "data", "Smallest share of the image area that a crop may have.")
+
+    arch: str = setting("resnet18", "model", "Architecture.", tuple(ARCHITECTURES))
+    width: int = setting(64, "model", "Channels of the first layer, a multiple of 4.")
+    cut_layer: int = setting(1, "model", "Layers on the client; the stem is 1, each block one more.")
+    head: str = setting("mlp", "model", "Projection head: linear is MoCo v1's, mlp v2's.", tuple(HEADS))
+    key_dim: int = setting(1024, "model", "Dimension of keys and queries.")
+
+    queue_length: int = setting(6000, "contrast", "Keys in the queue.")
+    feature_sharing: bool = setting(
+        True, "contrast", "One queue for all clients; otherwise each has its own share of the length."
+    )
+    temperature: float = setting(0.1, "contrast", "Temperature of the InfoNCE loss.")
+    symmetric: bool = setting(True, "contrast", "Add the loss with the roles of the two views swapped.")
+    tau: float = setting(0.99, "contrast", "Momentum encoders keep this share of themselves at each step.")
+
+    lr: float = setting(0.06, "optimiser", "Learning rate of the server.")
+    client_lr: float | None = setting(None, "optimiser", "Learning rate of the clients; by rule the server's.")
+    lr_schedule: str = setting("cosine", "optimiser", "Over rounds: cosine to 0, or x0.1 at 60 and 80 %%.", SCHEDULES)
+    client_lr_schedule: str = setting(
+        "cosine",
+        "optimiser",
+        "As lr_schedule (step: x0.2); oscillating is the published program's, stepped per batch.",
+        CLIENT_SCHEDULES,
+    )
+    momentum: float = setting(0.9, "optimiser", "Momentum of SGD.")
+    weight_decay: float = setting(5e-4, "optimiser", "Weight decay of SGD.")
+
+    eval_every: int = setting(10, "evaluation", "Rounds between kNN evaluations; 0 only at start and end.")
+    knn_bank: int | None = setting(None, "evaluation", "Training images in the kNN bank; by rule all.")
+    knn_test: int | None = setting(None, "evaluation", "Test images that kNN classifies; by rule all.")
+    eval_features: str = setting("backbone", "evaluation", "Features that are evaluated.", FEATURES)
+    linear_probe: bool = setting(False, "evaluation", "Train a linear probe on all training images at the end.")
+    linear_probe_epochs: int = setting(100, "evaluation", "Epochs of the linear probe.")
+
+    seed: int = setting(0, "run", "Seed of every draw.")
+    device: str = setting("auto", "run", "cpu, cuda or cuda:N; auto is CUDA where there is one.")
+    precision: str = setting("fp32", "run", "Of forward passes and smashed data; weights stay fp32.", PRECISIONS)
+    engine: str = setting("vmap", "run", "vmap stacks the cohort; loop runs clients one by one.", ENGINES)
+    checkpoint_every: int = setting(10, "run", "Rounds between checkpoints.")
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            self._check_type(spec.name, spec.type, getattr(self, spec.name))
+            choices = spec.metadata["choices"]
+            if choices and getattr(self, spec.name) not in choices:
+                raise unknown(spec.name, getattr(self, spec.name), choices)
+        for name, low, high in RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                bounds = f"{low} to {high}" if high != float("inf") else f"{low} or more"
+                raise ValueError(f"{name}: {value} is out of range; allowed: {bounds}")
+        if self.cohort is not None and self.cohort > self.clients:
+            raise ValueError(f"cohort: {self.cohort} is more than the clients; allowed: 1 to {self.clients}")
+        if self.width % 4:
+            raise ValueError(f"width: {self.width} does not divide into GroupNorm's groups; allowed: multiples of 4")
+        deepest = layer_count(self.arch)
+        if not 1 <= self.cut_layer <= deepest:
+            raise ValueError(f"cut_layer: {self.cut_layer} is out of range; allowed for {self.arch}: 1 to {deepest}")
+        if not self.feature_sharing and self.queue_length < self.clients:
+            raise ValueError(
+                f"queue_length: {self.queue_length} leaves no key for each of {self.clients} clients; "
+                f"allowed without feature sharing: {self.clients} or more"
+            )
+        check_device(self.device)
+
+    @staticmethod
+    def _check_type(name: str, annotation: str, value: Any) -> None:
+        """Raise a ValueError unless `value` is of the field's type (an int may stand for a float)."""
+        wanted, _, optional = annotation.partition(" | ")
+        allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[wanted]
+        right = isinstance(value, allowed) and (wanted == "bool" or not isinstance(value, bool))
+        if not (right or (optional and value is None)):
+            raise ValueError(f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
+
+    def resolved(self) -> RunConfig:
+        """The same run with every rule applied (MocoSFL's "auto" rule, DESIGN section 2)."""
+        cohort = self.cohort or (100 if self.clients >= 200 else self.clients)
+        batch_size = self.batch_size or (100 // self.clients if self.clients <= 50 else 1)
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return replace(
+            self,
+            cohort=cohort,
+            batch_size=batch_size,
+            rounds=self.rounds or max(1, round(self.epochs * self.clients / cohort)),
+            syncs_per_round=self.syncs_per_round or max(1, 1000 // (batch_size * self.clients)),
+            client_lr=self.lr if self.client_lr is None else self.client_lr,
+            device=device,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """From what `to_dict` gave, or a part of it.
+
+        Raises:
+            ValueError: a name that is no field, or a value that cannot work.
+        """
+        names = [spec.name for spec in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise unknown("config", name, names)
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: Path) -> RunConfig:
+        """From a saved ``config.json``, or a JSON object of fields.
+
+        Raises:
+            ValueError: the file cannot be read, or does not hold a config.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"config: {path} cannot be read as JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"config: {path} holds no JSON object; allowed: a config.json of a run")
+        return cls.from_dict(content.get("config", content))
+
+
+INFINITY = float("inf")
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("clients", 1, INFINITY),
+    ("cohort", 1, INFINITY),
+    ("batch_size", 1, INFINITY),
+    ("rounds", 1, INFINITY),
+    ("epochs", 1, INFINITY),
+    ("syncs_per_round", 1, INFINITY),
+    ("image_size", 8, 1024),
+    ("classes_per_client", 1, INFINITY),
+    ("alpha", 1e-6, INFINITY),
+    ("crop_scale", 0.001, 1),
+    ("width", 4, INFINITY),
+    ("key_dim", 1, INFINITY),
+    ("queue_length", 1, INFINITY),
+    ("temperature", 1e-6, INFINITY),
+    ("tau", 0, 1),
+    ("lr", 0, INFINITY),
+    ("client_lr", 0, INFINITY),
+    ("momentum", 0, 1),
+    ("weight_decay", 0, INFINITY),
+    ("eval_every", 0, INFINITY),
+    ("knn_bank", 1, INFINITY),
+    ("knn_test", 1, INFINITY),
+    ("linear_probe_epochs", 1, INFINITY),
+    ("seed", 0, 2**63 - 1),
+    ("checkpoint_every", 1, INFINITY),
+)
+"""Lowest and highest value of each number, both allowed."""
+
+
+def check_device(device: str) -> None:
+    """Raise a ValueError unless `device` can be used on this machine."""
+    kind, _, index = device.partition(":")
+    if device in ("auto", "cpu"):
+        return
+    if kind != "cuda" or not (index.isdigit() or device == "cuda"):
+        raise unknown("device", device, ("auto", "cpu", "cuda", "cuda:N"))
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: {device} is not available, this machine has no CUDA; allowed: auto, cpu")
+    if int(index or 0) >= torch.cuda.device_count():
+        highest = torch.cuda.device_count() - 1
+        raise ValueError(f"device: {device} does not exist; allowed: cuda:0 to cuda:{highest}")

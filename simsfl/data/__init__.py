@@ -1,0 +1,158 @@
+"""Data sets as uint8 tensors on the device, whatever they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+__all__ = ["Arrays", "Dataset", "Images", "make_dataset"]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set as it is read: uint8 images ``[n, H, W, 3]``, integer labels ``[n]``."""
+
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+    classes: tuple[str, ...]
+    """Name of each label."""
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of all four arrays' bytes, labels as int64."""
+        digest = hashlib.sha256()
+        for array in (self.train_x, self.train_y.astype(np.int64), self.test_x, self.test_y.astype(np.int64)):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one size, with the statistics they are normalised by."""
+
+    pixels: Tensor
+    """``[n, 3, H, H]`` uint8."""
+    mean: Tensor
+    """``[3, 1, 1]`` per channel, of pixels in [0, 1]."""
+    std: Tensor
+    """``[3, 1, 1]``."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Of float images in [0, 1], the normalised ones."""
+        return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+
+    def plain(self, rows: Tensor | slice) -> Tensor:
+        """Normalised float32 images ``[n, 3, H, H]`` without augmentation, as evaluation uses them."""
+        return self.normalise(self.pixels[rows].float().div_(255.0))
+
+    def to(self, device: torch.device) -> Images:
+        """The same on another device."""
+        return Images(self.pixels.to(device), self.mean.to(device), self.std.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images with labels; the labels serve partitions and evaluation only."""
+
+    name: str
+    origin: str
+    """Where it came from, for people."""
+    checksum: str
+    """SHA-256 of the arrays it was made from, before any resizing."""
+    classes: tuple[str, ...]
+    train: Images
+    train_labels: Tensor
+    """``[n]`` int64."""
+    test: Images
+    test_labels: Tensor
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of every image."""
+        return self.train.pixels.shape[-1]
+
+    def because(self, origin: str) -> Dataset:
+        """The same, with another account of where it came from."""
+        return replace(self, origin=origin)
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same on another device."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            train_labels=self.train_labels.to(device),
+            test=self.test.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+
+def make_dataset(
+    name: str,
+    origin: str,
+    arrays: Arrays,
+    *,
+    image_size: int | None = None,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> Dataset:
+    """Tensors from arrays.
+
+    Args:
+        image_size: resize to this height and width (antialiased, middle square); None keeps the size.
+        statistics: mean and standard deviation per channel; measured on the training images if None.
+
+    Raises:
+        ValueError: the images are not square and no `image_size` is given.
+    """
+    height, width = arrays.train_x.shape[1:3]
+    if image_size is None and height != width:
+        raise ValueError(f"dataset: {name} has images of {height}x{width}; give --image-size to make them square")
+    train, test = (resize(planes(x), image_size) for x in (arrays.train_x, arrays.test_x))
+    mean, std = (torch.tensor(s).view(3, 1, 1) for s in statistics or measure(train))
+    return Dataset(
+        name,
+        origin,
+        arrays.checksum,
+        arrays.classes,
+        train=Images(train, mean, std),
+        train_labels=torch.from_numpy(arrays.train_y.astype(np.int64)),
+        test=Images(test, mean, std),
+        test_labels=torch.from_numpy(arrays.test_y.astype(np.int64)),
+    )
+
+
+def planes(images: np.ndarray) -> Tensor:
+    """``[n, H, W, 3]`` uint8 array -> ``[n, 3, H, W]`` uint8 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def resize(pixels: Tensor, size: int | None) -> Tensor:
+    """Scale the shorter side of ``[n, 3, H, W]`` to `size` and cut out the middle square."""
+    if size is None or pixels.shape[-2:] == (size, size):
+        return pixels
+    return torch.cat(
+        [TF.center_crop(TF.resize(chunk, [size], antialias=True), [size, size]) for chunk in pixels.split(1024)]
+    )
+
+
+def measure(pixels: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of ``[n, 3, H, W]`` uint8, scaled to [0, 1].
+
+    From the histogram of byte values, so exact and with no float copy of the images.
+    """
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.transpose(0, 1)])
+    weights = counts.double() / counts.sum(dim=1, keepdim=True)
+    value = torch.arange(256, dtype=torch.float64) / 255
+    mean = weights @ value
+    std = (weights @ value**2 - mean**2).clamp(min=1e-8).sqrt()
+    return mean.tolist(), std.tolist()

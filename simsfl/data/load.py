@@ -1,0 +1,55 @@
+"""One entrance to every data set: a name, a file or a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simsfl.data import Dataset, make_dataset
+from simsfl.data.local import read_folder, read_npz
+from simsfl.data.shapes import shapes
+from simsfl.data.sources import SOURCES, Unavailable, fetch
+from simsfl.names import unknown
+
+NAMES = ("auto", *SOURCES, "shapes")
+"""What ``--dataset`` takes besides the path of an ``.npz`` file or an ImageFolder directory."""
+
+
+def load_dataset(name: str, *, data_dir: str | Path = "data", image_size: int | None = None, seed: int = 0) -> Dataset:
+    """Load a data set onto the CPU.
+
+    Args:
+        name: one of `NAMES`, the path of an ``.npz`` file, or that of a directory in ImageFolder layout.
+            "auto" is CIFAR-10, or the built-in shapes where CIFAR-10 cannot be had.
+        data_dir: where torchvision's files may lie.
+        image_size: resize to this height and width; None keeps the data set's own.
+        seed: of the built-in set.
+
+    Raises:
+        ValueError: no such data set, not to be had, or not as it should be.
+    """
+    path = Path(name)
+    if name == "shapes":
+        return make_dataset(name, "built in, drawn from the seed", shapes(seed), image_size=image_size)
+    if name in SOURCES or name == "auto":
+        return load_public(name, Path(data_dir), image_size, seed)
+    if path.is_dir():
+        return make_dataset(name, f"directory {path}", read_folder(path, image_size), image_size=image_size)
+    if path.is_file():
+        return make_dataset(name, f"file {path}", read_npz(path), image_size=image_size)
+    if path.suffix == ".npz" or len(path.parts) > 1:
+        raise ValueError(f"dataset: there is no file or directory {name}")
+    raise unknown("dataset", name, NAMES, also="the path of an .npz file or of an ImageFolder directory")
+
+
+def load_public(name: str, data_dir: Path, image_size: int | None, seed: int) -> Dataset:
+    """A data set of `SOURCES`; for "auto" CIFAR-10, with the built-in set to fall back on."""
+    wanted = "cifar10" if name == "auto" else name
+    try:
+        arrays, origin = fetch(wanted, data_dir)
+    except Unavailable as error:
+        if name != "auto":
+            raise ValueError(f"dataset: {wanted} could not be had ({error})") from error
+        fallback = load_dataset("shapes", image_size=image_size, seed=seed)
+        return fallback.because(f"built in, because CIFAR-10 could not be had ({error})")
+    source = SOURCES[wanted]
+    return make_dataset(wanted, origin, arrays, image_size=image_size, statistics=(source.mean, source.std))

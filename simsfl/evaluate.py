@@ -1,0 +1,112 @@
+"""What the representation is worth: kNN monitor and linear probe on frozen features.
+
+Both see the averaged client model and the server's backbone as one ordinary module, without
+augmentation, and touch neither training state nor any generator but their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+
+from simsfl.data import Images
+from simsfl.models import SplitModel
+from simsfl.state import State
+
+CHUNK = 500
+"""Images per forward pass, and test rows per kNN block."""
+
+
+def encoder(model: SplitModel, state: State, features: str = "backbone") -> nn.Module:
+    """The averaged client model followed by the server, as one module in evaluation mode.
+
+    Args:
+        features: "backbone" for average-pooled features ``[N, F]``, "projector" for the head's output
+            ``[N, D]``, which the published kNN monitor uses.
+    """
+    server = model.server.module(state.server.online, state.server.online_buffers)
+    if features == "backbone":
+        server.head = nn.Identity()
+    return nn.Sequential(model.client.module(state.clients.online), server).eval()
+
+
+@torch.no_grad()
+def embed(encode: Callable[[Tensor], Tensor], images: Images, rows: Tensor | None = None) -> Tensor:
+    """Features ``[n, F]`` of the images at `rows` (all if None), in that order."""
+    rows = torch.arange(len(images)) if rows is None else rows
+    return torch.cat([encode(images.plain(part.to(images.pixels.device))) for part in rows.split(CHUNK)])
+
+
+@torch.no_grad()
+def knn_top1(
+    bank: Tensor,
+    bank_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    *,
+    k: int = 200,
+    temperature: float = 0.1,
+) -> float:
+    """Percent of test rows that their k nearest bank rows classify rightly.
+
+    Each neighbour votes for its label with weight exp(cosine / temperature) (Wu et al., CVPR 2018).
+
+    Args:
+        bank: ``[n, F]`` features with labels ``[n]``.
+        test: ``[m, F]`` features with labels ``[m]``; done in blocks, so memory is ``n * 500``.
+    """
+    bank, test = F.normalize(bank, dim=1), F.normalize(test, dim=1)
+    classes = int(bank_labels.max()) + 1
+    hits = torch.zeros((), dtype=torch.long, device=bank.device)
+    for block, labels in zip(test.split(CHUNK), test_labels.split(CHUNK), strict=True):
+        cosine, nearest = (block @ bank.T).topk(min(k, len(bank)), dim=1)
+        votes = cosine.new_zeros(len(block), classes)
+        votes.scatter_add_(1, bank_labels[nearest], (cosine / temperature).exp())
+        hits += (votes.argmax(dim=1) == labels).sum()
+    return 100.0 * hits.item() / len(test)
+
+
+def linear_probe(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    generator: torch.Generator,
+    *,
+    epochs: int = 100,
+    batch_size: int = 128,
+) -> tuple[float, float]:
+    """Train one linear layer on cached features; percent of test rows right after the last epoch, and best.
+
+    Adam at 1e-3 with cosine decay per step, no augmentation. The last epoch's figure is the headline:
+    the best is chosen on the test set.
+
+    Args:
+        train: ``[n, F]`` features with labels ``[n]``.
+        test: ``[m, F]`` features with labels ``[m]``.
+        generator: of the initial weights and the order of batches.
+    """
+    classes = int(train_labels.max()) + 1
+    layer = nn.Linear(train.shape[1], classes)
+    nn.init.xavier_uniform_(layer.weight, generator=generator)
+    nn.init.zeros_(layer.bias)
+    layer = layer.to(train.device, train.dtype)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
+    steps = epochs * -(-len(train) // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    best = accuracy = 0.0
+    for _ in track(range(epochs), description="Linear probe", transient=True):
+        order = torch.randperm(len(train), generator=generator).to(train.device)
+        for rows in order.split(batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(layer(train[rows]), train_labels[rows]).backward()
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            accuracy = 100.0 * (layer(test).argmax(dim=1) == test_labels).double().mean().item()
+        best = max(best, accuracy)
+    return accuracy, best

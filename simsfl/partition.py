@@ -1,0 +1,157 @@
+"""Which images each client holds: labels in, image indices per client out. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from simsfl.names import unknown
+from simsfl.randomness import Purpose, numpy_generator
+
+DIRICHLET_DRAWS = 10
+"""How often a Dirichlet partition is drawn anew while a client has too few images."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Image indices of M clients, one after the other; no image belongs to two."""
+
+    indices: np.ndarray
+    """``[total]`` int64."""
+    offsets: np.ndarray
+    """``[M + 1]`` int64: client c holds ``indices[offsets[c]:offsets[c + 1]]``."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, client: int) -> np.ndarray:
+        return self.indices[self.offsets[client] : self.offsets[client + 1]]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """``[M]`` images per client."""
+        return np.diff(self.offsets)
+
+    def class_counts(self, labels: np.ndarray) -> np.ndarray:
+        """``[M, classes]`` images of each class that each client holds."""
+        classes = int(labels.max()) + 1
+        client = np.repeat(np.arange(len(self)), self.sizes)
+        flat = np.bincount(client * classes + labels[self.indices], minlength=len(self) * classes)
+        return flat.reshape(len(self), classes)
+
+    @classmethod
+    def of(cls, parts: list[np.ndarray]) -> Partition:
+        """From one index array per client."""
+        offsets = np.cumsum([0, *map(len, parts)])
+        return cls(np.concatenate(parts).astype(np.int64), offsets.astype(np.int64))
+
+
+def iid(labels: np.ndarray, clients: int, rng: np.random.Generator) -> Partition:
+    """Shuffle and deal equally; what does not divide is left out."""
+    size = len(labels) // clients
+    return Partition.of(list(rng.permutation(len(labels))[: size * clients].reshape(clients, size)))
+
+
+def shards(labels: np.ndarray, clients: int, rng: np.random.Generator, classes_per_client: int) -> Partition:
+    """Sort by label, cut into equal shards, deal `classes_per_client` random ones to each client.
+
+    The pathological split of McMahan et al. (2017), as MocoSFL uses it; two shards of one client may
+    be of one class. What does not divide is left out.
+    """
+    count = clients * classes_per_client
+    size = len(labels) // count
+    by_label = np.argsort(labels, kind="stable")[: size * count].reshape(count, size)
+    return Partition.of(list(by_label[rng.permutation(count)].reshape(clients, classes_per_client * size)))
+
+
+def dirichlet(labels: np.ndarray, clients: int, rng: np.random.Generator, alpha: float) -> Partition:
+    """Split each class among the clients in proportions drawn from Dirichlet(alpha).
+
+    As Yurochkin et al. (ICML 2019) and Li et al. (ICDE 2022): sizes differ between clients.
+    """
+    owner = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        shares = rng.dirichlet(np.full(clients, alpha))
+        cuts = np.floor(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
+        owner[rows] = np.searchsorted(cuts, np.arange(len(rows)), side="right")
+    sizes = np.bincount(owner, minlength=clients)
+    return Partition(np.argsort(owner, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
+
+
+PARTITIONS = ("iid", "shards", "dirichlet")
+
+
+def make_partition(
+    labels: np.ndarray,
+    clients: int,
+    *,
+    kind: str = "shards",
+    classes_per_client: int = 2,
+    alpha: float = 0.5,
+    batch_size: int = 1,
+    seed: int = 0,
+) -> Partition:
+    """Partition images among clients so that each holds at least one batch.
+
+    Args:
+        labels: ``[n]`` integer labels.
+        kind: one of `PARTITIONS`.
+        classes_per_client: shards per client.
+        alpha: concentration of the Dirichlet split; smaller is less even. It is drawn up to
+            `DIRICHLET_DRAWS` times until every client holds a batch.
+
+    Raises:
+        ValueError: unknown kind, or a client would hold fewer than `batch_size` images. The message
+            names the client, and the fewest images or most clients that would do.
+    """
+    draws: dict[str, Callable[[int, np.random.Generator], Partition]] = {
+        "iid": lambda m, rng: iid(labels, m, rng),
+        "shards": lambda m, rng: shards(labels, m, rng, classes_per_client),
+        "dirichlet": lambda m, rng: dirichlet(labels, m, rng, alpha),
+    }
+    if kind not in draws:
+        raise unknown("partition", kind, draws)
+
+    def draw(count: int) -> Partition:
+        attempts = DIRICHLET_DRAWS if kind == "dirichlet" else 1
+        for attempt in range(attempts):
+            partition = draws[kind](count, numpy_generator(seed, Purpose.PARTITION, attempt))
+            if partition.sizes.min() >= batch_size:
+                break
+        return partition
+
+    if clients > len(labels):
+        raise ValueError(
+            f"clients: {clients} are more than the {len(labels)} training images; allowed: 1 to {len(labels)}"
+        )
+    partition = draw(clients)
+    client = int(partition.sizes.argmin())
+    held = int(partition.sizes[client])
+    if held < batch_size:
+        allowed = [f"1 to {held} images a batch"] if held else []
+        allowed.append(f"at most {most_clients(draw, clients, batch_size)} clients")
+        if kind == "dirichlet":
+            allowed.append("a larger alpha")
+        else:
+            parts = classes_per_client if kind == "shards" else 1
+            allowed.append(f"at least {clients * parts * -(-batch_size // parts)} training images")
+        raise ValueError(
+            f"batch_size: {batch_size} is more than the {held} images that client {client} would hold; "
+            f"allowed: {', or '.join(allowed)}"
+        )
+    return partition
+
+
+def most_clients(draw: Callable[[int], Partition], clients: int, batch_size: int) -> int:
+    """The largest number of clients below `clients` (by bisection) that each hold a batch; 0 if none."""
+    low, high = 0, clients
+    while high - low > 1:
+        middle = (low + high) // 2
+        if draw(middle).sizes.min() >= batch_size:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,38 @@
+"""Randomness that is addressed, not consumed.
+
+Every draw is a function of the run's seed, what it is for, and where it happens (round, client).
+So results do not depend on engine, chunking or device, nor on whether a run was interrupted, and
+nothing a user draws from the global generators can change a run, or be changed by it.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+import torch
+
+
+class Purpose(enum.IntEnum):
+    """What a draw is for. The numbers are part of every recorded result: never reuse one."""
+
+    PARTITION = 0
+    MODEL = 1
+    QUEUE = 2
+    COHORT = 3
+    SHUFFLE = 4
+    VIEWS = 5
+    EVALUATION = 6
+    SHAPES = 7
+    PROBE = 8
+
+
+def numpy_generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:
+    """The NumPy generator at an address, such as a round and a client id."""
+    return np.random.default_rng([seed, purpose, *address])
+
+
+def torch_generator(seed: int, purpose: Purpose, *address: int) -> torch.Generator:
+    """The same for draws made by torch; on the CPU, so that they do not depend on the device."""
+    key = int(numpy_generator(seed, purpose, *address).integers(2**63))
+    return torch.Generator().manual_seed(key)

@@ -1,0 +1,110 @@
+"""The oracle: one MocoSFL step as a plain loop over separate client modules.
+
+`train_step` has the signature of `simsfl.step.train_step` and changes the same state, through
+ordinary `nn.Module` and `torch.optim.SGD` objects, one client after the other, with the loss from a
+plain loop over rows. Slow, and meant to be read.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simsfl import augment
+from simsfl.models import FlatModule, SplitModel
+from simsfl.state import State
+from simsfl.step import Batch, Clock, Hyperparameters, untimed
+
+
+def train_step(
+    model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed
+) -> tuple[Tensor, Tensor]:
+    """See `simsfl.step.train_step`."""
+    cohort, central, queue = state.cohort, state.server, state.queue
+    count, size = batch.indices.shape
+    autocast = hyper.autocast(cohort.online.device)
+    online = [model.client.module(row) for row in cohort.online]
+    momentum = [model.client.module(row) for row in cohort.momentum]
+    server = model.server.module(central.online, central.online_buffers)
+    server_momentum = model.server.module(central.momentum, central.momentum_buffers)
+
+    smashed, queries, keys = [], [], []
+    for c in range(count):
+        with clock("data"):
+            query_images, key_images = augment.apply(
+                batch.images,
+                batch.indices[c : c + 1],
+                batch.views.map(lambda t, c=c: t[:, c : c + 1]),
+                cohort.online.dtype,
+            )
+        with clock("client forward"), autocast:
+            smashed.append(online[c](query_images[0]))
+            move_towards(momentum[c], online[c], hyper.tau)
+            with torch.no_grad():
+                keys.append(momentum[c](key_images[0]).to(hyper.precision))
+            queries.append(smashed[c].detach().to(hyper.precision))
+
+    with clock("server"):
+        query, key = torch.cat(queries).requires_grad_(), torch.cat(keys)
+        move_towards(server_momentum, server, hyper.tau)
+        with autocast:
+            q1, k2 = embed(server, query), embed(server_momentum, key).detach()
+            directions = [(q1, k2)]
+            if hyper.symmetric:
+                q2, k1 = embed(server, key), embed(server_momentum, query).detach()
+                directions.append((q2, k1))
+        results = [contrast(q, k, queue.keys, hyper.temperature) for q, k in directions]
+        loss = sum(loss for loss, _ in results)
+        top1 = sum(top1 for _, top1 in results) / len(results)
+        loss.backward()
+        descend(model.server, server, central.velocity, float(batch.server_lr), hyper)
+        for _, k in reversed(directions):
+            for row, rows in enumerate(k.chunk(len(queue.keys))):
+                for one in rows:
+                    slot = int(queue.pointer[row])
+                    queue.keys[row, slot] = one
+                    queue.pointer[row] = (slot + 1) % queue.keys.shape[1]
+
+    with clock("client backward"):
+        for c in range(count):
+            gradient = query.grad[c * size : (c + 1) * size]
+            smashed[c].backward(gradient.to(smashed[c].dtype))
+        for c in range(count):  # only now: the rows share a tensor, which backward must find unchanged
+            descend(model.client, online[c], cohort.velocity[c], float(batch.client_lr[c]), hyper)
+
+    return loss.detach(), top1
+
+
+@torch.no_grad()
+def move_towards(average: nn.Module, online: nn.Module, tau: float) -> None:
+    """Exponential moving average, parameter by parameter."""
+    for m, p in zip(average.parameters(), online.parameters(), strict=True):
+        m.copy_(tau * m + (1.0 - tau) * p)
+
+
+def embed(module: nn.Module, smashed: Tensor) -> Tensor:
+    """Unit rows of the server's output, in the dtype of its weights."""
+    return F.normalize(module(smashed).to(next(module.parameters()).dtype), dim=1)
+
+
+def contrast(query: Tensor, key: Tensor, queues: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE row by row: minus the log of the positive's share of the exponentials."""
+    losses, hits = [], []
+    for row in range(len(query)):
+        queue = queues[row * len(queues) // len(query)]
+        positive = torch.dot(query[row], key[row]) / temperature
+        scores = torch.cat([positive[None], queue @ query[row] / temperature])
+        losses.append(torch.logsumexp(scores, dim=0) - positive)
+        hits.append((scores.detach().argmax() == 0).to(query.dtype))
+    return torch.stack(losses).mean(), 100.0 * torch.stack(hits).mean()
+
+
+def descend(model: FlatModule, module: nn.Module, velocity: Tensor, lr: float, hyper: Hyperparameters) -> None:
+    """One step of `torch.optim.SGD`, its momentum buffers laid over `velocity`."""
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=lr, momentum=hyper.momentum, weight_decay=hyper.weight_decay, foreach=False
+    )
+    for parameter, buffer in zip(module.parameters(), model.named(velocity).values(), strict=True):
+        optimizer.state[parameter]["momentum_buffer"] = buffer
+    optimizer.step()

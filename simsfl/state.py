@@ -1,0 +1,192 @@
+"""All that changes during training: tensors in frozen dataclasses, allocated once.
+
+What persists per client is small. Right after an averaging every client's online model is the
+average, so it is stored once; the momentum model and the SGD velocity really differ, and are
+gathered for the cohort at the start of a round and scattered back at its end. Nothing is rebound:
+functions that change state end in ``_``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simsfl.models import SplitModel
+
+
+@dataclass(frozen=True)
+class Clients:
+    """What persists of M clients with P parameters each."""
+
+    online: Tensor
+    """``[P]`` the model every client has right after an averaging."""
+    momentum: Tensor
+    """``[M, P]`` momentum models; ``[1, P]`` where they are averaged too (MonAcoSFL)."""
+    velocity: Tensor
+    """``[M, P]`` SGD velocity."""
+    participation: Tensor
+    """``[M]`` int64, rounds that each client has completed."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The C clients of the current round, stacked."""
+
+    ids: Tensor
+    """``[C]`` int64 client ids, in cohort order."""
+    online: Tensor
+    """``[C, P]`` online models; the leaf that the client gradient is taken of."""
+    momentum: Tensor
+    """``[C, P]``."""
+    velocity: Tensor
+    """``[C, P]``."""
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The shared model behind the cut and its momentum encoder, Q parameters each."""
+
+    online: Tensor
+    """``[Q]``; the leaf that the server gradient is taken of."""
+    momentum: Tensor
+    """``[Q]``."""
+    velocity: Tensor
+    """``[Q]``."""
+    online_buffers: Mapping[str, Tensor]
+    """Running statistics by name, where the head has BatchNorm."""
+    momentum_buffers: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class KeyQueue:
+    """Keys of earlier steps, a ring of length K for each of G groups of clients."""
+
+    keys: Tensor
+    """``[G, K, D]`` unit rows."""
+    pointer: Tensor
+    """``[G]`` int64, where the next key goes."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a run has learnt. `queues` persists; `queue` is what the cohort sees.
+
+    With a shared queue both are the same object (G = 1); otherwise `queues` has one ring per
+    client and `queue` one per cohort position.
+    """
+
+    clients: Clients
+    cohort: Cohort
+    server: ServerState
+    queues: KeyQueue
+    queue: KeyQueue
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every distinct tensor by dotted name: what a checkpoint holds."""
+        named: dict[str, Tensor] = {}
+        for part in ("clients", "cohort", "server", "queues", "queue"):
+            if part == "queue" and self.queue is self.queues:
+                continue
+            for field, value in vars(getattr(self, part)).items():
+                if isinstance(value, Mapping):
+                    named |= {f"{part}.{field}.{name}": buffer for name, buffer in value.items()}
+                else:
+                    named[f"{part}.{field}"] = value.detach()
+        return named
+
+
+def initial_state(
+    model: SplitModel,
+    *,
+    clients: int,
+    cohort: int,
+    queue_length: int,
+    key_dim: int,
+    feature_sharing: bool,
+    align_momentum: bool,
+    generator: torch.Generator,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> State:
+    """Allocate the state of a run: all models equal, velocities zero, the queue random unit keys.
+
+    Args:
+        queue_length: K; divided evenly among the clients where `feature_sharing` is off.
+        generator: a CPU generator, so that the queue does not depend on the device.
+    """
+    to = {"device": device, "dtype": dtype}
+    client, server = model.client.initial.to(**to), model.server.initial.to(**to)
+    groups = 1 if feature_sharing else clients
+    keys = torch.randn(groups, queue_length // groups, key_dim, generator=generator).to(**to)
+    queues = KeyQueue(F.normalize(keys, dim=2), torch.zeros(groups, dtype=torch.long, device=device))
+    queue = (
+        queues
+        if feature_sharing
+        else KeyQueue(queues.keys[:cohort].clone(), queues.pointer[:cohort].clone())
+    )
+
+    def stack(rows: int) -> Tensor:
+        return client.expand(rows, -1).clone()
+
+    def own_buffers() -> dict[str, Tensor]:
+        return {
+            name: buffer.to(device, dtype if buffer.is_floating_point() else buffer.dtype, copy=True)
+            for name, buffer in model.server.initial_buffers.items()
+        }
+
+    return State(
+        clients=Clients(
+            online=client.clone(),
+            momentum=stack(1 if align_momentum else clients),
+            velocity=torch.zeros(clients, len(client), **to),
+            participation=torch.zeros(clients, dtype=torch.long, device=device),
+        ),
+        cohort=Cohort(
+            ids=torch.arange(cohort, device=device),
+            online=stack(cohort).requires_grad_(),
+            momentum=stack(cohort),
+            velocity=torch.zeros(cohort, len(client), **to),
+        ),
+        server=ServerState(
+            online=server.clone().requires_grad_(),
+            momentum=server.clone(),
+            velocity=torch.zeros_like(server),
+            online_buffers=own_buffers(),
+            momentum_buffers=own_buffers(),
+        ),
+        queues=queues,
+        queue=queue,
+    )
+
+
+@torch.no_grad()
+def gather_(state: State, ids: Tensor) -> None:
+    """Bring the clients `ids` ``[C]`` into the cohort, in that order."""
+    clients, cohort = state.clients, state.cohort
+    cohort.ids.copy_(ids)
+    cohort.online.copy_(clients.online.expand_as(cohort.online))
+    cohort.momentum.copy_(clients.momentum[cohort.ids] if len(clients.momentum) > 1 else clients.momentum)
+    cohort.velocity.copy_(clients.velocity[cohort.ids])
+    if state.queue is not state.queues:
+        state.queue.keys.copy_(state.queues.keys[cohort.ids])
+        state.queue.pointer.copy_(state.queues.pointer[cohort.ids])
+
+
+@torch.no_grad()
+def scatter_(state: State) -> None:
+    """Put the cohort's state back, after the averaging that ends a round."""
+    clients, cohort = state.clients, state.cohort
+    clients.online.copy_(cohort.online[0])
+    if len(clients.momentum) > 1:
+        clients.momentum.index_copy_(0, cohort.ids, cohort.momentum)
+    else:
+        clients.momentum.copy_(cohort.momentum[:1])
+    clients.velocity.index_copy_(0, cohort.ids, cohort.velocity)
+    clients.participation.index_add_(0, cohort.ids, torch.ones_like(cohort.ids))
+    if state.queue is not state.queues:
+        state.queues.keys.index_copy_(0, cohort.ids, state.queue.keys)
+        state.queues.pointer.index_copy_(0, cohort.ids, state.queue.pointer)

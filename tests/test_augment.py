@@ -1,0 +1,157 @@
+"""Views, image by image, against torchvision's functional transforms given the same parameters."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from simsfl import augment
+from simsfl.data import Images
+
+TOLERANCE = 2e-6
+"""Of pixels in [0, 1], float32: a few roundings. The hue goes through a division by the chroma."""
+HUE_TOLERANCE = 2e-5
+COUNT = 48
+
+
+@pytest.fixture(scope="module", params=[32, 9], ids=["32px", "9px"])
+def images(request):
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.integers(0, 256, (COUNT, 3, request.param, request.param), dtype=np.uint8))
+    x[0], x[1] = 0, 255  # black, white: chroma 0
+    x[2, 1] = x[2, 2] = x[2, 0]  # gray
+    return x.float() / 255
+
+
+def views(size, recipe="v2", count=COUNT, **options):
+    return augment.sample(np.random.default_rng(1).random((count, augment.UNIFORMS)), recipe, size, **options)
+
+
+def each(images, function):
+    return torch.stack([function(image, i) for i, image in enumerate(images)])
+
+
+def test_resized_crop(images):
+    size = images.shape[-1]
+    crop = views(size).crop
+    expected = each(
+        images,
+        lambda x, i: TF.resized_crop(
+            x, *crop[i].int().tolist(), [size, size], InterpolationMode.BILINEAR, antialias=True
+        ),
+    )
+    torch.testing.assert_close(augment.resized_crop(images, crop), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_color_jitter_in_every_order(images):
+    view = views(images.shape[-1])
+    assert len({(*b, h) for b, h in zip(view.blends.tolist(), view.hue_slot.tolist())} if False else
+               {(*map(int, b), int(h)) for b, h in zip(view.blends, view.hue_slot, strict=True)}) > 15
+    adjust = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation]
+
+    def one(x, i):
+        operations = view.blends[i].tolist()
+        operations.insert(int(view.hue_slot[i]), augment.HUE)
+        for operation in operations:
+            amount = float(view.jitter[i, operation])
+            x = TF.adjust_hue(x, amount) if operation == augment.HUE else adjust[operation](x, amount)
+        return x
+
+    ours = augment.color_jitter(images, view.jitter, view.blends, view.hue_slot)
+    torch.testing.assert_close(ours, each(images, one), rtol=0, atol=HUE_TOLERANCE)
+
+
+@pytest.mark.parametrize("operation", ["brightness", "contrast", "saturation"])
+def test_blend(images, operation):
+    column = ["brightness", "contrast", "saturation"].index(operation)
+    factor = torch.linspace(0.6, 1.4, COUNT)
+    expected = each(images, lambda x, i: getattr(TF, f"adjust_{operation}")(x, float(factor[i])))
+    ours = augment.blend(images, torch.full((COUNT,), column), factor)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_hue(images):
+    shift = torch.linspace(-0.5, 0.5, COUNT)
+    expected = each(images, lambda x, i: TF.adjust_hue(x, float(shift[i])))
+    torch.testing.assert_close(augment.shift_hue(images, shift), expected, rtol=0, atol=HUE_TOLERANCE)
+
+
+def test_grayscale(images):
+    expected = TF.rgb_to_grayscale(images, num_output_channels=1)
+    torch.testing.assert_close(augment.grayscale(images), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_gaussian_blur(images):
+    sigma = torch.linspace(0.1, 2.0, COUNT)
+    kernel = 2 * min(augment.BLUR_RADIUS, images.shape[-1] - 1) + 1
+    expected = each(images, lambda x, i: TF.gaussian_blur(x, [kernel, kernel], [float(sigma[i])] * 2))
+    torch.testing.assert_close(augment.gaussian_blur(images, sigma), expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(augment.gaussian_blur(images, 0 * sigma), images, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("recipe", augment.RECIPES)
+def test_whole_view_in_the_order_of_the_recipe(images, recipe):
+    size = images.shape[-1]
+    pixels = (images * 255).to(torch.uint8)
+    view = views(size, recipe, 2 * COUNT).map(lambda t: t.view(2, COUNT // 4, 4, *t.shape[1:]))
+    data = Images(pixels, torch.tensor([0.49, 0.48, 0.45]).view(3, 1, 1), torch.tensor([0.2, 0.19, 0.21]).view(3, 1, 1))
+    indices = torch.from_numpy(np.random.default_rng(2).permutation(COUNT)).view(COUNT // 4, 4)
+    ours = augment.apply(data, indices, view)
+    assert ours.shape == (2, COUNT // 4, 4, 3, size, size)
+    kernel = 2 * min(augment.BLUR_RADIUS, size - 1) + 1
+    adjust = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue]
+    for at in np.ndindex(2, COUNT // 4, 4):
+        v = view.map(lambda t, at=at: t[at])
+        x = pixels[indices[at[1:]]].float() / 255
+        x = TF.resized_crop(x, *v.crop.int().tolist(), [size, size], antialias=True)
+        if recipe == "v1" and v.flip:
+            x = TF.horizontal_flip(x)
+        operations = v.blends.tolist()
+        operations.insert(int(v.hue_slot), augment.HUE)
+        for operation in operations:
+            x = adjust[operation](x, float(v.jitter[operation]))
+        if v.gray:
+            x = TF.rgb_to_grayscale(x, num_output_channels=3)
+        if v.sigma > 0:
+            assert recipe == "v2"
+            x = TF.gaussian_blur(x, [kernel, kernel], [float(v.sigma)] * 2)
+        if recipe == "v2" and v.flip:
+            x = TF.horizontal_flip(x)
+        expected = TF.normalize(x, [0.49, 0.48, 0.45], [0.2, 0.19, 0.21])
+        torch.testing.assert_close(ours[at], expected, rtol=0, atol=1e-3 if size == 9 else 5e-4)
+
+
+def test_distribution_of_the_parameters():
+    """Frequencies and ranges as stated, and crops like torchvision's RandomResizedCrop."""
+    n, size = 40_000, 32
+    view = views(size, count=n)
+    top, left, height, width = view.crop.unbind(1)
+    assert ((top >= 0) & (left >= 0) & (height >= 1) & (width >= 1)).all()
+    assert ((top + height <= size) & (left + width <= size)).all()
+    rates = {"flip": view.flip, "gray": view.gray, "blur": view.sigma > 0, "jitter": view.jitter[:, 0] != 1}
+    expected = {"flip": 0.5, "gray": 0.2, "blur": 0.5, "jitter": 0.8}
+    for name, rate in rates.items():
+        assert abs(rate.float().mean() - expected[name]) < 0.01, name
+    assert view.sigma[view.sigma > 0].min() >= 0.1
+    assert view.sigma.max() <= 2.0
+    assert view.jitter[:, 3].abs().max() <= 0.1
+    orders = {(*blends, slot) for blends, slot in zip(map(tuple, view.blends.tolist()), view.hue_slot.tolist(), strict=True)}
+    assert len(orders) == 24
+
+    from torchvision.transforms.v2 import RandomResizedCrop
+
+    torch.manual_seed(0)
+    crop = RandomResizedCrop(size)
+    theirs = [crop.make_params([torch.empty(3, size, size)]) for _ in range(8_000)]
+    for name, ours in zip(("top", "left", "height", "width"), (top, left, height, width), strict=True):
+        reference = torch.tensor([float(p[name]) for p in theirs])
+        assert abs(ours.mean() - reference.mean()) < 0.25, name
+        assert abs(ours.std() - reference.std()) < 0.25, name
+
+
+def test_no_blur_in_v1_and_crop_scale_is_kept():
+    view = views(32, "v1", count=2_000, crop_scale=0.5)
+    assert (view.sigma == 0).all()
+    area = view.crop[:, 2] * view.crop[:, 3]
+    assert area.min() >= 0.45 * 32 * 32

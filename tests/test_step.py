@@ -1,0 +1,85 @@
+"""The batched program computes what the plain loop computes: the project's first promise."""
+
+import numpy as np
+import pytest
+import torch
+
+from simsfl import augment, reference, step
+from simsfl.data import Images
+from simsfl.models import split_model
+from simsfl.randomness import Purpose, numpy_generator, torch_generator
+from simsfl.state import gather_, initial_state, scatter_
+from simsfl.sync import average_
+
+CLIENTS, BATCH, STEPS, SIZE = 6, 2, 5, 16
+
+SETTINGS = {
+    "v2": {"symmetric": True, "head": "mlp", "recipe": "v2"},
+    "v1": {"symmetric": False, "head": "linear", "recipe": "v1"},
+    "v2-asymmetric": {"symmetric": False, "head": "mlp", "recipe": "v2"},
+    "large-v2": {"symmetric": True, "head": "large-mlp", "recipe": "v2"},
+}
+
+
+def train(engine, *, cohort, cut_layer, shared, align, symmetric, head, recipe):
+    """Five steps and a sync, then a round of a second cohort; everything that came of it."""
+    seed, dtype = 3, torch.float64
+    model = split_model(
+        "resnet18",
+        width=8,
+        cut_layer=cut_layer,
+        image_size=SIZE,
+        head=head,
+        key_dim=12,
+        generator=torch_generator(seed, Purpose.MODEL),
+    )
+    state = initial_state(
+        model,
+        clients=CLIENTS,
+        cohort=cohort,
+        queue_length=54,
+        key_dim=12,
+        feature_sharing=shared,
+        align_momentum=align,
+        generator=torch_generator(seed, Purpose.QUEUE),
+        device=torch.device("cpu"),
+        dtype=dtype,
+    )
+    rng = numpy_generator(seed, Purpose.SHAPES)
+    pixels = torch.from_numpy(rng.integers(0, 256, (40, 3, SIZE, SIZE), dtype=np.uint8))
+    images = Images(pixels, mean=torch.full((3, 1, 1), 0.47), std=torch.full((3, 1, 1), 0.2))
+    hyper = step.Hyperparameters(
+        temperature=0.1, symmetric=symmetric, tau=0.9, momentum=0.9, weight_decay=5e-4, precision=dtype
+    )
+    losses = []
+    for _ in range(2):
+        gather_(state, torch.from_numpy(rng.choice(CLIENTS, cohort, replace=False)))
+        for _ in range(STEPS):
+            uniforms = rng.random((2, cohort, BATCH, augment.UNIFORMS))
+            batch = step.Batch(
+                images,
+                torch.from_numpy(rng.integers(0, 40, (cohort, BATCH))),
+                augment.sample(uniforms, recipe, SIZE),
+                server_lr=torch.tensor(0.06, dtype=dtype),
+                client_lr=torch.linspace(0.02, 0.08, cohort, dtype=dtype)[:, None],
+            )
+            losses.append(torch.stack(engine.train_step(model, state, batch, hyper)))
+        average_(state.cohort, align_momentum=align)
+        scatter_(state)
+    return {**state.tensors(), "losses": torch.stack(losses)}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared-queue", "own-queues"])
+@pytest.mark.parametrize("cut_layer", [1, 2, 4])
+@pytest.mark.parametrize("cohort", [CLIENTS, 3], ids=["all", "sampled"])
+def test_stacked_step_equals_the_loop_in_float64(cohort, cut_layer, shared, settings):
+    arguments = dict(cohort=cohort, cut_layer=cut_layer, shared=shared, align=cut_layer == 2, **settings)
+    stacked, loop = train(step, **arguments), train(reference, **arguments)
+    assert stacked.keys() == loop.keys()
+    for name, expected in loop.items():
+        torch.testing.assert_close(stacked[name], expected, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    if shared:
+        assert stacked["queues.pointer"].tolist() == [
+            STEPS * 2 * cohort * BATCH * (2 if settings["symmetric"] else 1) % 54
+        ]
