@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +10,27 @@ from torch import Tensor
 from torch.func import functional_call
 
 from simsfl.kernels import info_nce
-from simsfl.models import FlatModule, SplitModel
+from simsfl.models import FlatModule
 from simsfl.state import KeyQueue, ServerState
 
 
-def embed(model: FlatModule, parameters: Tensor, buffers: Mapping[str, Tensor], smashed: Tensor) -> Tensor:
-    """Unit keys or queries ``[N, D]`` of smashed data ``[N, c, h, w]``."""
-    projected = functional_call(model.template, {**model.named(parameters), **buffers}, (smashed,))
-    return F.normalize(projected.to(parameters.dtype), dim=1)
+def embed(
+    model: FlatModule, parameters: Tensor, buffers: Mapping[str, Tensor], inputs: Sequence[Tensor]
+) -> list[Tensor]:
+    """Unit keys or queries ``[N, D]`` of each input ``[N, c, h, w]``.
+
+    One pass over all inputs together, unless the model has running statistics: BatchNorm would mix the
+    inputs, so each then has a pass of its own.
+    """
+    if not buffers and len(inputs) > 1:
+        return list(embed(model, parameters, buffers, [torch.cat(list(inputs))])[0].chunk(len(inputs)))
+    tensors = {**model.named(parameters), **buffers}
+    projected = [functional_call(model.template, tensors, (smashed,)) for smashed in inputs]
+    return [F.normalize(rows.to(parameters.dtype), dim=1) for rows in projected]
 
 
 def contrast(
-    model: SplitModel,
+    model: FlatModule,
     server: ServerState,
     queue: KeyQueue,
     query: Tensor,
@@ -41,16 +50,12 @@ def contrast(
         The summed loss, the contrastive accuracy in percent (mean over directions), and the keys
         ``[N, D]`` to put into the queue, in that order: of the query activations first.
     """
-    directions = [(query, key), (key, query)] if symmetric else [(query, key)]
-    losses, top1s, keys = [], [], []
-    for online_input, momentum_input in directions:
-        q = embed(model.server, server.online, server.online_buffers, online_input)
-        with torch.no_grad():
-            k = embed(model.server, server.momentum, server.momentum_buffers, momentum_input)
-        loss, top1 = info_nce(q, k, queue.keys, temperature)
-        losses.append(loss)
-        top1s.append(top1)
-        keys.append(k)
+    online_inputs, momentum_inputs = ([query, key], [key, query]) if symmetric else ([query], [key])
+    queries = embed(model, server.online, server.online_buffers, online_inputs)
+    with torch.no_grad():
+        keys = embed(model, server.momentum, server.momentum_buffers, momentum_inputs)
+    pairs = zip(queries, keys, strict=True)
+    losses, top1s = zip(*(info_nce(q, k, queue.keys, temperature) for q, k in pairs), strict=True)
     return torch.stack(losses).sum(), torch.stack(top1s).mean(), keys[::-1]
 
 

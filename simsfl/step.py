@@ -91,7 +91,7 @@ def train_step(
         ema_(central.momentum, central.online, hyper.tau)
         with autocast:
             loss, top1, keys = server.contrast(
-                model,
+                model.server,
                 central,
                 state.queue,
                 query,

@@ -11,7 +11,7 @@ from simsfl.randomness import Purpose, numpy_generator, torch_generator
 from simsfl.state import gather_, initial_state, scatter_
 from simsfl.sync import average_
 
-CLIENTS, BATCH, STEPS, SIZE = 6, 2, 5, 16
+CLIENTS, BATCH, STEPS, SIZE = 6, 2, 5, 8
 
 SETTINGS = {
     "v2": {"symmetric": True, "head": "mlp", "recipe": "v2"},

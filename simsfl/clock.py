@@ -1,0 +1,47 @@
+"""Time per phase of training."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+PHASES = ("data", "client forward", "server", "client backward", "sync", "evaluation")
+
+
+class PhaseClock:
+    """Adds up the seconds spent in each phase.
+
+    On CUDA by events in the stream, so that timing does not make the host wait; they are read when
+    `seconds` is asked for, which does.
+    """
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the block's time towards `phase`."""
+        if self._cuda:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._pending.append((phase, start, end))
+        else:
+            begin = time.perf_counter()
+            yield
+            self._seconds[phase] += time.perf_counter() - begin
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds so far by phase, in the order of `PHASES`."""
+        for phase, start, end in self._pending:
+            end.synchronize()
+            self._seconds[phase] += start.elapsed_time(end) / 1000.0
+        self._pending.clear()
+        return {phase: self._seconds[phase] for phase in PHASES if phase in self._seconds}

@@ -1,0 +1,109 @@
+"""What a run reports: records, and the file of JSON lines they go to.
+
+Records hold only what the seed determines, so the file of an interrupted and resumed run is byte for byte
+that of one never interrupted; anything timed goes into ``live.json`` and ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One training step. Rounds and steps count from 1."""
+
+    event: ClassVar[str] = "step"
+    round: int
+    step: int
+    loss: float
+    contrast_top1: float
+    """Percent of queries whose own key scores highest."""
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One finished round, after its evaluation if it had one."""
+
+    event: ClassVar[str] = "round"
+    round: int
+    loss: float
+    """Mean over the round's steps, as is `contrast_top1`."""
+    contrast_top1: float
+    server_lr: float
+    bytes_up_per_client: int
+    """Sent so far, mean over all clients of the run."""
+    bytes_down_per_client: int
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """kNN accuracy after a round (0: before training), percent of the test images."""
+
+    event: ClassVar[str] = "evaluation"
+    round: int
+    knn_top1: float
+    pixel_knn_top1: float | None = None
+    """The same kNN on raw pixels, for comparison; only before training."""
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """Linear probe after the last round, percent of the test images."""
+
+    event: ClassVar[str] = "probe"
+    round: int
+    linear_top1: float
+    linear_best_top1: float
+    """Best over the probe's epochs, chosen on the test set."""
+
+
+Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord
+
+
+def to_dict(record: Record) -> dict[str, Any]:
+    """A record as one JSON object."""
+    return {"event": record.event, **asdict(record)}
+
+
+class MetricsLog:
+    """Appends records to ``metrics.jsonl``, one JSON object a line.
+
+    Args:
+        path: the file; created where it does not exist.
+        keep_bytes: cut the file to this length first: what it held at the checkpoint resumed from.
+    """
+
+    def __init__(self, path: Path, keep_bytes: int = 0):
+        self._file = path.open("ab")
+        self._file.truncate(keep_bytes)
+
+    def write(self, record: Record) -> None:
+        """Append one record."""
+        self._file.write(json.dumps(to_dict(record)).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Put everything on disk; the file's length in bytes."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Records of a metrics file from byte `offset`, each with the offset behind it; whole lines only."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield json.loads(line), offset

@@ -1,0 +1,95 @@
+"""The directory of one run: what is where, and what may be overwritten.
+
+``config.json`` (resolved config, versions, commit, data checksum), ``metrics.jsonl`` (see `metrics`),
+``live.json`` (rates and times, replaced about once a second), ``checkpoints/`` and ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from simsfl.config import RunConfig
+from simsfl.data import Dataset
+from simsfl.files import write_json
+
+PACKAGES = ("torch", "torchvision", "numpy", "rich", "safetensors")
+
+
+class RunDirectory:
+    """Paths of a run's files. Constructing one touches nothing."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.live = self.path / "live.json"
+        self.summary = self.path / "summary.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.report = self.path / "report.md"
+        self.figures = self.path / "figures"
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Raise a ValueError unless a new run may be written here; leaves nothing behind."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"out: {self.path} is a file; allowed: a directory, or a path where one can be made")
+        if not overwrite and any(path.exists() for path in self._files()):
+            raise ValueError(
+                f"out: {self.path} holds another run; allowed: another directory, --overwrite to replace it, "
+                f"or --resume {self.path} to go on with it"
+            )
+        existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        try:
+            with tempfile.TemporaryDirectory(dir=existing, prefix=".simsfl-"):
+                pass
+        except OSError as error:
+            raise ValueError(f"out: {self.path} cannot be written ({error.strerror}); allowed: a writable directory") from error
+
+    def create(self, config: RunConfig, dataset: Dataset) -> None:
+        """Make the directory, clear an older run's files out of it, and record what the run is."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for path in self._files():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        write_json(
+            self.config,
+            {
+                "config": config.to_dict(),
+                "dataset": {"name": dataset.name, "origin": dataset.origin, "sha256": dataset.checksum},
+                "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+                "git_commit": git_commit(),
+            },
+        )
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of ``config.json``.
+
+        Raises:
+            ValueError: this is no run's directory.
+        """
+        try:
+            return json.loads(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path} is not the directory of a run: no readable config.json") from error
+
+    def _files(self) -> list[Path]:
+        """Everything a run or a report writes here."""
+        return [self.config, self.metrics, self.live, self.summary, self.checkpoints, self.report, self.figures]
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree, "-dirty" appended where it has changes; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

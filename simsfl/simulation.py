@@ -1,0 +1,338 @@
+"""The round loop: draw, train, average, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simsfl import checkpoint, evaluate, reference, schedule, step
+from simsfl.clock import PhaseClock
+from simsfl.config import RunConfig
+from simsfl.cost import client_cost
+from simsfl.data import Dataset
+from simsfl.data.load import load_dataset
+from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, StepRecord
+from simsfl.models import split_model
+from simsfl.partition import make_partition
+from simsfl.plan import plan_round, steps_per_round
+from simsfl.randomness import Purpose, numpy_generator, torch_generator
+from simsfl.run_directory import RunDirectory
+from simsfl.state import gather_, initial_state, scatter_
+from simsfl.sync import average_, is_sync_step
+
+ENGINES = {"vmap": step.train_step, "loop": reference.train_step}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FLUSH_SECONDS = 0.5
+"""How long losses may stay on a GPU before they are read, which makes the host wait."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Training diverged; the message names round and step."""
+
+
+class Simulation:
+    """A run of MocoSFL.
+
+    Args:
+        config: what to run; rules are applied, see `RunConfig.resolved`.
+        dataset: the images, instead of loading ``config.dataset``.
+
+    Attributes:
+        config: the resolved config.
+        dataset: the images, on the device.
+        partition: which images each client holds.
+        model: the network, cut in two.
+        state: everything that is learnt.
+        cost: what a step and an averaging cost a client.
+        round_index: finished rounds.
+        step_index: finished steps of the round under way.
+        steps: steps per round.
+        seconds: time spent training so far, over all sessions of the run.
+
+    Raises:
+        ValueError: config and data do not fit together.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset | None = None):
+        config = config.resolved()
+        dataset = dataset or load_dataset(
+            config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed
+        )
+        self.config = config = replace(config, dataset=dataset.name, image_size=dataset.image_size)
+        self.device = torch.device(config.device)
+        self.partition = make_partition(
+            dataset.train_labels.cpu().numpy(),
+            config.clients,
+            kind=config.partition,
+            classes_per_client=config.classes_per_client,
+            alpha=config.alpha,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+        self.dataset = dataset.to(self.device)
+        self.model = split_model(
+            config.arch,
+            width=config.width,
+            cut_layer=config.cut_layer,
+            image_size=dataset.image_size,
+            head=config.head,
+            key_dim=config.key_dim,
+            generator=torch_generator(config.seed, Purpose.MODEL),
+        )
+        self.state = initial_state(
+            self.model,
+            clients=config.clients,
+            cohort=config.cohort,
+            queue_length=config.queue_length,
+            key_dim=config.key_dim,
+            feature_sharing=config.feature_sharing,
+            align_momentum=config.align_momentum,
+            generator=torch_generator(config.seed, Purpose.QUEUE),
+            device=self.device,
+        )
+        self.hyper = step.Hyperparameters(
+            temperature=config.temperature,
+            symmetric=config.symmetric,
+            tau=config.tau,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            precision=DTYPES[config.precision],
+        )
+        self.cost = client_cost(
+            self.model,
+            batch_size=config.batch_size,
+            image_size=dataset.image_size,
+            precision=self.hyper.precision,
+            align_momentum=config.align_momentum,
+        )
+        self.steps = steps_per_round(self.partition, config.batch_size)
+        self.step_metrics = torch.zeros(self.steps, 2, device=self.device)
+        self.round_index = 0
+        self.step_index = 0
+        self.seconds = 0.0
+        self.clock = PhaseClock(self.device)
+
+    def train(self) -> Iterator[Record]:
+        """Train to the end, yielding each record as it becomes known.
+
+        Order: an evaluation before training, then per round its steps, its evaluation if one is due, and
+        the round itself; at the end the linear probe if asked for. The state may be saved whenever a
+        `RoundRecord` has come, or a `StepRecord` whose step is `step_index`.
+
+        Raises:
+            NonFiniteLossError: the loss of a step was not finite.
+        """
+        config = self.config
+        if self.round_index == self.step_index == 0:
+            yield replace(self.evaluate(), pixel_knn_top1=self.pixel_knn())
+        while self.round_index < config.rounds:
+            yield from self.round()
+            due = config.eval_every and self.round_index % config.eval_every == 0
+            if due or self.round_index == config.rounds:
+                yield self.evaluate()
+            yield self.round_record()
+        if config.linear_probe:
+            yield self.linear_probe()
+
+    def round(self) -> Iterator[StepRecord]:
+        """Train one round, or what is left of it, yielding its steps."""
+        config, state = self.config, self.state
+        plan = plan_round(
+            self.partition,
+            self.round_index,
+            cohort=config.cohort,
+            batch_size=config.batch_size,
+            recipe=config.views,
+            image_size=config.image_size,
+            crop_scale=config.crop_scale,
+            seed=config.seed,
+            device=self.device,
+        )
+        if self.step_index == 0:
+            gather_(state, plan.cohort)
+        own_steps = state.clients.participation[state.cohort.ids] * self.steps
+        server_lr = torch.tensor(self.server_lr(), device=self.device)
+        begin = flushed = time.perf_counter()
+        recorded = self.step_index
+        while self.step_index < self.steps:
+            s = self.step_index
+            batch = step.Batch(
+                images=self.dataset.train,
+                indices=plan.indices[s],
+                views=plan.views.map(lambda t, s=s: t[s]),
+                server_lr=server_lr,
+                client_lr=self.client_lr(own_steps + s).float()[:, None],
+            )
+            loss, top1 = ENGINES[config.engine](self.model, state, batch, self.hyper, self.clock)
+            self.step_metrics[s, 0], self.step_metrics[s, 1] = loss, top1
+            if is_sync_step(s, self.steps, config.syncs_per_round):
+                with self.clock("sync"):
+                    average_(state.cohort, align_momentum=config.align_momentum)
+            self.step_index += 1
+            now = time.perf_counter()
+            if self.device.type == "cpu" or now - flushed > FLUSH_SECONDS or self.step_index == self.steps:
+                records = self._step_records(recorded)
+                flushed = time.perf_counter()
+                self.seconds += flushed - begin
+                yield from records
+                begin, recorded = time.perf_counter(), self.step_index
+        scatter_(state)
+        self.round_index += 1
+        self.step_index = 0
+
+    def rounds(self) -> Iterator[RoundRecord]:
+        """Train round by round without evaluating, yielding each when it is done."""
+        while self.round_index < self.config.rounds:
+            for _ in self.round():
+                pass
+            yield self.round_record()
+
+    def _step_records(self, first: int) -> list[StepRecord]:
+        """Read the losses of the steps from `first` on; raise if one is not finite."""
+        records = []
+        for s, (loss, top1) in enumerate(self.step_metrics[first : self.step_index].tolist(), start=first):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(f"loss is {loss} in round {self.round_index + 1}, step {s + 1}")
+            records.append(StepRecord(self.round_index + 1, s + 1, loss, top1))
+        return records
+
+    def round_record(self) -> RoundRecord:
+        """The round that has just ended."""
+        loss, top1 = self.step_metrics.mean(dim=0).tolist()
+        done = self.round_index
+        up, down = self.traffic()
+        server_lr = schedule.server_lr(self.config.lr, self.config.lr_schedule, done - 1, self.config.rounds)
+        return RoundRecord(done, loss, top1, server_lr, round(up), round(down))
+
+    def traffic(self) -> tuple[float, float]:
+        """Bytes sent up and down so far, mean over all clients."""
+        up, down = self.cost.round_bytes(self.steps, self.config.syncs_per_round)
+        share = self.round_index * self.config.cohort / self.config.clients
+        return up * share, down * share
+
+    def server_lr(self) -> float:
+        """The server's learning rate in the current round."""
+        return schedule.server_lr(self.config.lr, self.config.lr_schedule, self.round_index, self.config.rounds)
+
+    def client_lr(self, own_steps: torch.Tensor) -> torch.Tensor:
+        """The learning rate ``[C]`` of clients that have done `own_steps` ``[C]`` steps each."""
+        config = self.config
+        return schedule.client_lr(
+            config.client_lr, config.client_lr_schedule, self.round_index, config.rounds, own_steps
+        )
+
+    def evaluate(self) -> EvaluationRecord:
+        """kNN accuracy of the averaged model as it is now."""
+        with self.clock("evaluation"):
+            encode = evaluate.encoder(self.model, self.state, self.config.eval_features)
+            return EvaluationRecord(self.round_index, self._knn(encode))
+
+    def pixel_knn(self) -> float:
+        """kNN accuracy of the raw pixels: what learning has to beat."""
+        with self.clock("evaluation"):
+            return self._knn(lambda images: images.flatten(1))
+
+    def _knn(self, encode) -> float:
+        """kNN accuracy of an encoder on the configured share of bank and test images."""
+        data, config = self.dataset, self.config
+        rng = numpy_generator(config.seed, Purpose.EVALUATION)
+        bank = torch.from_numpy(rng.permutation(len(data.train))[: config.knn_bank])
+        test = torch.from_numpy(rng.permutation(len(data.test))[: config.knn_test])
+        return evaluate.knn_top1(
+            evaluate.embed(encode, data.train, bank),
+            data.train_labels[bank.to(self.device)],
+            evaluate.embed(encode, data.test, test),
+            data.test_labels[test.to(self.device)],
+        )
+
+    def linear_probe(self) -> ProbeRecord:
+        """Linear probe of the averaged model on all training and test images."""
+        data = self.dataset
+        with self.clock("evaluation"):
+            encode = evaluate.encoder(self.model, self.state, self.config.eval_features)
+            last, best = evaluate.linear_probe(
+                evaluate.embed(encode, data.train),
+                data.train_labels,
+                evaluate.embed(encode, data.test),
+                data.test_labels,
+                torch_generator(self.config.seed, Purpose.PROBE),
+                epochs=self.config.linear_probe_epochs,
+            )
+        return ProbeRecord(self.round_index, last, best)
+
+    def save(self, path: str | Path, metrics_bytes: int = 0) -> None:
+        """Write a checkpoint into the run directory `path`, which is made if it does not exist.
+
+        Args:
+            metrics_bytes: length of ``metrics.jsonl`` that belongs to this state.
+        """
+        directory = RunDirectory(path)
+        if not directory.config.exists():
+            directory.create(self.config, self.dataset)
+        checkpoint.save(
+            directory.checkpoints,
+            f"round-{self.round_index:06d}-step-{self.step_index:06d}",
+            {**self.state.tensors(), "step_metrics": self.step_metrics},
+            {
+                "round": self.round_index,
+                "step": self.step_index,
+                "seconds": self.seconds,
+                "metrics_bytes": metrics_bytes,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, dataset: Dataset | None = None) -> tuple[Simulation, dict[str, Any], list[str]]:
+        """Continue the run in the directory `path` from its newest usable checkpoint.
+
+        Returns:
+            The simulation, the checkpoint's meta (round, step, seconds, metrics_bytes), and a line on each
+            damaged checkpoint passed over.
+
+        Raises:
+            ValueError: no run there, no usable checkpoint, or the data set is not the run's.
+        """
+        directory = RunDirectory(path)
+        saved = directory.read_config()
+        tensors, meta, problems = checkpoint.load(directory.checkpoints)
+        simulation = cls(RunConfig.from_dict(saved["config"]), dataset)
+        if simulation.dataset.checksum != saved["dataset"]["sha256"]:
+            raise ValueError(f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on")
+        with torch.no_grad():
+            for name, tensor in simulation.state.tensors().items():
+                tensor.copy_(tensors[name])
+            simulation.step_metrics.copy_(tensors["step_metrics"])
+        simulation.round_index, simulation.step_index = meta["round"], meta["step"]
+        simulation.seconds = meta["seconds"]
+        return simulation, meta, problems
+
+    def status(self) -> dict[str, Any]:
+        """How the run is going: everything timed, which is not in the metrics."""
+        config = self.config
+        steps = self.round_index * self.steps + self.step_index
+        rate = steps * config.cohort / self.seconds if self.seconds else None
+        return {
+            "round": self.round_index,
+            "step": self.step_index,
+            "rounds": config.rounds,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "client_steps_per_second": rate,
+            "images_per_second": rate and rate * config.batch_size,
+            "phase_seconds": self.clock.seconds(),
+            "peak_memory_bytes": self.peak_memory_bytes(),
+            "participation": torch.bincount(self.state.clients.participation).tolist(),
+        }
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory held so far: of the GPU's allocator, or of this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
