@@ -180,8 +180,8 @@ class RunConfig:
         return cls(**values)
 
     @classmethod
-    def load(cls, path: Path) -> RunConfig:
-        """From a saved ``config.json``, or a JSON object of fields.
+    def load(cls, path: Path, **overrides: Any) -> RunConfig:
+        """From a saved ``config.json``, or a JSON object of fields, with some fields replaced.
 
         Raises:
             ValueError: the file cannot be read, or does not hold a config.
@@ -192,7 +192,7 @@ class RunConfig:
             raise ValueError(f"config: {path} cannot be read as JSON ({error})") from error
         if not isinstance(content, dict):
             raise ValueError(f"config: {path} holds no JSON object; allowed: a config.json of a run")
-        return cls.from_dict(content.get("config", content))
+        return cls.from_dict({**content.get("config", content), **overrides})
 
 
 INFINITY = float("inf")

@@ -107,3 +107,24 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
                 return
             offset += len(line)
             yield json.loads(line), offset
+
+
+class History:
+    """What the views and the summary need of the records so far, as dicts of `to_dict`."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, dict[str, Any]] = {}
+        self.rounds: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
+
+    def feed(self, record: dict[str, Any]) -> None:
+        """Take in the next record."""
+        self.latest[record["event"]] = record
+        if record["event"] == "round":
+            self.rounds.append(record)
+        elif record["event"] == "evaluation":
+            self.evaluations.append(record)
+
+    def value(self, event: str, key: str) -> Any:
+        """A value of the latest record of a kind, None where there is none yet."""
+        return self.latest.get(event, {}).get(key)

@@ -28,14 +28,15 @@ def load_dataset(name: str, *, data_dir: str | Path = "data", image_size: int | 
         ValueError: no such data set, not to be had, or not as it should be.
     """
     path = Path(name)
+    local = str(path.resolve())  # a run is resumed from anywhere
     if name == "shapes":
         return make_dataset(name, "built in, drawn from the seed", shapes(seed), image_size=image_size)
     if name in SOURCES or name == "auto":
         return load_public(name, Path(data_dir), image_size, seed)
     if path.is_dir():
-        return make_dataset(name, f"directory {path}", read_folder(path, image_size), image_size=image_size)
+        return make_dataset(local, f"directory {path}", read_folder(path, image_size), image_size=image_size)
     if path.is_file():
-        return make_dataset(name, f"file {path}", read_npz(path), image_size=image_size)
+        return make_dataset(local, f"file {path}", read_npz(path), image_size=image_size)
     if path.suffix == ".npz" or len(path.parts) > 1:
         raise ValueError(f"dataset: there is no file or directory {name}")
     raise unknown("dataset", name, NAMES, also="the path of an .npz file or of an ImageFolder directory")

@@ -1,0 +1,92 @@
+"""The config's fields as command-line flags, with errors of one line.
+
+argparse, because the errors have to be one line each and the config flat; what tyro and the like print
+and want is different.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from simsfl.config import RunConfig
+from simsfl.names import unknown
+
+GROUPS = {
+    "clients": "clients and rounds",
+    "data": "data and views",
+    "model": "model",
+    "contrast": "contrastive loss and queue",
+    "optimiser": "optimiser",
+    "evaluation": "evaluation",
+    "run": "machine and checkpoints",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises a ValueError of one line for whatever is wrong."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise ValueError(message.removeprefix("argument "))
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse, naming the nearest flag to one that does not exist."""
+        arguments, rest = self.parse_known_args(argv)
+        if rest:
+            flags = [option for action in self._actions for option in action.option_strings]
+            raise unknown("flag", rest[0].split("=")[0], [flag for flag in flags if flag.startswith("--")])
+        return arguments
+
+
+def value_of(kind: type, text: str) -> Callable[[str], Any]:
+    """A converter whose error says what is allowed."""
+
+    def convert(value: str) -> Any:
+        try:
+            return kind(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{value!r} is not {text}; allowed: {text}") from None
+
+    return convert
+
+
+CONVERTERS = {"int": value_of(int, "a whole number"), "float": value_of(float, "a number"), "str": str}
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag per field of `RunConfig`, under the heading of its group; absent unless given."""
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    for spec in fields(RunConfig):
+        group = spec.metadata["group"]
+        if group not in groups:
+            continue
+        kind = spec.type.partition(" | ")[0]
+        default = "" if spec.default is None else f" (default: {spec.default})"
+        options: dict[str, Any] = {"help": spec.metadata["help"] + default, "default": argparse.SUPPRESS}
+        if kind == "bool":
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = CONVERTERS[kind]
+            choices = spec.metadata["choices"]
+            options["metavar"] = "{" + ",".join(choices) + "}" if choices else kind.upper()
+        groups[group].add_argument(f"--{spec.name.replace('_', '-')}", **options)
+
+
+def config_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The config fields that were given as flags."""
+    names = {spec.name for spec in fields(RunConfig)}
+    return {name: value for name, value in vars(arguments).items() if name in names and name != "preset"}
+
+
+def fail(error: Exception, code: int = 2) -> int:
+    """Print an error in one line on stderr and return the exit code."""
+    line = " ".join(str(error).split())
+    print(f"error: {line}", file=sys.stderr)
+    return code

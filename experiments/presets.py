@@ -1,0 +1,71 @@
+"""Presets: functions that return a config, each of which flags can override field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from simsfl import RunConfig
+
+
+def paper() -> RunConfig:
+    """MocoSFL's V2 setting: ResNet-18 cut after the stem, 2 classes per client, 200 epochs."""
+    return RunConfig(preset="paper", linear_probe=True)
+
+
+def paper_v1() -> RunConfig:
+    """MocoSFL's V1 setting: no MLP head, keys of 128, asymmetric, no blur, rates in steps."""
+    return replace(
+        paper(),
+        preset="paper-v1",
+        head="linear",
+        key_dim=128,
+        symmetric=False,
+        views="v1",
+        lr_schedule="step",
+        client_lr_schedule="step",
+    )
+
+
+def paper_small() -> RunConfig:
+    """MocoSFL's smallV2 setting: as paper, keys of 512."""
+    return replace(paper(), preset="paper-small", key_dim=512)
+
+
+def paper_large() -> RunConfig:
+    """MocoSFL's largeV2 setting: hidden layer of 4,096 with BatchNorm, keys of 2,048."""
+    return replace(paper(), preset="paper-large", head="large-mlp", key_dim=2048)
+
+
+def laptop() -> RunConfig:
+    """The same clients and algorithm for two CPU cores: a small residual network, a few minutes."""
+    return RunConfig(
+        preset="laptop",
+        arch="resnet8",
+        width=16,
+        key_dim=512,
+        queue_length=2000,
+        crop_scale=0.2,
+        lr=0.12,
+        rounds=40,
+        knn_bank=10_000,
+        knn_test=2_000,
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "paper": paper,
+    "paper-v1": paper_v1,
+    "paper-small": paper_small,
+    "paper-large": paper_large,
+    "laptop": laptop,
+}
+
+
+def automatic() -> tuple[str, str]:
+    """The preset that suits this machine, and why."""
+    if torch.cuda.is_available():
+        return "paper", f"--preset auto: CUDA device {torch.cuda.get_device_name()}"
+    return "laptop", "--preset auto: no CUDA device"

@@ -1,0 +1,308 @@
+"""Train one run: ``python experiments/run.py --clients 1000``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flags import Parser, add_config_flags, config_values, fail
+from presets import PRESETS, automatic
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from simsfl import RunConfig, Simulation
+from simsfl.dashboard import LiveView, PlainView, time_text
+from simsfl.data.load import NAMES
+from simsfl.files import write_json
+from simsfl.metrics import History, MetricsLog, Record, RoundRecord, StepRecord, read_records, to_dict
+from simsfl.models import ARCHITECTURES, layer_count
+from simsfl.names import unknown
+from simsfl.run_directory import RunDirectory
+from simsfl.simulation import NonFiniteLossError
+
+LIVE_SECONDS = 1.0
+"""How often ``live.json`` is replaced."""
+VIEWS = ("auto", "on", "off")
+
+
+def parser() -> Parser:
+    """All flags of this program."""
+    result = Parser(prog="run.py", description=__doc__, epilog="Presets, architectures and data sets: --list")
+    what = result.add_argument_group("what to run")
+    what.add_argument("--preset", help="auto, or one of --list; any field can be overridden (default: auto)")
+    what.add_argument("--config", type=Path, metavar="FILE", help="start from a saved config.json instead of a preset")
+    what.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this directory, as configured")
+    what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
+    where = result.add_argument_group("output")
+    where.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
+    where.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    where.add_argument(
+        "--dashboard", metavar="{auto,on,off}", default="auto", help="live view; auto: on a terminal (default: auto)"
+    )
+    add_config_flags(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, set up, train; the exit code."""
+    console = Console()
+    try:
+        arguments = parser().parse(argv)
+        if arguments.list:
+            print_names(console)
+            return 0
+        if arguments.dashboard not in VIEWS:
+            raise unknown("dashboard", arguments.dashboard, VIEWS)
+        run = Run.resumed(arguments, console) if arguments.resume else Run.fresh(arguments, console)
+    except ValueError as error:
+        return fail(error)
+    return run.go(live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal))
+
+
+class Run:
+    """One simulation writing to one directory."""
+
+    def __init__(self, simulation: Simulation, directory: RunDirectory, console: Console, metrics_bytes: int = 0):
+        self.simulation, self.directory, self.console = simulation, directory, console
+        self.log = MetricsLog(directory.metrics, metrics_bytes)
+        self.history = History()
+        for record, _ in read_records(directory.metrics):
+            self.history.feed(record)
+        self.stopped_by: signal.Signals | None = None
+        self.live_written = 0.0
+
+    @classmethod
+    def fresh(cls, arguments: argparse.Namespace, console: Console) -> Run:
+        """A new run, from a preset or a config file and the flags over it."""
+        config, why = chosen_config(arguments)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        directory = RunDirectory(arguments.out or Path("runs") / f"{stamp}-{config.preset}")
+        directory.check_free(overwrite=arguments.overwrite)
+        simulation = Simulation(config)
+        directory.create(simulation.config, simulation.dataset)
+        run = cls(simulation, directory, console)
+        run.announce(why, "--device auto" if config.device == "auto" else "--device")
+        run.save()
+        return run
+
+    @classmethod
+    def resumed(cls, arguments: argparse.Namespace, console: Console) -> Run:
+        """The run in ``--resume``, which the other flags may repeat but not contradict."""
+        directory = RunDirectory(arguments.resume)
+        saved = RunConfig.load(directory.config) if directory.config.exists() else None
+        for flag in ("preset", "config", "out"):
+            if getattr(arguments, flag) is not None:
+                raise ValueError(f"{flag}: cannot be given with --resume, which goes on as configured")
+        for name, value in config_values(arguments).items():
+            if saved and getattr(saved, name) != value:
+                raise ValueError(
+                    f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {getattr(saved, name)!r}, "
+                    "or leave the flag out"
+                )
+        simulation, meta, problems = Simulation.load(directory.path)
+        for problem in problems:
+            console.print(f"[yellow]{problem}; going back to the one before[/]", soft_wrap=True)
+        run = cls(simulation, directory, console, meta["metrics_bytes"])
+        run.announce("as configured", "as configured")
+        console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")
+        return run
+
+    def announce(self, preset_why: str, device_why: str) -> None:
+        """Say what was chosen, and why."""
+        simulation, config = self.simulation, self.simulation.config
+        data, sizes = simulation.dataset, simulation.partition.sizes
+        device = f"{torch.get_num_threads()} threads" if simulation.device.type == "cpu" else torch.cuda.get_device_name()
+        held = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
+        unused = len(data.train) - sizes.sum()
+        lines = {
+            "preset": (config.preset, preset_why),
+            "dataset": (data.name, f"{len(data.train):,} train, {len(data.test):,} test images; {data.origin}"),
+            "device": (config.device, f"{device_why}; {device}, {config.precision}"),
+            "engine": (config.engine, "cohort stacked" if config.engine == "vmap" else "clients one by one"),
+            "clients": (
+                f"{config.clients:,}",
+                f"cohort {config.cohort:,}; {config.partition}, {held} images each"
+                + (f", {unused:,} images unused" if unused else ""),
+            ),
+            "model": (
+                config.arch,
+                f"width {config.width}, cut layer {config.cut_layer}; {simulation.model.client.size:,} parameters on "
+                f"a client, {simulation.model.server.size:,} on the server",
+            ),
+            "schedule": (
+                f"{config.rounds:,} rounds",
+                f"{simulation.steps:,} steps each, {config.batch_size} images per client and step, "
+                f"{min(config.syncs_per_round, simulation.steps):,} averagings",
+            ),
+            "output": (str(self.directory.path), ""),
+        }
+        if "could not be had" in data.origin:
+            self.console.print(
+                Panel("CIFAR-10 could not be had: this run uses the built-in shapes instead.", style="bold yellow")
+            )
+        table = Table.grid(padding=(0, 2))
+        for name, (value, note) in lines.items():
+            table.add_row(name, f"[bold]{value}[/]", f"[dim]{note}[/]")
+        self.console.print(table)
+
+    def go(self, *, live: bool) -> int:
+        """Train to the end or to a signal, and write everything down."""
+        view = (LiveView if live else PlainView)(self.simulation.config.to_dict(), self.history, self.console)
+        state = "failed"
+        try:
+            with self.catching_signals(), view:
+                for record in self.simulation.train():
+                    self.take(record)
+                    if view.due() or time.monotonic() - self.live_written >= LIVE_SECONDS:
+                        status = self.simulation.status()
+                        self.write_live("training", status)
+                        if view.due():
+                            view.show(status)
+                    if self.stopped_by and self.may_save(record):
+                        break
+                view.show(self.simulation.status())
+            state = "stopped" if self.stopped_by else "finished"
+        except NonFiniteLossError as error:
+            self.log.sync()
+            message = f"{error}; the last good checkpoint is kept in {self.directory.checkpoints}"
+            return fail(ArithmeticError(message), 1)
+        finally:
+            self.write_live(state, self.simulation.status())
+        if self.stopped_by:
+            self.save()
+            self.console.print(f"stopped by {self.stopped_by.name}; go on with --resume {self.directory.path}", soft_wrap=True)
+            return 128 + self.stopped_by
+        write_json(self.directory.summary, self.summary())
+        self.conclude()
+        return 0
+
+    def take(self, record: Record) -> None:
+        """Write a record down, and a checkpoint where one is due."""
+        self.log.write(record)
+        self.history.feed(to_dict(record))
+        config = self.simulation.config
+        if isinstance(record, RoundRecord) and (
+            record.round % config.checkpoint_every == 0 or record.round == config.rounds
+        ):
+            self.save()
+
+    def may_save(self, record: Record) -> bool:
+        """Whether the simulation stands exactly behind `record`."""
+        if isinstance(record, StepRecord):
+            return record.step == self.simulation.step_index
+        return isinstance(record, RoundRecord)
+
+    def save(self) -> None:
+        """Write a checkpoint that belongs to the metrics written so far."""
+        self.simulation.save(self.directory.path, self.log.sync())
+
+    def write_live(self, state: str, status: dict[str, Any]) -> None:
+        """Replace ``live.json``."""
+        self.live_written = time.monotonic()
+        write_json(self.directory.live, {"state": state, "updated": time.time(), **status}, durable=False)
+
+    def summary(self) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        simulation, config, history = self.simulation, self.simulation.config, self.history
+        status = simulation.status()
+        return {
+            "preset": config.preset,
+            "dataset": config.dataset,
+            "clients": config.clients,
+            "cohort": config.cohort,
+            "rounds": simulation.round_index,
+            "steps": simulation.round_index * simulation.steps,
+            "loss": history.value("round", "loss"),
+            "contrast_top1": history.value("round", "contrast_top1"),
+            "knn_top1": history.value("evaluation", "knn_top1"),
+            "linear_top1": history.value("probe", "linear_top1"),
+            "linear_best_top1": history.value("probe", "linear_best_top1"),
+            "knn_top1_untrained": history.evaluations[0]["knn_top1"],
+            "knn_top1_pixels": history.evaluations[0]["pixel_knn_top1"],
+            "seconds": simulation.seconds,
+            "client_steps_per_second": status["client_steps_per_second"],
+            "images_per_second": status["images_per_second"],
+            "peak_memory_bytes": status["peak_memory_bytes"],
+            "bytes_up_per_client": history.value("round", "bytes_up_per_client"),
+            "bytes_down_per_client": history.value("round", "bytes_down_per_client"),
+            "client_flops_per_step": simulation.cost.step_flops,
+        }
+
+    def conclude(self) -> None:
+        """Say how it went and where everything is."""
+        summary = self.summary()
+        linear = "" if summary["linear_top1"] is None else f", linear probe {summary['linear_top1']:.2f} %"
+        self.console.print(
+            f"\nkNN [bold green]{summary['knn_top1']:.2f} %[/]{linear}  "
+            f"(untrained {summary['knn_top1_untrained']:.2f} %, raw pixels {summary['knn_top1_pixels']:.2f} %) "
+            f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training",
+            highlight=False,
+            soft_wrap=True,
+        )
+        path = self.directory.path
+        for name, text in (
+            ("config.json", "what was run"),
+            ("metrics.jsonl", "every step, round and evaluation"),
+            ("summary.json", "the figures above and more"),
+            ("checkpoints", "final state"),
+        ):
+            self.console.print(f"  {path / name}  [dim]{text}[/]", highlight=False, soft_wrap=True)
+        self.console.print(f"figures: python experiments/report.py {path}", highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def catching_signals(self):
+        """Let Ctrl-C and SIGTERM end the run after the step under way; a second one ends it at once."""
+
+        def note(number: int, frame: object) -> None:
+            self.stopped_by = signal.Signals(number)
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
+    """The config asked for, and why its preset is what it is."""
+    values = config_values(arguments)
+    if arguments.config:
+        if arguments.preset:
+            raise ValueError("preset: cannot be given with --config; allowed: one of the two")
+        return RunConfig.load(arguments.config, **values), f"--config {arguments.config}"
+    name = arguments.preset or "auto"
+    if name not in ("auto", *PRESETS):
+        raise unknown("preset", name, ("auto", *PRESETS))
+    name, why = automatic() if name == "auto" else (name, "--preset")
+    return replace(PRESETS[name](), **values), why
+
+
+def print_names(console: Console) -> None:
+    """What ``--preset``, ``--arch`` and ``--dataset`` take."""
+    sections = {
+        "presets": {"auto": "the one that suits this machine: " + automatic()[0]}
+        | {name: preset.__doc__ for name, preset in PRESETS.items()},
+        "architectures": {name: f"cut layer 1 to {layer_count(name)}" for name in ARCHITECTURES},
+        "datasets": dict.fromkeys(NAMES, "") | {"FILE.npz": "train_x train_y test_x test_y", "DIR": "ImageFolder layout"},
+    }
+    table = Table.grid(padding=(0, 2))
+    for title, names in sections.items():
+        table.add_row(f"[bold]{title}[/]")
+        for name, text in names.items():
+            table.add_row(f"  {name}", (text or "").splitlines()[0] if text else "")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

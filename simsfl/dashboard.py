@@ -1,0 +1,273 @@
+"""The live view of a run, and plain lines where there is no terminal.
+
+Both see only what the run directory holds as well: the config, the records of ``metrics.jsonl`` and the
+status of ``live.json``; so a run can be watched from another process with the same code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from simsfl.clock import PHASES
+from simsfl.metrics import History
+
+REFRESH_SECONDS = 1.0
+BLOCKS = " ▁▂▃▄▅▆▇█"
+BINS = 6
+"""Most rows of the participation histogram: as many as there are phases."""
+
+
+class Sparkline:
+    """A row of blocks as wide as its place, the latest value at the right."""
+
+    def __init__(self, values: Sequence[float], style: str):
+        self.values, self.style = values, style
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        values = squeeze(self.values, options.max_width)
+        if not values:
+            return
+        low, high = min(values), max(values)
+        scale = (len(BLOCKS) - 2) / (high - low) if high > low else 0.0
+        yield Text("".join(BLOCKS[1 + round((v - low) * scale)] for v in values), style=self.style)
+
+
+def squeeze(values: Sequence[float], width: int) -> list[float]:
+    """At most `width` values, each the mean of a run of them."""
+    count = len(values)
+    if count <= width:
+        return list(values)
+    edges = [i * count // width for i in range(width + 1)]
+    return [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def bytes_text(count: float) -> str:
+    """Bytes with a decimal unit, as traffic is billed."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def time_text(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
+    """A number for people, a dash where there is none yet."""
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def time_left(status: Mapping[str, Any]) -> float | None:
+    """Seconds to go, evaluation included at the rate so far; None before the first step."""
+    done = status["round"] * status["steps"] + status["step"]
+    phases = status["phase_seconds"]
+    training = sum(phases.values()) - phases.get("evaluation", 0.0)
+    if not done or not training:
+        return None
+    pace = status["seconds"] / done * (1 + phases.get("evaluation", 0.0) / training)
+    return pace * (status["rounds"] * status["steps"] - done)
+
+
+def histogram(counts: Sequence[int]) -> list[tuple[str, int]]:
+    """Labels and client counts of at most `BINS` ranges of rounds taken part in."""
+    width = -(-len(counts) // BINS)
+    bins = []
+    for low in range(0, len(counts), width):
+        high = min(low + width, len(counts)) - 1
+        bins.append((str(low) if low == high else f"{low}-{high}", sum(counts[low : high + 1])))
+    return bins
+
+
+def render(config: Mapping[str, Any], history: History, status: Mapping[str, Any] | None) -> Group:
+    """The whole view, at most 22 lines, for any width from 80 columns."""
+    parts = [header(config), curves(history)]
+    if status:
+        parts.insert(1, progress(status))
+        parts.append(figures(history, status))
+        lower = Table.grid(expand=True, padding=(0, 1))
+        lower.add_column(ratio=1)
+        lower.add_column(ratio=1)
+        lower.add_row(phases(status["phase_seconds"]), participation(status["participation"]))
+        parts.append(lower)
+    return Group(*parts)
+
+
+def header(config: Mapping[str, Any]) -> Panel:
+    """What is being run."""
+    text = Text.assemble(
+        (config["preset"], "bold cyan"),
+        f"  {config['dataset'].rsplit('/', 1)[-1]}  {config['device']}  ",
+        (f"{config['clients']:,} clients", "bold"),
+        f", cohort {config['cohort']:,}  {config['engine']}  {config['precision']}",
+    )
+    return Panel(text, title="simsfl", title_align="left", border_style="cyan")
+
+
+def progress(status: Mapping[str, Any]) -> Table:
+    """Bars of rounds and of the current round's steps, with the time they will take."""
+    left = time_left(status)
+    done = status["round"] * status["steps"] + status["step"]
+    step_left = status["seconds"] / done * (status["steps"] - status["step"]) if done else None
+    table = Table.grid(expand=True, padding=(0, 1))
+    table.add_column(width=8)
+    table.add_column(ratio=1)
+    table.add_column(justify="right", width=13)
+    table.add_column(justify="right", width=14)
+    for name, at, total, eta in (
+        ("rounds", status["round"], status["rounds"], left),
+        ("steps", status["step"], status["steps"], step_left),
+    ):
+        table.add_row(
+            name,
+            ProgressBar(total=total, completed=at),
+            f"{at:,}/{total:,}",
+            "" if eta is None else f"{time_text(eta)} left",
+        )
+    return table
+
+
+def curves(history: History) -> Table:
+    """Loss, contrastive accuracy and kNN: now, best where that means something, and a sparkline."""
+    knn = [record["knn_top1"] for record in history.evaluations]
+    pixels = history.evaluations[0].get("pixel_knn_top1") if history.evaluations else None
+    table = Table.grid(expand=True, padding=(0, 1))
+    table.add_column(width=8)
+    table.add_column(justify="right", width=8)
+    table.add_column(width=24, no_wrap=True)
+    table.add_column(ratio=1, no_wrap=True)
+    loss = [record["loss"] for record in history.rounds]
+    top1 = [record["contrast_top1"] for record in history.rounds]
+    table.add_row(
+        "loss", number(history.value("step", "loss"), ".3f"), "", Sparkline(loss, "yellow")
+    )
+    table.add_row(
+        "contrast", number(history.value("step", "contrast_top1"), ".1f", " %"), "", Sparkline(top1, "magenta")
+    )
+    best = f"best {max(knn):.1f}" if knn else ""
+    against = f", pixels {pixels:.1f}" if pixels is not None else ""
+    table.add_row(
+        "kNN", number(history.value("evaluation", "knn_top1"), ".1f", " %"), best + against, Sparkline(knn, "green")
+    )
+    return table
+
+
+def figures(history: History, status: Mapping[str, Any]) -> Table:
+    """Speed, memory and traffic."""
+    table = Table.grid(expand=True, padding=(0, 1))
+    for _ in range(2):
+        table.add_column(ratio=1)
+    up, down = (history.value("round", f"bytes_{way}_per_client") for way in ("up", "down"))
+    table.add_row(
+        f"{number(status['client_steps_per_second'], ',.0f')} clients/s  "
+        f"{number(status['images_per_second'], ',.0f')} images/s",
+        f"peak memory {bytes_text(status['peak_memory_bytes'])}",
+    )
+    table.add_row(
+        f"per client  {bytes_text(up or 0)} up  {bytes_text(down or 0)} down",
+        f"training {time_text(status['seconds'])}",
+    )
+    return table
+
+
+def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
+    """Labelled horizontal bars scaled to the longest."""
+    table = Table.grid(expand=True, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    table.add_column(justify="right", no_wrap=True)
+    top = max((value for _, value, _ in rows), default=0.0) or 1.0
+    for label, value, text in rows:
+        table.add_row(label, ProgressBar(total=top, completed=value, complete_style="blue", finished_style="blue"), text)
+    return Panel(table, title=title, title_align="left", border_style="dim")
+
+
+def phases(seconds: Mapping[str, float]) -> Panel:
+    """Share of the time that each phase took."""
+    total = sum(seconds.values()) or 1.0
+    rows = [(name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in PHASES]
+    return bars("time per phase", rows)
+
+
+def participation(counts: Sequence[int]) -> Panel:
+    """How many clients took part in how many rounds."""
+    rows = [(f"{label} rounds", float(count), f"{count:,}") for label, count in histogram(counts)]
+    return bars("clients by rounds taken part in", rows)
+
+
+class LiveView:
+    """The view on a terminal, drawn again at most once in `REFRESH_SECONDS`."""
+
+    def __init__(self, config: Mapping[str, Any], history: History, console: Console):
+        self.config, self.history = config, history
+        self.live = Live(console=console, auto_refresh=False, transient=False)
+        self.drawn = 0.0
+
+    def __enter__(self) -> LiveView:
+        self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def due(self) -> bool:
+        """Whether it is time to draw."""
+        return time.monotonic() - self.drawn >= REFRESH_SECONDS
+
+    def show(self, status: Mapping[str, Any] | None) -> None:
+        """Draw."""
+        self.drawn = time.monotonic()
+        self.live.update(render(self.config, self.history, status), refresh=True)
+
+
+class PlainView:
+    """One line per round."""
+
+    def __init__(self, config: Mapping[str, Any], history: History, console: Console):
+        self.config, self.history, self.console = config, history, console
+        self.printed = len(history.rounds)
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def due(self) -> bool:
+        """Whether a round has ended since the last line."""
+        return len(self.history.rounds) > self.printed
+
+    def show(self, status: Mapping[str, Any] | None) -> None:
+        """Print the latest round, if it is not printed yet."""
+        if not self.due() or status is None:
+            return
+        self.printed = len(self.history.rounds)
+        record, evaluation = self.history.rounds[-1], self.history.latest.get("evaluation", {})
+        knn = f"  kNN {evaluation['knn_top1']:.2f} %" if evaluation.get("round") == record["round"] else ""
+        left = time_left(status)
+        self.console.print(
+            f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
+            f"contrast {record['contrast_top1']:.2f} %{knn}  "
+            f"{number(status['client_steps_per_second'], '.0f')} clients/s  "
+            f"{'-' if left is None else time_text(left)} left",
+            highlight=False,
+            soft_wrap=True,
+        )
