@@ -69,7 +69,8 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
             continue
         kind = spec.type.partition(" | ")[0]
         default = "" if spec.default is None else f" (default: {spec.default})"
-        options: dict[str, Any] = {"help": spec.metadata["help"] + default, "default": argparse.SUPPRESS}
+        text = (spec.metadata["help"] + default).replace("%", "%%")
+        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if kind == "bool":
             options["action"] = argparse.BooleanOptionalAction
         else:

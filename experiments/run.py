@@ -39,14 +39,23 @@ def parser() -> Parser:
     result = Parser(prog="run.py", description=__doc__, epilog="Presets, architectures and data sets: --list")
     what = result.add_argument_group("what to run")
     what.add_argument("--preset", help="auto, or one of --list; any field can be overridden (default: auto)")
-    what.add_argument("--config", type=Path, metavar="FILE", help="start from a saved config.json instead of a preset")
-    what.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this directory, as configured")
+    what.add_argument(
+        "--config", type=Path, metavar="FILE", help="start from a saved config.json instead of a preset"
+    )
+    what.add_argument(
+        "--resume", type=Path, metavar="DIR", help="go on with the run in this directory, as configured"
+    )
     what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
     where = result.add_argument_group("output")
-    where.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
+    where.add_argument(
+        "--out", type=Path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)"
+    )
     where.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     where.add_argument(
-        "--dashboard", metavar="{auto,on,off}", default="auto", help="live view; auto: on a terminal (default: auto)"
+        "--dashboard",
+        metavar="{auto,on,off}",
+        default="auto",
+        help="live view; auto: on a terminal (default: auto)",
     )
     add_config_flags(result)
     return result
@@ -71,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Run:
     """One simulation writing to one directory."""
 
-    def __init__(self, simulation: Simulation, directory: RunDirectory, console: Console, metrics_bytes: int = 0):
+    def __init__(
+        self, simulation: Simulation, directory: RunDirectory, console: Console, metrics_bytes: int = 0
+    ):
         self.simulation, self.directory, self.console = simulation, directory, console
         self.log = MetricsLog(directory.metrics, metrics_bytes)
         self.history = History()
@@ -120,12 +131,19 @@ class Run:
         """Say what was chosen, and why."""
         simulation, config = self.simulation, self.simulation.config
         data, sizes = simulation.dataset, simulation.partition.sizes
-        device = f"{torch.get_num_threads()} threads" if simulation.device.type == "cpu" else torch.cuda.get_device_name()
+        device = (
+            f"{torch.get_num_threads()} threads"
+            if simulation.device.type == "cpu"
+            else torch.cuda.get_device_name()
+        )
         held = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
         unused = len(data.train) - sizes.sum()
         lines = {
             "preset": (config.preset, preset_why),
-            "dataset": (data.name, f"{len(data.train):,} train, {len(data.test):,} test images; {data.origin}"),
+            "dataset": (
+                data.name,
+                f"{len(data.train):,} train, {len(data.test):,} test images; {data.origin}",
+            ),
             "device": (config.device, f"{device_why}; {device}, {config.precision}"),
             "engine": (config.engine, "cohort stacked" if config.engine == "vmap" else "clients one by one"),
             "clients": (
@@ -147,7 +165,10 @@ class Run:
         }
         if "could not be had" in data.origin:
             self.console.print(
-                Panel("CIFAR-10 could not be had: this run uses the built-in shapes instead.", style="bold yellow")
+                Panel(
+                    "CIFAR-10 could not be had: this run uses the built-in shapes instead.",
+                    style="bold yellow",
+                )
             )
         table = Table.grid(padding=(0, 2))
         for name, (value, note) in lines.items():
@@ -179,7 +200,10 @@ class Run:
             self.write_live(state, self.simulation.status())
         if self.stopped_by:
             self.save()
-            self.console.print(f"stopped by {self.stopped_by.name}; go on with --resume {self.directory.path}", soft_wrap=True)
+            self.console.print(
+                f"stopped by {self.stopped_by.name}; go on with --resume {self.directory.path}",
+                soft_wrap=True,
+            )
             return 128 + self.stopped_by
         write_json(self.directory.summary, self.summary())
         self.conclude()
@@ -294,7 +318,8 @@ def print_names(console: Console) -> None:
         "presets": {"auto": "the one that suits this machine: " + automatic()[0]}
         | {name: preset.__doc__ for name, preset in PRESETS.items()},
         "architectures": {name: f"cut layer 1 to {layer_count(name)}" for name in ARCHITECTURES},
-        "datasets": dict.fromkeys(NAMES, "") | {"FILE.npz": "train_x train_y test_x test_y", "DIR": "ImageFolder layout"},
+        "datasets": dict.fromkeys(NAMES, "")
+        | {"FILE.npz": "train_x train_y test_x test_y", "DIR": "ImageFolder layout"},
     }
     table = Table.grid(padding=(0, 2))
     for title, names in sections.items():

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
+from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.panel import Panel
@@ -48,7 +50,7 @@ def squeeze(values: Sequence[float], width: int) -> list[float]:
     if count <= width:
         return list(values)
     edges = [i * count // width for i in range(width + 1)]
-    return [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
 
 
 def bytes_text(count: float) -> str:
@@ -152,16 +154,20 @@ def curves(history: History) -> Table:
     table.add_column(ratio=1, no_wrap=True)
     loss = [record["loss"] for record in history.rounds]
     top1 = [record["contrast_top1"] for record in history.rounds]
+    table.add_row("loss", number(history.value("step", "loss"), ".3f"), "", Sparkline(loss, "yellow"))
     table.add_row(
-        "loss", number(history.value("step", "loss"), ".3f"), "", Sparkline(loss, "yellow")
-    )
-    table.add_row(
-        "contrast", number(history.value("step", "contrast_top1"), ".1f", " %"), "", Sparkline(top1, "magenta")
+        "contrast",
+        number(history.value("step", "contrast_top1"), ".1f", " %"),
+        "",
+        Sparkline(top1, "magenta"),
     )
     best = f"best {max(knn):.1f}" if knn else ""
     against = f", pixels {pixels:.1f}" if pixels is not None else ""
     table.add_row(
-        "kNN", number(history.value("evaluation", "knn_top1"), ".1f", " %"), best + against, Sparkline(knn, "green")
+        "kNN",
+        number(history.value("evaluation", "knn_top1"), ".1f", " %"),
+        best + against,
+        Sparkline(knn, "green"),
     )
     return table
 
@@ -192,14 +198,16 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
     table.add_column(justify="right", no_wrap=True)
     top = max((value for _, value, _ in rows), default=0.0) or 1.0
     for label, value, text in rows:
-        table.add_row(label, ProgressBar(total=top, completed=value, complete_style="blue", finished_style="blue"), text)
+        table.add_row(label, Bar(size=top, begin=0, end=value, color="blue"), text)
     return Panel(table, title=title, title_align="left", border_style="dim")
 
 
 def phases(seconds: Mapping[str, float]) -> Panel:
     """Share of the time that each phase took."""
     total = sum(seconds.values()) or 1.0
-    rows = [(name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in PHASES]
+    rows = [
+        (name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in PHASES
+    ]
     return bars("time per phase", rows)
 
 

@@ -117,6 +117,12 @@ class History:
         self.rounds: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.latest.clear()
+        self.rounds.clear()
+        self.evaluations.clear()
+
     def feed(self, record: dict[str, Any]) -> None:
         """Take in the next record."""
         self.latest[record["event"]] = record

@@ -38,7 +38,9 @@ class RunDirectory:
     def check_free(self, *, overwrite: bool) -> None:
         """Raise a ValueError unless a new run may be written here; leaves nothing behind."""
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"out: {self.path} is a file; allowed: a directory, or a path where one can be made")
+            raise ValueError(
+                f"out: {self.path} is a file; allowed: a directory, or a path where one can be made"
+            )
         if not overwrite and any(path.exists() for path in self._files()):
             raise ValueError(
                 f"out: {self.path} holds another run; allowed: another directory, --overwrite to replace it, "
@@ -49,7 +51,9 @@ class RunDirectory:
             with tempfile.TemporaryDirectory(dir=existing, prefix=".simsfl-"):
                 pass
         except OSError as error:
-            raise ValueError(f"out: {self.path} cannot be written ({error.strerror}); allowed: a writable directory") from error
+            raise ValueError(
+                f"out: {self.path} cannot be written ({error.strerror}); allowed: a writable directory"
+            ) from error
 
     def create(self, config: RunConfig, dataset: Dataset) -> None:
         """Make the directory, clear an older run's files out of it, and record what the run is."""
@@ -64,7 +68,8 @@ class RunDirectory:
             {
                 "config": config.to_dict(),
                 "dataset": {"name": dataset.name, "origin": dataset.origin, "sha256": dataset.checksum},
-                "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+                "versions": {"python": platform.python_version()}
+                | {name: version(name) for name in PACKAGES},
                 "git_commit": git_commit(),
             },
         )
@@ -82,7 +87,15 @@ class RunDirectory:
 
     def _files(self) -> list[Path]:
         """Everything a run or a report writes here."""
-        return [self.config, self.metrics, self.live, self.summary, self.checkpoints, self.report, self.figures]
+        return [
+            self.config,
+            self.metrics,
+            self.live,
+            self.summary,
+            self.checkpoints,
+            self.report,
+            self.figures,
+        ]
 
 
 def git_commit() -> str | None:

@@ -219,7 +219,9 @@ class Simulation:
 
     def server_lr(self) -> float:
         """The server's learning rate in the current round."""
-        return schedule.server_lr(self.config.lr, self.config.lr_schedule, self.round_index, self.config.rounds)
+        return schedule.server_lr(
+            self.config.lr, self.config.lr_schedule, self.round_index, self.config.rounds
+        )
 
     def client_lr(self, own_steps: torch.Tensor) -> torch.Tensor:
         """The learning rate ``[C]`` of clients that have done `own_steps` ``[C]`` steps each."""
@@ -289,7 +291,9 @@ class Simulation:
         )
 
     @classmethod
-    def load(cls, path: str | Path, dataset: Dataset | None = None) -> tuple[Simulation, dict[str, Any], list[str]]:
+    def load(
+        cls, path: str | Path, dataset: Dataset | None = None
+    ) -> tuple[Simulation, dict[str, Any], list[str]]:
         """Continue the run in the directory `path` from its newest usable checkpoint.
 
         Returns:
@@ -304,7 +308,9 @@ class Simulation:
         tensors, meta, problems = checkpoint.load(directory.checkpoints)
         simulation = cls(RunConfig.from_dict(saved["config"]), dataset)
         if simulation.dataset.checksum != saved["dataset"]["sha256"]:
-            raise ValueError(f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on")
+            raise ValueError(
+                f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on"
+            )
         with torch.no_grad():
             for name, tensor in simulation.state.tensors().items():
                 tensor.copy_(tensors[name])

@@ -112,7 +112,9 @@ def train_step(
             server.enqueue_(state.queue, direction)
 
     with clock("client backward"):
-        gradient = clients.backward(cohort.online, smashed, query_gradient.view(smashed.shape).to(smashed.dtype))
+        gradient = clients.backward(
+            cohort.online, smashed, query_gradient.view(smashed.shape).to(smashed.dtype)
+        )
         sgd_(cohort.online, gradient, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
     return loss.detach(), top1

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
 from simsfl import augment
@@ -46,8 +47,6 @@ def test_resized_crop(images):
 
 def test_color_jitter_in_every_order(images):
     view = views(images.shape[-1])
-    assert len({(*b, h) for b, h in zip(view.blends.tolist(), view.hue_slot.tolist())} if False else
-               {(*map(int, b), int(h)) for b, h in zip(view.blends, view.hue_slot, strict=True)}) > 15
     adjust = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation]
 
     def one(x, i):
@@ -95,7 +94,9 @@ def test_whole_view_in_the_order_of_the_recipe(images, recipe):
     size = images.shape[-1]
     pixels = (images * 255).to(torch.uint8)
     view = views(size, recipe, 2 * COUNT).map(lambda t: t.view(2, COUNT // 4, 4, *t.shape[1:]))
-    data = Images(pixels, torch.tensor([0.49, 0.48, 0.45]).view(3, 1, 1), torch.tensor([0.2, 0.19, 0.21]).view(3, 1, 1))
+    data = Images(
+        pixels, torch.tensor([0.49, 0.48, 0.45]).view(3, 1, 1), torch.tensor([0.2, 0.19, 0.21]).view(3, 1, 1)
+    )
     indices = torch.from_numpy(np.random.default_rng(2).permutation(COUNT)).view(COUNT // 4, 4)
     ours = augment.apply(data, indices, view)
     assert ours.shape == (2, COUNT // 4, 4, 3, size, size)
@@ -136,10 +137,8 @@ def test_distribution_of_the_parameters():
     assert view.sigma[view.sigma > 0].min() >= 0.1
     assert view.sigma.max() <= 2.0
     assert view.jitter[:, 3].abs().max() <= 0.1
-    orders = {(*blends, slot) for blends, slot in zip(map(tuple, view.blends.tolist()), view.hue_slot.tolist(), strict=True)}
+    orders = torch.cat([view.blends, view.hue_slot[:, None]], dim=1).unique(dim=0)
     assert len(orders) == 24
-
-    from torchvision.transforms.v2 import RandomResizedCrop
 
     torch.manual_seed(0)
     crop = RandomResizedCrop(size)

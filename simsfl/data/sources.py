@@ -116,7 +116,9 @@ def fetch(name: str, data_dir: Path) -> tuple[Arrays, str]:
             arrays = attempt()
             check(name, arrays)
         except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-            tried.append(f"{label}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+            tried.append(
+                f"{label}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            )
             continue
         write_cache(cached, arrays)
         return arrays, label

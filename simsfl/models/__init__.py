@@ -36,9 +36,7 @@ def mlp_head(features: int, key_dim: int) -> nn.Module:
 
 def large_mlp_head(features: int, key_dim: int) -> nn.Module:
     """largeV2: hidden layer of 4,096 with BatchNorm (the head of Zhuang et al., ICLR 2022)."""
-    return nn.Sequential(
-        nn.Linear(features, 4096), nn.BatchNorm1d(4096), nn.ReLU(), nn.Linear(4096, key_dim)
-    )
+    return nn.Sequential(nn.Linear(features, 4096), nn.BatchNorm1d(4096), nn.ReLU(), nn.Linear(4096, key_dim))
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -81,7 +79,14 @@ def layer_count(arch: str) -> int:
 
 
 def split_model(
-    arch: str, *, width: int, cut_layer: int, image_size: int, head: str, key_dim: int, generator: torch.Generator
+    arch: str,
+    *,
+    width: int,
+    cut_layer: int,
+    image_size: int,
+    head: str,
+    key_dim: int,
+    generator: torch.Generator,
 ) -> SplitModel:
     """Build an architecture, initialise it from `generator` and cut it after `cut_layer` layers.
 

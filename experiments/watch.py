@@ -1,0 +1,80 @@
+"""Watch a run that goes on elsewhere: ``python experiments/watch.py RUN_DIR``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flags import Parser, fail
+from rich.console import Console
+
+from simsfl.dashboard import REFRESH_SECONDS, LiveView, PlainView, time_text
+from simsfl.metrics import History, read_records
+from simsfl.run_directory import RunDirectory
+
+STALE_SECONDS = 120
+"""A run that has not been heard of for so long has probably been killed."""
+
+
+class Tail:
+    """Follows a run directory's files."""
+
+    def __init__(self, directory: RunDirectory, history: History):
+        self.directory, self.history, self.offset = directory, history, 0
+
+    def read(self) -> dict[str, Any] | None:
+        """Take in new records; the latest status, None before there is one."""
+        path = self.directory.metrics
+        if path.exists():
+            if path.stat().st_size < self.offset:  # cut back when the run was resumed
+                self.history.clear()
+                self.offset = 0
+            for record, offset in read_records(path, self.offset):
+                self.history.feed(record)
+                self.offset = offset
+        try:
+            return json.loads(self.directory.live.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show the run until it ends; the exit code."""
+    parser = Parser(prog="watch.py", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="directory of the run")
+    parser.add_argument("--once", action="store_true", help="show the run as it is now and stop")
+    console = Console()
+    try:
+        arguments = parser.parse(argv)
+        directory = RunDirectory(arguments.run)
+        config = directory.read_config()["config"]
+    except ValueError as error:
+        return fail(error)
+    history = History()
+    tail = Tail(directory, history)
+    live = console.is_terminal or arguments.once
+    try:
+        with (LiveView if live else PlainView)(config, history, console) as view:
+            while True:
+                status = tail.read()
+                view.show(status)
+                if arguments.once or (status and status["state"] != "training"):
+                    break
+                if status and time.time() - status["updated"] > STALE_SECONDS:
+                    break
+                time.sleep(REFRESH_SECONDS)
+    except KeyboardInterrupt:
+        return 130
+    if status:
+        silent = time.time() - status["updated"]
+        gone = status["state"] == "training" and silent > STALE_SECONDS
+        console.print(f"no news for {time_text(silent)}; killed?" if gone else status["state"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
