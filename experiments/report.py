@@ -14,10 +14,10 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from flags import Parser, fail
 from matplotlib.figure import Figure
 from rich.progress import track
 
+from flags import Parser, fail
 from simsfl import Simulation, augment, evaluate
 from simsfl.metrics import History, read_records
 from simsfl.plan import plan_round

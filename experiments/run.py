@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flags import Parser, add_config_flags, config_values, fail
-from presets import PRESETS, automatic
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from flags import Parser, add_config_flags, config_values, fail
+from presets import PRESETS, automatic
 from simsfl import RunConfig, Simulation
 from simsfl.dashboard import LiveView, PlainView, time_text
 from simsfl.data.load import NAMES
@@ -32,6 +32,10 @@ from simsfl.simulation import NonFiniteLossError
 LIVE_SECONDS = 1.0
 """How often ``live.json`` is replaced."""
 VIEWS = ("auto", "on", "off")
+ENGINE_NOTES = {
+    "vmap": "the cohort stacked into one batched program",
+    "loop": "clients one by one, the slow reference",
+}
 
 
 def parser() -> Parser:
@@ -138,76 +142,80 @@ class Run:
         )
         held = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
         unused = len(data.train) - sizes.sum()
-        lines = {
-            "preset": (config.preset, preset_why),
-            "dataset": (
+        model = simulation.model
+        if "could not be had" in data.origin:
+            banner = "CIFAR-10 could not be had: this run uses the built-in shapes instead."
+            self.console.print(Panel(banner, style="bold yellow"))
+        for name, value, note in (
+            ("preset", config.preset, preset_why),
+            (
+                "dataset",
                 data.name,
-                f"{len(data.train):,} train, {len(data.test):,} test images; {data.origin}",
+                f"{len(data.train):,} train, {len(data.test):,} test images of {data.image_size}x{data.image_size}; "
+                f"{data.origin}",
             ),
-            "device": (config.device, f"{device_why}; {device}, {config.precision}"),
-            "engine": (config.engine, "cohort stacked" if config.engine == "vmap" else "clients one by one"),
-            "clients": (
+            ("device", config.device, f"{device_why}; {device}, {config.precision}"),
+            ("engine", config.engine, ENGINE_NOTES[config.engine]),
+            (
+                "clients",
                 f"{config.clients:,}",
                 f"cohort {config.cohort:,}; {config.partition}, {held} images each"
                 + (f", {unused:,} images unused" if unused else ""),
             ),
-            "model": (
+            (
+                "model",
                 config.arch,
-                f"width {config.width}, cut layer {config.cut_layer}; {simulation.model.client.size:,} parameters on "
-                f"a client, {simulation.model.server.size:,} on the server",
+                f"width {config.width}, cut layer {config.cut_layer}; {model.client.size:,} parameters on a client, "
+                f"{model.server.size:,} on the server",
             ),
-            "schedule": (
+            (
+                "schedule",
                 f"{config.rounds:,} rounds",
                 f"{simulation.steps:,} steps each, {config.batch_size} images per client and step, "
                 f"{min(config.syncs_per_round, simulation.steps):,} averagings",
             ),
-            "output": (str(self.directory.path), ""),
-        }
-        if "could not be had" in data.origin:
-            self.console.print(
-                Panel(
-                    "CIFAR-10 could not be had: this run uses the built-in shapes instead.",
-                    style="bold yellow",
-                )
-            )
-        table = Table.grid(padding=(0, 2))
-        for name, (value, note) in lines.items():
-            table.add_row(name, f"[bold]{value}[/]", f"[dim]{note}[/]")
-        self.console.print(table)
+            ("output", self.directory.path, ""),
+        ):
+            self.console.print(f"{name:<9} [bold]{value}[/]  [dim]{note}[/]", highlight=False, soft_wrap=True)
 
     def go(self, *, live: bool) -> int:
         """Train to the end or to a signal, and write everything down."""
-        view = (LiveView if live else PlainView)(self.simulation.config.to_dict(), self.history, self.console)
         state = "failed"
         try:
-            with self.catching_signals(), view:
-                for record in self.simulation.train():
-                    self.take(record)
-                    if view.due() or time.monotonic() - self.live_written >= LIVE_SECONDS:
-                        status = self.simulation.status()
-                        self.write_live("training", status)
-                        if view.due():
-                            view.show(status)
-                    if self.stopped_by and self.may_save(record):
-                        break
-                view.show(self.simulation.status())
-            state = "stopped" if self.stopped_by else "finished"
+            with self.log:
+                finished = self.train(LiveView if live else PlainView)
+                state = "finished" if finished else "stopped"
         except NonFiniteLossError as error:
-            self.log.sync()
-            message = f"{error}; the last good checkpoint is kept in {self.directory.checkpoints}"
-            return fail(ArithmeticError(message), 1)
+            kept = f"the last good checkpoint is kept in {self.directory.checkpoints}"
+            return fail(ArithmeticError(f"{error}; {kept}"), 1)
         finally:
             self.write_live(state, self.simulation.status())
-        if self.stopped_by:
-            self.save()
-            self.console.print(
-                f"stopped by {self.stopped_by.name}; go on with --resume {self.directory.path}",
-                soft_wrap=True,
-            )
+        if not finished:
+            hint = f"stopped by {self.stopped_by.name}; go on with --resume {self.directory.path}"
+            self.console.print(hint, soft_wrap=True)
             return 128 + self.stopped_by
         write_json(self.directory.summary, self.summary())
         self.conclude()
         return 0
+
+    def train(self, kind: type[LiveView | PlainView]) -> bool:
+        """Train, showing it, until the end (True) or a signal (False)."""
+        with (
+            self.catching_signals(),
+            kind(self.simulation.config.to_dict(), self.history, self.console) as view,
+        ):
+            for record in self.simulation.train():
+                self.take(record)
+                if view.due() or time.monotonic() - self.live_written >= LIVE_SECONDS:
+                    status = self.simulation.status()
+                    self.write_live("training", status)
+                    if view.due():
+                        view.show(status)
+                if self.stopped_by and self.may_save(record):
+                    self.save()
+                    return False
+            view.show(self.simulation.status())
+        return True
 
     def take(self, record: Record) -> None:
         """Write a record down, and a checkpoint where one is due."""

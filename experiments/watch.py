@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flags import Parser, fail
 from rich.console import Console
 
+from flags import Parser, fail
 from simsfl.dashboard import REFRESH_SECONDS, LiveView, PlainView, time_text
 from simsfl.metrics import History, read_records
 from simsfl.run_directory import RunDirectory

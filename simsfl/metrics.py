@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, ClassVar
 
 
@@ -93,8 +94,13 @@ class MetricsLog:
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.sync()
         self._file.close()
 
 

