@@ -12,7 +12,6 @@ setup(
     description="Single-process simulator of split federated self-supervised learning (MocoSFL)",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     python_requires=">=3.10",
     packages=["simsfl", "simsfl.data", "simsfl.models", "simsfl.kernels"],
     package_dir={"simsfl": "simsfl", "simsfl.kernels": "kernels"},

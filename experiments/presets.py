@@ -48,7 +48,7 @@ def laptop() -> RunConfig:
         key_dim=512,
         queue_length=2000,
         crop_scale=0.2,
-        lr=0.12,
+        lr=0.06,
         rounds=40,
         knn_bank=10_000,
         knn_test=2_000,

@@ -32,22 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the report; the exit code."""
     parser = Parser(prog="report.py", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="directories of runs")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write (default: the first run's directory)"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the first run's directory)")
     try:
         arguments = parser.parse(argv)
         directories = [RunDirectory(path) for path in arguments.runs]
         names = unique_names([directory.path for directory in directories])
-        histories = {
-            name: read_history(directory) for name, directory in zip(names, directories, strict=True)
-        }
+        histories = {name: read_history(directory) for name, directory in zip(names, directories, strict=True)}
         out = arguments.out or directories[0].path
         (out / "figures").mkdir(parents=True, exist_ok=True)
         figures = {"curves": ("Loss and kNN accuracy", curves(histories))}
-        for name, directory in track(
-            list(zip(names, directories, strict=True)), description="Drawing", transient=True
-        ):
+        for name, directory in track(list(zip(names, directories, strict=True)), description="Drawing", transient=True):
             simulation, _, _ = Simulation.load(directory.path)
             suffix = f"-{name}" if len(names) > 1 else ""
             of = f" of {name}" if len(names) > 1 else ""
@@ -63,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figure.savefig(out / "figures" / f"{stem}.png")
         plt.close(figure)
     page = out / "report.md"
-    page.write_text(
-        markdown(dict(zip(names, directories, strict=True)), histories, figures), encoding="utf-8"
-    )
+    page.write_text(markdown(dict(zip(names, directories, strict=True)), histories, figures), encoding="utf-8")
     print(f"wrote {page} and {len(figures)} figures in {out / 'figures'}")
     return 0
 
@@ -84,9 +76,7 @@ def read_history(directory: RunDirectory) -> History:
         for record, _ in read_records(directory.metrics):
             history.feed(record)
     if not history.evaluations:
-        raise ValueError(
-            f"{directory.path} has no metrics yet; allowed: the directory of a run that has started"
-        )
+        raise ValueError(f"{directory.path} has no metrics yet; allowed: the directory of a run that has started")
     return history
 
 
@@ -106,9 +96,7 @@ def curves(histories: dict[str, History]) -> Figure:
         pixels = history.evaluations[0].get("pixel_knn_top1")
         if pixels is not None:
             for axis in axes[1]:
-                axis.axhline(
-                    pixels, color=line.get_color(), linestyle=":", linewidth=1, label=f"{name}: raw pixels"
-                )
+                axis.axhline(pixels, color=line.get_color(), linestyle=":", linewidth=1, label=f"{name}: raw pixels")
     axes[0, 0].set_ylabel("contrastive loss")
     axes[1, 0].set_ylabel("kNN accuracy [%]")
     axes[1, 0].set_xlabel("round")

@@ -43,17 +43,11 @@ def parser() -> Parser:
     result = Parser(prog="run.py", description=__doc__, epilog="Presets, architectures and data sets: --list")
     what = result.add_argument_group("what to run")
     what.add_argument("--preset", help="auto, or one of --list; any field can be overridden (default: auto)")
-    what.add_argument(
-        "--config", type=Path, metavar="FILE", help="start from a saved config.json instead of a preset"
-    )
-    what.add_argument(
-        "--resume", type=Path, metavar="DIR", help="go on with the run in this directory, as configured"
-    )
+    what.add_argument("--config", type=Path, metavar="FILE", help="start from a saved config.json instead of a preset")
+    what.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this directory, as configured")
     what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
     where = result.add_argument_group("output")
-    where.add_argument(
-        "--out", type=Path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)"
-    )
+    where.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
     where.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     where.add_argument(
         "--dashboard",
@@ -84,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Run:
     """One simulation writing to one directory."""
 
-    def __init__(
-        self, simulation: Simulation, directory: RunDirectory, console: Console, metrics_bytes: int = 0
-    ):
+    def __init__(self, simulation: Simulation, directory: RunDirectory, console: Console, metrics_bytes: int = 0):
         self.simulation, self.directory, self.console = simulation, directory, console
         self.log = MetricsLog(directory.metrics, metrics_bytes)
         self.history = History()
@@ -136,9 +128,7 @@ class Run:
         simulation, config = self.simulation, self.simulation.config
         data, sizes = simulation.dataset, simulation.partition.sizes
         device = (
-            f"{torch.get_num_threads()} threads"
-            if simulation.device.type == "cpu"
-            else torch.cuda.get_device_name()
+            f"{torch.get_num_threads()} threads" if simulation.device.type == "cpu" else torch.cuda.get_device_name()
         )
         held = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
         unused = len(data.train) - sizes.sum()

@@ -94,9 +94,7 @@ def sample(uniforms: np.ndarray, recipe: str, image_size: int, crop_scale: float
     )
 
 
-def apply(
-    images: Images, indices: Tensor, views: ViewParameters, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def apply(images: Images, indices: Tensor, views: ViewParameters, dtype: torch.dtype = torch.float32) -> Tensor:
     """Normalised views ``[2, C, B, 3, H, H]`` of the images at `indices` ``[C, B]``.
 
     `views` has leading dimensions ``[2, C, B]``; the result is of dtype `dtype`.

@@ -60,9 +60,7 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]
             problems.append(f"checkpoint {path} is damaged (SHA-256 differs)")
         else:
             return load_file(path), entry["meta"], problems
-    raise ValueError(
-        f"resume: {directory.parent} holds no usable checkpoint" + "".join(f"; {p}" for p in problems)
-    )
+    raise ValueError(f"resume: {directory.parent} holds no usable checkpoint" + "".join(f"; {p}" for p in problems))
 
 
 def entries(directory: Path) -> list[dict[str, Any]]:

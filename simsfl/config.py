@@ -67,9 +67,7 @@ class RunConfig:
         "Data set by name, an .npz file, or an ImageFolder directory; auto is CIFAR-10, else the built-in shapes.",
     )
     data_dir: str = setting("data", "data", "Where torchvision's files may lie already.")
-    image_size: int | None = setting(
-        None, "data", "Resize images to this height and width; by rule their own."
-    )
+    image_size: int | None = setting(None, "data", "Resize images to this height and width; by rule their own.")
     partition: str = setting("shards", "data", "How images are divided among clients.", PARTITIONS)
     classes_per_client: int = setting(2, "data", "Shards per client; with `shards` only.")
     alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split; with `dirichlet` only.")
@@ -91,12 +89,8 @@ class RunConfig:
     tau: float = setting(0.99, "contrast", "Momentum encoders keep this share of themselves at each step.")
 
     lr: float = setting(0.06, "optimiser", "Learning rate of the server.")
-    client_lr: float | None = setting(
-        None, "optimiser", "Learning rate of the clients; by rule the server's."
-    )
-    lr_schedule: str = setting(
-        "cosine", "optimiser", "Over rounds: cosine to 0, or x0.1 at 60 and 80 %.", SCHEDULES
-    )
+    client_lr: float | None = setting(None, "optimiser", "Learning rate of the clients; by rule the server's.")
+    lr_schedule: str = setting("cosine", "optimiser", "Over rounds: cosine to 0, or x0.1 at 60 and 80 %.", SCHEDULES)
     client_lr_schedule: str = setting(
         "cosine",
         "optimiser",
@@ -110,16 +104,12 @@ class RunConfig:
     knn_bank: int | None = setting(None, "evaluation", "Training images in the kNN bank; by rule all.")
     knn_test: int | None = setting(None, "evaluation", "Test images that kNN classifies; by rule all.")
     eval_features: str = setting("backbone", "evaluation", "Features that are evaluated.", FEATURES)
-    linear_probe: bool = setting(
-        False, "evaluation", "Train a linear probe on all training images at the end."
-    )
+    linear_probe: bool = setting(False, "evaluation", "Train a linear probe on all training images at the end.")
     linear_probe_epochs: int = setting(100, "evaluation", "Epochs of the linear probe.")
 
     seed: int = setting(0, "run", "Seed of every draw.")
     device: str = setting("auto", "run", "cpu, cuda or cuda:N; auto is CUDA where there is one.")
-    precision: str = setting(
-        "fp32", "run", "Of forward passes and smashed data; weights stay fp32.", PRECISIONS
-    )
+    precision: str = setting("fp32", "run", "Of forward passes and smashed data; weights stay fp32.", PRECISIONS)
     engine: str = setting("vmap", "run", "vmap stacks the cohort; loop runs clients one by one.", ENGINES)
     checkpoint_every: int = setting(10, "run", "Rounds between checkpoints.")
 
@@ -137,14 +127,10 @@ class RunConfig:
         if self.cohort is not None and self.cohort > self.clients:
             raise ValueError(f"cohort: {self.cohort} is more than the clients; allowed: 1 to {self.clients}")
         if self.width % 4:
-            raise ValueError(
-                f"width: {self.width} does not divide into GroupNorm's groups; allowed: multiples of 4"
-            )
+            raise ValueError(f"width: {self.width} does not divide into GroupNorm's groups; allowed: multiples of 4")
         deepest = layer_count(self.arch)
         if not 1 <= self.cut_layer <= deepest:
-            raise ValueError(
-                f"cut_layer: {self.cut_layer} is out of range; allowed for {self.arch}: 1 to {deepest}"
-            )
+            raise ValueError(f"cut_layer: {self.cut_layer} is out of range; allowed for {self.arch}: 1 to {deepest}")
         if not self.feature_sharing and self.queue_length < self.clients:
             raise ValueError(
                 f"queue_length: {self.queue_length} leaves no key for each of {self.clients} clients; "
@@ -159,9 +145,7 @@ class RunConfig:
         allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[wanted]
         right = isinstance(value, allowed) and (wanted == "bool" or not isinstance(value, bool))
         if not (right or (optional and value is None)):
-            raise ValueError(
-                f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}"
-            )
+            raise ValueError(f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
 
     def resolved(self) -> RunConfig:
         """The same run with every rule applied (MocoSFL's "auto" rule, DESIGN section 2)."""

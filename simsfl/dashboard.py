@@ -205,9 +205,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
 def phases(seconds: Mapping[str, float]) -> Panel:
     """Share of the time that each phase took."""
     total = sum(seconds.values()) or 1.0
-    rows = [
-        (name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in PHASES
-    ]
+    rows = [(name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in PHASES]
     return bars("time per phase", rows)
 
 

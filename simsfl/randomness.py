@@ -1,8 +1,8 @@
 """Randomness that is addressed, not consumed.
 
-Every draw is a function of the run's seed, what it is for, and where it happens (round, client).
-So results do not depend on engine, chunking or device, nor on whether a run was interrupted, and
-nothing a user draws from the global generators can change a run, or be changed by it.
+Every draw is a function of the run's seed, what it is for, and where it happens (round, client). So it
+does not depend on engine, chunking or device, nor on whether a run was interrupted, and nothing a user
+draws from the global generators can change a run, or be changed by it.
 """
 
 from __future__ import annotations

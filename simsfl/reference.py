@@ -100,9 +100,7 @@ def contrast(query: Tensor, key: Tensor, queues: Tensor, temperature: float) -> 
     return torch.stack(losses).mean(), 100.0 * torch.stack(hits).mean()
 
 
-def descend(
-    model: FlatModule, module: nn.Module, velocity: Tensor, lr: float, hyper: Hyperparameters
-) -> None:
+def descend(model: FlatModule, module: nn.Module, velocity: Tensor, lr: float, hyper: Hyperparameters) -> None:
     """One step of `torch.optim.SGD`, its momentum buffers laid over `velocity`."""
     optimizer = torch.optim.SGD(
         module.parameters(), lr=lr, momentum=hyper.momentum, weight_decay=hyper.weight_decay, foreach=False

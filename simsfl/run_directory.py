@@ -15,11 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
 from simsfl.files import write_json
 
-PACKAGES = ("torch", "torchvision", "numpy", "rich", "safetensors")
+PACKAGES = ("torchvision", "numpy", "rich", "safetensors")
 
 
 class RunDirectory:
@@ -38,9 +40,7 @@ class RunDirectory:
     def check_free(self, *, overwrite: bool) -> None:
         """Raise a ValueError unless a new run may be written here; leaves nothing behind."""
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(
-                f"out: {self.path} is a file; allowed: a directory, or a path where one can be made"
-            )
+            raise ValueError(f"out: {self.path} is a file; allowed: a directory, or a path where one can be made")
         if not overwrite and any(path.exists() for path in self._files()):
             raise ValueError(
                 f"out: {self.path} holds another run; allowed: another directory, --overwrite to replace it, "
@@ -68,8 +68,11 @@ class RunDirectory:
             {
                 "config": config.to_dict(),
                 "dataset": {"name": dataset.name, "origin": dataset.origin, "sha256": dataset.checksum},
-                "versions": {"python": platform.python_version()}
-                | {name: version(name) for name in PACKAGES},
+                "versions": {
+                    "python": platform.python_version(),
+                    "torch": torch.__version__,  # with the build, which the package's version lacks
+                    **{name: version(name) for name in PACKAGES},
+                },
                 "git_commit": git_commit(),
             },
         )

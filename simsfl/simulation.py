@@ -29,6 +29,9 @@ from simsfl.sync import average_, is_sync_step
 
 ENGINES = {"vmap": step.train_step, "loop": reference.train_step}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BF16_IMAGE_SIZE = 16
+"""Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its
+bfloat16 weight gradient unset (seen with torch 2.15)."""
 FLUSH_SECONDS = 0.5
 """How long losses may stay on a GPU before they are read, which makes the host wait."""
 
@@ -65,6 +68,11 @@ class Simulation:
         dataset = dataset or load_dataset(
             config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed
         )
+        if config.precision == "bf16" and config.device == "cpu" and dataset.image_size < BF16_IMAGE_SIZE:
+            raise ValueError(
+                f"precision: bf16 on the CPU does not work with images of {dataset.image_size}x{dataset.image_size}; "
+                f"allowed: fp32, or --image-size {BF16_IMAGE_SIZE} or more"
+            )
         self.config = config = replace(config, dataset=dataset.name, image_size=dataset.image_size)
         self.device = torch.device(config.device)
         self.partition = make_partition(
@@ -219,9 +227,7 @@ class Simulation:
 
     def server_lr(self) -> float:
         """The server's learning rate in the current round."""
-        return schedule.server_lr(
-            self.config.lr, self.config.lr_schedule, self.round_index, self.config.rounds
-        )
+        return schedule.server_lr(self.config.lr, self.config.lr_schedule, self.round_index, self.config.rounds)
 
     def client_lr(self, own_steps: torch.Tensor) -> torch.Tensor:
         """The learning rate ``[C]`` of clients that have done `own_steps` ``[C]`` steps each."""
@@ -291,9 +297,7 @@ class Simulation:
         )
 
     @classmethod
-    def load(
-        cls, path: str | Path, dataset: Dataset | None = None
-    ) -> tuple[Simulation, dict[str, Any], list[str]]:
+    def load(cls, path: str | Path, dataset: Dataset | None = None) -> tuple[Simulation, dict[str, Any], list[str]]:
         """Continue the run in the directory `path` from its newest usable checkpoint.
 
         Returns:
@@ -308,9 +312,7 @@ class Simulation:
         tensors, meta, problems = checkpoint.load(directory.checkpoints)
         simulation = cls(RunConfig.from_dict(saved["config"]), dataset)
         if simulation.dataset.checksum != saved["dataset"]["sha256"]:
-            raise ValueError(
-                f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on"
-            )
+            raise ValueError(f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on")
         with torch.no_grad():
             for name, tensor in simulation.state.tensors().items():
                 tensor.copy_(tensors[name])

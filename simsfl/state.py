@@ -123,9 +123,7 @@ def initial_state(
     groups = 1 if feature_sharing else clients
     keys = torch.randn(groups, queue_length // groups, key_dim, generator=generator).to(**to)
     queues = KeyQueue(F.normalize(keys, dim=2), torch.zeros(groups, dtype=torch.long, device=device))
-    queue = (
-        queues if feature_sharing else KeyQueue(queues.keys[:cohort].clone(), queues.pointer[:cohort].clone())
-    )
+    queue = queues if feature_sharing else KeyQueue(queues.keys[:cohort].clone(), queues.pointer[:cohort].clone())
 
     def stack(rows: int) -> Tensor:
         return client.expand(rows, -1).clone()

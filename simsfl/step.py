@@ -75,9 +75,7 @@ def train_step(
     autocast = hyper.autocast(cohort.online.device)
 
     with clock("data"):
-        query_images, key_images = augment.apply(
-            batch.images, batch.indices, batch.views, cohort.online.dtype
-        )
+        query_images, key_images = augment.apply(batch.images, batch.indices, batch.views, cohort.online.dtype)
 
     with clock("client forward"), autocast:
         smashed = clients.forward(model.client, cohort.online, query_images)
@@ -112,9 +110,7 @@ def train_step(
             server.enqueue_(state.queue, direction)
 
     with clock("client backward"):
-        gradient = clients.backward(
-            cohort.online, smashed, query_gradient.view(smashed.shape).to(smashed.dtype)
-        )
+        gradient = clients.backward(cohort.online, smashed, query_gradient.view(smashed.shape).to(smashed.dtype))
         sgd_(cohort.online, gradient, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
     return loss.detach(), top1

@@ -94,9 +94,7 @@ def test_whole_view_in_the_order_of_the_recipe(images, recipe):
     size = images.shape[-1]
     pixels = (images * 255).to(torch.uint8)
     view = views(size, recipe, 2 * COUNT).map(lambda t: t.view(2, COUNT // 4, 4, *t.shape[1:]))
-    data = Images(
-        pixels, torch.tensor([0.49, 0.48, 0.45]).view(3, 1, 1), torch.tensor([0.2, 0.19, 0.21]).view(3, 1, 1)
-    )
+    data = Images(pixels, torch.tensor([0.49, 0.48, 0.45]).view(3, 1, 1), torch.tensor([0.2, 0.19, 0.21]).view(3, 1, 1))
     indices = torch.from_numpy(np.random.default_rng(2).permutation(COUNT)).view(COUNT // 4, 4)
     ours = augment.apply(data, indices, view)
     assert ours.shape == (2, COUNT // 4, 4, 3, size, size)

@@ -135,9 +135,7 @@ def test_data(make, words, tmp_path, capfd):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_cuda_without_cuda(device, tmp_path, capfd):
-    assert_refused(
-        run.main, [*base(tmp_path), "--device", device], [f"device: {device}", "no CUDA", "cpu"], capfd
-    )
+    assert_refused(run.main, [*base(tmp_path), "--device", device], [f"device: {device}", "no CUDA", "cpu"], capfd)
 
 
 @pytest.mark.parametrize("out", ["/dev/null/run", "/proc/run", "file"])
@@ -179,9 +177,7 @@ def test_resume_with_other_data(tmp_path, capfd):
 
 def test_config_file_with_a_wrong_field(tmp_path, capfd):
     (tmp_path / "c.json").write_text('{"config": {"clients": 5, "cohrot": 2}}')
-    assert_refused(
-        run.main, ["--config", str(tmp_path / "c.json")], ["'cohrot'", "did you mean cohort"], capfd
-    )
+    assert_refused(run.main, ["--config", str(tmp_path / "c.json")], ["'cohrot'", "did you mean cohort"], capfd)
     (tmp_path / "c.json").write_text('{"config": {"clients": "five"}}')
     assert_refused(run.main, ["--config", str(tmp_path / "c.json")], ["clients: 'five'", "int"], capfd)
     (tmp_path / "c.json").write_text('{"config": ')

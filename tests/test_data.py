@@ -109,10 +109,7 @@ def fake_cifar(monkeypatch):
         "test_x": batches["test_batch"],
         "test_y": labels["test"],
     }
-    sums = {
-        key: sources.hashlib.sha256(np.asarray(a, dtype=np.uint8).data).hexdigest()
-        for key, a in arrays.items()
-    }
+    sums = {key: sources.hashlib.sha256(np.asarray(a, dtype=np.uint8).data).hexdigest() for key, a in arrays.items()}
     monkeypatch.setattr(sources, "CIFAR10_SHA256", sums)
 
     def refuse(*args, **options):

@@ -14,9 +14,7 @@ IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 def build(arch, cut_layer, width=8, **options):
     options = {"image_size": 32, "head": "mlp", "key_dim": 16, **options}
-    return split_model(
-        arch, width=width, cut_layer=cut_layer, generator=torch.Generator().manual_seed(5), **options
-    )
+    return split_model(arch, width=width, cut_layer=cut_layer, generator=torch.Generator().manual_seed(5), **options)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -54,11 +52,7 @@ def test_stem_of_each_image_size(size, smashed):
 @pytest.mark.parametrize("head", HEADS)
 def test_heads(head):
     model = build("resnet8", 1, head=head, key_dim=24)
-    shapes = {
-        name: tuple(shape)
-        for name, shape in model.server.shapes.items()
-        if "head" in name and len(shape) == 2
-    }
+    shapes = {name: tuple(shape) for name, shape in model.server.shapes.items() if "head" in name and len(shape) == 2}
     hidden = {"linear": None, "mlp": 24, "large-mlp": 4096}[head]
     expected = [(24, 64)] if hidden is None else [(hidden, 64), (24, hidden)]
     assert list(shapes.values()) == expected

@@ -18,9 +18,7 @@ LABELS = np.random.default_rng(0).permutation(np.arange(5000) % 10)
     seed=st.integers(0, 2**32),
 )
 def test_no_image_belongs_to_two_clients(kind, clients, per_client, seed):
-    partition = make_partition(
-        LABELS, clients, kind=kind, classes_per_client=per_client, alpha=5.0, seed=seed
-    )
+    partition = make_partition(LABELS, clients, kind=kind, classes_per_client=per_client, alpha=5.0, seed=seed)
     assert len(partition) == clients == len(partition.sizes)
     assert len(np.unique(partition.indices)) == len(partition.indices) <= len(LABELS)
     assert partition.sizes.min() >= 1

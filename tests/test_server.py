@@ -73,9 +73,7 @@ def test_symmetric_loss_is_the_sum_of_both_directions_and_only_the_query_gets_a_
 @pytest.mark.parametrize("head", ["mlp", "large-mlp"])
 def test_directions_do_not_mix(head):
     """The keys of one direction do not depend on what the other brings, not even with BatchNorm."""
-    query, key, other = torch.randn(
-        3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64
-    )
+    query, key, other = torch.randn(3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     results = []
     for second in (key, other):
         model, state, queue = small(head)

@@ -78,9 +78,7 @@ def test_stacked_step_equals_the_loop_in_float64(cohort, cut_layer, shared, sett
     stacked, loop = train(step, **arguments), train(reference, **arguments)
     assert stacked.keys() == loop.keys()
     for name, expected in loop.items():
-        torch.testing.assert_close(
-            stacked[name], expected, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(stacked[name], expected, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
     if shared:
         assert stacked["queues.pointer"].tolist() == [
             STEPS * 2 * cohort * BATCH * (2 if settings["symmetric"] else 1) % 54

@@ -116,9 +116,7 @@ def make_dataset(
     """
     height, width = arrays.train_x.shape[1:3]
     if image_size is None and height != width:
-        raise ValueError(
-            f"dataset: {name} has images of {height}x{width}; give --image-size to make them square"
-        )
+        raise ValueError(f"dataset: {name} has images of {height}x{width}; give --image-size to make them square")
     train, test = (resize(planes(x), image_size) for x in (arrays.train_x, arrays.test_x))
     mean, std = (torch.tensor(s).view(3, 1, 1) for s in statistics or measure(train))
     return Dataset(
@@ -143,10 +141,7 @@ def resize(pixels: Tensor, size: int | None) -> Tensor:
     if size is None or pixels.shape[-2:] == (size, size):
         return pixels
     return torch.cat(
-        [
-            TF.center_crop(TF.resize(chunk, [size], antialias=True), [size, size])
-            for chunk in pixels.split(1024)
-        ]
+        [TF.center_crop(TF.resize(chunk, [size], antialias=True), [size, size]) for chunk in pixels.split(1024)]
     )
 
 
@@ -155,9 +150,7 @@ def measure(pixels: Tensor) -> tuple[list[float], list[float]]:
 
     From the histogram of byte values, so exact and with no float copy of the images.
     """
-    counts = torch.stack(
-        [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.transpose(0, 1)]
-    )
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.transpose(0, 1)])
     weights = counts.double() / counts.sum(dim=1, keepdim=True)
     value = torch.arange(256, dtype=torch.float64) / 255
     mean = weights @ value

@@ -14,9 +14,7 @@ NAMES = ("auto", *SOURCES, "shapes")
 """What ``--dataset`` takes besides the path of an ``.npz`` file or an ImageFolder directory."""
 
 
-def load_dataset(
-    name: str, *, data_dir: str | Path = "data", image_size: int | None = None, seed: int = 0
-) -> Dataset:
+def load_dataset(name: str, *, data_dir: str | Path = "data", image_size: int | None = None, seed: int = 0) -> Dataset:
     """Load a data set onto the CPU.
 
     Args:

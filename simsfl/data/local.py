@@ -34,9 +34,7 @@ def read_npz(path: Path) -> Arrays:
         raise ValueError(f"dataset: {path} cannot be read as arrays of plain numbers ({error})") from error
     missing = [key for key in ARRAYS if key not in arrays]
     if missing:
-        raise ValueError(
-            f"dataset: {path} lacks {', '.join(missing)}; it has {held}, and needs {', '.join(ARRAYS)}"
-        )
+        raise ValueError(f"dataset: {path} lacks {', '.join(missing)}; it has {held}, and needs {', '.join(ARRAYS)}")
     for split in ("train", "test"):
         check_split(path, split, arrays[f"{split}_x"], arrays[f"{split}_y"])
     if arrays["train_x"].shape[1:] != arrays["test_x"].shape[1:]:
@@ -92,9 +90,7 @@ def read_folder(path: Path, image_size: int | None) -> Arrays:
     size = image_size or DEFAULT_FOLDER_SIZE
     test = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
     if not (path / "train").is_dir() or test is None:
-        raise ValueError(
-            f"dataset: {path} must hold the directories train/ and test/ (or val/), one per class in each"
-        )
+        raise ValueError(f"dataset: {path} must hold the directories train/ and test/ (or val/), one per class in each")
     train_x, train_y, classes = read_split(path / "train", size)
     test_x, test_y, test_classes = read_split(test, size)
     if classes != test_classes:
@@ -108,9 +104,7 @@ def read_split(path: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[str]
     try:
         folder = ImageFolder(str(path))
     except FileNotFoundError as error:
-        raise ValueError(
-            f"dataset: {path} must hold one directory per class with at least one image each"
-        ) from error
+        raise ValueError(f"dataset: {path} must hold one directory per class with at least one image each") from error
     images = np.empty((len(folder), size, size, 3), dtype=np.uint8)
     samples = track(folder.samples, description=f"Reading {path}", transient=True)
     for row, (name, _) in enumerate(samples):

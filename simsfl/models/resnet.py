@@ -46,9 +46,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
 
 
-def stages(
-    inputs: int, widths: Sequence[int], blocks: Sequence[int], strides: Sequence[int]
-) -> list[nn.Module]:
+def stages(inputs: int, widths: Sequence[int], blocks: Sequence[int], strides: Sequence[int]) -> list[nn.Module]:
     """Residual stages: `blocks[i]` blocks of `widths[i]` channels, the first with `strides[i]`."""
     layers: list[nn.Module] = []
     for width, count, stride in zip(widths, blocks, strides, strict=True):

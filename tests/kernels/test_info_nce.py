@@ -20,9 +20,7 @@ def by_the_formula(query, key, queue, temperature):
     per_group = len(query) // len(queue)
     for i, q in enumerate(query.tolist()):
         negatives = queue[i // per_group].tolist()
-        scores = [
-            sum(a * b for a, b in zip(q, k, strict=True)) / temperature for k in [key[i].tolist(), *negatives]
-        ]
+        scores = [sum(a * b for a, b in zip(q, k, strict=True)) / temperature for k in [key[i].tolist(), *negatives]]
         total += math.log(sum(math.exp(s) for s in scores)) - scores[0]
         hits += scores[0] > max(scores[1:])
     return total / len(query), 100 * hits / len(query)

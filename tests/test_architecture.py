@@ -1,0 +1,76 @@
+"""Imports run strictly downward, the old functorch is not used, and the README's example runs."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import run
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    {"kernels"},
+    {"names", "files", "randomness", "clock"},
+    {"data", "models", "partition"},
+    {"augment", "state", "config", "schedule"},
+    {"plan", "clients", "server", "sync"},
+    {"step"},
+    {"reference"},
+    {"evaluate", "cost", "checkpoint", "metrics", "run_directory"},
+    {"simulation", "dashboard"},
+]
+"""Lowest first; a module may import from the layers below its own. Packages are free within."""
+
+
+def modules():
+    for path in sorted((ROOT / "simsfl").rglob("*.py")):
+        parts = path.relative_to(ROOT / "simsfl").with_suffix("").parts
+        if parts != ("__init__",):
+            yield parts[0], path
+    for path in sorted((ROOT / "kernels").glob("*.py")):
+        yield "kernels", path
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "simsfl":
+                yield from (f"simsfl.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: getattr(value, "stem", value))
+def test_imports_run_downward(module, path):
+    (layer,) = [i for i, names in enumerate(LAYERS) if module in names]
+    for name in imported(path):
+        parts = name.split(".")
+        assert parts[0] != "functorch", f"{path} imports functorch"
+        if parts[0] != "simsfl":
+            assert parts[0] not in ("experiments", "hw_profile", "flags", "presets")
+            continue
+        (other,) = [i for i, names in enumerate(LAYERS) if parts[1] in names]
+        assert other < layer or parts[1] == module, f"{path.relative_to(ROOT)} imports {name}, which is not below it"
+
+
+def test_the_readmes_picture_lists_every_module():
+    readme = (ROOT / "README.md").read_text()
+    for module, _ in modules():
+        assert re.search(rf"\b{module}\b", readme), module
+
+
+def test_the_readmes_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(example.splitlines()) <= 20
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_the_readmes_flags_exist():
+    text = (ROOT / "README.md").read_text()
+    helped = run.parser().format_help()
+    for flag in set(re.findall(r"`(--[a-z-]+)", text)):
+        assert flag in helped or flag == "--once", flag

@@ -1,0 +1,293 @@
+"""Whole rounds: engines agree, randomness is addressed, state persists, records are as promised."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, flags
+
+import run
+from simsfl import RunConfig, Simulation, clients, plan, step
+from simsfl.cost import client_cost
+from simsfl.data import make_dataset
+from simsfl.metrics import EvaluationRecord, RoundRecord, StepRecord, read_records, to_dict
+from simsfl.models import split_model
+from simsfl.partition import Partition, make_partition
+from simsfl.simulation import NonFiniteLossError
+from simsfl.state import scatter_
+from simsfl.sync import is_sync_step
+
+SUMMARY_KEYS = [
+    "preset",
+    "dataset",
+    "clients",
+    "cohort",
+    "rounds",
+    "steps",
+    "loss",
+    "contrast_top1",
+    "knn_top1",
+    "linear_top1",
+    "seconds",
+    "client_steps_per_second",
+    "images_per_second",
+    "peak_memory_bytes",
+    "bytes_up_per_client",
+    "bytes_down_per_client",
+    "client_flops_per_step",
+]
+
+
+def trained(config, dataset):
+    simulation = Simulation(config, dataset)
+    records = list(simulation.train())
+    return simulation, records
+
+
+def assert_same_state(one, two, **tolerance):
+    tensors = two.state.tensors()
+    for name, tensor in one.state.tensors().items():
+        torch.testing.assert_close(tensor, tensors[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+@pytest.mark.parametrize("feature_sharing", [True, False])
+def test_engines_agree_over_whole_rounds(config, dataset, feature_sharing):
+    config = replace(config, feature_sharing=feature_sharing, rounds=1, lr=0.005)
+    stacked, _ = trained(config, dataset)
+    loop, _ = trained(replace(config, engine="loop"), dataset)
+    assert_same_state(stacked, loop, rtol=0, atol=1e-2)  # fp32; float64 is in test_step
+
+
+def test_the_chunk_size_changes_no_more_than_rounding(config, dataset, monkeypatch):
+    config = replace(config, rounds=1, lr=0.005)
+    one, _ = trained(config, dataset)
+    monkeypatch.setattr(clients, "CHUNK", 2)
+    two, _ = trained(config, dataset)
+    assert_same_state(one, two, rtol=0, atol=1e-2)
+
+
+def test_the_same_seed_gives_the_same_bits_and_global_generators_do_not_matter(config, dataset):
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002 - the global generator is what must not matter
+    one, records = trained(config, dataset)
+    torch.manual_seed(2)
+    np.random.seed(2)  # noqa: NPY002
+    two, again = trained(config, dataset)
+    assert records == again
+    assert_same_state(one, two, rtol=0, atol=0)
+    _, other = trained(replace(config, seed=1), dataset)
+    assert other != records
+
+
+def test_records_come_in_order(config, dataset):
+    _, records = trained(replace(config, eval_every=2, linear_probe=True, linear_probe_epochs=2), dataset)
+    steps = ["step"] * 5
+    one = [*steps, "round"]
+    evaluated = [*steps, "evaluation", "round"]
+    assert [r.event for r in records] == ["evaluation", *one, *evaluated, *evaluated, "probe"]
+    first, last = records[0], records[-1]
+    assert isinstance(first, EvaluationRecord)
+    assert first.round == 0
+    assert first.pixel_knn_top1 == 100.0  # the made-up classes differ in colour
+    assert last.round == 3
+    for r in (1, 2, 3):
+        losses = [s.loss for s in records if isinstance(s, StepRecord) and s.round == r]
+        (done,) = [d for d in records if isinstance(d, RoundRecord) and d.round == r]
+        assert done.loss == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_every_clients_online_model_is_the_average_and_the_rest_persists(config, dataset):
+    simulation = Simulation(config, dataset)
+    before = {name: tensor.clone() for name, tensor in simulation.state.tensors().items()}
+    next(simulation.rounds())
+    state = simulation.state
+    took_part = set(state.cohort.ids.tolist())
+    assert len(took_part) == config.cohort
+    torch.testing.assert_close(state.cohort.online, state.clients.online.expand_as(state.cohort.online))
+    for client in range(config.clients):
+        same = torch.equal(state.clients.momentum[client], before["clients.momentum"][client])
+        assert same == (client not in took_part)
+        assert (state.clients.velocity[client] == 0).all() == (client not in took_part)
+        assert state.clients.participation[client] == (client in took_part)
+
+
+def test_aligned_momentum_is_one_model_for_all(config, dataset):
+    simulation, _ = trained(replace(config, align_momentum=True), dataset)
+    state = simulation.state
+    assert len(state.clients.momentum) == 1
+    torch.testing.assert_close(state.cohort.momentum, state.clients.momentum.expand_as(state.cohort.momentum))
+
+
+def test_memory_is_flat_nothing_is_rebound(config, dataset):
+    simulation = Simulation(config, dataset)
+    where = {name: tensor.data_ptr() for name, tensor in simulation.state.tensors().items()}
+    list(simulation.rounds())
+    assert {name: tensor.data_ptr() for name, tensor in simulation.state.tensors().items()} == where
+
+
+@pytest.mark.parametrize("cohort", [1, 8])
+def test_cohorts_of_one_and_of_all(cohort, config, dataset):
+    _, records = trained(replace(config, cohort=cohort), dataset)
+    assert all(np.isfinite(r.loss) for r in records if isinstance(r, StepRecord))
+
+
+def test_bf16_keeps_fp32_weights_and_stays_near_fp32(config, arrays):
+    dataset = make_dataset("larger", "made up", arrays, image_size=16)
+    single, exact = trained(config, dataset)
+    half, records = trained(replace(config, precision="bf16"), dataset)
+    assert half.state.server.online.dtype == half.state.clients.online.dtype == torch.float32
+    assert half.cost.step_bytes_up * 2 == single.cost.step_bytes_up
+    assert all(np.isfinite(r.loss) for r in records if isinstance(r, StepRecord))
+    losses = [r.loss for records in (exact, records) for r in records if isinstance(r, StepRecord)][::15]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+
+
+def test_bf16_on_images_too_small_for_it(config, dataset):
+    with pytest.raises(ValueError, match=r"precision: bf16 .* 8x8; .* 16"):
+        Simulation(replace(config, precision="bf16"), dataset)
+
+
+@pytest.mark.parametrize("poisoned", [0, 2])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, tmp_path, capfd, monkeypatch, poisoned):
+    honest, calls = step.train_step, []
+
+    def train_step(*arguments):
+        loss, top1 = honest(*arguments)
+        calls.append(1)
+        return (loss * float("nan") if len(calls) > 5 + poisoned else loss), top1
+
+    monkeypatch.setitem(run.sys.modules["simsfl.simulation"].ENGINES, "vmap", train_step)
+    out = tmp_path / "out"
+    assert run.main([*flags(dataset=npz, out=out, **TINY), "--dashboard", "off"]) == 1
+    error = capfd.readouterr().err
+    assert f"round 2, step {poisoned + 1}" in error
+    assert error.count("\n") == 1
+    manifest = json.loads((out / "checkpoints" / "manifest.json").read_text())
+    assert manifest["checkpoints"][0]["meta"]["round"] == 1
+    simulation, _, problems = Simulation.load(out)
+    assert simulation.round_index == 1
+    assert problems == []
+    assert json.loads((out / "live.json").read_text())["state"] == "failed"
+
+
+def test_library_raises_on_divergence(config, dataset):
+    simulation = Simulation(replace(config, lr=1e30), dataset)
+    with pytest.raises(NonFiniteLossError, match=r"round \d, step \d"):
+        list(simulation.rounds())
+
+
+def test_run_directory(npz, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert run.main([*flags(dataset=npz, out=out, **TINY), "--dashboard", "off", "--linear-probe"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(SUMMARY_KEYS) <= summary.keys()
+    assert summary["steps"] == 15
+    assert 0 <= summary["linear_top1"] <= 100
+    records = [record for record, _ in read_records(out / "metrics.jsonl")]
+    assert {record["event"] for record in records} == {"step", "round", "evaluation", "probe"}
+    assert records[-2]["loss"] == summary["loss"]
+    recorded = json.loads((out / "config.json").read_text())
+    config = RunConfig.load(out / "config.json")
+    assert config.cohort == 3
+    assert config.dataset == str(npz)
+    assert recorded["versions"]["torch"] == torch.__version__
+    assert len(recorded["dataset"]["sha256"]) == 64
+    output = capfd.readouterr().out
+    for word in ("preset", "dataset", "device", "engine", str(out / "summary.json")):
+        assert word in output
+    assert sum(line.startswith("round ") for line in output.splitlines()) == 3
+
+    again = tmp_path / "again"
+    assert run.main(["--config", str(out / "config.json"), "--out", str(again), "--dashboard", "off"]) == 0
+    assert (again / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
+
+
+def test_save_and_load_in_python(config, dataset, tmp_path):
+    simulation = Simulation(config, dataset)
+    steps = simulation.round()
+    for _ in range(2):
+        next(steps)  # in the middle of a round
+    simulation.save(tmp_path / "run")
+    rest = [to_dict(r) for r in simulation.rounds()]
+    loaded, meta, problems = Simulation.load(tmp_path / "run", dataset)
+    assert (meta["round"], meta["step"], problems) == (0, 2, [])
+    assert [to_dict(r) for r in loaded.rounds()] == rest
+    assert_same_state(simulation, loaded, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("steps", "syncs"), [(50, 1), (50, 10), (5, 2), (7, 3), (4, 9), (1, 1), (500, 10)])
+def test_syncs_are_even_and_the_last_at_the_end(steps, syncs):
+    at = [s + 1 for s in range(steps) if is_sync_step(s, steps, syncs)]
+    assert len(at) == min(steps, syncs)
+    assert at[-1] == steps
+    gaps = np.diff([0, *at])
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_a_clients_draws_do_not_depend_on_the_others():
+    partition = make_partition(np.arange(60) % 3, 6, kind="iid")
+
+    def draw(cohort, batch_size=2):
+        return plan.plan_round(
+            partition,
+            4,
+            cohort=cohort,
+            batch_size=batch_size,
+            recipe="v2",
+            image_size=8,
+            crop_scale=0.2,
+            seed=3,
+            device=torch.device("cpu"),
+        )
+
+    some, everyone = draw(3), draw(6)
+    for position, client in enumerate(some.cohort.tolist()):
+        other = everyone.cohort.tolist().index(client)
+        assert torch.equal(some.indices[:, position], everyone.indices[:, other])
+        assert torch.equal(some.views.crop[:, :, position], everyone.views.crop[:, :, other])
+
+
+def test_a_round_goes_once_through_a_clients_images_and_unequal_clients_keep_step():
+    partition = Partition.of([np.arange(0, 4), np.arange(10, 16), np.arange(20, 28)])
+    steps = plan.steps_per_round(partition, 2)
+    assert steps == 3  # of six images in the mean
+    rng = np.random.default_rng(0)
+    assert sorted(plan.passes(rng, partition[1], 6)) == list(range(10, 16))
+    small = plan.passes(rng, partition[0], 6).tolist()
+    assert sorted(small[:4]) == [0, 1, 2, 3]
+    assert len(set(small[4:])) == 2
+    large = plan.passes(rng, partition[2], 6).tolist()
+    assert len(set(large)) == 6
+
+
+def test_traffic_is_counted_to_the_byte(config, dataset):
+    simulation, records = trained(replace(config, batch_size=2, syncs_per_round=2), dataset)
+    parameters = simulation.model.client.size
+    smashed = int(np.prod(simulation.model.smashed_shape))
+    up = 5 * 2 * 2 * smashed * 4 + 2 * parameters * 4  # steps, images, views; averagings
+    down = 5 * 2 * smashed * 4 + 2 * parameters * 4
+    share = 3 * 3 / 8  # rounds * cohort / clients
+    last = records[-1]
+    assert isinstance(last, RoundRecord)
+    assert last.bytes_up_per_client == round(up * share)
+    assert last.bytes_down_per_client == round(down * share)
+
+
+def test_flops_of_a_single_convolution_by_hand():
+    model = split_model(
+        "resnet18", width=8, cut_layer=1, image_size=16, head="mlp", key_dim=8, generator=torch.Generator()
+    )
+    cost = client_cost(model, batch_size=3, image_size=16, precision=torch.float32, align_momentum=False)
+    forward = 2 * 3 * (8 * 16 * 16) * (3 * 3 * 3)
+    assert cost.step_flops == 3 * forward  # two forward passes, and the weights' gradient
+
+
+def test_scatter_after_gather_changes_nothing_for_others(config, dataset):
+    simulation = Simulation(replace(config, feature_sharing=False), dataset)
+    next(simulation.rounds())
+    queues = simulation.state.queues.keys.clone()
+    scatter_(simulation.state)
+    assert torch.equal(queues, simulation.state.queues.keys)
