@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         arguments = parser().parse(argv)
+        if arguments.dashboard == "on":
+            console = Console(force_terminal=True)
         if arguments.list:
             print_names(console)
             return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from flags import Parser, fail
-from simsfl.dashboard import REFRESH_SECONDS, LiveView, PlainView, time_text
+from simsfl.dashboard import REFRESH_SECONDS, LiveView, PlainView, render, time_text
 from simsfl.metrics import History, read_records
 from simsfl.run_directory import RunDirectory
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="watch.py", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="directory of the run")
     parser.add_argument("--once", action="store_true", help="show the run as it is now and stop")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the view as it is now as a picture, and stop")
     console = Console()
     try:
         arguments = parser.parse(argv)
@@ -56,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error)
     history = History()
     tail = Tail(directory, history)
+    if arguments.svg:
+        picture = Console(file=io.StringIO(), record=True, width=100, force_terminal=True)
+        picture.print(render(config, history, tail.read()))
+        picture.save_svg(str(arguments.svg), title=f"watch.py {arguments.run.name}")
+        return 0
     live = console.is_terminal or arguments.once
     try:
         with (LiveView if live else PlainView)(config, history, console) as view:

@@ -32,4 +32,4 @@ def client_lr(base: float, schedule: str, round_index: int, rounds: int, own_ste
     """
     if schedule == "oscillating":
         return base * 0.5 * (1.0 + torch.cos(math.pi * own_steps.double() / rounds))
-    return torch.full(own_steps.shape, base * decay(schedule, round_index, rounds, 0.2), dtype=torch.float64)
+    return torch.full_like(own_steps, base * decay(schedule, round_index, rounds, 0.2), dtype=torch.float64)

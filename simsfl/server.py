@@ -29,34 +29,30 @@ def embed(
     return [F.normalize(rows.to(parameters.dtype), dim=1) for rows in projected]
 
 
-def contrast(
-    model: FlatModule,
-    server: ServerState,
-    queue: KeyQueue,
-    query: Tensor,
-    key: Tensor,
-    *,
-    temperature: float,
-    symmetric: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """InfoNCE of smashed queries against smashed keys (MocoSFL section 3, V2 symmetric).
+def project(
+    model: FlatModule, server: ServerState, query: Tensor, key: Tensor, *, symmetric: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Queries and keys ``[N, D]`` of each direction.
 
     Args:
-        query: ``[N, c, h, w]`` of the online client models.
-        key: ``[N, c, h, w]`` of the client momentum models.
-        symmetric: add the loss with the two roles swapped; no gradient reaches the key side.
-
-    Returns:
-        The summed loss, the contrastive accuracy in percent (mean over directions), and the keys
-        ``[N, D]`` to put into the queue, in that order: of the query activations first.
+        query: ``[N, c, h, w]`` smashed data of the online client models.
+        key: ``[N, c, h, w]`` smashed data of the client momentum models.
+        symmetric: a second direction with the two roles swapped (V2). No gradient reaches the key side.
     """
     online_inputs, momentum_inputs = ([query, key], [key, query]) if symmetric else ([query], [key])
     queries = embed(model, server.online, server.online_buffers, online_inputs)
     with torch.no_grad():
         keys = embed(model, server.momentum, server.momentum_buffers, momentum_inputs)
+    return queries, keys
+
+
+def contrast(
+    queries: Sequence[Tensor], keys: Sequence[Tensor], queue: KeyQueue, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE summed over directions, and the contrastive accuracy in percent, their mean."""
     pairs = zip(queries, keys, strict=True)
     losses, top1s = zip(*(info_nce(q, k, queue.keys, temperature) for q, k in pairs), strict=True)
-    return torch.stack(losses).sum(), torch.stack(top1s).mean(), keys[::-1]
+    return torch.stack(losses).sum(), torch.stack(top1s).mean()
 
 
 @torch.no_grad()

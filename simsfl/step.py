@@ -88,15 +88,8 @@ def train_step(
         key = cut(key, hyper)
         ema_(central.momentum, central.online, hyper.tau)
         with autocast:
-            loss, top1, keys = server.contrast(
-                model.server,
-                central,
-                state.queue,
-                query,
-                key,
-                temperature=hyper.temperature,
-                symmetric=hyper.symmetric,
-            )
+            queries, keys = server.project(model.server, central, query, key, symmetric=hyper.symmetric)
+        loss, top1 = server.contrast(queries, keys, state.queue, hyper.temperature)
         query_gradient, server_gradient = torch.autograd.grad(loss, (query, central.online))
         sgd_(
             central.online,
@@ -106,7 +99,7 @@ def train_step(
             hyper.momentum,
             hyper.weight_decay,
         )
-        for direction in keys:
+        for direction in reversed(keys):  # those of the query activations first
             server.enqueue_(state.queue, direction)
 
     with clock("client backward"):

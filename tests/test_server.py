@@ -56,18 +56,23 @@ def test_initial_queue_has_unit_keys():
     torch.testing.assert_close(queue.keys.norm(dim=2), torch.ones(1, 9, dtype=torch.float64))
 
 
-def test_symmetric_loss_is_the_sum_of_both_directions_and_only_the_query_gets_a_gradient():
+def test_symmetric_is_both_directions_and_only_the_query_side_has_a_gradient():
     model, state, queue = small()
     generator = torch.Generator().manual_seed(2)
-    query, key = torch.randn(2, 4, 4, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
-    options = {"temperature": 0.1, "symmetric": False}
-    one, top_one, _ = server.contrast(model, state, queue, query, key, **options)
-    two, top_two, _ = server.contrast(model, state, queue, key, query, **options)
-    both, top_both, keys = server.contrast(model, state, queue, query, key, temperature=0.1, symmetric=True)
-    assert both.item() == pytest.approx((one + two).item(), abs=1e-12)
-    assert top_both.item() == pytest.approx((top_one + top_two).item() / 2)
+    query, key = torch.randn(2, 4, 4, 8, 8, generator=generator, dtype=torch.float64)
+    query.requires_grad_()
+    one = server.project(model, state, query, key, symmetric=False)
+    two = server.project(model, state, key, query, symmetric=False)
+    both = server.project(model, state, query, key, symmetric=True)
+    torch.testing.assert_close(both, ([*one[0], *two[0]], [*one[1], *two[1]]))
+    assert not any(k.requires_grad for k in both[1])
     network = model.module(state.momentum)
-    torch.testing.assert_close(torch.cat(keys), F.normalize(network(torch.cat([query, key])), dim=1).detach())
+    torch.testing.assert_close(torch.cat(both[1]), F.normalize(network(torch.cat([key, query])), dim=1).detach())
+    results = [server.contrast(*pair, queue, 0.1) for pair in (one, two, both)]
+    assert results[2][0].item() == pytest.approx((results[0][0] + results[1][0]).item(), abs=1e-12)
+    assert results[2][1].item() == pytest.approx((results[0][1] + results[1][1]).item() / 2)
+    from_both, from_one = (torch.autograd.grad(loss, query)[0] for loss in (results[2][0], results[0][0]))
+    torch.testing.assert_close(from_both, from_one)
 
 
 @pytest.mark.parametrize("head", ["mlp", "large-mlp"])
@@ -76,7 +81,7 @@ def test_directions_do_not_mix(head):
     query, key, other = torch.randn(3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     results = []
     for second in (key, other):
-        model, state, queue = small(head)
-        _, _, keys = server.contrast(model, state, queue, query, second, temperature=0.1, symmetric=True)
-        results.append(keys[0])  # of the query activations
+        model, state, _ = small(head)
+        _, keys = server.project(model, state, query, second, symmetric=True)
+        results.append(keys[1])  # of the query activations
     torch.testing.assert_close(results[0], results[1])
