@@ -86,7 +86,7 @@ def config_values(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in names and name != "preset"}
 
 
-def fail(error: Exception, code: int = 2) -> int:
+def fail(error: BaseException, code: int = 2) -> int:
     """Print an error in one line on stderr and return the exit code."""
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)

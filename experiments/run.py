@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -32,6 +33,8 @@ from simsfl.simulation import NonFiniteLossError
 LIVE_SECONDS = 1.0
 """How often ``live.json`` is replaced."""
 VIEWS = ("auto", "on", "off")
+CHOICES = ("preset", "dataset", "device", "engine")
+"""What is chosen for those who do not say, so the output says why."""
 ENGINE_NOTES = {
     "vmap": "the cohort stacked into one batched program",
     "loop": "clients one by one, the slow reference",
@@ -74,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = Run.resumed(arguments, console) if arguments.resume else Run.fresh(arguments, console)
     except ValueError as error:
         return fail(error)
+    except KeyboardInterrupt:
+        return fail(KeyboardInterrupt("interrupted before training"), 130)
     return run.go(live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal))
 
 
@@ -99,7 +104,12 @@ class Run:
         simulation = Simulation(config)
         directory.create(simulation.config, simulation.dataset)
         run = cls(simulation, directory, console)
-        run.announce(why, "--device auto" if config.device == "auto" else "--device")
+        asked = {name: f"--{name}" if hasattr(arguments, name) else "by default" for name in CHOICES}
+        if config.dataset == "auto":
+            asked["dataset"] = "auto"
+        if config.device == "auto":
+            asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
+        run.announce(asked | {"preset": why})
         run.save()
         return run
 
@@ -119,14 +129,14 @@ class Run:
                 )
         simulation, meta, problems = Simulation.load(directory.path)
         for problem in problems:
-            console.print(f"[yellow]{problem}; going back to the one before[/]", soft_wrap=True)
+            console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
         run = cls(simulation, directory, console, meta["metrics_bytes"])
-        run.announce("as configured", "as configured")
+        run.announce(dict.fromkeys(CHOICES, "as configured"))
         console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")
         return run
 
-    def announce(self, preset_why: str, device_why: str) -> None:
-        """Say what was chosen, and why."""
+    def announce(self, why: dict[str, str]) -> None:
+        """Say what was chosen, and for the `CHOICES` why."""
         simulation, config = self.simulation, self.simulation.config
         data, sizes = simulation.dataset, simulation.partition.sizes
         device = (
@@ -139,15 +149,15 @@ class Run:
             banner = "CIFAR-10 could not be had: this run uses the built-in shapes instead."
             self.console.print(Panel(banner, style="bold yellow"))
         for name, value, note in (
-            ("preset", config.preset, preset_why),
+            ("preset", config.preset, why["preset"]),
             (
                 "dataset",
                 data.name,
-                f"{len(data.train):,} train, {len(data.test):,} test images of {data.image_size}x{data.image_size}; "
-                f"{data.origin}",
+                f"{why['dataset']}: {data.origin}; {len(data.train):,} train, {len(data.test):,} test images of "
+                f"{data.image_size}x{data.image_size}",
             ),
-            ("device", config.device, f"{device_why}; {device}, {config.precision}"),
-            ("engine", config.engine, ENGINE_NOTES[config.engine]),
+            ("device", config.device, f"{why['device']}; {device}, {config.precision}"),
+            ("engine", config.engine, f"{why['engine']}; {ENGINE_NOTES[config.engine]}"),
             (
                 "clients",
                 f"{config.clients:,}",
@@ -168,7 +178,8 @@ class Run:
             ),
             ("output", self.directory.path, ""),
         ):
-            self.console.print(f"{name:<9} [bold]{value}[/]  [dim]{note}[/]", highlight=False, soft_wrap=True)
+            line = f"{name:<9} [bold]{escape(str(value))}[/]  [dim]{escape(note)}[/]"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def go(self, *, live: bool) -> int:
         """Train to the end or to a signal, and write everything down."""
@@ -184,7 +195,7 @@ class Run:
             self.write_live(state, self.simulation.status())
         if not finished:
             hint = f"stopped by {self.stopped_by.name}; go on with --resume {self.directory.path}"
-            self.console.print(hint, soft_wrap=True)
+            self.console.print(hint, markup=False, soft_wrap=True)
             return 128 + self.stopped_by
         write_json(self.directory.summary, self.summary())
         self.conclude()
@@ -279,8 +290,9 @@ class Run:
             ("summary.json", "the figures above and more"),
             ("checkpoints", "final state"),
         ):
-            self.console.print(f"  {path / name}  [dim]{text}[/]", highlight=False, soft_wrap=True)
-        self.console.print(f"figures: python experiments/report.py {path}", highlight=False, soft_wrap=True)
+            self.console.print(f"  {escape(str(path / name))}  [dim]{text}[/]", highlight=False, soft_wrap=True)
+        program = Path(__file__).with_name("report.py")
+        self.console.print(f"figures: python {program} {path}", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def catching_signals(self):

@@ -91,7 +91,7 @@ def linear_probe(
         generator: of the initial weights and the order of batches.
     """
     classes = int(train_labels.max()) + 1
-    layer = nn.Linear(train.shape[1], classes)
+    layer = nn.utils.skip_init(nn.Linear, train.shape[1], classes)  # its own draw would be from the global generator
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
     layer = layer.to(train.device, train.dtype)

@@ -78,9 +78,15 @@ class MetricsLog:
     Args:
         path: the file; created where it does not exist.
         keep_bytes: cut the file to this length first: what it held at the checkpoint resumed from.
+
+    Raises:
+        ValueError: the file is shorter than that.
     """
 
     def __init__(self, path: Path, keep_bytes: int = 0):
+        held = path.stat().st_size if path.exists() else 0
+        if held < keep_bytes:
+            raise ValueError(f"{path} has {held} bytes, fewer than the {keep_bytes} its checkpoint belongs to")
         self._file = path.open("ab")
         self._file.truncate(keep_bytes)
 

@@ -164,6 +164,10 @@ def test_resume_that_contradicts_or_finds_nothing(tmp_path, capfd):
     assert_refused(run.main, [*resume, "--clients", "9"], ["clients", "9", "contradicts", "8"], capfd)
     assert_refused(run.main, [*resume, "--out", str(tmp_path / "b")], ["out", "--resume"], capfd)
     assert run.main([*resume, "--clients", "8"]) == 0
+    whole = (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    (tmp_path / "out" / "metrics.jsonl").write_bytes(whole[:100])
+    assert_refused(run.main, resume, ["metrics.jsonl has 100 bytes"], capfd)
+    (tmp_path / "out" / "metrics.jsonl").write_bytes(whole)
     for path in (tmp_path / "out" / "checkpoints").glob("*.safetensors"):
         path.write_bytes(b"damaged")
     assert_refused(run.main, resume, ["no usable checkpoint", "damaged"], capfd)
