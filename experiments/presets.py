@@ -49,7 +49,7 @@ def laptop() -> RunConfig:
         queue_length=2000,
         crop_scale=0.2,
         lr=0.06,
-        epochs=3,
+        epochs=4,
         knn_bank=10_000,
         knn_test=2_000,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +17,10 @@ class WSConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-        weight = (self.weight - mean) / (std + 1e-5)
+        rows = self.weight.flatten(1)
+        centred = rows - rows.mean(dim=1, keepdim=True)
+        std = centred.norm(dim=1, keepdim=True) / sqrt(rows.shape[1] - 1)  # torch.std is far slower on a CPU
+        weight = (centred / (std + 1e-5)).view_as(self.weight)
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
