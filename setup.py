@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-TEST = ["pytest>=8", "hypothesis>=6", "scikit-image>=0.22", "ruff>=0.6"]
+TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.6"]
 
 setup(
     name="simsfl",
@@ -22,11 +22,10 @@ setup(
         "rich>=13",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
+        "scipy>=1.11",  # torchvision reads SVHN with it
     ],
     extras_require={
         "test": TEST,
         "dev": [*TEST, "pre-commit>=3"],
-        "tensorboard": ["tensorboard>=2.16"],
-        "wandb": ["wandb>=0.17"],
     },
 )

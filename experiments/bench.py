@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from flags import Parser, add_config_flags, config_values, fail
-from presets import PRESETS, automatic
+from presets import named
 from simsfl import Simulation
 from simsfl.data import Arrays, make_dataset
 from simsfl.files import write_json
@@ -39,10 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20, help="steps timed in each process (default: 20)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--one", type=int, metavar="CLIENTS", help="measure one setting in this process, print JSON")
-    parser.add_argument("--preset", default=None, help="as in run.py (default: auto)")
+    parser.add_argument("--preset", default="auto", help="as in run.py (default: auto)")
     add_config_flags(parser)
     try:
         arguments = parser.parse(argv)
+        named(arguments.preset)
+        if min(arguments.repeats, arguments.steps) < 1:
+            raise ValueError("repeats, steps: allowed: 1 or more")
         if arguments.one:
             print(json.dumps(measure(arguments)))
             return 0
@@ -74,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(arguments) -> dict[str, float]:
     """Time single steps of one round and read the memory held, in this process."""
-    name = arguments.preset or automatic()[0]
-    config = replace(PRESETS[name](), **config_values(arguments))
+    config = replace(named(arguments.preset)[0], **config_values(arguments))
     clients = arguments.one
     before = resident_bytes()
     images = np.random.default_rng(0).integers(0, 256, (clients, 32, 32, 3), dtype=np.uint8)

@@ -52,7 +52,7 @@ def value_of(kind: type, text: str) -> Callable[[str], Any]:
         try:
             return kind(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{value!r} is not {text}; allowed: {text}") from None
+            raise argparse.ArgumentTypeError(f"{value!r} is not a number of this kind; allowed: {text}") from None
 
     return convert
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from simsfl import RunConfig
+from simsfl.names import unknown
 
 
 def paper() -> RunConfig:
@@ -62,6 +63,20 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "paper-large": paper_large,
     "laptop": laptop,
 }
+
+
+def named(name: str) -> tuple[RunConfig, str]:
+    """The config of a preset, and why it was chosen.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if name == "auto":
+        name, why = automatic()
+        return PRESETS[name](), why
+    if name not in PRESETS:
+        raise unknown("preset", name, ("auto", *PRESETS))
+    return PRESETS[name](), "--preset"
 
 
 def automatic() -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,19 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = unique_names([directory.path for directory in directories])
         histories = {name: read_history(directory) for name, directory in zip(names, directories, strict=True)}
         out = arguments.out or directories[0].path
-        (out / "figures").mkdir(parents=True, exist_ok=True)
         figures = {"curves": ("Loss and kNN accuracy", curves(histories))}
         for name, directory in track(list(zip(names, directories, strict=True)), description="Drawing", transient=True):
-            simulation, _, _ = Simulation.load(directory.path)
-            suffix = f"-{name}" if len(names) > 1 else ""
+            simulation = Simulation.load(directory.path, device="auto")
+            for problem in simulation.passed_over:
+                print(f"{problem}; using the one before", file=sys.stderr)
+            suffix = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}" if len(names) > 1 else ""
             of = f" of {name}" if len(names) > 1 else ""
             figures[f"partition{suffix}"] = (f"Images per client and class{of}", partition(simulation))
             figures[f"views{suffix}"] = (f"Pairs of augmented views{of}", view_pairs(simulation))
+            if len(simulation.dataset.test) < 3:
+                continue  # two components need three points
             figures[f"features{suffix}"] = (
                 f"Test features{of}, two principal components",
                 features(simulation),
             )
-    except ValueError as error:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         return fail(error)
     for stem, (_, figure) in figures.items():
         figure.savefig(out / "figures" / f"{stem}.png")
@@ -93,7 +98,7 @@ def curves(histories: dict[str, History]) -> Figure:
         axes[0, 1].plot(sent[1:], loss, label=name)
         (line,) = axes[1, 0].plot(at, knn, marker="o", markersize=3, label=name)
         axes[1, 1].plot([sent[r] for r in at], knn, marker="o", markersize=3, label=name)
-        pixels = history.evaluations[0].get("pixel_knn_top1")
+        pixels = history.untrained("pixel_knn_top1")
         if pixels is not None:
             for axis in axes[1]:
                 axis.axhline(pixels, color=line.get_color(), linestyle=":", linewidth=1, label=f"{name}: raw pixels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import time
@@ -19,9 +20,9 @@ from rich.panel import Panel
 from rich.table import Table
 
 from flags import Parser, add_config_flags, config_values, fail
-from presets import PRESETS, automatic
+from presets import PRESETS, automatic, named
 from simsfl import RunConfig, Simulation
-from simsfl.dashboard import LiveView, PlainView, time_text
+from simsfl.dashboard import LiveView, PlainView, number, time_text
 from simsfl.data.load import NAMES
 from simsfl.files import write_json
 from simsfl.metrics import History, MetricsLog, Record, RoundRecord, StepRecord, read_records, to_dict
@@ -45,8 +46,15 @@ def parser() -> Parser:
     """All flags of this program."""
     result = Parser(prog="run.py", description=__doc__, epilog="Presets, architectures and data sets: --list")
     what = result.add_argument_group("what to run")
-    what.add_argument("--preset", help="auto, or one of --list; any field can be overridden (default: auto)")
-    what.add_argument("--config", type=Path, metavar="FILE", help="start from a saved config.json instead of a preset")
+    what.add_argument(
+        "--preset", default="auto", help="auto, or one of --list; any field can be overridden (default: auto)"
+    )
+    what.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="start from a saved config.json instead of a preset; what a rule set in it stays",
+    )
     what.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this directory, as configured")
     what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
     where = result.add_argument_group("output")
@@ -75,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dashboard not in VIEWS:
             raise unknown("dashboard", arguments.dashboard, VIEWS)
         run = Run.resumed(arguments, console) if arguments.resume else Run.fresh(arguments, console)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
         return fail(KeyboardInterrupt("interrupted before training"), 130)
@@ -92,6 +100,7 @@ class Run:
         for record, _ in read_records(directory.metrics):
             self.history.feed(record)
         self.stopped_by: signal.Signals | None = None
+        self.saved_all = simulation.round_index == simulation.config.rounds
         self.live_written = 0.0
 
     @classmethod
@@ -102,9 +111,14 @@ class Run:
         directory = RunDirectory(arguments.out or Path("runs") / f"{stamp}-{config.preset}")
         directory.check_free(overwrite=arguments.overwrite)
         simulation = Simulation(config)
+        if arguments.out is None:
+            directory = RunDirectory.claim(directory.path)
+        else:
+            directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes its time
         directory.create(simulation.config, simulation.dataset)
         run = cls(simulation, directory, console)
-        asked = {name: f"--{name}" if hasattr(arguments, name) else "by default" for name in CHOICES}
+        origin = f"from {arguments.config}" if arguments.config else "by default"
+        asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in CHOICES}
         if config.dataset == "auto":
             asked["dataset"] = "auto"
         if config.device == "auto":
@@ -117,20 +131,22 @@ class Run:
     def resumed(cls, arguments: argparse.Namespace, console: Console) -> Run:
         """The run in ``--resume``, which the other flags may repeat but not contradict."""
         directory = RunDirectory(arguments.resume)
-        saved = RunConfig.load(directory.config) if directory.config.exists() else None
-        for flag in ("preset", "config", "out"):
-            if getattr(arguments, flag) is not None:
+        saved = directory.read_config()["config"]
+        for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
+            if getattr(arguments, flag) != unset:
                 raise ValueError(f"{flag}: cannot be given with --resume, which goes on as configured")
+        if arguments.out and arguments.out.resolve() != directory.path.resolve():
+            raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
         for name, value in config_values(arguments).items():
-            if saved and getattr(saved, name) != value:
+            if value != "auto" and same_file(value) != saved[name]:
                 raise ValueError(
-                    f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {getattr(saved, name)!r}, "
+                    f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {saved[name]!r}, "
                     "or leave the flag out"
                 )
-        simulation, meta, problems = Simulation.load(directory.path)
-        for problem in problems:
+        simulation = Simulation.load(directory.path)
+        for problem in simulation.passed_over:
             console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
-        run = cls(simulation, directory, console, meta["metrics_bytes"])
+        run = cls(simulation, directory, console, simulation.metrics_bytes)
         run.announce(dict.fromkeys(CHOICES, "as configured"))
         console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")
         return run
@@ -140,7 +156,9 @@ class Run:
         simulation, config = self.simulation, self.simulation.config
         data, sizes = simulation.dataset, simulation.partition.sizes
         device = (
-            f"{torch.get_num_threads()} threads" if simulation.device.type == "cpu" else torch.cuda.get_device_name()
+            f"{torch.get_num_threads()} threads"
+            if simulation.device.type == "cpu"
+            else torch.cuda.get_device_name(simulation.device)
         )
         held = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
         unused = len(data.train) - sizes.sum()
@@ -191,10 +209,12 @@ class Run:
         except NonFiniteLossError as error:
             kept = f"the last good checkpoint is kept in {self.directory.checkpoints}"
             return fail(ArithmeticError(f"{error}; {kept}"), 1)
+        except KeyboardInterrupt:
+            finished, state = False, "stopped"
         finally:
             self.write_live(state, self.simulation.status())
         if not finished:
-            hint = f"stopped by {self.stopped_by.name}; go on with --resume {self.directory.path}"
+            hint = f"stopped by {self.stopped_by.name}; go on with --resume {shlex.quote(str(self.directory.path))}"
             self.console.print(hint, markup=False, soft_wrap=True)
             return 128 + self.stopped_by
         write_json(self.directory.summary, self.summary())
@@ -207,6 +227,7 @@ class Run:
             self.catching_signals(),
             kind(self.simulation.config.to_dict(), self.history, self.console) as view,
         ):
+            self.write_live("training", self.simulation.status())
             for record in self.simulation.train():
                 self.take(record)
                 if view.due() or time.monotonic() - self.live_written >= LIVE_SECONDS:
@@ -229,6 +250,7 @@ class Run:
             record.round % config.checkpoint_every == 0 or record.round == config.rounds
         ):
             self.save()
+            self.saved_all = record.round == config.rounds
 
     def may_save(self, record: Record) -> bool:
         """Whether the simulation stands exactly behind `record`."""
@@ -261,8 +283,8 @@ class Run:
             "knn_top1": history.value("evaluation", "knn_top1"),
             "linear_top1": history.value("probe", "linear_top1"),
             "linear_best_top1": history.value("probe", "linear_best_top1"),
-            "knn_top1_untrained": history.evaluations[0]["knn_top1"],
-            "knn_top1_pixels": history.evaluations[0]["pixel_knn_top1"],
+            "knn_top1_untrained": history.untrained("knn_top1"),
+            "knn_top1_pixels": history.untrained("pixel_knn_top1"),
             "seconds": simulation.seconds,
             "client_steps_per_second": status["client_steps_per_second"],
             "images_per_second": status["images_per_second"],
@@ -276,9 +298,9 @@ class Run:
         """Say how it went and where everything is."""
         summary = self.summary()
         linear = "" if summary["linear_top1"] is None else f", linear probe {summary['linear_top1']:.2f} %"
+        knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
         self.console.print(
-            f"\nkNN [bold green]{summary['knn_top1']:.2f} %[/]{linear}  "
-            f"(untrained {summary['knn_top1_untrained']:.2f} %, raw pixels {summary['knn_top1_pixels']:.2f} %) "
+            f"\nkNN [bold green]{knn}[/]{linear}  (untrained {untrained}, raw pixels {pixels}) "
             f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training",
             highlight=False,
             soft_wrap=True,
@@ -291,16 +313,22 @@ class Run:
             ("checkpoints", "final state"),
         ):
             self.console.print(f"  {escape(str(path / name))}  [dim]{text}[/]", highlight=False, soft_wrap=True)
-        program = Path(__file__).with_name("report.py")
-        self.console.print(f"figures: python {program} {path}", markup=False, highlight=False, soft_wrap=True)
+        command = shlex.join(["python", str(Path(__file__).with_name("report.py")), str(path)])
+        self.console.print(f"figures: {command}", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def catching_signals(self):
-        """Let Ctrl-C and SIGTERM end the run after the step under way; a second one ends it at once."""
+        """Let Ctrl-C and SIGTERM end the run after the step under way, where its state can be saved.
+
+        At once if there is nothing more to save (only the linear probe is left), or at the second signal:
+        then the run goes on from its last checkpoint.
+        """
 
         def note(number: int, frame: object) -> None:
+            again = self.stopped_by is not None
             self.stopped_by = signal.Signals(number)
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            if again or self.saved_all:
+                raise KeyboardInterrupt
 
         previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -314,14 +342,18 @@ def chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
     """The config asked for, and why its preset is what it is."""
     values = config_values(arguments)
     if arguments.config:
-        if arguments.preset:
+        if arguments.preset != "auto":
             raise ValueError("preset: cannot be given with --config; allowed: one of the two")
         return RunConfig.load(arguments.config, **values), f"--config {arguments.config}"
-    name = arguments.preset or "auto"
-    if name not in ("auto", *PRESETS):
-        raise unknown("preset", name, ("auto", *PRESETS))
-    name, why = automatic() if name == "auto" else (name, "--preset")
-    return replace(PRESETS[name](), **values), why
+    config, why = named(arguments.preset)
+    return replace(config, **values), why
+
+
+def same_file(value: Any) -> Any:
+    """The absolute path of what exists, as a saved config has it; anything else as it is."""
+    if isinstance(value, str) and Path(value).exists():
+        return str(Path(value).resolve())
+    return value
 
 
 def print_names(console: Console) -> None:

@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         picture.save_svg(str(arguments.svg), title=f"watch.py {arguments.run.name}")
         return 0
     live = console.is_terminal or arguments.once
+    started = time.time()
     try:
         with (LiveView if live else PlainView)(config, history, console) as view:
             while True:
@@ -71,12 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 view.show(status)
                 if arguments.once or (status and status["state"] != "training"):
                     break
-                if status and time.time() - status["updated"] > STALE_SECONDS:
+                if time.time() - (status["updated"] if status else started) > STALE_SECONDS:
                     break
                 time.sleep(REFRESH_SECONDS)
     except KeyboardInterrupt:
         return 130
+    except ValueError as error:
+        return fail(error)
     if status:
+        console.print()
         silent = time.time() - status["updated"]
         gone = status["state"] == "training" and silent > STALE_SECONDS
         console.print(f"no news for {time_text(silent)}; killed?" if gone else status["state"])

@@ -25,23 +25,22 @@ def save(directory: Path, name: str, tensors: Mapping[str, Tensor], meta: Mappin
     """Write a checkpoint and forget all but the newest `KEEP`.
 
     Args:
-        name: of the file, without its ending; saving the newest name again does nothing.
+        name: of the file, without its ending. Names sort by time: listed checkpoints that do not come before
+            this one were gone back from, and are forgotten.
         tensors: everything to restore, by name.
         meta: small JSON values that belong to it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    older = entries(directory)
     file = f"{name}.safetensors"
-    if older and older[0]["file"] == file:
-        return
+    older = [entry for entry in entries(directory) if entry["file"] < file]
     with replacing(directory / file) as temporary:
         save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, temporary)
         digest = sha256(temporary)
     newest = {"file": file, "sha256": digest, "meta": dict(meta)}
-    kept = [newest, *(entry for entry in older if entry["file"] != file)][:KEEP]
+    kept = [newest, *older][:KEEP]
     write_json(directory / "manifest.json", {"checkpoints": kept})
-    for path in directory.iterdir():
-        if path.name not in {"manifest.json", *(entry["file"] for entry in kept)}:
+    for path in (*directory.glob("*.safetensors"), *directory.glob(".*.tmp")):
+        if path.name not in {entry["file"] for entry in kept}:
             path.unlink()
 
 
@@ -66,7 +65,8 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]
 def entries(directory: Path) -> list[dict[str, Any]]:
     """What the manifest lists, newest first; nothing where there is no readable manifest."""
     try:
-        return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["checkpoints"]
+        listed = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["checkpoints"]
+        return [{key: entry[key] for key in ("file", "sha256", "meta")} for entry in listed]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -15,8 +15,8 @@ PHASES = ("data", "client forward", "server", "client backward", "sync", "evalua
 class PhaseClock:
     """Adds up the seconds spent in each phase.
 
-    On CUDA by events in the stream, so that timing does not make the host wait; they are read when
-    `seconds` is asked for, which does.
+    On CUDA by events in the stream, so that timing does not make the host wait; they are read by
+    `drain`, which does.
     """
 
     def __init__(self, device: torch.device):
@@ -38,10 +38,14 @@ class PhaseClock:
             yield
             self._seconds[phase] += time.perf_counter() - begin
 
-    def seconds(self) -> dict[str, float]:
-        """Seconds so far by phase, in the order of `PHASES`."""
+    def drain(self) -> None:
+        """Read the events that are pending; the host waits for the last of them."""
         for phase, start, end in self._pending:
             end.synchronize()
             self._seconds[phase] += start.elapsed_time(end) / 1000.0
         self._pending.clear()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds so far by phase, in the order of `PHASES`."""
+        self.drain()
         return {phase: self._seconds[phase] for phase in PHASES if phase in self._seconds}

@@ -7,6 +7,7 @@ Every field is also a flag of ``experiments/run.py``. Library functions take pla
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from simsfl.augment import RECIPES
+from simsfl.data import SMALLEST
 from simsfl.models import ARCHITECTURES, HEADS, layer_count
 from simsfl.names import unknown
 from simsfl.partition import PARTITIONS
@@ -121,7 +123,7 @@ class RunConfig:
                 raise unknown(spec.name, getattr(self, spec.name), choices)
         for name, low, high in RANGES:
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
                 bounds = f"{low} to {high}" if high != float("inf") else f"{low} or more"
                 raise ValueError(f"{name}: {value} is out of range; allowed: {bounds}")
         if self.cohort is not None and self.cohort > self.clients:
@@ -144,6 +146,8 @@ class RunConfig:
         wanted, _, optional = annotation.partition(" | ")
         allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[wanted]
         right = isinstance(value, allowed) and (wanted == "bool" or not isinstance(value, bool))
+        if value == "":
+            raise ValueError(f"{name}: is empty; allowed: a name or path")
         if not (right or (optional and value is None)):
             raise ValueError(f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
 
@@ -151,6 +155,8 @@ class RunConfig:
         """The same run with every rule applied (MocoSFL's "auto" rule, DESIGN section 2)."""
         cohort = self.cohort or (100 if self.clients >= 200 else self.clients)
         batch_size = self.batch_size or (100 // self.clients if self.clients <= 50 else 1)
+        if self.head == "large-mlp" and cohort * batch_size < 2:
+            raise ValueError("head: large-mlp normalises over a step's images; allowed: 2 or more, cohort x batch_size")
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -192,9 +198,10 @@ class RunConfig:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"config: {path} cannot be read as JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"config: {path} holds no JSON object; allowed: a config.json of a run")
-        return cls.from_dict({**content.get("config", content), **overrides})
+        values = content.get("config", content) if isinstance(content, dict) else None
+        if not isinstance(values, dict):
+            raise ValueError(f"config: {path} holds no JSON object of fields; allowed: a config.json of a run")
+        return cls.from_dict({**values, **overrides})
 
 
 INFINITY = float("inf")
@@ -205,13 +212,13 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("rounds", 1, INFINITY),
     ("epochs", 1, INFINITY),
     ("syncs_per_round", 1, INFINITY),
-    ("image_size", 8, 1024),
+    ("image_size", SMALLEST, 1024),
     ("classes_per_client", 1, INFINITY),
     ("alpha", 1e-6, INFINITY),
     ("crop_scale", 0.001, 1),
-    ("width", 4, INFINITY),
-    ("key_dim", 1, INFINITY),
-    ("queue_length", 1, INFINITY),
+    ("width", 4, 4096),
+    ("key_dim", 1, 65_536),
+    ("queue_length", 1, 10_000_000),
     ("temperature", 1e-6, INFINITY),
     ("tau", 0, 1),
     ("lr", 0, INFINITY),

@@ -63,9 +63,11 @@ def bytes_text(count: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Hours, minutes and seconds, or days and hours."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours > 99:
+        return f"{hours // 24:,} d {hours % 24} h"
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
@@ -146,7 +148,7 @@ def progress(status: Mapping[str, Any]) -> Table:
 def curves(history: History) -> Table:
     """Loss, contrastive accuracy and kNN: now, best where that means something, and a sparkline."""
     knn = [record["knn_top1"] for record in history.evaluations]
-    pixels = history.evaluations[0].get("pixel_knn_top1") if history.evaluations else None
+    pixels = history.untrained("pixel_knn_top1")
     table = Table.grid(expand=True, padding=(0, 1))
     table.add_column(width=8)
     table.add_column(justify="right", width=8)
@@ -262,18 +264,18 @@ class PlainView:
         return len(self.history.rounds) > self.printed
 
     def show(self, status: Mapping[str, Any] | None) -> None:
-        """Print the latest round, if it is not printed yet."""
-        if not self.due() or status is None:
+        """Print the rounds that are not printed yet."""
+        if status is None:
             return
-        self.printed = len(self.history.rounds)
-        record, evaluation = self.history.rounds[-1], self.history.latest.get("evaluation", {})
-        knn = f"  kNN {evaluation['knn_top1']:.2f} %" if evaluation.get("round") == record["round"] else ""
+        knn = {record["round"]: f"  kNN {record['knn_top1']:.2f} %" for record in self.history.evaluations}
         left = time_left(status)
-        self.console.print(
-            f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
-            f"contrast {record['contrast_top1']:.2f} %{knn}  "
-            f"{number(status['client_steps_per_second'], '.0f')} clients/s  "
-            f"{'-' if left is None else time_text(left)} left",
-            highlight=False,
-            soft_wrap=True,
-        )
+        for record in self.history.rounds[self.printed :]:
+            self.console.print(
+                f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
+                f"contrast {record['contrast_top1']:.2f} %{knn.get(record['round'], '')}  "
+                f"{number(status['client_steps_per_second'], '.0f')} clients/s  "
+                f"{'-' if left is None else time_text(left)} left",
+                highlight=False,
+                soft_wrap=True,
+            )
+        self.printed = len(self.history.rounds)

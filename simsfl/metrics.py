@@ -118,7 +118,11 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield json.loads(line), offset
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged before byte {offset} ({error})") from error
+            yield record, offset
 
 
 class History:
@@ -142,6 +146,11 @@ class History:
             self.rounds.append(record)
         elif record["event"] == "evaluation":
             self.evaluations.append(record)
+
+    def untrained(self, key: str) -> Any:
+        """A value of the evaluation before training, None where there is none."""
+        first = self.evaluations[0] if self.evaluations else {"round": None}
+        return first.get(key) if first["round"] == 0 else None
 
     def value(self, event: str, key: str) -> Any:
         """A value of the latest record of a kind, None where there is none yet."""

@@ -132,7 +132,8 @@ def make_partition(
     held = int(partition.sizes[client])
     if held < batch_size:
         allowed = [f"1 to {held} images a batch"] if held else []
-        allowed.append(f"at most {most_clients(draw, clients, batch_size)} clients")
+        if most := most_clients(draw, clients, batch_size):
+            allowed.append(f"at most {most} clients")
         if kind == "dirichlet":
             allowed.append("a larger alpha")
         else:

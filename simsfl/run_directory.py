@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import shutil
@@ -55,6 +56,18 @@ class RunDirectory:
                 f"out: {self.path} cannot be written ({error.strerror}); allowed: a writable directory"
             ) from error
 
+    @classmethod
+    def claim(cls, path: Path) -> RunDirectory:
+        """Make a new directory at `path`, or with a number behind it where another run was quicker."""
+        for number in itertools.count(2):
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                path = path.with_name(f"{path.name.split('+')[0]}+{number}")
+            else:
+                return cls(path)
+        raise AssertionError("unreachable: counting does not end")
+
     def create(self, config: RunConfig, dataset: Dataset) -> None:
         """Make the directory, clear an older run's files out of it, and record what the run is."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -84,9 +97,17 @@ class RunDirectory:
             ValueError: this is no run's directory.
         """
         try:
-            return json.loads(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.path} is not the directory of a run: no readable config.json") from error
+            content = json.loads(self.config.read_text(encoding="utf-8"))
+            RunConfig.from_dict({**content["config"], "device": "auto"})  # the run may be another machine's
+            return {**content, "dataset": {"sha256": content["dataset"]["sha256"], **content["dataset"]}}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} is not the directory of a run: no usable config.json ({error})") from error
+
+    def check_same(self, config: RunConfig, dataset: Dataset) -> None:
+        """Raise a ValueError unless the run here is of this config and these images."""
+        saved = self.read_config()
+        if saved["config"] != config.to_dict() or saved["dataset"]["sha256"] != dataset.checksum:
+            raise ValueError(f"out: {self.path} holds another run; allowed: another directory")
 
     def _files(self) -> list[Path]:
         """Everything a run or a report writes here."""

@@ -59,6 +59,8 @@ class Simulation:
         step_index: finished steps of the round under way.
         steps: steps per round.
         seconds: time spent training so far, over all sessions of the run.
+        metrics_bytes: length of ``metrics.jsonl`` at the checkpoint this was loaded from.
+        passed_over: a line on each damaged checkpoint that was not used in loading.
 
     Raises:
         ValueError: config and data do not fit together.
@@ -76,6 +78,8 @@ class Simulation:
             )
         self.config = config = replace(config, dataset=dataset.name, image_size=dataset.image_size)
         self.device = torch.device(config.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
         self.partition = make_partition(
             dataset.train_labels.cpu().numpy(),
             config.clients,
@@ -126,6 +130,8 @@ class Simulation:
         self.round_index = 0
         self.step_index = 0
         self.seconds = 0.0
+        self.metrics_bytes = 0
+        self.passed_over: list[str] = []
         self.clock = PhaseClock(self.device)
 
     def train(self) -> Iterator[Record]:
@@ -188,6 +194,7 @@ class Simulation:
             now = time.perf_counter()
             if self.device.type == "cpu" or now - flushed > FLUSH_SECONDS or self.step_index == self.steps:
                 records = self._step_records(recorded)
+                self.clock.drain()
                 flushed = time.perf_counter()
                 self.seconds += flushed - begin
                 yield from records
@@ -238,7 +245,10 @@ class Simulation:
         )
 
     def evaluate(self) -> EvaluationRecord:
-        """kNN accuracy of the averaged model as it is now."""
+        """kNN accuracy of the averaged client model and the server.
+
+        In the middle of a round the client model is the average that the round started from.
+        """
         with self.clock("evaluation"):
             encode = evaluate.encoder(self.model, self.state, self.config.eval_features)
             return EvaluationRecord(self.round_index, self._knn(encode))
@@ -281,14 +291,22 @@ class Simulation:
 
         Args:
             metrics_bytes: length of ``metrics.jsonl`` that belongs to this state.
+
+        Raises:
+            ValueError: the directory holds another run.
+            NonFiniteLossError: training has diverged; nothing is written.
         """
+        if not all(torch.isfinite(t).all() for t in self.state.tensors().values() if t.is_floating_point()):
+            raise NonFiniteLossError(f"weights are not finite in round {self.round_index + 1}, step {self.step_index}")
         directory = RunDirectory(path)
-        if not directory.config.exists():
+        if directory.config.exists():
+            directory.check_same(self.config, self.dataset)
+        else:
             directory.create(self.config, self.dataset)
         checkpoint.save(
             directory.checkpoints,
             f"round-{self.round_index:06d}-step-{self.step_index:06d}",
-            {**self.state.tensors(), "step_metrics": self.step_metrics},
+            self._tensors(),
             {
                 "round": self.round_index,
                 "step": self.step_index,
@@ -298,12 +316,12 @@ class Simulation:
         )
 
     @classmethod
-    def load(cls, path: str | Path, dataset: Dataset | None = None) -> tuple[Simulation, dict[str, Any], list[str]]:
+    def load(cls, path: str | Path, dataset: Dataset | None = None, *, device: str | None = None) -> Simulation:
         """Continue the run in the directory `path` from its newest usable checkpoint.
 
-        Returns:
-            The simulation, the checkpoint's meta (round, step, seconds, metrics_bytes), and a line on each
-            damaged checkpoint passed over.
+        Args:
+            dataset: the images, instead of loading the run's.
+            device: to continue on, instead of the run's.
 
         Raises:
             ValueError: no run there, no usable checkpoint, or the data set is not the run's.
@@ -311,16 +329,23 @@ class Simulation:
         directory = RunDirectory(path)
         saved = directory.read_config()
         tensors, meta, problems = checkpoint.load(directory.checkpoints)
-        simulation = cls(RunConfig.from_dict(saved["config"]), dataset)
+        simulation = cls(RunConfig.from_dict(saved["config"] | ({"device": device} if device else {})), dataset)
         if simulation.dataset.checksum != saved["dataset"]["sha256"]:
             raise ValueError(f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on")
+        state = simulation._tensors()
+        if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in tensors.items()}:
+            raise ValueError(f"resume: the checkpoint in {path} is not of the network that its config.json describes")
         with torch.no_grad():
-            for name, tensor in simulation.state.tensors().items():
+            for name, tensor in state.items():
                 tensor.copy_(tensors[name])
-            simulation.step_metrics.copy_(tensors["step_metrics"])
         simulation.round_index, simulation.step_index = meta["round"], meta["step"]
         simulation.seconds = meta["seconds"]
-        return simulation, meta, problems
+        simulation.metrics_bytes, simulation.passed_over = meta["metrics_bytes"], problems
+        return simulation
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Everything a checkpoint holds."""
+        return {**self.state.tensors(), "step_metrics": self.step_metrics}
 
     def status(self) -> dict[str, Any]:
         """How the run is going: everything timed, which is not in the metrics."""

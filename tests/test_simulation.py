@@ -167,9 +167,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, t
     assert error.count("\n") == 1
     manifest = json.loads((out / "checkpoints" / "manifest.json").read_text())
     assert manifest["checkpoints"][0]["meta"]["round"] == 1
-    simulation, _, problems = Simulation.load(out)
+    simulation = Simulation.load(out)
     assert simulation.round_index == 1
-    assert problems == []
+    assert simulation.passed_over == []
     assert json.loads((out / "live.json").read_text())["state"] == "failed"
 
 
@@ -212,8 +212,8 @@ def test_save_and_load_in_python(config, dataset, tmp_path):
         next(steps)  # in the middle of a round
     simulation.save(tmp_path / "run")
     rest = [to_dict(r) for r in simulation.rounds()]
-    loaded, meta, problems = Simulation.load(tmp_path / "run", dataset)
-    assert (meta["round"], meta["step"], problems) == (0, 2, [])
+    loaded = Simulation.load(tmp_path / "run", dataset)
+    assert (loaded.round_index, loaded.step_index, loaded.passed_over) == (0, 2, [])
     assert [to_dict(r) for r in loaded.rounds()] == rest
     assert_same_state(simulation, loaded, rtol=0, atol=0)
 

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-__all__ = ["Arrays", "Dataset", "Images", "make_dataset"]
+__all__ = ["SMALLEST", "Arrays", "Dataset", "Images", "make_dataset"]
+
+SMALLEST = 8
+"""Least height and width of images that the networks take."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,11 @@ def make_dataset(
         statistics: mean and standard deviation per channel; measured on the training images if None.
 
     Raises:
-        ValueError: the images are not square and no `image_size` is given.
+        ValueError: the images are too small, or not square, and no `image_size` is given.
     """
     height, width = arrays.train_x.shape[1:3]
+    if image_size is None and min(height, width) < SMALLEST:
+        raise ValueError(f"dataset: {name} has images of {height}x{width}; give --image-size {SMALLEST} or more")
     if image_size is None and height != width:
         raise ValueError(f"dataset: {name} has images of {height}x{width}; give --image-size to make them square")
     train, test = (resize(planes(x), image_size) for x in (arrays.train_x, arrays.test_x))

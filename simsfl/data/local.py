@@ -28,13 +28,16 @@ def read_npz(path: Path) -> Arrays:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ARRAYS if key in file}
             held = ", ".join(file.files) or "nothing"
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError) as error:
         raise ValueError(f"dataset: {path} is not a whole .npz file ({error})") from error
-    except (ValueError, AttributeError) as error:  # pickled objects; a lone array
+    except (ValueError, AttributeError, TypeError) as error:  # pickled objects; a lone array
         raise ValueError(f"dataset: {path} cannot be read as arrays of plain numbers ({error})") from error
     missing = [key for key in ARRAYS if key not in arrays]
     if missing:
         raise ValueError(f"dataset: {path} lacks {', '.join(missing)}; it has {held}, and needs {', '.join(ARRAYS)}")
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"dataset: {path}: {key} is no array")
     for split in ("train", "test"):
         check_split(path, split, arrays[f"{split}_x"], arrays[f"{split}_y"])
     if arrays["train_x"].shape[1:] != arrays["test_x"].shape[1:]:
@@ -117,7 +120,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"dataset: {path} is not a readable image") from error
     scale = size / min(image.size)
     scaled = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)

