@@ -47,13 +47,13 @@ def parser() -> Parser:
     result = Parser(prog="run.py", description=__doc__, epilog="Presets, architectures and data sets: --list")
     what = result.add_argument_group("what to run")
     what.add_argument(
-        "--preset", default="auto", help="auto, or one of --list; any field can be overridden (default: auto)"
+        "--preset", default="auto", help="auto, or one of --list; flags override its fields (default: auto)"
     )
     what.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="start from a saved config.json instead of a preset; what a rule set in it stays",
+        help="start from a saved config.json instead of a preset; what a rule set in it stays as it was",
     )
     what.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this directory, as configured")
     what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
@@ -108,11 +108,11 @@ class Run:
         """A new run, from a preset or a config file and the flags over it."""
         config, why = chosen_config(arguments)
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        directory = RunDirectory(arguments.out or Path("runs") / f"{stamp}-{config.preset}")
+        directory = RunDirectory(arguments.out or "runs")
         directory.check_free(overwrite=arguments.overwrite)
         simulation = Simulation(config)
         if arguments.out is None:
-            directory = RunDirectory.claim(directory.path)
+            directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
         else:
             directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes its time
         directory.create(simulation.config, simulation.dataset)

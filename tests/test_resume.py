@@ -1,5 +1,6 @@
 """A run that is killed, stopped or damaged and then resumed ends like one that never was."""
 
+import hashlib
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import pytest
 from conftest import TINY, flags
 
 import run
+from simsfl import RunConfig, Simulation
+from simsfl.simulation import NonFiniteLossError
 
 RUN = Path(run.__file__)
 SLOW = TINY | {"rounds": 12, "eval_every": 3, "checkpoint_every": 2, "dashboard": "off"}
@@ -39,9 +42,11 @@ def wait_for(process, condition):
 
 
 def final(directory):
-    """The metrics, and the final checkpoint's file name and checksum (of tensors alone)."""
+    """The metrics, and the bytes of the final checkpoint, which holds tensors alone."""
     newest = json.loads((directory / "checkpoints" / "manifest.json").read_text())["checkpoints"][0]
-    return (directory / "metrics.jsonl").read_bytes(), newest["file"], newest["sha256"]
+    weights = (directory / "checkpoints" / newest["file"]).read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == newest["sha256"]
+    return (directory / "metrics.jsonl").read_bytes(), newest["file"], weights
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +118,57 @@ def test_resuming_a_finished_run_changes_nothing(npz, tmp_path):
     assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
     assert final(out) == before
     assert json.loads((out / "summary.json").read_text())["knn_top1"] == summary["knn_top1"]
+
+
+def test_a_damaged_final_checkpoint_is_made_again(npz, tmp_path, uninterrupted, capfd):
+    out = tmp_path / "run"
+    assert run.main(flags(dataset=npz, out=out, **TINY, dashboard="off")) == 0
+    before = final(out)
+    newest = max((out / "checkpoints").glob("*.safetensors"))
+    newest.write_bytes(b"damaged")
+    assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
+    assert "damaged" in capfd.readouterr().out
+    assert final(out) == before
+
+
+def test_a_run_saved_in_python_is_resumed_by_the_program(npz, tmp_path, capfd):
+    """Without metrics there is nothing to compare with, which is no reason to fail."""
+    simulation = Simulation(RunConfig(**TINY, dataset=str(npz)))
+    next(simulation.rounds())
+    simulation.save(tmp_path / "run")
+    assert run.main(["--resume", str(tmp_path / "run"), "--dashboard", "off"]) == 0
+    assert "raw pixels -" in capfd.readouterr().out
+    assert Simulation.load(tmp_path / "run").round_index == TINY["rounds"]
+
+
+def test_saving_over_another_run_is_refused(npz, tmp_path):
+    Simulation(RunConfig(**TINY, dataset=str(npz))).save(tmp_path / "run")
+    Simulation(RunConfig(**TINY, dataset=str(npz))).save(tmp_path / "run")  # the same run again
+    with pytest.raises(ValueError, match=r"out: .* another run"):
+        Simulation(RunConfig(**TINY, dataset=str(npz), seed=1)).save(tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_are_not_saved(npz, tmp_path):
+    simulation = Simulation(RunConfig(**TINY, dataset=str(npz)))
+    simulation.save(tmp_path / "run")
+    next(simulation.rounds())
+    simulation.state.clients.online[0] = float("inf")
+    with pytest.raises(NonFiniteLossError, match="weights are not finite"):
+        simulation.save(tmp_path / "run")
+    assert Simulation.load(tmp_path / "run").round_index == 0
+
+
+def test_runs_of_the_same_second_have_directories_of_their_own(npz, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run.time, "strftime", lambda form: "now")
+    for _ in range(3):
+        assert run.main([*flags(dataset=npz, **TINY), "--rounds", "1", "--dashboard", "off"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["now-laptop", "now-laptop+2", "now-laptop+3"]
+
+
+def test_resume_takes_flags_that_agree(npz, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    assert run.main(flags(dataset=npz, out=out, **TINY, dashboard="off")) == 0
+    monkeypatch.chdir(npz.parent)
+    agreeing = ["--dataset", npz.name, "--device", "auto", "--out", str(out), "--clients", "8"]
+    assert run.main(["--resume", str(out), "--dashboard", "off", *agreeing]) == 0

@@ -46,10 +46,21 @@ def trained(config, dataset):
     return simulation, records
 
 
-def assert_same_state(one, two, **tolerance):
+def assert_same_state(one, two):
     tensors = two.state.tensors()
     for name, tensor in one.state.tensors().items():
-        torch.testing.assert_close(tensor, tensors[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+        assert torch.equal(tensor, tensors[name]), name
+
+
+def assert_moved_alike(one, two, start, share):
+    """Each tensor of two states differs by at most a share of how far it moved from the start."""
+    first, second, origin = (simulation.state.tensors() for simulation in (one, two, start))
+    for name, tensor in first.items():
+        if tensor.is_floating_point():
+            moved = (second[name] - origin[name]).norm()
+            assert (tensor - second[name]).norm() <= share * moved, name
+        else:
+            assert torch.equal(tensor, second[name]), name
 
 
 @pytest.mark.parametrize("feature_sharing", [True, False])
@@ -57,7 +68,7 @@ def test_engines_agree_over_whole_rounds(config, dataset, feature_sharing):
     config = replace(config, feature_sharing=feature_sharing, rounds=1, lr=0.005)
     stacked, _ = trained(config, dataset)
     loop, _ = trained(replace(config, engine="loop"), dataset)
-    assert_same_state(stacked, loop, rtol=0, atol=1e-2)  # fp32; float64 is in test_step
+    assert_moved_alike(stacked, loop, Simulation(config, dataset), 0.02)  # fp32; float64 is in test_step
 
 
 def test_the_chunk_size_changes_no_more_than_rounding(config, dataset, monkeypatch):
@@ -65,7 +76,7 @@ def test_the_chunk_size_changes_no_more_than_rounding(config, dataset, monkeypat
     one, _ = trained(config, dataset)
     monkeypatch.setattr(clients, "CHUNK", 2)
     two, _ = trained(config, dataset)
-    assert_same_state(one, two, rtol=0, atol=1e-2)
+    assert_moved_alike(one, two, Simulation(config, dataset), 0.02)
 
 
 def test_the_same_seed_gives_the_same_bits_and_global_generators_do_not_matter(config, dataset):
@@ -76,7 +87,7 @@ def test_the_same_seed_gives_the_same_bits_and_global_generators_do_not_matter(c
     np.random.seed(2)  # noqa: NPY002
     two, again = trained(config, dataset)
     assert records == again
-    assert_same_state(one, two, rtol=0, atol=0)
+    assert_same_state(one, two)
     _, other = trained(replace(config, seed=1), dataset)
     assert other != records
 
@@ -215,7 +226,7 @@ def test_save_and_load_in_python(config, dataset, tmp_path):
     loaded = Simulation.load(tmp_path / "run", dataset)
     assert (loaded.round_index, loaded.step_index, loaded.passed_over) == (0, 2, [])
     assert [to_dict(r) for r in loaded.rounds()] == rest
-    assert_same_state(simulation, loaded, rtol=0, atol=0)
+    assert_same_state(simulation, loaded)
 
 
 @pytest.mark.parametrize(("steps", "syncs"), [(50, 1), (50, 10), (5, 2), (7, 3), (4, 9), (1, 1), (500, 10)])
