@@ -1,9 +1,8 @@
-"""The built-in data set: ten shapes that only their outline tells apart.
+"""The built-in data set: ten shapes that nothing but their outline tells apart.
 
-Position, size, tilt, the two colours and the texture are drawn alike for every class, so neither colour
-nor place gives a class away. Colours stay close to dark and light gray: were they varied, they alone would
-tell images apart, and contrastive learning would learn them and not the shapes. Needs no files and no
-network.
+Position, size, tilt, the two colours and the texture are drawn alike for every class, so neither colour nor
+place gives a class away. Colours stay close to dark and light gray: were they varied, they alone would tell
+images apart, and contrastive learning would learn them and not the shapes. Needs no files and no network.
 """
 
 from __future__ import annotations
@@ -85,9 +84,9 @@ def draw(distance: Callable[[Tensor, Tensor], Tensor], count: int, rng: np.rando
         return torch.from_numpy(rng.uniform(low, high, (count, *shape)).astype(np.float32))
 
     grid = torch.linspace(-1, 1, SIZE)
-    radius = uniform(0.3, 0.6, 1, 1)
-    centre = uniform(-1.0, 1.0, 2, 1, 1) * (1.0 - radius)[:, None]
-    angle = uniform(-0.6, 0.6, 1, 1)
+    radius = uniform(0.4, 0.7, 1, 1)
+    centre = uniform(-1.0, 1.0, 2, 1, 1) * (0.9 - radius)[:, None]
+    angle = uniform(-0.35, 0.35, 1, 1)
     x = (grid[None, None, :] - centre[:, 0]) / radius
     y = (grid[None, :, None] - centre[:, 1]) / radius
     turned_x = torch.cos(angle) * x + torch.sin(angle) * y
@@ -95,11 +94,11 @@ def draw(distance: Callable[[Tensor, Tensor], Tensor], count: int, rng: np.rando
     pixel = 2 / (SIZE - 1) / radius
     mask = (0.5 - distance(turned_x, turned_y) / pixel).clamp_(0, 1)[..., None]
 
-    dark = uniform(30, 110, 1, 1, 1) + uniform(-20, 20, 1, 1, 3)
-    light = uniform(140, 220, 1, 1, 1) + uniform(-20, 20, 1, 1, 3)
+    dark = uniform(40, 90, 1, 1, 1) + uniform(-20, 20, 1, 1, 3)
+    light = uniform(150, 200, 1, 1, 1) + uniform(-20, 20, 1, 1, 3)
     swap = uniform(0, 1, 1, 1, 1) < 0.5
     background, ink = torch.where(swap, light, dark), torch.where(swap, dark, light)
-    slope = uniform(-40, 40, 2, 1, 1)
+    slope = uniform(-25, 25, 2, 1, 1)
     noise = torch.from_numpy(rng.integers(0, 41, (count, SIZE, SIZE), dtype=np.uint8))
     shade = slope[:, 0] * grid[None, None, :] + slope[:, 1] * grid[None, :, None] + noise - 20
     image = torch.addcmul(background + shade[..., None], mask, ink - background)
