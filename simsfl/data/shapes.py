@@ -87,18 +87,19 @@ def draw(distance: Callable[[Tensor, Tensor], Tensor], count: int, rng: np.rando
     radius = uniform(0.4, 0.7, 1, 1)
     centre = uniform(-1.0, 1.0, 2, 1, 1) * (0.9 - radius)[:, None]
     angle = uniform(-0.35, 0.35, 1, 1)
-    x = (grid[None, None, :] - centre[:, 0]) / radius
-    y = (grid[None, :, None] - centre[:, 1]) / radius
+    stretch = torch.exp(uniform(-0.35, 0.35, 1, 1))
+    x = (grid[None, None, :] - centre[:, 0]) / radius * stretch
+    y = (grid[None, :, None] - centre[:, 1]) / radius / stretch
     turned_x = torch.cos(angle) * x + torch.sin(angle) * y
     turned_y = torch.cos(angle) * y - torch.sin(angle) * x
     pixel = 2 / (SIZE - 1) / radius
     mask = (0.5 - distance(turned_x, turned_y) / pixel).clamp_(0, 1)[..., None]
 
-    dark = uniform(40, 90, 1, 1, 1) + uniform(-20, 20, 1, 1, 3)
-    light = uniform(150, 200, 1, 1, 1) + uniform(-20, 20, 1, 1, 3)
+    dark = uniform(40, 90, 1, 1, 1) + uniform(-10, 10, 1, 1, 3)
+    light = uniform(150, 200, 1, 1, 1) + uniform(-10, 10, 1, 1, 3)
     swap = uniform(0, 1, 1, 1, 1) < 0.5
     background, ink = torch.where(swap, light, dark), torch.where(swap, dark, light)
-    slope = uniform(-25, 25, 2, 1, 1)
+    slope = uniform(-15, 15, 2, 1, 1)
     noise = torch.from_numpy(rng.integers(0, 41, (count, SIZE, SIZE), dtype=np.uint8))
     shade = slope[:, 0] * grid[None, None, :] + slope[:, 1] * grid[None, :, None] + noise - 20
     image = torch.addcmul(background + shade[..., None], mask, ink - background)
