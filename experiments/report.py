@@ -174,9 +174,10 @@ def features(simulation: Simulation) -> Figure:
     labels = data.test_labels[rows.to(data.test_labels.device)].cpu().numpy()
     figure, axis = plt.subplots(figsize=(7, 5.5), layout="constrained")
     if len(data.classes) <= 20:
+        palette = plt.get_cmap("tab10" if len(data.classes) <= 10 else "tab20")
         for label, name in enumerate(data.classes):
             mine = labels == label
-            axis.scatter(*points[mine].T, s=6, alpha=0.6, label=name, color=plt.get_cmap("tab20")(label % 20))
+            axis.scatter(*points[mine].T, s=6, alpha=0.6, label=name, color=palette(label))
         axis.legend(fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     else:
         axis.scatter(*points.T, s=6, alpha=0.6, c=labels, cmap="hsv")
