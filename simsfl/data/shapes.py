@@ -54,7 +54,7 @@ CLASSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "disc": lambda x, y: disc(x, y, 0.8),
     "ring": lambda x, y: ring(x, y, 0.68, 0.16),
     "half": lambda x, y: torch.maximum(disc(x, y + 0.35, 0.95), -y - 0.35),
-    "crescent": lambda x, y: torch.maximum(disc(x, y, 0.9), -disc(x - 0.45, y, 0.72)),
+    "crescent": lambda x, y: torch.maximum(disc(x - 0.5, y, 0.9), -disc(x - 0.95, y, 0.72)),
     "bar": lambda x, y: box(x, y, 1.0, 0.26),
     "square": lambda x, y: box(x, y, 0.72, 0.72),
     "triangle": lambda x, y: polygon(x, y, 3, 0.5),
