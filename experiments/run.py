@@ -217,8 +217,9 @@ class Run:
             hint = f"stopped by {self.stopped_by.name}; go on with --resume {shlex.quote(str(self.directory.path))}"
             self.console.print(hint, markup=False, soft_wrap=True)
             return 128 + self.stopped_by
-        write_json(self.directory.summary, self.summary())
-        self.conclude()
+        summary = self.summary()
+        write_json(self.directory.summary, summary)
+        self.conclude(summary)
         return 0
 
     def train(self, kind: type[LiveView | PlainView]) -> bool:
@@ -294,9 +295,8 @@ class Run:
             "client_flops_per_step": simulation.cost.step_flops,
         }
 
-    def conclude(self) -> None:
+    def conclude(self, summary: dict[str, Any]) -> None:
         """Say how it went and where everything is."""
-        summary = self.summary()
         linear = "" if summary["linear_top1"] is None else f", linear probe {summary['linear_top1']:.2f} %"
         knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
         self.console.print(

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import platform
 import shutil
@@ -59,14 +58,15 @@ class RunDirectory:
     @classmethod
     def claim(cls, path: Path) -> RunDirectory:
         """Make a new directory at `path`, or with a number behind it where another run was quicker."""
-        for number in itertools.count(2):
+        candidate, number = path, 1
+        while True:
             try:
-                path.mkdir(parents=True)
+                candidate.mkdir(parents=True)
             except FileExistsError:
-                path = path.with_name(f"{path.name.split('+')[0]}+{number}")
+                number += 1
+                candidate = path.with_name(f"{path.name}+{number}")
             else:
-                return cls(path)
-        raise AssertionError("unreachable: counting does not end")
+                return cls(candidate)
 
     def create(self, config: RunConfig, dataset: Dataset) -> None:
         """Make the directory, clear an older run's files out of it, and record what the run is."""
@@ -99,9 +99,11 @@ class RunDirectory:
         try:
             content = json.loads(self.config.read_text(encoding="utf-8"))
             RunConfig.from_dict({**content["config"], "device": "auto"})  # the run may be another machine's
-            return {**content, "dataset": {"sha256": content["dataset"]["sha256"], **content["dataset"]}}
+            if not isinstance(content["dataset"]["sha256"], str):
+                raise TypeError("the data set's checksum is no text")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} is not the directory of a run: no usable config.json ({error})") from error
+        return content
 
     def check_same(self, config: RunConfig, dataset: Dataset) -> None:
         """Raise a ValueError unless the run here is of this config and these images."""

@@ -173,7 +173,7 @@ class Simulation:
         if self.step_index == 0:
             gather_(state, plan.cohort)
         own_steps = state.clients.participation[state.cohort.ids] * self.steps
-        server_lr = torch.tensor(self.server_lr(), device=self.device)
+        server_lr = torch.tensor(self.server_lr(self.round_index), device=self.device)
         begin = flushed = time.perf_counter()
         recorded = self.step_index
         while self.step_index < self.steps:
@@ -224,8 +224,7 @@ class Simulation:
         loss, top1 = self.step_metrics.mean(dim=0).tolist()
         done = self.round_index
         up, down = self.traffic()
-        server_lr = schedule.server_lr(self.config.lr, self.config.lr_schedule, done - 1, self.config.rounds)
-        return RoundRecord(done, loss, top1, server_lr, round(up), round(down))
+        return RoundRecord(done, loss, top1, self.server_lr(done - 1), round(up), round(down))
 
     def traffic(self) -> tuple[float, float]:
         """Bytes sent up and down so far, mean over all clients."""
@@ -233,9 +232,9 @@ class Simulation:
         share = self.round_index * self.config.cohort / self.config.clients
         return up * share, down * share
 
-    def server_lr(self) -> float:
-        """The server's learning rate in the current round."""
-        return schedule.server_lr(self.config.lr, self.config.lr_schedule, self.round_index, self.config.rounds)
+    def server_lr(self, round_index: int) -> float:
+        """The server's learning rate in a round counted from 0."""
+        return schedule.server_lr(self.config.lr, self.config.lr_schedule, round_index, self.config.rounds)
 
     def client_lr(self, own_steps: torch.Tensor) -> torch.Tensor:
         """The learning rate ``[C]`` of clients that have done `own_steps` ``[C]`` steps each."""

@@ -85,10 +85,6 @@ class Dataset:
         """Height and width of every image."""
         return self.train.pixels.shape[-1]
 
-    def because(self, origin: str) -> Dataset:
-        """The same, with another account of where it came from."""
-        return replace(self, origin=origin)
-
     def to(self, device: torch.device) -> Dataset:
         """The same on another device."""
         return replace(

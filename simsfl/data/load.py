@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from simsfl.data import Dataset, make_dataset
@@ -51,6 +52,6 @@ def load_public(name: str, data_dir: Path, image_size: int | None, seed: int) ->
         if name != "auto":
             raise ValueError(f"dataset: {wanted} could not be had ({error})") from error
         fallback = load_dataset("shapes", image_size=image_size, seed=seed)
-        return fallback.because(f"built in, because CIFAR-10 could not be had ({error})")
+        return replace(fallback, origin=f"built in, because CIFAR-10 could not be had ({error})")
     source = SOURCES[wanted]
     return make_dataset(wanted, origin, arrays, image_size=image_size, statistics=(source.mean, source.std))
