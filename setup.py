@@ -19,7 +19,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=1.26",
-        "rich>=13",
+        "rich>=13.9",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
         "scipy>=1.11",  # torchvision reads SVHN with it

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
@@ -22,17 +19,14 @@ from rich.table import Table
 from flags import Parser, add_config_flags, config_values, fail
 from presets import PRESETS, automatic, named
 from simsfl import RunConfig, Simulation
-from simsfl.dashboard import LiveView, PlainView, number, time_text
+from simsfl.dashboard import number, time_text
 from simsfl.data.load import NAMES
-from simsfl.files import write_json
-from simsfl.metrics import History, MetricsLog, Record, RoundRecord, StepRecord, read_records, to_dict
 from simsfl.models import ARCHITECTURES, layer_count
 from simsfl.names import unknown
 from simsfl.run_directory import RunDirectory
+from simsfl.session import Output, Session
 from simsfl.simulation import NonFiniteLossError
 
-LIVE_SECONDS = 1.0
-"""How often ``live.json`` is replaced."""
 VIEWS = ("auto", "on", "off")
 CHOICES = ("preset", "dataset", "device", "engine")
 """What is chosen for those who do not say, so the output says why."""
@@ -72,270 +66,154 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, set up, train; the exit code."""
-    console = Console()
+    console = Output()
     try:
         arguments = parser().parse(argv)
         if arguments.dashboard == "on":
-            console = Console(force_terminal=True)
+            console = Output(force_terminal=True)
         if arguments.list:
             print_names(console)
             return 0
         if arguments.dashboard not in VIEWS:
             raise unknown("dashboard", arguments.dashboard, VIEWS)
-        run = Run.resumed(arguments, console) if arguments.resume else Run.fresh(arguments, console)
+        session = resumed(arguments, console) if arguments.resume else fresh(arguments, console)
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
         return fail(KeyboardInterrupt("interrupted before training"), 130)
-    return run.go(live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal))
-
-
-class Run:
-    """One simulation writing to one directory."""
-
-    def __init__(self, simulation: Simulation, directory: RunDirectory, console: Console, metrics_bytes: int = 0):
-        self.simulation, self.directory, self.console = simulation, directory, console
-        self.log = MetricsLog(directory.metrics, metrics_bytes)
-        self.history = History()
-        for record, _ in read_records(directory.metrics):
-            self.history.feed(record)
-        self.stopped_by: signal.Signals | None = None
-        self.saved_all = simulation.round_index == simulation.config.rounds
-        self.live_written = 0.0
-
-    @classmethod
-    def fresh(cls, arguments: argparse.Namespace, console: Console) -> Run:
-        """A new run, from a preset or a config file and the flags over it."""
-        config, why = chosen_config(arguments)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        directory = RunDirectory(arguments.out or "runs")
-        directory.check_free(overwrite=arguments.overwrite)
-        simulation = Simulation(config)
-        if arguments.out is None:
-            directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
-        else:
-            directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes its time
-        directory.create(simulation.config, simulation.dataset)
-        run = cls(simulation, directory, console)
-        origin = f"from {arguments.config}" if arguments.config else "by default"
-        asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in CHOICES}
-        if config.dataset == "auto":
-            asked["dataset"] = "auto"
-        if config.device == "auto":
-            asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
-        run.announce(asked | {"preset": why})
-        run.save()
-        return run
-
-    @classmethod
-    def resumed(cls, arguments: argparse.Namespace, console: Console) -> Run:
-        """The run in ``--resume``, which the other flags may repeat but not contradict."""
-        directory = RunDirectory(arguments.resume)
-        saved = directory.read_config()["config"]
-        for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
-            if getattr(arguments, flag) != unset:
-                raise ValueError(f"{flag}: cannot be given with --resume, which goes on as configured")
-        if arguments.out and arguments.out.resolve() != directory.path.resolve():
-            raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
-        for name, value in config_values(arguments).items():
-            if value != "auto" and same_file(value) != saved[name]:
-                raise ValueError(
-                    f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {saved[name]!r}, "
-                    "or leave the flag out"
-                )
-        simulation = Simulation.load(directory.path)
-        for problem in simulation.passed_over:
-            console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
-        run = cls(simulation, directory, console, simulation.metrics_bytes)
-        run.announce(dict.fromkeys(CHOICES, "as configured"))
-        console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")
-        return run
-
-    def announce(self, why: dict[str, str]) -> None:
-        """Say what was chosen, and for the `CHOICES` why."""
-        simulation, config = self.simulation, self.simulation.config
-        data, sizes = simulation.dataset, simulation.partition.sizes
-        device = (
-            f"{torch.get_num_threads()} threads"
-            if simulation.device.type == "cpu"
-            else torch.cuda.get_device_name(simulation.device)
+    try:
+        finished = session.go(
+            live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
         )
-        held = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
-        unused = len(data.train) - sizes.sum()
-        model = simulation.model
-        if "could not be had" in data.origin:
-            banner = "CIFAR-10 could not be had: this run uses the built-in shapes instead."
-            self.console.print(Panel(banner, style="bold yellow"))
-        for name, value, note in (
-            ("preset", config.preset, why["preset"]),
-            (
-                "dataset",
-                data.name,
-                f"{why['dataset']}: {data.origin}; {len(data.train):,} train, {len(data.test):,} test images of "
-                f"{data.image_size}x{data.image_size}",
-            ),
-            ("device", config.device, f"{why['device']}; {device}, {config.precision}"),
-            ("engine", config.engine, f"{why['engine']}; {ENGINE_NOTES[config.engine]}"),
-            (
-                "clients",
-                f"{config.clients:,}",
-                f"cohort {config.cohort:,}; {config.partition}, {held} images each"
-                + (f", {unused:,} images unused" if unused else ""),
-            ),
-            (
-                "model",
-                config.arch,
-                f"width {config.width}, cut layer {config.cut_layer}; {model.client.size:,} parameters on a client, "
-                f"{model.server.size:,} on the server",
-            ),
-            (
-                "schedule",
-                f"{config.rounds:,} rounds",
-                f"{simulation.steps:,} steps each, {config.batch_size} images per client and step, "
-                f"{min(config.syncs_per_round, simulation.steps):,} averagings",
-            ),
-            ("output", self.directory.path, ""),
-        ):
-            line = f"{name:<9} [bold]{escape(str(value))}[/]  [dim]{escape(note)}[/]"
-            self.console.print(line, highlight=False, soft_wrap=True)
+    except NonFiniteLossError as error:
+        kept = f"the last good checkpoint is kept in {session.directory.checkpoints}"
+        return fail(ArithmeticError(f"{error}; {kept}"), 1)
+    if not finished:
+        again = f"--resume {shlex.quote(str(session.directory.path))}"
+        console.print(f"stopped by {session.stopped_by.name}; go on with {again}", markup=False, soft_wrap=True)
+        return 128 + session.stopped_by
+    conclude(session)
+    return 0
 
-    def go(self, *, live: bool) -> int:
-        """Train to the end or to a signal, and write everything down."""
-        state = "failed"
-        try:
-            with self.log:
-                finished = self.train(LiveView if live else PlainView)
-                state = "finished" if finished else "stopped"
-        except NonFiniteLossError as error:
-            kept = f"the last good checkpoint is kept in {self.directory.checkpoints}"
-            return fail(ArithmeticError(f"{error}; {kept}"), 1)
-        except KeyboardInterrupt:
-            finished, state = False, "stopped"
-        finally:
-            self.write_live(state, self.simulation.status())
-        if not finished:
-            hint = f"stopped by {self.stopped_by.name}; go on with --resume {shlex.quote(str(self.directory.path))}"
-            self.console.print(hint, markup=False, soft_wrap=True)
-            return 128 + self.stopped_by
-        summary = self.summary()
-        write_json(self.directory.summary, summary)
-        self.conclude(summary)
-        return 0
 
-    def train(self, kind: type[LiveView | PlainView]) -> bool:
-        """Train, showing it, until the end (True) or a signal (False)."""
-        with (
-            self.catching_signals(),
-            kind(self.simulation.config.to_dict(), self.history, self.console) as view,
-        ):
-            self.write_live("training", self.simulation.status())
-            for record in self.simulation.train():
-                self.take(record)
-                if view.due() or time.monotonic() - self.live_written >= LIVE_SECONDS:
-                    status = self.simulation.status()
-                    self.write_live("training", status)
-                    if view.due():
-                        view.show(status)
-                if self.stopped_by and self.may_save(record):
-                    self.save()
-                    return False
-            view.show(self.simulation.status())
-        return True
+def fresh(arguments: argparse.Namespace, console: Output) -> Session:
+    """A new run, from a preset or a config file and the flags over it."""
+    config, why = chosen_config(arguments)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    directory = RunDirectory(arguments.out or "runs")
+    directory.check_free(overwrite=arguments.overwrite)
+    simulation = Simulation(config)
+    if arguments.out is None:
+        directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
+    else:
+        directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes its time
+    directory.create(simulation.config, simulation.dataset)
+    session = Session(simulation, directory, console)
+    origin = f"from {arguments.config}" if arguments.config else "by default"
+    asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in CHOICES}
+    if config.dataset == "auto":
+        asked["dataset"] = "auto"
+    if config.device == "auto":
+        asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
+    announce(session, asked | {"preset": why})
+    session.save()
+    return session
 
-    def take(self, record: Record) -> None:
-        """Write a record down, and a checkpoint where one is due."""
-        self.log.write(record)
-        self.history.feed(to_dict(record))
-        config = self.simulation.config
-        if isinstance(record, RoundRecord) and (
-            record.round % config.checkpoint_every == 0 or record.round == config.rounds
-        ):
-            self.save()
-            self.saved_all = record.round == config.rounds
 
-    def may_save(self, record: Record) -> bool:
-        """Whether the simulation stands exactly behind `record`."""
-        if isinstance(record, StepRecord):
-            return record.step == self.simulation.step_index
-        return isinstance(record, RoundRecord)
+def resumed(arguments: argparse.Namespace, console: Output) -> Session:
+    """The run in ``--resume``, which the other flags may repeat but not contradict."""
+    directory = RunDirectory(arguments.resume)
+    saved = directory.read_config()["config"]
+    for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
+        if getattr(arguments, flag) != unset:
+            raise ValueError(f"{flag}: cannot be given with --resume, which goes on as configured")
+    if arguments.out and arguments.out.resolve() != directory.path.resolve():
+        raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
+    for name, value in config_values(arguments).items():
+        if value != "auto" and same_file(value) != saved[name]:
+            raise ValueError(
+                f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {saved[name]!r}, "
+                "or leave the flag out"
+            )
+    simulation = Simulation.load(directory.path)
+    for problem in simulation.passed_over:
+        console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
+    session = Session(simulation, directory, console)
+    announce(session, dict.fromkeys(CHOICES, "as configured"))
+    console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")
+    return session
 
-    def save(self) -> None:
-        """Write a checkpoint that belongs to the metrics written so far."""
-        self.simulation.save(self.directory.path, self.log.sync())
 
-    def write_live(self, state: str, status: dict[str, Any]) -> None:
-        """Replace ``live.json``."""
-        self.live_written = time.monotonic()
-        write_json(self.directory.live, {"state": state, "updated": time.time(), **status}, durable=False)
+def announce(session: Session, why: dict[str, str]) -> None:
+    """Say what was chosen, and for the `CHOICES` why."""
+    console, simulation, config = session.console, session.simulation, session.simulation.config
+    data, sizes = simulation.dataset, simulation.partition.sizes
+    device = (
+        f"{torch.get_num_threads()} threads"
+        if simulation.device.type == "cpu"
+        else torch.cuda.get_device_name(simulation.device)
+    )
+    held = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
+    unused = len(data.train) - sizes.sum()
+    model = simulation.model
+    if "could not be had" in data.origin:
+        banner = "CIFAR-10 could not be had: this run uses the built-in shapes instead."
+        console.print(Panel(banner, style="bold yellow"))
+    for name, value, note in (
+        ("preset", config.preset, why["preset"]),
+        (
+            "dataset",
+            data.name,
+            f"{why['dataset']}: {data.origin}; {len(data.train):,} train, {len(data.test):,} test images of "
+            f"{data.image_size}x{data.image_size}",
+        ),
+        ("device", config.device, f"{why['device']}; {device}, {config.precision}"),
+        ("engine", config.engine, f"{why['engine']}; {ENGINE_NOTES[config.engine]}"),
+        (
+            "clients",
+            f"{config.clients:,}",
+            f"cohort {config.cohort:,}; {config.partition}, {held} images each"
+            + (f", {unused:,} images unused" if unused else ""),
+        ),
+        (
+            "model",
+            config.arch,
+            f"width {config.width}, cut layer {config.cut_layer}; {model.client.size:,} parameters on a client, "
+            f"{model.server.size:,} on the server",
+        ),
+        (
+            "schedule",
+            f"{config.rounds:,} rounds",
+            f"{simulation.steps:,} steps each, {config.batch_size} images per client and step, "
+            f"{min(config.syncs_per_round, simulation.steps):,} averagings",
+        ),
+        ("output", session.directory.path, ""),
+    ):
+        line = f"{name:<9} [bold]{escape(str(value))}[/]  [dim]{escape(note)}[/]"
+        console.print(line, highlight=False, soft_wrap=True)
 
-    def summary(self) -> dict[str, Any]:
-        """The content of ``summary.json``."""
-        simulation, config, history = self.simulation, self.simulation.config, self.history
-        status = simulation.status()
-        return {
-            "preset": config.preset,
-            "dataset": config.dataset,
-            "clients": config.clients,
-            "cohort": config.cohort,
-            "rounds": simulation.round_index,
-            "steps": simulation.round_index * simulation.steps,
-            "loss": history.value("round", "loss"),
-            "contrast_top1": history.value("round", "contrast_top1"),
-            "knn_top1": history.value("evaluation", "knn_top1"),
-            "linear_top1": history.value("probe", "linear_top1"),
-            "linear_best_top1": history.value("probe", "linear_best_top1"),
-            "knn_top1_untrained": history.untrained("knn_top1"),
-            "knn_top1_pixels": history.untrained("pixel_knn_top1"),
-            "seconds": simulation.seconds,
-            "client_steps_per_second": status["client_steps_per_second"],
-            "images_per_second": status["images_per_second"],
-            "peak_memory_bytes": status["peak_memory_bytes"],
-            "bytes_up_per_client": history.value("round", "bytes_up_per_client"),
-            "bytes_down_per_client": history.value("round", "bytes_down_per_client"),
-            "client_flops_per_step": simulation.cost.step_flops,
-        }
 
-    def conclude(self, summary: dict[str, Any]) -> None:
-        """Say how it went and where everything is."""
-        linear = "" if summary["linear_top1"] is None else f", linear probe {summary['linear_top1']:.2f} %"
-        knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
-        self.console.print(
-            f"\nkNN [bold green]{knn}[/]{linear}  (untrained {untrained}, raw pixels {pixels}) "
-            f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training",
-            highlight=False,
-            soft_wrap=True,
-        )
-        path = self.directory.path
-        for name, text in (
-            ("config.json", "what was run"),
-            ("metrics.jsonl", "every step, round and evaluation"),
-            ("summary.json", "the figures above and more"),
-            ("checkpoints", "final state"),
-        ):
-            self.console.print(f"  {escape(str(path / name))}  [dim]{text}[/]", highlight=False, soft_wrap=True)
-        command = shlex.join(["python", str(Path(__file__).with_name("report.py")), str(path)])
-        self.console.print(f"figures: {command}", markup=False, highlight=False, soft_wrap=True)
-
-    @contextmanager
-    def catching_signals(self):
-        """Let Ctrl-C and SIGTERM end the run after the step under way, where its state can be saved.
-
-        At once if there is nothing more to save (only the linear probe is left), or at the second signal:
-        then the run goes on from its last checkpoint.
-        """
-
-        def note(number: int, frame: object) -> None:
-            again = self.stopped_by is not None
-            self.stopped_by = signal.Signals(number)
-            if again or self.saved_all:
-                raise KeyboardInterrupt
-
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+def conclude(session: Session) -> None:
+    """Say how it went and where everything is."""
+    console, summary = session.console, session.summary()
+    linear = "" if summary["linear_top1"] is None else f", linear probe {summary['linear_top1']:.2f} %"
+    knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
+    console.print(
+        f"\nkNN [bold green]{knn}[/]{linear}  (untrained {untrained}, raw pixels {pixels}) "
+        f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training",
+        highlight=False,
+        soft_wrap=True,
+    )
+    path = session.directory.path
+    for name, text in (
+        ("config.json", "what was run"),
+        ("metrics.jsonl", "every step, round and evaluation"),
+        ("summary.json", "the figures above and more"),
+        ("checkpoints", "final state"),
+    ):
+        console.print(f"  {escape(str(path / name))}  [dim]{text}[/]", highlight=False, soft_wrap=True)
+    command = shlex.join(["python", str(Path(__file__).with_name("report.py")), str(path)])
+    console.print(f"figures: {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
@@ -356,7 +234,7 @@ def same_file(value: Any) -> Any:
     return value
 
 
-def print_names(console: Console) -> None:
+def print_names(console: Output) -> None:
     """What ``--preset``, ``--arch`` and ``--dataset`` take."""
     sections = {
         "presets": {"auto": "the one that suits this machine: " + automatic()[0]}

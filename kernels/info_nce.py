@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def info_nce(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Mean InfoNCE loss over N rows, and how often the positive ranks first.
 
     Args:
-        query: ``[N, D]`` unit rows; the gradient flows here.
-        key: ``[N, D]`` unit rows, the positives; no gradient is wanted of them.
-        queue: ``[G, K, D]`` unit rows, the negatives. Rows ``g*N/G`` to ``(g+1)*N/G`` of the
+        query_ND: unit rows; the gradient flows here.
+        key_ND: unit rows, the positives; no gradient is wanted of them.
+        queue_GKD: unit rows, the negatives. Rows ``g*N/G`` to ``(g+1)*N/G`` of the
             query see queue ``g``; G is 1 when all clients share one queue.
         temperature: T of the formula.
 
@@ -27,10 +27,10 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> t
         The scalar loss, and the scalar percentage of rows whose own key scores highest
         (no gradient).
     """
-    groups, _, dim = queue.shape
-    positive = (query * key).sum(dim=1, keepdim=True)
-    negative = query.view(groups, -1, dim) @ queue.transpose(1, 2)
-    logits = torch.cat([positive, negative.flatten(0, 1)], dim=1) / temperature
-    target = logits.new_zeros(len(logits), dtype=torch.long)
-    top1 = 100.0 * (logits.detach().argmax(dim=1) == 0).to(logits.dtype).mean()
-    return F.cross_entropy(logits, target), top1
+    groups, _, dim = queue_GKD.shape
+    positive_N1 = (query_ND * key_ND).sum(dim=1, keepdim=True)
+    negative_GnK = query_ND.view(groups, -1, dim) @ queue_GKD.transpose(1, 2)
+    logits_NK1 = torch.cat([positive_N1, negative_GnK.flatten(0, 1)], dim=1) / temperature
+    target_N = logits_NK1.new_zeros(len(logits_NK1), dtype=torch.long)
+    top1 = 100.0 * (logits_NK1.detach().argmax(dim=1) == 0).to(logits_NK1.dtype).mean()
+    return F.cross_entropy(logits_NK1, target_N), top1

@@ -1,6 +1,7 @@
 """One MocoSFL step, as one batched program over the cohort (Li et al., ICLR 2023, algorithm 1).
 
-Shapes: C clients in the cohort, B images each, N = C*B, P client parameters, D key dimension.
+Names of tensors end in their shape: C clients in the cohort, B images each, N = C*B, D key dimension, K queue
+length, P client parameters, chw the smashed data of one image.
 """
 
 from __future__ import annotations
@@ -75,22 +76,22 @@ def train_step(
     autocast = hyper.autocast(cohort.online.device)
 
     with clock("data"):
-        query_images, key_images = augment.apply(batch.images, batch.indices, batch.views, cohort.online.dtype)
+        query_CB3HW, key_CB3HW = augment.apply(batch.images, batch.indices, batch.views, cohort.online.dtype)
 
     with clock("client forward"), autocast:
-        smashed = clients.forward(model.client, cohort.online, query_images)
+        query_CBchw = clients.forward(model.client, cohort.online, query_CB3HW)
         ema_(cohort.momentum, cohort.online, hyper.tau)
         with torch.no_grad():
-            key = clients.forward(model.client, cohort.momentum, key_images)
+            key_CBchw = clients.forward(model.client, cohort.momentum, key_CB3HW)
 
     with clock("server"):
-        query = cut(smashed, hyper).requires_grad_()
-        key = cut(key, hyper)
+        query_Nchw = cut(query_CBchw, hyper).requires_grad_()
+        key_Nchw = cut(key_CBchw, hyper)
         ema_(central.momentum, central.online, hyper.tau)
         with autocast:
-            queries, keys = server.project(model.server, central, query, key, symmetric=hyper.symmetric)
-        loss, top1 = server.contrast(queries, keys, state.queue, hyper.temperature)
-        query_gradient, server_gradient = torch.autograd.grad(loss, (query, central.online))
+            queries_ND, keys_ND = server.project(model.server, central, query_Nchw, key_Nchw, symmetric=hyper.symmetric)
+        loss, top1 = server.contrast(queries_ND, keys_ND, state.queue, hyper.temperature)
+        gradient_Nchw, server_gradient = torch.autograd.grad(loss, (query_Nchw, central.online))
         sgd_(
             central.online,
             server_gradient,
@@ -99,16 +100,17 @@ def train_step(
             hyper.momentum,
             hyper.weight_decay,
         )
-        for direction in reversed(keys):  # those of the query activations first
-            server.enqueue_(state.queue, direction)
+        for direction_ND in reversed(keys_ND):  # those of the query activations first
+            server.enqueue_(state.queue, direction_ND)
 
     with clock("client backward"):
-        gradient = clients.backward(cohort.online, smashed, query_gradient.view(smashed.shape).to(smashed.dtype))
-        sgd_(cohort.online, gradient, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
+        gradient_CBchw = gradient_Nchw.view_as(query_CBchw).to(query_CBchw.dtype)
+        gradient_CP = clients.backward(cohort.online, query_CBchw, gradient_CBchw)
+        sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
     return loss.detach(), top1
 
 
-def cut(smashed: Tensor, hyper: Hyperparameters) -> Tensor:
+def cut(smashed_CBchw: Tensor, hyper: Hyperparameters) -> Tensor:
     """What crosses the wire: ``[C, B, c, h, w]`` -> ``[N, c, h, w]``, off the clients' graph."""
-    return smashed.detach().flatten(0, 1).to(hyper.precision)
+    return smashed_CBchw.detach().flatten(0, 1).to(hyper.precision)

@@ -20,6 +20,7 @@ LAYERS = [
     {"reference"},
     {"evaluate", "cost", "checkpoint", "metrics", "run_directory"},
     {"simulation", "dashboard"},
+    {"session"},
 ]
 """Lowest first; a module may import from the layers below its own. Packages are free within."""
 

