@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flags import Parser, add_config_flags, config_values, fail
+from flags import Parser, add_config_flags, config_values, fail, path
 from presets import named
 from simsfl import Simulation
 from simsfl.data import Arrays, make_dataset
@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="bench.py", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3, help="processes per setting (default: 3)")
     parser.add_argument("--steps", type=int, default=20, help="steps timed in each process (default: 20)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--one", type=int, metavar="CLIENTS", help="measure one setting in this process, print JSON")
     parser.add_argument("--preset", default="auto", help="as in run.py (default: auto)")
-    add_config_flags(parser)
+    add_config_flags(parser, without=("clients", "cohort", "rounds", "dataset", "partition"))
     try:
         arguments = parser.parse(argv)
         named(arguments.preset)
@@ -84,10 +84,10 @@ def measure(arguments) -> dict[str, float]:
     labels = np.arange(clients) % 10
     dataset = make_dataset("random", "made up", Arrays(images, labels, images[:10], labels[:10], tuple("0123456789")))
     del images
-    simulation = Simulation(replace(config, clients=clients, cohort=min(100, clients), partition="iid"), dataset)
-    simulation.config = replace(simulation.config, rounds=10**9)
+    setting = {"clients": clients, "cohort": min(100, clients), "partition": "iid", "rounds": arguments.steps + 3}
+    simulation = Simulation(replace(config, **setting), dataset)
     times = []
-    for _ in range(arguments.steps + 3):  # one image per client: each round is one step
+    for _ in range(simulation.config.rounds):  # one image per client: each round is one step
         begin = time.perf_counter()
         next(simulation.rounds())
         times.append(time.perf_counter() - begin)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from simsfl.config import RunConfig
@@ -60,12 +61,12 @@ def value_of(kind: type, text: str) -> Callable[[str], Any]:
 CONVERTERS = {"int": value_of(int, "a whole number"), "float": value_of(float, "a number"), "str": str}
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag per field of `RunConfig`, under the heading of its group; absent unless given."""
+def add_config_flags(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """One flag per field of `RunConfig`, but those `without`, under the heading of its group; absent unless given."""
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     for spec in fields(RunConfig):
         group = spec.metadata["group"]
-        if group not in groups:
+        if group not in groups or spec.name in without:
             continue
         kind = spec.type.partition(" | ")[0]
         default = "" if spec.default is None else f" (default: {spec.default})"
@@ -86,8 +87,19 @@ def config_values(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in names and name != "preset"}
 
 
-def fail(error: BaseException, code: int = 2) -> int:
-    """Print an error in one line on stderr and return the exit code."""
-    line = " ".join(str(error).split())
-    print(f"error: {line}", file=sys.stderr)
-    return code
+def path(text: str) -> Path:
+    """The type of flags that take a path."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; allowed: a path")
+    return Path(text)
+
+
+def fail(error: Exception) -> int:
+    """Say in one line what was wrong with what the user asked for; the exit code."""
+    print_error(str(error))
+    return 2
+
+
+def print_error(text: str) -> None:
+    """One line on stderr."""
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)

@@ -65,22 +65,27 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 }
 
 
-def named(name: str) -> tuple[RunConfig, str]:
+def named(name: str, device: str = "auto") -> tuple[RunConfig, str]:
     """The config of a preset, and why it was chosen.
+
+    Args:
+        name: one of `PRESETS`, or "auto": the one that suits `device`.
 
     Raises:
         ValueError: there is no such preset.
     """
     if name == "auto":
-        name, why = automatic()
+        name, why = automatic(device)
         return PRESETS[name](), why
     if name not in PRESETS:
         raise unknown("preset", name, ("auto", *PRESETS))
     return PRESETS[name](), "--preset"
 
 
-def automatic() -> tuple[str, str]:
-    """The preset that suits this machine, and why."""
+def automatic(device: str = "auto") -> tuple[str, str]:
+    """The preset that suits a device of this machine, and why."""
+    if device == "cpu":
+        return "laptop", "--preset auto: --device cpu"
     if torch.cuda.is_available():
         return "paper", f"--preset auto: CUDA device {torch.cuda.get_device_name()}"
     return "laptop", "--preset auto: no CUDA device"

@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from flags import Parser, fail
+from flags import Parser, fail, path
 from simsfl import Simulation, augment, evaluate
 from simsfl.metrics import History, read_records
 from simsfl.plan import plan_round
@@ -32,14 +32,14 @@ mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report; the exit code."""
     parser = Parser(prog="report.py", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="directories of runs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the first run's directory)")
+    parser.add_argument("runs", type=path, nargs="+", metavar="RUN_DIR", help="directories of runs")
+    parser.add_argument("--out", type=path, metavar="DIR", help="where to write (default: the first run's directory)")
     try:
         arguments = parser.parse(argv)
         directories = [RunDirectory(path) for path in arguments.runs]
         names = unique_names([directory.path for directory in directories])
         histories = {name: read_history(directory) for name, directory in zip(names, directories, strict=True)}
-        out = arguments.out or directories[0].path
+        out = RunDirectory(arguments.out or directories[0].path)
         figures = {"curves": ("Loss and kNN accuracy", curves(histories))}
         for name, directory in track(list(zip(names, directories, strict=True)), description="Drawing", transient=True):
             simulation = Simulation.load(directory.path, device="auto")
@@ -55,15 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"Test features{of}, two principal components",
                 features(simulation),
             )
-        (out / "figures").mkdir(parents=True, exist_ok=True)
+        out.figures.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         return fail(error)
     for stem, (_, figure) in figures.items():
-        figure.savefig(out / "figures" / f"{stem}.png")
+        figure.savefig(out.figures / f"{stem}.png")
         plt.close(figure)
-    page = out / "report.md"
-    page.write_text(markdown(dict(zip(names, directories, strict=True)), histories, figures), encoding="utf-8")
-    print(f"wrote {page} and {len(figures)} figures in {out / 'figures'}")
+    out.report.write_text(markdown(dict(zip(names, directories, strict=True)), histories, figures), encoding="utf-8")
+    print(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
     return 0
 
 
@@ -164,14 +163,14 @@ def view_pairs(simulation: Simulation) -> Figure:
 def features(simulation: Simulation) -> Figure:
     """Test features on their first two principal components, coloured by class."""
     data = simulation.dataset
-    rows = torch.arange(min(PCA_IMAGES, len(data.test)))
+    rows = torch.arange(min(PCA_IMAGES, len(data.test)), device=simulation.device)
     encode = evaluate.encoder(simulation.model, simulation.state, simulation.config.eval_features)
     embedded = torch.nn.functional.normalize(evaluate.embed(encode, data.test, rows), dim=1)
     centred = (embedded - embedded.mean(dim=0)).double()
     _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
     points = (centred @ directions[:2].T).cpu().numpy()
     share = 100 * (singular**2 / (singular**2).sum()).cpu().numpy()
-    labels = data.test_labels[rows.to(data.test_labels.device)].cpu().numpy()
+    labels = data.test_labels[rows].cpu().numpy()
     figure, axis = plt.subplots(figsize=(7, 5.5), layout="constrained")
     if len(data.classes) <= 20:
         palette = plt.get_cmap("tab10" if len(data.classes) <= 10 else "tab20")

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from flags import Parser, add_config_flags, config_values, fail
+from flags import Parser, add_config_flags, config_values, fail, path, print_error
 from presets import PRESETS, automatic, named
 from simsfl import RunConfig, Simulation
 from simsfl.dashboard import number, time_text
@@ -45,18 +46,18 @@ def parser() -> Parser:
     )
     what.add_argument(
         "--config",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="start from a saved config.json instead of a preset; what a rule set in it stays as it was",
     )
-    what.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this directory, as configured")
+    what.add_argument("--resume", type=path, metavar="DIR", help="go on with the run in this directory, as configured")
     what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
     where = result.add_argument_group("output")
-    where.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
+    where.add_argument("--out", type=path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
     where.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     where.add_argument(
         "--dashboard",
-        metavar="{auto,on,off}",
+        metavar="{" + ",".join(VIEWS) + "}",
         default="auto",
         help="live view; auto: on a terminal (default: auto)",
     )
@@ -80,14 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
-        return fail(KeyboardInterrupt("interrupted before training"), 130)
+        print_error("interrupted before training")
+        return 130
     try:
         finished = session.go(
             live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
         )
-    except NonFiniteLossError as error:
-        kept = f"the last good checkpoint is kept in {session.directory.checkpoints}"
-        return fail(ArithmeticError(f"{error}; {kept}"), 1)
+    except (NonFiniteLossError, OSError) as error:
+        print_error(f"{error}; the last good checkpoint is kept in {session.directory.checkpoints}")
+        return 1
     if not finished:
         again = f"--resume {shlex.quote(str(session.directory.path))}"
         console.print(f"stopped by {session.stopped_by.name}; go on with {again}", markup=False, soft_wrap=True)
@@ -107,7 +109,13 @@ def fresh(arguments: argparse.Namespace, console: Output) -> Session:
         directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
     else:
         directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes its time
-    directory.create(simulation.config, simulation.dataset)
+    directory.clear()
+    try:
+        simulation.save(directory.path)
+    except BaseException:
+        with suppress(OSError):  # it holds something: not this run's
+            directory.path.rmdir()
+        raise
     session = Session(simulation, directory, console)
     origin = f"from {arguments.config}" if arguments.config else "by default"
     asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in CHOICES}
@@ -116,26 +124,30 @@ def fresh(arguments: argparse.Namespace, console: Output) -> Session:
     if config.device == "auto":
         asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
     announce(session, asked | {"preset": why})
-    session.save()
     return session
 
 
 def resumed(arguments: argparse.Namespace, console: Output) -> Session:
     """The run in ``--resume``, which the other flags may repeat but not contradict."""
     directory = RunDirectory(arguments.resume)
-    saved = directory.read_config()["config"]
+    try:
+        saved = directory.read_config()["config"]
+    except ValueError as error:
+        raise ValueError(f"resume: {error}") from error
     for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
         if getattr(arguments, flag) != unset:
             raise ValueError(f"{flag}: cannot be given with --resume, which goes on as configured")
     if arguments.out and arguments.out.resolve() != directory.path.resolve():
         raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
-    for name, value in config_values(arguments).items():
+    values = config_values(arguments)
+    device = values.pop("device", saved["device"])  # what a run is does not depend on where it goes on
+    for name, value in values.items():
         if value != "auto" and same_file(value) != saved[name]:
             raise ValueError(
                 f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {saved[name]!r}, "
                 "or leave the flag out"
             )
-    simulation = Simulation.load(directory.path)
+    simulation = Simulation.load(directory.path, device=device)
     for problem in simulation.passed_over:
         console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
     session = Session(simulation, directory, console)
@@ -223,7 +235,7 @@ def chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
         if arguments.preset != "auto":
             raise ValueError("preset: cannot be given with --config; allowed: one of the two")
         return RunConfig.load(arguments.config, **values), f"--config {arguments.config}"
-    config, why = named(arguments.preset)
+    config, why = named(arguments.preset, values.get("device", "auto"))
     return replace(config, **values), why
 
 

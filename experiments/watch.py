@@ -7,15 +7,15 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from flags import Parser, fail
+from flags import Parser, fail, path
 from simsfl.dashboard import REFRESH_SECONDS, LiveView, PlainView, render, time_text
 from simsfl.metrics import History, read_records
 from simsfl.run_directory import RunDirectory
+from simsfl.session import ENDINGS
 
 STALE_SECONDS = 120
 """A run that has not been heard of for so long has probably been killed."""
@@ -46,9 +46,9 @@ class Tail:
 def main(argv: Sequence[str] | None = None) -> int:
     """Show the run until it ends; the exit code."""
     parser = Parser(prog="watch.py", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="directory of the run")
+    parser.add_argument("run", type=path, metavar="RUN_DIR", help="directory of the run")
     parser.add_argument("--once", action="store_true", help="show the run as it is now and stop")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the view as it is now as a picture, and stop")
+    parser.add_argument("--svg", type=path, metavar="FILE", help="write the view as it is now as a picture, and stop")
     console = Console()
     try:
         arguments = parser.parse(argv)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             while True:
                 status = tail.read()
                 view.show(status)
-                if arguments.once or (status and status["state"] != "training"):
+                if arguments.once or (status and status["activity"] in ENDINGS):
                     break
                 if time.time() - (status["updated"] if status else started) > STALE_SECONDS:
                     break
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status:
         console.print()
         silent = time.time() - status["updated"]
-        gone = status["state"] == "training" and silent > STALE_SECONDS
-        console.print(f"no news for {time_text(silent)}; killed?" if gone else status["state"])
+        gone = status["activity"] not in ENDINGS and silent > STALE_SECONDS
+        console.print(f"no news for {time_text(silent)}; killed?" if gone else status["activity"])
     return 0
 
 

@@ -6,19 +6,21 @@ is on disk, and older files are deleted after that, so at every moment it names 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from simsfl.files import replacing, write_json
+from simsfl.files import digest, write_json, write_tensors
 
 KEEP = 2
 """Checkpoints kept, so that there is one to go back to when the newest is damaged."""
+META = ("round", "step", "seconds", "metrics_bytes")
+"""What is kept beside the tensors: where the run stands."""
 
 
 def save(directory: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -28,37 +30,48 @@ def save(directory: Path, name: str, tensors: Mapping[str, Tensor], meta: Mappin
         name: of the file, without its ending. Names sort by time: listed checkpoints that do not come before
             this one were gone back from, and are forgotten.
         tensors: everything to restore, by name.
-        meta: small JSON values that belong to it.
+        meta: the values of `META`.
+
+    Raises:
+        OSError: it cannot be written; what was there still is.
     """
     directory.mkdir(parents=True, exist_ok=True)
     file = f"{name}.safetensors"
     older = [entry for entry in entries(directory) if entry["file"] < file]
-    with replacing(directory / file) as temporary:
-        save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, temporary)
-        digest = sha256(temporary)
-    newest = {"file": file, "sha256": digest, "meta": dict(meta)}
+    sha256 = write_tensors(directory / file, tensors)
+    newest = {"file": file, "sha256": sha256, "meta": dict(meta)}
     kept = [newest, *older][:KEEP]
     write_json(directory / "manifest.json", {"checkpoints": kept})
-    for path in (*directory.glob("*.safetensors"), *directory.glob(".*.tmp")):
+    for path in directory.glob("*.safetensors"):
         if path.name not in {entry["file"] for entry in kept}:
             path.unlink()
 
 
-def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """The newest checkpoint that is whole: its tensors, its meta, and a line on each that was not.
+def load_(tensors: Mapping[str, Tensor], directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """Restore the newest checkpoint that is whole into `tensors`, one after the other.
+
+    Returns:
+        Its meta, and a line on each newer checkpoint that was not whole.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is of tensors with other names or shapes.
     """
     problems = []
     for entry in entries(directory):
         path = directory / entry["file"]
         if not path.is_file():
             problems.append(f"checkpoint {path} is missing")
-        elif sha256(path) != entry["sha256"]:
+        elif digest(path) != entry["sha256"]:
             problems.append(f"checkpoint {path} is damaged (SHA-256 differs)")
         else:
-            return load_file(path), entry["meta"], problems
+            with safe_open(path, framework="pt") as file, torch.no_grad():
+                names = file.keys()
+                held = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+                if held != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+                    raise ValueError(f"resume: {path} is not of the network that the run's config.json describes")
+                for name, tensor in tensors.items():
+                    tensor.copy_(file.get_tensor(name))
+            return entry["meta"], problems
     raise ValueError(f"resume: {directory.parent} holds no usable checkpoint" + "".join(f"; {p}" for p in problems))
 
 
@@ -66,15 +79,13 @@ def entries(directory: Path) -> list[dict[str, Any]]:
     """What the manifest lists, newest first; nothing where there is no readable manifest."""
     try:
         listed = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["checkpoints"]
-        return [{key: entry[key] for key in ("file", "sha256", "meta")} for entry in listed]
+        return [
+            {
+                "file": str(entry["file"]),
+                "sha256": entry["sha256"],
+                "meta": {key: entry["meta"][key] for key in META},
+            }
+            for entry in listed
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

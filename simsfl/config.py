@@ -70,7 +70,7 @@ class RunConfig:
     )
     data_dir: str = setting("data", "data", "Where torchvision's files may lie already.")
     image_size: int | None = setting(None, "data", "Resize images to this height and width; by rule their own.")
-    partition: str = setting("shards", "data", "How images are divided among clients.", PARTITIONS)
+    partition: str = setting("shards", "data", "How images are divided among clients.", tuple(PARTITIONS))
     classes_per_client: int = setting(2, "data", "Shards per client; with `shards` only.")
     alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split; with `dirichlet` only.")
     views: str = setting("v2", "data", "Recipe of the two augmented views; v1 has no blur.", RECIPES)
@@ -157,9 +157,7 @@ class RunConfig:
         batch_size = self.batch_size or (100 // self.clients if self.clients <= 50 else 1)
         if self.head == "large-mlp" and cohort * batch_size < 2:
             raise ValueError("head: large-mlp normalises over a step's images; allowed: 2 or more, cohort x batch_size")
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        first = "cuda:0" if torch.cuda.is_available() else "cpu"
         return replace(
             self,
             cohort=cohort,
@@ -167,7 +165,7 @@ class RunConfig:
             rounds=self.rounds or max(1, round(self.epochs * self.clients / cohort)),
             syncs_per_round=self.syncs_per_round or max(1, 1000 // (batch_size * self.clients)),
             client_lr=self.lr if self.client_lr is None else self.client_lr,
-            device=device,
+            device=first if self.device in ("auto", "cuda") else self.device,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def histogram(counts: Sequence[int]) -> list[tuple[str, int]]:
 
 def render(config: Mapping[str, Any], history: History, status: Mapping[str, Any] | None) -> Group:
     """The whole view, at most 22 lines, for any width from 80 columns."""
-    parts = [header(config), curves(history)]
+    parts = [header(config, status["activity"] if status else "starting"), curves(history)]
     if status:
         parts.insert(1, progress(status))
         parts.append(figures(history, status))
@@ -111,22 +111,25 @@ def render(config: Mapping[str, Any], history: History, status: Mapping[str, Any
     return Group(*parts)
 
 
-def header(config: Mapping[str, Any]) -> Panel:
-    """What is being run."""
+def header(config: Mapping[str, Any], activity: str) -> Panel:
+    """What is being run, and what it is doing."""
     text = Text.assemble(
         (config["preset"], "bold cyan"),
         f"  {config['dataset'].rsplit('/', 1)[-1]}  {config['device']}  ",
         (f"{config['clients']:,} clients", "bold"),
         f", cohort {config['cohort']:,}  {config['engine']}  {config['precision']}",
     )
-    return Panel(text, title="simsfl", title_align="left", border_style="cyan")
+    titles = {"title": "simsfl", "title_align": "left", "subtitle": activity, "subtitle_align": "right"}
+    return Panel(text, border_style="cyan", **titles)
 
 
 def progress(status: Mapping[str, Any]) -> Table:
     """Bars of rounds and of the current round's steps, with the time they will take."""
     left = time_left(status)
     done = status["round"] * status["steps"] + status["step"]
-    step_left = status["seconds"] / done * (status["steps"] - status["step"]) if done else None
+    between = status["step"] == 0 and status["round"] > 0  # the last round's steps are all done
+    step = status["steps"] if between else status["step"]
+    step_left = status["seconds"] / done * (status["steps"] - step) if done else None
     table = Table.grid(expand=True, padding=(0, 1))
     table.add_column(width=8)
     table.add_column(ratio=1)
@@ -134,7 +137,7 @@ def progress(status: Mapping[str, Any]) -> Table:
     table.add_column(justify="right", width=14)
     for name, at, total, eta in (
         ("rounds", status["round"], status["rounds"], left),
-        ("steps", status["step"], status["steps"], step_left),
+        ("steps", step, status["steps"], step_left),
     ):
         table.add_row(
             name,
@@ -156,21 +159,18 @@ def curves(history: History) -> Table:
     table.add_column(ratio=1, no_wrap=True)
     loss = [record["loss"] for record in history.rounds]
     top1 = [record["contrast_top1"] for record in history.rounds]
-    table.add_row("loss", number(history.value("step", "loss"), ".3f"), "", Sparkline(loss, "yellow"))
-    table.add_row(
-        "contrast",
-        number(history.value("step", "contrast_top1"), ".1f", " %"),
-        "",
-        Sparkline(top1, "magenta"),
-    )
-    best = f"best {max(knn):.1f}" if knn else ""
     against = f", pixels {pixels:.1f}" if pixels is not None else ""
-    table.add_row(
-        "kNN",
-        number(history.value("evaluation", "knn_top1"), ".1f", " %"),
-        best + against,
-        Sparkline(knn, "green"),
-    )
+    for name, event, key, form, unit, values, best, note, style in (
+        ("loss", "step", "loss", ".3f", "", loss, min, "", "yellow"),
+        ("contrast", "step", "contrast_top1", ".1f", " %", top1, max, "", "magenta"),
+        ("kNN", "evaluation", "knn_top1", ".1f", " %", knn, max, against, "green"),
+    ):
+        table.add_row(
+            name,
+            number(history.value(event, key), form, unit),
+            f"best {best(values):{form}}{note}" if values else "",
+            Sparkline(values, style),
+        )
     return table
 
 

@@ -6,11 +6,11 @@ augmentation, and touch neither training state nor any generator but their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from torch import Tensor, nn
 
 from simsfl.data import Images
@@ -19,6 +19,21 @@ from simsfl.state import State
 
 CHUNK = 500
 """Images per forward pass, and test rows per kNN block."""
+PIXELS = 32
+"""Height and width that raw pixels are compared at, if not smaller."""
+
+Item = TypeVar("Item")
+
+
+class Watch(Protocol):
+    """Passes on the items of a long loop, and may show how far it has come."""
+
+    def __call__(self, title: str, items: Sequence[Item]) -> Iterable[Item]: ...
+
+
+def unwatched(title: str, items: Sequence[Item]) -> Iterable[Item]:
+    """The watch of those who do not look."""
+    return items
 
 
 def encoder(model: SplitModel, state: State, features: str = "backbone") -> nn.Module:
@@ -34,11 +49,24 @@ def encoder(model: SplitModel, state: State, features: str = "backbone") -> nn.M
     return nn.Sequential(model.client.module(state.clients.online), server).eval()
 
 
+def raw_pixels(images: Tensor) -> Tensor:
+    """The encoder that learning has to beat: the pixels ``[N, F]`` themselves, of `PIXELS` at most."""
+    small = F.adaptive_avg_pool2d(images, PIXELS) if images.shape[-1] > PIXELS else images
+    return small.flatten(1)
+
+
 @torch.no_grad()
-def embed(encode: Callable[[Tensor], Tensor], images: Images, rows: Tensor | None = None) -> Tensor:
-    """Features ``[n, F]`` of the images at `rows` (all if None), in that order."""
-    rows = torch.arange(len(images)) if rows is None else rows
-    return torch.cat([encode(images.plain(part.to(images.pixels.device))) for part in rows.split(CHUNK)])
+def embed(
+    encode: Callable[[Tensor], Tensor],
+    images: Images,
+    rows: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    watch: Watch = unwatched,
+) -> Tensor:
+    """Features ``[n, F]`` of the images at `rows` ``[n]``, computed in `dtype`."""
+    parts = watch("features", rows.to(images.pixels.device).split(CHUNK))
+    return torch.cat([encode(images.plain(part, dtype)) for part in parts])
 
 
 @torch.no_grad()
@@ -50,6 +78,7 @@ def knn_top1(
     *,
     k: int = 200,
     temperature: float = 0.1,
+    watch: Watch = unwatched,
 ) -> float:
     """Percent of test rows that their k nearest bank rows classify rightly.
 
@@ -62,7 +91,8 @@ def knn_top1(
     bank, test = F.normalize(bank, dim=1), F.normalize(test, dim=1)
     classes = int(bank_labels.max()) + 1
     hits = torch.zeros((), dtype=torch.long, device=bank.device)
-    for block, labels in zip(test.split(CHUNK), test_labels.split(CHUNK), strict=True):
+    blocks = list(zip(test.split(CHUNK), test_labels.split(CHUNK), strict=True))
+    for block, labels in watch("kNN", blocks):
         cosine, nearest = (block @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = cosine.new_zeros(len(block), classes)
         votes.scatter_add_(1, bank_labels[nearest], (cosine / temperature).exp())
@@ -79,6 +109,7 @@ def linear_probe(
     *,
     epochs: int = 100,
     batch_size: int = 128,
+    watch: Watch = unwatched,
 ) -> tuple[float, float]:
     """Train one linear layer on cached features; percent of test rows right after the last epoch, and best.
 
@@ -99,7 +130,7 @@ def linear_probe(
     steps = epochs * -(-len(train) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     best = accuracy = 0.0
-    for _ in track(range(epochs), description="Linear probe", transient=True):
+    for _ in watch("linear probe", range(epochs)):
         order = torch.randperm(len(train), generator=generator).to(train.device)
         for rows in order.split(batch_size):
             optimizer.zero_grad()

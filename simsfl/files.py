@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error.
+    """A temporary path of the same name that takes the place of `path` when the block ends without an error.
 
     Where `durable`, the content is on disk (fsync) before the rename, and the rename before the block
-    returns, so that even a power cut at any moment leaves a whole file.
+    returns, so that even a power cut at any moment leaves a whole file. What a killed process left behind is
+    removed by the next.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path.parent)
+    directory = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    directory.mkdir(exist_ok=True)
     try:
-        yield temporary
+        yield directory / path.name
         if durable:
-            flush(temporary)
-        temporary.replace(path)
+            flush(directory / path.name)
+        (directory / path.name).replace(path)
         if durable:
             flush(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(directory)
+
+
+def sweep(directory: Path) -> None:
+    """Remove temporary directories of `replacing` whose process is no more."""
+    for leftover in directory.glob(".*.tmp"):
+        process = leftover.name.split(".")[-2]
+        if process.isdigit() and not alive(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def alive(process: int) -> bool:
+    """Whether a process with this number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def flush(path: Path) -> None:
@@ -42,3 +70,26 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write `value` as indented JSON, atomically; without `durable` a power cut may lose it."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write tensors as safetensors, atomically; the file's SHA-256.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        try:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:  # of its own kind, whatever the cause
+            raise OSError(f"{path} cannot be written ({error})") from error
+        return digest(temporary)
+
+
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """Checksum of a file's content."""
+    state = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()

@@ -86,7 +86,7 @@ class MetricsLog:
     def __init__(self, path: Path, keep_bytes: int = 0):
         held = path.stat().st_size if path.exists() else 0
         if held < keep_bytes:
-            raise ValueError(f"{path} has {held} bytes, fewer than the {keep_bytes} its checkpoint belongs to")
+            raise ValueError(f"resume: {path} has {held} bytes, fewer than the {keep_bytes} its checkpoint belongs to")
         self._file = path.open("ab")
         self._file.truncate(keep_bytes)
 
@@ -121,7 +121,7 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path} is damaged before byte {offset} ({error})") from error
+                raise ValueError(f"metrics: {path} is damaged before byte {offset} ({error})") from error
             yield record, offset
 
 

@@ -81,7 +81,7 @@ def dirichlet(labels: np.ndarray, clients: int, rng: np.random.Generator, alpha:
     return Partition(np.argsort(owner, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
 
 
-PARTITIONS = ("iid", "shards", "dirichlet")
+PARTITIONS: dict[str, Callable[..., Partition]] = {"iid": iid, "shards": shards, "dirichlet": dirichlet}
 
 
 def make_partition(
@@ -107,18 +107,14 @@ def make_partition(
         ValueError: unknown kind, or a client would hold fewer than `batch_size` images. The message
             names the client, and the fewest images or most clients that would do.
     """
-    draws: dict[str, Callable[[int, np.random.Generator], Partition]] = {
-        "iid": lambda m, rng: iid(labels, m, rng),
-        "shards": lambda m, rng: shards(labels, m, rng, classes_per_client),
-        "dirichlet": lambda m, rng: dirichlet(labels, m, rng, alpha),
-    }
-    if kind not in draws:
-        raise unknown("partition", kind, draws)
+    if kind not in PARTITIONS:
+        raise unknown("partition", kind, PARTITIONS)
+    options = {"iid": {}, "shards": {"classes_per_client": classes_per_client}, "dirichlet": {"alpha": alpha}}[kind]
 
     def draw(count: int) -> Partition:
         attempts = DIRICHLET_DRAWS if kind == "dirichlet" else 1
         for attempt in range(attempts):
-            partition = draws[kind](count, numpy_generator(seed, Purpose.PARTITION, attempt))
+            partition = PARTITIONS[kind](labels, count, numpy_generator(seed, Purpose.PARTITION, attempt), **options)
             if partition.sizes.min() >= batch_size:
                 break
         return partition
@@ -126,6 +122,11 @@ def make_partition(
     if clients > len(labels):
         raise ValueError(
             f"clients: {clients} are more than the {len(labels)} training images; allowed: 1 to {len(labels)}"
+        )
+    if kind == "shards" and clients * classes_per_client > len(labels):
+        raise ValueError(
+            f"classes_per_client: {classes_per_client} shards for each of {clients} clients are more than the "
+            f"{len(labels)} training images; allowed: 1 to {len(labels) // clients}"
         )
     partition = draw(clients)
     client = int(partition.sizes.argmin())

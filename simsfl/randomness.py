@@ -32,7 +32,7 @@ def numpy_generator(seed: int, purpose: Purpose, *address: int) -> np.random.Gen
     return np.random.default_rng([seed, purpose, *address])
 
 
-def torch_generator(seed: int, purpose: Purpose, *address: int) -> torch.Generator:
+def torch_generator(seed: int, purpose: Purpose) -> torch.Generator:
     """The same for draws made by torch; on the CPU, so that they do not depend on the device."""
-    key = int(numpy_generator(seed, purpose, *address).integers(2**63))
+    key = int(numpy_generator(seed, purpose).integers(2**63))
     return torch.Generator().manual_seed(key)

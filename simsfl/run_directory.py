@@ -11,6 +11,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import torch
 
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
-from simsfl.files import write_json
+from simsfl.files import replacing, write_json
 
 PACKAGES = ("torchvision", "numpy", "rich", "safetensors")
 
@@ -68,14 +70,30 @@ class RunDirectory:
             else:
                 return cls(candidate)
 
-    def create(self, config: RunConfig, dataset: Dataset) -> None:
-        """Make the directory, clear an older run's files out of it, and record what the run is."""
-        self.path.mkdir(parents=True, exist_ok=True)
+    def clear(self) -> None:
+        """Remove the files of an older run and its report."""
         for path in self._files():
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    @contextmanager
+    def appearing(self) -> Iterator[RunDirectory]:
+        """Where the first files of a run go; the directory appears with all of them, or not at all.
+
+        A directory that holds something else is written into as it is.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()):
+            yield self
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as temporary:
+            temporary.mkdir()
+            yield RunDirectory(temporary)
+
+    def record(self, config: RunConfig, dataset: Dataset) -> None:
+        """Write down what the run is."""
         write_json(
             self.config,
             {
@@ -106,9 +124,10 @@ class RunDirectory:
         return content
 
     def check_same(self, config: RunConfig, dataset: Dataset) -> None:
-        """Raise a ValueError unless the run here is of this config and these images."""
+        """Raise a ValueError unless the run here is of this config, on whatever device, and these images."""
         saved = self.read_config()
-        if saved["config"] != config.to_dict() or saved["dataset"]["sha256"] != dataset.checksum:
+        same = saved["config"] | {"device": config.device} == config.to_dict()
+        if not same or saved["dataset"]["sha256"] != dataset.checksum:
             raise ValueError(f"out: {self.path} holds another run; allowed: another directory")
 
     def _files(self) -> list[Path]:

@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
 
 from simsfl.dashboard import LiveView, PlainView
+from simsfl.evaluate import Item
 from simsfl.files import write_json
 from simsfl.metrics import History, MetricsLog, Record, RoundRecord, StepRecord, read_records, to_dict
 from simsfl.run_directory import RunDirectory
@@ -20,6 +21,8 @@ from simsfl.simulation import Simulation
 
 LIVE_SECONDS = 1.0
 """How often ``live.json`` is replaced."""
+ENDINGS = ("finished", "stopped", "failed")
+"""What ``live.json`` gives as activity of a run that is over."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """Signals that end a run where it can be saved."""
 
@@ -57,7 +60,9 @@ class Session:
             self.history.feed(record)
         self.stopped_by: signal.Signals | None = None
         self.saved_all = simulation.round_index == simulation.config.rounds
+        self.view: LiveView | PlainView | None = None
         self.live_written = 0.0
+        self.status: dict[str, Any] = {}
 
     def go(self, *, live: bool) -> bool:
         """Train to the end (True) or to a signal (False), and write everything down.
@@ -65,15 +70,19 @@ class Session:
         Raises:
             NonFiniteLossError: training diverged.
         """
-        state = "failed"
+        self.simulation.watch = self._watch
+        kind = LiveView if live else PlainView
+        ending = "failed"
         try:
-            with self.log:
-                finished = self._train(LiveView if live else PlainView)
-                state = "finished" if finished else "stopped"
+            with self.log, kind(self.simulation.config.to_dict(), self.history, self.console) as self.view:
+                finished = self._train()
+                ending = "finished" if finished else "stopped"
+                self._show(ending)
         except KeyboardInterrupt:
-            finished, state = False, "stopped"
+            finished, ending = False, "stopped"
         finally:
-            self._write_live(state, self.simulation.status())
+            with suppress(OSError):  # of a full disk, which is reported already
+                self._write_live(ending)
         if finished:
             write_json(self.directory.summary, self.summary())
         return finished
@@ -109,24 +118,35 @@ class Session:
             "client_flops_per_step": simulation.cost.step_flops,
         }
 
-    def _train(self, kind: type[LiveView | PlainView]) -> bool:
+    def _train(self) -> bool:
         """Train, showing it, until the end (True) or a signal (False)."""
-        with self._stopping(), kind(self.simulation.config.to_dict(), self.history, self.console) as view:
-            self._write_live("training", self.simulation.status())
+        with self._stopping():
+            self._show("training")
             for record in self.simulation.train():
                 self._take(record)
-                if view.due() or time.monotonic() - self.live_written >= LIVE_SECONDS:
-                    status = self.simulation.status()
-                    self._write_live("training", status)
-                    if view.due():
-                        view.show(status)
+                self._refresh("training")
                 if self.console.deserted:
                     self.stopped_by = signal.SIGPIPE
                 if self.stopped_by and self._may_save(record):
                     self.save()
                     return False
-            view.show(self.simulation.status())
         return True
+
+    def _watch(self, title: str, items: Sequence[Item]) -> Iterator[Item]:
+        """Show how far a long loop of the simulation has come."""
+        for done, item in enumerate(items):
+            self._refresh(f"{title} {done}/{len(items)}")
+            yield item
+
+    def _refresh(self, activity: str) -> None:
+        """Show the run to whom it is time to show it."""
+        if self.view.due() or time.monotonic() - self.live_written >= LIVE_SECONDS:
+            self._show(activity)
+
+    def _show(self, activity: str) -> None:
+        """Show the run, here and in ``live.json``."""
+        self._write_live(activity)
+        self.view.show(self.status)
 
     def _take(self, record: Record) -> None:
         """Write a record down, and a checkpoint where one is due."""
@@ -145,10 +165,11 @@ class Session:
             return record.step == self.simulation.step_index
         return isinstance(record, RoundRecord)
 
-    def _write_live(self, state: str, status: dict[str, Any]) -> None:
+    def _write_live(self, activity: str) -> None:
         """Replace ``live.json``."""
         self.live_written = time.monotonic()
-        write_json(self.directory.live, {"state": state, "updated": time.time(), **status}, durable=False)
+        self.status = {"activity": activity, "updated": time.time(), **self.simulation.status()}
+        write_json(self.directory.live, self.status, durable=False)
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from simsfl import checkpoint, evaluate, reference, schedule, step
 from simsfl.clock import PhaseClock
 from simsfl.config import RunConfig
 from simsfl.cost import client_cost
-from simsfl.data import Dataset
+from simsfl.data import Dataset, Images
 from simsfl.data.load import load_dataset
 from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, StepRecord
 from simsfl.models import split_model
@@ -28,8 +28,7 @@ from simsfl.run_directory import RunDirectory
 from simsfl.state import gather_, initial_state, scatter_
 from simsfl.sync import average_, is_sync_step
 
-ENGINES = {"vmap": step.train_step, "loop": reference.train_step}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TRAIN_STEPS = {"vmap": step.train_step, "loop": reference.train_step}
 BF16_IMAGE_SIZE = 16
 """Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its
 bfloat16 weight gradient unset (seen with torch 2.15)."""
@@ -47,6 +46,7 @@ class Simulation:
     Args:
         config: what to run; rules are applied, see `RunConfig.resolved`.
         dataset: the images, instead of loading ``config.dataset``.
+        dtype: of everything learnt, and with fp32 precision of what is computed; float64 is for tests.
 
     Attributes:
         config: the resolved config.
@@ -61,12 +61,13 @@ class Simulation:
         seconds: time spent training so far, over all sessions of the run.
         metrics_bytes: length of ``metrics.jsonl`` at the checkpoint this was loaded from.
         passed_over: a line on each damaged checkpoint that was not used in loading.
+        watch: what the long loops of evaluations go through, for those who want to see how far they are.
 
     Raises:
         ValueError: config and data do not fit together.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset | None = None):
+    def __init__(self, config: RunConfig, dataset: Dataset | None = None, *, dtype: torch.dtype = torch.float32):
         config = config.resolved()
         dataset = dataset or load_dataset(
             config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed
@@ -109,6 +110,7 @@ class Simulation:
             align_momentum=config.align_momentum,
             generator=torch_generator(config.seed, Purpose.QUEUE),
             device=self.device,
+            dtype=dtype,
         )
         self.hyper = step.Hyperparameters(
             temperature=config.temperature,
@@ -116,7 +118,7 @@ class Simulation:
             tau=config.tau,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            precision=DTYPES[config.precision],
+            precision=torch.bfloat16 if config.precision == "bf16" else dtype,
         )
         self.cost = client_cost(
             self.model,
@@ -126,13 +128,14 @@ class Simulation:
             align_momentum=config.align_momentum,
         )
         self.steps = steps_per_round(self.partition, config.batch_size)
-        self.step_metrics = torch.zeros(self.steps, 2, device=self.device)
+        self.step_metrics = torch.zeros(self.steps, 2, device=self.device, dtype=dtype)
         self.round_index = 0
         self.step_index = 0
         self.seconds = 0.0
         self.metrics_bytes = 0
         self.passed_over: list[str] = []
         self.clock = PhaseClock(self.device)
+        self.watch: evaluate.Watch = evaluate.unwatched
 
     def train(self) -> Iterator[Record]:
         """Train to the end, yielding each record as it becomes known.
@@ -173,7 +176,7 @@ class Simulation:
         if self.step_index == 0:
             gather_(state, plan.cohort)
         own_steps = state.clients.participation[state.cohort.ids] * self.steps
-        server_lr = torch.tensor(self.server_lr(self.round_index), device=self.device)
+        server_lr = torch.tensor(self.server_lr(self.round_index), device=self.device, dtype=self.step_metrics.dtype)
         begin = flushed = time.perf_counter()
         recorded = self.step_index
         while self.step_index < self.steps:
@@ -183,9 +186,9 @@ class Simulation:
                 indices=plan.indices[s],
                 views=plan.views.map(lambda t, s=s: t[s]),
                 server_lr=server_lr,
-                client_lr=self.client_lr(own_steps + s).float()[:, None],
+                client_lr=self.client_lr(own_steps + s).to(server_lr.dtype)[:, None],
             )
-            loss, top1 = ENGINES[config.engine](self.model, state, batch, self.hyper, self.clock)
+            loss, top1 = TRAIN_STEPS[config.engine](self.model, state, batch, self.hyper, self.clock)
             self.step_metrics[s, 0], self.step_metrics[s, 1] = loss, top1
             if is_sync_step(s, self.steps, config.syncs_per_round):
                 with self.clock("sync"):
@@ -255,19 +258,20 @@ class Simulation:
     def pixel_knn(self) -> float:
         """kNN accuracy of the raw pixels: what learning has to beat."""
         with self.clock("evaluation"):
-            return self._knn(lambda images: images.flatten(1))
+            return self._knn(evaluate.raw_pixels)
 
     def _knn(self, encode) -> float:
         """kNN accuracy of an encoder on the configured share of bank and test images."""
         data, config = self.dataset, self.config
         rng = numpy_generator(config.seed, Purpose.EVALUATION)
-        bank = torch.from_numpy(rng.permutation(len(data.train))[: config.knn_bank])
-        test = torch.from_numpy(rng.permutation(len(data.test))[: config.knn_test])
+        bank = torch.from_numpy(rng.permutation(len(data.train))[: config.knn_bank]).to(self.device)
+        test = torch.from_numpy(rng.permutation(len(data.test))[: config.knn_test]).to(self.device)
         return evaluate.knn_top1(
-            evaluate.embed(encode, data.train, bank),
-            data.train_labels[bank.to(self.device)],
-            evaluate.embed(encode, data.test, test),
-            data.test_labels[test.to(self.device)],
+            self._features(encode, data.train, bank),
+            data.train_labels[bank],
+            self._features(encode, data.test, test),
+            data.test_labels[test],
+            watch=self.watch,
         )
 
     def linear_probe(self) -> ProbeRecord:
@@ -275,15 +279,24 @@ class Simulation:
         data = self.dataset
         with self.clock("evaluation"):
             encode = evaluate.encoder(self.model, self.state, self.config.eval_features)
+            train, test = (
+                self._features(encode, images, torch.arange(len(images), device=self.device))
+                for images in (data.train, data.test)
+            )
             last, best = evaluate.linear_probe(
-                evaluate.embed(encode, data.train),
+                train,
                 data.train_labels,
-                evaluate.embed(encode, data.test),
+                test,
                 data.test_labels,
                 torch_generator(self.config.seed, Purpose.PROBE),
                 epochs=self.config.linear_probe_epochs,
+                watch=self.watch,
             )
         return ProbeRecord(self.round_index, last, best)
+
+    def _features(self, encode, images: Images, rows: torch.Tensor) -> torch.Tensor:
+        """Features of the images at `rows`."""
+        return evaluate.embed(encode, images, rows, dtype=self.step_metrics.dtype, watch=self.watch)
 
     def save(self, path: str | Path, metrics_bytes: int = 0) -> None:
         """Write a checkpoint into the run directory `path`, which is made if it does not exist.
@@ -294,25 +307,25 @@ class Simulation:
         Raises:
             ValueError: the directory holds another run.
             NonFiniteLossError: training has diverged; nothing is written.
+            OSError: it cannot be written.
         """
-        if not all(torch.isfinite(t).all() for t in self.state.tensors().values() if t.is_floating_point()):
+        if not all(is_finite(tensor) for tensor in self.state.tensors().values()):
             raise NonFiniteLossError(f"weights are not finite in round {self.round_index + 1}, step {self.step_index}")
+        name = f"round-{self.round_index:06d}-step-{self.step_index:06d}"
+        meta = {
+            "round": self.round_index,
+            "step": self.step_index,
+            "seconds": self.seconds,
+            "metrics_bytes": metrics_bytes,
+        }
         directory = RunDirectory(path)
         if directory.config.exists():
             directory.check_same(self.config, self.dataset)
+            checkpoint.save(directory.checkpoints, name, self._tensors(), meta)
         else:
-            directory.create(self.config, self.dataset)
-        checkpoint.save(
-            directory.checkpoints,
-            f"round-{self.round_index:06d}-step-{self.step_index:06d}",
-            self._tensors(),
-            {
-                "round": self.round_index,
-                "step": self.step_index,
-                "seconds": self.seconds,
-                "metrics_bytes": metrics_bytes,
-            },
-        )
+            with directory.appearing() as new:
+                new.record(self.config, self.dataset)
+                checkpoint.save(new.checkpoints, name, self._tensors(), meta)
 
     @classmethod
     def load(cls, path: str | Path, dataset: Dataset | None = None, *, device: str | None = None) -> Simulation:
@@ -327,16 +340,10 @@ class Simulation:
         """
         directory = RunDirectory(path)
         saved = directory.read_config()
-        tensors, meta, problems = checkpoint.load(directory.checkpoints)
         simulation = cls(RunConfig.from_dict(saved["config"] | ({"device": device} if device else {})), dataset)
         if simulation.dataset.checksum != saved["dataset"]["sha256"]:
             raise ValueError(f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on")
-        state = simulation._tensors()
-        if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in tensors.items()}:
-            raise ValueError(f"resume: the checkpoint in {path} is not of the network that its config.json describes")
-        with torch.no_grad():
-            for name, tensor in state.items():
-                tensor.copy_(tensors[name])
+        meta, problems = checkpoint.load_(simulation._tensors(), directory.checkpoints)
         simulation.round_index, simulation.step_index = meta["round"], meta["step"]
         simulation.seconds = meta["seconds"]
         simulation.metrics_bytes, simulation.passed_over = meta["metrics_bytes"], problems
@@ -370,3 +377,8 @@ class Simulation:
             return torch.cuda.max_memory_allocated(self.device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite, found without a temporary as large as the tensor."""
+    return tensor.numel() == 0 or all(math.isfinite(extreme) for extreme in torch.stack(tensor.aminmax()).tolist())

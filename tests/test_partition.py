@@ -12,7 +12,7 @@ LABELS = np.random.default_rng(0).permutation(np.arange(5000) % 10)
 
 @settings(max_examples=40, deadline=None)
 @given(
-    kind=st.sampled_from(PARTITIONS),
+    kind=st.sampled_from(list(PARTITIONS)),
     clients=st.integers(1, 120),
     per_client=st.integers(1, 5),
     seed=st.integers(0, 2**32),

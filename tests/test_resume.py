@@ -85,7 +85,7 @@ def test_stopped_in_the_middle_of_a_round(number, npz, tmp_path, uninterrupted):
     assert process.returncode == 128 + number, output
     assert f"--resume {out}" in output
     assert "Traceback" not in output
-    assert json.loads((out / "live.json").read_text())["state"] == "stopped"
+    assert json.loads((out / "live.json").read_text())["activity"] == "stopped"
     process = start("--resume", out)
     output, _ = process.communicate()
     assert process.returncode == 0, output

@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, t
         calls.append(1)
         return (loss * float("nan") if len(calls) > 5 + poisoned else loss), top1
 
-    monkeypatch.setitem(run.sys.modules["simsfl.simulation"].ENGINES, "vmap", train_step)
+    monkeypatch.setitem(run.sys.modules["simsfl.simulation"].TRAIN_STEPS, "vmap", train_step)
     out = tmp_path / "out"
     assert run.main([*flags(dataset=npz, out=out, **TINY), "--dashboard", "off"]) == 1
     error = capfd.readouterr().err
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, t
     simulation = Simulation.load(out)
     assert simulation.round_index == 1
     assert simulation.passed_over == []
-    assert json.loads((out / "live.json").read_text())["state"] == "failed"
+    assert json.loads((out / "live.json").read_text())["activity"] == "failed"
 
 
 def test_library_raises_on_divergence(config, dataset):

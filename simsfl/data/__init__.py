@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-__all__ = ["SMALLEST", "Arrays", "Dataset", "Images", "make_dataset"]
+__all__ = ["ARRAYS", "SMALLEST", "Arrays", "Dataset", "Images", "make_dataset"]
 
+ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+"""The arrays of a data set by name, as files hold them."""
 SMALLEST = 8
 """Least height and width of images that the networks take."""
 
@@ -29,12 +31,22 @@ class Arrays:
     """Name of each label."""
 
     @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each array's bytes; labels as uint8 where they fit, else int64."""
+        small = max(self.train_y.max(), self.test_y.max()) < 256
+        to = np.uint8 if small else np.int64
+        arrays = {
+            "train_x": self.train_x,
+            "train_y": self.train_y.astype(to),
+            "test_x": self.test_x,
+            "test_y": self.test_y.astype(to),
+        }
+        return {name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in arrays.items()}
+
+    @property
     def checksum(self) -> str:
-        """SHA-256 of all four arrays' bytes, labels as int64."""
-        digest = hashlib.sha256()
-        for array in (self.train_x, self.train_y.astype(np.int64), self.test_x, self.test_y.astype(np.int64)):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        """SHA-256 of the four digests."""
+        return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -55,9 +67,9 @@ class Images:
         """Of float images in [0, 1], the normalised ones."""
         return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
 
-    def plain(self, rows: Tensor | slice) -> Tensor:
-        """Normalised float32 images ``[n, 3, H, H]`` without augmentation, as evaluation uses them."""
-        return self.normalise(self.pixels[rows].float().div_(255.0))
+    def plain(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normalised images ``[n, 3, H, H]`` without augmentation, as evaluation uses them."""
+        return self.normalise(self.pixels[rows].to(dtype).div_(255.0))
 
     def to(self, device: torch.device) -> Images:
         """The same on another device."""

