@@ -7,14 +7,15 @@ and want is different.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from simsfl.config import RunConfig
-from simsfl.names import unknown
+from simsfl.names import shortened, unknown
 
 GROUPS = {
     "clients": "clients and rounds",
@@ -31,18 +32,22 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises a ValueError of one line for whatever is wrong."""
 
     def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        shape = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=shape, usage="%(prog)s [flags]", **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
-        raise ValueError(message.removeprefix("argument "))
+        flag, _, text = message.removeprefix("argument ").partition(": ")
+        if text.startswith("ignored explicit argument"):
+            text = f"takes no value, not {text.split()[-1]}; allowed: the flag alone"
+        raise ValueError(f"{re.split('[,/]', flag)[0].lstrip('-').replace('-', '_')}: {text}")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse, naming the nearest flag to one that does not exist."""
         arguments, rest = self.parse_known_args(argv)
         if rest:
             flags = [option for action in self._actions for option in action.option_strings]
-            raise unknown("flag", rest[0].split("=")[0], [flag for flag in flags if flag.startswith("--")])
+            raise unknown("flag", rest[0].split("=")[0], flags, allowed="those that --help lists")
         return arguments
 
 
@@ -53,7 +58,18 @@ def value_of(kind: type, text: str) -> Callable[[str], Any]:
         try:
             return kind(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{value!r} is not a number of this kind; allowed: {text}") from None
+            raise argparse.ArgumentTypeError(f"{shortened(value)!r} is no number; allowed: {text}") from None
+
+    return convert
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """A converter whose error gives the nearest of the allowed names."""
+
+    def convert(value: str) -> str:
+        if value not in names:
+            raise argparse.ArgumentTypeError(str(unknown("", value, names)).removeprefix(": "))
+        return value
 
     return convert
 
@@ -61,16 +77,25 @@ def value_of(kind: type, text: str) -> Callable[[str], Any]:
 CONVERTERS = {"int": value_of(int, "a whole number"), "float": value_of(float, "a number"), "str": str}
 
 
-def add_config_flags(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
-    """One flag per field of `RunConfig`, but those `without`, under the heading of its group; absent unless given."""
+def add_config_flags(
+    parser: argparse.ArgumentParser, *, without: Collection[str] = (), beside: Mapping[str, RunConfig] | None = None
+) -> None:
+    """One flag per field of `RunConfig`, but those `without`, under the heading of its group; absent unless given.
+
+    Help shows the field's default, and `beside` it what it is in presets by name, where that is something else.
+    """
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     for spec in fields(RunConfig):
         group = spec.metadata["group"]
         if group not in groups or spec.name in without:
             continue
         kind = spec.type.partition(" | ")[0]
-        default = "" if spec.default is None else f" (default: {spec.default})"
-        text = (spec.metadata["help"] + default).replace("%", "%%")
+        defaults = {} if spec.default is None else {"default": spec.default}
+        for name, config in (beside or {}).items():
+            if getattr(config, spec.name) != spec.default:
+                defaults[name] = getattr(config, spec.name)
+        note = f" ({', '.join(f'{name}: {value}' for name, value in defaults.items())})" if defaults else ""
+        text = (spec.metadata["help"] + note).replace("%", "%%")
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if kind == "bool":
             options["action"] = argparse.BooleanOptionalAction

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from simsfl import RunConfig
 from simsfl.names import unknown
 
@@ -86,6 +84,8 @@ def automatic(device: str = "auto") -> tuple[str, str]:
     """The preset that suits a device of this machine, and why."""
     if device == "cpu":
         return "laptop", "--preset auto: --device cpu"
+    import torch  # noqa: PLC0415  (takes seconds)
+
     if torch.cuda.is_available():
         return "paper", f"--preset auto: CUDA device {torch.cuda.get_device_name()}"
     return "laptop", "--preset auto: no CUDA device"

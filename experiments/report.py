@@ -6,7 +6,9 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -16,10 +18,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.progress import track
 
 from flags import Parser, fail, path
 from simsfl import Simulation, augment, evaluate
+from simsfl.dashboard import number, time_text
 from simsfl.metrics import History, read_records
 from simsfl.plan import plan_round
 from simsfl.run_directory import RunDirectory
@@ -29,6 +33,19 @@ PCA_IMAGES = 2000
 mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9})
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a report needs of a run's files."""
+
+    name: str
+    """Unique among the runs of the report."""
+    path: Path
+    config: dict[str, Any]
+    history: History
+    summary: dict[str, Any]
+    """Empty where the run has not ended."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report; the exit code."""
     parser = Parser(prog="report.py", description=__doc__)
@@ -36,32 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=path, metavar="DIR", help="where to write (default: the first run's directory)")
     try:
         arguments = parser.parse(argv)
-        directories = [RunDirectory(path) for path in arguments.runs]
-        names = unique_names([directory.path for directory in directories])
-        histories = {name: read_history(directory) for name, directory in zip(names, directories, strict=True)}
-        out = RunDirectory(arguments.out or directories[0].path)
-        figures = {"curves": ("Loss and kNN accuracy", curves(histories))}
-        for name, directory in track(list(zip(names, directories, strict=True)), description="Drawing", transient=True):
-            simulation = Simulation.load(directory.path, device="auto")
-            for problem in simulation.passed_over:
-                print(f"{problem}; using the one before", file=sys.stderr)
-            suffix = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}" if len(names) > 1 else ""
-            of = f" of {name}" if len(names) > 1 else ""
-            figures[f"partition{suffix}"] = (f"Images per client and class{of}", partition(simulation))
-            figures[f"views{suffix}"] = (f"Pairs of augmented views{of}", view_pairs(simulation))
-            if len(simulation.dataset.test) < 3:
-                continue  # two components need three points
-            figures[f"features{suffix}"] = (
-                f"Test features{of}, two principal components",
-                features(simulation),
-            )
+        runs = [read(path, name) for path, name in zip(arguments.runs, unique_names(arguments.runs), strict=True)]
+        figures = draw(runs)
+        out = RunDirectory(arguments.out or arguments.runs[0])
         out.figures.mkdir(parents=True, exist_ok=True)
+        for stem, (title, figure) in figures.items():
+            figure.suptitle(title)
+            figure.savefig(out.figures / f"{stem}.png")
+            plt.close(figure)
+        out.report.write_text(page(runs, figures), encoding="utf-8")
     except (ValueError, OSError) as error:
         return fail(error)
-    for stem, (_, figure) in figures.items():
-        figure.savefig(out.figures / f"{stem}.png")
-        plt.close(figure)
-    out.report.write_text(markdown(dict(zip(names, directories, strict=True)), histories, figures), encoding="utf-8")
     print(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
     return 0
 
@@ -72,35 +74,67 @@ def unique_names(paths: list[Path]) -> list[str]:
     return [name if last.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(last)]
 
 
-def read_history(directory: RunDirectory) -> History:
-    """All records of a run."""
-    directory.read_config()
+def read(path: Path, name: str) -> Run:
+    """A run's files.
+
+    Raises:
+        ValueError: one of them is missing or damaged.
+    """
+    directory = RunDirectory(path)
+    config = directory.read_config()["config"]
     history = History()
     if directory.metrics.exists():
         for record, _ in read_records(directory.metrics):
             history.feed(record)
-    if not history.evaluations:
-        raise ValueError(f"{directory.path} has no metrics yet; allowed: the directory of a run that has started")
-    return history
+    summary = {}
+    if directory.summary.exists():
+        try:
+            summary = json.loads(directory.summary.read_text(encoding="utf-8"))
+            summary["client_steps_per_second"], summary["seconds"], summary["linear_top1"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{directory.summary} is damaged ({error})") from error
+    return Run(name, path, config, history, summary)
 
 
-def curves(histories: dict[str, History]) -> Figure:
+def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
+    """All figures by file name, each with its title."""
+    figures = {}
+    if any(run.history.evaluations for run in runs):
+        figures["curves"] = ("Loss and kNN accuracy", curves(runs))
+    console = Console(stderr=True)
+    for run in track(runs, "Drawing", console=console, transient=True, disable=not console.is_terminal):
+        simulation = Simulation.load(run.path, device="auto")
+        for problem in simulation.passed_over:
+            print(f"{problem}; using the one before", file=sys.stderr)
+        suffix = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '-', run.name)}" if len(runs) > 1 else ""
+        of = f" of {run.name}" if len(runs) > 1 else ""
+        figures[f"partition{suffix}"] = (f"Images per client and class{of}", partition(simulation))
+        figures[f"views{suffix}"] = (f"Pairs of augmented views{of}", view_pairs(simulation))
+        if len(simulation.dataset.test) >= 3:  # two components need three points
+            figures[f"features{suffix}"] = (f"Test features{of}, two principal components", features(simulation))
+    return figures
+
+
+def curves(runs: list[Run]) -> Figure:
     """Loss and kNN against rounds and against bytes sent, all runs over each other."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey="row", sharex="col", layout="constrained")
-    for name, history in histories.items():
+    for run in runs:
+        history = run.history
         rounds = [record["round"] for record in history.rounds]
         sent = [0.0] + [(r["bytes_up_per_client"] + r["bytes_down_per_client"]) / 1e6 for r in history.rounds]
         loss = [record["loss"] for record in history.rounds]
         knn = [record["knn_top1"] for record in history.evaluations]
         at = [min(record["round"], len(rounds)) for record in history.evaluations]
-        axes[0, 0].plot(rounds, loss, label=name)
-        axes[0, 1].plot(sent[1:], loss, label=name)
-        (line,) = axes[1, 0].plot(at, knn, marker="o", markersize=3, label=name)
-        axes[1, 1].plot([sent[r] for r in at], knn, marker="o", markersize=3, label=name)
+        axes[0, 0].plot(rounds, loss, label=run.name)
+        axes[0, 1].plot(sent[1:], loss, label=run.name)
+        (line,) = axes[1, 0].plot(at, knn, marker="o", markersize=3, label=run.name)
+        axes[1, 1].plot([sent[r] for r in at], knn, marker="o", markersize=3, label=run.name)
         pixels = history.untrained("pixel_knn_top1")
         if pixels is not None:
             for axis in axes[1]:
-                axis.axhline(pixels, color=line.get_color(), linestyle=":", linewidth=1, label=f"{name}: raw pixels")
+                axis.axhline(
+                    pixels, color=line.get_color(), linestyle=":", linewidth=1, label=f"{run.name}: raw pixels"
+                )
     axes[0, 0].set_ylabel("contrastive loss")
     axes[1, 0].set_ylabel("kNN accuracy [%]")
     axes[1, 0].set_xlabel("round")
@@ -185,49 +219,48 @@ def features(simulation: Simulation) -> Figure:
     return figure
 
 
-def markdown(
-    directories: dict[str, RunDirectory],
-    histories: dict[str, History],
-    figures: dict[str, tuple[str, Figure]],
-) -> str:
-    """The page: what was run, what came of it, the figures."""
+def page(runs: list[Run], figures: dict[str, tuple[str, Figure]]) -> str:
+    """The report: what was run, what came of it, the figures."""
+    columns = [cells(run) for run in runs]
     lines = [
         "# simsfl report",
         "",
-        "| run | " + " | ".join(COLUMNS) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
+        "| | " + " | ".join(run.name for run in runs) + " |",
+        "|---" * (len(runs) + 1) + "|",
+        *("| " + " | ".join([title, *(column[title] for column in columns)]) + " |" for title in columns[0]),
     ]
-    for name, directory in directories.items():
-        config, history = directory.read_config()["config"], histories[name]
-        summary = json.loads(directory.summary.read_text()) if directory.summary.exists() else {}
-        best = max(record["knn_top1"] for record in history.evaluations)
-        linear = summary.get("linear_top1")
-        cells = [
-            config["preset"],
-            Path(config["dataset"]).name,
-            f"{config['arch']} / {config['cut_layer']}",
-            f"{config['clients']:,} / {config['cohort']:,}",
-            f"{len(history.rounds):,} of {config['rounds']:,}",
-            f"{history.value('evaluation', 'knn_top1'):.2f} ({best:.2f})",
-            "-" if linear is None else f"{linear:.2f}",
-            f"{summary['client_steps_per_second']:,.0f}" if summary else "-",
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     for stem, (title, _) in figures.items():
         lines += ["", f"## {title}", "", f"![{title}](figures/{stem}.png)"]
     return "\n".join([*lines, ""])
 
 
-COLUMNS = (
-    "preset",
-    "data set",
-    "architecture / cut layer",
-    "clients / cohort",
-    "rounds",
-    "kNN, last (best) [%]",
-    "linear probe [%]",
-    "client steps per second",
-)
+def cells(run: Run) -> dict[str, str]:
+    """A run's column of the table."""
+    config, history, summary = run.config, run.history, run.summary
+    knn = [record["knn_top1"] for record in history.evaluations]
+    rate, seconds = summary.get("client_steps_per_second"), summary.get("seconds")
+    return {
+        "preset": config["preset"],
+        "data set": Path(config["dataset"]).name,
+        "partition": config["partition"],
+        "architecture, cut layer": f"{config['arch']}, {config['cut_layer']}",
+        "clients, cohort": f"{config['clients']:,}, {config['cohort']:,}",
+        "rounds": f"{len(history.rounds):,} of {config['rounds']:,}",
+        "seed": str(config["seed"]),
+        "loss": number(history.value("round", "loss"), ".3f"),
+        "kNN of raw pixels [%]": number(history.untrained("pixel_knn_top1")),
+        "kNN untrained [%]": number(history.untrained("knn_top1")),
+        "kNN [%]": number(knn[-1] if knn else None),
+        "kNN, best [%]": number(max(knn, default=None)),
+        "linear probe [%]": number(summary.get("linear_top1")),
+        "MB up, down per client": ", ".join(
+            "-" if (sent := history.value("round", f"bytes_{way}_per_client")) is None else f"{sent / 1e6:,.1f}"
+            for way in ("up", "down")
+        ),
+        "client steps per second": number(rate, ",.0f"),
+        "training time": "-" if seconds is None else time_text(seconds),
+    }
+
 
 if __name__ == "__main__":
     sys.exit(main())

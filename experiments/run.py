@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import torch
-from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
-
-from flags import Parser, add_config_flags, config_values, fail, path, print_error
-from presets import PRESETS, automatic, named
-from simsfl import RunConfig, Simulation
-from simsfl.dashboard import number, time_text
-from simsfl.data.load import NAMES
-from simsfl.models import ARCHITECTURES, layer_count
-from simsfl.names import unknown
-from simsfl.run_directory import RunDirectory
-from simsfl.session import Output, Session
-from simsfl.simulation import NonFiniteLossError
+from flags import Parser, add_config_flags, fail, one_of, path, print_error
+from presets import laptop
+from simsfl.signals import Stop
 
 VIEWS = ("auto", "on", "off")
-CHOICES = ("preset", "dataset", "device", "engine")
-"""What is chosen for those who do not say, so the output says why."""
-ENGINE_NOTES = {
-    "vmap": "the cohort stacked into one batched program",
-    "loop": "clients one by one, the slow reference",
-}
 
 
 def parser() -> Parser:
@@ -48,7 +23,7 @@ def parser() -> Parser:
         "--config",
         type=path,
         metavar="FILE",
-        help="start from a saved config.json instead of a preset; what a rule set in it stays as it was",
+        help="start from a saved config.json instead of a preset",
     )
     what.add_argument("--resume", type=path, metavar="DIR", help="go on with the run in this directory, as configured")
     what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
@@ -57,210 +32,28 @@ def parser() -> Parser:
     where.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     where.add_argument(
         "--dashboard",
+        type=one_of(VIEWS),
         metavar="{" + ",".join(VIEWS) + "}",
         default="auto",
         help="live view; auto: on a terminal (default: auto)",
     )
-    add_config_flags(result)
+    add_config_flags(result, beside={"laptop": laptop()})
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, set up, train; the exit code."""
-    console = Output()
-    try:
-        arguments = parser().parse(argv)
-        if arguments.dashboard == "on":
-            console = Output(force_terminal=True)
-        if arguments.list:
-            print_names(console)
-            return 0
-        if arguments.dashboard not in VIEWS:
-            raise unknown("dashboard", arguments.dashboard, VIEWS)
-        session = resumed(arguments, console) if arguments.resume else fresh(arguments, console)
-    except (ValueError, OSError) as error:
-        return fail(error)
-    except KeyboardInterrupt:
-        print_error("interrupted before training")
-        return 130
-    try:
-        finished = session.go(
-            live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
-        )
-    except (NonFiniteLossError, OSError) as error:
-        print_error(f"{error}; the last good checkpoint is kept in {session.directory.checkpoints}")
-        return 1
-    if not finished:
-        again = f"--resume {shlex.quote(str(session.directory.path))}"
-        console.print(f"stopped by {session.stopped_by.name}; go on with {again}", markup=False, soft_wrap=True)
-        return 128 + session.stopped_by
-    conclude(session)
-    return 0
+    """Parse, then do what was asked for; the exit code."""
+    with Stop() as stop:
+        try:
+            arguments = parser().parse(argv)
+            from launch import launch  # noqa: PLC0415  (imports torch: --help and mistakes answer at once)
 
-
-def fresh(arguments: argparse.Namespace, console: Output) -> Session:
-    """A new run, from a preset or a config file and the flags over it."""
-    config, why = chosen_config(arguments)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    directory = RunDirectory(arguments.out or "runs")
-    directory.check_free(overwrite=arguments.overwrite)
-    simulation = Simulation(config)
-    if arguments.out is None:
-        directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
-    else:
-        directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes its time
-    directory.clear()
-    try:
-        simulation.save(directory.path)
-    except BaseException:
-        with suppress(OSError):  # it holds something: not this run's
-            directory.path.rmdir()
-        raise
-    session = Session(simulation, directory, console)
-    origin = f"from {arguments.config}" if arguments.config else "by default"
-    asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in CHOICES}
-    if config.dataset == "auto":
-        asked["dataset"] = "auto"
-    if config.device == "auto":
-        asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
-    announce(session, asked | {"preset": why})
-    return session
-
-
-def resumed(arguments: argparse.Namespace, console: Output) -> Session:
-    """The run in ``--resume``, which the other flags may repeat but not contradict."""
-    directory = RunDirectory(arguments.resume)
-    try:
-        saved = directory.read_config()["config"]
-    except ValueError as error:
-        raise ValueError(f"resume: {error}") from error
-    for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
-        if getattr(arguments, flag) != unset:
-            raise ValueError(f"{flag}: cannot be given with --resume, which goes on as configured")
-    if arguments.out and arguments.out.resolve() != directory.path.resolve():
-        raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
-    values = config_values(arguments)
-    device = values.pop("device", saved["device"])  # what a run is does not depend on where it goes on
-    for name, value in values.items():
-        if value != "auto" and same_file(value) != saved[name]:
-            raise ValueError(
-                f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {saved[name]!r}, "
-                "or leave the flag out"
-            )
-    simulation = Simulation.load(directory.path, device=device)
-    for problem in simulation.passed_over:
-        console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
-    session = Session(simulation, directory, console)
-    announce(session, dict.fromkeys(CHOICES, "as configured"))
-    console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")
-    return session
-
-
-def announce(session: Session, why: dict[str, str]) -> None:
-    """Say what was chosen, and for the `CHOICES` why."""
-    console, simulation, config = session.console, session.simulation, session.simulation.config
-    data, sizes = simulation.dataset, simulation.partition.sizes
-    device = (
-        f"{torch.get_num_threads()} threads"
-        if simulation.device.type == "cpu"
-        else torch.cuda.get_device_name(simulation.device)
-    )
-    held = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
-    unused = len(data.train) - sizes.sum()
-    model = simulation.model
-    if "could not be had" in data.origin:
-        banner = "CIFAR-10 could not be had: this run uses the built-in shapes instead."
-        console.print(Panel(banner, style="bold yellow"))
-    for name, value, note in (
-        ("preset", config.preset, why["preset"]),
-        (
-            "dataset",
-            data.name,
-            f"{why['dataset']}: {data.origin}; {len(data.train):,} train, {len(data.test):,} test images of "
-            f"{data.image_size}x{data.image_size}",
-        ),
-        ("device", config.device, f"{why['device']}; {device}, {config.precision}"),
-        ("engine", config.engine, f"{why['engine']}; {ENGINE_NOTES[config.engine]}"),
-        (
-            "clients",
-            f"{config.clients:,}",
-            f"cohort {config.cohort:,}; {config.partition}, {held} images each"
-            + (f", {unused:,} images unused" if unused else ""),
-        ),
-        (
-            "model",
-            config.arch,
-            f"width {config.width}, cut layer {config.cut_layer}; {model.client.size:,} parameters on a client, "
-            f"{model.server.size:,} on the server",
-        ),
-        (
-            "schedule",
-            f"{config.rounds:,} rounds",
-            f"{simulation.steps:,} steps each, {config.batch_size} images per client and step, "
-            f"{min(config.syncs_per_round, simulation.steps):,} averagings",
-        ),
-        ("output", session.directory.path, ""),
-    ):
-        line = f"{name:<9} [bold]{escape(str(value))}[/]  [dim]{escape(note)}[/]"
-        console.print(line, highlight=False, soft_wrap=True)
-
-
-def conclude(session: Session) -> None:
-    """Say how it went and where everything is."""
-    console, summary = session.console, session.summary()
-    linear = "" if summary["linear_top1"] is None else f", linear probe {summary['linear_top1']:.2f} %"
-    knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
-    console.print(
-        f"\nkNN [bold green]{knn}[/]{linear}  (untrained {untrained}, raw pixels {pixels}) "
-        f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training",
-        highlight=False,
-        soft_wrap=True,
-    )
-    path = session.directory.path
-    for name, text in (
-        ("config.json", "what was run"),
-        ("metrics.jsonl", "every step, round and evaluation"),
-        ("summary.json", "the figures above and more"),
-        ("checkpoints", "final state"),
-    ):
-        console.print(f"  {escape(str(path / name))}  [dim]{text}[/]", highlight=False, soft_wrap=True)
-    command = shlex.join(["python", str(Path(__file__).with_name("report.py")), str(path)])
-    console.print(f"figures: {command}", markup=False, highlight=False, soft_wrap=True)
-
-
-def chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
-    """The config asked for, and why its preset is what it is."""
-    values = config_values(arguments)
-    if arguments.config:
-        if arguments.preset != "auto":
-            raise ValueError("preset: cannot be given with --config; allowed: one of the two")
-        return RunConfig.load(arguments.config, **values), f"--config {arguments.config}"
-    config, why = named(arguments.preset, values.get("device", "auto"))
-    return replace(config, **values), why
-
-
-def same_file(value: Any) -> Any:
-    """The absolute path of what exists, as a saved config has it; anything else as it is."""
-    if isinstance(value, str) and Path(value).exists():
-        return str(Path(value).resolve())
-    return value
-
-
-def print_names(console: Output) -> None:
-    """What ``--preset``, ``--arch`` and ``--dataset`` take."""
-    sections = {
-        "presets": {"auto": "the one that suits this machine: " + automatic()[0]}
-        | {name: preset.__doc__ for name, preset in PRESETS.items()},
-        "architectures": {name: f"cut layer 1 to {layer_count(name)}" for name in ARCHITECTURES},
-        "datasets": dict.fromkeys(NAMES, "")
-        | {"FILE.npz": "train_x train_y test_x test_y", "DIR": "ImageFolder layout"},
-    }
-    table = Table.grid(padding=(0, 2))
-    for title, names in sections.items():
-        table.add_row(f"[bold]{title}[/]")
-        for name, text in names.items():
-            table.add_row(f"  {name}", (text or "").splitlines()[0] if text else "")
-    console.print(table)
+            return launch(arguments, stop)
+        except (ValueError, OSError) as error:
+            return fail(error)
+        except KeyboardInterrupt:
+            print_error("interrupted before training")
+            return 128 + stop.received
 
 
 if __name__ == "__main__":

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 
 from flags import Parser, fail, path
 from simsfl.dashboard import REFRESH_SECONDS, LiveView, PlainView, render, time_text
-from simsfl.metrics import History, read_records
+from simsfl.metrics import ENDINGS, History, Status, read_records
 from simsfl.run_directory import RunDirectory
-from simsfl.session import ENDINGS
 
 STALE_SECONDS = 120
 """A run that has not been heard of for so long has probably been killed."""
@@ -27,7 +24,7 @@ class Tail:
     def __init__(self, directory: RunDirectory, history: History):
         self.directory, self.history, self.offset = directory, history, 0
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self) -> Status | None:
         """Take in new records; the latest status, None before there is one."""
         path = self.directory.metrics
         if path.exists():
@@ -37,10 +34,7 @@ class Tail:
             for record, offset in read_records(path, self.offset):
                 self.history.feed(record)
                 self.offset = offset
-        try:
-            return json.loads(self.directory.live.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        return Status.load(self.directory.live)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,32 +52,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error)
     history = History()
     tail = Tail(directory, history)
-    if arguments.svg:
-        picture = Console(file=io.StringIO(), record=True, width=100, force_terminal=True)
-        picture.print(render(config, history, tail.read()))
-        picture.save_svg(str(arguments.svg), title=f"watch.py {arguments.run.name}")
-        return 0
     live = console.is_terminal or arguments.once
     started = time.time()
     try:
+        status = tail.read()
+        if arguments.svg:
+            picture = Console(file=io.StringIO(), record=True, width=100, force_terminal=True)
+            picture.print(render(config, history, status))
+            picture.save_svg(str(arguments.svg), title=f"watch.py {directory.path.resolve().name}")
+            return 0
         with (LiveView if live else PlainView)(config, history, console) as view:
             while True:
                 status = tail.read()
                 view.show(status)
-                if arguments.once or (status and status["activity"] in ENDINGS):
+                if arguments.once or (status and status.activity in ENDINGS):
                     break
-                if time.time() - (status["updated"] if status else started) > STALE_SECONDS:
+                if time.time() - (status.updated if status else started) > STALE_SECONDS:
                     break
                 time.sleep(REFRESH_SECONDS)
     except KeyboardInterrupt:
         return 130
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return fail(error)
     if status:
         console.print()
-        silent = time.time() - status["updated"]
-        gone = status["activity"] not in ENDINGS and silent > STALE_SECONDS
-        console.print(f"no news for {time_text(silent)}; killed?" if gone else status["activity"])
+        silent = time.time() - status.updated
+        gone = status.activity not in ENDINGS and silent > STALE_SECONDS
+        console.print(f"no news for {time_text(silent)}; killed?" if gone else status.activity)
     return 0
 
 

@@ -18,10 +18,6 @@ from torch import Tensor
 
 from simsfl.data import Images
 
-RECIPES = ("v1", "v2")
-"""v2 (MoCo v2): crop, colour jitter, grayscale, blur, flip. v1: no blur, and the flip after the crop,
-which makes no difference, since the flip commutes with everything after it."""
-
 CROP_ATTEMPTS = 10
 UNIFORMS = 4 * CROP_ATTEMPTS + 13
 """Uniform numbers that one view takes."""
@@ -60,6 +56,9 @@ class ViewParameters:
 
 def sample(uniforms: np.ndarray, recipe: str, image_size: int, crop_scale: float = 0.08) -> ViewParameters:
     """Turn uniform numbers ``[..., UNIFORMS]`` in [0, 1) into view parameters.
+
+    Recipe "v2" (MoCo v2) is crop, colour jitter, grayscale, blur, flip. "v1" has no blur, and the flip after the
+    crop, which makes no difference, since the flip commutes with everything after it.
 
     The crop is drawn as torchvision's RandomResizedCrop does: ten tries at an area share in
     (`crop_scale`, 1) and a log-uniform aspect ratio in (3/4, 4/3), else the whole image. ColorJitter

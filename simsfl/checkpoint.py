@@ -20,7 +20,7 @@ from simsfl.files import digest, write_json, write_tensors
 KEEP = 2
 """Checkpoints kept, so that there is one to go back to when the newest is damaged."""
 META = ("round", "step", "seconds", "metrics_bytes")
-"""What is kept beside the tensors: where the run stands."""
+"""What is kept beside the tensors, all numbers: where the run stands."""
 
 
 def save(directory: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -79,13 +79,10 @@ def entries(directory: Path) -> list[dict[str, Any]]:
     """What the manifest lists, newest first; nothing where there is no readable manifest."""
     try:
         listed = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["checkpoints"]
-        return [
-            {
-                "file": str(entry["file"]),
-                "sha256": entry["sha256"],
-                "meta": {key: entry["meta"][key] for key in META},
-            }
-            for entry in listed
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
+        for entry in listed:
+            sound = isinstance(entry["file"], str) and all(entry["meta"][key] >= 0 for key in META)
+            if not sound or set(entry["meta"]) != set(META):
+                return []
+        return listed
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []

@@ -1,41 +1,64 @@
 """The configuration of a run: one documented field per decision, validated on construction.
 
 Every field is also a flag of ``experiments/run.py``. Library functions take plain arguments; only
-`Simulation` and the programs in ``experiments/`` see a `RunConfig`.
+`Simulation` and the programs in ``experiments/`` see a `RunConfig`. Nothing here imports torch, so that ``--help``
+answers at once.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from simsfl.augment import RECIPES
-from simsfl.data import SMALLEST
-from simsfl.models import ARCHITECTURES, HEADS, layer_count
-from simsfl.names import unknown
-from simsfl.partition import PARTITIONS
+from simsfl.names import shortened, unknown
 
 ENGINES = ("vmap", "loop")
 PRECISIONS = ("fp32", "bf16")
+ARCHITECTURES = ("resnet18", "resnet8")
+HEADS = ("linear", "mlp", "large-mlp")
+PARTITIONS = ("iid", "shards", "dirichlet")
+RECIPES = ("v1", "v2")
 SCHEDULES = ("cosine", "step")
 CLIENT_SCHEDULES = (*SCHEDULES, "oscillating")
 FEATURES = ("backbone", "projector")
+SMALLEST = 8
+"""Least height and width of images that the networks take."""
+DATASETS = {
+    "auto": "CIFAR-10 from the cache, from files or by download; the built-in shapes where it cannot be had",
+    "cifar10": "50,000 + 10,000 images of 32x32, 10 classes",
+    "cifar100": "50,000 + 10,000 images of 32x32, 100 classes",
+    "svhn": "73,257 + 26,032 house numbers of 32x32, 10 classes",
+    "stl10": "5,000 + 8,000 images of 96x96, 10 classes",
+    "shapes": "built in, drawn from the seed: 50,000 + 10,000 images of 32x32, 10 classes",
+}
+"""What ``--dataset`` takes besides the path of an ``.npz`` file or an ImageFolder directory."""
 
 
-def setting(default: Any, group: str, text: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A field of the config with its help text, heading in ``--help`` and allowed values."""
-    return field(default=default, metadata={"group": group, "help": text, "choices": choices})
+def setting(
+    default: Any,
+    group: str,
+    text: str,
+    choices: tuple[str, ...] | None = None,
+    *,
+    only: tuple[str, Any] | None = None,
+) -> Any:
+    """A field of the config.
+
+    Args:
+        group: its heading in ``--help``.
+        text: its help.
+        choices: the allowed values, where they are names.
+        only: the field, and that field's value, with which this one has an effect.
+    """
+    return field(default=default, metadata={"group": group, "help": text, "choices": choices, "only": only})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that determines a run. None means "by rule"; `resolved` fills those in.
+    """Everything that determines a run. None means "by rule"; `simsfl.rules` fills those in.
 
     Raises:
         ValueError: a value that cannot work, with the field, the value and what is allowed.
@@ -53,7 +76,9 @@ class RunConfig:
     rounds: int | None = setting(
         None, "clients", "Rounds; by rule `epochs` times clients / cohort, so each client is drawn as often."
     )
-    epochs: int = setting(200, "clients", "Passes over the data that the rule for `rounds` aims at.")
+    epochs: int = setting(
+        200, "clients", "Passes over the data that the rule for `rounds` aims at.", only=("rounds", None)
+    )
     syncs_per_round: int | None = setting(
         None,
         "clients",
@@ -70,16 +95,16 @@ class RunConfig:
     )
     data_dir: str = setting("data", "data", "Where torchvision's files may lie already.")
     image_size: int | None = setting(None, "data", "Resize images to this height and width; by rule their own.")
-    partition: str = setting("shards", "data", "How images are divided among clients.", tuple(PARTITIONS))
-    classes_per_client: int = setting(2, "data", "Shards per client; with `shards` only.")
-    alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split; with `dirichlet` only.")
+    partition: str = setting("shards", "data", "How images are divided among clients.", PARTITIONS)
+    classes_per_client: int = setting(2, "data", "Shards per client.", only=("partition", "shards"))
+    alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split.", only=("partition", "dirichlet"))
     views: str = setting("v2", "data", "Recipe of the two augmented views; v1 has no blur.", RECIPES)
     crop_scale: float = setting(0.08, "data", "Smallest share of the image area that a crop may have.")
 
-    arch: str = setting("resnet18", "model", "Architecture.", tuple(ARCHITECTURES))
+    arch: str = setting("resnet18", "model", "Architecture.", ARCHITECTURES)
     width: int = setting(64, "model", "Channels of the first layer, a multiple of 4.")
     cut_layer: int = setting(1, "model", "Layers on the client; the stem is 1, each block one more.")
-    head: str = setting("mlp", "model", "Projection head: linear is MoCo v1's, mlp v2's.", tuple(HEADS))
+    head: str = setting("mlp", "model", "Projection head: linear is MoCo v1's, mlp v2's.", HEADS)
     key_dim: int = setting(1024, "model", "Dimension of keys and queries.")
 
     queue_length: int = setting(6000, "contrast", "Keys in the queue.")
@@ -107,7 +132,7 @@ class RunConfig:
     knn_test: int | None = setting(None, "evaluation", "Test images that kNN classifies; by rule all.")
     eval_features: str = setting("backbone", "evaluation", "Features that are evaluated.", FEATURES)
     linear_probe: bool = setting(False, "evaluation", "Train a linear probe on all training images at the end.")
-    linear_probe_epochs: int = setting(100, "evaluation", "Epochs of the linear probe.")
+    linear_probe_epochs: int = setting(100, "evaluation", "Epochs of the linear probe.", only=("linear_probe", True))
 
     seed: int = setting(0, "run", "Seed of every draw.")
     device: str = setting("auto", "run", "cpu, cuda or cuda:N; auto is CUDA where there is one.")
@@ -123,22 +148,18 @@ class RunConfig:
                 raise unknown(spec.name, getattr(self, spec.name), choices)
         for name, low, high in RANGES:
             value = getattr(self, name)
-            if value is not None and not (low <= value <= high and math.isfinite(value)):
-                bounds = f"{low} to {high}" if high != float("inf") else f"{low} or more"
-                raise ValueError(f"{name}: {value} is out of range; allowed: {bounds}")
+            if value is not None and not (low <= value <= high and value < INFINITY):
+                bounds = f"{low:,} to {high:,}" if high < INFINITY else f"{low:,} or more"
+                raise ValueError(f"{name}: {shortened(value)} is out of range; allowed: {bounds}")
         if self.cohort is not None and self.cohort > self.clients:
             raise ValueError(f"cohort: {self.cohort} is more than the clients; allowed: 1 to {self.clients}")
         if self.width % 4:
             raise ValueError(f"width: {self.width} does not divide into GroupNorm's groups; allowed: multiples of 4")
-        deepest = layer_count(self.arch)
-        if not 1 <= self.cut_layer <= deepest:
-            raise ValueError(f"cut_layer: {self.cut_layer} is out of range; allowed for {self.arch}: 1 to {deepest}")
         if not self.feature_sharing and self.queue_length < self.clients:
             raise ValueError(
                 f"queue_length: {self.queue_length} leaves no key for each of {self.clients} clients; "
                 f"allowed without feature sharing: {self.clients} or more"
             )
-        check_device(self.device)
 
     @staticmethod
     def _check_type(name: str, annotation: str, value: Any) -> None:
@@ -151,22 +172,15 @@ class RunConfig:
         if not (right or (optional and value is None)):
             raise ValueError(f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
 
-    def resolved(self) -> RunConfig:
-        """The same run with every rule applied (MocoSFL's "auto" rule, DESIGN section 2)."""
-        cohort = self.cohort or (100 if self.clients >= 200 else self.clients)
-        batch_size = self.batch_size or (100 // self.clients if self.clients <= 50 else 1)
-        if self.head == "large-mlp" and cohort * batch_size < 2:
-            raise ValueError("head: large-mlp normalises over a step's images; allowed: 2 or more, cohort x batch_size")
-        first = "cuda:0" if torch.cuda.is_available() else "cpu"
-        return replace(
-            self,
-            cohort=cohort,
-            batch_size=batch_size,
-            rounds=self.rounds or max(1, round(self.epochs * self.clients / cohort)),
-            syncs_per_round=self.syncs_per_round or max(1, 1000 // (batch_size * self.clients)),
-            client_lr=self.lr if self.client_lr is None else self.client_lr,
-            device=first if self.device in ("auto", "cuda") else self.device,
-        )
+    def check_effect(self, names: Iterable[str]) -> None:
+        """Raise a ValueError if a field that was asked for has no effect beside the others."""
+        for spec in fields(self):
+            if spec.name in names and (only := spec.metadata["only"]):
+                other, needed = only
+                value = getattr(self, other)
+                if value != needed:
+                    allowed = f"{other} {needed}" if needed is not None else f"{other} left to its rule"
+                    raise ValueError(f"{spec.name}: has no effect where {other} is {value}; allowed with {allowed}")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -186,33 +200,35 @@ class RunConfig:
         return cls(**values)
 
     @classmethod
-    def load(cls, path: Path, **overrides: Any) -> RunConfig:
-        """From a saved ``config.json``, or a JSON object of fields, with some fields replaced.
+    def load(cls, path: Path) -> RunConfig:
+        """From a saved ``config.json``, or a JSON object of fields. What was set by rule is so again.
 
         Raises:
             ValueError: the file cannot be read, or does not hold a config.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"config: {path} cannot be read as JSON ({error})") from error
         values = content.get("config", content) if isinstance(content, dict) else None
-        if not isinstance(values, dict):
+        by_rule = content.get("by_rule", []) if isinstance(content, dict) else None
+        if not isinstance(values, dict) or not isinstance(by_rule, list):
             raise ValueError(f"config: {path} holds no JSON object of fields; allowed: a config.json of a run")
-        return cls.from_dict({**values, **overrides})
+        return cls.from_dict({name: value for name, value in values.items() if name not in by_rule})
 
 
 INFINITY = float("inf")
+LARGE = 10**9
 RANGES: tuple[tuple[str, float, float], ...] = (
-    ("clients", 1, INFINITY),
-    ("cohort", 1, INFINITY),
-    ("batch_size", 1, INFINITY),
-    ("rounds", 1, INFINITY),
-    ("epochs", 1, INFINITY),
-    ("syncs_per_round", 1, INFINITY),
+    ("clients", 1, LARGE),
+    ("cohort", 1, LARGE),
+    ("batch_size", 1, LARGE),
+    ("rounds", 1, LARGE),
+    ("epochs", 1, LARGE),
+    ("syncs_per_round", 1, LARGE),
     ("image_size", SMALLEST, 1024),
-    ("classes_per_client", 1, INFINITY),
-    ("alpha", 1e-6, INFINITY),
+    ("classes_per_client", 1, LARGE),
+    ("alpha", 1e-6, 1e6),
     ("crop_scale", 0.001, 1),
     ("width", 4, 4096),
     ("key_dim", 1, 65_536),
@@ -223,25 +239,11 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("client_lr", 0, INFINITY),
     ("momentum", 0, 1),
     ("weight_decay", 0, INFINITY),
-    ("eval_every", 0, INFINITY),
-    ("knn_bank", 1, INFINITY),
-    ("knn_test", 1, INFINITY),
-    ("linear_probe_epochs", 1, INFINITY),
+    ("eval_every", 0, LARGE),
+    ("knn_bank", 1, LARGE),
+    ("knn_test", 1, LARGE),
+    ("linear_probe_epochs", 1, LARGE),
     ("seed", 0, 2**63 - 1),
-    ("checkpoint_every", 1, INFINITY),
+    ("checkpoint_every", 1, LARGE),
 )
 """Lowest and highest value of each number, both allowed."""
-
-
-def check_device(device: str) -> None:
-    """Raise a ValueError unless `device` can be used on this machine."""
-    kind, _, index = device.partition(":")
-    if device in ("auto", "cpu"):
-        return
-    if kind != "cuda" or not (index.isdigit() or device == "cuda"):
-        raise unknown("device", device, ("auto", "cpu", "cuda", "cuda:N"))
-    if not torch.cuda.is_available():
-        raise ValueError(f"device: {device} is not available, this machine has no CUDA; allowed: auto, cpu")
-    if int(index or 0) >= torch.cuda.device_count():
-        highest = torch.cuda.device_count() - 1
-        raise ValueError(f"device: {device} does not exist; allowed: cuda:0 to cuda:{highest}")

@@ -12,7 +12,6 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
-from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.panel import Panel
@@ -21,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from simsfl.clock import PHASES
-from simsfl.metrics import History
+from simsfl.metrics import History, Status
 
 REFRESH_SECONDS = 1.0
-BLOCKS = " ▁▂▃▄▅▆▇█"
+BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 BINS = 6
 """Most rows of the participation histogram: as many as there are phases."""
 
@@ -39,9 +38,10 @@ class Sparkline:
         values = squeeze(self.values, options.max_width)
         if not values:
             return
+        blocks = ASCII_BLOCKS if options.ascii_only else BLOCKS
         low, high = min(values), max(values)
-        scale = (len(BLOCKS) - 2) / (high - low) if high > low else 0.0
-        yield Text("".join(BLOCKS[1 + round((v - low) * scale)] for v in values), style=self.style)
+        scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+        yield Text("".join(blocks[round((v - low) * scale)] for v in values), style=self.style)
 
 
 def squeeze(values: Sequence[float], width: int) -> list[float]:
@@ -76,15 +76,14 @@ def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
-def time_left(status: Mapping[str, Any]) -> float | None:
-    """Seconds to go, evaluation included at the rate so far; None before the first step."""
-    done = status["round"] * status["steps"] + status["step"]
-    phases = status["phase_seconds"]
-    training = sum(phases.values()) - phases.get("evaluation", 0.0)
-    if not done or not training:
+def time_left(status: Status) -> float | None:
+    """Seconds to go at the pace of the latest steps, evaluations included; None before the first step."""
+    training = sum(status.phase_seconds.values()) - status.phase_seconds.get("evaluation", 0.0)
+    if not status.step_seconds or not training:
         return None
-    pace = status["seconds"] / done * (1 + phases.get("evaluation", 0.0) / training)
-    return pace * (status["rounds"] * status["steps"] - done)
+    done = status.round * status.steps + status.step
+    evaluations = 1 + status.phase_seconds.get("evaluation", 0.0) / training
+    return status.step_seconds * evaluations * (status.rounds * status.steps - done)
 
 
 def histogram(counts: Sequence[int]) -> list[tuple[str, int]]:
@@ -97,16 +96,16 @@ def histogram(counts: Sequence[int]) -> list[tuple[str, int]]:
     return bins
 
 
-def render(config: Mapping[str, Any], history: History, status: Mapping[str, Any] | None) -> Group:
+def render(config: Mapping[str, Any], history: History, status: Status | None) -> Group:
     """The whole view, at most 22 lines, for any width from 80 columns."""
-    parts = [header(config, status["activity"] if status else "starting"), curves(history)]
+    parts = [header(config, status.activity if status else "starting"), curves(history)]
     if status:
         parts.insert(1, progress(status))
         parts.append(figures(history, status))
         lower = Table.grid(expand=True, padding=(0, 1))
         lower.add_column(ratio=1)
         lower.add_column(ratio=1)
-        lower.add_row(phases(status["phase_seconds"]), participation(status["participation"]))
+        lower.add_row(phases(status.phase_seconds), participation(status.participation))
         parts.append(lower)
     return Group(*parts)
 
@@ -123,21 +122,20 @@ def header(config: Mapping[str, Any], activity: str) -> Panel:
     return Panel(text, border_style="cyan", **titles)
 
 
-def progress(status: Mapping[str, Any]) -> Table:
+def progress(status: Status) -> Table:
     """Bars of rounds and of the current round's steps, with the time they will take."""
     left = time_left(status)
-    done = status["round"] * status["steps"] + status["step"]
-    between = status["step"] == 0 and status["round"] > 0  # the last round's steps are all done
-    step = status["steps"] if between else status["step"]
-    step_left = status["seconds"] / done * (status["steps"] - step) if done else None
+    between = status.step == 0 and status.round > 0  # the last round's steps are all done
+    step = status.steps if between else status.step
+    step_left = None if status.step_seconds is None else status.step_seconds * (status.steps - step)
     table = Table.grid(expand=True, padding=(0, 1))
     table.add_column(width=8)
     table.add_column(ratio=1)
     table.add_column(justify="right", width=13)
     table.add_column(justify="right", width=14)
     for name, at, total, eta in (
-        ("rounds", status["round"], status["rounds"], left),
-        ("steps", step, status["steps"], step_left),
+        ("rounds", status.round, status.rounds, left),
+        ("steps", step, status.steps, step_left),
     ):
         table.add_row(
             name,
@@ -174,20 +172,20 @@ def curves(history: History) -> Table:
     return table
 
 
-def figures(history: History, status: Mapping[str, Any]) -> Table:
+def figures(history: History, status: Status) -> Table:
     """Speed, memory and traffic."""
     table = Table.grid(expand=True, padding=(0, 1))
     for _ in range(2):
         table.add_column(ratio=1)
     up, down = (history.value("round", f"bytes_{way}_per_client") for way in ("up", "down"))
     table.add_row(
-        f"{number(status['client_steps_per_second'], ',.0f')} clients/s  "
-        f"{number(status['images_per_second'], ',.0f')} images/s",
-        f"peak memory {bytes_text(status['peak_memory_bytes'])}",
+        f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
+        f"{number(status.images_per_second, ',.0f')} images/s",
+        f"peak memory {bytes_text(status.peak_memory_bytes)}",
     )
     table.add_row(
         f"per client  {bytes_text(up or 0)} up  {bytes_text(down or 0)} down",
-        f"training {time_text(status['seconds'])}",
+        f"training {time_text(status.seconds)}",
     )
     return table
 
@@ -200,7 +198,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
     table.add_column(justify="right", no_wrap=True)
     top = max((value for _, value, _ in rows), default=0.0) or 1.0
     for label, value, text in rows:
-        table.add_row(label, Bar(size=top, begin=0, end=value, color="blue"), text)
+        table.add_row(label, ProgressBar(total=top, completed=value, complete_style="blue"), text)
     return Panel(table, title=title, title_align="left", border_style="dim")
 
 
@@ -218,11 +216,12 @@ def participation(counts: Sequence[int]) -> Panel:
 
 
 class LiveView:
-    """The view on a terminal, drawn again at most once in `REFRESH_SECONDS`."""
+    """The view on a terminal's second screen, drawn again at most once in `REFRESH_SECONDS`; its last stays behind."""
 
     def __init__(self, config: Mapping[str, Any], history: History, console: Console):
-        self.config, self.history = config, history
-        self.live = Live(console=console, auto_refresh=False, transient=False)
+        self.config, self.history, self.console = config, history, console
+        self.live = Live(console=console, auto_refresh=False, screen=True)
+        self.picture: Group | None = None
         self.drawn = 0.0
 
     def __enter__(self) -> LiveView:
@@ -233,15 +232,18 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.live.stop()
+        if self.picture:
+            self.console.print(self.picture)
 
     def due(self) -> bool:
         """Whether it is time to draw."""
         return time.monotonic() - self.drawn >= REFRESH_SECONDS
 
-    def show(self, status: Mapping[str, Any] | None) -> None:
+    def show(self, status: Status | None) -> None:
         """Draw."""
         self.drawn = time.monotonic()
-        self.live.update(render(self.config, self.history, status), refresh=True)
+        self.picture = render(self.config, self.history, status)
+        self.live.update(self.picture, refresh=True)
 
 
 class PlainView:
@@ -263,7 +265,7 @@ class PlainView:
         """Whether a round has ended since the last line."""
         return len(self.history.rounds) > self.printed
 
-    def show(self, status: Mapping[str, Any] | None) -> None:
+    def show(self, status: Status | None) -> None:
         """Print the rounds that are not printed yet."""
         if status is None:
             return
@@ -273,7 +275,7 @@ class PlainView:
             self.console.print(
                 f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
                 f"contrast {record['contrast_top1']:.2f} %{knn.get(record['round'], '')}  "
-                f"{number(status['client_steps_per_second'], '.0f')} clients/s  "
+                f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
                 f"{'-' if left is None else time_text(left)} left",
                 highlight=False,
                 soft_wrap=True,

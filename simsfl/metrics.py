@@ -6,13 +6,14 @@ that of one never interrupted; anything timed goes into ``live.json`` and ``summ
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar, get_args
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,49 @@ class ProbeRecord:
 
 
 Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord
+FIELDS = {kind.event: {field.name for field in fields(kind)} for kind in get_args(Record)}
+"""Names of what a record of each kind holds."""
+ENDINGS = ("finished", "stopped", "failed")
+"""Activities of a run that is over."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run is going: everything timed, which is not in the records. The content of ``live.json``."""
+
+    activity: str
+    """"training", the evaluation under way, or one of `ENDINGS`."""
+    updated: float
+    """Seconds since 1970."""
+    round: int
+    """Rounds that are done with."""
+    step: int
+    """Finished steps of the round under way."""
+    rounds: int
+    steps: int
+    """In a round."""
+    seconds: float
+    """Spent training, over all sessions."""
+    step_seconds: float | None
+    """Per step, of the latest steps; None before the first of the session."""
+    client_steps_per_second: float | None
+    """Over all sessions, as is `images_per_second`."""
+    images_per_second: float | None
+    phase_seconds: dict[str, float]
+    """Of this session."""
+    peak_memory_bytes: int
+    participation: list[int]
+    """How many clients have completed 0, 1, 2, ... rounds."""
+
+    @classmethod
+    def load(cls, path: Path) -> Status | None:
+        """From ``live.json``; None where there is none, or none that is whole."""
+        try:
+            status = cls(**json.loads(path.read_text(encoding="utf-8")))
+            numbers = (status.updated, status.round, status.step, status.rounds, status.steps, status.seconds)
+            return status if all(isinstance(number, int | float) for number in numbers) else None
+        except (OSError, ValueError, TypeError):
+            return None
 
 
 def to_dict(record: Record) -> dict[str, Any]:
@@ -73,22 +117,32 @@ def to_dict(record: Record) -> dict[str, Any]:
 
 
 class MetricsLog:
-    """Appends records to ``metrics.jsonl``, one JSON object a line.
+    """Appends records to ``metrics.jsonl``, one JSON object a line. No other process can, until this is closed.
 
     Args:
         path: the file; created where it does not exist.
         keep_bytes: cut the file to this length first: what it held at the checkpoint resumed from.
 
+    Attributes:
+        kept: the records that were left, as dicts.
+
     Raises:
-        ValueError: the file is shorter than that.
+        ValueError: the file is shorter than that, holds something else, or is another process's.
     """
 
     def __init__(self, path: Path, keep_bytes: int = 0):
-        held = path.stat().st_size if path.exists() else 0
-        if held < keep_bytes:
-            raise ValueError(f"resume: {path} has {held} bytes, fewer than the {keep_bytes} its checkpoint belongs to")
         self._file = path.open("ab")
-        self._file.truncate(keep_bytes)
+        try:
+            if not lock(self._file):
+                raise ValueError(f"resume: {path.parent} is being written to by another process; allowed once it ends")
+            held = path.stat().st_size
+            if held < keep_bytes:
+                raise ValueError(f"resume: {path} has {held} bytes, but its checkpoint belongs to {keep_bytes}")
+            self._file.truncate(keep_bytes)
+            self.kept = [record for record, _ in read_records(path)]
+        except ValueError:
+            self._file.close()
+            raise
 
     def write(self, record: Record) -> None:
         """Append one record."""
@@ -110,6 +164,23 @@ class MetricsLog:
         self._file.close()
 
 
+def lock(file: IO[bytes]) -> bool:
+    """Lock an open file for this process, until it is closed; whether that could be done."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def is_written(path: Path) -> bool:
+    """Whether a process has a `MetricsLog` open on this file."""
+    with path.open("rb") as file:
+        return not lock(file)
+
+
 def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     """Records of a metrics file from byte `offset`, each with the offset behind it; whole lines only."""
     with path.open("rb") as file:
@@ -120,8 +191,10 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
             offset += len(line)
             try:
                 record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"metrics: {path} is damaged before byte {offset} ({error})") from error
+                if set(record) != FIELDS[record["event"]] | {"event"}:
+                    raise ValueError("it lacks fields, or has others")
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"metrics: {path} holds no record before byte {offset} ({error})") from error
             yield record, offset
 
 

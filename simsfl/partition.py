@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simsfl.names import unknown
+from simsfl.names import count_text, unknown
 from simsfl.randomness import Purpose, numpy_generator
 
 DIRICHLET_DRAWS = 10
@@ -92,6 +92,7 @@ def make_partition(
     classes_per_client: int = 2,
     alpha: float = 0.5,
     batch_size: int = 1,
+    least: int | None = None,
     seed: int = 0,
 ) -> Partition:
     """Partition images among clients so that each holds at least one batch.
@@ -102,11 +103,13 @@ def make_partition(
         classes_per_client: shards per client.
         alpha: concentration of the Dirichlet split; smaller is less even. It is drawn up to
             `DIRICHLET_DRAWS` times until every client holds a batch.
+        least: images that each client must hold, `batch_size` by default.
 
     Raises:
-        ValueError: unknown kind, or a client would hold fewer than `batch_size` images. The message
+        ValueError: unknown kind, or a client would hold fewer than `least` images. The message
             names the client, and the fewest images or most clients that would do.
     """
+    least = batch_size if least is None else least
     if kind not in PARTITIONS:
         raise unknown("partition", kind, PARTITIONS)
     options = {"iid": {}, "shards": {"classes_per_client": classes_per_client}, "dirichlet": {"alpha": alpha}}[kind]
@@ -131,28 +134,28 @@ def make_partition(
     partition = draw(clients)
     client = int(partition.sizes.argmin())
     held = int(partition.sizes[client])
-    if held < batch_size:
+    if held < least:
         allowed = [f"1 to {held} images a batch"] if held else []
-        if most := most_clients(draw, clients, batch_size):
-            allowed.append(f"at most {most} clients")
+        if most := most_clients(draw, clients, least):
+            allowed.append(f"at most {count_text(most, 'client')}")
         if kind == "dirichlet":
             allowed.append("a larger alpha")
         else:
             parts = classes_per_client if kind == "shards" else 1
-            allowed.append(f"at least {clients * parts * -(-batch_size // parts)} training images")
-        raise ValueError(
-            f"batch_size: {batch_size} is more than the {held} images that client {client} would hold; "
-            f"allowed: {', or '.join(allowed)}"
-        )
+            allowed.append(f"at least {clients * parts * -(-least // parts)} training images")
+        wrong = f"batch_size: {least} is more than the {count_text(held, 'image')} that client {client} would hold"
+        if not held:
+            wrong = f"clients: of {clients}, client {client} would hold no image"
+        raise ValueError(f"{wrong}; allowed: {', or '.join(allowed)}")
     return partition
 
 
-def most_clients(draw: Callable[[int], Partition], clients: int, batch_size: int) -> int:
-    """The largest number of clients below `clients` (by bisection) that each hold a batch; 0 if none."""
+def most_clients(draw: Callable[[int], Partition], clients: int, least: int) -> int:
+    """The largest number of clients below `clients` (by bisection) that each hold `least` images; 0 if none."""
     low, high = 0, clients
     while high - low > 1:
         middle = (low + high) // 2
-        if draw(middle).sizes.min() >= batch_size:
+        if draw(middle).sizes.min() >= least:
             low = middle
         else:
             high = middle

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,8 @@ import torch
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
 from simsfl.files import replacing, write_json
+from simsfl.metrics import is_written
+from simsfl.names import shortened
 
 PACKAGES = ("torchvision", "numpy", "rich", "safetensors")
 
@@ -41,6 +43,14 @@ class RunDirectory:
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raise a ValueError unless a new run may be written here; leaves nothing behind."""
+        try:
+            self._check_free(overwrite=overwrite)
+        except OSError as error:
+            raise ValueError(
+                f"out: {shortened(self.path)} cannot be written ({error.strerror}); allowed: a writable directory"
+            ) from error
+
+    def _check_free(self, *, overwrite: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"out: {self.path} is a file; allowed: a directory, or a path where one can be made")
         if not overwrite and any(path.exists() for path in self._files()):
@@ -48,14 +58,11 @@ class RunDirectory:
                 f"out: {self.path} holds another run; allowed: another directory, --overwrite to replace it, "
                 f"or --resume {self.path} to go on with it"
             )
+        if self.metrics.exists() and is_written(self.metrics):
+            raise ValueError(f"out: {self.path} is being written to by another process; allowed: another directory")
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
-        try:
-            with tempfile.TemporaryDirectory(dir=existing, prefix=".simsfl-"):
-                pass
-        except OSError as error:
-            raise ValueError(
-                f"out: {self.path} cannot be written ({error.strerror}); allowed: a writable directory"
-            ) from error
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".simsfl-"):
+            pass
 
     @classmethod
     def claim(cls, path: Path) -> RunDirectory:
@@ -92,18 +99,20 @@ class RunDirectory:
             temporary.mkdir()
             yield RunDirectory(temporary)
 
-    def record(self, config: RunConfig, dataset: Dataset) -> None:
+    def record(self, config: RunConfig, by_rule: Sequence[str], dataset: Dataset) -> None:
         """Write down what the run is."""
         write_json(
             self.config,
             {
                 "config": config.to_dict(),
+                "by_rule": list(by_rule),
                 "dataset": {"name": dataset.name, "origin": dataset.origin, "sha256": dataset.checksum},
                 "versions": {
                     "python": platform.python_version(),
                     "torch": torch.__version__,  # with the build, which the package's version lacks
                     **{name: version(name) for name in PACKAGES},
                 },
+                "threads": torch.get_num_threads(),
                 "git_commit": git_commit(),
             },
         )
@@ -116,10 +125,10 @@ class RunDirectory:
         """
         try:
             content = json.loads(self.config.read_text(encoding="utf-8"))
-            RunConfig.from_dict({**content["config"], "device": "auto"})  # the run may be another machine's
-            if not isinstance(content["dataset"]["sha256"], str):
-                raise TypeError("the data set's checksum is no text")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            RunConfig.from_dict(content["config"])
+            if not isinstance(content["dataset"]["sha256"], str) or not isinstance(content["threads"], int):
+                raise TypeError("checksum or threads are not as they should be")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.path} is not the directory of a run: no usable config.json ({error})") from error
         return content
 

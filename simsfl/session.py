@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -15,16 +16,13 @@ from rich.console import Console
 from simsfl.dashboard import LiveView, PlainView
 from simsfl.evaluate import Item
 from simsfl.files import write_json
-from simsfl.metrics import History, MetricsLog, Record, RoundRecord, StepRecord, read_records, to_dict
+from simsfl.metrics import History, MetricsLog, Record, RoundRecord, StepRecord, to_dict
 from simsfl.run_directory import RunDirectory
+from simsfl.signals import Stop
 from simsfl.simulation import Simulation
 
 LIVE_SECONDS = 1.0
 """How often ``live.json`` is replaced."""
-ENDINGS = ("finished", "stopped", "failed")
-"""What ``live.json`` gives as activity of a run that is over."""
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-"""Signals that end a run where it can be saved."""
 
 
 class Output(Console):
@@ -45,41 +43,40 @@ class Session:
     Args:
         simulation: new, or loaded from the directory's checkpoints.
         directory: of the run; its ``metrics.jsonl`` is cut back to what belongs to the simulation's state.
-        console: where the run is shown; it ends when nobody reads any more.
+        console: where the run is shown; the run ends when nobody reads it any more.
+        stop: entered already; says when the user wants the run to end.
 
     Attributes:
         history: the records so far, of earlier sessions too.
-        stopped_by: the signal that ended the session, None before.
+
+    Raises:
+        ValueError: another process writes to the run, or its metrics do not fit its checkpoint.
     """
 
-    def __init__(self, simulation: Simulation, directory: RunDirectory, console: Output):
-        self.simulation, self.directory, self.console = simulation, directory, console
+    def __init__(self, simulation: Simulation, directory: RunDirectory, console: Output, stop: Stop):
+        self.simulation, self.directory, self.console, self.stop = simulation, directory, console, stop
         self.log = MetricsLog(directory.metrics, simulation.metrics_bytes)
         self.history = History()
-        for record, _ in read_records(directory.metrics):
+        for record in self.log.kept:
             self.history.feed(record)
-        self.stopped_by: signal.Signals | None = None
-        self.saved_all = simulation.round_index == simulation.config.rounds
         self.view: LiveView | PlainView | None = None
-        self.live_written = 0.0
-        self.status: dict[str, Any] = {}
+        self.shown = 0.0
 
     def go(self, *, live: bool) -> bool:
-        """Train to the end (True) or to a signal (False), and write everything down.
+        """Train to the end (True) or until the user stops it (False), and write everything down.
 
         Raises:
             NonFiniteLossError: training diverged.
+            OSError: something could not be written.
         """
-        self.simulation.watch = self._watch
         kind = LiveView if live else PlainView
+        self.simulation.watch = self._watch
         ending = "failed"
         try:
             with self.log, kind(self.simulation.config.to_dict(), self.history, self.console) as self.view:
                 finished = self._train()
                 ending = "finished" if finished else "stopped"
                 self._show(ending)
-        except KeyboardInterrupt:
-            finished, ending = False, "stopped"
         finally:
             with suppress(OSError):  # of a full disk, which is reported already
                 self._write_live(ending)
@@ -110,43 +107,37 @@ class Session:
             "knn_top1_untrained": history.untrained("knn_top1"),
             "knn_top1_pixels": history.untrained("pixel_knn_top1"),
             "seconds": simulation.seconds,
-            "client_steps_per_second": status["client_steps_per_second"],
-            "images_per_second": status["images_per_second"],
-            "peak_memory_bytes": status["peak_memory_bytes"],
+            "client_steps_per_second": status.client_steps_per_second,
+            "images_per_second": status.images_per_second,
+            "peak_memory_bytes": status.peak_memory_bytes,
             "bytes_up_per_client": history.value("round", "bytes_up_per_client"),
             "bytes_down_per_client": history.value("round", "bytes_down_per_client"),
             "client_flops_per_step": simulation.cost.step_flops,
         }
 
     def _train(self) -> bool:
-        """Train, showing it, until the end (True) or a signal (False)."""
-        with self._stopping():
-            self._show("training")
+        """Train, showing it, until the end (True) or until the user stops it (False).
+
+        The first signal ends the run after the step under way, or at once while it evaluates: its state can be saved
+        there. The second ends it without: it goes on from its last checkpoint.
+        """
+        self.stop.patient = True
+        self._show("starting")
+        try:
             for record in self.simulation.train():
                 self._take(record)
                 self._refresh("training")
                 if self.console.deserted:
-                    self.stopped_by = signal.SIGPIPE
-                if self.stopped_by and self._may_save(record):
+                    self.stop.received = signal.SIGPIPE
+                if self.stop.received and self._may_save(record):
                     self.save()
                     return False
+        except Stopped:
+            self.save()
+            return False
+        except KeyboardInterrupt:
+            return False
         return True
-
-    def _watch(self, title: str, items: Sequence[Item]) -> Iterator[Item]:
-        """Show how far a long loop of the simulation has come."""
-        for done, item in enumerate(items):
-            self._refresh(f"{title} {done}/{len(items)}")
-            yield item
-
-    def _refresh(self, activity: str) -> None:
-        """Show the run to whom it is time to show it."""
-        if self.view.due() or time.monotonic() - self.live_written >= LIVE_SECONDS:
-            self._show(activity)
-
-    def _show(self, activity: str) -> None:
-        """Show the run, here and in ``live.json``."""
-        self._write_live(activity)
-        self.view.show(self.status)
 
     def _take(self, record: Record) -> None:
         """Write a record down, and a checkpoint where one is due."""
@@ -157,7 +148,6 @@ class Session:
             record.round % config.checkpoint_every == 0 or record.round == config.rounds
         ):
             self.save()
-            self.saved_all = record.round == config.rounds
 
     def _may_save(self, record: Record) -> bool:
         """Whether the simulation stands exactly behind `record`."""
@@ -165,29 +155,32 @@ class Session:
             return record.step == self.simulation.step_index
         return isinstance(record, RoundRecord)
 
+    def _watch(self, title: str, items: Sequence[Item]) -> Iterator[Item]:
+        """Show how far a long loop of an evaluation has come, and leave it when the user wants to stop."""
+        for done, item in enumerate(items):
+            if self.stop.received:
+                raise Stopped
+            self._refresh(f"{title} {done:,}/{len(items):,}")
+            yield item
+
+    def _refresh(self, activity: str) -> None:
+        """Show the run if it is time to."""
+        if self.view.due() or time.monotonic() - self.shown >= LIVE_SECONDS:
+            self._show(activity)
+
+    def _show(self, activity: str) -> None:
+        """Show the run, here and in ``live.json``."""
+        if self.stop.received and activity == "training":
+            activity = "stopping"
+        self._write_live(activity)
+        self.view.show(self.status)
+
     def _write_live(self, activity: str) -> None:
         """Replace ``live.json``."""
-        self.live_written = time.monotonic()
-        self.status = {"activity": activity, "updated": time.time(), **self.simulation.status()}
-        write_json(self.directory.live, self.status, durable=False)
+        self.shown = time.monotonic()
+        self.status = self.simulation.status(activity)
+        write_json(self.directory.live, asdict(self.status), durable=False)
 
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Let the signals of `STOPPING` end the run after the step under way, where its state can be saved.
 
-        At once if there is nothing more to save (only the linear probe is left), or at the second signal:
-        then the run goes on from its last checkpoint.
-        """
-
-        def note(number: int, frame: object) -> None:
-            again = self.stopped_by is not None
-            self.stopped_by = signal.Signals(number)
-            if again or self.saved_all:
-                raise KeyboardInterrupt
-
-        previous = {number: signal.signal(number, note) for number in STOPPING}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+class Stopped(Exception):
+    """The user wants to stop, and an evaluation is under way."""

@@ -6,10 +6,10 @@ import math
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,11 +19,12 @@ from simsfl.config import RunConfig
 from simsfl.cost import client_cost
 from simsfl.data import Dataset, Images
 from simsfl.data.load import load_dataset
-from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, StepRecord
+from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, Status, StepRecord
 from simsfl.models import split_model
 from simsfl.partition import make_partition
 from simsfl.plan import plan_round, steps_per_round
 from simsfl.randomness import Purpose, numpy_generator, torch_generator
+from simsfl.rules import left_to_rules, resolve
 from simsfl.run_directory import RunDirectory
 from simsfl.state import gather_, initial_state, scatter_
 from simsfl.sync import average_, is_sync_step
@@ -32,6 +33,8 @@ TRAIN_STEPS = {"vmap": step.train_step, "loop": reference.train_step}
 BF16_IMAGE_SIZE = 16
 """Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its
 bfloat16 weight gradient unset (seen with torch 2.15)."""
+RECENT = 50
+"""Steps over which the pace is averaged that remaining time is told from."""
 FLUSH_SECONDS = 0.5
 """How long losses may stay on a GPU before they are read, which makes the host wait."""
 
@@ -44,23 +47,25 @@ class Simulation:
     """A run of MocoSFL.
 
     Args:
-        config: what to run; rules are applied, see `RunConfig.resolved`.
+        config: what to run.
         dataset: the images, instead of loading ``config.dataset``.
         dtype: of everything learnt, and with fp32 precision of what is computed; float64 is for tests.
 
     Attributes:
-        config: the resolved config.
+        config: the config with every rule applied (`simsfl.rules`).
+        by_rule: names of its fields that rules filled in.
         dataset: the images, on the device.
         partition: which images each client holds.
         model: the network, cut in two.
         state: everything that is learnt.
         cost: what a step and an averaging cost a client.
-        round_index: finished rounds.
+        round_index: rounds that are done with, their evaluation too.
         step_index: finished steps of the round under way.
         steps: steps per round.
         seconds: time spent training so far, over all sessions of the run.
         metrics_bytes: length of ``metrics.jsonl`` at the checkpoint this was loaded from.
         passed_over: a line on each damaged checkpoint that was not used in loading.
+        recent: seconds per step of the latest steps.
         watch: what the long loops of evaluations go through, for those who want to see how far they are.
 
     Raises:
@@ -68,7 +73,7 @@ class Simulation:
     """
 
     def __init__(self, config: RunConfig, dataset: Dataset | None = None, *, dtype: torch.dtype = torch.float32):
-        config = config.resolved()
+        asked, config = config, resolve(config)
         dataset = dataset or load_dataset(
             config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed
         )
@@ -77,10 +82,6 @@ class Simulation:
                 f"precision: bf16 on the CPU does not work with images of {dataset.image_size}x{dataset.image_size}; "
                 f"allowed: fp32, or --image-size {BF16_IMAGE_SIZE} or more"
             )
-        self.config = config = replace(config, dataset=dataset.name, image_size=dataset.image_size)
-        self.device = torch.device(config.device)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
         self.partition = make_partition(
             dataset.train_labels.cpu().numpy(),
             config.clients,
@@ -88,8 +89,15 @@ class Simulation:
             classes_per_client=config.classes_per_client,
             alpha=config.alpha,
             batch_size=config.batch_size,
+            least=asked.batch_size or 1,
             seed=config.seed,
         )
+        config = resolve(asked, int(self.partition.sizes.min()))
+        self.config = config = replace(config, dataset=dataset.name, image_size=dataset.image_size)
+        self.by_rule = left_to_rules(asked)
+        self.device = torch.device(config.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
         self.dataset = dataset.to(self.device)
         self.model = split_model(
             config.arch,
@@ -134,6 +142,7 @@ class Simulation:
         self.seconds = 0.0
         self.metrics_bytes = 0
         self.passed_over: list[str] = []
+        self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)
         self.watch: evaluate.Watch = evaluate.unwatched
 
@@ -142,7 +151,7 @@ class Simulation:
 
         Order: an evaluation before training, then per round its steps, its evaluation if one is due, and
         the round itself; at the end the linear probe if asked for. The state may be saved whenever a
-        `RoundRecord` has come, or a `StepRecord` whose step is `step_index`.
+        `RoundRecord` has come, or a `StepRecord` whose step is `step_index`, or while an evaluation goes on.
 
         Raises:
             NonFiniteLossError: the loss of a step was not finite.
@@ -151,17 +160,29 @@ class Simulation:
         if self.round_index == self.step_index == 0:
             yield replace(self.evaluate(), pixel_knn_top1=self.pixel_knn())
         while self.round_index < config.rounds:
-            yield from self.round()
-            due = config.eval_every and self.round_index % config.eval_every == 0
-            if due or self.round_index == config.rounds:
+            if self.step_index < self.steps:
+                yield from self.round()
+            due = config.eval_every and self.finished_rounds % config.eval_every == 0
+            if due or self.finished_rounds == config.rounds:
                 yield self.evaluate()
-            yield self.round_record()
+            yield self._close_round()
         if config.linear_probe:
             yield self.linear_probe()
 
+    def rounds(self) -> Iterator[RoundRecord]:
+        """Train round by round without evaluating, yielding each when it is done."""
+        while self.round_index < self.config.rounds:
+            if self.step_index < self.steps:
+                deque(self.round(), maxlen=0)
+            yield self._close_round()
+
     def round(self) -> Iterator[StepRecord]:
-        """Train one round, or what is left of it, yielding its steps."""
+        """Train one round, or what is left of it, yielding its steps; none after the last round."""
         config, state = self.config, self.state
+        if self.step_index == self.steps:
+            self._close_round()
+        if self.round_index == config.rounds:
+            return
         plan = plan_round(
             self.partition,
             self.round_index,
@@ -190,28 +211,34 @@ class Simulation:
             )
             loss, top1 = TRAIN_STEPS[config.engine](self.model, state, batch, self.hyper, self.clock)
             self.step_metrics[s, 0], self.step_metrics[s, 1] = loss, top1
+            self.step_index += 1
             if is_sync_step(s, self.steps, config.syncs_per_round):
                 with self.clock("sync"):
                     average_(state.cohort, align_momentum=config.align_momentum)
-            self.step_index += 1
+            if self.step_index == self.steps:
+                scatter_(state)
             now = time.perf_counter()
             if self.device.type == "cpu" or now - flushed > FLUSH_SECONDS or self.step_index == self.steps:
                 records = self._step_records(recorded)
                 self.clock.drain()
                 flushed = time.perf_counter()
                 self.seconds += flushed - begin
+                self.recent.append((flushed - begin) / len(records))
                 yield from records
                 begin, recorded = time.perf_counter(), self.step_index
-        scatter_(state)
-        self.round_index += 1
-        self.step_index = 0
 
-    def rounds(self) -> Iterator[RoundRecord]:
-        """Train round by round without evaluating, yielding each when it is done."""
-        while self.round_index < self.config.rounds:
-            for _ in self.round():
-                pass
-            yield self.round_record()
+    @property
+    def finished_rounds(self) -> int:
+        """Rounds all of whose steps are done."""
+        return self.round_index + (self.step_index == self.steps)
+
+    def _close_round(self) -> RoundRecord:
+        """Go on to the next round; the record of the one whose steps are done."""
+        loss, top1 = self.step_metrics.mean(dim=0).tolist()
+        lr = self.server_lr(self.round_index)
+        self.round_index, self.step_index = self.round_index + 1, 0
+        up, down = self.traffic()
+        return RoundRecord(self.round_index, loss, top1, lr, round(up), round(down))
 
     def _step_records(self, first: int) -> list[StepRecord]:
         """Read the losses of the steps from `first` on; raise if one is not finite."""
@@ -221,13 +248,6 @@ class Simulation:
                 raise NonFiniteLossError(f"loss is {loss} in round {self.round_index + 1}, step {s + 1}")
             records.append(StepRecord(self.round_index + 1, s + 1, loss, top1))
         return records
-
-    def round_record(self) -> RoundRecord:
-        """The round that has just ended."""
-        loss, top1 = self.step_metrics.mean(dim=0).tolist()
-        done = self.round_index
-        up, down = self.traffic()
-        return RoundRecord(done, loss, top1, self.server_lr(done - 1), round(up), round(down))
 
     def traffic(self) -> tuple[float, float]:
         """Bytes sent up and down so far, mean over all clients."""
@@ -253,7 +273,7 @@ class Simulation:
         """
         with self.clock("evaluation"):
             encode = evaluate.encoder(self.model, self.state, self.config.eval_features)
-            return EvaluationRecord(self.round_index, self._knn(encode))
+            return EvaluationRecord(self.finished_rounds, self._knn(encode))
 
     def pixel_knn(self) -> float:
         """kNN accuracy of the raw pixels: what learning has to beat."""
@@ -324,7 +344,7 @@ class Simulation:
             checkpoint.save(directory.checkpoints, name, self._tensors(), meta)
         else:
             with directory.appearing() as new:
-                new.record(self.config, self.dataset)
+                new.record(self.config, self.by_rule, self.dataset)
                 checkpoint.save(new.checkpoints, name, self._tensors(), meta)
 
     @classmethod
@@ -345,6 +365,8 @@ class Simulation:
             raise ValueError(f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on")
         meta, problems = checkpoint.load_(simulation._tensors(), directory.checkpoints)
         simulation.round_index, simulation.step_index = meta["round"], meta["step"]
+        if simulation.round_index > simulation.config.rounds or simulation.step_index > simulation.steps:
+            raise ValueError(f"resume: the checkpoint in {path} stands behind the end of the run")
         simulation.seconds = meta["seconds"]
         simulation.metrics_bytes, simulation.passed_over = meta["metrics_bytes"], problems
         return simulation
@@ -353,23 +375,26 @@ class Simulation:
         """Everything a checkpoint holds."""
         return {**self.state.tensors(), "step_metrics": self.step_metrics}
 
-    def status(self) -> dict[str, Any]:
-        """How the run is going: everything timed, which is not in the metrics."""
+    def status(self, activity: str = "training") -> Status:
+        """How the run is going: everything timed, which is not in the records."""
         config = self.config
         steps = self.round_index * self.steps + self.step_index
         rate = steps * config.cohort / self.seconds if self.seconds else None
-        return {
-            "round": self.round_index,
-            "step": self.step_index,
-            "rounds": config.rounds,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "client_steps_per_second": rate,
-            "images_per_second": rate and rate * config.batch_size,
-            "phase_seconds": self.clock.seconds(),
-            "peak_memory_bytes": self.peak_memory_bytes(),
-            "participation": torch.bincount(self.state.clients.participation).tolist(),
-        }
+        return Status(
+            activity=activity,
+            updated=time.time(),
+            round=self.round_index,
+            step=self.step_index,
+            rounds=config.rounds,
+            steps=self.steps,
+            seconds=self.seconds,
+            step_seconds=sum(self.recent) / len(self.recent) if self.recent else None,
+            client_steps_per_second=rate,
+            images_per_second=rate and rate * config.batch_size,
+            phase_seconds=self.clock.seconds(),
+            peak_memory_bytes=self.peak_memory_bytes(),
+            participation=torch.bincount(self.state.clients.participation).tolist(),
+        )
 
     def peak_memory_bytes(self) -> int:
         """The most memory held so far: of the GPU's allocator, or of this process."""

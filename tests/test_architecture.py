@@ -11,14 +11,15 @@ import run
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"kernels"},
-    {"names", "files", "randomness", "clock"},
-    {"data", "models", "partition"},
-    {"augment", "state", "schedule"},
+    {"names", "files", "signals", "randomness", "clock"},
     {"config"},
+    {"data", "models", "partition"},
+    {"augment", "state", "schedule", "rules"},
     {"plan", "clients", "server", "sync"},
     {"step"},
     {"reference"},
-    {"evaluate", "cost", "checkpoint", "metrics", "run_directory"},
+    {"evaluate", "cost", "checkpoint", "metrics"},
+    {"run_directory"},
     {"simulation", "dashboard"},
     {"session"},
 ]

@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
 from simsfl import augment
+from simsfl.config import RECIPES
 from simsfl.data import Images
 
 TOLERANCE = 2e-6
@@ -89,7 +90,7 @@ def test_gaussian_blur(images):
     torch.testing.assert_close(augment.gaussian_blur(images, 0 * sigma), images, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("recipe", augment.RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_whole_view_in_the_order_of_the_recipe(images, recipe):
     size = images.shape[-1]
     pixels = (images * 255).to(torch.uint8)

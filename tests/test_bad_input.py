@@ -13,6 +13,7 @@ import bench
 import report
 import run
 import watch
+from simsfl import Simulation
 
 
 def npz(path, **changes):
@@ -111,8 +112,8 @@ CASES = {
     "flag": (["--clints", "5"], ["'--clints'", "did you mean --clients"]),
     "flag with value": (["--cohrt=5"], ["'--cohrt'", "did you mean --cohort"]),
     "word": (["laptop"], ["'laptop'"]),
-    "not a number": (["--clients", "many"], ["--clients", "'many'", "whole number"]),
-    "missing value": (["--clients"], ["--clients", "expected one argument"]),
+    "not a number": (["--clients", "many"], ["clients: ", "'many'", "whole number"]),
+    "missing value": (["--clients"], ["clients: ", "expected one argument"]),
     "preset": (["--preset", "papr"], ["preset", "'papr'", "did you mean paper"]),
     "dataset": (["--dataset", "cifar11"], ["dataset", "'cifar11'", "did you mean cifar10"]),
     "arch": (["--arch", "resnet19"], ["arch", "'resnet19'", "did you mean resnet18"]),
@@ -121,8 +122,8 @@ CASES = {
     "bf16 on tiny images": (["--precision", "bf16"], ["precision: bf16", "8x8", "16"]),
     "partition": (["--partition", "dirichlett"], ["partition", "did you mean dirichlet"]),
     "dashboard": (["--dashboard", "of"], ["dashboard", "did you mean off"]),
-    "no clients": (["--clients", "0"], ["clients: 0", "1 or more"]),
-    "negative": (["--clients", "-5"], ["clients: -5", "1 or more"]),
+    "no clients": (["--clients", "0"], ["clients: 0", "1 to 1,000,000,000"]),
+    "negative": (["--clients", "-5"], ["clients: -5", "1 to"]),
     "cohort": (["--cohort", "9"], ["cohort: 9", "1 to 8"]),
     "more clients than images": (["--clients", "500"], ["clients: 500", "40 training images"]),
     "batch size": (["--batch-size", "6"], ["batch_size: 6", "client 0", "5 images", "6 clients"]),
@@ -137,10 +138,16 @@ CASES = {
     "temperature": (["--temperature", "0"], ["temperature: 0"]),
     "nan": (["--lr", "nan"], ["lr: nan"]),
     "infinite": (["--lr", "inf"], ["lr: inf"]),
-    "alpha": (["--alpha", "-1"], ["alpha: -1"]),
+    "alpha": (["--partition", "dirichlet", "--alpha", "-1"], ["alpha: -1"]),
+    "without effect": (["--alpha", "0.1"], ["alpha: has no effect", "partition is iid", "allowed with", "dirichlet"]),
+    "overwrite without out": (lambda p: ["--config", p, "--overwrite"], ["overwrite", "--out"]),
+    "flag with a value": (["--symmetric=yes"], ["symmetric: takes no value", "'yes'"]),
+    "a number without end": (["--rounds", "9" * 400], ["rounds: a number of", "1 to 1,000,000,000"]),
+    "a name without end": (["--dataset", "x" * 5000], ["dataset: 'xxx", "..."]),
+    "a path without end": (["--out", "x" * 5000], ["out: xxx", "..."]),
     "own queues": (["--no-feature-sharing", "--queue-length", "7"], ["queue_length: 7", "8 or more"]),
     "image size": (["--image-size", "4"], ["image_size: 4", "8 to"]),
-    "device": (["--device", "cud"], ["device", "'cud'", "did you mean cuda"]),
+    "device": (["--device", "cud"], ["device: 'cud'", "cuda:N"]),
     "out is empty": (["--out", ""], ["out", "empty"]),
     "out is a file": (file("mine", "mine", "--out", "mine"), ["out: ", "mine is a file"]),
     "out below a file": (file("mine", "mine", "--out", "/dev/null/run"), ["out: /dev/null/run"]),
@@ -155,8 +162,8 @@ CASES = {
     "label range": (data(train_y=np.arange(40) - 1), ["train_y", "-1"]),
     "label unseen": (data(test_y=np.arange(20)), ["test_y", "4"]),
     "objects": (data(train_y=np.array([{}] * 40)), ["d.npz", "plain numbers"]),
-    "truncated": (damaged(lambda content: content[: len(content) // 2]), ["d.npz", "whole .npz"]),
-    "empty file": (damaged(lambda content: b""), ["d.npz", "whole .npz"]),
+    "truncated": (damaged(lambda content: content[: len(content) // 2]), ["d.npz", "not a whole .npz"]),
+    "empty file": (damaged(lambda content: b""), ["d.npz", "not a whole .npz"]),
     "unknown compression": (damaged(with_method_99), ["d.npz"]),
     "missing file": (["--dataset", "none.npz"], ["no file or directory none.npz"]),
     "no image": (folder(b"\x89PNG\r\n\x1a\nnot an image"), ["b/1.png", "not a readable image"]),
@@ -166,6 +173,7 @@ CASES = {
     "config missing": (["--config", "none.json"], ["config", "none.json"]),
     "config field": (file("c.json", '{"config": {"cohrot": 2}}', "--config", "c.json"), ["did you mean cohort"]),
     "config value": (file("c.json", '{"clients": "five"}', "--config", "c.json"), ["clients: 'five'", "int"]),
+    "config nested without end": (file("c.json", "[" * 100_000, "--config", "c.json"), ["c.json", "JSON"]),
     "config cut short": (file("c.json", '{"config": ', "--config", "c.json"), ["c.json", "JSON"]),
     "config and preset": (["--config", "x.json", "--preset", "paper"], ["preset", "--config"]),
     "resume nothing": (["--resume", "none"], ["resume: none", "config.json"]),
@@ -243,13 +251,13 @@ def test_a_disk_that_is_full(tmp_path, capfd, monkeypatch):
         patch.setattr("simsfl.checkpoint.write_tensors", full)
         assert_refused(run.main, base(tmp_path), ["No space left"], capfd)
     assert not Path(tmp_path / "out").exists()
-    honest, saved = run.Simulation.save, []
+    honest, saved = Simulation.save, []
 
     def save(simulation, *args):
         saved.append(simulation.round_index)
         return honest(simulation, *args) if len(saved) < 3 else full("checkpoint")
 
-    monkeypatch.setattr(run.Simulation, "save", save)
+    monkeypatch.setattr(Simulation, "save", save)
     assert run.main(base(tmp_path)) == 1
     error = capfd.readouterr().err
     assert error.count("\n") == 1

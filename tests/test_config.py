@@ -1,13 +1,20 @@
 """The config: the paper's rule, what is refused, and that every field is a flag."""
 
-from dataclasses import fields
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import run
 from presets import PRESETS, automatic
-from simsfl import RunConfig
+from simsfl import RunConfig, models, partition, simulation
+from simsfl import config as settings
+from simsfl.data import sources
+from simsfl.rules import left_to_rules, resolve
 from simsfl.schedule import client_lr, decay, server_lr
 
 
@@ -25,14 +32,14 @@ from simsfl.schedule import client_lr, decay, server_lr
     ],
 )
 def test_auto_rule(clients, cohort, batch_size, syncs, rounds):
-    config = RunConfig(clients=clients).resolved()
+    config = resolve(RunConfig(clients=clients))
     assert (config.cohort, config.batch_size, config.syncs_per_round, config.rounds) == (
         cohort,
         batch_size,
         syncs,
         rounds,
     )
-    assert config.resolved() == config
+    assert resolve(config) == config
 
 
 def test_defaults_are_the_papers():
@@ -50,14 +57,82 @@ def test_every_field_has_a_flag_with_help_and_presets_are_valid():
         assert flag in helped
     for name, preset in PRESETS.items():
         assert preset().preset == name
-        assert preset().resolved()
+        assert resolve(preset())
     name, why = automatic()
     assert name == ("paper" if torch.cuda.is_available() else "laptop")
     assert "CUDA" in why
 
 
+def test_a_rule_gives_no_batch_that_a_client_does_not_hold():
+    assert resolve(RunConfig(clients=5), 12).batch_size == 12
+    assert resolve(RunConfig(clients=5), 12).syncs_per_round == 1000 // (12 * 5)
+    assert resolve(RunConfig(clients=5, batch_size=30), 12).batch_size == 30
+
+
+def test_a_device_has_its_number(monkeypatch):
+    """`torch.cuda.set_device` refuses a device without."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [resolve(RunConfig(device=d)).device for d in ("auto", "cuda", "cuda:1", "cpu")] == [
+        "cuda:0",
+        "cuda:0",
+        "cuda:1",
+        "cpu",
+    ]
+    with pytest.raises(ValueError, match="device: cuda:2 does not exist; allowed: cuda:0 to cuda:1"):
+        resolve(RunConfig(device="cuda:2"))
+    assert automatic("cpu")[0] == "laptop"
+
+
+def test_names_in_the_config_are_those_of_the_registries():
+    for names, registry in (
+        (settings.ARCHITECTURES, models.ARCHITECTURES),
+        (settings.HEADS, models.HEADS),
+        (settings.PARTITIONS, partition.PARTITIONS),
+        (settings.ENGINES, simulation.TRAIN_STEPS),
+        ([name for name in settings.DATASETS if name not in ("auto", "shapes")], sources.SOURCES),
+    ):
+        assert list(names) == list(registry)
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, run; run.parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(run.__file__).parent, check=False).returncode == 0
+
+
+def test_help_shows_what_laptop_changes():
+    helped = " ".join(run.parser().format_help().split())
+    assert "aims at. (default: 200, laptop: 4)" in helped
+
+
+def test_what_a_rule_set_it_sets_again(tmp_path):
+    asked = RunConfig(clients=300, lr=0.1)
+    assert left_to_rules(asked)[:3] == ["cohort", "batch_size", "rounds"]
+    saved = {"config": resolve(asked).to_dict(), "by_rule": left_to_rules(asked)}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    loaded = RunConfig.load(tmp_path / "config.json")
+    assert resolve(loaded) == resolve(asked)
+    assert resolve(replace(loaded, lr=0.2)).client_lr == 0.2
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"alpha": 0.1}, "alpha: .* partition is shards; allowed with partition dirichlet"),
+        ({"classes_per_client": 3, "partition": "iid"}, "classes_per_client: .* partition is iid"),
+        ({"epochs": 3, "rounds": 7}, "epochs: .* rounds is 7; allowed with rounds left to its rule"),
+        ({"linear_probe_epochs": 3}, "linear_probe_epochs: .*allowed with linear_probe True"),
+    ],
+)
+def test_what_has_no_effect_is_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        RunConfig(**values).check_effect(values)
+    RunConfig(**values).check_effect({"partition": 0, "rounds": 0})
+    RunConfig(alpha=0.1, partition="dirichlet", epochs=3).check_effect(["alpha", "epochs"])
+
+
 def test_round_trip_through_json_types():
-    config = RunConfig(clients=7, lr=1, client_lr=0.5).resolved()
+    config = resolve(RunConfig(clients=7, lr=1, client_lr=0.5))
     assert RunConfig.from_dict(config.to_dict()) == config
 
 

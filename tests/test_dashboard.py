@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict, replace
 
 import pytest
 from conftest import TINY, flags
@@ -11,7 +12,7 @@ import report
 import run
 import watch
 from simsfl.dashboard import Sparkline, histogram, render, time_left, time_text
-from simsfl.metrics import History
+from simsfl.metrics import History, Status
 
 CONFIG = {
     "preset": "paper",
@@ -22,19 +23,21 @@ CONFIG = {
     "engine": "vmap",
     "precision": "bf16",
 }
-STATUS = {
-    "activity": "linear probe 37/100",
-    "round": 1234,
-    "step": 12,
-    "rounds": 20_000,
-    "steps": 500,
-    "seconds": 98_765.4,
-    "client_steps_per_second": 123_456.7,
-    "images_per_second": 1_234_567.8,
-    "phase_seconds": dict.fromkeys(("data", "client forward", "server", "client backward", "sync", "evaluation"), 1.0),
-    "peak_memory_bytes": 123_456_789_012,
-    "participation": [90_000, 5000, 3000, 1000, 500, 300, 100, 50, 40, 10],
-}
+STATUS = Status(
+    activity="linear probe 37/100",
+    updated=0.0,
+    round=1234,
+    step=12,
+    rounds=20_000,
+    steps=500,
+    seconds=98_765.4,
+    step_seconds=0.1,
+    client_steps_per_second=123_456.7,
+    images_per_second=1_234_567.8,
+    phase_seconds=dict.fromkeys(("data", "client forward", "server", "client backward", "sync", "evaluation"), 1.0),
+    peak_memory_bytes=123_456_789_012,
+    participation=[90_000, 5000, 3000, 1000, 500, 300, 100, 50, 40, 10],
+)
 
 
 def history(rounds=300):
@@ -77,17 +80,27 @@ def test_it_fits_the_terminal(width, height):
         "best 47.1",
         "pixels 35.7",
         "bf16",
+        "linear probe 37/100",
     ):
         assert word in text, word
-    for phase in STATUS["phase_seconds"]:
+    for phase in STATUS.phase_seconds:
         assert phase in text
     assert "123,457 clients/s" in text
     assert "37.0 GB up" in text
 
 
 def test_it_draws_before_anything_is_known():
-    empty = STATUS | {"round": 0, "step": 0, "seconds": 0.0, "client_steps_per_second": None}
-    empty |= {"images_per_second": None, "phase_seconds": {}, "participation": [10]}
+    empty = replace(
+        STATUS,
+        round=0,
+        step=0,
+        seconds=0.0,
+        step_seconds=None,
+        client_steps_per_second=None,
+        images_per_second=None,
+        phase_seconds={},
+        participation=[10],
+    )
     for status in (None, empty):
         assert drawn(80, 24, CONFIG, History(), status)
 
@@ -111,9 +124,26 @@ def test_sparkline_spans_its_range():
 
 def test_times():
     assert [time_text(s) for s in (0, 59.6, 61, 3600 * 30 + 5)] == ["0:00", "1:00", "1:01", "30:00:05"]
-    status = {"round": 1, "step": 0, "steps": 10, "rounds": 3, "seconds": 20.0}
-    assert time_left(status | {"phase_seconds": {"server": 10.0}}) == pytest.approx(40)
-    assert time_left(status | {"phase_seconds": {"server": 10.0, "evaluation": 5.0}}) == pytest.approx(60)
+    status = replace(STATUS, round=1, step=0, steps=10, rounds=3, step_seconds=2.0)
+    assert time_left(replace(status, phase_seconds={"server": 10.0})) == pytest.approx(40)
+    assert time_left(replace(status, phase_seconds={"server": 10.0, "evaluation": 5.0})) == pytest.approx(60)
+
+
+def test_a_terminal_that_knows_ascii_only():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Console(file=file, width=80, force_terminal=True).print(render(CONFIG, history(), STATUS))
+    file.flush()
+    assert b"47.1 %" in file.buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "5", "{", '{"activity": "finished"}'])
+def test_a_damaged_status_is_none(content, tmp_path):
+    (tmp_path / "live.json").write_text(content)
+    assert Status.load(tmp_path / "live.json") is None
+    (tmp_path / "live.json").write_text(json.dumps(asdict(STATUS) | {"updated": "x"}))
+    assert Status.load(tmp_path / "live.json") is None
+    (tmp_path / "live.json").write_text(json.dumps(asdict(STATUS)))
+    assert Status.load(tmp_path / "live.json") == STATUS
 
 
 def test_live_watch_and_report_of_a_real_run(npz, tmp_path, capfd):

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 from torchvision.transforms.v2 import functional as TF
 
 from simsfl import files
-from simsfl.data import ARRAYS, Arrays, make_dataset, measure, sources
+from simsfl.data import ARRAYS, Arrays, make_dataset, measure, resize, sources
 from simsfl.data.load import load_dataset
+from simsfl.data.local import read_image
 from simsfl.data.shapes import CLASSES, shapes
 
 
@@ -44,6 +46,19 @@ def test_colour_and_place_do_not_tell_shapes_apart():
     for feature in (colour, spread, place):
         means = np.stack([feature[data.train_y == label].mean(axis=0) for label in range(10)])
         assert means.std(axis=0).max() < 0.25 * feature.std(axis=0).min()
+
+
+def test_gray_of_16_bits_is_scaled_not_cut_off(tmp_path):
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
+    Image.fromarray(values).save(tmp_path / "gray.png")
+    assert np.array_equal(read_image(tmp_path / "gray.png", 8)[..., 0], values >> 8)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 55), (61, 33), (20, 20)])
+def test_resizing_is_torchvisions(shape):
+    pixels = torch.randint(0, 256, (3, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = TF.center_crop(TF.resize(pixels, [32], antialias=True), [32, 32])
+    assert torch.equal(resize(pixels, 32), expected)
 
 
 def test_make_dataset(arrays):
@@ -174,7 +189,7 @@ def official(fake_cifar, monkeypatch, tmp_path):
     archive = tmp_path / "archive.tar.gz"
     with tarfile.open(archive, "w:gz") as file:
         file.add(folder, folder.name)
-    cifar = sources.datasets.CIFAR10
+    cifar = datasets.CIFAR10
     sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in batches}
     monkeypatch.setattr(cifar, "train_list", [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)])
     monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
@@ -202,7 +217,7 @@ def test_the_official_source_is_tried_before_npm(official, tmp_path, monkeypatch
     monkeypatch.setattr(sources.urllib.request, "urlopen", urlopen)
     data = load_dataset("auto", data_dir=tmp_path / "nothing here")
     assert "official" in data.origin
-    assert asked == [(sources.datasets.CIFAR10.url, sources.CONNECT_SECONDS)]
+    assert asked == [(datasets.CIFAR10.url, sources.CONNECT_SECONDS)]
     assert not (tmp_path / "nothing here").exists()
 
 

@@ -62,7 +62,7 @@ def test_the_seed_decides():
     [
         ("iid", 100, 51, ["batch_size: 51", "50 images", "client 0", "98 clients", "5100 training images"]),
         ("shards", 100, 51, ["batch_size: 51", "client 0", "96 clients", "5200 training images"]),
-        ("dirichlet", 3000, 1, ["batch_size: 1", "0 images", "client ", "clients, or a larger alpha"]),
+        ("dirichlet", 3000, 1, ["clients: of 3000, client ", "no image", "clients, or a larger alpha"]),
         ("iid", 5001, 1, ["clients: 5001", "5000 training images"]),
         ("shrads", 10, 1, ["'shrads'", "did you mean shards"]),
     ],

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import TINY, flags
 
+import launch
 import run
 from simsfl import RunConfig, Simulation
+from simsfl.session import Session
 from simsfl.simulation import NonFiniteLossError
 
 RUN = Path(run.__file__)
@@ -90,6 +92,40 @@ def test_stopped_in_the_middle_of_a_round(number, npz, tmp_path, uninterrupted):
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert final(out) == uninterrupted
+
+
+def test_stopped_in_an_evaluation(npz, tmp_path, monkeypatch, capsys):
+    """At once, without waiting for it: it is done after resuming."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert run.main(flags(dataset=npz, out=whole, **SLOW)) == 0
+    honest = Session._watch
+
+    def watch(self, title, items):
+        if title == "kNN" and self.simulation.finished_rounds == 3:
+            self.stop.received = signal.SIGINT
+        yield from honest(self, title, items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_watch", watch)
+        assert run.main(flags(dataset=npz, out=out, **SLOW)) == 130
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["event"] == "step"
+    assert run.main(["--resume", str(out)]) == 0
+    assert "after round 2, step 5" in capsys.readouterr().out
+    assert final(out) == final(whole)
+
+
+def test_a_run_has_one_writer(npz, tmp_path, capfd):
+    out = tmp_path / "run"
+    process = start(*flags(dataset=npz, out=out, **SLOW | {"rounds": 500}))
+    wait_for(process, lambda: lines(out / "metrics.jsonl") >= 30)
+    for argv in (["--resume", out], flags(dataset=npz, out=out, **TINY, overwrite="")[:-1]):
+        capfd.readouterr()
+        assert run.main([str(part) for part in argv]) == 2
+        assert "being written to by another process" in capfd.readouterr().err
+    process.send_signal(signal.SIGHUP)
+    output, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGHUP, output
+    assert "Traceback" not in output
 
 
 def test_a_reader_that_goes_away_stops_the_run_with_a_checkpoint(npz, tmp_path, uninterrupted):
@@ -174,7 +210,7 @@ def test_weights_that_are_not_finite_are_not_saved(npz, tmp_path):
 
 def test_runs_of_the_same_second_have_directories_of_their_own(npz, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run.time, "strftime", lambda form: "now")
+    monkeypatch.setattr(launch.time, "strftime", lambda form: "now")
     for _ in range(3):
         assert run.main([*flags(dataset=npz, **TINY), "--rounds", "1", "--dashboard", "off"]) == 0
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["now-laptop", "now-laptop+2", "now-laptop+3"]

@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
+from torch.nn.functional import interpolate
 
-__all__ = ["ARRAYS", "SMALLEST", "Arrays", "Dataset", "Images", "make_dataset"]
+from simsfl.config import SMALLEST
+
+__all__ = ["ARRAYS", "Arrays", "Dataset", "Images", "make_dataset"]
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 """The arrays of a data set by name, as files hold them."""
-SMALLEST = 8
-"""Least height and width of images that the networks take."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,14 @@ def resize(pixels: Tensor, size: int | None) -> Tensor:
     """Scale the shorter side of ``[n, 3, H, W]`` to `size` and cut out the middle square."""
     if size is None or pixels.shape[-2:] == (size, size):
         return pixels
-    return torch.cat(
-        [TF.center_crop(TF.resize(chunk, [size], antialias=True), [size, size]) for chunk in pixels.split(1024)]
-    )
+    height, width = pixels.shape[-2:]
+    scaled = [max(size, size * side // min(height, width)) for side in (height, width)]
+    top, left = (round((side - size) / 2) for side in scaled)
+    parts = [
+        interpolate(part, scaled, mode="bilinear", antialias=True)[..., top : top + size, left : left + size]
+        for part in pixels.split(1024)
+    ]
+    return torch.cat(parts)
 
 
 def measure(pixels: Tensor) -> tuple[list[float], list[float]]:

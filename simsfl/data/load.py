@@ -5,21 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from simsfl.config import DATASETS
 from simsfl.data import Dataset, make_dataset
 from simsfl.data.local import read_folder, read_npz
 from simsfl.data.shapes import shapes
 from simsfl.data.sources import SOURCES, Unavailable, fetch
-from simsfl.names import unknown
-
-NAMES = ("auto", *SOURCES, "shapes")
-"""What ``--dataset`` takes besides the path of an ``.npz`` file or an ImageFolder directory."""
+from simsfl.names import shortened, unknown
 
 
 def load_dataset(name: str, *, data_dir: str | Path = "data", image_size: int | None = None, seed: int = 0) -> Dataset:
     """Load a data set onto the CPU.
 
     Args:
-        name: one of `NAMES`, the path of an ``.npz`` file, or that of a directory in ImageFolder layout.
+        name: one of `DATASETS`, the path of an ``.npz`` file, or that of a directory in ImageFolder layout.
             "auto" is CIFAR-10, or the built-in shapes where CIFAR-10 cannot be had.
         data_dir: where torchvision's files may lie.
         image_size: resize to this height and width; None keeps the data set's own.
@@ -28,19 +26,22 @@ def load_dataset(name: str, *, data_dir: str | Path = "data", image_size: int | 
     Raises:
         ValueError: no such data set, not to be had, or not as it should be.
     """
-    path = Path(name)
-    local = str(path.resolve())  # a run is resumed from anywhere
     if name == "shapes":
         return make_dataset(name, "built in, drawn from the seed", shapes(seed), image_size=image_size)
     if name in SOURCES or name == "auto":
         return load_public(name, Path(data_dir), image_size, seed)
-    if path.is_dir():
+    path = Path(name)
+    try:
+        local = str(path.resolve(strict=True))  # absolute, for a run is resumed from anywhere
+    except OSError:
+        local = None
+    if local and path.is_dir():
         return make_dataset(local, f"directory {path}", read_folder(path, image_size), image_size=image_size)
-    if path.is_file():
+    if local and path.is_file():
         return make_dataset(local, f"file {path}", read_npz(path), image_size=image_size)
     if path.suffix == ".npz" or len(path.parts) > 1:
-        raise ValueError(f"dataset: there is no file or directory {name}")
-    raise unknown("dataset", name, NAMES, also="the path of an .npz file or of an ImageFolder directory")
+        raise ValueError(f"dataset: there is no file or directory {shortened(name)}; allowed: the path of one")
+    raise unknown("dataset", name, DATASETS, also="the path of an .npz file or of an ImageFolder directory")
 
 
 def load_public(name: str, data_dir: Path, image_size: int | None, seed: int) -> Dataset:

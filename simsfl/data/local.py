@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from torchvision.datasets import ImageFolder
 
 from simsfl.data import ARRAYS, Arrays
 
@@ -22,12 +22,14 @@ def read_npz(path: Path) -> Arrays:
     Raises:
         ValueError: the file cannot be read, or an array is missing or not as described.
     """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"dataset: {path} is not a whole .npz file; allowed: what numpy.savez writes")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ARRAYS if key in file}
             held = ", ".join(file.files) or "nothing"
     except Exception as error:  # a damaged or foreign file can raise anything
-        raise ValueError(f"dataset: {path} cannot be read as a whole .npz of plain numbers ({error})") from error
+        raise ValueError(f"dataset: {path} cannot be read as arrays of plain numbers ({error})") from error
     missing = [key for key in ARRAYS if key not in arrays]
     if missing:
         raise ValueError(f"dataset: {path} lacks {', '.join(missing)}; it has {held}, and needs {', '.join(ARRAYS)}")
@@ -100,6 +102,8 @@ def read_folder(path: Path, image_size: int | None) -> Arrays:
 
 def read_split(path: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Images, labels and class names of one split, in ImageFolder's order."""
+    from torchvision.datasets import ImageFolder  # noqa: PLC0415  (takes a second to import)
+
     try:
         folder = ImageFolder(str(path))
     except FileNotFoundError as error:
@@ -116,10 +120,17 @@ def read_image(path: Path, size: int) -> np.ndarray:
     """One image, its shorter side scaled to `size`, the middle square of it."""
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            image = as_8_bit(file).convert("RGB")
     except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(f"dataset: {path} is not a readable image ({error})") from error
     scale = size / min(image.size)
     scaled = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
     left, top = ((side - size) // 2 for side in scaled.size)
     return np.asarray(scaled.crop((left, top, left + size, top + size)))
+
+
+def as_8_bit(image: Image.Image) -> Image.Image:
+    """Gray images of 16 bits scaled down, which Pillow's own conversion would cut off; others as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))

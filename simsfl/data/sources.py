@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors import safe_open
-from torchvision import datasets
 
 from simsfl.data import ARRAYS, Arrays
 from simsfl.files import digest, write_tensors
@@ -53,39 +53,47 @@ class Unavailable(Exception):
 class Source:
     """How torchvision spells a public data set, and the statistics that published results use."""
 
-    dataset: type
-    archives: Callable[[type], list[tuple[str, str, str]]]
-    """(address, file name, MD5) of each archive."""
+    name: str
+    """Of the class in `torchvision.datasets`."""
+    archives: Callable[[Any], list[tuple[str, str, str]]]
+    """Of that class: address, file name and MD5 of each archive."""
     splits: tuple[dict, dict]
     """Arguments for the training and the test split."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @property
+    def dataset(self) -> Any:
+        """The class; torchvision takes a second to import, so only when it is needed."""
+        from torchvision import datasets  # noqa: PLC0415
+
+        return getattr(datasets, self.name)
+
 
 SOURCES = {
     "cifar10": Source(
-        datasets.CIFAR10,
+        "CIFAR10",
         lambda d: [(d.url, d.filename, d.tgz_md5)],
         ({"train": True}, {"train": False}),
         (0.4914, 0.4822, 0.4465),
         (0.2023, 0.1994, 0.2010),  # as published; the pixels' own is (0.2470, 0.2435, 0.2616)
     ),
     "cifar100": Source(
-        datasets.CIFAR100,
+        "CIFAR100",
         lambda d: [(d.url, d.filename, d.tgz_md5)],
         ({"train": True}, {"train": False}),
         (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
         (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
     ),
     "svhn": Source(
-        datasets.SVHN,
+        "SVHN",
         lambda d: [tuple(d.split_list[split]) for split in ("train", "test")],
         ({"split": "train"}, {"split": "test"}),
         (0.3522, 0.4004, 0.4463),
         (0.1189, 0.1377, 0.1784),
     ),
     "stl10": Source(
-        datasets.STL10,
+        "STL10",
         lambda d: [(d.url, d.filename, d.tgz_md5)],
         ({"split": "train"}, {"split": "test"}),
         (0.4914, 0.4822, 0.4465),

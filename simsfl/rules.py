@@ -1,0 +1,64 @@
+"""The rules that fill in what a config leaves open, and what of it this machine must be asked about."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import torch
+
+from simsfl.config import RunConfig
+from simsfl.models import layer_count
+
+
+def resolve(config: RunConfig, images_per_client: int | None = None) -> RunConfig:
+    """The same run with every rule applied (MocoSFL's "auto" rule).
+
+    Args:
+        images_per_client: what the client with the fewest holds; a batch size set by rule is not larger.
+
+    Raises:
+        ValueError: values that cannot work together, or on this machine.
+    """
+    check_device(config.device)
+    deepest = layer_count(config.arch)
+    if not 1 <= config.cut_layer <= deepest:
+        raise ValueError(f"cut_layer: {config.cut_layer} is out of range; allowed for {config.arch}: 1 to {deepest}")
+    clients = config.clients
+    cohort = config.cohort or (100 if clients >= 200 else clients)
+    by_rule = 100 // clients if clients <= 50 else 1
+    batch_size = config.batch_size or min(by_rule, images_per_client or by_rule)
+    if config.head == "large-mlp" and cohort * batch_size < 2:
+        raise ValueError("head: large-mlp normalises over a step's images; allowed: 2 or more, cohort x batch_size")
+    return replace(
+        config,
+        cohort=cohort,
+        batch_size=batch_size,
+        rounds=config.rounds or max(1, round(config.epochs * clients / cohort)),
+        syncs_per_round=config.syncs_per_round or max(1, 1000 // (batch_size * clients)),
+        client_lr=config.lr if config.client_lr is None else config.client_lr,
+        device=first_device() if config.device in ("auto", "cuda") else config.device,
+    )
+
+
+def left_to_rules(config: RunConfig) -> list[str]:
+    """Names of the fields that rules fill in."""
+    return [spec.name for spec in fields(config) if getattr(config, spec.name) is None]
+
+
+def first_device() -> str:
+    """The name of the first CUDA device, or "cpu" where there is none."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Raise a ValueError unless `device` ("auto", "cpu", "cuda" or "cuda:N") can be used on this machine."""
+    kind, _, index = device.partition(":")
+    if device in ("auto", "cpu"):
+        return
+    if kind != "cuda" or not (index.isdecimal() or device == "cuda"):
+        raise ValueError(f"device: {device!r} is not known; allowed: auto, cpu, cuda, cuda:N")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: {device} is not available, this machine has no CUDA; allowed: auto, cpu")
+    if int(index or 0) >= torch.cuda.device_count():
+        highest = torch.cuda.device_count() - 1
+        raise ValueError(f"device: {device} does not exist; allowed: cuda:0 to cuda:{highest}")
