@@ -46,14 +46,23 @@ def launch(arguments: argparse.Namespace, stop: Stop) -> int:
     if arguments.list:
         print_names(console)
         return 0
-    session = (resumed if arguments.resume else fresh)(arguments, console, stop)
+    try:
+        session = (resumed if arguments.resume else fresh)(arguments, console, stop)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"memory: this run does not fit ({error}); allowed: smaller images, network or queue"
+        ) from error
     if stop.received:  # while something imported would not be interrupted
         raise KeyboardInterrupt
     try:
         finished = session.go(
             live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
         )
-    except (NonFiniteLossError, OSError) as error:
+    except (NonFiniteLossError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         print_error(f"{error}; the last good checkpoint is kept in {session.directory.checkpoints}")
         return 1
     if not finished:
@@ -62,6 +71,11 @@ def launch(arguments: argparse.Namespace, stop: Stop) -> int:
         return 128 + stop.received
     conclude(session)
     return 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of NumPy's or torch's says that memory could not be had."""
+    return isinstance(error, MemoryError) or "allocate" in str(error)
 
 
 def fresh(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session:

@@ -241,6 +241,16 @@ def test_overwriting_replaces_the_run_and_nothing_else(tmp_path):
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("can't allocate memory: you tried")])
+def test_a_run_that_does_not_fit(error, tmp_path, capfd, monkeypatch):
+    def initial_state(*args, **options):
+        raise error
+
+    monkeypatch.setattr("simsfl.simulation.initial_state", initial_state)
+    assert_refused(run.main, base(tmp_path), ["memory: ", str(error)], capfd)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_disk_that_is_full(tmp_path, capfd, monkeypatch):
     """Nothing half-made at the start; the last checkpoint kept later."""
 
