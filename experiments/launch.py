@@ -51,9 +51,7 @@ def launch(arguments: argparse.Namespace, stop: Stop) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ValueError(
-            f"memory: this run does not fit ({error}); allowed: smaller images, network or queue"
-        ) from error
+        raise ValueError(f"memory: this run does not fit ({error}); allowed: a smaller network or queue") from error
     if stop.received:  # while something imported would not be interrupted
         raise KeyboardInterrupt
     try:

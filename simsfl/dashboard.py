@@ -198,7 +198,9 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
     table.add_column(justify="right", no_wrap=True)
     top = max((value for _, value, _ in rows), default=0.0) or 1.0
     for label, value, text in rows:
-        table.add_row(label, ProgressBar(total=top, completed=value, complete_style="blue"), text)
+        table.add_row(
+            label, ProgressBar(total=top, completed=value, complete_style="blue", finished_style="blue"), text
+        )
     return Panel(table, title=title, title_align="left", border_style="dim")
 
 
