@@ -30,7 +30,8 @@ from simsfl.simulation import NonFiniteLossError
 CHOICES = ("preset", "dataset", "device", "engine")
 """What is chosen for those who do not say, so the output says why."""
 ENGINE_NOTES = {
-    "vmap": "the cohort stacked into one batched program",
+    "fused": "the cohort stacked into one batched program, with operators made for that",
+    "vmap": "the cohort stacked into one batched program, of PyTorch's operators",
     "loop": "clients one by one, the slow reference",
 }
 
@@ -166,7 +167,7 @@ def announce(session: Session, why: dict[str, str]) -> None:
             f"{data.image_size}x{data.image_size}",
         ),
         ("device", config.device, f"{why['device']}; {device}, {config.precision}"),
-        ("engine", config.engine, f"{why['engine']}; {ENGINE_NOTES[config.engine]}"),
+        ("engine", config.engine, f"{why['engine']}; {ENGINE_NOTES[config.engine.partition(':')[0]]}"),
         (
             "clients",
             f"{config.clients:,}",

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from flags import Parser, fail, path
-from simsfl import Simulation, augment, evaluate
+from simsfl import Simulation, evaluate
 from simsfl.dashboard import number, time_text
 from simsfl.metrics import History, read_records
 from simsfl.plan import plan_round
@@ -176,7 +176,7 @@ def view_pairs(simulation: Simulation) -> Figure:
         device=simulation.device,
     )
     indices = plan.indices[0]
-    views = augment.apply(data.train, indices, plan.views.map(lambda t: t[0]))[:, :, 0]
+    views = data.train.augmented(indices, plan.views.map(lambda t: t[0]))[:, :, 0]
     originals = data.train.pixels[indices[:, 0]].float() / 255
     rows = {
         "image": originals,

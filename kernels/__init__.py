@@ -2,10 +2,25 @@
 
 Installed as ``simsfl.kernels``. Nothing in here knows of models, configs or rounds:
 an operator sees tensors and returns tensors. Names ending in ``_`` change their first
-argument in place.
+argument in place. Inside `accelerated`, operators use what is fastest.
 """
 
+from simsfl.kernels.augment import ViewParameters, augment
+from simsfl.kernels.choice import CHOICES, accelerated, choosing
+from simsfl.kernels.conv2d import conv2d
+from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.info_nce import info_nce
 from simsfl.kernels.sgd_ema import ema_, sgd_
 
-__all__ = ["ema_", "info_nce", "sgd_"]
+__all__ = [
+    "CHOICES",
+    "ViewParameters",
+    "accelerated",
+    "augment",
+    "choosing",
+    "conv2d",
+    "ema_",
+    "group_norm",
+    "info_nce",
+    "sgd_",
+]

@@ -2,15 +2,18 @@
 
     loss_i = -log( exp(q_i.k_i / T) / (exp(q_i.k_i / T) + sum_j exp(q_i.queue_j / T)) )
 
-(van den Oord et al. 2018, eq. 4; He et al., MoCo, CVPR 2020, eq. 1). The queue may be one
-for all rows or one per group of consecutive rows (a client's own queue).
+for unit rows q and k ``[N, D]`` and queue ``[G, K, D]`` (van den Oord et al. 2018, eq. 4; He et al., MoCo, CVPR 2020,
+eq. 1). The queue may be one for all rows or one per group of consecutive rows (a client's own queue).
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from simsfl.kernels.choice import accelerating
+
+BLOCK = 2048
+"""Keys that `streamed` looks at together."""
 
 
 def info_nce(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -27,6 +30,14 @@ def info_nce(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: f
         The scalar loss, and the scalar percentage of rows whose own key scores highest
         (no gradient).
     """
+    if not accelerating():
+        return reference(query_ND, key_ND, queue_GKD, temperature)
+    loss, top1, _ = streamed(query_ND, key_ND, queue_GKD, temperature)
+    return loss, top1
+
+
+def reference(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The same as a cross-entropy of all scores."""
     groups, _, dim = queue_GKD.shape
     positive_N1 = (query_ND * key_ND).sum(dim=1, keepdim=True)
     negative_GnK = query_ND.view(groups, -1, dim) @ queue_GKD.transpose(1, 2)
@@ -34,3 +45,52 @@ def info_nce(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: f
     target_N = logits_NK1.new_zeros(len(logits_NK1), dtype=torch.long)
     top1 = 100.0 * (logits_NK1.detach().argmax(dim=1) == 0).to(logits_NK1.dtype).mean()
     return F.cross_entropy(logits_NK1, target_N), top1
+
+
+@torch.library.custom_op("simsfl::info_nce", mutates_args=())
+def streamed(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, accuracy and the loss's gradient by the query, `BLOCK` keys at a time: nothing ``[N, K]`` is kept.
+
+    What has been summed up so far is scaled down whenever a block has a higher score (as in FlashAttention, Dao et
+    al. 2022). The gradient is (sum of all keys, weighted by their share of the exponentials, - own key) / (T N).
+    """
+    groups, length, dim = queue_GKD.shape
+    query_GnD, key_GnD = query_ND.view(groups, -1, dim), key_ND.view(groups, -1, dim)
+    positive_Gn1 = (query_GnD * key_GnD).sum(dim=2, keepdim=True) / temperature
+    highest_Gn1 = positive_Gn1.clone()
+    total_Gn1 = torch.ones_like(positive_Gn1)
+    weighted_GnD = key_GnD.clone()
+    for start in range(0, length, BLOCK):
+        block_GBD = queue_GKD[:, start : start + BLOCK]
+        scores_GnB = (query_GnD @ block_GBD.transpose(1, 2)).div_(temperature)
+        highest = torch.maximum(highest_Gn1, scores_GnB.amax(dim=2, keepdim=True))
+        shrink_Gn1 = (highest_Gn1 - highest).exp_()
+        scores_GnB.sub_(highest).exp_()
+        total_Gn1.mul_(shrink_Gn1).add_(scores_GnB.sum(dim=2, keepdim=True))
+        weighted_GnD.mul_(shrink_Gn1).baddbmm_(scores_GnB, block_GBD)
+        highest_Gn1 = highest
+    loss = (highest_Gn1 + total_Gn1.log() - positive_Gn1).mean()
+    top1 = 100.0 * (positive_Gn1 >= highest_Gn1).to(query_ND.dtype).mean()
+    gradient_GnD = weighted_GnD.div_(total_Gn1).sub_(key_GnD).div_(temperature * len(query_ND))
+    return loss, top1, gradient_GnD.view_as(query_ND)
+
+
+@streamed.register_fake
+def _(query_ND, key_ND, queue_GKD, temperature):
+    return query_ND.new_empty(()), query_ND.new_empty(()), torch.empty_like(query_ND)
+
+
+def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep the gradient, which is known already."""
+    _, top1, gradient_ND = output
+    ctx.save_for_backward(gradient_ND)
+    ctx.mark_non_differentiable(top1, gradient_ND)
+
+
+def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    """By the query alone."""
+    (gradient_ND,) = ctx.saved_tensors
+    return grad * gradient_ND, None, None, None
+
+
+streamed.register_autograd(differentiate, setup_context=remember)

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from simsfl.files import digest, write_json, write_tensors
@@ -47,14 +45,14 @@ def save(directory: Path, name: str, tensors: Mapping[str, Tensor], meta: Mappin
             path.unlink()
 
 
-def load_(tensors: Mapping[str, Tensor], directory: Path) -> tuple[dict[str, Any], list[str]]:
-    """Restore the newest checkpoint that is whole into `tensors`, one after the other.
+def newest(directory: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest checkpoint that is whole.
 
     Returns:
-        Its meta, and a line on each newer checkpoint that was not whole.
+        Its safetensors file, its meta, and a line on each newer checkpoint that was not whole.
 
     Raises:
-        ValueError: there is none, or it is of tensors with other names or shapes.
+        ValueError: there is none.
     """
     problems = []
     for entry in entries(directory):
@@ -64,14 +62,7 @@ def load_(tensors: Mapping[str, Tensor], directory: Path) -> tuple[dict[str, Any
         elif digest(path) != entry["sha256"]:
             problems.append(f"checkpoint {path} is damaged (SHA-256 differs)")
         else:
-            with safe_open(path, framework="pt") as file, torch.no_grad():
-                names = file.keys()
-                held = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-                if held != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
-                    raise ValueError(f"resume: {path} is not of the network that the run's config.json describes")
-                for name, tensor in tensors.items():
-                    tensor.copy_(file.get_tensor(name))
-            return entry["meta"], problems
+            return path, entry["meta"], problems
     raise ValueError(f"resume: {directory.parent} holds no usable checkpoint" + "".join(f"; {p}" for p in problems))
 
 

@@ -6,29 +6,35 @@ the stacked parameters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
 from simsfl.models import FlatModule
 
-CHUNK = 25
-"""Clients run together on a CPU, so that a chunk's activations stay in cache."""
 
+def forward(model: FlatModule, parameters: Tensor, images: Tensor, chunk: int | None = None) -> list[Tensor]:
+    """Smashed data of every client, chunk by chunk: ``[C, P]``, ``[C, B, 3, H, W]`` -> ``[C', B, c, h, w]`` each.
 
-def forward(model: FlatModule, parameters: Tensor, images: Tensor) -> Tensor:
-    """Smashed data of every client: ``[C, P]`` parameters, ``[C, B, 3, H, W]`` -> ``[C, B, c, h, w]``."""
+    Args:
+        chunk: C', clients run together, so that what they work on stays in cache; None for all.
+    """
 
     def one_client(named: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(model.template, named, (x,))
 
-    chunk_size = CHUNK if images.device.type == "cpu" else None
-    return vmap(one_client, chunk_size=chunk_size)(model.named(parameters), images)
+    size = chunk or len(images)
+    chunks = zip(parameters.split(size), images.split(size), strict=True)
+    return [vmap(one_client)(model.named(rows), x) for rows, x in chunks]
 
 
-def backward(parameters: Tensor, smashed: Tensor, gradient: Tensor) -> Tensor:
-    """Gradient ``[C, P]`` of each client's parameters from that of its own smashed data.
+def backward(parameters: Tensor, smashed: Sequence[Tensor], gradient: Tensor) -> Tensor:
+    """Gradient ``[C, P]`` of each client's parameters from that of its own smashed data, ``[N, c, h, w]``.
 
     One call for all: no client's smashed data depends on another's parameters.
     """
-    return torch.autograd.grad(smashed, parameters, gradient)[0]
+    rows = gradient.split([chunk.shape[:2].numel() for chunk in smashed])
+    own = [row.view_as(chunk).to(chunk.dtype) for row, chunk in zip(rows, smashed, strict=True)]
+    return torch.autograd.grad(smashed, parameters, own)[0]

@@ -15,8 +15,9 @@ from typing import Any
 
 from simsfl.names import shortened, unknown
 
-ENGINES = ("vmap", "loop")
+ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
 PRECISIONS = ("fp32", "bf16")
+CLIENT_STATES = ("device", "host", "mmap")
 ARCHITECTURES = ("resnet18", "resnet8")
 HEADS = ("linear", "mlp", "large-mlp")
 PARTITIONS = ("iid", "shards", "dirichlet")
@@ -137,7 +138,20 @@ class RunConfig:
     seed: int = setting(0, "run", "Seed of every draw.")
     device: str = setting("auto", "run", "cpu, cuda or cuda:N; auto is CUDA where there is one.")
     precision: str = setting("fp32", "run", "Of forward passes and smashed data; weights stay fp32.", PRECISIONS)
-    engine: str = setting("vmap", "run", "vmap stacks the cohort; loop runs clients one by one.", ENGINES)
+    engine: str = setting(
+        "fused",
+        "run",
+        "fused stacks the cohort, with the fastest version of each operator or the one named; vmap stacks it with "
+        "PyTorch's operators; loop runs clients one by one.",
+        ENGINES,
+    )
+    client_state: str = setting(
+        "device",
+        "run",
+        "Where the state of clients that do not take part is kept: device, host memory, or a file (mmap).",
+        CLIENT_STATES,
+    )
+    client_state_dtype: str = setting("fp32", "run", "How it is kept there; bf16 halves it.", PRECISIONS)
     checkpoint_every: int = setting(10, "run", "Rounds between checkpoints.")
 
     def __post_init__(self) -> None:

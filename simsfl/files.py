@@ -16,6 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
+def cache_directory() -> Path:
+    """``$SIMSFL_CACHE``, else ``simsfl`` in the user's cache directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SIMSFL_CACHE") or Path(base) / "simsfl")
+
+
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path of the same name that takes the place of `path` when the block ends without an error.

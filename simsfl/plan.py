@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simsfl import augment
-from simsfl.augment import ViewParameters
+from simsfl.kernels import ViewParameters
 from simsfl.partition import Partition
 from simsfl.randomness import Purpose, numpy_generator
+from simsfl.views import UNIFORMS, sample
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ def plan_round(
     steps = steps_per_round(partition, batch_size)
     ids = numpy_generator(seed, Purpose.COHORT, round_index).choice(len(partition), cohort, replace=False)
     indices = np.empty((steps, cohort, batch_size), dtype=np.int64)
-    uniforms = np.empty((steps, 2, cohort, batch_size, augment.UNIFORMS))
+    uniforms = np.empty((steps, 2, cohort, batch_size, UNIFORMS))
     for position, client in enumerate(ids.tolist()):
         shuffle = numpy_generator(seed, Purpose.SHUFFLE, round_index, client)
         indices[:, position] = passes(shuffle, partition[client], steps * batch_size).reshape(steps, -1)
-        views = numpy_generator(seed, Purpose.VIEWS, round_index, client)
-        uniforms[:, :, position] = views.random((steps, 2, batch_size, augment.UNIFORMS))
+        draws = numpy_generator(seed, Purpose.VIEWS, round_index, client)
+        uniforms[:, :, position] = draws.random((steps, 2, batch_size, UNIFORMS))
     return RoundPlan(
         torch.from_numpy(ids).to(device),
         torch.from_numpy(indices).to(device),
-        augment.sample(uniforms, recipe, image_size, crop_scale).map(lambda t: t.to(device)),
+        sample(uniforms, recipe, image_size, crop_scale).map(lambda t: t.to(device)),
     )
 
 

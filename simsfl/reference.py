@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simsfl import augment
 from simsfl.models import FlatModule, SplitModel
 from simsfl.state import State
 from simsfl.step import Batch, Clock, Hyperparameters, untimed
@@ -32,12 +31,8 @@ def train_step(
     smashed, queries, keys = [], [], []
     for c in range(count):
         with clock("data"):
-            query_images, key_images = augment.apply(
-                batch.images,
-                batch.indices[c : c + 1],
-                batch.views.map(lambda t, c=c: t[:, c : c + 1]),
-                cohort.online.dtype,
-            )
+            rows, views = batch.indices[c : c + 1], batch.views.map(lambda t, c=c: t[:, c : c + 1])
+            query_images, key_images = batch.images.augmented(rows, views, cohort.online.dtype)
         with clock("client forward"), autocast:
             smashed.append(online[c](query_images[0]))
             move_towards(momentum[c], online[c], hyper.tau)

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import torch
 
 from simsfl.config import RunConfig
+from simsfl.kernels import gpu
 from simsfl.models import layer_count
 
 
@@ -20,6 +21,7 @@ def resolve(config: RunConfig, images_per_client: int | None = None) -> RunConfi
         ValueError: values that cannot work together, or on this machine.
     """
     check_device(config.device)
+    check_engine(config.engine, config.device)
     deepest = layer_count(config.arch)
     if not 1 <= config.cut_layer <= deepest:
         raise ValueError(f"cut_layer: {config.cut_layer} is out of range; allowed for {config.arch}: 1 to {deepest}")
@@ -62,3 +64,10 @@ def check_device(device: str) -> None:
     if int(index or 0) >= torch.cuda.device_count():
         highest = torch.cuda.device_count() - 1
         raise ValueError(f"device: {device} does not exist; allowed: cuda:0 to cuda:{highest}")
+
+
+def check_engine(engine: str, device: str) -> None:
+    """Raise a ValueError if `engine` forces operators that cannot run on `device`."""
+    kind = first_device() if device in ("auto", "cuda") else device
+    if engine == "fused:triton" and not gpu.runs_on(torch.device(kind)):
+        raise ValueError(f"engine: {engine} needs Triton and a CUDA device, not {kind}; allowed: fused, vmap, loop")

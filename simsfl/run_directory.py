@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -99,8 +99,8 @@ class RunDirectory:
             temporary.mkdir()
             yield RunDirectory(temporary)
 
-    def record(self, config: RunConfig, by_rule: Sequence[str], dataset: Dataset) -> None:
-        """Write down what the run is."""
+    def record(self, config: RunConfig, by_rule: Sequence[str], dataset: Dataset, choices: Mapping[str, str]) -> None:
+        """Write down what the run is, and the versions of operators it uses."""
         write_json(
             self.config,
             {
@@ -113,6 +113,7 @@ class RunDirectory:
                     **{name: version(name) for name in PACKAGES},
                 },
                 "threads": torch.get_num_threads(),
+                "choices": dict(choices),
                 "git_commit": git_commit(),
             },
         )
@@ -128,7 +129,9 @@ class RunDirectory:
             RunConfig.from_dict(content["config"])
             if not isinstance(content["dataset"]["sha256"], str) or not isinstance(content["threads"], int):
                 raise TypeError("checksum or threads are not as they should be")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if not all(isinstance(text, str) for pair in content["choices"].items() for text in pair):
+                raise TypeError("choices are not names")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{self.path} is not the directory of a run: no usable config.json ({error})") from error
         return content
 

@@ -9,43 +9,42 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from simsfl.kernels import info_nce
+from simsfl.kernels import accelerated, info_nce
 from simsfl.models import FlatModule
 from simsfl.state import KeyQueue, ServerState
 
 
-def embed(
-    model: FlatModule, parameters: Tensor, buffers: Mapping[str, Tensor], inputs: Sequence[Tensor]
-) -> list[Tensor]:
-    """Unit keys or queries ``[N, D]`` of each input ``[N, c, h, w]``.
-
-    One pass over all inputs together, unless the model has running statistics: BatchNorm would mix the
-    inputs, so each then has a pass of its own.
-    """
-    if not buffers and len(inputs) > 1:
-        return list(embed(model, parameters, buffers, [torch.cat(list(inputs))])[0].chunk(len(inputs)))
-    tensors = {**model.named(parameters), **buffers}
-    projected = [functional_call(model.template, tensors, (input_Nchw,)) for input_Nchw in inputs]
-    return [F.normalize(rows_ND.to(parameters.dtype), dim=1) for rows_ND in projected]
-
-
 def project(
-    model: FlatModule, server: ServerState, query_Nchw: Tensor, key_Nchw: Tensor, *, symmetric: bool
+    model: FlatModule, server: ServerState, smashed_2Nchw: Tensor, *, symmetric: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Queries and keys ``[N, D]`` of each direction.
 
     Args:
-        query_Nchw: smashed data of the online client models.
-        key_Nchw: smashed data of the client momentum models.
+        smashed_2Nchw: of the online client models, then of the client momentum models.
         symmetric: a second direction with the two roles swapped (V2). No gradient reaches the key side.
     """
-    query_side, key_side = [query_Nchw], [key_Nchw]
-    if symmetric:
-        query_side, key_side = [query_Nchw, key_Nchw], [key_Nchw, query_Nchw]
-    queries_ND = embed(model, server.online, server.online_buffers, query_side)
-    with torch.no_grad():
-        keys_ND = embed(model, server.momentum, server.momentum_buffers, key_side)
-    return queries_ND, keys_ND
+
+    def online(smashed: Tensor) -> Tensor:
+        return embed(model, server.online, server.online_buffers, smashed)
+
+    @torch.no_grad()
+    def momentum(smashed: Tensor) -> Tensor:
+        return embed(model, server.momentum, server.momentum_buffers, smashed)
+
+    query_Nchw, key_Nchw = smashed_2Nchw.chunk(2)
+    if not symmetric:
+        return [online(query_Nchw)], [momentum(key_Nchw)]
+    if server.online_buffers:  # BatchNorm would mix the directions
+        return [online(query_Nchw), online(key_Nchw)], [momentum(key_Nchw), momentum(query_Nchw)]
+    queries_ND, keys_ND = online(smashed_2Nchw).chunk(2), momentum(smashed_2Nchw).chunk(2)
+    return list(queries_ND), list(reversed(keys_ND))
+
+
+def embed(model: FlatModule, parameters: Tensor, buffers: Mapping[str, Tensor], smashed_nchw: Tensor) -> Tensor:
+    """Unit keys or queries ``[n, D]``."""
+    with accelerated(None):  # for one model PyTorch's own operators are the best there are
+        rows_nD = functional_call(model.template, {**model.named(parameters), **buffers}, (smashed_nchw,))
+    return F.normalize(rows_nD.to(parameters.dtype), dim=1)
 
 
 def contrast(

@@ -7,18 +7,21 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from simsfl import checkpoint, evaluate, reference, schedule, step
+from simsfl.allocator import keep_memory
 from simsfl.clock import PhaseClock
 from simsfl.config import RunConfig
 from simsfl.cost import client_cost
 from simsfl.data import Dataset, Images
 from simsfl.data.load import load_dataset
+from simsfl.kernels import accelerated
 from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, Status, StepRecord
 from simsfl.models import split_model
 from simsfl.partition import make_partition
@@ -26,10 +29,14 @@ from simsfl.plan import plan_round, steps_per_round
 from simsfl.randomness import Purpose, numpy_generator, torch_generator
 from simsfl.rules import left_to_rules, resolve
 from simsfl.run_directory import RunDirectory
-from simsfl.state import gather_, initial_state, scatter_
+from simsfl.state import gather_, initial_state, same_shape, scatter_
+from simsfl.storage import Storage
 from simsfl.sync import average_, is_sync_step
+from simsfl.tuning import tuned
 
-TRAIN_STEPS = {"vmap": step.train_step, "loop": reference.train_step}
+TRAIN_STEPS = {"fused": step.train_step, "vmap": step.train_step, "loop": reference.train_step}
+"""By engine, whatever version of the operators it forces."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_IMAGE_SIZE = 16
 """Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its
 bfloat16 weight gradient unset (seen with torch 2.15)."""
@@ -50,6 +57,7 @@ class Simulation:
         config: what to run.
         dataset: the images, instead of loading ``config.dataset``.
         dtype: of everything learnt, and with fp32 precision of what is computed; float64 is for tests.
+        choices: versions of operators to use, where they are named, instead of finding out which are fastest.
 
     Attributes:
         config: the config with every rule applied (`simsfl.rules`).
@@ -64,6 +72,7 @@ class Simulation:
         steps: steps per round.
         seconds: time spent training so far, over all sessions of the run.
         metrics_bytes: length of ``metrics.jsonl`` at the checkpoint this was loaded from.
+        choices: versions of operators in use, by shape.
         passed_over: a line on each damaged checkpoint that was not used in loading.
         recent: seconds per step of the latest steps.
         watch: what the long loops of evaluations go through, for those who want to see how far they are.
@@ -72,7 +81,14 @@ class Simulation:
         ValueError: config and data do not fit together.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset | None = None, *, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        choices: Mapping[str, str] | None = None,
+    ):
         asked, config = config, resolve(config)
         dataset = dataset or load_dataset(
             config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed
@@ -98,6 +114,8 @@ class Simulation:
         self.device = torch.device(config.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
+        else:
+            keep_memory()
         self.dataset = dataset.to(self.device)
         self.model = split_model(
             config.arch,
@@ -119,6 +137,11 @@ class Simulation:
             generator=torch_generator(config.seed, Purpose.QUEUE),
             device=self.device,
             dtype=dtype,
+            storage=Storage(
+                config.client_state,
+                self.device,
+                dtype if config.client_state_dtype == "fp32" else DTYPES[config.client_state_dtype],
+            ),
         )
         self.hyper = step.Hyperparameters(
             temperature=config.temperature,
@@ -128,6 +151,23 @@ class Simulation:
             weight_decay=config.weight_decay,
             precision=torch.bfloat16 if config.precision == "bf16" else dtype,
         )
+        engine, _, version = config.engine.partition(":")
+        self.train_step = TRAIN_STEPS[engine]
+        self.version = (version or "fastest") if engine == "fused" else None
+        self.choices: dict[str, str] = {}
+        if engine != "loop":
+            with accelerated(self.version):
+                chunk, self.choices = tuned(
+                    self.model.client,
+                    self.hyper,
+                    cohort=config.cohort,
+                    batch_size=config.batch_size,
+                    image_size=dataset.image_size,
+                    device=self.device,
+                    dtype=dtype,
+                    known=choices or {},
+                )
+            self.hyper = replace(self.hyper, chunk=chunk)
         self.cost = client_cost(
             self.model,
             batch_size=config.batch_size,
@@ -183,22 +223,24 @@ class Simulation:
             self._close_round()
         if self.round_index == config.rounds:
             return
-        plan = plan_round(
-            self.partition,
-            self.round_index,
-            cohort=config.cohort,
-            batch_size=config.batch_size,
-            recipe=config.views,
-            image_size=config.image_size,
-            crop_scale=config.crop_scale,
-            seed=config.seed,
-            device=self.device,
-        )
-        if self.step_index == 0:
-            gather_(state, plan.cohort)
-        own_steps = state.clients.participation[state.cohort.ids] * self.steps
-        server_lr = torch.tensor(self.server_lr(self.round_index), device=self.device, dtype=self.step_metrics.dtype)
         begin = flushed = time.perf_counter()
+        with self.clock("data"):
+            plan = plan_round(
+                self.partition,
+                self.round_index,
+                cohort=config.cohort,
+                batch_size=config.batch_size,
+                recipe=config.views,
+                image_size=config.image_size,
+                crop_scale=config.crop_scale,
+                seed=config.seed,
+                device=self.device,
+            )
+        with self.clock("sync"):
+            if self.step_index == 0:
+                gather_(state, plan.cohort)
+            own_steps = state.clients.rounds_of(plan.cohort).to(self.device) * self.steps
+        server_lr = torch.tensor(self.server_lr(self.round_index), device=self.device, dtype=self.step_metrics.dtype)
         recorded = self.step_index
         while self.step_index < self.steps:
             s = self.step_index
@@ -209,14 +251,15 @@ class Simulation:
                 server_lr=server_lr,
                 client_lr=self.client_lr(own_steps + s).to(server_lr.dtype)[:, None],
             )
-            loss, top1 = TRAIN_STEPS[config.engine](self.model, state, batch, self.hyper, self.clock)
+            with accelerated(self.version):
+                loss, top1 = self.train_step(self.model, state, batch, self.hyper, self.clock)
             self.step_metrics[s, 0], self.step_metrics[s, 1] = loss, top1
             self.step_index += 1
-            if is_sync_step(s, self.steps, config.syncs_per_round):
-                with self.clock("sync"):
+            with self.clock("sync"):
+                if is_sync_step(s, self.steps, config.syncs_per_round):
                     average_(state.cohort, align_momentum=config.align_momentum)
-            if self.step_index == self.steps:
-                scatter_(state)
+                if self.step_index == self.steps:
+                    scatter_(state)
             now = time.perf_counter()
             if self.device.type == "cpu" or now - flushed > FLUSH_SECONDS or self.step_index == self.steps:
                 records = self._step_records(recorded)
@@ -329,7 +372,8 @@ class Simulation:
             NonFiniteLossError: training has diverged; nothing is written.
             OSError: it cannot be written.
         """
-        if not all(is_finite(tensor) for tensor in self.state.tensors().values()):
+        tensors = self._tensors()
+        if not all(is_finite(tensor) for tensor in tensors.values()):
             raise NonFiniteLossError(f"weights are not finite in round {self.round_index + 1}, step {self.step_index}")
         name = f"round-{self.round_index:06d}-step-{self.step_index:06d}"
         meta = {
@@ -341,11 +385,11 @@ class Simulation:
         directory = RunDirectory(path)
         if directory.config.exists():
             directory.check_same(self.config, self.dataset)
-            checkpoint.save(directory.checkpoints, name, self._tensors(), meta)
+            checkpoint.save(directory.checkpoints, name, tensors, meta)
         else:
             with directory.appearing() as new:
-                new.record(self.config, self.by_rule, self.dataset)
-                checkpoint.save(new.checkpoints, name, self._tensors(), meta)
+                new.record(self.config, self.by_rule, self.dataset, self.choices)
+                checkpoint.save(new.checkpoints, name, tensors, meta)
 
     @classmethod
     def load(cls, path: str | Path, dataset: Dataset | None = None, *, device: str | None = None) -> Simulation:
@@ -360,10 +404,12 @@ class Simulation:
         """
         directory = RunDirectory(path)
         saved = directory.read_config()
-        simulation = cls(RunConfig.from_dict(saved["config"] | ({"device": device} if device else {})), dataset)
+        config = RunConfig.from_dict(saved["config"] | ({"device": device} if device else {}))
+        simulation = cls(config, dataset, choices=saved["choices"])
         if simulation.dataset.checksum != saved["dataset"]["sha256"]:
             raise ValueError(f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on")
-        meta, problems = checkpoint.load_(simulation._tensors(), directory.checkpoints)
+        file, meta, problems = checkpoint.newest(directory.checkpoints)
+        simulation._restore(file)
         simulation.round_index, simulation.step_index = meta["round"], meta["step"]
         if simulation.round_index > simulation.config.rounds or simulation.step_index > simulation.steps:
             raise ValueError(f"resume: the checkpoint in {path} stands behind the end of the run")
@@ -373,7 +419,23 @@ class Simulation:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Everything a checkpoint holds."""
-        return {**self.state.tensors(), "step_metrics": self.step_metrics}
+        return {**self.state.saved(), "step_metrics": self.step_metrics}
+
+    @torch.no_grad()
+    def _restore(self, path: Path) -> None:
+        """Take over the tensors of a checkpoint.
+
+        Raises:
+            ValueError: it is of another network or other clients.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                if set(file.keys()) != set(self._tensors()):
+                    raise ValueError("it holds other tensors")
+                self.state.restore_(file.get_tensor)
+                self.step_metrics.copy_(same_shape(file.get_tensor("step_metrics"), self.step_metrics))
+        except ValueError as error:
+            raise ValueError(f"resume: {path} is not of the run that config.json describes ({error})") from error
 
     def status(self, activity: str = "training") -> Status:
         """How the run is going: everything timed, which is not in the records."""

@@ -2,13 +2,14 @@
 
 What persists per client is small. Right after an averaging every client's online model is the
 average, so it is stored once; the momentum model and the SGD velocity really differ, and are
-gathered for the cohort at the start of a round and scattered back at its end. Nothing is rebound:
-functions that change state end in ``_``.
+gathered for the cohort at the start of a round and scattered back at its end. Until a client first takes part even
+they do not, and are not written: memory that is never touched costs nothing on a CPU. Nothing is rebound: functions
+that change state end in ``_``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simsfl.models import SplitModel
+from simsfl.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,23 @@ class Clients:
 
     online: Tensor
     """``[P]`` the model every client has right after an averaging."""
+    initial: Tensor
+    """``[P]`` the momentum model of those that have not taken part."""
     momentum: Tensor
-    """``[M, P]`` momentum models; ``[1, P]`` where they are averaged too (MonAcoSFL)."""
+    """``[M, P]`` momentum models of those that have; ``[1, P]`` where they are averaged too (MonAcoSFL)."""
     velocity: Tensor
     """``[M, P]`` SGD velocity."""
     participation: Tensor
-    """``[M]`` int64, rounds that each client has completed."""
+    """``[M]`` int64, rounds that each client has completed. Like the two stacks in `simsfl.storage`."""
+    storage: Storage
+
+    def rounds_of(self, ids: Tensor) -> Tensor:
+        """``[C]`` rounds that the clients `ids` ``[C]`` have completed."""
+        return self.participation[ids.to(self.participation.device)]
+
+    def participants(self) -> Tensor:
+        """Ids ``[A]`` of the clients that have taken part."""
+        return self.participation.nonzero().flatten()
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class State:
     queue: KeyQueue
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every distinct tensor by dotted name: what a checkpoint holds."""
+        """Every distinct tensor by dotted name."""
         named: dict[str, Tensor] = {}
         for part in ("clients", "cohort", "server", "queues", "queue"):
             if part == "queue" and self.queue is self.queues:
@@ -94,9 +107,41 @@ class State:
             for field, value in vars(getattr(self, part)).items():
                 if isinstance(value, Mapping):
                     named |= {f"{part}.{field}.{name}": buffer for name, buffer in value.items()}
-                else:
+                elif isinstance(value, Tensor):
                     named[f"{part}.{field}"] = value.detach()
         return named
+
+    def saved(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: every tensor, but of those with a row per client only rows of participants."""
+        tensors, rows = self.tensors(), self.clients.participants()
+        return tensors | {name: tensors[name][rows] for name in self._lazy()}
+
+    def restore_(self, read: Callable[[str], Tensor]) -> None:
+        """Take over what `saved` gave, read by name.
+
+        Raises:
+            ValueError: a tensor has another shape.
+        """
+        self.clients.participation.copy_(same_shape(read("clients.participation"), self.clients.participation))
+        rows = self.clients.participants()
+        for name, tensor in self.tensors().items():
+            if name in self._lazy():
+                tensor[rows] = same_shape(read(name), tensor[rows]).to(tensor.device, tensor.dtype)
+            else:
+                tensor.copy_(same_shape(read(name), tensor))
+        self.clients.storage.release()
+
+    def _lazy(self) -> list[str]:
+        """Names of the stacks that hold nothing yet of clients which have not taken part."""
+        stacks = {"clients.momentum": self.clients.momentum, "clients.velocity": self.clients.velocity}
+        return [name for name, stack in stacks.items() if len(stack) > 1]
+
+
+def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor`, or a ValueError if it is not shaped as `like`."""
+    if tensor.shape != like.shape:
+        raise ValueError(f"shape {list(tensor.shape)} is not {list(like.shape)}")
+    return tensor
 
 
 def initial_state(
@@ -111,13 +156,16 @@ def initial_state(
     generator: torch.Generator,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    storage: Storage | None = None,
 ) -> State:
     """Allocate the state of a run: all models equal, velocities zero, the queue random unit keys.
 
     Args:
         queue_length: K; divided evenly among the clients where `feature_sharing` is off.
         generator: a CPU generator, so that the queue does not depend on the device.
+        storage: of what persists per client; on the device, in `dtype`, by default.
     """
+    storage = storage or Storage("device", device, dtype)
     to = {"device": device, "dtype": dtype}
     client, server = model.client.initial.to(**to), model.server.initial.to(**to)
     groups = 1 if feature_sharing else clients
@@ -137,9 +185,11 @@ def initial_state(
     return State(
         clients=Clients(
             online=client.clone(),
-            momentum=stack(1 if align_momentum else clients),
-            velocity=torch.zeros(clients, len(client), **to),
-            participation=torch.zeros(clients, dtype=torch.long, device=device),
+            initial=client.clone(),
+            momentum=stack(1) if align_momentum or clients == 1 else storage.zeros(clients, len(client)),
+            velocity=storage.zeros(clients, len(client)),
+            participation=torch.zeros(clients, dtype=torch.long, device=storage.device),
+            storage=storage,
         ),
         cohort=Cohort(
             ids=torch.arange(cohort, device=device),
@@ -163,10 +213,16 @@ def initial_state(
 def gather_(state: State, ids: Tensor) -> None:
     """Bring the clients `ids` ``[C]`` into the cohort, in that order."""
     clients, cohort = state.clients, state.cohort
+    rows = ids.to(clients.storage.device)
     cohort.ids.copy_(ids)
     cohort.online.copy_(clients.online.expand_as(cohort.online))
-    cohort.momentum.copy_(clients.momentum[cohort.ids] if len(clients.momentum) > 1 else clients.momentum)
-    cohort.velocity.copy_(clients.velocity[cohort.ids])
+    if len(clients.momentum) > 1:
+        new = (clients.rounds_of(ids) == 0).to(cohort.momentum.device)
+        cohort.momentum.copy_(clients.momentum[rows])
+        cohort.momentum.copy_(torch.where(new[:, None], clients.initial, cohort.momentum))
+    else:
+        cohort.momentum.copy_(clients.momentum.expand_as(cohort.momentum))
+    cohort.velocity.copy_(clients.velocity[rows])
     if state.queue is not state.queues:
         state.queue.keys.copy_(state.queues.keys[cohort.ids])
         state.queue.pointer.copy_(state.queues.pointer[cohort.ids])
@@ -176,13 +232,20 @@ def gather_(state: State, ids: Tensor) -> None:
 def scatter_(state: State) -> None:
     """Put the cohort's state back, after the averaging that ends a round."""
     clients, cohort = state.clients, state.cohort
+    rows = cohort.ids.to(clients.storage.device)
     clients.online.copy_(cohort.online[0])
     if len(clients.momentum) > 1:
-        clients.momentum.index_copy_(0, cohort.ids, cohort.momentum)
+        put_(clients.momentum, rows, cohort.momentum)
     else:
         clients.momentum.copy_(cohort.momentum[:1])
-    clients.velocity.index_copy_(0, cohort.ids, cohort.velocity)
-    clients.participation.index_add_(0, cohort.ids, torch.ones_like(cohort.ids))
+    put_(clients.velocity, rows, cohort.velocity)
+    clients.participation.index_add_(0, rows, torch.ones_like(rows))
+    clients.storage.release()
     if state.queue is not state.queues:
-        state.queues.keys.index_copy_(0, cohort.ids, state.queue.keys)
-        state.queues.pointer.index_copy_(0, cohort.ids, state.queue.pointer)
+        put_(state.queues.keys, cohort.ids, state.queue.keys)
+        put_(state.queues.pointer, cohort.ids, state.queue.pointer)
+
+
+def put_(stack: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Write `values` into the rows of a stack, wherever it lies and whatever its dtype."""
+    stack.index_copy_(0, rows, values.to(stack.device, stack.dtype))

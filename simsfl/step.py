@@ -6,17 +6,16 @@ length, P client parameters, chw the smashed data of one image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from simsfl import augment, clients, server
-from simsfl.augment import ViewParameters
+from simsfl import clients, server
 from simsfl.data import Images
-from simsfl.kernels import ema_, sgd_
+from simsfl.kernels import ViewParameters, ema_, sgd_
 from simsfl.models import SplitModel
 from simsfl.state import State
 
@@ -51,6 +50,8 @@ class Hyperparameters:
     weight_decay: float
     precision: torch.dtype = torch.float32
     """Dtype on the wire, and in bfloat16 of the forward passes; the state keeps its own."""
+    chunk: int | None = None
+    """Clients that are run together, None for all: how fast it goes depends on it, not what comes of it."""
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Mixed precision where `precision` asks for it."""
@@ -76,22 +77,21 @@ def train_step(
     autocast = hyper.autocast(cohort.online.device)
 
     with clock("data"):
-        query_CB3HW, key_CB3HW = augment.apply(batch.images, batch.indices, batch.views, cohort.online.dtype)
+        query_CB3HW, key_CB3HW = batch.images.augmented(batch.indices, batch.views, cohort.online.dtype)
 
     with clock("client forward"), autocast:
-        query_CBchw = clients.forward(model.client, cohort.online, query_CB3HW)
+        queries = clients.forward(model.client, cohort.online, query_CB3HW, hyper.chunk)
         ema_(cohort.momentum, cohort.online, hyper.tau)
         with torch.no_grad():
-            key_CBchw = clients.forward(model.client, cohort.momentum, key_CB3HW)
+            keys = clients.forward(model.client, cohort.momentum, key_CB3HW, hyper.chunk)
 
     with clock("server"):
-        query_Nchw = cut(query_CBchw, hyper).requires_grad_()
-        key_Nchw = cut(key_CBchw, hyper)
+        smashed_2Nchw = cut([*queries, *keys], hyper.precision).requires_grad_()
         ema_(central.momentum, central.online, hyper.tau)
         with autocast:
-            queries_ND, keys_ND = server.project(model.server, central, query_Nchw, key_Nchw, symmetric=hyper.symmetric)
+            queries_ND, keys_ND = server.project(model.server, central, smashed_2Nchw, symmetric=hyper.symmetric)
         loss, top1 = server.contrast(queries_ND, keys_ND, state.queue, hyper.temperature)
-        gradient_Nchw, server_gradient = torch.autograd.grad(loss, (query_Nchw, central.online))
+        gradient_2Nchw, server_gradient = torch.autograd.grad(loss, (smashed_2Nchw, central.online))
         sgd_(
             central.online,
             server_gradient,
@@ -104,13 +104,13 @@ def train_step(
             server.enqueue_(state.queue, direction_ND)
 
     with clock("client backward"):
-        gradient_CBchw = gradient_Nchw.view_as(query_CBchw).to(query_CBchw.dtype)
-        gradient_CP = clients.backward(cohort.online, query_CBchw, gradient_CBchw)
+        gradient_Nchw, _ = gradient_2Nchw.chunk(2)  # the key activations' is nobody's
+        gradient_CP = clients.backward(cohort.online, queries, gradient_Nchw)
         sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
     return loss.detach(), top1
 
 
-def cut(smashed_CBchw: Tensor, hyper: Hyperparameters) -> Tensor:
-    """What crosses the wire: ``[C, B, c, h, w]`` -> ``[N, c, h, w]``, off the clients' graph."""
-    return smashed_CBchw.detach().flatten(0, 1).to(hyper.precision)
+def cut(smashed: Sequence[Tensor], precision: torch.dtype) -> Tensor:
+    """What crosses the wire: ``[C', B, c, h, w]`` each -> ``[2N, c, h, w]``, off the clients' graph."""
+    return torch.cat([chunk.detach().flatten(0, 1).to(precision) for chunk in smashed])

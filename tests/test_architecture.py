@@ -11,13 +11,14 @@ import run
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"kernels"},
-    {"names", "files", "signals", "randomness", "clock"},
-    {"config"},
+    {"names", "files", "signals", "randomness", "clock", "allocator"},
+    {"config", "storage"},
     {"data", "models", "partition"},
-    {"augment", "state", "schedule", "rules"},
+    {"views", "state", "schedule", "rules"},
     {"plan", "clients", "server", "sync"},
     {"step"},
     {"reference"},
+    {"tuning"},
     {"evaluate", "cost", "checkpoint", "metrics"},
     {"run_directory"},
     {"simulation", "dashboard"},
@@ -64,6 +65,8 @@ def test_the_readmes_picture_lists_every_module():
     (picture,) = re.findall(r"```\n(experiments/.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     for module, _ in modules():
         assert re.search(rf"\b{module}\b", picture), module
+    for path in (ROOT / "kernels").glob("[!_]*.py"):
+        assert re.search(rf"\b{path.stem}\b", picture), path.stem
 
 
 def test_the_readmes_python_example_runs(tmp_path, monkeypatch):

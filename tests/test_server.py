@@ -61,9 +61,9 @@ def test_symmetric_is_both_directions_and_only_the_query_side_has_a_gradient():
     generator = torch.Generator().manual_seed(2)
     query, key = torch.randn(2, 4, 4, 8, 8, generator=generator, dtype=torch.float64)
     query.requires_grad_()
-    one = server.project(model, state, query, key, symmetric=False)
-    two = server.project(model, state, key, query, symmetric=False)
-    both = server.project(model, state, query, key, symmetric=True)
+    one = server.project(model, state, torch.cat([query, key]), symmetric=False)
+    two = server.project(model, state, torch.cat([key, query]), symmetric=False)
+    both = server.project(model, state, torch.cat([query, key]), symmetric=True)
     torch.testing.assert_close(both, ([*one[0], *two[0]], [*one[1], *two[1]]))
     assert not any(k.requires_grad for k in both[1])
     network = model.module(state.momentum)
@@ -82,6 +82,6 @@ def test_directions_do_not_mix(head):
     results = []
     for second in (key, other):
         model, state, _ = small(head)
-        _, keys = server.project(model, state, query, second, symmetric=True)
+        _, keys = server.project(model, state, torch.cat([query, second]), symmetric=True)
         results.append(keys[1])  # of the query activations
     torch.testing.assert_close(results[0], results[1])

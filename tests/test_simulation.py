@@ -9,9 +9,10 @@ import torch
 from conftest import TINY, flags
 
 import run
-from simsfl import RunConfig, Simulation, clients, plan, step
+from simsfl import RunConfig, Simulation, plan, step, tuning
 from simsfl.cost import client_cost
 from simsfl.data import make_dataset
+from simsfl.kernels import CHOICES
 from simsfl.metrics import EvaluationRecord, RoundRecord, StepRecord, read_records, to_dict
 from simsfl.models import split_model
 from simsfl.partition import Partition, make_partition
@@ -74,8 +75,10 @@ def test_engines_agree_over_whole_rounds(config, dataset, feature_sharing):
 def test_the_chunk_size_changes_no_more_than_rounding(config, dataset, monkeypatch):
     config = replace(config, rounds=1, lr=0.005)
     one, _ = trained(config, dataset)
-    monkeypatch.setattr(clients, "CHUNK", 2)
+    monkeypatch.setattr(tuning, "CHUNKS", (2,))
+    CHOICES.clear()
     two, _ = trained(config, dataset)
+    assert (one.hyper.chunk, two.hyper.chunk) == (3, 2)
     assert_moved_alike(one, two, Simulation(config, dataset), 0.02)
 
 
@@ -118,8 +121,8 @@ def test_every_clients_online_model_is_the_average_and_the_rest_persists(config,
     assert len(took_part) == config.cohort
     torch.testing.assert_close(state.cohort.online, state.clients.online.expand_as(state.cohort.online))
     for client in range(config.clients):
-        same = torch.equal(state.clients.momentum[client], before["clients.momentum"][client])
-        assert same == (client not in took_part)
+        untouched = torch.equal(state.clients.momentum[client], before["clients.momentum"][client])
+        assert untouched == (client not in took_part)
         assert (state.clients.velocity[client] == 0).all() == (client not in took_part)
         assert state.clients.participation[client] == (client in took_part)
 
@@ -170,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, t
         calls.append(1)
         return (loss * float("nan") if len(calls) > 5 + poisoned else loss), top1
 
-    monkeypatch.setitem(run.sys.modules["simsfl.simulation"].TRAIN_STEPS, "vmap", train_step)
+    monkeypatch.setitem(run.sys.modules["simsfl.simulation"].TRAIN_STEPS, "fused", train_step)
     out = tmp_path / "out"
     assert run.main([*flags(dataset=npz, out=out, **TINY), "--dashboard", "off"]) == 1
     error = capfd.readouterr().err

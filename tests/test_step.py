@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from simsfl import augment, reference, step
+from simsfl import reference, step, views
 from simsfl.data import Images
+from simsfl.kernels import accelerated
 from simsfl.models import split_model
 from simsfl.randomness import Purpose, numpy_generator, torch_generator
 from simsfl.state import gather_, initial_state, scatter_
@@ -19,6 +20,15 @@ SETTINGS = {
     "v2-asymmetric": {"symmetric": False, "head": "mlp", "recipe": "v2"},
     "large-v2": {"symmetric": True, "head": "large-mlp", "recipe": "v2"},
 }
+
+
+ENGINES = {
+    "fused": (step, "grouped"),
+    "fused-unfold": (step, "unfold"),
+    "vmap": (step, None),
+    "loop": (reference, None),
+}
+"""Steps, and versions of the operators: all engines, with nothing left to measuring."""
 
 
 def train(engine, *, cohort, cut_layer, shared, align, symmetric, head, recipe):
@@ -49,21 +59,23 @@ def train(engine, *, cohort, cut_layer, shared, align, symmetric, head, recipe):
     pixels = torch.from_numpy(rng.integers(0, 256, (40, 3, SIZE, SIZE), dtype=np.uint8))
     images = Images(pixels, mean=torch.full((3, 1, 1), 0.47), std=torch.full((3, 1, 1), 0.2))
     hyper = step.Hyperparameters(
-        temperature=0.1, symmetric=symmetric, tau=0.9, momentum=0.9, weight_decay=5e-4, precision=dtype
+        temperature=0.1, symmetric=symmetric, tau=0.9, momentum=0.9, weight_decay=5e-4, precision=dtype, chunk=4
     )
+    module, version = ENGINES[engine]
     losses = []
     for _ in range(2):
         gather_(state, torch.from_numpy(rng.choice(CLIENTS, cohort, replace=False)))
         for _ in range(STEPS):
-            uniforms = rng.random((2, cohort, BATCH, augment.UNIFORMS))
+            uniforms = rng.random((2, cohort, BATCH, views.UNIFORMS))
             batch = step.Batch(
                 images,
                 torch.from_numpy(rng.integers(0, 40, (cohort, BATCH))),
-                augment.sample(uniforms, recipe, SIZE),
+                views.sample(uniforms, recipe, SIZE),
                 server_lr=torch.tensor(0.06, dtype=dtype),
                 client_lr=torch.linspace(0.02, 0.08, cohort, dtype=dtype)[:, None],
             )
-            losses.append(torch.stack(engine.train_step(model, state, batch, hyper)))
+            with accelerated(version):
+                losses.append(torch.stack(module.train_step(model, state, batch, hyper)))
         average_(state.cohort, align_momentum=align)
         scatter_(state)
     return {**state.tensors(), "losses": torch.stack(losses)}
@@ -73,13 +85,15 @@ def train(engine, *, cohort, cut_layer, shared, align, symmetric, head, recipe):
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-queue", "own-queues"])
 @pytest.mark.parametrize("cut_layer", [1, 2, 4])
 @pytest.mark.parametrize("cohort", [CLIENTS, 3], ids=["all", "sampled"])
-def test_stacked_step_equals_the_loop_in_float64(cohort, cut_layer, shared, settings):
+def test_stacked_steps_equal_the_loop_in_float64(cohort, cut_layer, shared, settings):
     arguments = dict(cohort=cohort, cut_layer=cut_layer, shared=shared, align=cut_layer == 2, **settings)
-    stacked, loop = train(step, **arguments), train(reference, **arguments)
-    assert stacked.keys() == loop.keys()
-    for name, expected in loop.items():
-        torch.testing.assert_close(stacked[name], expected, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
-    if shared:
-        assert stacked["queues.pointer"].tolist() == [
-            STEPS * 2 * cohort * BATCH * (2 if settings["symmetric"] else 1) % 54
-        ]
+    loop = train("loop", **arguments)
+    for engine in ("vmap", "fused" if shared else "fused-unfold"):
+        stacked = train(engine, **arguments)
+        assert stacked.keys() == loop.keys()
+        for name, expected in loop.items():
+            message = f"{engine}, {name}: {{}}".format
+            torch.testing.assert_close(stacked[name], expected, rtol=0, atol=1e-9, msg=message)
+        if shared:
+            keys = STEPS * 2 * cohort * BATCH * (2 if settings["symmetric"] else 1)
+            assert stacked["queues.pointer"].tolist() == [keys % 54]

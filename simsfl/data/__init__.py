@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from simsfl.config import SMALLEST
+from simsfl.kernels import ViewParameters, augment
 
 __all__ = ["ARRAYS", "Arrays", "Dataset", "Images", "make_dataset"]
 
@@ -70,6 +71,10 @@ class Images:
     def plain(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normalised images ``[n, 3, H, H]`` without augmentation, as evaluation uses them."""
         return self.normalise(self.pixels[rows].to(dtype).div_(255.0))
+
+    def augmented(self, rows: Tensor, views: ViewParameters, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normalised views ``[V, C, B, 3, H, H]`` of the images at `rows` ``[C, B]``, as training uses them."""
+        return augment(self.pixels, rows, views, self.mean, self.std, dtype)
 
     def to(self, device: torch.device) -> Images:
         """The same on another device."""

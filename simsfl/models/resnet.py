@@ -9,16 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simsfl.models.layers import WSConv2d, group_norm
-
-
-def conv_norm(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
-    """Weight-standardised convolution with same-size padding, then GroupNorm."""
-    conv = WSConv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, group_norm(outputs))
+from simsfl.models.layers import ConvNorm
 
 
 class Stem(nn.Module):
@@ -26,10 +19,10 @@ class Stem(nn.Module):
 
     def __init__(self, width: int, kernel: int, stride: int):
         super().__init__()
-        self.conv = conv_norm(3, width, kernel, stride)
+        self.conv = ConvNorm(3, width, kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv(x))
+        return self.conv(x, relu=True)
 
 
 class BasicBlock(nn.Module):
@@ -37,13 +30,13 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.conv1 = conv_norm(inputs, outputs, 3, stride)
-        self.conv2 = conv_norm(outputs, outputs, 3, 1)
+        self.conv1 = ConvNorm(inputs, outputs, 3, stride)
+        self.conv2 = ConvNorm(outputs, outputs, 3, 1)
         same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else conv_norm(inputs, outputs, 1, stride)
+        self.shortcut = nn.Identity() if same else ConvNorm(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
+        return self.conv2(self.conv1(x, relu=True), residual=self.shortcut(x), relu=True)
 
 
 def stages(inputs: int, widths: Sequence[int], blocks: Sequence[int], strides: Sequence[int]) -> list[nn.Module]:

@@ -1,12 +1,15 @@
 """InfoNCE against the formula, term by term, and against numerical gradients."""
 
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from agreement import assert_agree
 
-from simsfl.kernels import info_nce
+from simsfl.kernels import accelerated, info_nce
+from simsfl.kernels.info_nce import reference
 
 
 def rows(seed, *shape):
@@ -21,29 +24,53 @@ def by_the_formula(query, key, queue, temperature):
     for i, q in enumerate(query.tolist()):
         negatives = queue[i // per_group].tolist()
         scores = [sum(a * b for a, b in zip(q, k, strict=True)) / temperature for k in [key[i].tolist(), *negatives]]
-        total += math.log(sum(math.exp(s) for s in scores)) - scores[0]
+        highest = max(scores)
+        total += math.log(sum(math.exp(s - highest) for s in scores)) + highest - scores[0]
         hits += scores[0] > max(scores[1:])
     return total / len(query), 100 * hits / len(query)
 
 
+@pytest.fixture(params=["fused", "plain"])
+def version(request, monkeypatch):
+    """Either version; the fused one three keys at a time."""
+    monkeypatch.setattr(sys.modules["simsfl.kernels.info_nce"], "BLOCK", 3)
+    with accelerated("fastest" if request.param == "fused" else None):
+        yield
+
+
+@pytest.mark.usefixtures("version")
 @pytest.mark.parametrize(("n", "groups", "length"), [(1, 1, 1), (6, 1, 7), (6, 3, 5), (8, 8, 2)])
-@pytest.mark.parametrize("temperature", [0.07, 0.1, 1.0])
+@pytest.mark.parametrize("temperature", [0.001, 0.07, 0.1, 1.0])
 def test_value(n, groups, length, temperature):
     query, queue = rows(1, n, 4), rows(3, groups, length, 4)
     key = F.normalize(query + 0.5 * rows(2, n, 4), dim=1)
     loss, top1 = info_nce(query, key, queue, temperature)
     expected, hits = by_the_formula(query, key, queue, temperature)
-    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    assert loss.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
     assert top1.item() == pytest.approx(hits)
 
 
+@pytest.mark.usefixtures("version")
 def test_gradient():
     query, key, queue = rows(1, 6, 4).requires_grad_(), rows(2, 6, 4), rows(3, 3, 5, 4)
     assert torch.autograd.gradcheck(lambda q: info_nce(q, key, queue, 0.1)[0], (query,))
 
 
-def test_float32_agrees_with_float64_at_published_size():
-    query, key, queue = rows(1, 100, 128), rows(2, 100, 128), rows(3, 1, 6000, 128)
-    exact, _ = info_nce(query, key, queue, 0.1)
-    single, _ = info_nce(query.float(), key.float(), queue.float(), 0.1)
-    assert single.item() == pytest.approx(exact.item(), rel=1e-5)
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradient_at_published_size(dtype):
+    key, queue = rows(2, 100, 128), rows(3, 1, 6000, 128)
+    assert_agree(
+        lambda q: 3 * info_nce(q, key.to(q.dtype), queue.to(q.dtype), 0.1)[0],
+        lambda q: 3 * reference(q, key, queue, 0.1)[0],
+        [rows(1, 100, 128)],
+        dtype=dtype,
+    )
+
+
+def test_nothing_as_large_as_all_scores_is_kept():
+    query, key, queue = rows(1, 50, 8).requires_grad_(), rows(2, 50, 8), rows(3, 1, 9000, 8)
+    kept = []
+    with accelerated(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        info_nce(query, key, queue, 0.1)
+    assert sum(kept) <= query.numel()

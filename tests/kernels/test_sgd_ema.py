@@ -2,28 +2,46 @@
 
 import pytest
 import torch
+from agreement import DEVICE, TOLERANCES, TRITON, normal, run_interpreted
 
-from simsfl.kernels import ema_, sgd_
+from simsfl.kernels import accelerated, ema_, sgd_
 
 
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.0, 0.0), (0.5, 0.1)])
-def test_sgd_is_torchs_with_a_rate_per_client(momentum, weight_decay):
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-    lr = torch.tensor([[0.1], [0.01], [0.0]], dtype=torch.float64)
+@pytest.mark.parametrize("version", [None, TRITON])
+def test_sgd_is_torchs_with_a_rate_per_client(version, momentum, weight_decay):
+    dtype = torch.float64 if version is None else torch.float32
+    start = normal(0, 3, 700, dtype=dtype)
+    lr = torch.tensor([[0.1], [0.01], [0.0]], dtype=dtype, device=DEVICE)
     ours, velocity = start.clone(), torch.zeros_like(start)
     theirs = [row.clone().requires_grad_() for row in start]
     optimizers = [
         torch.optim.SGD([row], lr=float(rate), momentum=momentum, weight_decay=weight_decay)
         for row, rate in zip(theirs, lr, strict=True)
     ]
-    for _ in range(4):
-        gradient = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-        sgd_(ours, gradient, velocity, lr, momentum, weight_decay)
+    for step in range(4):
+        gradient = normal(step, 3, 700, dtype=dtype)
+        with accelerated(version):
+            sgd_(ours, gradient, velocity, lr, momentum, weight_decay)
         for row, optimizer, g in zip(theirs, optimizers, gradient, strict=True):
             row.grad = g
             optimizer.step()
-    torch.testing.assert_close(ours, torch.stack(theirs).detach(), rtol=0, atol=1e-14)
+    torch.testing.assert_close(ours, torch.stack(theirs).detach(), **TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("version", [None, TRITON])
+def test_one_rate_for_all(version):
+    parameters, velocity, gradient = (normal(seed, 1500, dtype=torch.float32) for seed in range(3))
+    v = 0.9 * velocity + gradient + 0.01 * parameters
+    expected = parameters - 0.1 * v
+    with accelerated(version):
+        sgd_(parameters, gradient, velocity, torch.tensor(0.1, device=DEVICE), 0.9, 0.01)
+    torch.testing.assert_close(parameters, expected, **TOLERANCES[torch.float32])
+    torch.testing.assert_close(velocity, v, **TOLERANCES[torch.float32])
+
+
+def test_triton_under_its_interpreter():
+    run_interpreted(__file__)
 
 
 def test_ema():

@@ -1,10 +1,11 @@
-"""The two random views of an image: `sample` draws their parameters, `apply` makes them.
+"""Random views of images: crop, colour jitter, grayscale, blur, flip, normalisation.
 
-Every operation is batched with parameters of its own per image, so a draw can be replayed and each
+uint8 images ``[n, 3, H, H]``, rows of them ``[C, B]`` and the parameters of ``[V, C, B]`` views give normalised
+floats ``[V, C, B, 3, H, H]``. Every operation has parameters of its own per image, so a draw can be replayed, and each
 image compared with `torchvision.transforms.v2.functional` given the same numbers.
 
-Images are float planes in [0, 1] throughout; nothing is rounded to bytes in between (the published
-program goes through 8-bit PIL images).
+Images are float planes in [0, 1] throughout; nothing is rounded to bytes in between (the published program goes
+through 8-bit PIL images).
 """
 
 from __future__ import annotations
@@ -12,15 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from simsfl.data import Images
-
-CROP_ATTEMPTS = 10
-UNIFORMS = 4 * CROP_ATTEMPTS + 13
-"""Uniform numbers that one view takes."""
+from simsfl.kernels.choice import accelerating
 
 BLUR_RADIUS = 6
 """Pixels to either side: three of the widest sigma (2)."""
@@ -54,64 +50,87 @@ class ViewParameters:
         return replace(self, **{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
 
-def sample(uniforms: np.ndarray, recipe: str, image_size: int, crop_scale: float = 0.08) -> ViewParameters:
-    """Turn uniform numbers ``[..., UNIFORMS]`` in [0, 1) into view parameters.
+def augment(
+    pixels: Tensor,
+    indices: Tensor,
+    views: ViewParameters,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Views of the images at `indices`, normalised.
 
-    Recipe "v2" (MoCo v2) is crop, colour jitter, grayscale, blur, flip. "v1" has no blur, and the flip after the
-    crop, which makes no difference, since the flip commutes with everything after it.
+    Args:
+        pixels: ``[n, 3, H, H]`` uint8.
+        indices: ``[C, B]`` int64 rows of `pixels`.
+        views: leading dimensions ``[V, C, B]``: V views of each image.
+        mean: ``[3, 1, 1]`` per channel, of pixels in [0, 1]; as `std`.
+        dtype: of the result, and of what is computed.
 
-    The crop is drawn as torchvision's RandomResizedCrop does: ten tries at an area share in
-    (`crop_scale`, 1) and a log-uniform aspect ratio in (3/4, 4/3), else the whole image. ColorJitter
-    (0.4, 0.4, 0.4, 0.1) with probability 0.8, its order drawn per image; grayscale 0.2; in v2 blur with
-    sigma in (0.1, 2) and probability 0.5; flip 0.5.
-    """
-    tries, rest = np.split(uniforms, [4 * CROP_ATTEMPTS], axis=-1)
-    tries = tries.reshape(*tries.shape[:-1], 4, CROP_ATTEMPTS)
-    area = image_size**2 * (crop_scale + (1 - crop_scale) * tries[..., 0, :])
-    ratio = np.exp(np.log(4 / 3) * (2 * tries[..., 1, :] - 1))
-    width = np.rint(np.sqrt(area * ratio))
-    height = np.rint(np.sqrt(area / ratio))
-    fits = (width <= image_size) & (height <= image_size) & (width > 0) & (height > 0)
-    top = np.floor(tries[..., 2, :] * (image_size - height + 1))
-    left = np.floor(tries[..., 3, :] * (image_size - width + 1))
-    candidates = np.stack([top, left, height, width], axis=-1)
-    first = fits.argmax(axis=-1)[..., None, None]
-    crop = np.take_along_axis(candidates, first, axis=-2)[..., 0, :]
-    crop = np.where(fits.any(axis=-1, keepdims=True), crop, [0, 0, image_size, image_size])
-
-    factors = np.concatenate([0.6 + 0.8 * rest[..., 0:3], 0.2 * rest[..., 3:4] - 0.1], axis=-1)
-    jitter = np.where(rest[..., 4:5] < 0.8, factors, [1.0, 1.0, 1.0, 0.0])
-    blurred = (rest[..., 11] < 0.5) & (recipe == "v2")
-    return ViewParameters(
-        crop=torch.from_numpy(crop).float(),
-        flip=torch.from_numpy(rest[..., 9] < 0.5),
-        jitter=torch.from_numpy(jitter).float(),
-        blends=torch.from_numpy(rest[..., 5:8].argsort(axis=-1)),
-        hue_slot=torch.from_numpy(np.floor(4 * rest[..., 8]).astype(np.int64)),
-        gray=torch.from_numpy(rest[..., 10] < 0.2),
-        sigma=torch.from_numpy(np.where(blurred, 0.1 + 1.9 * rest[..., 12], 0.0)).float(),
-    )
-
-
-def apply(images: Images, indices: Tensor, views: ViewParameters, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normalised views ``[2, C, B, 3, H, H]`` of the images at `indices` ``[C, B]``.
-
-    `views` has leading dimensions ``[2, C, B]``; the result is of dtype `dtype`.
+    Returns:
+        ``[V, C, B, 3, H, H]``.
     """
     shape = views.flip.shape
+    rows = indices.expand(shape).flatten()
     views = views.map(lambda t: t.flatten(0, 2).to(dtype) if t.is_floating_point() else t.flatten(0, 2))
-    x = images.pixels[indices.flatten()].to(dtype).div_(255.0).repeat(shape[0], 1, 1, 1)
-    x = resized_crop(x, views.crop)
+    mean, std = mean.to(dtype), std.to(dtype)
+    version = by_rows if accelerating() and pixels.device.type == "cpu" else reference
+    return version(pixels, rows, views, mean, std).unflatten(0, shape)
+
+
+def reference(pixels: Tensor, rows: Tensor, views: ViewParameters, mean: Tensor, std: Tensor) -> Tensor:
+    """All views ``[n]`` at once, each operation on all of them; where it is not an image's own, it changes nothing."""
+    x = resized_crop(pixels[rows].to(mean.dtype).div_(255.0), views.crop)
     x = color_jitter(x, views.jitter, views.blends, views.hue_slot)
     x = torch.where(views.gray[:, None, None, None], grayscale(x), x)
     x = gaussian_blur(x, views.sigma)
     x = torch.where(views.flip[:, None, None, None], x.flip(-1), x)
-    return images.normalise(x).view(shape + x.shape[1:])
+    return (x - mean) / std
+
+
+BLOCK_BYTES = 1 << 22
+"""Images that `by_rows` has in hand: they should stay in cache."""
+
+
+def by_rows(pixels: Tensor, rows: Tensor, views: ViewParameters, mean: Tensor, std: Tensor) -> Tensor:
+    """For a CPU: each operation on those images alone that it is for, a block of images at a time."""
+    result = torch.empty(len(rows), *pixels.shape[1:], dtype=mean.dtype)
+    slots = torch.arange(4)
+    before = slots < views.hue_slot[:, None]
+    order = torch.where(before, views.blends[:, slots.clamp(max=2)], views.blends[:, (slots - 1).clamp(min=0)])
+    order = torch.where(slots == views.hue_slot[:, None], HUE, order)
+    order[(views.jitter == views.jitter.new_tensor([1.0, 1.0, 1.0, 0.0])).all(dim=1)] = -1
+    count = max(1, BLOCK_BYTES // (pixels[0].numel() * mean.dtype.itemsize))
+    for start in range(0, len(rows), count):
+        part = slice(start, start + count)
+        view = views.map(lambda t, part=part: t[part])
+        x = resized_crop(pixels[rows[part]].to(mean.dtype).div_(255.0), view.crop)
+        for slot in range(4):
+            for operation, function in enumerate(OPERATIONS):
+                chosen = (order[part, slot] == operation).nonzero().flatten()
+                if len(chosen):
+                    x[chosen] = function(x[chosen], view.jitter[chosen, operation])
+        for chosen, function in (
+            (view.gray, lambda t, _: grayscale(t).expand_as(t)),
+            (view.sigma > 0, gaussian_blur),
+            (view.flip, lambda t, _: t.flip(-1)),
+        ):
+            some = chosen.nonzero().flatten()
+            if len(some):
+                x[some] = function(x[some], view.sigma[some])
+        torch.sub(x, mean, out=result[part]).div_(std)
+    return result
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Resample ``[n, 3, H, W]`` by a matrix per image and axis: ``rows @ plane @ columns^T``."""
-    return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
+    """Resample ``[n, 3, H, W]`` by a matrix per image and axis: ``rows @ plane @ columns^T``.
+
+    The three planes of an image go through each product together, side by side.
+    """
+    n, channels, height, width = images.shape
+    y = rows @ images.transpose(1, 2).reshape(n, height, channels * width)
+    y = y.view(n, height * channels, width) @ columns.transpose(1, 2)
+    return y.view(n, height, channels, width).transpose(1, 2)
 
 
 def resized_crop(images: Tensor, crop: Tensor) -> Tensor:
@@ -200,3 +219,24 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     matrix = images.new_zeros(len(images), size, size)
     matrix.scatter_add_(2, source.expand(len(images), -1, -1), kernel[:, None].expand(-1, size, -1))
     return separable(images, matrix, matrix)
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Mix each image with black."""
+    return (images * factor[:, None, None, None]).clamp_(0.0, 1.0)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Mix each image with its mean gray."""
+    return torch.lerp(grayscale(images).mean(dim=(1, 2, 3), keepdim=True), images, factor[:, None, None, None]).clamp_(
+        0.0, 1.0
+    )
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Mix each image with its grayscale."""
+    return torch.lerp(grayscale(images), images, factor[:, None, None, None]).clamp_(0.0, 1.0)
+
+
+OPERATIONS = (brightness, contrast, saturation, shift_hue)
+"""By their number."""

@@ -1,5 +1,7 @@
 """Views, image by image, against torchvision's functional transforms given the same parameters."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
-from simsfl import augment
+from simsfl import views as draws
 from simsfl.config import RECIPES
-from simsfl.data import Images
+from simsfl.kernels import accelerated, augment
+
+kernel = sys.modules[augment.__module__]
 
 TOLERANCE = 2e-6
 """Of pixels in [0, 1], float32: a few roundings. The hue goes through a division by the chroma."""
@@ -27,7 +31,7 @@ def images(request):
 
 
 def views(size, recipe="v2", count=COUNT, **options):
-    return augment.sample(np.random.default_rng(1).random((count, augment.UNIFORMS)), recipe, size, **options)
+    return draws.sample(np.random.default_rng(1).random((count, draws.UNIFORMS)), recipe, size, **options)
 
 
 def each(images, function):
@@ -43,7 +47,7 @@ def test_resized_crop(images):
             x, *crop[i].int().tolist(), [size, size], InterpolationMode.BILINEAR, antialias=True
         ),
     )
-    torch.testing.assert_close(augment.resized_crop(images, crop), expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(kernel.resized_crop(images, crop), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_color_jitter_in_every_order(images):
@@ -52,13 +56,13 @@ def test_color_jitter_in_every_order(images):
 
     def one(x, i):
         operations = view.blends[i].tolist()
-        operations.insert(int(view.hue_slot[i]), augment.HUE)
+        operations.insert(int(view.hue_slot[i]), kernel.HUE)
         for operation in operations:
             amount = float(view.jitter[i, operation])
-            x = TF.adjust_hue(x, amount) if operation == augment.HUE else adjust[operation](x, amount)
+            x = TF.adjust_hue(x, amount) if operation == kernel.HUE else adjust[operation](x, amount)
         return x
 
-    ours = augment.color_jitter(images, view.jitter, view.blends, view.hue_slot)
+    ours = kernel.color_jitter(images, view.jitter, view.blends, view.hue_slot)
     torch.testing.assert_close(ours, each(images, one), rtol=0, atol=HUE_TOLERANCE)
 
 
@@ -67,39 +71,42 @@ def test_blend(images, operation):
     column = ["brightness", "contrast", "saturation"].index(operation)
     factor = torch.linspace(0.6, 1.4, COUNT)
     expected = each(images, lambda x, i: getattr(TF, f"adjust_{operation}")(x, float(factor[i])))
-    ours = augment.blend(images, torch.full((COUNT,), column), factor)
+    ours = kernel.blend(images, torch.full((COUNT,), column), factor)
     torch.testing.assert_close(ours, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_hue(images):
     shift = torch.linspace(-0.5, 0.5, COUNT)
     expected = each(images, lambda x, i: TF.adjust_hue(x, float(shift[i])))
-    torch.testing.assert_close(augment.shift_hue(images, shift), expected, rtol=0, atol=HUE_TOLERANCE)
+    torch.testing.assert_close(kernel.shift_hue(images, shift), expected, rtol=0, atol=HUE_TOLERANCE)
 
 
 def test_grayscale(images):
     expected = TF.rgb_to_grayscale(images, num_output_channels=1)
-    torch.testing.assert_close(augment.grayscale(images), expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(kernel.grayscale(images), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_gaussian_blur(images):
     sigma = torch.linspace(0.1, 2.0, COUNT)
-    kernel = 2 * min(augment.BLUR_RADIUS, images.shape[-1] - 1) + 1
-    expected = each(images, lambda x, i: TF.gaussian_blur(x, [kernel, kernel], [float(sigma[i])] * 2))
-    torch.testing.assert_close(augment.gaussian_blur(images, sigma), expected, rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(augment.gaussian_blur(images, 0 * sigma), images, rtol=0, atol=0)
+    width = 2 * min(kernel.BLUR_RADIUS, images.shape[-1] - 1) + 1
+    expected = each(images, lambda x, i: TF.gaussian_blur(x, [width, width], [float(sigma[i])] * 2))
+    torch.testing.assert_close(kernel.gaussian_blur(images, sigma), expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(kernel.gaussian_blur(images, 0 * sigma), images, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_whole_view_in_the_order_of_the_recipe(images, recipe):
+@pytest.mark.parametrize("version", ["fastest", None])
+def test_whole_view_in_the_order_of_the_recipe(images, recipe, version, monkeypatch):
+    monkeypatch.setattr(kernel, "BLOCK_BYTES", 1 << 17)
     size = images.shape[-1]
     pixels = (images * 255).to(torch.uint8)
     view = views(size, recipe, 2 * COUNT).map(lambda t: t.view(2, COUNT // 4, 4, *t.shape[1:]))
-    data = Images(pixels, torch.tensor([0.49, 0.48, 0.45]).view(3, 1, 1), torch.tensor([0.2, 0.19, 0.21]).view(3, 1, 1))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.49, 0.48, 0.45], [0.2, 0.19, 0.21]))
     indices = torch.from_numpy(np.random.default_rng(2).permutation(COUNT)).view(COUNT // 4, 4)
-    ours = augment.apply(data, indices, view)
+    with accelerated(version):
+        ours = augment(pixels, indices, view, mean, std)
     assert ours.shape == (2, COUNT // 4, 4, 3, size, size)
-    kernel = 2 * min(augment.BLUR_RADIUS, size - 1) + 1
+    width = 2 * min(kernel.BLUR_RADIUS, size - 1) + 1
     adjust = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue]
     for at in np.ndindex(2, COUNT // 4, 4):
         v = view.map(lambda t, at=at: t[at])
@@ -108,14 +115,14 @@ def test_whole_view_in_the_order_of_the_recipe(images, recipe):
         if recipe == "v1" and v.flip:
             x = TF.horizontal_flip(x)
         operations = v.blends.tolist()
-        operations.insert(int(v.hue_slot), augment.HUE)
+        operations.insert(int(v.hue_slot), kernel.HUE)
         for operation in operations:
             x = adjust[operation](x, float(v.jitter[operation]))
         if v.gray:
             x = TF.rgb_to_grayscale(x, num_output_channels=3)
         if v.sigma > 0:
             assert recipe == "v2"
-            x = TF.gaussian_blur(x, [kernel, kernel], [float(v.sigma)] * 2)
+            x = TF.gaussian_blur(x, [width, width], [float(v.sigma)] * 2)
         if recipe == "v2" and v.flip:
             x = TF.horizontal_flip(x)
         expected = TF.normalize(x, [0.49, 0.48, 0.45], [0.2, 0.19, 0.21])

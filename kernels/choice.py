@@ -1,0 +1,94 @@
+"""Which version of an operator is fastest for a shape, dtype and device: measured once, then remembered.
+
+No version wins everywhere (a grouped convolution was seen from 10 times slower to 4 times faster than the
+alternatives), and versions differ in rounding. So a choice, once made, stays: `CHOICES` can be read out, kept, and
+put back in another process.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+CHOICES: dict[str, str] = {}
+"""Name of the version by what was measured."""
+TRIES = 3
+CLEARLY = 0.8
+"""Another version than the first is chosen where it takes no more than this share of its time: a choice that a little
+noise turns round would make equal runs differ."""
+_VERSION: ContextVar[str | None] = ContextVar("version", default=None)
+_USED: ContextVar[dict[str, str] | None] = ContextVar("used", default=None)
+
+
+@contextmanager
+def accelerated(version: str | None = "fastest") -> Iterator[None]:
+    """Inside, operators use their accelerated versions; outside, and with None, their plain PyTorch references.
+
+    Args:
+        version: "fastest" by measuring, or the name of one, used wherever an operator has it.
+    """
+    token = _VERSION.set(version)
+    try:
+        yield
+    finally:
+        _VERSION.reset(token)
+
+
+def accelerating() -> bool:
+    """Whether operators use their accelerated versions."""
+    return _VERSION.get() is not None
+
+
+@contextmanager
+def choosing() -> Iterator[dict[str, str]]:
+    """Gives the choices that operators make or go by inside."""
+    used: dict[str, str] = {}
+    token = _USED.set(used)
+    try:
+        yield used
+    finally:
+        _USED.reset(token)
+
+
+def key(operator: str, tensors: tuple[Tensor | None, ...], settings: tuple) -> str:
+    """What a choice is made for, as one line."""
+    shapes = " ".join("x".join(map(str, tensor.shape)) for tensor in tensors if tensor is not None)
+    first = tensors[0]
+    return f"{operator} {shapes} {settings} {str(first.dtype).removeprefix('torch.')} {first.device.type}"
+
+
+def fastest(
+    operator: str, versions: Mapping[str, Callable[..., object]], tensors: tuple[Tensor | None, ...], *settings: object
+) -> object:
+    """Call the fastest of `versions` with `tensors` and `settings`, finding out which it is if need be."""
+    if _VERSION.get() in versions:
+        return versions[_VERSION.get()](*tensors, *settings)
+    if len(versions) == 1:
+        return next(iter(versions.values()))(*tensors, *settings)
+    what = key(operator, tensors, settings)
+    if CHOICES.get(what) not in versions:
+        seconds = {name: measure(version, tensors, settings) for name, version in versions.items()}
+        first, quickest = next(iter(versions)), min(seconds, key=seconds.__getitem__)
+        CHOICES[what] = quickest if seconds[quickest] < CLEARLY * seconds[first] else first
+    if (used := _USED.get()) is not None:
+        used[what] = CHOICES[what]
+    return versions[CHOICES[what]](*tensors, *settings)
+
+
+def measure(function: Callable[..., object], tensors: tuple[Tensor | None, ...], settings: tuple) -> float:
+    """Seconds of the quickest of `TRIES` calls after one to warm up."""
+    cuda = tensors[0].device.type == "cuda"
+    best = float("inf")
+    for attempt in range(TRIES + 1):
+        if cuda:
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        function(*tensors, *settings)
+        if cuda:
+            torch.cuda.synchronize()
+        if attempt:
+            best = min(best, time.perf_counter() - begin)
+    return best

@@ -1,0 +1,300 @@
+"""Convolution with weights of each client's own.
+
+    y[c, b] = conv2d(x[c, b], w[c])
+
+x ``[C, B, I, H, W]`` and w ``[C, O, I, h, w]`` give y ``[C, B, O, H', W']``: C clients with B images each, zero
+padding, no bias. The weights can be standardised on the way (Qiao et al. 2019, eq. 2): those of an output channel are
+centred and divided by their unbiased standard deviation plus 1e-5.
+
+A custom operator, so that it can be called for one client and mapped over all.
+"""
+
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vmap
+
+from simsfl.kernels import gpu
+from simsfl.kernels.choice import accelerating, fastest
+from simsfl.kernels.gpu import jit, tl
+from simsfl.kernels.stacking import lengthen
+
+EPSILON = 1e-5
+
+
+def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, *, standardise: bool = False) -> Tensor:
+    """Convolve each client's images with its own weights.
+
+    Args:
+        x: ``[C, B, I, H, W]``, or ``[B, I, H, W]`` of one client.
+        weight: ``[C, O, I, h, w]``, or ``[O, I, h, w]``; where it has another dtype, that of `x` is used.
+        standardise: the weights first, in their own dtype.
+
+    Returns:
+        ``[C, B, O, H', W']``, or ``[B, O, H', W']``, of the dtype of `x`, or of autocast.
+    """
+    if not accelerating():
+        one = reference if x.ndim == 4 else vmap(reference, in_dims=(0, 0, None, None, None))
+        return one(x, weight, stride, padding, standardise)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if x.ndim == 4:
+        return operator(x[None], weight[None], stride, padding, standardise)[0]
+    return operator(x, weight, stride, padding, standardise)
+
+
+def reference(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool) -> Tensor:
+    """One client's: x ``[B, I, H, W]``, weight ``[O, I, h, w]``."""
+    if standardise:
+        rows = weight.flatten(1)
+        centred = rows - rows.mean(dim=1, keepdim=True)
+        std = centred.norm(dim=1, keepdim=True) / sqrt(rows.shape[1] - 1)  # torch.std is far slower on a CPU
+        weight = (centred / (std + EPSILON)).view_as(weight)
+    return F.conv2d(x, weight, None, stride, padding)
+
+
+@torch.library.custom_op("simsfl::conv2d", mutates_args=())
+def operator(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool) -> Tensor:
+    """Forward: the fastest version, with weights standardised if asked for."""
+    if standardise:
+        weight, _ = standardised(weight)
+    versions = FORWARD | ({"triton": triton_forward} if gpu.usable(x) else {})
+    return fastest("conv2d", versions, (x.contiguous(), weight.to(x.dtype).contiguous()), stride, padding).contiguous()
+
+
+@torch.library.custom_op("simsfl::conv2d_backward", mutates_args=())
+def backward_operator(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool, images_too: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x (empty unless `images_too`) and weight."""
+    used, scale = standardised(weight) if standardise else (weight, None)
+    versions = BACKWARD | ({"triton": triton_backward} if gpu.usable(x) else {})
+    tensors = (grad.contiguous(), x.contiguous(), used.to(x.dtype).contiguous())
+    grad_x, grad_weight = fastest("conv2d_backward", versions, tensors, stride, padding, images_too)
+    grad_weight = grad_weight.to(weight.dtype)
+    if standardise:
+        grad_weight = standardised_backward(grad_weight, used, scale)
+    return grad_x if images_too else x.new_empty(0), grad_weight.contiguous()
+
+
+def standardised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardised weights, and the standard deviation plus epsilon ``[C, O, 1, 1, 1]`` they were divided by."""
+    count = weight[0, 0].numel()
+    centred = weight - weight.mean(dim=(2, 3, 4), keepdim=True)
+    std = torch.linalg.vector_norm(centred, dim=(2, 3, 4), keepdim=True) / sqrt(count - 1)
+    scale = std + EPSILON
+    return centred / scale, scale
+
+
+def standardised_backward(grad: Tensor, used: Tensor, scale: Tensor) -> Tensor:
+    """Gradient of the weights from that of the standardised ones.
+
+    With u = (w - mean) / s, s = std + eps: du/dw is a centring, a division by s, and what goes through s.
+    """
+    count = used[0, 0].numel()
+    through_std = (grad * used).sum(dim=(2, 3, 4), keepdim=True) * scale / ((scale - EPSILON) * (count - 1))
+    inner = grad - used * through_std
+    return (inner - inner.mean(dim=(2, 3, 4), keepdim=True)) / scale
+
+
+def remember(ctx, inputs: tuple, output: Tensor) -> None:
+    """Keep what the backward pass needs."""
+    x, weight, *ctx.settings = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Call the backward operator; images that need no gradient cost nothing."""
+    images_too = ctx.needs_input_grad[0]
+    grad_x, grad_weight = backward_operator(grad, *ctx.saved_tensors, *ctx.settings, images_too)
+    return grad_x if images_too else None, grad_weight, None, None, None
+
+
+@operator.register_fake
+def _(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool) -> Tensor:
+    return x.new_empty(*x.shape[:2], weight.shape[1], *sides(x, weight, stride, padding))
+
+
+@backward_operator.register_fake
+def _(grad, x, weight, stride, padding, standardise, images_too):
+    return x.new_empty(x.shape if images_too else 0), weight.new_empty(weight.shape)
+
+
+operator.register_vmap(lengthen(operator))
+operator.register_autograd(differentiate, setup_context=remember)
+
+
+def sides(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int]:
+    """H', W'."""
+    return tuple((x.shape[d] + 2 * padding - weight.shape[d]) // stride + 1 for d in (3, 4))
+
+
+def grouped_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """One convolution with a group per client."""
+    y = F.conv2d(beside(x), weight.flatten(0, 1), None, stride, padding, groups=len(x))
+    return y.unflatten(1, (len(x), -1)).transpose(0, 1)
+
+
+def grouped_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, images_too: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The same backwards."""
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        beside(grad),
+        beside(x),
+        weight.flatten(0, 1),
+        None,
+        [stride] * 2,
+        [padding] * 2,
+        [1, 1],
+        False,
+        [0, 0],
+        len(x),
+        [images_too, True, False],
+    )
+    if images_too:
+        grad_x = grad_x.unflatten(1, (len(x), -1)).transpose(0, 1).contiguous()
+    return grad_x, grad_weight.view_as(weight)
+
+
+def beside(stack: Tensor) -> Tensor:
+    """``[C, B, I, H, W]`` -> ``[B, C * I, H, W]``: the clients' channels side by side."""
+    return stack.transpose(0, 1).flatten(1, 2)
+
+
+def unfold_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """A matrix product per image, of the weights with the patches laid out as columns."""
+    y = weight.flatten(2)[:, None] @ columns(x, weight, stride, padding)
+    return y.unflatten(3, sides(x, weight, stride, padding))
+
+
+def unfold_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, images_too: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The same backwards; the patches are laid out again rather than kept."""
+    grad = grad.flatten(3)
+    grad_weight = (grad @ columns(x, weight, stride, padding).transpose(2, 3)).sum(dim=1).view_as(weight)
+    if not images_too:
+        return None, grad_weight
+    patches = weight.flatten(2).transpose(1, 2)[:, None] @ grad
+    grad_x = F.fold(patches.flatten(0, 1), x.shape[3:], weight.shape[3:], padding=padding, stride=stride)
+    return grad_x.view_as(x), grad_weight
+
+
+def columns(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """Patches ``[C, B, I * h * w, H' * W']``."""
+    return F.unfold(x.flatten(0, 1), weight.shape[3:], padding=padding, stride=stride).unflatten(0, x.shape[:2])
+
+
+FORWARD = {"grouped": grouped_forward, "unfold": unfold_forward}
+BACKWARD = {"grouped": grouped_backward, "unfold": unfold_backward}
+
+TILE = 32
+"""Rows, columns and depth of the blocks that Triton's programs multiply."""
+
+
+def triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """Implicit matrix product: the patches are never laid out in memory."""
+    (c, b, i), o, (h, w) = x.shape[:3], weight.shape[1], sides(x, weight, stride, padding)
+    y = x.new_empty(c, b, o, h, w)
+    grid = (c * b, gpu.cdiv(h * w, TILE), gpu.cdiv(o, TILE))
+    forward_kernel[grid](x, weight, y, b, i, o, *x.shape[3:], h, w, *weight.shape[3:], stride, padding, TILE)
+    return y
+
+
+def triton_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, images_too: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The same backwards: the weights' gradient sums over images in the program, the images' is gathered."""
+    (c, b, i), o = x.shape[:3], weight.shape[1]
+    sizes = (b, i, o, *x.shape[3:], *grad.shape[3:], *weight.shape[3:], stride, padding, TILE)
+    grad_weight = torch.empty_like(weight)
+    grid = (c, gpu.cdiv(o, TILE), gpu.cdiv(weight[0, 0].numel(), TILE))
+    weight_kernel[grid](grad, x, grad_weight, *sizes)
+    if not images_too:
+        return None, grad_weight
+    grad_x = torch.empty_like(x)
+    image_kernel[c * b, gpu.cdiv(x[0, 0, 0].numel(), TILE), gpu.cdiv(i, TILE)](grad, weight, grad_x, *sizes)
+    return grad_x, grad_weight
+
+
+@jit
+def forward_kernel(x, weight, y, B, IN, OUT, H, W, OH, OW, KH, KW, stride, padding, TILE: tl.constexpr):
+    """A tile of one image's output: ``[outputs, pixels]`` = weights @ patches."""
+    image = tl.program_id(0).to(tl.int64)
+    pixel = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    output = tl.program_id(2) * TILE + tl.arange(0, TILE)
+    row, column = pixel // OW * stride - padding, pixel % OW * stride - padding
+    depth = IN * KH * KW
+    weights = weight + image // B * OUT * depth
+    total = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for start in range(0, depth, TILE):
+        k = start + tl.arange(0, TILE)
+        r, q = row[None, :] + (k // KW % KH)[:, None], column[None, :] + (k % KW)[:, None]
+        inside = (k < depth)[:, None] & (pixel < OH * OW)[None, :] & (r >= 0) & (r < H) & (q >= 0) & (q < W)
+        patches = tl.load(x + ((image * IN + (k // (KH * KW))[:, None]) * H + r) * W + q, mask=inside, other=0.0)
+        held = (output < OUT)[:, None] & (k < depth)[None, :]
+        block = tl.load(weights + output[:, None] * depth + k[None, :], mask=held, other=0.0)
+        total += tl.dot(block, patches, input_precision="ieee")
+    place = y + (image * OUT + output[:, None]) * OH * OW + pixel[None, :]
+    tl.store(place, total.to(y.dtype.element_ty), mask=(output < OUT)[:, None] & (pixel < OH * OW)[None, :])
+
+
+@jit
+def weight_kernel(grad, x, grad_weight, B, IN, OUT, H, W, OH, OW, KH, KW, stride, padding, TILE: tl.constexpr):
+    """A tile of one client's weight gradient: ``[outputs, IN*KH*KW]`` = sum over its pixels of gradient @ patches^T."""
+    client = tl.program_id(0).to(tl.int64)
+    output = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    k = tl.program_id(2) * TILE + tl.arange(0, TILE)
+    depth = IN * KH * KW
+    total = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for start in range(0, B * OH * OW, TILE):
+        pixel = start + tl.arange(0, TILE)
+        image, place = client * B + pixel // (OH * OW), pixel % (OH * OW)
+        r = (place // OW * stride - padding)[:, None] + (k // KW % KH)[None, :]
+        q = (place % OW * stride - padding)[:, None] + (k % KW)[None, :]
+        held = pixel < B * OH * OW
+        inside = held[:, None] & (k < depth)[None, :] & (r >= 0) & (r < H) & (q >= 0) & (q < W)
+        patches = tl.load(
+            x + ((image[:, None] * IN + (k // (KH * KW))[None, :]) * H + r) * W + q, mask=inside, other=0.0
+        )
+        block = tl.load(
+            grad + (image[None, :] * OUT + output[:, None]) * OH * OW + place[None, :],
+            mask=(output < OUT)[:, None] & held[None, :],
+            other=0.0,
+        )
+        total += tl.dot(block, patches, input_precision="ieee")
+    place = grad_weight + (client * OUT + output[:, None]) * depth + k[None, :]
+    tl.store(place, total.to(grad_weight.dtype.element_ty), mask=(output < OUT)[:, None] & (k < depth)[None, :])
+
+
+@jit
+def image_kernel(grad, weight, grad_x, B, IN, OUT, H, W, OH, OW, KH, KW, stride, padding, TILE: tl.constexpr):
+    """A tile of one image's gradient: ``[inputs, pixels]``; each pixel gathers from the outputs it went into."""
+    image = tl.program_id(0).to(tl.int64)
+    pixel = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    channel = tl.program_id(2) * TILE + tl.arange(0, TILE)
+    depth = OUT * KH * KW
+    total = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for start in range(0, depth, TILE):
+        k = start + tl.arange(0, TILE)
+        r = (pixel // W + padding)[None, :] - (k // KW % KH)[:, None]
+        q = (pixel % W + padding)[None, :] - (k % KW)[:, None]
+        output = k // (KH * KW)
+        fits = (r >= 0) & (q >= 0) & (r % stride == 0) & (q % stride == 0)
+        fits = fits & (r // stride < OH) & (q // stride < OW) & (k < depth)[:, None] & (pixel < H * W)[None, :]
+        gradients = tl.load(
+            grad + ((image * OUT + output[:, None]) * OH + r // stride) * OW + q // stride, mask=fits, other=0.0
+        )
+        block = tl.load(
+            weight
+            + ((image // B * OUT + output[None, :]) * IN + channel[:, None]) * KH * KW
+            + (k % (KH * KW))[None, :],
+            mask=(channel < IN)[:, None] & (k < depth)[None, :],
+            other=0.0,
+        )
+        total += tl.dot(block, gradients, input_precision="ieee")
+    place = grad_x + (image * IN + channel[:, None]) * H * W + pixel[None, :]
+    tl.store(place, total.to(grad_x.dtype.element_ty), mask=(channel < IN)[:, None] & (pixel < H * W)[None, :])

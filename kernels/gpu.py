@@ -1,0 +1,41 @@
+"""Triton where it can be used: on a CUDA device, or interpreted (``TRITON_INTERPRET=1``, for tests).
+
+Elsewhere `jit` leaves a function as it is, never to be called, and operators do without.
+"""
+
+import logging
+import os
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+try:
+    if not (torch.cuda.is_available() or INTERPRETED):
+        raise ImportError("no CUDA device")
+    import triton
+    import triton.language as tl
+    from triton import cdiv, jit, next_power_of_2
+except ImportError as error:
+    logging.getLogger(__name__).debug("Triton is not used: %s", error)
+    triton = cdiv = next_power_of_2 = None
+
+    class tl:
+        """Stands for ``triton.language``, which annotations name."""
+
+        constexpr = int
+
+    def jit(function):
+        """Leave a kernel that nobody will call as it is."""
+        return function
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether Triton kernels do."""
+    return triton is not None and (device.type == "cuda" or INTERPRETED)
+
+
+def usable(tensor: Tensor) -> bool:
+    """Whether Triton kernels take this tensor: they compute in float32."""
+    return runs_on(tensor.device) and tensor.dtype in (torch.float32, torch.bfloat16)

@@ -1,0 +1,271 @@
+"""Group normalisation with an affine map of each client's own, then optionally a residual added, then ReLU.
+
+    y = relu(weight[c] * (x - mean) / sqrt(var + eps) + bias[c] + residual)
+
+for x ``[C, B, ch, H, W]``, weight and bias ``[C, ch]``, mean and (biased) variance over the pixels of each group of
+channels of each image (Wu and He, ECCV 2018).
+
+A custom operator, so that it can be called for one client and mapped over all.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vmap
+
+from simsfl.kernels import gpu
+from simsfl.kernels.choice import accelerating, fastest
+from simsfl.kernels.gpu import jit, tl
+from simsfl.kernels.stacking import lengthen
+
+
+def group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each client's images, with its own weight and bias.
+
+    Args:
+        x: ``[C, B, ch, H, W]``, or ``[B, ch, H, W]`` of one client.
+        groups: of channels, which they divide into.
+        weight: ``[C, ch]``, or ``[ch]``; as `bias`, which has the same dtype, float32 or that of `x`.
+        residual: as `x`; added before the ReLU.
+
+    Returns:
+        Of the shape and dtype of `x`.
+    """
+    if not accelerating():
+        one = (
+            reference
+            if x.ndim == 4
+            else vmap(reference, in_dims=(0, 0, 0, None if residual is None else 0, None, None, None))
+        )
+        return one(x, weight, bias, residual, groups, relu, eps)
+    if x.ndim == 4:
+        alone = None if residual is None else residual[None]
+        return operator(x[None], weight[None], bias[None], alone, groups, relu, eps)[0][0]
+    return operator(x, weight, bias, residual, groups, relu, eps)[0]
+
+
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
+) -> Tensor:
+    """One client's: x ``[B, ch, H, W]``, weight and bias ``[ch]``. What follows the norm is done in place."""
+    y = F.group_norm(x, groups, weight, bias, eps)
+    if residual is not None:
+        y.add_(residual)
+    return y.relu_() if relu else y
+
+
+@torch.library.custom_op("simsfl::group_norm", mutates_args=())
+def operator(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Forward: y, and the mean and inverse deviation ``[C, B * groups]`` of each group."""
+    versions = {"triton": triton_forward} if gpu.usable(x) else {}
+    residual = None if residual is None else residual.contiguous()
+    tensors = (x.contiguous(), weight.contiguous(), bias.contiguous(), residual)
+    return fastest("group_norm", {"native": native_forward, **versions}, tensors, groups, relu, eps)
+
+
+@torch.library.custom_op("simsfl::group_norm_backward", mutates_args=())
+def backward_operator(
+    grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias."""
+    versions = {"triton": triton_backward} if gpu.usable(x) else {}
+    tensors = (grad.contiguous(), x.contiguous(), weight.contiguous(), mean, rstd)
+    return fastest("group_norm_backward", {"native": native_backward, **versions}, tensors, groups)
+
+
+def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep what the backward pass needs."""
+    x, weight, _, residual, ctx.groups, relu, _ = inputs
+    y, mean, rstd = output
+    ctx.has_residual = residual is not None
+    ctx.save_for_backward(y if relu else None, x, weight, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+
+
+def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Go back through the ReLU, where there is one, then call the backward operator."""
+    y, *saved = ctx.saved_tensors
+    if y is not None:
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+    return *backward_operator(grad, *saved, ctx.groups), grad if ctx.has_residual else None, None, None, None
+
+
+@operator.register_fake
+def _(x, weight, bias, residual, groups, relu, eps):
+    statistics = x.new_empty(len(x), x.shape[1] * groups, dtype=weight.dtype)
+    return x.new_empty(x.shape), statistics, torch.empty_like(statistics)
+
+
+@backward_operator.register_fake
+def _(grad, x, weight, mean, rstd, groups):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+operator.register_vmap(lengthen(operator))
+operator.register_autograd(differentiate, setup_context=remember)
+
+
+def native_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's own, all images of all clients as the channels of one: its affine map is per channel."""
+    c, b, ch, h, w = x.shape
+    flat = (c * b * ch,)
+    weight, bias = (p[:, None].expand(c, b, ch).reshape(flat) for p in (weight, bias))
+    y, mean, rstd = torch.ops.aten.native_group_norm(
+        x.view(1, *flat, h, w), weight, bias, 1, *flat, h * w, c * b * groups, eps
+    )
+    y = y.view_as(x)
+    if residual is not None:
+        y.add_(residual)
+    return y.relu_() if relu else y, mean.view(c, -1), rstd.view(c, -1)
+
+
+def native_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same backwards."""
+    c, b, ch, h, w = x.shape
+    flat = (c * b * ch,)
+    grad_x, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
+        grad.view(1, *flat, h, w),
+        x.view(1, *flat, h, w),
+        mean.view(1, -1),
+        rstd.view(1, -1),
+        weight[:, None].expand(c, b, ch).reshape(flat),
+        1,
+        *flat,
+        h * w,
+        c * b * groups,
+        [True, True, True],
+    )
+    return grad_x.view_as(x), *(p.view(c, b, ch).sum(dim=1) for p in (grad_weight, grad_bias))
+
+
+def triton_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One program a group: two passes over its pixels, everything fused into the second."""
+    c, b, ch, h, w = x.shape
+    y = torch.empty_like(x)
+    mean = weight.new_empty(c, b * groups)
+    rstd = torch.empty_like(mean)
+    forward_kernel[(c * b * groups,)](
+        x, weight, bias, x if residual is None else residual, y, mean, rstd, b, ch, groups, h * w, eps,
+        RESIDUAL=residual is not None, RELU=relu, BLOCK=block_size(h * w), WIDTH=gpu.next_power_of_2(ch // groups),
+    )  # fmt: skip
+    return y, mean, rstd
+
+
+def triton_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One program a group; the affine map's gradients are summed over images after."""
+    c, b, ch, h, w = x.shape
+    grad_x = torch.empty_like(x)
+    grad_weight = weight.new_empty(c, b, ch)
+    grad_bias = torch.empty_like(grad_weight)
+    backward_kernel[(c * b * groups,)](
+        grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, b, ch, groups, h * w,
+        BLOCK=block_size(h * w), WIDTH=gpu.next_power_of_2(ch // groups),
+    )  # fmt: skip
+    return grad_x, grad_weight.sum(dim=1), grad_bias.sum(dim=1)
+
+
+def block_size(pixels: int) -> int:
+    """Pixels that a program handles at once."""
+    return min(gpu.next_power_of_2(pixels), 1024)
+
+
+@jit
+def forward_kernel(
+    x, weight, bias, residual, y, mean, rstd, B, CH, G, PIXELS, eps,
+    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Group ``g`` of one image: sums, then the normalised, mapped, added and clipped values."""
+    program = tl.program_id(0).to(tl.int64)
+    image, width = program // G, CH // G
+    inner = tl.arange(0, WIDTH)
+    channel = program % G * width + inner
+    rows = (image * CH + channel) * PIXELS
+    present = inner < width
+    count = 1.0 * width * PIXELS
+    total = tl.zeros((WIDTH,), dtype=tl.float32)
+    for start in range(0, PIXELS, BLOCK):
+        pixel = start + tl.arange(0, BLOCK)
+        mask = present[:, None] & (pixel < PIXELS)[None, :]
+        total += tl.sum(tl.load(x + rows[:, None] + pixel[None, :], mask=mask, other=0.0).to(tl.float32), axis=1)
+    centre = tl.sum(total, axis=0) / count
+    total = tl.zeros((WIDTH,), dtype=tl.float32)
+    for start in range(0, PIXELS, BLOCK):
+        pixel = start + tl.arange(0, BLOCK)
+        mask = present[:, None] & (pixel < PIXELS)[None, :]
+        value = tl.load(x + rows[:, None] + pixel[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += tl.sum(tl.where(mask, (value - centre) * (value - centre), 0.0), axis=1)
+    inverse = 1.0 / tl.sqrt(tl.sum(total, axis=0) / count + eps)
+    tl.store(mean + program, centre)
+    tl.store(rstd + program, inverse)
+    affine = image // B * CH + channel
+    scale = tl.load(weight + affine, mask=present, other=0.0).to(tl.float32) * inverse
+    shift = tl.load(bias + affine, mask=present, other=0.0).to(tl.float32) - centre * scale
+    for start in range(0, PIXELS, BLOCK):
+        pixel = start + tl.arange(0, BLOCK)
+        mask = present[:, None] & (pixel < PIXELS)[None, :]
+        place = rows[:, None] + pixel[None, :]
+        value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * scale[:, None] + shift[:, None]
+        if RESIDUAL:
+            value += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
+        if RELU:
+            value = tl.maximum(value, 0.0)
+        tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)
+
+
+@jit
+def backward_kernel(
+    grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, B, CH, G, PIXELS,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Group ``g`` of one image: sums of the gradient and of its product with the normalised values, then grad_x."""
+    program = tl.program_id(0).to(tl.int64)
+    image, width = program // G, CH // G
+    inner = tl.arange(0, WIDTH)
+    channel = program % G * width + inner
+    rows = (image * CH + channel) * PIXELS
+    present = inner < width
+    centre = tl.load(mean + program).to(tl.float32)
+    inverse = tl.load(rstd + program).to(tl.float32)
+    plain = tl.zeros((WIDTH,), dtype=tl.float32)
+    scaled = tl.zeros((WIDTH,), dtype=tl.float32)
+    for start in range(0, PIXELS, BLOCK):
+        pixel = start + tl.arange(0, BLOCK)
+        mask = present[:, None] & (pixel < PIXELS)[None, :]
+        place = rows[:, None] + pixel[None, :]
+        g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
+        normal = (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - centre) * inverse
+        plain += tl.sum(g, axis=1)
+        scaled += tl.sum(g * normal, axis=1)
+    tl.store(grad_bias + image * CH + channel, plain.to(grad_bias.dtype.element_ty), mask=present)
+    tl.store(grad_weight + image * CH + channel, scaled.to(grad_weight.dtype.element_ty), mask=present)
+    factor = tl.load(weight + image // B * CH + channel, mask=present, other=0.0).to(tl.float32)
+    count = 1.0 * width * PIXELS
+    mean_plain = tl.sum(plain * factor, axis=0) / count
+    mean_scaled = tl.sum(scaled * factor, axis=0) / count
+    for start in range(0, PIXELS, BLOCK):
+        pixel = start + tl.arange(0, BLOCK)
+        mask = present[:, None] & (pixel < PIXELS)[None, :]
+        place = rows[:, None] + pixel[None, :]
+        g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32) * factor[:, None]
+        normal = (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - centre) * inverse
+        value = (g - mean_plain - normal * mean_scaled) * inverse
+        tl.store(grad_x + place, value.to(grad_x.dtype.element_ty), mask=mask)

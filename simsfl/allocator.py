@@ -1,0 +1,22 @@
+"""What the C library does with memory that tensors give back."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST = 2**31 - 1
+
+
+def keep_memory() -> None:
+    """Have freed memory kept for the next tensor instead of given back to the system (glibc; elsewhere nothing).
+
+    A training step frees and allocates the same large temporaries over and over. By default glibc maps each anew, and
+    the kernel zeroes it page by page: 40 % of a ResNet-18 step on two cores.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, LARGEST // 2)
+            mallopt(M_TRIM_THRESHOLD, LARGEST)

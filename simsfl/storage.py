@@ -1,0 +1,51 @@
+"""Where the state of clients lies that do not take part: on the device, in host memory, or in a file."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+
+import torch
+from torch import Tensor
+
+from simsfl.files import cache_directory
+
+
+class Storage:
+    """Makes the stacks with a row per client.
+
+    Args:
+        kind: "device"; "host"; or "mmap": a file without a name in the cache directory, so that what is not in use is
+            no part of the process's memory.
+        device: of the computation.
+        dtype: of the stacks; what is gathered from bfloat16 has been rounded to it.
+
+    Attributes:
+        device: the stacks are on.
+    """
+
+    def __init__(self, kind: str, device: torch.device, dtype: torch.dtype):
+        self.kind, self.dtype = kind, dtype
+        self.device = device if kind == "device" else torch.device("cpu")
+        self._mappings: list[mmap.mmap] = []
+
+    def zeros(self, rows: int, columns: int) -> Tensor:
+        """A stack ``[rows, columns]``; on a CPU its memory is taken as it is written.
+
+        Raises:
+            OSError: the file cannot be made.
+        """
+        size = rows * columns * self.dtype.itemsize
+        if self.kind != "mmap" or size == 0:
+            return torch.zeros(rows, columns, device=self.device, dtype=self.dtype)
+        cache_directory().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_directory()) as file:
+            file.truncate(size)
+            mapping = mmap.mmap(file.fileno(), size)
+        self._mappings.append(mapping)
+        return torch.frombuffer(mapping, dtype=self.dtype).view(rows, columns)
+
+    def release(self) -> None:
+        """Leave what was read and written to the system, which has the file."""
+        for mapping in self._mappings:
+            mapping.madvise(mmap.MADV_DONTNEED)

@@ -1,0 +1,166 @@
+"""Choices made by measuring, kept from one process to the next: they depend on the machine, and take time to make."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simsfl import clients
+from simsfl.files import cache_directory, write_json
+from simsfl.kernels import CHOICES, choosing
+from simsfl.models import FlatModule
+from simsfl.step import Hyperparameters
+
+CHUNKS = (25, 100, 50, 10)
+"""Clients run together on a CPU: what is tried, the usual first. On a GPU it is all of them."""
+MEASURED = 100
+"""Clients it is tried with, if there are so many."""
+CLEARLY = 0.85
+"""Another chunk than the usual has to take no more than this share of its time."""
+SECONDS = 0.3
+"""Spent on each, and no less than two passes."""
+
+log = logging.getLogger(__name__)
+
+
+def tuned(
+    model: FlatModule,
+    hyper: Hyperparameters,
+    *,
+    cohort: int,
+    batch_size: int,
+    image_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    known: Mapping[str, str],
+) -> tuple[int, dict[str, str]]:
+    """How many clients to run together, with every choice between versions of operators made on the way.
+
+    Args:
+        model: the clients'.
+        known: choices to abide by, such as those of the run that is resumed.
+
+    Returns:
+        The chunk, and the choices that were made or found.
+    """
+    kept = read_choices()
+    CHOICES.update({**kept, **CHOICES, **known})
+    with choosing() as used:
+        chunk = client_chunk(model, hyper, cohort, batch_size, image_size, device, dtype, used)
+    CHOICES.update(used)
+    if used.items() - kept.items():
+        write_choices({**kept, **used})
+    return chunk, used
+
+
+def client_chunk(
+    model: FlatModule,
+    hyper: Hyperparameters,
+    cohort: int,
+    batch_size: int,
+    image_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    used: dict[str, str],
+) -> int:
+    """The fastest of `CHUNKS`, by the time of both forward passes and the backward pass."""
+    what = (
+        f"chunk {model.size} parameters, {cohort}x{batch_size} images of {image_size}, {hyper.precision} {device.type}"
+    )
+    total = min(cohort, MEASURED)
+    parameters = model.initial.to(device, dtype).expand(total, -1).clone().requires_grad_()
+    images = torch.rand(total, batch_size, 3, image_size, image_size, device=device, dtype=dtype)
+
+    def passes(size: int) -> None:
+        with hyper.autocast(device):
+            smashed = clients.forward(model, parameters, images, size)
+            with torch.no_grad():
+                clients.forward(model, parameters, images, size)
+        clients.backward(parameters, smashed, torch.cat(smashed).flatten(0, 1).detach())
+
+    def seconds(size: int) -> float:
+        passes(size)  # operators make their choices
+        times = [timed(passes, size)]
+        while sum(times) < SECONDS:
+            times.append(timed(passes, size))
+        return min(times)
+
+    sizes = [size for size in CHUNKS if size < cohort] or [cohort]
+    if device.type != "cpu":
+        sizes = [cohort]
+    if CHOICES.get(what, "").isdecimal():
+        sizes = [int(CHOICES[what])]
+    if len(sizes) > 1:
+        times = {size: seconds(size) for size in sizes}
+        fastest = min(times, key=times.__getitem__)
+        used[what] = str(fastest if times[fastest] < CLEARLY * times[sizes[0]] else sizes[0])
+        return int(used[what])
+    if what in CHOICES:
+        used[what] = CHOICES[what]
+    passes(sizes[0])
+    return sizes[0]
+
+
+def timed(function: Callable[[int], None], argument: int) -> float:
+    """Seconds of a call."""
+    begin = time.perf_counter()
+    function(argument)
+    return time.perf_counter() - begin
+
+
+def where() -> str:
+    """What choices depend on besides shapes."""
+    if torch.cuda.is_available():
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name()}"
+    return f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """Name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def path() -> Path:
+    """The file they are kept in."""
+    return cache_directory() / "choices.json"
+
+
+def read_choices() -> dict[str, str]:
+    """Those made on this kind of machine with this version of PyTorch; none where the file is damaged."""
+    everything = read_all()
+    return everything.get(where(), {})
+
+
+def read_all() -> dict[str, dict[str, str]]:
+    """Those of all machines and versions."""
+    try:
+        content: Any = json.loads(path().read_text(encoding="utf-8"))
+        for choices in content.values():
+            if not all(isinstance(text, str) for pair in choices.items() for text in pair):
+                raise TypeError("it holds something else")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("%s is damaged (%s) and is made anew", path(), error)
+        return {}
+    return content
+
+
+def write_choices(choices: Mapping[str, str]) -> None:
+    """Keep them beside those of other machines and versions; where that cannot be, they are made again next time."""
+    try:
+        path().parent.mkdir(parents=True, exist_ok=True)
+        write_json(path(), {**read_all(), where(): dict(choices)}, durable=False)
+    except OSError as error:
+        log.debug("choices are not kept: %s", error)

@@ -1,0 +1,109 @@
+"""Convolutions of each client's own, every version against torch's in float64, client by client."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from agreement import DEVICE, NATIVE_TRITON, TRITON, assert_agree, normal, run_interpreted
+from torch.func import vmap
+
+from simsfl.kernels import CHOICES, accelerated, choosing, conv2d
+
+SHAPES = {
+    "stem": (4, 1, 3, 8, 9, 9, 3, 1, 1),
+    "one-client": (1, 5, 4, 6, 7, 8, 3, 2, 1),
+    "one-channel": (3, 2, 1, 1, 5, 4, 3, 1, 1),
+    "1x1-strided": (2, 5, 7, 3, 7, 5, 1, 2, 0),
+    "7x7": (2, 1, 3, 4, 12, 11, 7, 2, 3),
+    "wider-than-a-tile": (1, 1, 5, 40, 3, 17, 3, 1, 1),
+    "single-pixels": (2, 2, 3, 4, 1, 1, 3, 2, 1),
+}
+"""Clients, images, channels in and out, height, width, kernel, stride, padding."""
+VERSIONS = ["grouped", "unfold", "fastest", None, TRITON]
+
+
+def by_torch(stride, padding, standardise):
+    """torch's convolution and torch's standard deviation, one client after the other."""
+
+    def convolve(x, w):
+        if standardise:
+            std, mean = torch.std_mean(w, dim=(2, 3, 4), keepdim=True)
+            w = (w - mean) / (std + 1e-5)
+        return torch.stack([F.conv2d(a, b, stride=stride, padding=padding) for a, b in zip(x, w, strict=True)])
+
+    return convolve
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_values_and_gradients(version, shape, standardise):
+    c, b, i, o, height, width, kernel, stride, padding = shape
+    inputs = normal(1, c, b, i, height, width, strided=True), normal(2, c, o, i, kernel, kernel)
+
+    def stacked(x, w):
+        with accelerated(version):
+            return conv2d(x, w, stride, padding, standardise=standardise)
+
+    def mapped(x, w):
+        with accelerated(version):
+            return vmap(lambda x, w: conv2d(x, w, stride, padding, standardise=standardise))(x, w)
+
+    for function in (stacked, mapped):
+        for dtype in (torch.float32,) if version == "triton" else (torch.float64, torch.float32):
+            assert_agree(function, by_torch(stride, padding, standardise), inputs, dtype=dtype)
+
+
+@pytest.mark.parametrize("version", ["grouped", "unfold", NATIVE_TRITON])
+def test_bfloat16(version):
+    with accelerated(version):
+        assert_agree(
+            lambda x, w: conv2d(x, w, 1, 1),
+            by_torch(1, 1, False),
+            (normal(1, 3, 2, 4, 8, 8), normal(2, 3, 4, 4, 3, 3) / 6),
+            dtype=torch.bfloat16,
+        )
+
+
+def test_triton_under_its_interpreter():
+    run_interpreted(__file__)
+
+
+def test_gradcheck_and_weights_shared_by_all_clients():
+    x, w = normal(1, 2, 1, 2, 4, 3).requires_grad_(), normal(2, 3, 2, 3, 3).requires_grad_()
+
+    def shared(x, w):
+        with accelerated("unfold"):
+            return vmap(lambda x, w: conv2d(x, w, 1, 1, standardise=True), in_dims=(0, None))(x, w)
+
+    assert torch.autograd.gradcheck(shared, (x, w))
+
+
+def test_autocast_convolves_in_bfloat16_and_images_need_no_gradient():
+    x, w = normal(1, 2, 1, 3, 8, 8, dtype=torch.float32), normal(2, 2, 4, 3, 3, 3, dtype=torch.float32).requires_grad_()
+    with accelerated("grouped"), torch.autocast(DEVICE.type, torch.bfloat16):
+        y = conv2d(x, w, 1, 1, standardise=True)
+    assert y.dtype == torch.bfloat16
+    (gradient,) = torch.autograd.grad(y.float().sum(), w)
+    assert gradient.dtype == torch.float32
+
+
+def test_a_choice_is_measured_once_and_abided_by(monkeypatch):
+    x, w = normal(1, 2, 1, 3, 13, 13), normal(2, 2, 4, 3, 3, 3)
+    with accelerated(), choosing() as used:
+        conv2d(x, w, 1, 1)
+    (key,) = used
+    assert CHOICES[key] == used[key]
+    assert used[key] in ("grouped", "unfold", "triton")
+    for name in ("grouped", "unfold"):
+        monkeypatch.setitem(CHOICES, key, name)
+        with accelerated(name):
+            forced = conv2d(x, w, 1, 1)
+        with accelerated():
+            assert torch.equal(conv2d(x, w, 1, 1), forced)
+
+
+def test_it_compiles():
+    """Its shapes are known without running it, so that it can be part of a larger compiled program."""
+    x, w = normal(1, 2, 3, 4, 5, 6), normal(2, 2, 3, 4, 3, 3)
+    arguments = (x, w.requires_grad_(), 2, 1, True)
+    torch.library.opcheck(torch.ops.simsfl.conv2d.default, arguments, test_utils=("test_schema", "test_faketensor"))
