@@ -1,8 +1,8 @@
-"""Memory and step time against the number of clients: ``python experiments/bench.py``.
+"""Where the time of a step goes, engine by engine, side by side: ``python experiments/bench.py``.
 
-Each setting runs in a process of its own, so that one's memory is not counted to another, and the settings take
-turns, so that whatever else the machine does falls on all alike. Images are random; what is measured does not
-depend on them.
+Engines run in processes of their own and take turns step by step, so that neither one's memory nor whatever else the
+machine does falls on one alone. ``loop`` is the published way of working (`published.py`): a module, an optimiser, a
+schedule and a pipeline of PIL views per client. ``+bf16`` behind an engine is its precision.
 """
 
 from __future__ import annotations
@@ -11,142 +11,250 @@ import json
 import platform
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
+from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from flags import Parser, add_config_flags, config_values, fail, path
 from presets import named
-from simsfl import Simulation
-from simsfl.data import Arrays, make_dataset
-from simsfl.files import write_json
 
-CLIENTS = (1_000, 10_000, 100_000)
+CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
+ENGINES = ("loop", "vmap", "fused", "fused+bf16")
+CLIENT_PHASES = ("data", "client forward", "client backward")
+PAPER_STEPS = 100_000
+"""Of 200 epochs with 1,000 clients of 50 images, 100 at a time."""
+
+Json = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print a table, write JSON; the exit code."""
+    """Measure, print tables, write JSON; the exit code."""
     parser = Parser(prog="bench.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="processes per setting (default: 3)")
-    parser.add_argument("--steps", type=int, default=20, help="steps timed in each process (default: 20)")
-    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures here too")
-    parser.add_argument("--one", type=int, metavar="CLIENTS", help="measure one setting in this process, print JSON")
-    parser.add_argument("--preset", default="auto", help="as in run.py (default: auto)")
-    add_config_flags(parser, without=("clients", "cohort", "rounds", "dataset", "partition"))
+    what = parser.add_argument_group("what to measure")
+    what.add_argument("--engines", default=",".join(ENGINES), help=f"by comma (default: {','.join(ENGINES)})")
+    what.add_argument(
+        "--scale", action="store_true", help="step time and memory for 1,000 to 1,000,000 clients instead"
+    )
+    what.add_argument("--start", action="store_true", help="time from the start to the first step instead")
+    what.add_argument("--steps", type=int, default=10, help="steps timed (default: 10)")
+    what.add_argument("--warm-up", type=int, default=2, help="steps before that (default: 2)")
+    what.add_argument("--json", type=path, metavar="FILE", help="write the figures here too")
+    what.add_argument("--preset", default="paper", help="as in run.py (default: paper)")
+    add_config_flags(parser, without=("rounds", "engine", "precision"))
     try:
         arguments = parser.parse(argv)
-        named(arguments.preset)
-        if min(arguments.repeats, arguments.steps) < 1:
-            raise ValueError("repeats, steps: allowed: 1 or more")
-        if arguments.one:
-            print(json.dumps(measure(arguments)))
-            return 0
-    except ValueError as error:
+        fields = replace(named(arguments.preset)[0], **config_values(arguments)).to_dict()
+        if min(arguments.steps, arguments.warm_up) < 1:
+            raise ValueError("steps, warm_up: allowed: 1 or more")
+        report = {"machine": machine(), "config": fields}
+        if arguments.scale:
+            report["scale"] = scale(fields, arguments.steps)
+        elif arguments.start:
+            report["start"] = start(fields)
+        else:
+            report["engines"] = engines(fields, arguments.engines.split(","), arguments.steps, arguments.warm_up)
+            report["peaks"] = one("peaks", fields, device(fields))
+    except (ValueError, subprocess.CalledProcessError) as error:
         return fail(error)
-    turns = [clients for _ in range(arguments.repeats) for clients in CLIENTS]
-    results: dict[int, list[dict]] = {clients: [] for clients in CLIENTS}
-    for clients in track(turns, description="Measuring", console=Console(stderr=True), transient=True):
-        command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv), "--one", str(clients)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(done.stderr, end="", file=sys.stderr)
-            return done.returncode
-        results[clients].append(json.loads(done.stdout.splitlines()[-1]))
-    report = {
-        "machine": {
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "system": platform.platform(),
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "results": {str(clients): summary(runs) for clients, runs in results.items()},
-    }
-    show(report)
+    for table in tables(report):
+        Console(width=max(100, Console().width)).print(table)
     if arguments.json:
+        from simsfl.files import write_json  # noqa: PLC0415  (imports torch: mistakes answer at once)
+
         write_json(arguments.json, report)
     return 0
 
 
-def measure(arguments) -> dict[str, float]:
-    """Time single steps of one round and read the memory held, in this process."""
-    config = replace(named(arguments.preset)[0], **config_values(arguments))
-    clients = arguments.one
-    before = resident_bytes()
-    images = np.random.default_rng(0).integers(0, 256, (clients, 32, 32, 3), dtype=np.uint8)
-    labels = np.arange(clients) % 10
-    dataset = make_dataset("random", "made up", Arrays(images, labels, images[:10], labels[:10], tuple("0123456789")))
-    del images
-    setting = {"clients": clients, "cohort": min(100, clients), "partition": "iid", "rounds": arguments.steps + 3}
-    simulation = Simulation(replace(config, **setting), dataset)
-    times = []
-    for _ in range(simulation.config.rounds):  # one image per client: each round is one step
-        begin = time.perf_counter()
-        next(simulation.rounds())
-        times.append(time.perf_counter() - begin)
-    state = simulation.state.clients
-    held = [state.momentum, state.velocity, state.participation, dataset.train_labels]
-    indices = [simulation.partition.indices, simulation.partition.offsets]
-    per_client = sum(t.nbytes for t in held) + sum(a.nbytes for a in indices)
+def engines(fields: Json, names: Sequence[str], steps: int, warm_up: int) -> Json:
+    """Median and quartiles of each phase by engine, the engines taking turns."""
+    workers = {name: process("engine", fields, name) for name in names}
+    try:
+        facts = {name: answer(worker) for name, worker in workers.items()}
+        measured: dict[str, list[Json]] = {name: [] for name in names}
+        for turn in progress(range(warm_up + steps), "steps"):
+            for name, worker in workers.items():
+                print("step", file=worker.stdin, flush=True)
+                result = answer(worker)
+                if turn >= warm_up:
+                    measured[name].append(result)
+    finally:
+        for worker in workers.values():
+            worker.kill()
+    results = {}
+    for name, runs in measured.items():
+        times = {"step": [run["step"] for run in runs]}
+        for phase in runs[0]["phases"]:
+            times[phase] = [run["phases"][phase] for run in runs]
+        times["client phase"] = [sum(run["phases"].get(phase, 0.0) for phase in CLIENT_PHASES) for run in runs]
+        results[name] = facts[name] | {
+            "seconds": {phase: summary(values) for phase, values in times.items()},
+            "steps": steps,
+            "peak_bytes": runs[-1]["peak_bytes"],
+            "loss": runs[-1]["loss"],
+        }
+    return results
+
+
+def scale(fields: Json, steps: int) -> Json:
+    """Step time and memory by number of clients, each in a process of its own."""
+    results = {}
+    for clients in progress(CLIENTS, "clients"):
+        run = one("scale", fields | {"clients": clients, "dataset": "shapes"}, str(steps))
+        results[str(clients)] = run | {"step": summary(run["step_seconds"])}
+    return results
+
+
+def start(fields: Json) -> Json:
+    """Seconds to the first step, for as many clients as configured and for 100,000; the median of three."""
+    results = {}
+    for clients in progress(sorted({fields["clients"], 100_000}), "clients"):
+        runs = [one("start", fields | {"clients": clients, "partition": "iid"}) for _ in range(3)]
+        results[str(clients)] = {key: median(run[key] for run in runs) for key in runs[0]}
+    return results
+
+
+def summary(seconds: Sequence[float]) -> Json:
+    """Median and quartiles."""
+    low, middle, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 3
+    return {"median": middle, "q1": low, "q3": high}
+
+
+def process(what: str, fields: Json, *rest: str) -> subprocess.Popen[str]:
+    """A process of ``measure.py``."""
+    command = [sys.executable, str(Path(__file__).with_name("measure.py")), what, json.dumps(fields), *rest]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer(worker: subprocess.Popen[str]) -> Json:
+    """The next line of a process; a ValueError with its last words if there is none."""
+    line = worker.stdout.readline()
+    if not line:
+        raise ValueError(worker.stderr.read().strip().rpartition("\n")[2].removeprefix("ValueError: "))
+    return json.loads(line)
+
+
+def one(what: str, fields: Json, *rest: str) -> Json:
+    """The only answer of a process."""
+    with process(what, fields, *rest) as worker:
+        return answer(worker)
+
+
+def progress(items: Sequence, noun: str) -> Iterator:
+    """The items, with a bar on stderr."""
+    return track(items, description=f"Measuring {noun}", console=Console(stderr=True), transient=True)
+
+
+def device(fields: Json) -> str:
+    """The device that is measured."""
+    from simsfl.rules import first_device  # noqa: PLC0415  (imports torch)
+
+    return first_device() if fields["device"] in ("auto", "cuda") else fields["device"]
+
+
+def machine() -> Json:
+    """What it was measured on, and with."""
+    import torch  # noqa: PLC0415  (takes seconds)
+
+    from simsfl.run_directory import git_commit  # noqa: PLC0415
+    from simsfl.tuning import processor  # noqa: PLC0415
+
     return {
-        "step_seconds": median(times[3:]),
-        "resident_bytes": resident_bytes() - before,
-        "persisting_bytes": per_client + dataset.train.pixels.nbytes,
-        "bytes_per_client": per_client / clients,
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": git_commit(),
     }
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in use now (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+def tables(report: Json) -> Iterator[Table]:
+    """The figures of a report, for people."""
+    machine = report["machine"]
+    where = f"{machine['device']}, {machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
+    config = report["config"]
+    if "engines" in report:
+        yield engine_table(
+            report, f"{config['arch']}, cut layer {config['cut_layer']}, {config['clients']:,} clients; {where}"
+        )
+    if "scale" in report:
+        yield scale_table(report["scale"], f"{config['arch']}, state on {config['client_state']}; {where}")
+    if "start" in report:
+        yield start_table(report["start"], where)
 
 
-def summary(runs: list[dict[str, float]]) -> dict[str, float]:
-    """Medians, and the spread of the step time."""
-    times = [run["step_seconds"] for run in runs]
-    return {key: median(run[key] for run in runs) for key in runs[0]} | {
-        "step_seconds_min": min(times),
-        "step_seconds_max": max(times),
-        "runs": len(runs),
-    }
+def engine_table(report: Json, title: str) -> Table:
+    """Phases down, engines across."""
+    results = report["engines"]
+    table = Table(title=title, caption="ms: median (quartiles); the ratios are of medians")
+    table.add_column("")
+    for name in results:
+        table.add_column(name, justify="right")
+    phases = [*next(iter(results.values()))["seconds"]]
+    phases.sort(key=lambda phase: (phase == "step", phase == "client phase"))
+    for phase in phases:
+        table.add_row(
+            phase, *(spread(run["seconds"].get(phase)) for run in results.values()), end_section=phase == "sync"
+        )
+    if "loop" in results:
+        for phase in ("client phase", "step"):
+            base = results["loop"]["seconds"][phase]["median"]
+            ratios = (base / run["seconds"][phase]["median"] for run in results.values())
+            table.add_row(f"{phase}, times as fast as loop", *(f"{ratio:.2f}" for ratio in ratios))
+    table.add_row("peak memory [MB]", *(f"{run['peak_bytes'] / 1e6:,.0f}" for run in results.values()))
+    rates = {name: sum(run["step_flops"].values()) / run["seconds"]["step"]["median"] for name, run in results.items()}
+    table.add_row("GFLOP/s", *(f"{rate / 1e9:,.0f}" for rate in rates.values()))
+    peaks = report["peaks"]
+    shares = (rate / peaks["bf16_flops" if "bf16" in name else "fp32_flops"] for name, rate in rates.items())
+    table.add_row("share of a matrix product's", *(f"{share:.0%}" for share in shares))
+    hours = (PAPER_STEPS * run["seconds"]["step"]["median"] / 3600 for run in results.values())
+    table.add_row(f"{PAPER_STEPS:,} such steps [h]", *(f"{hour:,.1f}" for hour in hours))
+    return table
 
 
-def processor() -> str:
-    """Name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def show(report: dict) -> None:
-    """Print the table."""
-    table = Table(title=f"one round of one step; torch {report['versions']['torch']}, {report['machine']['processor']}")
-    for column in (
-        "clients",
-        "step [ms]",
-        "min to max",
-        "memory [MB]",
-        "of which persists",
-        "bytes per client",
-    ):
+def scale_table(results: Json, title: str) -> Table:
+    """A row for each number of clients."""
+    table = Table(title=title, caption="memory above the start, once every client has a state of its own")
+    for column in ("clients", "step [ms]", "quartiles", "start [s]", "memory [MB]", "above the data", "bytes a client"):
         table.add_column(column, justify="right")
-    for clients, row in report["results"].items():
+    for clients, run in results.items():
         table.add_row(
             f"{int(clients):,}",
-            f"{1000 * row['step_seconds']:.1f}",
-            f"{1000 * row['step_seconds_min']:.1f} to {1000 * row['step_seconds_max']:.1f}",
-            f"{row['resident_bytes'] / 1e6:,.0f}",
-            f"{row['persisting_bytes'] / 1e6:,.0f}",
-            f"{row['bytes_per_client']:,.0f}",
+            f"{1000 * run['step']['median']:,.1f}",
+            f"{1000 * run['step']['q1']:,.1f} to {1000 * run['step']['q3']:,.1f}",
+            f"{run['start_seconds']:.1f}",
+            f"{run['resident_bytes'] / 1e6:,.0f}",
+            f"{(run['resident_bytes'] - run['data_bytes']) / 1e6:,.0f}",
+            f"{run['bytes_per_client']:,.0f}",
         )
-    Console().print(table)
+    return table
+
+
+def start_table(results: Json, title: str) -> Table:
+    """A row for each number of clients."""
+    table = Table(title=title, caption="seconds, median of three processes; data in the cache")
+    for column in ("clients", "import torch", "ready to train", "first step", "beyond import torch"):
+        table.add_column(column, justify="right")
+    for clients, run in results.items():
+        seconds = (run["import_torch"], run["ready"], run["first_step"], run["ready"] + run["first_step"])
+        table.add_row(f"{int(clients):,}", *(f"{value:.2f}" for value in seconds))
+    return table
+
+
+def spread(seconds: Json | None) -> str:
+    """Median and quartiles in ms."""
+    if seconds is None:
+        return "-"
+    low, middle, high = (1000 * seconds[key] for key in ("q1", "median", "q3"))
+    digits = 1 if middle < 100 else 0
+    return f"{middle:,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """MocoSFL's step in the way of the published program: what the benchmark compares with.
 
 One module, one optimiser, one schedule and one pipeline of PIL views per client, run one after the other; the server
-sees the two directions of the loss one after the other. It computes what `simsfl.reference` does but for the draws of
-its views, and trains models of its own, so that nothing of simsfl's state or engines is in its way.
+sees the two directions of the loss one after the other; weights are standardised by mean of means and torch.std. It
+computes what `simsfl.reference` does but for the draws of its views, and trains models of its own, so that nothing of
+simsfl's state, operators or memory settings is in its way.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torchvision import transforms
 from simsfl.config import RunConfig
 from simsfl.data import Images
 from simsfl.models import SplitModel
+from simsfl.models.layers import ConvNorm
 from simsfl.step import Clock
 
 
@@ -38,11 +40,32 @@ def pipeline(images: Images, crop_scale: float) -> transforms.Compose:
     )
 
 
+class PublishedConvNorm(ConvNorm):
+    """`ConvNorm`, operation by operation."""
+
+    def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        weight = self.conv.weight
+        weight = weight - weight.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True).mean(dim=3, keepdim=True)
+        weight = weight / (weight.flatten(1).std(dim=1).view(-1, 1, 1, 1) + 1e-5)
+        y = self.norm(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding))
+        y = y if residual is None else y + residual
+        return F.relu(y) if relu else y
+
+
+def as_published(module: nn.Module) -> nn.Module:
+    """The same module with its layers run as `PublishedConvNorm`."""
+    for layer in module.modules():
+        if isinstance(layer, ConvNorm):
+            layer.__class__ = PublishedConvNorm
+    return module
+
+
 class Trainee:
     """A module, its momentum encoder, its optimiser and its schedule."""
 
     def __init__(self, module: nn.Module, config: RunConfig, lr: float):
-        self.online, self.momentum, self.tau = module, copy.deepcopy(module), config.tau
+        self.online, self.tau = as_published(module), config.tau
+        self.momentum = copy.deepcopy(module)
         self.optimizer = torch.optim.SGD(
             module.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
         )

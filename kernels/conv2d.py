@@ -19,7 +19,7 @@ from torch.func import vmap
 from simsfl.kernels import gpu
 from simsfl.kernels.choice import accelerating, fastest
 from simsfl.kernels.gpu import jit, tl
-from simsfl.kernels.stacking import lengthen
+from simsfl.kernels.stacking import custom_op
 
 EPSILON = 1e-5
 
@@ -55,8 +55,7 @@ def reference(x: Tensor, weight: Tensor, stride: int, padding: int, standardise:
     return F.conv2d(x, weight, None, stride, padding)
 
 
-@torch.library.custom_op("simsfl::conv2d", mutates_args=())
-def operator(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool) -> Tensor:
+def forward(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool) -> Tensor:
     """Forward: the fastest version, with weights standardised if asked for."""
     if standardise:
         weight, _ = standardised(weight)
@@ -64,8 +63,7 @@ def operator(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: 
     return fastest("conv2d", versions, (x.contiguous(), weight.to(x.dtype).contiguous()), stride, padding).contiguous()
 
 
-@torch.library.custom_op("simsfl::conv2d_backward", mutates_args=())
-def backward_operator(
+def backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool, images_too: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (empty unless `images_too`) and weight."""
@@ -106,24 +104,26 @@ def remember(ctx, inputs: tuple, output: Tensor) -> None:
 
 
 def differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Call the backward operator; images that need no gradient cost nothing."""
+    """Call `backward_operator`; images that need no gradient cost nothing."""
     images_too = ctx.needs_input_grad[0]
     grad_x, grad_weight = backward_operator(grad, *ctx.saved_tensors, *ctx.settings, images_too)
     return grad_x if images_too else None, grad_weight, None, None, None
 
 
-@operator.register_fake
-def _(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool) -> Tensor:
+def forward_shapes(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool) -> Tensor:
+    """What `forward` would return, uncomputed."""
     return x.new_empty(*x.shape[:2], weight.shape[1], *sides(x, weight, stride, padding))
 
 
-@backward_operator.register_fake
-def _(grad, x, weight, stride, padding, standardise, images_too):
+def backward_shapes(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool, images_too: bool
+) -> tuple[Tensor, Tensor]:
+    """What `backward` would return, uncomputed."""
     return x.new_empty(x.shape if images_too else 0), weight.new_empty(weight.shape)
 
 
-operator.register_vmap(lengthen(operator))
-operator.register_autograd(differentiate, setup_context=remember)
+operator = custom_op("conv2d", forward, shapes=forward_shapes, setup_context=remember, backward=differentiate)
+backward_operator = custom_op("conv2d_backward", backward, shapes=backward_shapes)
 
 
 def sides(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from torch.func import vmap
 from simsfl.kernels import gpu
 from simsfl.kernels.choice import accelerating, fastest
 from simsfl.kernels.gpu import jit, tl
-from simsfl.kernels.stacking import lengthen
+from simsfl.kernels.stacking import custom_op
 
 
 def group_norm(
@@ -63,8 +63,7 @@ def reference(
     return y.relu_() if relu else y
 
 
-@torch.library.custom_op("simsfl::group_norm", mutates_args=())
-def operator(
+def forward(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Forward: y, and the mean and inverse deviation ``[C, B * groups]`` of each group."""
@@ -74,8 +73,7 @@ def operator(
     return fastest("group_norm", {"native": native_forward, **versions}, tensors, groups, relu, eps)
 
 
-@torch.library.custom_op("simsfl::group_norm_backward", mutates_args=())
-def backward_operator(
+def backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
@@ -101,19 +99,23 @@ def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, 
     return *backward_operator(grad, *saved, ctx.groups), grad if ctx.has_residual else None, None, None, None
 
 
-@operator.register_fake
-def _(x, weight, bias, residual, groups, relu, eps):
+def forward_shapes(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `forward` would return, uncomputed."""
     statistics = x.new_empty(len(x), x.shape[1] * groups, dtype=weight.dtype)
     return x.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
 
-@backward_operator.register_fake
-def _(grad, x, weight, mean, rstd, groups):
+def backward_shapes(
+    grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `backward` would return, uncomputed."""
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
 
-operator.register_vmap(lengthen(operator))
-operator.register_autograd(differentiate, setup_context=remember)
+operator = custom_op("group_norm", forward, shapes=forward_shapes, setup_context=remember, backward=differentiate)
+backward_operator = custom_op("group_norm_backward", backward, shapes=backward_shapes)
 
 
 def native_forward(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simsfl.kernels.choice import accelerating
+from simsfl.kernels.stacking import custom_op
 
 BLOCK = 2048
 """Keys that `streamed` looks at together."""
@@ -32,7 +33,7 @@ def info_nce(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: f
     """
     if not accelerating():
         return reference(query_ND, key_ND, queue_GKD, temperature)
-    loss, top1, _ = streamed(query_ND, key_ND, queue_GKD, temperature)
+    loss, top1, _ = operator(query_ND, key_ND, queue_GKD, temperature)
     return loss, top1
 
 
@@ -47,7 +48,6 @@ def reference(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: 
     return F.cross_entropy(logits_NK1, target_N), top1
 
 
-@torch.library.custom_op("simsfl::info_nce", mutates_args=())
 def streamed(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, accuracy and the loss's gradient by the query, `BLOCK` keys at a time: nothing ``[N, K]`` is kept.
 
@@ -75,8 +75,8 @@ def streamed(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: f
     return loss, top1, gradient_GnD.view_as(query_ND)
 
 
-@streamed.register_fake
-def _(query_ND, key_ND, queue_GKD, temperature):
+def shapes(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What `streamed` would return, uncomputed."""
     return query_ND.new_empty(()), query_ND.new_empty(()), torch.empty_like(query_ND)
 
 
@@ -93,4 +93,4 @@ def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, 
     return grad * gradient_ND, None, None, None
 
 
-streamed.register_autograd(differentiate, setup_context=remember)
+operator = custom_op("info_nce", streamed, shapes=shapes, stacked=False, setup_context=remember, backward=differentiate)

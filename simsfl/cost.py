@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from simsfl.models import SplitModel
 
@@ -16,7 +15,7 @@ WEIGHT_BYTES = 4
 
 @dataclass(frozen=True)
 class ClientCost:
-    """Cost to one client of one step and of one averaging."""
+    """Traffic of one client in one step and in one averaging."""
 
     step_bytes_up: int
     """Query and key activations."""
@@ -24,9 +23,6 @@ class ClientCost:
     """Gradient of the query activations."""
     sync_bytes: int
     """Weights of the client model, each way."""
-    step_flops: int
-    """Floating-point operations of both forward passes and the backward pass, two per multiply-add;
-    convolutions and matrix products only, as `torch.utils.flop_counter` counts them."""
 
     def round_bytes(self, steps: int, syncs: int) -> tuple[int, int]:
         """Bytes up and down of a whole round.
@@ -39,25 +35,33 @@ class ClientCost:
         return steps * self.step_bytes_up + weights, steps * self.step_bytes_down + weights
 
 
-def client_cost(
-    model: SplitModel, *, batch_size: int, image_size: int, precision: torch.dtype, align_momentum: bool
-) -> ClientCost:
-    """Cost of a client, from the model alone; nothing is computed.
+def client_cost(model: SplitModel, *, batch_size: int, precision: torch.dtype, align_momentum: bool) -> ClientCost:
+    """Traffic of a client, from the model alone.
 
     Args:
         precision: dtype of activations and gradients on the wire.
         align_momentum: the momentum model is averaged, and so travels, too.
     """
     activations = batch_size * prod(model.smashed_shape) * precision.itemsize
+    return ClientCost(
+        step_bytes_up=2 * activations,
+        step_bytes_down=activations,
+        sync_bytes=model.client.size * WEIGHT_BYTES * (2 if align_momentum else 1),
+    )
+
+
+def client_flops(model: SplitModel, *, batch_size: int, image_size: int) -> int:
+    """Floating-point operations of a client's step, from the model alone; nothing is computed.
+
+    Both forward passes and the backward pass, two per multiply-add; convolutions and matrix products only, as
+    `torch.utils.flop_counter` counts them.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415  (imports Triton: 80 MB)
+
     images = torch.empty(batch_size, 3, image_size, image_size, device="meta")
     with FlopCounterMode(display=False) as counter:
         smashed = model.client.template(images)
         with torch.no_grad():
             model.client.template(images)
         torch.autograd.grad(smashed.sum(), list(model.client.template.parameters()))
-    return ClientCost(
-        step_bytes_up=2 * activations,
-        step_bytes_down=activations,
-        sync_bytes=model.client.size * WEIGHT_BYTES * (2 if align_momentum else 1),
-        step_flops=counter.get_total_flops(),
-    )
+    return counter.get_total_flops()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,46 +16,113 @@ from simsfl.models import FlatModule
 from simsfl.state import KeyQueue, ServerState
 
 
-def project(
-    model: FlatModule, server: ServerState, smashed_2Nchw: Tensor, *, symmetric: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Queries and keys ``[N, D]`` of each direction.
+@dataclass(frozen=True)
+class Lesson:
+    """What a step teaches the server, and what it sends back."""
+
+    loss: Tensor
+    """Scalar, summed over directions."""
+    top1: Tensor
+    """Scalar, percent of queries whose own key scores highest."""
+    gradient: Tensor
+    """``[Q]`` of the loss by the server's parameters."""
+    smashed_gradient: Tensor
+    """``[N, c, h, w]`` by the query activations."""
+    keys: list[Tensor]
+    """``[N, D]`` of each direction, those of the query activations first."""
+
+
+def contrast(
+    model: FlatModule,
+    server: ServerState,
+    smashed_2Nchw: Tensor,
+    queue: KeyQueue,
+    temperature: float,
+    *,
+    symmetric: bool,
+    block: int | None = None,
+    autocast: AbstractContextManager[object] | None = None,
+) -> Lesson:
+    """The contrastive loss of all clients' smashed data, and its gradients.
 
     Args:
         smashed_2Nchw: of the online client models, then of the client momentum models.
         symmetric: a second direction with the two roles swapped (V2). No gradient reaches the key side.
+        block: rows that go through the network together, both forward and back, so that no more activations are held
+            at a time; None for all. It changes nothing but rounding.
+        autocast: what the network is called in; None for nothing.
     """
+    rows = len(smashed_2Nchw) // 2
+    online_side = smashed_2Nchw if symmetric else smashed_2Nchw[:rows]
+    momentum_side = smashed_2Nchw if symmetric else smashed_2Nchw[rows:]
+    whole = bool(server.online_buffers)  # BatchNorm mixes the rows of a direction, and may mix no others
+    groups = len(queue.keys)
+    parts = blocks(rows, len(online_side), rows if whole else block, apart=whole or groups > 1, step=rows // groups)
 
-    def online(smashed: Tensor) -> Tensor:
-        return embed(model, server.online, server.online_buffers, smashed)
+    autocast = autocast or nullcontext()
+    with torch.no_grad(), autocast:
+        momentum = model.named(server.momentum)
+        keys = [  # in the published order, which counts for running statistics
+            embed(model, momentum, server.momentum_buffers, momentum_side[part]) for part in reversed(parts)
+        ]
+    keys_rD = torch.cat(keys[::-1])
+    own_key_rD = keys_rD.roll(rows, 0) if symmetric else keys_rD
 
-    @torch.no_grad()
-    def momentum(smashed: Tensor) -> Tensor:
-        return embed(model, server.momentum, server.momentum_buffers, smashed)
+    online = {name: tensor.detach().requires_grad_() for name, tensor in model.named(server.online).items()}
+    gradient_Q = torch.zeros_like(server.online)
+    for leaf, part_of_it in zip(online.values(), model.named(gradient_Q).values(), strict=True):
+        leaf.grad = part_of_it  # what a block adds to
+    smashed_gradient_Nchw = torch.empty_like(smashed_2Nchw[:rows])
+    loss = top1 = torch.zeros((), device=gradient_Q.device, dtype=gradient_Q.dtype)
+    for part in parts:
+        smashed_nchw = online_side[part].detach().requires_grad_(part.start < rows)
+        with autocast:
+            query_nD = embed(model, online, server.online_buffers, smashed_nchw)
+        own_queues = queue.keys if groups == 1 else queue.keys[groups_of(part, rows, groups)]
+        part_loss, part_top1 = info_nce(query_nD, own_key_rD[part], own_queues, temperature)
+        share = len(query_nD) / rows
+        (part_loss * share).backward()
+        if smashed_nchw.requires_grad:
+            smashed_gradient_Nchw[part] = smashed_nchw.grad[:rows]
+        loss = loss + part_loss.detach() * share
+        top1 = top1 + part_top1 * (len(query_nD) / len(online_side))
+    return Lesson(loss, top1, gradient_Q, smashed_gradient_Nchw, list(keys_rD.split(rows)))
 
-    query_Nchw, key_Nchw = smashed_2Nchw.chunk(2)
-    if not symmetric:
-        return [online(query_Nchw)], [momentum(key_Nchw)]
-    if server.online_buffers:  # BatchNorm would mix the directions
-        return [online(query_Nchw), online(key_Nchw)], [momentum(key_Nchw), momentum(query_Nchw)]
-    queries_ND, keys_ND = online(smashed_2Nchw).chunk(2), momentum(smashed_2Nchw).chunk(2)
-    return list(queries_ND), list(reversed(keys_ND))
+
+def blocks(rows: int, total: int, size: int | None, *, apart: bool, step: int) -> list[slice]:
+    """Cut `total` rows, `rows` in each direction, into blocks of about equal size.
+
+    Args:
+        size: of a block, at most; None for no limit.
+        apart: no block has rows of two directions.
+        step: each has a multiple of so many rows.
+    """
+    size = size or total
+    if size >= total and not apart:
+        return [slice(0, total)]
+    count = -(-rows // max(step, size // step * step))
+    length = -(-rows // (count * step)) * step
+    return [
+        slice(start, min(start + length, first + rows))
+        for first in range(0, total, rows)
+        for start in range(first, first + rows, length)
+    ]
 
 
-def embed(model: FlatModule, parameters: Tensor, buffers: Mapping[str, Tensor], smashed_nchw: Tensor) -> Tensor:
+def groups_of(part: slice, rows: int, groups: int) -> slice:
+    """The groups whose rows a block has, which is of one direction."""
+    each = rows // groups
+    first = part.start % rows // each
+    return slice(first, first + (part.stop - part.start) // each)
+
+
+def embed(
+    model: FlatModule, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], smashed_nchw: Tensor
+) -> Tensor:
     """Unit keys or queries ``[n, D]``."""
     with accelerated(None):  # for one model PyTorch's own operators are the best there are
-        rows_nD = functional_call(model.template, {**model.named(parameters), **buffers}, (smashed_nchw,))
-    return F.normalize(rows_nD.to(parameters.dtype), dim=1)
-
-
-def contrast(
-    queries_ND: Sequence[Tensor], keys_ND: Sequence[Tensor], queue: KeyQueue, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """InfoNCE summed over directions, and the contrastive accuracy in percent, their mean."""
-    pairs = zip(queries_ND, keys_ND, strict=True)
-    losses, top1s = zip(*(info_nce(q_ND, k_ND, queue.keys, temperature) for q_ND, k_ND in pairs), strict=True)
-    return torch.stack(losses).sum(), torch.stack(top1s).mean()
+        rows_nD = functional_call(model.template, {**parameters, **buffers}, (smashed_nchw,))
+    return F.normalize(rows_nD.to(next(iter(parameters.values())).dtype), dim=1)
 
 
 @torch.no_grad()

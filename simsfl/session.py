@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from simsfl.cost import client_flops
 from simsfl.dashboard import LiveView, PlainView
 from simsfl.evaluate import Item
 from simsfl.files import write_json
@@ -112,7 +113,9 @@ class Session:
             "peak_memory_bytes": status.peak_memory_bytes,
             "bytes_up_per_client": history.value("round", "bytes_up_per_client"),
             "bytes_down_per_client": history.value("round", "bytes_down_per_client"),
-            "client_flops_per_step": simulation.cost.step_flops,
+            "client_flops_per_step": client_flops(
+                simulation.model, batch_size=config.batch_size, image_size=config.image_size
+            ),
         }
 
     def _train(self) -> bool:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -40,6 +41,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_IMAGE_SIZE = 16
 """Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its
 bfloat16 weight gradient unset (seen with torch 2.15)."""
+BLOCK_BYTES = 16 << 20
+"""Smashed data that goes through the server together on a CPU: a third more memory is needed for four times as much,
+and a step is 5 % faster (ResNet-18)."""
 RECENT = 50
 """Steps over which the pace is averaged that remaining time is told from."""
 FLUSH_SECONDS = 0.5
@@ -114,8 +118,6 @@ class Simulation:
         self.device = torch.device(config.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
-        else:
-            keep_memory()
         self.dataset = dataset.to(self.device)
         self.model = split_model(
             config.arch,
@@ -151,6 +153,8 @@ class Simulation:
             weight_decay=config.weight_decay,
             precision=torch.bfloat16 if config.precision == "bf16" else dtype,
         )
+        if self.device.type == "cpu":
+            keep_memory()  # from now on: what was needed to set up goes back to the system
         engine, _, version = config.engine.partition(":")
         self.train_step = TRAIN_STEPS[engine]
         self.version = (version or "fastest") if engine == "fused" else None
@@ -167,11 +171,12 @@ class Simulation:
                     dtype=dtype,
                     known=choices or {},
                 )
-            self.hyper = replace(self.hyper, chunk=chunk)
+            row = prod(self.model.smashed_shape) * self.hyper.precision.itemsize
+            block = max(1, BLOCK_BYTES // row) if self.device.type == "cpu" else None
+            self.hyper = replace(self.hyper, chunk=chunk, block=block)
         self.cost = client_cost(
             self.model,
             batch_size=config.batch_size,
-            image_size=dataset.image_size,
             precision=self.hyper.precision,
             align_momentum=config.align_momentum,
         )

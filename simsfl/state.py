@@ -64,7 +64,7 @@ class ServerState:
     """The shared model behind the cut and its momentum encoder, Q parameters each."""
 
     online: Tensor
-    """``[Q]``; the leaf that the server gradient is taken of."""
+    """``[Q]``."""
     momentum: Tensor
     """``[Q]``."""
     velocity: Tensor
@@ -198,7 +198,7 @@ def initial_state(
             velocity=torch.zeros(cohort, len(client), **to),
         ),
         server=ServerState(
-            online=server.clone().requires_grad_(),
+            online=server.clone(),
             momentum=server.clone(),
             velocity=torch.zeros_like(server),
             online_buffers=own_buffers(),

@@ -51,7 +51,9 @@ class Hyperparameters:
     precision: torch.dtype = torch.float32
     """Dtype on the wire, and in bfloat16 of the forward passes; the state keeps its own."""
     chunk: int | None = None
-    """Clients that are run together, None for all: how fast it goes depends on it, not what comes of it."""
+    """Clients that are run together, None for all. How fast it goes depends on it, not what comes of it."""
+    block: int | None = None
+    """The same of the server: rows of smashed data."""
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Mixed precision where `precision` asks for it."""
@@ -86,29 +88,35 @@ def train_step(
             keys = clients.forward(model.client, cohort.momentum, key_CB3HW, hyper.chunk)
 
     with clock("server"):
-        smashed_2Nchw = cut([*queries, *keys], hyper.precision).requires_grad_()
+        smashed_2Nchw = cut([*queries, *keys], hyper.precision)
+        del keys  # they are large
         ema_(central.momentum, central.online, hyper.tau)
-        with autocast:
-            queries_ND, keys_ND = server.project(model.server, central, smashed_2Nchw, symmetric=hyper.symmetric)
-        loss, top1 = server.contrast(queries_ND, keys_ND, state.queue, hyper.temperature)
-        gradient_2Nchw, server_gradient = torch.autograd.grad(loss, (smashed_2Nchw, central.online))
+        lesson = server.contrast(
+            model.server,
+            central,
+            smashed_2Nchw,
+            state.queue,
+            hyper.temperature,
+            symmetric=hyper.symmetric,
+            block=hyper.block,
+            autocast=autocast,
+        )
         sgd_(
             central.online,
-            server_gradient,
+            lesson.gradient,
             central.velocity,
             batch.server_lr,
             hyper.momentum,
             hyper.weight_decay,
         )
-        for direction_ND in reversed(keys_ND):  # those of the query activations first
-            server.enqueue_(state.queue, direction_ND)
+        for keys_ND in lesson.keys:
+            server.enqueue_(state.queue, keys_ND)
 
     with clock("client backward"):
-        gradient_Nchw, _ = gradient_2Nchw.chunk(2)  # the key activations' is nobody's
-        gradient_CP = clients.backward(cohort.online, queries, gradient_Nchw)
+        gradient_CP = clients.backward(cohort.online, queries, lesson.smashed_gradient)
         sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
-    return loss.detach(), top1
+    return lesson.loss, lesson.top1
 
 
 def cut(smashed: Sequence[Tensor], precision: torch.dtype) -> Tensor:

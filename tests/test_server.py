@@ -56,23 +56,37 @@ def test_initial_queue_has_unit_keys():
     torch.testing.assert_close(queue.keys.norm(dim=2), torch.ones(1, 9, dtype=torch.float64))
 
 
-def test_symmetric_is_both_directions_and_only_the_query_side_has_a_gradient():
-    model, state, queue = small()
+@pytest.mark.parametrize("block", [None, 1, 3, 4, 5, 100])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_contrast_is_both_directions_by_the_book(symmetric, groups, block):
+    """Against an ordinary module, torch's cross-entropy and one backward pass, whatever the blocks."""
+    model, state, _ = small()
     generator = torch.Generator().manual_seed(2)
-    query, key = torch.randn(2, 4, 4, 8, 8, generator=generator, dtype=torch.float64)
-    query.requires_grad_()
-    one = server.project(model, state, torch.cat([query, key]), symmetric=False)
-    two = server.project(model, state, torch.cat([key, query]), symmetric=False)
-    both = server.project(model, state, torch.cat([query, key]), symmetric=True)
-    torch.testing.assert_close(both, ([*one[0], *two[0]], [*one[1], *two[1]]))
-    assert not any(k.requires_grad for k in both[1])
-    network = model.module(state.momentum)
-    torch.testing.assert_close(torch.cat(both[1]), F.normalize(network(torch.cat([key, query])), dim=1).detach())
-    results = [server.contrast(*pair, queue, 0.1) for pair in (one, two, both)]
-    assert results[2][0].item() == pytest.approx((results[0][0] + results[1][0]).item(), abs=1e-12)
-    assert results[2][1].item() == pytest.approx((results[0][1] + results[1][1]).item() / 2)
-    from_both, from_one = (torch.autograd.grad(loss, query)[0] for loss in (results[2][0], results[0][0]))
-    torch.testing.assert_close(from_both, from_one)
+    rings = F.normalize(torch.randn(groups, 9, 6, generator=generator, dtype=torch.float64), dim=2)
+    queue = KeyQueue(rings, torch.zeros(groups, dtype=torch.long))
+    state.momentum.add_(0.1)
+    smashed = torch.randn(8, 4, 8, 8, generator=generator, dtype=torch.float64)
+    lesson = server.contrast(model, state, smashed, queue, 0.1, symmetric=symmetric, block=block)
+
+    online, momentum = model.module(state.online.detach().clone()), model.module(state.momentum)
+    query, key = smashed[:4].clone().requires_grad_(), smashed[4:]
+    directions = [(query, key), (key, query)] if symmetric else [(query, key)]
+    loss, hits, keys = 0.0, [], []
+    for a, b in directions:
+        q, k = F.normalize(online(a), dim=1), F.normalize(momentum(b), dim=1).detach()
+        own = rings.repeat_interleave(4 // groups, dim=0)
+        scores = torch.cat([(q * k).sum(1, keepdim=True), torch.einsum("nd,nkd->nk", q, own)], dim=1) / 0.1
+        loss = loss + F.cross_entropy(scores, torch.zeros(4, dtype=torch.long))
+        hits.append(scores.argmax(dim=1) == 0)
+        keys.insert(0, k)
+    loss.backward()
+    near = {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(lesson.loss, loss.detach(), **near)
+    torch.testing.assert_close(lesson.top1, 100 * torch.cat(hits).double().mean(), **near)
+    torch.testing.assert_close(lesson.smashed_gradient, query.grad, **near)
+    torch.testing.assert_close(lesson.gradient, torch.cat([p.grad.flatten() for p in online.parameters()]), **near)
+    torch.testing.assert_close(torch.stack(lesson.keys), torch.stack(keys), **near)
 
 
 @pytest.mark.parametrize("head", ["mlp", "large-mlp"])
@@ -81,7 +95,7 @@ def test_directions_do_not_mix(head):
     query, key, other = torch.randn(3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     results = []
     for second in (key, other):
-        model, state, _ = small(head)
-        _, keys = server.project(model, state, torch.cat([query, second]), symmetric=True)
-        results.append(keys[1])  # of the query activations
+        model, state, queue = small(head)
+        lesson = server.contrast(model, state, torch.cat([query, second]), queue, 0.1, symmetric=True, block=3)
+        results.append(lesson.keys[0])  # of the query activations
     torch.testing.assert_close(results[0], results[1])

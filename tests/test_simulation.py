@@ -10,7 +10,7 @@ from conftest import TINY, flags
 
 import run
 from simsfl import RunConfig, Simulation, plan, step, tuning
-from simsfl.cost import client_cost
+from simsfl.cost import client_flops
 from simsfl.data import make_dataset
 from simsfl.kernels import CHOICES
 from simsfl.metrics import EvaluationRecord, RoundRecord, StepRecord, read_records, to_dict
@@ -294,9 +294,10 @@ def test_flops_of_a_single_convolution_by_hand():
     model = split_model(
         "resnet18", width=8, cut_layer=1, image_size=16, head="mlp", key_dim=8, generator=torch.Generator()
     )
-    cost = client_cost(model, batch_size=3, image_size=16, precision=torch.float32, align_momentum=False)
     forward = 2 * 3 * (8 * 16 * 16) * (3 * 3 * 3)
-    assert cost.step_flops == 3 * forward  # two forward passes, and the weights' gradient
+    assert (
+        client_flops(model, batch_size=3, image_size=16) == 3 * forward
+    )  # two forward passes, and the weights' gradient
 
 
 def test_scatter_after_gather_changes_nothing_for_others(config, dataset):

@@ -95,8 +95,8 @@ def split_model(
     with torch.device("meta"):
         layers, features = ARCHITECTURES[arch](width, image_size)
         network = nn.ModuleList([*layers, HEADS[head](features, key_dim)])
-        client = nn.Sequential(*layers[:cut_layer])
-        smashed = client(torch.empty(1, 3, image_size, image_size))
     initialise_(network.to_empty(device="cpu"), generator)
-    server = Server(layers[cut_layer:], network[-1])
+    client, server = nn.Sequential(*layers[:cut_layer]), Server(layers[cut_layer:], network[-1])
+    with torch.no_grad():
+        smashed = client(torch.zeros(1, 3, image_size, image_size))
     return SplitModel(FlatModule(client), FlatModule(server), tuple(smashed.shape[1:]))

@@ -30,7 +30,8 @@ class FlatModule:
         flats = [parameter.detach().flatten() for parameter in parameters.values()]
         self.initial = torch.cat(flats) if flats else torch.empty(0)
         self.initial_buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        self.template = copy.deepcopy(module).to("meta").train()
+        shapes_only = {id(p): nn.Parameter(p.detach().to("meta")) for p in module.parameters()}
+        self.template = copy.deepcopy(module, shapes_only).to("meta").train()
 
     @property
     def size(self) -> int:

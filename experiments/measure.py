@@ -1,0 +1,233 @@
+"""What ``bench.py`` runs in processes of their own: each prints one JSON object a line.
+
+``engine``: one training step for each line on stdin, so that engines can take turns. ``scale``: a few steps with so
+many clients. ``start``: how long it takes to the first step.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+BEGIN = time.perf_counter()
+
+import numpy as np  # noqa: E402  (imports are part of what is measured)
+import torch  # noqa: E402
+
+TORCH = time.perf_counter()
+
+from simsfl import RunConfig, Simulation  # noqa: E402
+from simsfl.cost import client_flops  # noqa: E402
+from simsfl.data import Dataset, make_dataset  # noqa: E402
+from simsfl.data.load import load_dataset  # noqa: E402
+from simsfl.data.shapes import shapes  # noqa: E402
+
+SECONDS_OF_PRODUCTS = 1.0
+"""Spent on finding the peak of matrix products."""
+
+
+def engine(name: str, config: RunConfig) -> None:
+    """Train a step whenever asked to; report the seconds of each phase."""
+    engine, _, precision = name.partition("+")
+    torch.set_grad_enabled(True)
+    config = replace(config, engine="vmap" if engine == "loop" else engine, precision=precision or "fp32")
+    simulation = Simulation(replace(config, rounds=config.rounds or 10**6), dataset_of(config))
+    step = published_step(simulation) if engine == "loop" else simulated_step(simulation)
+    emit(
+        {
+            "chunk": simulation.hyper.chunk,
+            "step_flops": step_flops(simulation),
+            "choices": simulation.choices,
+            "start_bytes": peak_bytes(simulation.device),
+        }
+    )
+    before: dict[str, float] = {}
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        loss = step()
+        synchronise(simulation.device)
+        seconds = time.perf_counter() - begin
+        phases = simulation.clock.seconds()
+        emit(
+            {
+                "step": seconds,
+                "loss": loss,
+                "phases": {phase: phases[phase] - before.get(phase, 0.0) for phase in phases},
+                "peak_bytes": peak_bytes(simulation.device),
+            }
+        )
+        before = phases
+
+
+def simulated_step(simulation: Simulation):
+    """The next step of a simulation, of whatever round; gives its loss."""
+
+    def records():
+        while True:
+            yield from simulation.round()
+
+    steps = records()
+    return lambda: next(steps).loss
+
+
+def published_step(simulation: Simulation):
+    """A step of the published way of working, on clients and images of its own."""
+    from published import Published  # noqa: PLC0415  (imports torchvision)
+
+    config, images = simulation.config, simulation.dataset.train
+    published = Published(config, simulation.model, images)
+    rng = np.random.default_rng(0)
+
+    def step() -> float:
+        indices = torch.from_numpy(rng.integers(0, len(images), (config.cohort, config.batch_size)))
+        loss = published.step(indices, simulation.clock)
+        gc.collect()  # as it does after every step
+        return loss
+
+    return step
+
+
+def step_flops(simulation: Simulation) -> dict[str, int]:
+    """Floating-point operations of a step, two per multiply-add, of the cohort and of the server."""
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
+
+    config, model = simulation.config, simulation.model
+    rows = config.cohort * config.batch_size * (2 if config.symmetric else 1)
+    with FlopCounterMode(display=False) as counter:
+        smashed = torch.empty(1, *model.smashed_shape, device="meta", requires_grad=True)
+        model.server.template.eval()(smashed).sum().backward()
+        model.server.template.train()
+    once = counter.get_total_flops()  # forward, and twice as much backward
+    own = client_flops(model, batch_size=config.batch_size, image_size=config.image_size)
+    return {"clients": config.cohort * own, "server": rows * (once + once // 3)}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product, the best of several."""
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < SECONDS_OF_PRODUCTS:
+        start = time.perf_counter()
+        a @ b
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_copies(device: torch.device) -> float:
+    """Bytes per second that a large copy reads and writes, the best of several."""
+    source = torch.zeros(1 << 26, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best
+
+
+def scale(config: RunConfig, steps: int) -> None:
+    """Time single steps with an image per client, and read the memory in use once every client has taken part."""
+    before = resident_bytes()
+    dataset = make_dataset("shapes", "built in", shapes(0, train=config.clients, test=10))
+    data = dataset.train.pixels.nbytes
+    begin = time.perf_counter()
+    simulation = Simulation(replace(config, rounds=steps + 3, partition="iid", batch_size=1), dataset)
+    take_part(simulation)
+    start = time.perf_counter() - begin
+    times = []
+    for _ in simulation.rounds():  # one image per client: each round is one step
+        times.append(time.perf_counter())
+    clients = simulation.state.clients
+    held = [clients.momentum, clients.velocity, clients.participation]
+    kept = sum(t.nbytes for t in held) + simulation.partition.indices.nbytes + simulation.partition.offsets.nbytes
+    emit(
+        {
+            "step_seconds": np.diff(times)[2:].tolist(),
+            "start_seconds": start,
+            "resident_bytes": resident_bytes() - before,
+            "peak_bytes": peak_bytes(simulation.device),
+            "data_bytes": data,
+            "bytes_per_client": kept / config.clients,
+        }
+    )
+
+
+def take_part(simulation: Simulation) -> None:
+    """Give every client a state of its own, as if it had taken part."""
+    clients = simulation.state.clients
+    clients.participation.fill_(1)
+    for rows in torch.arange(config_rows := len(clients.velocity)).split(max(1, config_rows // 100)):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        if len(clients.momentum) > 1:
+            clients.momentum[part] = clients.initial.to(clients.momentum.device, clients.momentum.dtype)
+        clients.velocity[part] = 1e-6
+        clients.storage.release()
+
+
+def start(config: RunConfig) -> None:
+    """Seconds from the start of the process to the end of the first step, beyond importing torch."""
+    simulation = Simulation(config, dataset_of(config))
+    ready = time.perf_counter()
+    next(simulation.round())
+    done = time.perf_counter()
+    emit({"import_torch": TORCH - BEGIN, "ready": ready - TORCH, "first_step": done - ready})
+
+
+def dataset_of(config: RunConfig) -> Dataset:
+    """The images of the configured data set, or as many shapes as there are clients, where they are more."""
+    if config.dataset in ("auto", "cifar10") and config.clients > 50_000:
+        return make_dataset("shapes", "built in", shapes(0, train=config.clients, test=10))
+    return load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that was in use: of the GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def emit(value: dict) -> None:
+    """One line of JSON on stdout."""
+    print(json.dumps(value), flush=True)
+
+
+def main(what: str, fields: str, *rest: str) -> None:
+    """Do one of the above with a config given as JSON."""
+    config = RunConfig.from_dict(json.loads(fields))
+    if what == "engine":
+        engine(rest[0], config)
+    elif what == "scale":
+        scale(config, int(rest[0]))
+    elif what == "start":
+        start(config)
+    else:
+        device = torch.device(rest[0])
+        names = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        emit(
+            {f"{name}_flops": peak_flops(device, dtype) for name, dtype in names.items()}
+            | {"bytes": peak_copies(device)}
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
