@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flags import Parser, add_config_flags, config_values, fail, path
+from flags import Parser, add_config_flags, config_values, fail, path, whole_number
 from presets import named
 
 CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
@@ -42,16 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--scale", action="store_true", help="step time and memory for 1,000 to 1,000,000 clients instead"
     )
     what.add_argument("--start", action="store_true", help="time from the start to the first step instead")
-    what.add_argument("--steps", type=int, default=10, help="steps timed (default: 10)")
-    what.add_argument("--warm-up", type=int, default=2, help="steps before that (default: 2)")
+    what.add_argument("--steps", type=whole_number, default=10, help="steps timed (default: 10)")
+    what.add_argument("--warm-up", type=whole_number, default=2, help="steps before that (default: 2)")
     what.add_argument("--json", type=path, metavar="FILE", help="write the figures here too")
     what.add_argument("--preset", default="paper", help="as in run.py (default: paper)")
     add_config_flags(parser, without=("rounds", "engine", "precision"))
     try:
         arguments = parser.parse(argv)
         fields = replace(named(arguments.preset)[0], **config_values(arguments)).to_dict()
-        if min(arguments.steps, arguments.warm_up) < 1:
-            raise ValueError("steps, warm_up: allowed: 1 or more")
         report = {"machine": machine(), "config": fields}
         if arguments.scale:
             report["scale"] = scale(fields, arguments.steps)
@@ -209,7 +207,8 @@ def engine_table(report: Json, title: str) -> Table:
             ratios = (base / run["seconds"][phase]["median"] for run in results.values())
             table.add_row(f"{phase}, times as fast as loop", *(f"{ratio:.2f}" for ratio in ratios))
     table.add_row("peak memory [MB]", *(f"{run['peak_bytes'] / 1e6:,.0f}" for run in results.values()))
-    rates = {name: sum(run["step_flops"].values()) / run["seconds"]["step"]["median"] for name, run in results.items()}
+    work = sum(report["peaks"]["step_flops"].values())
+    rates = {name: work / run["seconds"]["step"]["median"] for name, run in results.items()}
     table.add_row("GFLOP/s", *(f"{rate / 1e9:,.0f}" for rate in rates.values()))
     peaks = report["peaks"]
     shares = (rate / peaks["bf16_flops" if "bf16" in name else "fp32_flops"] for name, rate in rates.items())

@@ -119,6 +119,13 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def whole_number(text: str) -> int:
+    """The type of flags that count something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is no count; allowed: 1 or more")
+    return int(text)
+
+
 def fail(error: Exception) -> int:
     """Say in one line what was wrong with what the user asked for; the exit code."""
     print_error(str(error))

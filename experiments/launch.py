@@ -57,7 +57,8 @@ def launch(arguments: argparse.Namespace, stop: Stop) -> int:
         raise KeyboardInterrupt
     try:
         finished = session.go(
-            live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
+            live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal),
+            profile=arguments.profile,
         )
     except (NonFiniteLossError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
@@ -209,7 +210,10 @@ def conclude(session: Session) -> None:
         ("metrics.jsonl", "every step, round and evaluation"),
         ("summary.json", "the figures above and more"),
         ("checkpoints", "final state"),
+        ("trace.json", "profile, for chrome://tracing or ui.perfetto.dev"),
     ):
+        if not (path / name).exists():
+            continue
         console.print(f"  {escape(str(path / name))}  [dim]{text}[/]", highlight=False, soft_wrap=True)
     command = shlex.join(["python", str(Path(__file__).with_name("report.py")), str(path)])
     console.print(f"figures: {command}", markup=False, highlight=False, soft_wrap=True)

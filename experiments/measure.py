@@ -22,10 +22,13 @@ import torch  # noqa: E402
 TORCH = time.perf_counter()
 
 from simsfl import RunConfig, Simulation  # noqa: E402
+from simsfl.clock import PhaseClock  # noqa: E402
 from simsfl.cost import client_flops  # noqa: E402
 from simsfl.data import Dataset, make_dataset  # noqa: E402
 from simsfl.data.load import load_dataset  # noqa: E402
 from simsfl.data.shapes import shapes  # noqa: E402
+from simsfl.models import SplitModel, split_model  # noqa: E402
+from simsfl.rules import first_device, resolve  # noqa: E402
 
 SECONDS_OF_PRODUCTS = 1.0
 """Spent on finding the peak of matrix products."""
@@ -34,33 +37,24 @@ SECONDS_OF_PRODUCTS = 1.0
 def engine(name: str, config: RunConfig) -> None:
     """Train a step whenever asked to; report the seconds of each phase."""
     engine, _, precision = name.partition("+")
-    torch.set_grad_enabled(True)
-    config = replace(config, engine="vmap" if engine == "loop" else engine, precision=precision or "fp32")
-    simulation = Simulation(replace(config, rounds=config.rounds or 10**6), dataset_of(config))
-    step = published_step(simulation) if engine == "loop" else simulated_step(simulation)
-    emit(
-        {
-            "chunk": simulation.hyper.chunk,
-            "step_flops": step_flops(simulation),
-            "choices": simulation.choices,
-            "start_bytes": peak_bytes(simulation.device),
-        }
-    )
+    config = replace(config, rounds=10**6, precision=precision or "fp32")
+    if engine == "loop":
+        step, clock, facts = published(config)
+    else:
+        simulation = Simulation(replace(config, engine=engine), dataset_of(config))
+        step, clock = simulated_step(simulation), simulation.clock
+        facts = {"chunk": simulation.hyper.chunk, "choices": simulation.choices}
+    device = torch.device(first_device() if config.device == "auto" else config.device)
+    emit(facts | {"start_bytes": peak_bytes(device)})
     before: dict[str, float] = {}
     for _ in sys.stdin:
         begin = time.perf_counter()
         loss = step()
-        synchronise(simulation.device)
+        synchronise(device)
         seconds = time.perf_counter() - begin
-        phases = simulation.clock.seconds()
-        emit(
-            {
-                "step": seconds,
-                "loss": loss,
-                "phases": {phase: phases[phase] - before.get(phase, 0.0) for phase in phases},
-                "peak_bytes": peak_bytes(simulation.device),
-            }
-        )
+        phases = clock.seconds()
+        spent = {phase: phases[phase] - before.get(phase, 0.0) for phase in phases}
+        emit({"step": seconds, "loss": loss, "phases": spent, "peak_bytes": peak_bytes(device)})
         before = phases
 
 
@@ -75,36 +69,51 @@ def simulated_step(simulation: Simulation):
     return lambda: next(steps).loss
 
 
-def published_step(simulation: Simulation):
-    """A step of the published way of working, on clients and images of its own."""
+def published(config: RunConfig):
+    """A step of the published way of working, its clock, and nothing of interest about it."""
     from published import Published  # noqa: PLC0415  (imports torchvision)
 
-    config, images = simulation.config, simulation.dataset.train
-    published = Published(config, simulation.model, images)
+    config, dataset = resolve(config), dataset_of(config)
+    device = torch.device(config.device)
+    images, clock = dataset.train.to(device), PhaseClock(device)
+    cohort = Published(config, model_of(config, dataset.image_size), images)
     rng = np.random.default_rng(0)
 
     def step() -> float:
         indices = torch.from_numpy(rng.integers(0, len(images), (config.cohort, config.batch_size)))
-        loss = published.step(indices, simulation.clock)
+        loss = cohort.step(indices, clock)
         gc.collect()  # as it does after every step
         return loss
 
-    return step
+    return step, clock, {}
 
 
-def step_flops(simulation: Simulation) -> dict[str, int]:
+def model_of(config: RunConfig, image_size: int) -> SplitModel:
+    """The network of a config."""
+    return split_model(
+        config.arch,
+        width=config.width,
+        cut_layer=config.cut_layer,
+        image_size=image_size,
+        head=config.head,
+        key_dim=config.key_dim,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def flops(config: RunConfig) -> dict[str, int]:
     """Floating-point operations of a step, two per multiply-add, of the cohort and of the server."""
-    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
-
-    config, model = simulation.config, simulation.model
+    config, size = resolve(config), config.image_size or 32
+    model = model_of(config, size)
+    own = client_flops(model, batch_size=config.batch_size, image_size=size)
     rows = config.cohort * config.batch_size * (2 if config.symmetric else 1)
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415  (imports Triton)
+
     with FlopCounterMode(display=False) as counter:
-        smashed = torch.empty(1, *model.smashed_shape, device="meta", requires_grad=True)
-        model.server.template.eval()(smashed).sum().backward()
-        model.server.template.train()
-    once = counter.get_total_flops()  # forward, and twice as much backward
-    own = client_flops(model, batch_size=config.batch_size, image_size=config.image_size)
-    return {"clients": config.cohort * own, "server": rows * (once + once // 3)}
+        smashed = torch.empty(2, *model.smashed_shape, device="meta", requires_grad=True)
+        model.server.template(smashed).sum().backward()
+    both = counter.get_total_flops() // 2  # forward, and twice as much backward
+    return {"clients": config.cohort * own, "server": rows * (both + both // 3)}
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -223,10 +232,8 @@ def main(what: str, fields: str, *rest: str) -> None:
     else:
         device = torch.device(rest[0])
         names = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        emit(
-            {f"{name}_flops": peak_flops(device, dtype) for name, dtype in names.items()}
-            | {"bytes": peak_copies(device)}
-        )
+        peaks = {f"{name}_flops": peak_flops(device, dtype) for name, dtype in names.items()}
+        emit(peaks | {"bytes": peak_copies(device), "step_flops": flops(config)})
 
 
 if __name__ == "__main__":

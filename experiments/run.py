@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from flags import Parser, add_config_flags, fail, one_of, path, print_error
+from flags import Parser, add_config_flags, fail, one_of, path, print_error, whole_number
 from presets import laptop
 from simsfl.signals import Stop
 
@@ -36,6 +36,12 @@ def parser() -> Parser:
         metavar="{" + ",".join(VIEWS) + "}",
         default="auto",
         help="live view; auto: on a terminal (default: auto)",
+    )
+    where.add_argument(
+        "--profile",
+        type=whole_number,
+        metavar="N",
+        help="write trace.json, a Chrome trace of N steps with their phases (chrome://tracing, ui.perfetto.dev)",
     )
     add_config_flags(result, beside={"laptop": laptop()})
     return result

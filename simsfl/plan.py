@@ -19,7 +19,7 @@ class RoundPlan:
     """The draws of one round of S steps, on the device; a step takes row s of each."""
 
     cohort: Tensor
-    """``[C]`` int64 client ids."""
+    """``[C]`` int64 client ids; on the host."""
     indices: Tensor
     """``[S, C, B]`` int64 rows of the training images."""
     views: ViewParameters
@@ -58,10 +58,15 @@ def plan_round(
         draws = numpy_generator(seed, Purpose.VIEWS, round_index, client)
         uniforms[:, :, position] = draws.random((steps, 2, batch_size, UNIFORMS))
     return RoundPlan(
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(indices).to(device),
-        sample(uniforms, recipe, image_size, crop_scale).map(lambda t: t.to(device)),
+        torch.from_numpy(ids),
+        send(torch.from_numpy(indices), device),
+        sample(uniforms, recipe, image_size, crop_scale).map(lambda t: send(t, device)),
     )
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, without waiting for it to get there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def passes(rng: np.random.Generator, images: np.ndarray, count: int) -> np.ndarray:

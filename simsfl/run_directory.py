@@ -38,6 +38,7 @@ class RunDirectory:
         self.live = self.path / "live.json"
         self.summary = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
+        self.trace = self.path / "trace.json"
         self.report = self.path / "report.md"
         self.figures = self.path / "figures"
 
@@ -150,6 +151,7 @@ class RunDirectory:
             self.live,
             self.summary,
             self.checkpoints,
+            self.trace,
             self.report,
             self.figures,
         ]

@@ -120,7 +120,8 @@ def embed(
     model: FlatModule, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], smashed_nchw: Tensor
 ) -> Tensor:
     """Unit keys or queries ``[n, D]``."""
-    with accelerated(None):  # for one model PyTorch's own operators are the best there are
+    on_cpu = smashed_nchw.device.type == "cpu"
+    with accelerated(None) if on_cpu else nullcontext():  # there PyTorch's own operators are the best for one model
         rows_nD = functional_call(model.template, {**parameters, **buffers}, (smashed_nchw,))
     return F.normalize(rows_nD.to(next(iter(parameters.values())).dtype), dim=1)
 

@@ -7,10 +7,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from simsfl.cost import client_flops
@@ -63,8 +64,12 @@ class Session:
         self.view: LiveView | PlainView | None = None
         self.shown = 0.0
 
-    def go(self, *, live: bool) -> bool:
+    def go(self, *, live: bool, profile: int | None = None) -> bool:
         """Train to the end (True) or until the user stops it (False), and write everything down.
+
+        Args:
+            live: show the live view, rather than plain lines.
+            profile: write a Chrome trace of so many steps.
 
         Raises:
             NonFiniteLossError: training diverged.
@@ -74,7 +79,11 @@ class Session:
         self.simulation.watch = self._watch
         ending = "failed"
         try:
-            with self.log, kind(self.simulation.config.to_dict(), self.history, self.console) as self.view:
+            with (
+                self.log,
+                self._profiling(profile) if profile else nullcontext(),
+                kind(self.simulation.config.to_dict(), self.history, self.console) as self.view,
+            ):
                 finished = self._train()
                 ending = "finished" if finished else "stopped"
                 self._show(ending)
@@ -117,6 +126,18 @@ class Session:
                 simulation.model, batch_size=config.batch_size, image_size=config.image_size
             ),
         }
+
+    @contextmanager
+    def _profiling(self, steps: int) -> Iterator[None]:
+        """Write a trace of `steps` steps, after three to warm up."""
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
+        with torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=1, warmup=2, active=steps, repeat=1),
+            on_trace_ready=lambda profile: profile.export_chrome_trace(str(self.directory.trace)),
+        ) as profile:
+            self.simulation.after_step = profile.step
+            yield
+        self.simulation.after_step = lambda: None
 
     def _train(self) -> bool:
         """Train, showing it, until the end (True) or until the user stops it (False).

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from simsfl import checkpoint, evaluate, reference, schedule, step
 from simsfl.allocator import keep_memory
+from simsfl.capture import CapturedStep
 from simsfl.clock import PhaseClock
 from simsfl.config import RunConfig
 from simsfl.cost import client_cost
@@ -79,6 +80,7 @@ class Simulation:
         choices: versions of operators in use, by shape.
         passed_over: a line on each damaged checkpoint that was not used in loading.
         recent: seconds per step of the latest steps.
+        after_step: called after each step, by those who profile.
         watch: what the long loops of evaluations go through, for those who want to see how far they are.
 
     Raises:
@@ -156,7 +158,8 @@ class Simulation:
         if self.device.type == "cpu":
             keep_memory()  # from now on: what was needed to set up goes back to the system
         engine, _, version = config.engine.partition(":")
-        self.train_step = TRAIN_STEPS[engine]
+        captured = engine == "fused" and self.device.type == "cuda"
+        self.train_step = CapturedStep() if captured else TRAIN_STEPS[engine]
         self.version = (version or "fastest") if engine == "fused" else None
         self.choices: dict[str, str] = {}
         if engine != "loop":
@@ -189,6 +192,7 @@ class Simulation:
         self.passed_over: list[str] = []
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)
+        self.after_step: Callable[[], None] = lambda: None
         self.watch: evaluate.Watch = evaluate.unwatched
 
     def train(self) -> Iterator[Record]:
@@ -244,8 +248,10 @@ class Simulation:
         with self.clock("sync"):
             if self.step_index == 0:
                 gather_(state, plan.cohort)
-            own_steps = state.clients.rounds_of(plan.cohort).to(self.device) * self.steps
-        server_lr = torch.tensor(self.server_lr(self.round_index), device=self.device, dtype=self.step_metrics.dtype)
+            rows = plan.cohort if state.clients.storage.kind != "device" else state.cohort.ids
+            own_steps = state.clients.participation[rows].to(self.device) * self.steps
+        rate, dtype = self.server_lr(self.round_index), self.step_metrics.dtype
+        server_lr = torch.full((), rate, device=self.device, dtype=dtype)
         recorded = self.step_index
         while self.step_index < self.steps:
             s = self.step_index
@@ -254,7 +260,7 @@ class Simulation:
                 indices=plan.indices[s],
                 views=plan.views.map(lambda t, s=s: t[s]),
                 server_lr=server_lr,
-                client_lr=self.client_lr(own_steps + s).to(server_lr.dtype)[:, None],
+                client_lr=self.client_lr(own_steps + s).to(dtype)[:, None],
             )
             with accelerated(self.version):
                 loss, top1 = self.train_step(self.model, state, batch, self.hyper, self.clock)
@@ -265,6 +271,7 @@ class Simulation:
                     average_(state.cohort, align_momentum=config.align_momentum)
                 if self.step_index == self.steps:
                     scatter_(state)
+            self.after_step()
             now = time.perf_counter()
             if self.device.type == "cpu" or now - flushed > FLUSH_SECONDS or self.step_index == self.steps:
                 records = self._step_records(recorded)

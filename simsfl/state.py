@@ -36,10 +36,6 @@ class Clients:
     """``[M]`` int64, rounds that each client has completed. Like the two stacks in `simsfl.storage`."""
     storage: Storage
 
-    def rounds_of(self, ids: Tensor) -> Tensor:
-        """``[C]`` rounds that the clients `ids` ``[C]`` have completed."""
-        return self.participation[ids.to(self.participation.device)]
-
     def participants(self) -> Tensor:
         """Ids ``[A]`` of the clients that have taken part."""
         return self.participation.nonzero().flatten()
@@ -160,6 +156,8 @@ def initial_state(
 ) -> State:
     """Allocate the state of a run: all models equal, velocities zero, the queue random unit keys.
 
+    The server's initial parameters, which may be most of a run's memory, are taken over from the model.
+
     Args:
         queue_length: K; divided evenly among the clients where `feature_sharing` is off.
         generator: a CPU generator, so that the queue does not depend on the device.
@@ -167,7 +165,7 @@ def initial_state(
     """
     storage = storage or Storage("device", device, dtype)
     to = {"device": device, "dtype": dtype}
-    client, server = model.client.initial.to(**to), model.server.initial.to(**to)
+    client, server = model.client.initial.to(**to), model.server.take_initial().to(**to)
     groups = 1 if feature_sharing else clients
     keys = torch.randn(groups, queue_length // groups, key_dim, generator=generator).to(**to)
     queues = KeyQueue(F.normalize(keys, dim=2), torch.zeros(groups, dtype=torch.long, device=device))
@@ -199,7 +197,7 @@ def initial_state(
         ),
         server=ServerState(
             online=server.clone(),
-            momentum=server.clone(),
+            momentum=server,
             velocity=torch.zeros_like(server),
             online_buffers=own_buffers(),
             momentum_buffers=own_buffers(),
@@ -211,13 +209,13 @@ def initial_state(
 
 @torch.no_grad()
 def gather_(state: State, ids: Tensor) -> None:
-    """Bring the clients `ids` ``[C]`` into the cohort, in that order."""
+    """Bring the clients `ids` ``[C]`` (on the host) into the cohort, in that order."""
     clients, cohort = state.clients, state.cohort
-    rows = ids.to(clients.storage.device)
-    cohort.ids.copy_(ids)
+    cohort.ids.copy_(ids, non_blocking=True)
+    rows = cohort.ids if clients.storage.kind == "device" else ids
     cohort.online.copy_(clients.online.expand_as(cohort.online))
     if len(clients.momentum) > 1:
-        new = (clients.rounds_of(ids) == 0).to(cohort.momentum.device)
+        new = (clients.participation[rows] == 0).to(cohort.momentum.device)
         cohort.momentum.copy_(clients.momentum[rows])
         cohort.momentum.copy_(torch.where(new[:, None], clients.initial, cohort.momentum))
     else:

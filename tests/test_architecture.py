@@ -18,7 +18,7 @@ LAYERS = [
     {"plan", "clients", "server", "sync"},
     {"step"},
     {"reference"},
-    {"tuning"},
+    {"tuning", "capture"},
     {"evaluate", "cost", "checkpoint", "metrics"},
     {"run_directory"},
     {"simulation", "dashboard"},

@@ -23,7 +23,7 @@ class Oracle:
         self.s, self.c = simulation, simulation.config
         client = simulation.model.client.module(simulation.model.client.initial.double())
         buffers = {k: v.clone() for k, v in simulation.model.server.initial_buffers.items()}
-        self.server = simulation.model.server.module(simulation.model.server.initial.double(), buffers).double()
+        self.server = simulation.model.server.module(simulation.state.server.online.clone(), buffers).double()
         self.server_momentum = copy.deepcopy(self.server)
         self.optimizer = self.sgd(self.server)
         self.average = client

@@ -19,7 +19,8 @@ class FlatModule:
 
     Attributes:
         template: the module on the meta device, in training mode.
-        initial: ``[P]`` the parameters it had when wrapped.
+        initial: ``[P]`` the parameters it had when wrapped; None once they are taken.
+        size: P, the number of parameters.
         initial_buffers: its buffers by name (running statistics, where there are any).
         shapes: the shape of each parameter by name, in flat order.
     """
@@ -29,14 +30,15 @@ class FlatModule:
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         flats = [parameter.detach().flatten() for parameter in parameters.values()]
         self.initial = torch.cat(flats) if flats else torch.empty(0)
+        self.size = self.initial.numel()
         self.initial_buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         shapes_only = {id(p): nn.Parameter(p.detach().to("meta")) for p in module.parameters()}
         self.template = copy.deepcopy(module, shapes_only).to("meta").train()
 
-    @property
-    def size(self) -> int:
-        """P, the number of parameters."""
-        return self.initial.numel()
+    def take_initial(self) -> Tensor:
+        """The initial parameters ``[P]``, to do with as one likes: they are held here no longer."""
+        initial, self.initial = self.initial, None
+        return initial
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """Views into ``flat [..., P]`` by parameter name, each ``[..., *shape]``.
