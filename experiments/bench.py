@@ -11,7 +11,9 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
@@ -27,16 +29,18 @@ from presets import named
 CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
 ENGINES = ("loop", "vmap", "fused", "fused+bf16")
 CLIENT_PHASES = ("data", "client forward", "client backward")
+REST = 0.5
+"""Seconds between turns: threads wait for more work by spinning for a while, which would slow the next engine down."""
 PAPER_STEPS = 100_000
 """Of 200 epochs with 1,000 clients of 50 images, 100 at a time."""
 
 Json = dict[str, Any]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print tables, write JSON; the exit code."""
-    parser = Parser(prog="bench.py", description=__doc__.splitlines()[0])
-    what = parser.add_argument_group("what to measure")
+def parser() -> Parser:
+    """All flags of this program."""
+    result = Parser(prog="bench.py", description=__doc__.splitlines()[0])
+    what = result.add_argument_group("what to measure")
     what.add_argument("--engines", default=",".join(ENGINES), help=f"by comma (default: {','.join(ENGINES)})")
     what.add_argument(
         "--scale", action="store_true", help="step time and memory for 1,000 to 1,000,000 clients instead"
@@ -46,9 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--warm-up", type=whole_number, default=2, help="steps before that (default: 2)")
     what.add_argument("--json", type=path, metavar="FILE", help="write the figures here too")
     what.add_argument("--preset", default="paper", help="as in run.py (default: paper)")
-    add_config_flags(parser, without=("rounds", "engine", "precision"))
+    add_config_flags(result, without=("rounds", "engine", "precision"))
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print tables, write JSON; the exit code."""
     try:
-        arguments = parser.parse(argv)
+        arguments = parser().parse(argv)
         fields = replace(named(arguments.preset)[0], **config_values(arguments)).to_dict()
         report = {"machine": machine(), "config": fields}
         if arguments.scale:
@@ -71,19 +80,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def engines(fields: Json, names: Sequence[str], steps: int, warm_up: int) -> Json:
     """Median and quartiles of each phase by engine, the engines taking turns."""
-    workers = {name: process("engine", fields, name) for name in names}
-    try:
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(process("engine", fields, name)) for name in names}
+        for worker in workers.values():
+            stack.callback(worker.kill)
         facts = {name: answer(worker) for name, worker in workers.items()}
         measured: dict[str, list[Json]] = {name: [] for name in names}
         for turn in progress(range(warm_up + steps), "steps"):
             for name, worker in workers.items():
+                time.sleep(REST)
                 print("step", file=worker.stdin, flush=True)
                 result = answer(worker)
                 if turn >= warm_up:
                     measured[name].append(result)
-    finally:
-        for worker in workers.values():
-            worker.kill()
     results = {}
     for name, runs in measured.items():
         times = {"step": [run["step"] for run in runs]}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import bench
 import run
 
 ROOT = Path(__file__).parent.parent
@@ -78,5 +79,6 @@ def test_the_readmes_python_example_runs(tmp_path, monkeypatch):
 
 def test_the_readmes_flags_exist():
     text = (ROOT / "README.md").read_text()
-    known = {option for action in run.parser()._actions for option in action.option_strings}
+    parsers = (run.parser(), bench.parser())
+    known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known

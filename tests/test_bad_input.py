@@ -118,6 +118,8 @@ CASES = {
     "dataset": (["--dataset", "cifar11"], ["dataset", "'cifar11'", "did you mean cifar10"]),
     "arch": (["--arch", "resnet19"], ["arch", "'resnet19'", "did you mean resnet18"]),
     "engine": (["--engine", "vamp"], ["engine", "'vamp'", "did you mean vmap"]),
+    "profile": (["--profile", "0"], ["profile: '0'", "1 or more"]),
+    "client-state": (["--client-state", "hots"], ["client_state", "did you mean host"]),
     "precision": (["--precision", "fp16"], ["precision", "'fp16'", "bf16"]),
     "bf16 on tiny images": (["--precision", "bf16"], ["precision: bf16", "8x8", "16"]),
     "partition": (["--partition", "dirichlett"], ["partition", "did you mean dirichlet"]),
@@ -228,6 +230,13 @@ def test_a_wrong_input_is_named_and_leaves_no_trace(argv, words, tmp_path, capfd
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_triton_without_cuda(tmp_path, capfd):
+    argv = ["--engine", "fused:triton", "--out", str(tmp_path / "out")]
+    assert_refused(run.main, argv, ["engine: fused:triton", "CUDA", "allowed: fused"], capfd)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_cuda_without_cuda(device, tmp_path, capfd):
     assert_refused(run.main, [*base(tmp_path), "--device", device], [f"device: {device}", "no CUDA", "cpu"], capfd)
@@ -286,4 +295,4 @@ def test_other_programs_on_what_is_no_run(program, tmp_path, capfd):
 
 
 def test_bench_with_what_it_sets_itself(capfd):
-    assert_refused(bench.main, ["--clients", "5"], ["--clients"], capfd)
+    assert_refused(bench.main, ["--rounds", "5"], ["--rounds"], capfd)

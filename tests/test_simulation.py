@@ -219,6 +219,44 @@ def test_run_directory(npz, tmp_path, capfd):
     assert (again / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
 
 
+def test_a_profile_names_the_phases(npz, tmp_path, capfd):
+    out = tmp_path / "out"
+    argv = [*flags(dataset=npz, out=out, **TINY), "--dashboard", "off", "--profile", "4"]
+    assert run.main(argv) == 0
+    names = [event.get("name") for event in json.loads((out / "trace.json").read_text())["traceEvents"]]
+    assert [names.count(phase) for phase in ("client forward", "server", "client backward")] == [4] * 3
+    assert names.count("data") >= 4  # and the planning of a round
+    assert "trace.json" in capfd.readouterr().out
+
+
+def test_the_phases_explain_the_time(config, dataset):
+    simulation = Simulation(config, dataset)
+    list(simulation.rounds())
+    assert sum(simulation.clock.seconds().values()) > 0.9 * simulation.seconds  # 95 % where steps take longer
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("feature_sharing", [True, False])
+def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, feature_sharing):
+    config = replace(config, device="cuda", engine="fused", feature_sharing=feature_sharing, rounds=2, lr=0.005)
+    eager, captured = Simulation(config, dataset), Simulation(config, dataset)
+    eager.train_step = step.train_step
+    list(eager.rounds())
+    next(captured.rounds())  # records
+    assert captured.train_step.graph is not None
+    steps = captured.round()
+    next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = captured.train_step.batch
+        captured.train_step(captured.model, captured.state, batch, captured.hyper, step.untimed)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    replayed, _ = trained(config, dataset)
+    assert_moved_alike(eager, replayed, Simulation(config, dataset), 0.02)
+
+
 def test_save_and_load_in_python(config, dataset, tmp_path):
     simulation = Simulation(config, dataset)
     steps = simulation.round()

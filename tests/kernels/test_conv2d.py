@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from agreement import DEVICE, NATIVE_TRITON, TRITON, assert_agree, normal, run_interpreted
 from torch.func import vmap
 
+from agreement import DEVICE, NATIVE_TRITON, TRITON, assert_agree, normal, run_interpreted
 from simsfl.kernels import CHOICES, accelerated, choosing, conv2d
 
 SHAPES = {

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from agreement import TRITON, assert_agree, normal, run_interpreted
 from torch.func import vmap
 
+from agreement import TRITON, assert_agree, normal, run_interpreted
 from simsfl.kernels import accelerated, group_norm
 
 SHAPES = {

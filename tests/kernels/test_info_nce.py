@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from agreement import assert_agree
 
+from agreement import assert_agree
 from simsfl.kernels import accelerated, info_nce
 from simsfl.kernels.info_nce import reference
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from agreement import DEVICE, TOLERANCES, TRITON, normal, run_interpreted
 
+from agreement import DEVICE, TOLERANCES, TRITON, normal, run_interpreted
 from simsfl.kernels import accelerated, ema_, sgd_
 
 

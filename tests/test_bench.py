@@ -1,0 +1,43 @@
+"""The benchmark runs, and the stacked clients are faster than a loop over them, by a wide margin."""
+
+import json
+
+from conftest import TINY, flags
+
+import bench
+
+SMALL = {name: value for name, value in TINY.items() if name not in ("rounds", "engine")}
+
+
+def test_engines_take_turns_and_fused_is_faster_than_the_loop(npz, tmp_path, capsys):
+    wide = SMALL | {"clients": 40, "cohort": 40, "batch_size": 1, "syncs_per_round": 1}
+    report = tmp_path / "bench.json"
+    argv = [*flags(dataset=npz, json=report, **wide), "--steps", "5", "--engines", "loop,vmap,fused"]
+    assert bench.main(argv) == 0
+    results = json.loads(report.read_text())
+    assert list(results["engines"]) == ["loop", "vmap", "fused"]
+    seconds = {name: run["seconds"]["client phase"] for name, run in results["engines"].items()}
+    for spread in seconds.values():
+        assert 0 < spread["q1"] <= spread["median"] <= spread["q3"]
+    assert seconds["loop"]["median"] > 3 * seconds["fused"]["median"]
+    assert results["peaks"]["step_flops"]["server"] > 0
+    assert results["machine"]["torch"]
+    table = capsys.readouterr().out
+    for word in ("client backward", "times as fast", "fused"):
+        assert word in table
+
+
+def test_scale_and_start(monkeypatch, tmp_path, npz):
+    monkeypatch.setattr(bench, "CLIENTS", (20, 50))
+    report = tmp_path / "bench.json"
+    small = {name: value for name, value in SMALL.items() if name != "batch_size"}
+    assert bench.main([*flags(json=report, **small | {"cohort": 4}), "--scale", "--steps", "2"]) == 0
+    scale = json.loads(report.read_text())["scale"]
+    assert list(scale) == ["20", "50"]
+    assert scale["20"]["bytes_per_client"] > 0
+
+
+def test_a_worker_that_fails_is_one_line(capfd):
+    assert bench.main(["--engines", "fused,vampp", "--dataset", "shapes", "--steps", "1"]) == 2
+    error = capfd.readouterr().err
+    assert "vampp" in error.splitlines()[-1]

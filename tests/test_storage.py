@@ -1,0 +1,63 @@
+"""Where idle clients' state lies changes nothing but memory."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from simsfl import Simulation
+from simsfl.files import cache_directory
+from simsfl.storage import Storage
+
+
+@pytest.mark.parametrize("kind", ["host", "mmap"])
+@pytest.mark.parametrize("align", [False, True])
+def test_every_place_gives_the_same_bits(kind, align, config, dataset):
+    config = replace(config, align_momentum=align, feature_sharing=align)
+    here, there = Simulation(config, dataset), Simulation(replace(config, client_state=kind), dataset)
+    assert list(here.train()) == list(there.train())
+    tensors = there.state.tensors()
+    for name, tensor in here.state.tensors().items():
+        assert torch.equal(tensor, tensors[name]), name
+
+
+def test_bf16_rounds_what_is_put_away(config, dataset):
+    simulation = Simulation(replace(config, client_state_dtype="bf16", cohort=8, rounds=1), dataset)
+    list(simulation.rounds())
+    clients, cohort = simulation.state.clients, simulation.state.cohort
+    assert clients.momentum.dtype == clients.velocity.dtype == torch.bfloat16
+    assert torch.equal(clients.momentum[cohort.ids], cohort.momentum.bfloat16())
+    assert clients.online.dtype == torch.float32
+
+
+def test_a_checkpoint_holds_rows_of_participants_alone_and_brings_them_back(config, dataset, tmp_path):
+    config = replace(config, client_state="mmap")
+    simulation = Simulation(config, dataset)
+    rounds = simulation.rounds()
+    next(rounds)
+    simulation.save(tmp_path / "run")
+    entry = json.loads((tmp_path / "run" / "checkpoints" / "manifest.json").read_text())["checkpoints"][0]
+    with safe_open(tmp_path / "run" / "checkpoints" / entry["file"], "pt") as file:
+        shape = [config.cohort, simulation.model.client.size]
+        assert file.get_slice("clients.momentum").get_shape() == shape
+        assert file.get_slice("clients.velocity").get_shape() == shape
+    loaded = Simulation.load(tmp_path / "run", dataset)
+    took_part = simulation.state.clients.participants()
+    for name in ("momentum", "velocity"):
+        ours, theirs = (getattr(s.state.clients, name) for s in (simulation, loaded))
+        assert torch.equal(ours, theirs)
+        assert (theirs != 0).any(dim=1).nonzero().flatten().tolist() == took_part.tolist()
+    assert [r.loss for r in loaded.rounds()] == [r.loss for r in rounds]
+
+
+def test_the_file_has_no_name_and_its_pages_come_back():
+    storage = Storage("mmap", torch.device("cpu"), torch.float32)
+    stack = storage.zeros(1000, 300)
+    assert list(cache_directory().iterdir()) == []
+    stack[7] = 3.0
+    storage.release()
+    assert (stack[7] == 3.0).all()
+    assert (stack[8] == 0.0).all()
+    assert storage.zeros(3, 0).shape == (3, 0)

@@ -1,0 +1,82 @@
+"""Choices made by measuring: kept, abided by, ignored where they are another machine's."""
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from simsfl import Simulation, tuning
+from simsfl.files import cache_directory
+from simsfl.kernels import CHOICES
+from simsfl.run_directory import RunDirectory
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch):
+    """Nothing is known from elsewhere, and measuring is quick."""
+    monkeypatch.setattr(tuning, "SECONDS", 1e-9)
+    monkeypatch.setattr(tuning, "CHUNKS", (2, 1))
+    before = dict(CHOICES)
+    CHOICES.clear()
+    yield
+    CHOICES.clear()
+    CHOICES.update(before)
+
+
+def kept():
+    return json.loads((cache_directory() / "choices.json").read_text())
+
+
+def test_choices_are_kept_for_the_next_process(config, dataset):
+    first = Simulation(replace(config, engine="fused"), dataset)
+    assert {key.split()[0] for key in first.choices} == {"conv2d", "conv2d_backward", "chunk"}
+    assert kept() == {tuning.where(): first.choices}
+    (chunk,) = (key for key in first.choices if key.startswith("chunk"))
+    other = dict.fromkeys(first.choices, "grouped") | {chunk: "1" if first.hyper.chunk == 2 else "2"}
+    tuning.write_choices(other)
+    CHOICES.clear()
+    second = Simulation(replace(config, engine="fused"), dataset)
+    assert second.choices.items() <= other.items()
+    assert str(second.hyper.chunk) == other[chunk]
+
+
+def test_those_of_another_version_or_machine_are_ignored_and_left(config, dataset, monkeypatch):
+    Simulation(replace(config, engine="fused"), dataset)
+    ours = kept()
+    CHOICES.clear()
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    Simulation(replace(config, engine="fused"), dataset)
+    assert len(kept()) == 2
+    assert ours.items() <= kept().items()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": {"b": 1}}', "\x00"])
+def test_a_damaged_file_is_made_anew_with_a_warning(content, config, dataset, caplog):
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    (cache_directory() / "choices.json").write_text(content)
+    with caplog.at_level(logging.WARNING):
+        simulation = Simulation(replace(config, engine="fused"), dataset)
+    assert "choices.json is damaged" in caplog.text
+    assert kept() == {tuning.where(): simulation.choices}
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(config, dataset, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SIMSFL_CACHE", str(tmp_path / "file" / "cache"))
+    assert Simulation(replace(config, engine="fused"), dataset).choices
+
+
+def test_a_resumed_run_abides_by_its_own(config, dataset, tmp_path):
+    simulation = Simulation(replace(config, engine="fused"), dataset)
+    simulation.save(tmp_path / "run")
+    path = RunDirectory(tmp_path / "run").config
+    content = json.loads(path.read_text())
+    assert content["choices"] == simulation.choices
+    content["choices"] = {key: "unfold" if key.startswith("conv2d") else "1" for key in content["choices"]}
+    path.write_text(json.dumps(content))
+    resumed = Simulation.load(tmp_path / "run", dataset)
+    assert resumed.choices.items() <= content["choices"].items()
+    assert "unfold" in resumed.choices.values()
+    assert resumed.hyper.chunk == 1
