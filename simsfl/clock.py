@@ -10,8 +10,10 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import record_function
 
-PHASES = ("data", "client forward", "server", "client backward", "step", "sync", "evaluation")
-"""In the order of a round. "step" is one that is replayed as a whole, whose own phases cannot be told apart."""
+PHASES = ("data", "client forward", "server", "client backward", "sync", "evaluation")
+"""In the order of a round."""
+REPLAYED = ("data", "step", "sync", "evaluation")
+"""The same where steps are replayed as a whole, and their own phases cannot be told apart."""
 
 
 class PhaseClock:
@@ -52,6 +54,7 @@ class PhaseClock:
         self._pending.clear()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds so far by phase, in the order of `PHASES`."""
+        """Seconds so far by phase, in the order of a round."""
         self.drain()
-        return {phase: self._seconds[phase] for phase in PHASES if phase in self._seconds}
+        phases = REPLAYED if "step" in self._seconds else PHASES
+        return {phase: self._seconds[phase] for phase in phases if phase in self._seconds}

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from simsfl.clock import PHASES
+from simsfl.clock import PHASES, REPLAYED
 from simsfl.metrics import History, Status
 
 REFRESH_SECONDS = 1.0
@@ -207,7 +207,8 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
 def phases(seconds: Mapping[str, float]) -> Panel:
     """Share of the time that each phase took."""
     total = sum(seconds.values()) or 1.0
-    rows = [(name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in PHASES]
+    names = REPLAYED if "step" in seconds else PHASES
+    rows = [(name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in names]
     return bars("time per phase", rows)
 
 

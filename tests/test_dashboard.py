@@ -89,6 +89,14 @@ def test_it_fits_the_terminal(width, height):
     assert "37.0 GB up" in text
 
 
+def test_replayed_steps_are_one_phase():
+    status = replace(STATUS, phase_seconds={"data": 1.0, "step": 9.0, "sync": 0.0})
+    text = "\n".join(drawn(120, 40, CONFIG, history(), status))
+    assert "step " in text
+    assert "90 %" in text
+    assert "client forward" not in text
+
+
 def test_it_draws_before_anything_is_known():
     empty = replace(
         STATUS,
