@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             report["start"] = start(fields)
         else:
             report["engines"] = engines(fields, arguments.engines.split(","), arguments.steps, arguments.warm_up)
-            report["peaks"] = one("peaks", fields, device(fields))
-    except (ValueError, subprocess.CalledProcessError) as error:
+            report["peaks"] = one("peaks", fields)
+    except ValueError as error:
         return fail(error)
     for table in tables(report):
         Console(width=max(100, Console().width)).print(table)
@@ -155,13 +155,6 @@ def one(what: str, fields: Json, *rest: str) -> Json:
 def progress(items: Sequence, noun: str) -> Iterator:
     """The items, with a bar on stderr."""
     return track(items, description=f"Measuring {noun}", console=Console(stderr=True), transient=True)
-
-
-def device(fields: Json) -> str:
-    """The device that is measured."""
-    from simsfl.rules import first_device  # noqa: PLC0415  (imports torch)
-
-    return first_device() if fields["device"] in ("auto", "cuda") else fields["device"]
 
 
 def machine() -> Json:

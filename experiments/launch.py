@@ -195,7 +195,7 @@ def announce(session: Session, why: dict[str, str]) -> None:
 
 def conclude(session: Session) -> None:
     """Say how it went and where everything is."""
-    console, summary = session.console, session.summary()
+    console, summary = session.console, session.result
     linear = "" if summary["linear_top1"] is None else f", linear probe {summary['linear_top1']:.2f} %"
     knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
     console.print(

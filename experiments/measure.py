@@ -1,7 +1,7 @@
 """What ``bench.py`` runs in processes of their own: each prints one JSON object a line.
 
 ``engine``: one training step for each line on stdin, so that engines can take turns. ``scale``: a few steps with so
-many clients. ``start``: how long it takes to the first step.
+many clients. ``start``: how long it takes to the first step. ``peaks``: what the machine can do.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import torch  # noqa: E402
 TORCH = time.perf_counter()
 
 from simsfl import RunConfig, Simulation  # noqa: E402
+from simsfl.allocator import peak_memory_bytes  # noqa: E402
 from simsfl.clock import PhaseClock  # noqa: E402
 from simsfl.cost import client_flops  # noqa: E402
 from simsfl.data import Dataset, make_dataset  # noqa: E402
 from simsfl.data.load import load_dataset  # noqa: E402
 from simsfl.data.shapes import shapes  # noqa: E402
-from simsfl.models import SplitModel, split_model  # noqa: E402
-from simsfl.rules import first_device, resolve  # noqa: E402
+from simsfl.rules import device_of, resolve  # noqa: E402
+from simsfl.simulation import network  # noqa: E402
 
 SECONDS_OF_PRODUCTS = 1.0
 """Spent on finding the peak of matrix products."""
@@ -39,13 +40,13 @@ def engine(name: str, config: RunConfig) -> None:
     engine, _, precision = name.partition("+")
     config = replace(config, rounds=10**6, precision=precision or "fp32")
     if engine == "loop":
-        step, clock, facts = published(config)
+        (step, clock), facts = published(config), {}
     else:
         simulation = Simulation(replace(config, engine=engine), dataset_of(config))
         step, clock = simulated_step(simulation), simulation.clock
         facts = {"chunk": simulation.hyper.chunk, "choices": simulation.choices}
-    device = torch.device(first_device() if config.device == "auto" else config.device)
-    emit(facts | {"start_bytes": peak_bytes(device)})
+    device = torch.device(device_of(config.device))
+    emit(facts | {"start_bytes": peak_memory_bytes(device)})
     before: dict[str, float] = {}
     for _ in sys.stdin:
         begin = time.perf_counter()
@@ -54,7 +55,7 @@ def engine(name: str, config: RunConfig) -> None:
         seconds = time.perf_counter() - begin
         phases = clock.seconds()
         spent = {phase: phases[phase] - before.get(phase, 0.0) for phase in phases}
-        emit({"step": seconds, "loss": loss, "phases": spent, "peak_bytes": peak_bytes(device)})
+        emit({"step": seconds, "loss": loss, "phases": spent, "peak_bytes": peak_memory_bytes(device)})
         before = phases
 
 
@@ -70,13 +71,14 @@ def simulated_step(simulation: Simulation):
 
 
 def published(config: RunConfig):
-    """A step of the published way of working, its clock, and nothing of interest about it."""
+    """A step of the published way of working, and its clock."""
     from published import Published  # noqa: PLC0415  (imports torchvision)
 
-    config, dataset = resolve(config), dataset_of(config)
+    dataset = dataset_of(config)
+    config = replace(resolve(config), image_size=dataset.image_size)
     device = torch.device(config.device)
     images, clock = dataset.train.to(device), PhaseClock(device)
-    cohort = Published(config, model_of(config, dataset.image_size), images)
+    cohort = Published(config, network(config), images)
     rng = np.random.default_rng(0)
 
     def step() -> float:
@@ -85,27 +87,14 @@ def published(config: RunConfig):
         gc.collect()  # as it does after every step
         return loss
 
-    return step, clock, {}
-
-
-def model_of(config: RunConfig, image_size: int) -> SplitModel:
-    """The network of a config."""
-    return split_model(
-        config.arch,
-        width=config.width,
-        cut_layer=config.cut_layer,
-        image_size=image_size,
-        head=config.head,
-        key_dim=config.key_dim,
-        generator=torch.Generator().manual_seed(0),
-    )
+    return step, clock
 
 
 def flops(config: RunConfig) -> dict[str, int]:
     """Floating-point operations of a step, two per multiply-add, of the cohort and of the server."""
-    config, size = resolve(config), config.image_size or 32
-    model = model_of(config, size)
-    own = client_flops(model, batch_size=config.batch_size, image_size=size)
+    config = resolve(replace(config, image_size=config.image_size or 32))
+    model = network(config)
+    own = client_flops(model, batch_size=config.batch_size, image_size=config.image_size)
     rows = config.cohort * config.batch_size * (2 if config.symmetric else 1)
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415  (imports Triton)
 
@@ -145,7 +134,7 @@ def peak_copies(device: torch.device) -> float:
 def scale(config: RunConfig, steps: int) -> None:
     """Time single steps with an image per client, and read the memory in use once every client has taken part."""
     before = resident_bytes()
-    dataset = make_dataset("shapes", "built in", shapes(0, train=config.clients, test=10))
+    dataset = many_shapes(config.clients)
     data = dataset.train.pixels.nbytes
     begin = time.perf_counter()
     simulation = Simulation(replace(config, rounds=steps + 3, partition="iid", batch_size=1), dataset)
@@ -162,7 +151,7 @@ def scale(config: RunConfig, steps: int) -> None:
             "step_seconds": np.diff(times)[2:].tolist(),
             "start_seconds": start,
             "resident_bytes": resident_bytes() - before,
-            "peak_bytes": peak_bytes(simulation.device),
+            "peak_bytes": peak_memory_bytes(simulation.device),
             "data_bytes": data,
             "bytes_per_client": kept / config.clients,
         }
@@ -173,12 +162,11 @@ def take_part(simulation: Simulation) -> None:
     """Give every client a state of its own, as if it had taken part."""
     clients = simulation.state.clients
     clients.participation.fill_(1)
-    for rows in torch.arange(config_rows := len(clients.velocity)).split(max(1, config_rows // 100)):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        if len(clients.momentum) > 1:
-            clients.momentum[part] = clients.initial.to(clients.momentum.device, clients.momentum.dtype)
-        clients.velocity[part] = 1e-6
-        clients.storage.release()
+    size = max(1, len(clients.velocity) // 100)
+    for stack, value in ((clients.momentum, clients.initial), (clients.velocity, torch.tensor(1e-6))):
+        for rows in stack.split(size):
+            rows.copy_(value)
+            clients.storage.release()
 
 
 def start(config: RunConfig) -> None:
@@ -190,10 +178,15 @@ def start(config: RunConfig) -> None:
     emit({"import_torch": TORCH - BEGIN, "ready": ready - TORCH, "first_step": done - ready})
 
 
+def many_shapes(count: int) -> Dataset:
+    """So many images of the built-in set."""
+    return make_dataset("shapes", "built in", shapes(0, train=count, test=10))
+
+
 def dataset_of(config: RunConfig) -> Dataset:
     """The images of the configured data set, or as many shapes as there are clients, where they are more."""
     if config.dataset in ("auto", "cifar10") and config.clients > 50_000:
-        return make_dataset("shapes", "built in", shapes(0, train=config.clients, test=10))
+        return many_shapes(config.clients)
     return load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed)
 
 
@@ -206,13 +199,6 @@ def synchronise(device: torch.device) -> None:
 def resident_bytes() -> int:
     """Memory of this process that is in use now (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory that was in use: of the GPU's allocator, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def emit(value: dict) -> None:
@@ -230,7 +216,7 @@ def main(what: str, fields: str, *rest: str) -> None:
     elif what == "start":
         start(config)
     else:
-        device = torch.device(rest[0])
+        device = torch.device(device_of(config.device))
         names = {"fp32": torch.float32, "bf16": torch.bfloat16}
         peaks = {f"{name}_flops": peak_flops(device, dtype) for name, dtype in names.items()}
         emit(peaks | {"bytes": peak_copies(device), "step_flops": flops(config)})

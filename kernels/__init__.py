@@ -6,7 +6,7 @@ argument in place. Inside `accelerated`, operators use what is fastest.
 """
 
 from simsfl.kernels.augment import ViewParameters, augment
-from simsfl.kernels.choice import CHOICES, accelerated, choosing
+from simsfl.kernels.choice import CHOICES, accelerated, are_choices, choosing, measuring, preferred
 from simsfl.kernels.conv2d import conv2d
 from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.info_nce import info_nce
@@ -16,11 +16,14 @@ __all__ = [
     "CHOICES",
     "ViewParameters",
     "accelerated",
+    "are_choices",
     "augment",
     "choosing",
     "conv2d",
     "ema_",
     "group_norm",
     "info_nce",
+    "measuring",
+    "preferred",
     "sgd_",
 ]

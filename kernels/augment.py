@@ -107,19 +107,19 @@ def by_rows(pixels: Tensor, rows: Tensor, views: ViewParameters, mean: Tensor, s
         x = resized_crop(pixels[rows[part]].to(mean.dtype).div_(255.0), view.crop)
         for slot in range(4):
             for operation, function in enumerate(OPERATIONS):
-                chosen = (order[part, slot] == operation).nonzero().flatten()
-                if len(chosen):
-                    x[chosen] = function(x[chosen], view.jitter[chosen, operation])
-        for chosen, function in (
-            (view.gray, lambda t, _: grayscale(t).expand_as(t)),
-            (view.sigma > 0, gaussian_blur),
-            (view.flip, lambda t, _: t.flip(-1)),
-        ):
-            some = chosen.nonzero().flatten()
-            if len(some):
-                x[some] = function(x[some], view.sigma[some])
+                change_(x, order[part, slot] == operation, function, view.jitter[:, operation])
+        change_(x, view.gray, lambda images: grayscale(images).expand_as(images))
+        change_(x, view.sigma > 0, gaussian_blur, view.sigma)
+        change_(x, view.flip, lambda images: images.flip(-1))
         torch.sub(x, mean, out=result[part]).div_(std)
     return result
+
+
+def change_(images: Tensor, chosen: Tensor, function: Callable[..., Tensor], *amounts: Tensor) -> None:
+    """Put ``function(images, *amounts)`` in place of those images ``[n]`` that are `chosen` ``[n]``."""
+    rows = chosen.nonzero().flatten()
+    if len(rows):
+        images[rows] = function(images[rows], *(amount[rows] for amount in amounts))
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from simsfl.kernels import gpu
+
 CHOICES: dict[str, str] = {}
 """Name of the version by what was measured."""
 TRIES = 3
@@ -42,6 +44,11 @@ def accelerating() -> bool:
     return _VERSION.get() is not None
 
 
+def measuring() -> bool:
+    """Whether they use the fastest, and so may have to find out which it is."""
+    return _VERSION.get() == "fastest"
+
+
 @contextmanager
 def choosing() -> Iterator[dict[str, str]]:
     """Gives the choices that operators make or go by inside."""
@@ -63,7 +70,12 @@ def key(operator: str, tensors: tuple[Tensor | None, ...], settings: tuple) -> s
 def fastest(
     operator: str, versions: Mapping[str, Callable[..., object]], tensors: tuple[Tensor | None, ...], *settings: object
 ) -> object:
-    """Call the fastest of `versions` with `tensors` and `settings`, finding out which it is if need be."""
+    """Call the fastest of `versions` with `tensors` and `settings`, finding out which it is if need be.
+
+    One called "triton" is passed over where Triton does not take the first of the tensors.
+    """
+    if "triton" in versions and not gpu.usable(tensors[0]):
+        versions = {name: version for name, version in versions.items() if name != "triton"}
     if _VERSION.get() in versions:
         return versions[_VERSION.get()](*tensors, *settings)
     if len(versions) == 1:
@@ -71,11 +83,21 @@ def fastest(
     what = key(operator, tensors, settings)
     if CHOICES.get(what) not in versions:
         seconds = {name: measure(version, tensors, settings) for name, version in versions.items()}
-        first, quickest = next(iter(versions)), min(seconds, key=seconds.__getitem__)
-        CHOICES[what] = quickest if seconds[quickest] < CLEARLY * seconds[first] else first
+        CHOICES[what] = preferred(seconds, CLEARLY)
     if (used := _USED.get()) is not None:
         used[what] = CHOICES[what]
     return versions[CHOICES[what]](*tensors, *settings)
+
+
+def preferred(seconds: Mapping[str, float], clearly: float) -> str:
+    """The name with the fewest seconds, if they are less than a share `clearly` of the first's; else the first."""
+    first, quickest = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
+    return quickest if seconds[quickest] < clearly * seconds[first] else first
+
+
+def are_choices(value: object) -> bool:
+    """Whether this, read from a file, can be choices: a name for each name."""
+    return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
 def measure(function: Callable[..., object], tensors: tuple[Tensor | None, ...], settings: tuple) -> float:

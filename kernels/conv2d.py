@@ -59,8 +59,7 @@ def forward(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: b
     """Forward: the fastest version, with weights standardised if asked for."""
     if standardise:
         weight, _ = standardised(weight)
-    versions = FORWARD | ({"triton": triton_forward} if gpu.usable(x) else {})
-    return fastest("conv2d", versions, (x.contiguous(), weight.to(x.dtype).contiguous()), stride, padding).contiguous()
+    return fastest("conv2d", FORWARD, (x.contiguous(), weight.to(x.dtype).contiguous()), stride, padding).contiguous()
 
 
 def backward(
@@ -68,9 +67,8 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (empty unless `images_too`) and weight."""
     used, scale = standardised(weight) if standardise else (weight, None)
-    versions = BACKWARD | ({"triton": triton_backward} if gpu.usable(x) else {})
     tensors = (grad.contiguous(), x.contiguous(), used.to(x.dtype).contiguous())
-    grad_x, grad_weight = fastest("conv2d_backward", versions, tensors, stride, padding, images_too)
+    grad_x, grad_weight = fastest("conv2d_backward", BACKWARD, tensors, stride, padding, images_too)
     grad_weight = grad_weight.to(weight.dtype)
     if standardise:
         grad_weight = standardised_backward(grad_weight, used, scale)
@@ -188,9 +186,6 @@ def columns(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     return F.unfold(x.flatten(0, 1), weight.shape[3:], padding=padding, stride=stride).unflatten(0, x.shape[:2])
 
 
-FORWARD = {"grouped": grouped_forward, "unfold": unfold_forward}
-BACKWARD = {"grouped": grouped_backward, "unfold": unfold_backward}
-
 TILE = 32
 """Rows, columns and depth of the blocks that Triton's programs multiply."""
 
@@ -218,6 +213,10 @@ def triton_backward(
     grad_x = torch.empty_like(x)
     image_kernel[c * b, gpu.cdiv(x[0, 0, 0].numel(), TILE), gpu.cdiv(i, TILE)](grad, weight, grad_x, *sizes)
     return grad_x, grad_weight
+
+
+FORWARD = {"grouped": grouped_forward, "unfold": unfold_forward, "triton": triton_forward}
+BACKWARD = {"grouped": grouped_backward, "unfold": unfold_backward, "triton": triton_backward}
 
 
 @jit

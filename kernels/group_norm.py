@@ -67,19 +67,17 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Forward: y, and the mean and inverse deviation ``[C, B * groups]`` of each group."""
-    versions = {"triton": triton_forward} if gpu.usable(x) else {}
     residual = None if residual is None else residual.contiguous()
     tensors = (x.contiguous(), weight.contiguous(), bias.contiguous(), residual)
-    return fastest("group_norm", {"native": native_forward, **versions}, tensors, groups, relu, eps)
+    return fastest("group_norm", FORWARD, tensors, groups, relu, eps)
 
 
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
-    versions = {"triton": triton_backward} if gpu.usable(x) else {}
     tensors = (grad.contiguous(), x.contiguous(), weight.contiguous(), mean, rstd)
-    return fastest("group_norm_backward", {"native": native_backward, **versions}, tensors, groups)
+    return fastest("group_norm_backward", BACKWARD, tensors, groups)
 
 
 def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -188,6 +186,10 @@ def triton_backward(
 def block_size(pixels: int) -> int:
     """Pixels that a program handles at once."""
     return min(gpu.next_power_of_2(pixels), 1024)
+
+
+FORWARD = {"native": native_forward, "triton": triton_forward}
+BACKWARD = {"native": native_backward, "triton": triton_backward}
 
 
 @jit

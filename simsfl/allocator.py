@@ -1,9 +1,12 @@
-"""What the C library does with memory that tensors give back."""
+"""Memory of the process: what the C library does with what tensors give back, and how much it has been."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = 2**31 - 1
@@ -21,3 +24,11 @@ def keep_memory() -> None:
             libc.malloc_trim(0)
             libc.mallopt(M_MMAP_THRESHOLD, LARGEST // 2)
             libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory held so far: of a GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -38,7 +38,7 @@ def resolve(config: RunConfig, images_per_client: int | None = None) -> RunConfi
         rounds=config.rounds or max(1, round(config.epochs * clients / cohort)),
         syncs_per_round=config.syncs_per_round or max(1, 1000 // (batch_size * clients)),
         client_lr=config.lr if config.client_lr is None else config.client_lr,
-        device=first_device() if config.device in ("auto", "cuda") else config.device,
+        device=device_of(config.device),
     )
 
 
@@ -47,8 +47,10 @@ def left_to_rules(config: RunConfig) -> list[str]:
     return [spec.name for spec in fields(config) if getattr(config, spec.name) is None]
 
 
-def first_device() -> str:
-    """The name of the first CUDA device, or "cpu" where there is none."""
+def device_of(name: str) -> str:
+    """The device that a config's `device` means: "auto" and "cuda" are the first CUDA device, "auto" else the CPU."""
+    if name not in ("auto", "cuda"):
+        return name
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
@@ -68,6 +70,6 @@ def check_device(device: str) -> None:
 
 def check_engine(engine: str, device: str) -> None:
     """Raise a ValueError if `engine` forces operators that cannot run on `device`."""
-    kind = first_device() if device in ("auto", "cuda") else device
-    if engine == "fused:triton" and not gpu.runs_on(torch.device(kind)):
-        raise ValueError(f"engine: {engine} needs Triton and a CUDA device, not {kind}; allowed: fused, vmap, loop")
+    device = device_of(device)
+    if engine == "fused:triton" and not gpu.runs_on(torch.device(device)):
+        raise ValueError(f"engine: {engine} needs Triton and a CUDA device, not {device}; allowed: fused, vmap, loop")

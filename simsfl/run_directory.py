@@ -22,6 +22,7 @@ import torch
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
 from simsfl.files import replacing, write_json
+from simsfl.kernels import are_choices
 from simsfl.metrics import is_written
 from simsfl.names import shortened
 
@@ -130,9 +131,9 @@ class RunDirectory:
             RunConfig.from_dict(content["config"])
             if not isinstance(content["dataset"]["sha256"], str) or not isinstance(content["threads"], int):
                 raise TypeError("checksum or threads are not as they should be")
-            if not all(isinstance(text, str) for pair in content["choices"].items() for text in pair):
+            if not are_choices(content["choices"]):
                 raise TypeError("choices are not names")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.path} is not the directory of a run: no usable config.json ({error})") from error
         return content
 

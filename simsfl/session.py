@@ -50,6 +50,7 @@ class Session:
 
     Attributes:
         history: the records so far, of earlier sessions too.
+        result: the summary, once the run has finished.
 
     Raises:
         ValueError: another process writes to the run, or its metrics do not fit its checkpoint.
@@ -62,6 +63,7 @@ class Session:
         for record in self.log.kept:
             self.history.feed(record)
         self.view: LiveView | PlainView | None = None
+        self.result: dict[str, Any] = {}
         self.shown = 0.0
 
     def go(self, *, live: bool, profile: int | None = None) -> bool:
@@ -91,7 +93,8 @@ class Session:
             with suppress(OSError):  # of a full disk, which is reported already
                 self._write_live(ending)
         if finished:
-            write_json(self.directory.summary, self.summary())
+            self.result = self.summary()
+            write_json(self.directory.summary, self.result)
         return finished
 
     def save(self) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from simsfl import checkpoint, evaluate, reference, schedule, step
-from simsfl.allocator import keep_memory
+from simsfl.allocator import keep_memory, peak_memory_bytes
 from simsfl.capture import CapturedStep
 from simsfl.clock import PhaseClock
 from simsfl.config import RunConfig
@@ -25,20 +23,19 @@ from simsfl.data import Dataset, Images
 from simsfl.data.load import load_dataset
 from simsfl.kernels import accelerated
 from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, Status, StepRecord
-from simsfl.models import split_model
+from simsfl.models import SplitModel, split_model
 from simsfl.partition import make_partition
-from simsfl.plan import plan_round, steps_per_round
+from simsfl.plan import RoundPlan, plan_round, steps_per_round
 from simsfl.randomness import Purpose, numpy_generator, torch_generator
 from simsfl.rules import left_to_rules, resolve
 from simsfl.run_directory import RunDirectory
-from simsfl.state import gather_, initial_state, same_shape, scatter_
+from simsfl.state import completed_rounds, gather_, initial_state, same_shape, scatter_
 from simsfl.storage import Storage
 from simsfl.sync import average_, is_sync_step
 from simsfl.tuning import tuned
 
 TRAIN_STEPS = {"fused": step.train_step, "vmap": step.train_step, "loop": reference.train_step}
 """By engine, whatever version of the operators it forces."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_IMAGE_SIZE = 16
 """Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its
 bfloat16 weight gradient unset (seen with torch 2.15)."""
@@ -121,15 +118,8 @@ class Simulation:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
         self.dataset = dataset.to(self.device)
-        self.model = split_model(
-            config.arch,
-            width=config.width,
-            cut_layer=config.cut_layer,
-            image_size=dataset.image_size,
-            head=config.head,
-            key_dim=config.key_dim,
-            generator=torch_generator(config.seed, Purpose.MODEL),
-        )
+        self.model = network(config)
+        computing = {"fp32": dtype, "bf16": torch.bfloat16}
         self.state = initial_state(
             self.model,
             clients=config.clients,
@@ -141,11 +131,7 @@ class Simulation:
             generator=torch_generator(config.seed, Purpose.QUEUE),
             device=self.device,
             dtype=dtype,
-            storage=Storage(
-                config.client_state,
-                self.device,
-                dtype if config.client_state_dtype == "fp32" else DTYPES[config.client_state_dtype],
-            ),
+            storage=Storage(config.client_state, self.device, computing[config.client_state_dtype]),
         )
         self.hyper = step.Hyperparameters(
             temperature=config.temperature,
@@ -153,7 +139,7 @@ class Simulation:
             tau=config.tau,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            precision=torch.bfloat16 if config.precision == "bf16" else dtype,
+            precision=computing[config.precision],
         )
         if self.device.type == "cpu":
             keep_memory()  # from now on: what was needed to set up goes back to the system
@@ -234,22 +220,11 @@ class Simulation:
             return
         begin = flushed = time.perf_counter()
         with self.clock("data"):
-            plan = plan_round(
-                self.partition,
-                self.round_index,
-                cohort=config.cohort,
-                batch_size=config.batch_size,
-                recipe=config.views,
-                image_size=config.image_size,
-                crop_scale=config.crop_scale,
-                seed=config.seed,
-                device=self.device,
-            )
+            plan = self.plan(self.round_index)
         with self.clock("sync"):
             if self.step_index == 0:
                 gather_(state, plan.cohort)
-            rows = plan.cohort if state.clients.storage.kind != "device" else state.cohort.ids
-            own_steps = state.clients.participation[rows].to(self.device) * self.steps
+            own_steps = completed_rounds(state, plan.cohort) * self.steps
         rate, dtype = self.server_lr(self.round_index), self.step_metrics.dtype
         server_lr = torch.full((), rate, device=self.device, dtype=dtype)
         recorded = self.step_index
@@ -281,6 +256,21 @@ class Simulation:
                 self.recent.append((flushed - begin) / len(records))
                 yield from records
                 begin, recorded = time.perf_counter(), self.step_index
+
+    def plan(self, round_index: int) -> RoundPlan:
+        """The draws of a round counted from 0."""
+        config = self.config
+        return plan_round(
+            self.partition,
+            round_index,
+            cohort=config.cohort,
+            batch_size=config.batch_size,
+            recipe=config.views,
+            image_size=config.image_size,
+            crop_scale=config.crop_scale,
+            seed=config.seed,
+            device=self.device,
+        )
 
     @property
     def finished_rounds(self) -> int:
@@ -466,16 +456,22 @@ class Simulation:
             client_steps_per_second=rate,
             images_per_second=rate and rate * config.batch_size,
             phase_seconds=self.clock.seconds(),
-            peak_memory_bytes=self.peak_memory_bytes(),
+            peak_memory_bytes=peak_memory_bytes(self.device),
             participation=torch.bincount(self.state.clients.participation).tolist(),
         )
 
-    def peak_memory_bytes(self) -> int:
-        """The most memory held so far: of the GPU's allocator, or of this process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+
+def network(config: RunConfig) -> SplitModel:
+    """The network of a config with every rule applied, and its image size known."""
+    return split_model(
+        config.arch,
+        width=config.width,
+        cut_layer=config.cut_layer,
+        image_size=config.image_size,
+        head=config.head,
+        key_dim=config.key_dim,
+        generator=torch_generator(config.seed, Purpose.MODEL),
+    )
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

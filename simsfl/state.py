@@ -212,10 +212,10 @@ def gather_(state: State, ids: Tensor) -> None:
     """Bring the clients `ids` ``[C]`` (on the host) into the cohort, in that order."""
     clients, cohort = state.clients, state.cohort
     cohort.ids.copy_(ids, non_blocking=True)
-    rows = cohort.ids if clients.storage.kind == "device" else ids
+    rows = rows_of(state, ids)
     cohort.online.copy_(clients.online.expand_as(cohort.online))
     if len(clients.momentum) > 1:
-        new = (clients.participation[rows] == 0).to(cohort.momentum.device)
+        new = completed_rounds(state, ids) == 0
         cohort.momentum.copy_(clients.momentum[rows])
         cohort.momentum.copy_(torch.where(new[:, None], clients.initial, cohort.momentum))
     else:
@@ -224,6 +224,16 @@ def gather_(state: State, ids: Tensor) -> None:
     if state.queue is not state.queues:
         state.queue.keys.copy_(state.queues.keys[cohort.ids])
         state.queue.pointer.copy_(state.queues.pointer[cohort.ids])
+
+
+def rows_of(state: State, ids: Tensor) -> Tensor:
+    """The cohort's `ids` (on the host) as an index of the stacks with a row per client, wherever those lie."""
+    return state.cohort.ids if state.clients.storage.kind == "device" else ids
+
+
+def completed_rounds(state: State, ids: Tensor) -> Tensor:
+    """``[C]`` rounds that the cohort's clients, `ids` on the host, have completed."""
+    return state.clients.participation[rows_of(state, ids)].to(state.cohort.ids.device)
 
 
 @torch.no_grad()

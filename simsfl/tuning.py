@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from simsfl import clients
 from simsfl.files import cache_directory, write_json
-from simsfl.kernels import CHOICES, choosing
+from simsfl.kernels import CHOICES, are_choices, choosing, measuring, preferred
 from simsfl.models import FlatModule
 from simsfl.step import Hyperparameters
 
@@ -28,6 +28,9 @@ OTHERS_BYTES = 64 << 20
 """Written before each try: in a step, what the clients find in the caches is the server's."""
 SECONDS = 0.3
 """Spent on each, and no less than two passes."""
+
+DAMAGED = (OSError, ValueError, TypeError, AttributeError, RecursionError)
+"""What reading the file raises where it cannot be used."""
 
 log = logging.getLogger(__name__)
 
@@ -54,28 +57,8 @@ def tuned(
     """
     kept = read_choices()
     CHOICES.update({**kept, **CHOICES, **known})
-    with choosing() as used:
-        chunk = client_chunk(model, hyper, cohort, batch_size, image_size, device, dtype, used)
-    CHOICES.update(used)
-    if used.items() - kept.items():
-        write_choices({**kept, **used})
-    return chunk, used
-
-
-def client_chunk(
-    model: FlatModule,
-    hyper: Hyperparameters,
-    cohort: int,
-    batch_size: int,
-    image_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    used: dict[str, str],
-) -> int:
-    """The fastest of `CHUNKS`, by the time of both forward passes and the backward pass."""
-    what = (
-        f"chunk {model.size} parameters, {cohort}x{batch_size} images of {image_size}, {hyper.precision} {device.type}"
-    )
+    images_each = f"{cohort}x{batch_size} images of {image_size}"
+    what = f"chunk {model.size} parameters, {images_each}, {hyper.precision} {device.type}"
     total = min(cohort, MEASURED)
     parameters = model.initial.to(device, dtype).expand(total, -1).clone().requires_grad_()
     images = torch.rand(total, batch_size, 3, image_size, image_size, device=device, dtype=dtype)
@@ -87,6 +70,23 @@ def client_chunk(
                 clients.forward(model, parameters, images, size)
         clients.backward(parameters, smashed, torch.cat(smashed).flatten(0, 1).detach())
 
+    with choosing() as used:
+        if CHOICES.get(what, "").isdecimal():
+            used[what] = CHOICES[what]
+        elif device.type == "cpu" and cohort > min(CHUNKS):
+            used[what] = CHOICES[what] = quickest_chunk(passes, [size for size in CHUNKS if size < cohort])
+        chunk = int(used.get(what, cohort))
+        if measuring():
+            passes(chunk)  # operators make their choices
+    if used.items() - kept.items():
+        write_choices({**kept, **used})
+    return chunk, used
+
+
+def quickest_chunk(passes: Callable[[int], None], sizes: Sequence[int]) -> str:
+    """The size of a chunk with which `passes` take the least time; the first, unless another is clearly better."""
+    others = torch.zeros(OTHERS_BYTES // 4)
+
     def seconds(size: int) -> float:
         passes(size)  # operators make their choices
         times: list[float] = []
@@ -95,22 +95,7 @@ def client_chunk(
             times.append(timed(passes, size))
         return min(times)
 
-    others = torch.zeros(OTHERS_BYTES // 4)
-
-    sizes = [size for size in CHUNKS if size < cohort] or [cohort]
-    if device.type != "cpu":
-        sizes = [cohort]
-    if CHOICES.get(what, "").isdecimal():
-        sizes = [int(CHOICES[what])]
-    if len(sizes) > 1:
-        times = {size: seconds(size) for size in sizes}
-        fastest = min(times, key=times.__getitem__)
-        used[what] = str(fastest if times[fastest] < CLEARLY * times[sizes[0]] else sizes[0])
-        return int(used[what])
-    if what in CHOICES:
-        used[what] = CHOICES[what]
-    passes(sizes[0])
-    return sizes[0]
+    return preferred({str(size): seconds(size) for size in sizes}, CLEARLY) if len(sizes) > 1 else str(sizes[0])
 
 
 def timed(function: Callable[[int], None], argument: int) -> float:
@@ -143,29 +128,32 @@ def path() -> Path:
 
 def read_choices() -> dict[str, str]:
     """Those made on this kind of machine with this version of PyTorch; none where the file is damaged."""
-    everything = read_all()
-    return everything.get(where(), {})
+    try:
+        return read_all().get(where(), {})
+    except DAMAGED as error:
+        log.warning("%s is damaged (%s) and is made anew", path(), error)
+        return {}
 
 
 def read_all() -> dict[str, dict[str, str]]:
-    """Those of all machines and versions."""
+    """Those of all machines and versions; one of `DAMAGED` is raised where the file holds something else."""
     try:
         content: Any = json.loads(path().read_text(encoding="utf-8"))
-        for choices in content.values():
-            if not all(isinstance(text, str) for pair in choices.items() for text in pair):
-                raise TypeError("it holds something else")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        log.warning("%s is damaged (%s) and is made anew", path(), error)
-        return {}
+    if not all(are_choices(choices) for choices in content.values()):
+        raise TypeError("it holds something else")
     return content
 
 
 def write_choices(choices: Mapping[str, str]) -> None:
     """Keep them beside those of other machines and versions; where that cannot be, they are made again next time."""
     try:
+        others = read_all()
+    except DAMAGED:
+        others = {}
+    try:
         path().parent.mkdir(parents=True, exist_ok=True)
-        write_json(path(), {**read_all(), where(): dict(choices)}, durable=False)
+        write_json(path(), {**others, where(): dict(choices)}, durable=False)
     except OSError as error:
         log.debug("choices are not kept: %s", error)

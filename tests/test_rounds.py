@@ -58,17 +58,7 @@ class Oracle:
 
     def round(self, r):
         c, s = self.c, self.s
-        plan = plan_round(
-            s.partition,
-            r,
-            cohort=c.cohort,
-            batch_size=c.batch_size,
-            recipe=c.views,
-            image_size=c.image_size,
-            crop_scale=c.crop_scale,
-            seed=c.seed,
-            device=s.device,
-        )
+        plan = s.plan(r)
         cohort = plan.cohort.tolist()
         online = {i: copy.deepcopy(self.average) for i in cohort}
         optimizers = {i: self.sgd(online[i]) for i in cohort}
