@@ -1,7 +1,7 @@
 """Where the time of a step goes, engine by engine, side by side: ``python experiments/bench.py``.
 
-Engines run in processes of their own and take turns step by step, so that neither one's memory nor whatever else the
-machine does falls on one alone. ``loop`` is the published way of working (`published.py`): a module, an optimiser, a
+Engines run in processes of their own and take turns of a few steps, the first of which is not timed, so that neither
+one's memory nor whatever else the machine does falls on one alone, and a step finds the caches as in a run. ``loop`` is the published way of working (`published.py`): a module, an optimiser, a
 schedule and a pipeline of PIL views per client. ``+bf16`` behind an engine is its precision.
 """
 
@@ -29,6 +29,8 @@ from presets import named
 CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
 ENGINES = ("loop", "vmap", "fused", "fused+bf16")
 CLIENT_PHASES = ("data", "client forward", "client backward")
+TURN = 5
+"""Steps timed in a row."""
 REST = 0.5
 """Seconds between turns: threads wait for more work by spinning for a while, which would slow the next engine down."""
 PAPER_STEPS = 100_000
@@ -47,7 +49,6 @@ def parser() -> Parser:
     )
     what.add_argument("--start", action="store_true", help="time from the start to the first step instead")
     what.add_argument("--steps", type=whole_number, default=10, help="steps timed (default: 10)")
-    what.add_argument("--warm-up", type=whole_number, default=2, help="steps before that (default: 2)")
     what.add_argument("--json", type=path, metavar="FILE", help="write the figures here too")
     what.add_argument("--preset", default="paper", help="as in run.py (default: paper)")
     add_config_flags(result, without=("rounds", "engine", "precision"))
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.start:
             report["start"] = start(fields)
         else:
-            report["engines"] = engines(fields, arguments.engines.split(","), arguments.steps, arguments.warm_up)
+            report["engines"] = engines(fields, arguments.engines.split(","), arguments.steps)
             report["peaks"] = one("peaks", fields)
     except ValueError as error:
         return fail(error)
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def engines(fields: Json, names: Sequence[str], steps: int, warm_up: int) -> Json:
+def engines(fields: Json, names: Sequence[str], steps: int) -> Json:
     """Median and quartiles of each phase by engine, the engines taking turns."""
     with ExitStack() as stack:
         workers = {name: stack.enter_context(process("engine", fields, name)) for name in names}
@@ -86,13 +87,10 @@ def engines(fields: Json, names: Sequence[str], steps: int, warm_up: int) -> Jso
             stack.callback(worker.kill)
         facts = {name: answer(worker) for name, worker in workers.items()}
         measured: dict[str, list[Json]] = {name: [] for name in names}
-        for turn in progress(range(warm_up + steps), "steps"):
-            for name, worker in workers.items():
-                time.sleep(REST)
-                print("step", file=worker.stdin, flush=True)
-                result = answer(worker)
-                if turn >= warm_up:
-                    measured[name].append(result)
+        turns = [(length, name) for length in turn_lengths(steps) for name in names]
+        for length, name in progress(turns, "engines"):
+            time.sleep(REST)
+            measured[name] += [step(workers[name]) for _ in range(1 + length)][1:]
     results = {}
     for name, runs in measured.items():
         times = {"step": [run["step"] for run in runs]}
@@ -106,6 +104,17 @@ def engines(fields: Json, names: Sequence[str], steps: int, warm_up: int) -> Jso
             "loss": runs[-1]["loss"],
         }
     return results
+
+
+def turn_lengths(steps: int) -> list[int]:
+    """`steps` in turns of `TURN` at most."""
+    return [min(TURN, steps - done) for done in range(0, steps, TURN)]
+
+
+def step(worker: subprocess.Popen[str]) -> Json:
+    """What a process reports of its next step."""
+    print("step", file=worker.stdin, flush=True)
+    return answer(worker)
 
 
 def scale(fields: Json, steps: int) -> Json:

@@ -16,10 +16,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from simsfl.kernels.choice import accelerating
-
 BLUR_RADIUS = 6
 """Pixels to either side: three of the widest sigma (2)."""
+BLOCK_BYTES = 1 << 22
+"""Images that a CPU has in hand: they should stay in cache."""
+LUMA = (0.2989, 0.587, 0.114)
+"""Red, green and blue in a gray image (ITU-R 601)."""
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """Columns of `ViewParameters.jitter`, and the operations in `ViewParameters.blends`."""
@@ -73,53 +75,22 @@ def augment(
     shape = views.flip.shape
     rows = indices.expand(shape).flatten()
     views = views.map(lambda t: t.flatten(0, 2).to(dtype) if t.is_floating_point() else t.flatten(0, 2))
-    mean, std = mean.to(dtype), std.to(dtype)
-    version = by_rows if accelerating() and pixels.device.type == "cpu" else reference
-    return version(pixels, rows, views, mean, std).unflatten(0, shape)
-
-
-def reference(pixels: Tensor, rows: Tensor, views: ViewParameters, mean: Tensor, std: Tensor) -> Tensor:
-    """All views ``[n]`` at once, each operation on all of them; where it is not an image's own, it changes nothing."""
-    x = resized_crop(pixels[rows].to(mean.dtype).div_(255.0), views.crop)
-    x = color_jitter(x, views.jitter, views.blends, views.hue_slot)
-    x = torch.where(views.gray[:, None, None, None], grayscale(x), x)
-    x = gaussian_blur(x, views.sigma)
-    x = torch.where(views.flip[:, None, None, None], x.flip(-1), x)
-    return (x - mean) / std
-
-
-BLOCK_BYTES = 1 << 22
-"""Images that `by_rows` has in hand: they should stay in cache."""
-
-
-def by_rows(pixels: Tensor, rows: Tensor, views: ViewParameters, mean: Tensor, std: Tensor) -> Tensor:
-    """For a CPU: each operation on those images alone that it is for, a block of images at a time."""
-    result = torch.empty(len(rows), *pixels.shape[1:], dtype=mean.dtype)
-    slots = torch.arange(4)
-    before = slots < views.hue_slot[:, None]
-    order = torch.where(before, views.blends[:, slots.clamp(max=2)], views.blends[:, (slots - 1).clamp(min=0)])
-    order = torch.where(slots == views.hue_slot[:, None], HUE, order)
-    order[(views.jitter == views.jitter.new_tensor([1.0, 1.0, 1.0, 0.0])).all(dim=1)] = -1
-    count = max(1, BLOCK_BYTES // (pixels[0].numel() * mean.dtype.itemsize))
+    result = torch.empty(len(rows), *pixels.shape[1:], dtype=dtype, device=pixels.device)
+    count = len(rows) if result.is_cuda else max(1, BLOCK_BYTES // (result[0].numel() * dtype.itemsize))
     for start in range(0, len(rows), count):
         part = slice(start, start + count)
-        view = views.map(lambda t, part=part: t[part])
-        x = resized_crop(pixels[rows[part]].to(mean.dtype).div_(255.0), view.crop)
-        for slot in range(4):
-            for operation, function in enumerate(OPERATIONS):
-                change_(x, order[part, slot] == operation, function, view.jitter[:, operation])
-        change_(x, view.gray, lambda images: grayscale(images).expand_as(images))
-        change_(x, view.sigma > 0, gaussian_blur, view.sigma)
-        change_(x, view.flip, lambda images: images.flip(-1))
-        torch.sub(x, mean, out=result[part]).div_(std)
-    return result
+        block = views.map(lambda t, part=part: t[part])
+        x = resized_crop(pixels[rows[part]].to(dtype).div_(255.0), block.crop, block.flip)
+        x = color_jitter(x, block.jitter, block.blends, block.hue_slot)
+        x = gaussian_blur(x, block.sigma)
+        finish(x, block.gray, mean.to(dtype), std.to(dtype), out=result[part])
+    return result.unflatten(0, shape)
 
 
-def change_(images: Tensor, chosen: Tensor, function: Callable[..., Tensor], *amounts: Tensor) -> None:
-    """Put ``function(images, *amounts)`` in place of those images ``[n]`` that are `chosen` ``[n]``."""
-    rows = chosen.nonzero().flatten()
-    if len(rows):
-        images[rows] = function(images[rows], *(amount[rows] for amount in amounts))
+def mix(images: Tensor, matrix: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    """The three planes of each image ``[n, 3, H, W]`` mixed by ``[n, 3, 3]``, plus ``[n, 3, 1]``."""
+    flat = None if out is None else out.flatten(2)
+    return torch.baddbmm(bias, matrix, images.flatten(2), out=flat).view_as(images)
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -133,31 +104,25 @@ def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return y.view(n, height, channels, width).transpose(1, 2)
 
 
-def resized_crop(images: Tensor, crop: Tensor) -> Tensor:
-    """Cut ``crop [n, 4]`` (top, left, height, width) out of each image and resize it to full size.
+def resized_crop(images: Tensor, crop: Tensor, flip: Tensor) -> Tensor:
+    """Cut ``crop [n, 4]`` (top, left, height, width) out of each image, resize it to full size, and `flip` ``[n]`` it.
 
-    Bilinear: a triangle filter, its weights renormalised where it reaches beyond the crop. A crop is
+    Bilinear: each pixel is read at a point between two, moved in where that is beyond the crop. A crop is
     never larger than the result, so antialiasing, which only matters when shrinking, changes nothing.
+    The flip commutes with everything that comes after it, so it costs nothing here.
     """
     size = images.shape[-1]
     position = torch.arange(size, device=images.device, dtype=images.dtype)
 
-    def weights(start: Tensor, extent: Tensor) -> Tensor:
-        start, extent = start[:, None, None], extent[:, None, None]
-        centre = start + (position[:, None] + 0.5) * extent / size
-        distance = position + 0.5 - centre
-        inside = (position >= start) & (position < start + extent)
-        weight = (1.0 - distance.abs()).clamp(min=0.0) * inside
-        return weight / weight.sum(dim=-1, keepdim=True)
+    def weights(start: Tensor, extent: Tensor, order: Tensor) -> Tensor:
+        start, extent = start[:, None], extent[:, None]
+        point = start + (order + 0.5) * extent / size - 0.5
+        point = point.maximum(start).minimum(start + extent - 1)
+        return (point[:, :, None] - position).abs_().neg_().add_(1.0).clamp_(min=0.0)
 
     top, left, height, width = crop.unbind(dim=1)
-    return separable(images, weights(top, height), weights(left, width)).clamp_(0.0, 1.0)
-
-
-def grayscale(images: Tensor) -> Tensor:
-    """Luma ``[n, 1, H, W]`` with the ITU-R 601 weights."""
-    red, green, blue = images.unbind(dim=1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+    columns = weights(left, width, torch.where(flip[:, None], position.flip(0), position))
+    return separable(images, weights(top, height, position), columns).clamp_(0.0, 1.0)
 
 
 def color_jitter(images: Tensor, jitter: Tensor, blends: Tensor, hue_slot: Tensor) -> Tensor:
@@ -175,13 +140,22 @@ def color_jitter(images: Tensor, jitter: Tensor, blends: Tensor, hue_slot: Tenso
     return images
 
 
+def luma(images: Tensor) -> Tensor:
+    """`LUMA` ``[3]``, of the images' dtype. Filled in on the device: a copy from the host cannot be captured."""
+    return torch.cat([images.new_full((1,), weight) for weight in LUMA])
+
+
 def blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
-    """Mix each image with black, its mean gray or its grayscale: brightness, contrast, saturation."""
-    gray = grayscale(images)
-    operation, factor = operation[:, None, None, None], factor[:, None, None, None]
-    other = torch.where(operation == CONTRAST, gray.mean(dim=(1, 2, 3), keepdim=True), gray)
-    other = torch.where(operation == BRIGHTNESS, 0.0, other)
-    return (other + factor * (images - other)).clamp_(0.0, 1.0)
+    """Mix each image with black, its mean gray or its grayscale: brightness, contrast, saturation ``[n]``.
+
+    Each is a mixture of an image's planes, so one product does for all three.
+    """
+    weights, rest = luma(images), 1.0 - factor
+    unit = torch.eye(3, dtype=images.dtype, device=images.device)
+    matrix = factor[:, None, None] * unit + torch.where(operation == SATURATION, rest, 0.0)[:, None, None] * weights
+    mean = images.mean(dim=(2, 3)) @ weights
+    bias = torch.where(operation == CONTRAST, rest * mean, 0.0)
+    return mix(images, matrix, bias[:, None, None]).clamp_(0.0, 1.0)
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -197,10 +171,9 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     )
     sector = sector + 6.0 * shift[:, None, None]
     channel = torch.arange(3, device=images.device)[:, None, None]
-    phase = (5 - 2 * channel + sector[:, None]) % 6.0
-    ramp = torch.minimum(phase, 4.0 - phase).clamp_(0.0, 1.0)
-    shifted = value[:, None] - chroma[:, None] * ramp
-    return torch.where((shift != 0)[:, None, None, None], shifted, images)
+    from_dip = sector[:, None] + (3 - 2 * channel)  # where a channel is lowest, modulo 6
+    from_dip = torch.add(from_dip, (from_dip / 6.0).round_(), alpha=-6).abs_()
+    return value[:, None] - chroma[:, None] * (2.0 - from_dip).clamp_(0.0, 1.0)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
@@ -221,22 +194,11 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     return separable(images, matrix, matrix)
 
 
-def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Mix each image with black."""
-    return (images * factor[:, None, None, None]).clamp_(0.0, 1.0)
+def finish(images: Tensor, gray: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
+    """Take the colour out of those images that are `gray` ``[n]``, and normalise all.
 
-
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Mix each image with its mean gray."""
-    return torch.lerp(grayscale(images).mean(dim=(1, 2, 3), keepdim=True), images, factor[:, None, None, None]).clamp_(
-        0.0, 1.0
-    )
-
-
-def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Mix each image with its grayscale."""
-    return torch.lerp(grayscale(images), images, factor[:, None, None, None]).clamp_(0.0, 1.0)
-
-
-OPERATIONS = (brightness, contrast, saturation, shift_hue)
-"""By their number."""
+    Grayscale comes before the blur in the recipe; both are linear, and the blur treats all planes alike.
+    """
+    unit = torch.eye(3, dtype=images.dtype, device=images.device)
+    matrix = torch.where(gray[:, None, None], luma(images).expand(3, 3), unit)
+    return mix(images, matrix / std.view(3, 1), (-mean / std).view(3, 1), out)

@@ -182,8 +182,9 @@ def unfold_backward(
 
 
 def columns(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """Patches ``[C, B, I * h * w, H' * W']``."""
-    return F.unfold(x.flatten(0, 1), weight.shape[3:], padding=padding, stride=stride).unflatten(0, x.shape[:2])
+    """Patches ``[C, B, I * h * w, H' * W']``: shifted views of the images, copied. `F.unfold` is several times slower."""
+    shifted = F.pad(x, [padding] * 4).unfold(3, weight.shape[3], stride).unfold(4, weight.shape[4], stride)
+    return shifted.permute(0, 1, 2, 5, 6, 3, 4).flatten(5).flatten(2, 4)
 
 
 TILE = 32
