@@ -8,7 +8,7 @@ TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.6"]
 
 setup(
     name="simsfl",
-    version="0.1.0",
+    version="0.2.0",
     description="Single-process simulator of split federated self-supervised learning (MocoSFL)",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -1,8 +1,9 @@
 """Where the time of a step goes, engine by engine, side by side: ``python experiments/bench.py``.
 
-Engines run in processes of their own and take turns of a few steps, the first of which is not timed, so that neither
-one's memory nor whatever else the machine does falls on one alone, and a step finds the caches as in a run. ``loop`` is the published way of working (`published.py`): a module, an optimiser, a
-schedule and a pipeline of PIL views per client. ``+bf16`` behind an engine is its precision.
+Engines run in processes of their own and take turns of a few steps, the first of which is not timed: so neither one's
+memory nor whatever else the machine does falls on one alone, and a step finds the caches as it does in a run. ``loop``
+is the published way of working (`published.py`): a module, an optimiser, a schedule and a pipeline of PIL views per
+client. ``+bf16`` behind an engine is its precision.
 """
 
 from __future__ import annotations
@@ -82,10 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def engines(fields: Json, names: Sequence[str], steps: int) -> Json:
     """Median and quartiles of each phase by engine, the engines taking turns."""
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(process("engine", fields, name)) for name in names}
-        for worker in workers.values():
-            stack.callback(worker.kill)
-        facts = {name: answer(worker) for name, worker in workers.items()}
+        workers, facts = {}, {}
+        for name in names:  # one after the other: each finds out which versions of operators are fastest
+            workers[name] = stack.enter_context(process("engine", fields, name))
+            stack.callback(workers[name].kill)
+            facts[name] = answer(workers[name])
         measured: dict[str, list[Json]] = {name: [] for name in names}
         turns = [(length, name) for length in turn_lengths(steps) for name in names]
         for length, name in progress(turns, "engines"):

@@ -198,7 +198,7 @@ def features(simulation: Simulation) -> Figure:
     """Test features on their first two principal components, coloured by class."""
     data = simulation.dataset
     rows = torch.arange(min(PCA_IMAGES, len(data.test)), device=simulation.device)
-    encode = evaluate.encoder(simulation.model, simulation.state, simulation.config.eval_features)
+    encode = simulation.encoder()
     embedded = torch.nn.functional.normalize(evaluate.embed(encode, data.test, rows), dim=1)
     centred = (embedded - embedded.mean(dim=0)).double()
     _, singular, directions = torch.linalg.svd(centred, full_matrices=False)

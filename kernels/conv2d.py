@@ -182,7 +182,7 @@ def unfold_backward(
 
 
 def columns(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """Patches ``[C, B, I * h * w, H' * W']``: shifted views of the images, copied. `F.unfold` is several times slower."""
+    """Patches ``[C, B, I * h * w, H' * W']``: shifted views of the images, copied; faster than `F.unfold`."""
     shifted = F.pad(x, [padding] * 4).unfold(3, weight.shape[3], stride).unfold(4, weight.shape[4], stride)
     return shifted.permute(0, 1, 2, 5, 6, 3, 4).flatten(5).flatten(2, 4)
 

@@ -6,7 +6,7 @@ augmentation, and touch neither training state nor any generator but their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from simsfl.data import Images
 from simsfl.models import SplitModel
-from simsfl.state import State
 
 CHUNK = 500
 """Test rows per kNN block."""
@@ -38,17 +37,20 @@ def unwatched(title: str, items: Sequence[Item]) -> Iterable[Item]:
     return items
 
 
-def encoder(model: SplitModel, state: State, features: str = "backbone") -> nn.Module:
-    """The averaged client model followed by the server, as one module in evaluation mode.
+def encoder(
+    model: SplitModel, client: Tensor, server: Tensor, buffers: Mapping[str, Tensor], features: str = "backbone"
+) -> nn.Module:
+    """A client model ``[P]`` followed by a server ``[Q]``, as one module in evaluation mode.
 
     Args:
+        buffers: the server's.
         features: "backbone" for average-pooled features ``[N, F]``, "projector" for the head's output
             ``[N, D]``, which the published kNN monitor uses.
     """
-    server = model.server.module(state.server.online, state.server.online_buffers)
+    rest = model.server.module(server, buffers)
     if features == "backbone":
-        server.head = nn.Identity()
-    return nn.Sequential(model.client.module(state.clients.online), server).eval()
+        rest.head = nn.Identity()
+    return nn.Sequential(model.client.module(client), rest).eval()
 
 
 def raw_pixels(images: Tensor) -> Tensor:

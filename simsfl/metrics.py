@@ -45,13 +45,13 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """kNN accuracy after a round (0: before training), percent of the test images."""
+    """kNN accuracy after a round (0: of the untrained network), percent of the test images."""
 
     event: ClassVar[str] = "evaluation"
     round: int
     knn_top1: float
     pixel_knn_top1: float | None = None
-    """The same kNN on raw pixels, for comparison; only before training."""
+    """The same kNN on raw pixels, for comparison; only with the untrained network."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class History:
             self.evaluations.append(record)
 
     def untrained(self, key: str) -> Any:
-        """A value of the evaluation before training, None where there is none."""
+        """A value of the untrained network's evaluation, None where there is none yet."""
         first = self.evaluations[0] if self.evaluations else {"round": None}
         return first.get(key) if first["round"] == 0 else None
 

@@ -57,7 +57,13 @@ def contrast(
     momentum_side = smashed_2Nchw if symmetric else smashed_2Nchw[rows:]
     whole = bool(server.online_buffers)  # BatchNorm mixes the rows of a direction, and may mix no others
     groups = len(queue.keys)
-    parts = blocks(rows, len(online_side), rows if whole else block, apart=whole or groups > 1, step=rows // groups)
+    parts = blocks(
+        rows,
+        len(online_side),
+        rows if whole else block,
+        apart=whole or groups > 1,
+        step=rows // groups if groups > 1 else 1,
+    )
 
     autocast = autocast or nullcontext()
     with torch.no_grad(), autocast:

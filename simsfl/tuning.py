@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,10 @@ def timed(function: Callable[[int], None], argument: int) -> float:
 
 def where() -> str:
     """What choices depend on besides shapes."""
+    versions = f"simsfl {version('simsfl')}, torch {torch.__version__}"
     if torch.cuda.is_available():
-        return f"torch {torch.__version__}, {torch.cuda.get_device_name()}"
-    return f"torch {torch.__version__}, {processor()}, {torch.get_num_threads()} threads"
+        return f"{versions}, {torch.cuda.get_device_name()}"
+    return f"{versions}, {processor()}, {torch.get_num_threads()} threads"
 
 
 def processor() -> str:

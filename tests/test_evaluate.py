@@ -63,10 +63,10 @@ def test_evaluation_is_of_the_averaged_model_and_disturbs_nothing(config, datase
     for name, tensor in simulation.state.tensors().items():
         assert torch.equal(tensor, before[name]), name
 
-    encode = evaluate.encoder(simulation.model, simulation.state)
+    encode = simulation.encoder()
     images = dataset.test.plain(torch.arange(5))
     client = simulation.model.client.module(simulation.state.clients.online)
     server = simulation.model.server.module(simulation.state.server.online)
     torch.testing.assert_close(encode(images), server.backbone(client(images)).mean(dim=(2, 3)))
-    projector = evaluate.encoder(simulation.model, simulation.state, "projector")
+    projector = simulation.encoder("projector")
     torch.testing.assert_close(projector(images), server(client(images)))

@@ -59,8 +59,16 @@ def test_initial_queue_has_unit_keys():
 @pytest.mark.parametrize("block", [None, 1, 3, 4, 5, 100])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_contrast_is_both_directions_by_the_book(symmetric, groups, block):
+def test_contrast_is_both_directions_by_the_book(symmetric, groups, block, monkeypatch):
     """Against an ordinary module, torch's cross-entropy and one backward pass, whatever the blocks."""
+    rows_together = []
+    honest = server.embed
+
+    def embed(model, parameters, buffers, smashed):
+        rows_together.append(len(smashed))
+        return honest(model, parameters, buffers, smashed)
+
+    monkeypatch.setattr(server, "embed", embed)
     model, state, _ = small()
     generator = torch.Generator().manual_seed(2)
     rings = F.normalize(torch.randn(groups, 9, 6, generator=generator, dtype=torch.float64), dim=2)
@@ -68,6 +76,8 @@ def test_contrast_is_both_directions_by_the_book(symmetric, groups, block):
     state.momentum.add_(0.1)
     smashed = torch.randn(8, 4, 8, 8, generator=generator, dtype=torch.float64)
     lesson = server.contrast(model, state, smashed, queue, 0.1, symmetric=symmetric, block=block)
+
+    assert max(rows_together) <= max(block or 8, 4 // groups if groups > 1 else 1)
 
     online, momentum = model.module(state.online.detach().clone()), model.module(state.momentum)
     query, key = smashed[:4].clone().requires_grad_(), smashed[4:]

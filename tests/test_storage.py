@@ -1,7 +1,9 @@
 """Where idle clients' state lies changes nothing but memory."""
 
 import json
+import resource
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +52,15 @@ def test_a_checkpoint_holds_rows_of_participants_alone_and_brings_them_back(conf
         assert torch.equal(ours, theirs)
         assert (theirs != 0).any(dim=1).nonzero().flatten().tolist() == took_part.tolist()
     assert [r.loss for r in loaded.rounds()] == [r.loss for r in rounds]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory in use is read from Linux")
+def test_memory_is_flat_over_200_rounds(config, dataset):
+    simulation = Simulation(replace(config, batch_size=10, rounds=240), dataset)
+    sizes = {}
+    for record in simulation.rounds():
+        sizes[record.round] = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    assert sizes[240] - sizes[40] < 1e6
 
 
 def test_the_file_has_no_name_and_its_pages_come_back():
