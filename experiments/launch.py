@@ -196,10 +196,10 @@ def announce(session: Session, why: dict[str, str]) -> None:
 def conclude(session: Session) -> None:
     """Say how it went and where everything is."""
     console, summary = session.console, session.result
-    linear = "" if summary["linear_top1"] is None else f", linear probe {summary['linear_top1']:.2f} %"
+    probes = "".join(f", {kind} probe {probe['top1']:.2f} %" for kind, probe in summary["probes"].items())
     knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
     console.print(
-        f"\nkNN [bold green]{knn}[/]{linear}  (untrained {untrained}, raw pixels {pixels}) "
+        f"\nkNN [bold green]{knn}[/]{probes}  (untrained {untrained}, raw pixels {pixels}) "
         f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training",
         highlight=False,
         soft_wrap=True,

@@ -23,13 +23,13 @@ TORCH = time.perf_counter()
 
 from simsfl import RunConfig, Simulation  # noqa: E402
 from simsfl.allocator import peak_memory_bytes  # noqa: E402
+from simsfl.assembly import network  # noqa: E402
 from simsfl.clock import PhaseClock  # noqa: E402
 from simsfl.cost import client_flops  # noqa: E402
 from simsfl.data import Dataset, make_dataset  # noqa: E402
 from simsfl.data.load import load_dataset  # noqa: E402
 from simsfl.data.shapes import shapes  # noqa: E402
 from simsfl.rules import device_of, resolve  # noqa: E402
-from simsfl.simulation import network  # noqa: E402
 
 SECONDS_OF_PRODUCTS = 1.0
 """Spent on finding the peak of matrix products."""

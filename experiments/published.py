@@ -97,8 +97,7 @@ class Published:
         self.clients = [
             Trainee(model.client.module(initial.clone()), config, config.client_lr) for _ in range(config.cohort)
         ]
-        buffers = {name: value.to(device) for name, value in model.server.initial_buffers.items()}
-        self.server = Trainee(model.server.module(model.server.take_initial().to(device), buffers), config, config.lr)
+        self.server = Trainee(model.server.module(model.server.take_initial().to(device)), config, config.lr)
         self.queue = F.normalize(torch.randn(config.queue_length, config.key_dim, device=device), dim=1)
         self.pointer = 0
         self.views = [pipeline(images, config.crop_scale) for _ in self.clients]

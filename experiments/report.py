@@ -25,7 +25,7 @@ from flags import Parser, fail, path
 from simsfl import Simulation, evaluate
 from simsfl.dashboard import number, time_text
 from simsfl.metrics import History, read_records
-from simsfl.plan import plan_round
+from simsfl.plan import Group, plan_round
 from simsfl.run_directory import RunDirectory
 
 PAIRS = 12
@@ -90,7 +90,7 @@ def read(path: Path, name: str) -> Run:
     if directory.summary.exists():
         try:
             summary = json.loads(directory.summary.read_text(encoding="utf-8"))
-            summary["client_steps_per_second"], summary["seconds"], summary["linear_top1"]
+            summary["client_steps_per_second"], summary["seconds"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{directory.summary} is damaged ({error})") from error
     return Run(name, path, config, history, summary)
@@ -167,24 +167,24 @@ def view_pairs(simulation: Simulation) -> Figure:
     plan = plan_round(
         simulation.partition,
         0,
-        cohort=min(PAIRS, config.clients),
-        batch_size=1,
+        groups=[Group(range(config.clients), min(PAIRS, config.clients), 1)],
         recipe=config.views,
         image_size=config.image_size,
         crop_scale=config.crop_scale,
         seed=config.seed,
         device=simulation.device,
     )
-    indices = plan.indices[0]
-    views = data.train.augmented(indices, plan.views.map(lambda t: t[0]))[:, :, 0]
-    originals = data.train.pixels[indices[:, 0]].float() / 255
+    (group,) = plan.groups
+    pixels = data.train.pixels[group.indices[0]]
+    views = data.train.augmented(pixels, group.views.map(lambda t: t[0]))[:, :, 0]
+    originals = pixels[:, 0].float() / 255
     rows = {
         "image": originals,
         "query": views[0] * data.train.std + data.train.mean,
         "key": views[1] * data.train.std + data.train.mean,
     }
     figure, axes = plt.subplots(
-        3, len(indices), figsize=(0.85 * len(indices) + 0.6, 2.9), squeeze=False, layout="constrained"
+        3, len(pixels), figsize=(0.85 * len(pixels) + 0.6, 2.9), squeeze=False, layout="constrained"
     )
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=True):
@@ -252,7 +252,7 @@ def cells(run: Run) -> dict[str, str]:
         "kNN untrained [%]": number(history.untrained("knn_top1")),
         "kNN [%]": number(knn[-1] if knn else None),
         "kNN, best [%]": number(max(knn, default=None)),
-        "linear probe [%]": number(summary.get("linear_top1")),
+        **{f"{kind} probe [%]": number(record["top1"]) for kind, record in history.probes.items()},
         "MB up, down per client": ", ".join(
             "-" if (sent := history.value("round", f"bytes_{way}_per_client")) is None else f"{sent / 1e6:,.1f}"
             for way in ("up", "down")

@@ -1,7 +1,7 @@
 """Random views of images: crop, colour jitter, grayscale, blur, flip, normalisation.
 
-uint8 images ``[n, 3, H, H]``, rows of them ``[C, B]`` and the parameters of ``[V, C, B]`` views give normalised
-floats ``[V, C, B, 3, H, H]``. Every operation has parameters of its own per image, so a draw can be replayed, and each
+uint8 images ``[C, B, 3, H, H]`` and the parameters of ``[V, C, B]`` views give normalised floats
+``[V, C, B, 3, H, H]``. Every operation has parameters of its own per image, so a draw can be replayed, and each
 image compared with `torchvision.transforms.v2.functional` given the same numbers.
 
 Images are float planes in [0, 1] throughout; nothing is rounded to bytes in between (the published program goes
@@ -54,17 +54,15 @@ class ViewParameters:
 
 def augment(
     pixels: Tensor,
-    indices: Tensor,
     views: ViewParameters,
     mean: Tensor,
     std: Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Views of the images at `indices`, normalised.
+    """Views of images, normalised.
 
     Args:
-        pixels: ``[n, 3, H, H]`` uint8.
-        indices: ``[C, B]`` int64 rows of `pixels`.
+        pixels: ``[C, B, 3, H, H]`` uint8.
         views: leading dimensions ``[V, C, B]``: V views of each image.
         mean: ``[3, 1, 1]`` per channel, of pixels in [0, 1]; as `std`.
         dtype: of the result, and of what is computed.
@@ -73,14 +71,15 @@ def augment(
         ``[V, C, B, 3, H, H]``.
     """
     shape = views.flip.shape
-    rows = indices.expand(shape).flatten()
+    images = pixels.flatten(0, 1)
+    rows = torch.arange(len(images), device=pixels.device).expand(shape[0], -1).flatten()
     views = views.map(lambda t: t.flatten(0, 2).to(dtype) if t.is_floating_point() else t.flatten(0, 2))
-    result = torch.empty(len(rows), *pixels.shape[1:], dtype=dtype, device=pixels.device)
+    result = torch.empty(len(rows), *images.shape[1:], dtype=dtype, device=pixels.device)
     count = len(rows) if result.is_cuda else max(1, BLOCK_BYTES // (result[0].numel() * dtype.itemsize))
     for start in range(0, len(rows), count):
         part = slice(start, start + count)
         block = views.map(lambda t, part=part: t[part])
-        x = resized_crop(pixels[rows[part]].to(dtype).div_(255.0), block.crop, block.flip)
+        x = resized_crop(images[rows[part]].to(dtype).div_(255.0), block.crop, block.flip)
         x = color_jitter(x, block.jitter, block.blends, block.hue_slot)
         x = gaussian_blur(x, block.sigma)
         finish(x, block.gray, mean.to(dtype), std.to(dtype), out=result[part])

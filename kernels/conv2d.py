@@ -2,13 +2,14 @@
 
     y[c, b] = conv2d(x[c, b], w[c])
 
-x ``[C, B, I, H, W]`` and w ``[C, O, I, h, w]`` give y ``[C, B, O, H', W']``: C clients with B images each, zero
-padding, no bias. The weights can be standardised on the way (Qiao et al. 2019, eq. 2): those of an output channel are
-centred and divided by their unbiased standard deviation plus 1e-5.
+x ``[C, B, I, H, W]`` and w ``[C, O, I / groups, h, w]`` give y ``[C, B, O, H', W']``: C clients with B images each,
+zero padding, no bias. The weights can be standardised on the way (Qiao et al. 2019, eq. 2): those of an output channel
+are centred and divided by their unbiased standard deviation plus 1e-5.
 
 A custom operator, so that it can be called for one client and mapped over all.
 """
 
+from collections.abc import Callable
 from math import sqrt
 
 import torch
@@ -24,51 +25,64 @@ from simsfl.kernels.stacking import custom_op
 EPSILON = 1e-5
 
 
-def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, *, standardise: bool = False) -> Tensor:
+def conv2d(
+    x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, groups: int = 1, *, standardise: bool = False
+) -> Tensor:
     """Convolve each client's images with its own weights.
 
     Args:
         x: ``[C, B, I, H, W]``, or ``[B, I, H, W]`` of one client.
-        weight: ``[C, O, I, h, w]``, or ``[O, I, h, w]``; where it has another dtype, that of `x` is used.
+        weight: ``[C, O, I / groups, h, w]``, or that of one client; where it has another dtype, that of `x` is used.
+        groups: of channels, each convolved by itself; as many as channels in a depthwise convolution.
         standardise: the weights first, in their own dtype.
 
     Returns:
         ``[C, B, O, H', W']``, or ``[B, O, H', W']``, of the dtype of `x`, or of autocast.
     """
     if not accelerating():
-        one = reference if x.ndim == 4 else vmap(reference, in_dims=(0, 0, None, None, None))
-        return one(x, weight, stride, padding, standardise)
+        one = reference if x.ndim == 4 else vmap(reference, in_dims=(0, 0, None, None, None, None))
+        return one(x, weight, stride, padding, groups, standardise)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if x.ndim == 4:
-        return operator(x[None], weight[None], stride, padding, standardise)[0]
-    return operator(x, weight, stride, padding, standardise)
+        return operator(x[None], weight[None], stride, padding, groups, standardise)[0]
+    return operator(x, weight, stride, padding, groups, standardise)
 
 
-def reference(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool) -> Tensor:
-    """One client's: x ``[B, I, H, W]``, weight ``[O, I, h, w]``."""
+def reference(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, standardise: bool) -> Tensor:
+    """One client's: x ``[B, I, H, W]``, weight ``[O, I / groups, h, w]``."""
     if standardise:
         rows = weight.flatten(1)
         centred = rows - rows.mean(dim=1, keepdim=True)
         std = centred.norm(dim=1, keepdim=True) / sqrt(rows.shape[1] - 1)  # torch.std is far slower on a CPU
         weight = (centred / (std + EPSILON)).view_as(weight)
-    return F.conv2d(x, weight, None, stride, padding)
+    return F.conv2d(x, weight, None, stride, padding, groups=groups)
 
 
-def forward(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool) -> Tensor:
+def forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, standardise: bool) -> Tensor:
     """Forward: the fastest version, with weights standardised if asked for."""
     if standardise:
         weight, _ = standardised(weight)
-    return fastest("conv2d", FORWARD, (x.contiguous(), weight.to(x.dtype).contiguous()), stride, padding).contiguous()
+    tensors = (x.contiguous(), weight.to(x.dtype).contiguous())
+    return fastest("conv2d", able(FORWARD, groups), tensors, stride, padding, groups).contiguous()
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool, images_too: bool
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    groups: int,
+    standardise: bool,
+    images_too: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (empty unless `images_too`) and weight."""
     used, scale = standardised(weight) if standardise else (weight, None)
     tensors = (grad.contiguous(), x.contiguous(), used.to(x.dtype).contiguous())
-    grad_x, grad_weight = fastest("conv2d_backward", BACKWARD, tensors, stride, padding, images_too)
+    grad_x, grad_weight = fastest(
+        "conv2d_backward", able(BACKWARD, groups), tensors, stride, padding, groups, images_too
+    )
     grad_weight = grad_weight.to(weight.dtype)
     if standardise:
         grad_weight = standardised_backward(grad_weight, used, scale)
@@ -105,16 +119,23 @@ def differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Call `backward_operator`; images that need no gradient cost nothing."""
     images_too = ctx.needs_input_grad[0]
     grad_x, grad_weight = backward_operator(grad, *ctx.saved_tensors, *ctx.settings, images_too)
-    return grad_x if images_too else None, grad_weight, None, None, None
+    return grad_x if images_too else None, grad_weight, None, None, None, None
 
 
-def forward_shapes(x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool) -> Tensor:
+def forward_shapes(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, standardise: bool) -> Tensor:
     """What `forward` would return, uncomputed."""
     return x.new_empty(*x.shape[:2], weight.shape[1], *sides(x, weight, stride, padding))
 
 
 def backward_shapes(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, standardise: bool, images_too: bool
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    groups: int,
+    standardise: bool,
+    images_too: bool,
 ) -> tuple[Tensor, Tensor]:
     """What `backward` would return, uncomputed."""
     return x.new_empty(x.shape if images_too else 0), weight.new_empty(weight.shape)
@@ -129,14 +150,19 @@ def sides(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, in
     return tuple((x.shape[d] + 2 * padding - weight.shape[d]) // stride + 1 for d in (3, 4))
 
 
-def grouped_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """One convolution with a group per client."""
-    y = F.conv2d(beside(x), weight.flatten(0, 1), None, stride, padding, groups=len(x))
+def able(versions: dict[str, Callable], groups: int) -> dict[str, Callable]:
+    """Those that can do with so many groups of channels."""
+    return versions if groups == 1 else {"grouped": versions["grouped"]}
+
+
+def grouped_forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> Tensor:
+    """One convolution with the groups of all clients."""
+    y = F.conv2d(beside(x), weight.flatten(0, 1), None, stride, padding, groups=len(x) * groups)
     return y.unflatten(1, (len(x), -1)).transpose(0, 1)
 
 
 def grouped_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, images_too: bool
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, images_too: bool
 ) -> tuple[Tensor | None, Tensor]:
     """The same backwards."""
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
@@ -149,7 +175,7 @@ def grouped_backward(
         [1, 1],
         False,
         [0, 0],
-        len(x),
+        len(x) * groups,
         [images_too, True, False],
     )
     if images_too:
@@ -162,14 +188,14 @@ def beside(stack: Tensor) -> Tensor:
     return stack.transpose(0, 1).flatten(1, 2)
 
 
-def unfold_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+def unfold_forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> Tensor:
     """A matrix product per image, of the weights with the patches laid out as columns."""
     y = weight.flatten(2)[:, None] @ columns(x, weight, stride, padding)
     return y.unflatten(3, sides(x, weight, stride, padding))
 
 
 def unfold_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, images_too: bool
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, images_too: bool
 ) -> tuple[Tensor | None, Tensor]:
     """The same backwards; the patches are laid out again rather than kept."""
     grad = grad.flatten(3)
@@ -191,7 +217,7 @@ TILE = 32
 """Rows, columns and depth of the blocks that Triton's programs multiply."""
 
 
-def triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+def triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> Tensor:
     """Implicit matrix product: the patches are never laid out in memory."""
     (c, b, i), o, (h, w) = x.shape[:3], weight.shape[1], sides(x, weight, stride, padding)
     y = x.new_empty(c, b, o, h, w)
@@ -201,7 +227,7 @@ def triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tens
 
 
 def triton_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, images_too: bool
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, images_too: bool
 ) -> tuple[Tensor | None, Tensor]:
     """The same backwards: the weights' gradient sums over images in the program, the images' is gathered."""
     (c, b, i), o = x.shape[:3], weight.shape[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simsfl.models import SplitModel
 from simsfl.state import State
-from simsfl.step import Batch, Clock, Hyperparameters, train_step
+from simsfl.step import Batch, Clock, Hyperparameters, Outcome, train_step
 
 WARM_UP = 3
 """Steps before recording: libraries allocate and choose in the first ones."""
@@ -21,34 +21,34 @@ log = logging.getLogger(__name__)
 class CapturedStep:
     """`simsfl.step.train_step` as a CUDA graph, or as it is where it cannot be recorded.
 
-    All calls must be with the same model, state and hyperparameters, and batches of the same shapes: the graph reads
-    and writes the state's tensors where they lie, and batches are copied to where the first one was.
+    All calls must be with the same model and state, and batches of the same shapes: a graph reads and writes the
+    state's tensors where they lie, and batches are copied to where the first one was. There is a graph for each of the
+    hyperparameters it is called with.
     """
 
     def __init__(self) -> None:
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.graphs: dict[Hyperparameters, tuple[torch.cuda.CUDAGraph, Batch, Outcome]] = {}
         self.failed = False
 
-    def __call__(
-        self, model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock) -> Outcome:
         """See `simsfl.step.train_step`. The result is overwritten by the next call."""
-        if self.graph is None and not self.failed:
+        if hyper not in self.graphs and not self.failed:
             self._record(model, state, batch, hyper)
         if self.failed:
             return train_step(model, state, batch, hyper, clock)
+        graph, first, outcome = self.graphs[hyper]
         with clock("step"):
-            for mine, new in zip(tensors_of(self.batch), tensors_of(batch), strict=True):
+            for mine, new in zip(tensors_of(first), tensors_of(batch), strict=True):
                 mine.copy_(new)
-            self.graph.replay()
-        return self.result
+            graph.replay()
+        return outcome
 
     def _record(self, model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters) -> None:
         """Warm up, which trains, put the state back, and record."""
-        self.batch = replace(
+        batch = replace(
             batch,
-            indices=batch.indices.clone(),
-            views=batch.views.map(torch.clone),
+            pixels=[pixels.clone() for pixels in batch.pixels],
+            views=[views.map(torch.clone) for views in batch.views],
             server_lr=batch.server_lr.clone(),
             client_lr=batch.client_lr.clone(),
         )
@@ -58,13 +58,13 @@ class CapturedStep:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                train_step(model, state, self.batch, hyper)
+                train_step(model, state, batch, hyper)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self.result = train_step(model, state, self.batch, hyper)
-            self.graph = graph
+                outcome = train_step(model, state, batch, hyper)
+            self.graphs[hyper] = graph, batch, outcome
         except RuntimeError as error:
             log.warning("steps are not replayed as a CUDA graph (%s)", str(error).partition("\n")[0])
             self.failed = True
@@ -74,4 +74,5 @@ class CapturedStep:
 
 def tensors_of(batch: Batch) -> list[Tensor]:
     """What differs from batch to batch."""
-    return [batch.indices, *vars(batch.views).values(), batch.server_lr, batch.client_lr]
+    views = [tensor for group in batch.views for tensor in vars(group).values()]
+    return [*batch.pixels, *views, batch.server_lr, batch.client_lr]

@@ -17,8 +17,10 @@ from simsfl.files import digest, write_json, write_tensors
 
 KEEP = 2
 """Checkpoints kept, so that there is one to go back to when the newest is damaged."""
-META = ("round", "step", "seconds", "metrics_bytes")
-"""What is kept beside the tensors, all numbers: where the run stands."""
+NUMBERS = ("round", "step", "seconds", "metrics_bytes")
+"""What is kept beside the tensors: where the run stands."""
+OBJECTS = ("communication", "traffic", "saved")
+"""The same, as objects of their own."""
 
 
 def save(directory: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -28,7 +30,7 @@ def save(directory: Path, name: str, tensors: Mapping[str, Tensor], meta: Mappin
         name: of the file, without its ending. Names sort by time: listed checkpoints that do not come before
             this one were gone back from, and are forgotten.
         tensors: everything to restore, by name.
-        meta: the values of `META`.
+        meta: the values of `NUMBERS` and `OBJECTS`.
 
     Raises:
         OSError: it cannot be written; what was there still is.
@@ -71,8 +73,10 @@ def entries(directory: Path) -> list[dict[str, Any]]:
     try:
         listed = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["checkpoints"]
         for entry in listed:
-            sound = isinstance(entry["file"], str) and all(entry["meta"][key] >= 0 for key in META)
-            if not sound or set(entry["meta"]) != set(META):
+            meta = entry["meta"]
+            sound = isinstance(entry["file"], str) and all(meta[key] >= 0 for key in NUMBERS)
+            sound = sound and all(isinstance(meta[key], dict) for key in OBJECTS)
+            if not sound or set(meta) != {*NUMBERS, *OBJECTS}:
                 return []
         return listed
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

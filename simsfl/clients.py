@@ -15,19 +15,29 @@ from torch.func import functional_call, vmap
 from simsfl.models import FlatModule
 
 
-def forward(model: FlatModule, parameters: Tensor, images: Tensor, chunk: int | None = None) -> list[Tensor]:
-    """Smashed data of every client, chunk by chunk: ``[C, P]``, ``[C, B, 3, H, W]`` -> ``[C', B, c, h, w]`` each.
+def forward(
+    model: FlatModule, parameters: Tensor, statistics: Tensor, images: Sequence[Tensor], chunk: int | None = None
+) -> list[Tensor]:
+    """Smashed data of every client, chunk by chunk: ``[C', B', c, h, w]`` each.
 
     Args:
+        parameters: ``[C, P]``.
+        statistics: ``[C, S]``, brought up to date.
+        images: ``[C', B', 3, H, W]`` of each group of clients with the same batch size, in the order of parameters.
         chunk: C', clients run together, so that what they work on stays in cache; None for all.
     """
 
     def one_client(named: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(model.template, named, (x,))
 
-    size = chunk or len(images)
-    chunks = zip(parameters.split(size), images.split(size), strict=True)
-    return [vmap(one_client)(model.named(rows), x) for rows, x in chunks]
+    smashed = []
+    counts = [len(group) for group in images]
+    for rows, own, x in zip(parameters.split(counts), statistics.split(counts), images, strict=True):
+        size = chunk or len(x)
+        for part in zip(rows.split(size), own.split(size), x.split(size), strict=True):
+            named = {**model.named(part[0]), **model.named_statistics(part[1])}
+            smashed.append(vmap(one_client)(named, part[2]))
+    return smashed
 
 
 def backward(parameters: Tensor, smashed: Sequence[Tensor], gradient: Tensor) -> Tensor:

@@ -8,20 +8,29 @@ answers at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from simsfl.names import shortened, unknown
+from simsfl.notation import Bottleneck, Unequal
 
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
 PRECISIONS = ("fp32", "bf16")
 CLIENT_STATES = ("device", "host", "mmap")
-ARCHITECTURES = ("resnet18", "resnet8")
+ARCHITECTURES = {
+    "resnet8": 16,
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), 64),
+    **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), 64),
+    "mobilenetv2": 32,
+}
+"""Each with the channels that its first layer has by rule: as published."""
+NORMS = ("group", "batch")
 HEADS = ("linear", "mlp", "large-mlp")
 PARTITIONS = ("iid", "shards", "dirichlet")
 RECIPES = ("v1", "v2")
+STREAMS = ("auto", "always", "never")
 SCHEDULES = ("cosine", "step")
 CLIENT_SCHEDULES = (*SCHEDULES, "oscillating")
 FEATURES = ("backbone", "projector")
@@ -33,6 +42,9 @@ DATASETS = {
     "cifar100": "50,000 + 10,000 images of 32x32, 100 classes",
     "svhn": "73,257 + 26,032 house numbers of 32x32, 10 classes",
     "stl10": "5,000 + 8,000 images of 96x96, 10 classes",
+    "tiny-imagenet": "100,000 + 10,000 images of 64x64, 200 classes: the archive, unpacked in DATA_DIR",
+    "imagenet12": "12 classes of ImageNet, at 224x224, in DATA_DIR/imagenet-12: see prepare_imagenet12.py",
+    "imagenet": "ImageNet-1k, at 224x224, in DATA_DIR/imagenet: train/CLASS/* and val/CLASS/*",
     "shapes": "built in, drawn from the seed: 50,000 + 10,000 images of 32x32, 10 classes",
 }
 """What ``--dataset`` takes besides the path of an ``.npz`` file or an ImageFolder directory."""
@@ -42,7 +54,7 @@ def setting(
     default: Any,
     group: str,
     text: str,
-    choices: tuple[str, ...] | None = None,
+    choices: Iterable[str] | None = None,
     *,
     only: tuple[str, Any] | None = None,
 ) -> Any:
@@ -51,10 +63,12 @@ def setting(
     Args:
         group: its heading in ``--help``.
         text: its help.
-        choices: the allowed values, where they are names.
+        choices: allowed values, where they are names.
         only: the field, and that field's value, with which this one has an effect.
     """
-    return field(default=default, metadata={"group": group, "help": text, "choices": choices, "only": only})
+    return field(
+        default=default, metadata={"group": group, "help": text, "choices": choices and tuple(choices), "only": only}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +102,26 @@ class RunConfig:
     align_momentum: bool = setting(
         False, "clients", "Average the clients' momentum models too (MonAcoSFL); published MocoSFL does not."
     )
+    divergence_tau: float = setting(
+        0.0,
+        "clients",
+        "Divergence-aware mixing (Zhuang et al.): the share of its own model that a client keeps when it first "
+        "receives the average, later in proportion to its divergence; 0 for none.",
+    )
+    measure_divergence: bool = setting(
+        False, "clients", "Record how far clients' models are from their average, at each averaging."
+    )
+    unequal: str | None = setting(
+        None,
+        "clients",
+        "Rich and poor clients: 0.2_0.8|16|0.8_0.2 is 20 % with batches 16 times as large, who hold 80 % of the data.",
+    )
+    loss_threshold: float = setting(
+        0.0,
+        "clients",
+        "Save communication after rounds whose loss fell by less: first no gradients, then no activations either; "
+        "0 for never.",
+    )
 
     dataset: str = setting(
         "auto",
@@ -99,12 +133,32 @@ class RunConfig:
     partition: str = setting("shards", "data", "How images are divided among clients.", PARTITIONS)
     classes_per_client: int = setting(2, "data", "Shards per client.", only=("partition", "shards"))
     alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split.", only=("partition", "dirichlet"))
+    stream: str = setting(
+        "auto",
+        "data",
+        "Decode the pictures of a directory when they are needed: auto is where there are too many to read them all.",
+        STREAMS,
+    )
+    data_proportion: float = setting(1.0, "data", "Share of the training images, drawn at random, that clients hold.")
     views: str = setting("v2", "data", "Recipe of the two augmented views; v1 has no blur.", RECIPES)
     crop_scale: float = setting(0.08, "data", "Smallest share of the image area that a crop may have.")
 
     arch: str = setting("resnet18", "model", "Architecture.", ARCHITECTURES)
-    width: int = setting(64, "model", "Channels of the first layer, a multiple of 4.")
+    width: int | None = setting(
+        None, "model", "Channels of the first layer, a multiple of 4; by rule the architecture's own."
+    )
+    norm: str = setting("group", "model", "Normalisation: GroupNorm in groups of 4 channels, or BatchNorm.", NORMS)
+    weight_standardisation: bool | None = setting(
+        None, "model", "Standardise convolutions' weights; by rule with GroupNorm only."
+    )
     cut_layer: int = setting(1, "model", "Layers on the client; the stem is 1, each block one more.")
+    bottleneck: str | None = setting(
+        None,
+        "model",
+        "Narrow the smashed data at the cut and widen them again: C4S2 is 4 channels at stride 2, K3C4S2 a kernel of "
+        "3; noReLU behind it leaves out the ReLUs.",
+    )
+    client_residual: bool = setting(True, "model", "Shortcuts in the client's residual blocks.")
     head: str = setting("mlp", "model", "Projection head: linear is MoCo v1's, mlp v2's.", HEADS)
     key_dim: int = setting(1024, "model", "Dimension of keys and queries.")
 
@@ -133,7 +187,10 @@ class RunConfig:
     knn_test: int | None = setting(None, "evaluation", "Test images that kNN classifies; by rule all.")
     eval_features: str = setting("backbone", "evaluation", "Features that are evaluated.", FEATURES)
     linear_probe: bool = setting(False, "evaluation", "Train a linear probe on all training images at the end.")
-    linear_probe_epochs: int = setting(100, "evaluation", "Epochs of the linear probe.", only=("linear_probe", True))
+    semi_supervised: bool = setting(
+        False, "evaluation", "Train probes with a hidden layer on 10 % and on 1 % of the labels at the end."
+    )
+    probe_epochs: int = setting(100, "evaluation", "Epochs of these probes.")
 
     seed: int = setting(0, "run", "Seed of every draw.")
     device: str = setting("auto", "run", "cpu, cuda or cuda:N; auto is CUDA where there is one.")
@@ -165,15 +222,13 @@ class RunConfig:
             if value is not None and not (low <= value <= high and value < INFINITY):
                 bounds = f"{low:,} to {high:,}" if high < INFINITY else f"{low:,} or more"
                 raise ValueError(f"{name}: {shortened(value)} is out of range; allowed: {bounds}")
-        if self.cohort is not None and self.cohort > self.clients:
-            raise ValueError(f"cohort: {self.cohort} is more than the clients; allowed: 1 to {self.clients}")
-        if self.width % 4:
-            raise ValueError(f"width: {self.width} does not divide into GroupNorm's groups; allowed: multiples of 4")
-        if not self.feature_sharing and self.queue_length < self.clients:
-            raise ValueError(
-                f"queue_length: {self.queue_length} leaves no key for each of {self.clients} clients; "
-                f"allowed without feature sharing: {self.clients} or more"
-            )
+        if self.bottleneck is not None:
+            Bottleneck.parse(self.bottleneck)
+        if self.unequal is not None:
+            Unequal.parse(self.unequal)
+        for wrong, message in EXCLUSIONS:
+            if wrong(self):
+                raise ValueError(message.format(**self.to_dict()))
 
     @staticmethod
     def _check_type(name: str, annotation: str, value: Any) -> None:
@@ -231,6 +286,41 @@ class RunConfig:
         return cls.from_dict({name: value for name, value in values.items() if name not in by_rule})
 
 
+EXCLUSIONS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
+    (
+        lambda c: c.cohort is not None and c.cohort > c.clients,
+        "cohort: {cohort} is more than the clients; allowed: 1 to {clients}",
+    ),
+    (
+        lambda c: c.width is not None and c.width % 4 > 0,
+        "width: {width} does not divide into GroupNorm's groups; allowed: multiples of 4",
+    ),
+    (
+        lambda c: not c.feature_sharing and c.queue_length < c.clients,
+        "queue_length: {queue_length} leaves no key for each of {clients} clients; "
+        "allowed without feature sharing: {clients} or more",
+    ),
+    (
+        lambda c: c.unequal is not None and min(c.clients, c.cohort or c.clients) < 2,
+        "unequal: {unequal} needs rich and poor clients; allowed: with 2 clients or more in the cohort",
+    ),
+    (
+        lambda c: c.unequal is not None and not c.feature_sharing,
+        "feature_sharing: unequal clients bring unequal numbers of keys, so their queues cannot be their own; "
+        "allowed: one of the two",
+    ),
+    (
+        lambda c: c.loss_threshold > 0 and c.client_lr == 0,
+        "loss_threshold: {loss_threshold:g} saves nothing with frozen clients (client_lr 0), who get no gradients; "
+        "allowed: 0",
+    ),
+    (
+        lambda c: c.divergence_tau > 0 and c.client_lr == 0,
+        "divergence_tau: {divergence_tau:g} has no effect on frozen clients (client_lr 0); allowed: 0",
+    ),
+)
+"""Settings that exclude each other, with what is said of them."""
+
 INFINITY = float("inf")
 LARGE = 10**9
 RANGES: tuple[tuple[str, float, float], ...] = (
@@ -243,6 +333,9 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("image_size", SMALLEST, 1024),
     ("classes_per_client", 1, LARGE),
     ("alpha", 1e-6, 1e6),
+    ("data_proportion", 1e-9, 1),
+    ("divergence_tau", 0, 1),
+    ("loss_threshold", 0, INFINITY),
     ("crop_scale", 0.001, 1),
     ("width", 4, 4096),
     ("key_dim", 1, 65_536),
@@ -256,7 +349,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("eval_every", 0, LARGE),
     ("knn_bank", 1, LARGE),
     ("knn_test", 1, LARGE),
-    ("linear_probe_epochs", 1, LARGE),
+    ("probe_epochs", 1, LARGE),
     ("seed", 0, 2**63 - 1),
     ("checkpoint_every", 1, LARGE),
 )

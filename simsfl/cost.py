@@ -1,52 +1,74 @@
-"""What taking part costs a client: bytes on the wire and floating-point operations."""
+"""What taking part costs clients: bytes on the wire and floating-point operations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 
 from simsfl.models import SplitModel
+from simsfl.plan import Group
 
 WEIGHT_BYTES = 4
 """Weights travel in fp32."""
 
 
 @dataclass(frozen=True)
-class ClientCost:
-    """Traffic of one client in one step and in one averaging."""
+class Traffic:
+    """Bytes sent by clients and to them."""
 
-    step_bytes_up: int
-    """Query and key activations."""
-    step_bytes_down: int
-    """Gradient of the query activations."""
+    up: int = 0
+    down: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.up + other.up, self.down + other.down)
+
+
+@dataclass(frozen=True)
+class ClientCost:
+    """What travels for a client."""
+
+    image_bytes: int
+    """Smashed data of one view of one image; as much is the gradient that comes back."""
     sync_bytes: int
     """Weights of the client model, each way."""
 
-    def round_bytes(self, steps: int, syncs: int) -> tuple[int, int]:
-        """Bytes up and down of a whole round.
+    def round_traffic(
+        self, groups: Sequence[Group], steps: int, syncs: int, *, communication: str = "A", frozen: bool = False
+    ) -> Traffic:
+        """Bytes of a whole round, of the cohort together.
 
         A client fetches the average at the start of a round and after each averaging but the last, whose
-        result it fetches when it next takes part: as many downloads as averagings.
+        result it fetches when it next takes part: as many downloads as averagings. Frozen clients get neither
+        gradients nor weights. In state B of `simsfl.communication` there are no gradients, and weights are only
+        fetched by clients that were not there before; in state C nothing travels.
         """
-        syncs = min(syncs, steps)
-        weights = syncs * self.sync_bytes
-        return steps * self.step_bytes_up + weights, steps * self.step_bytes_down + weights
+        if communication == "C":
+            return Traffic()
+        cohort = sum(group.cohort for group in groups)
+        activations = steps * self.image_bytes * sum(group.cohort * group.batch_size for group in groups)
+        if frozen:
+            return Traffic(2 * activations, 0)
+        if communication == "B":
+            everyone = cohort == sum(len(group.clients) for group in groups)
+            return Traffic(2 * activations, 0 if everyone else cohort * self.sync_bytes)
+        weights = cohort * min(syncs, steps) * self.sync_bytes
+        return Traffic(2 * activations + weights, activations + weights)
 
 
-def client_cost(model: SplitModel, *, batch_size: int, precision: torch.dtype, align_momentum: bool) -> ClientCost:
-    """Traffic of a client, from the model alone.
+def client_cost(model: SplitModel, *, precision: torch.dtype, align_momentum: bool) -> ClientCost:
+    """What travels for a client, from the model alone.
 
     Args:
         precision: dtype of activations and gradients on the wire.
         align_momentum: the momentum model is averaged, and so travels, too.
     """
-    activations = batch_size * prod(model.smashed_shape) * precision.itemsize
+    weights = model.client.size + len(model.client.initial_statistics)
     return ClientCost(
-        step_bytes_up=2 * activations,
-        step_bytes_down=activations,
-        sync_bytes=model.client.size * WEIGHT_BYTES * (2 if align_momentum else 1),
+        image_bytes=prod(model.smashed_shape) * precision.itemsize,
+        sync_bytes=weights * WEIGHT_BYTES * (2 if align_momentum else 1),
     )
 
 

@@ -41,6 +41,10 @@ class RoundRecord:
     bytes_up_per_client: int
     """Sent so far, mean over all clients of the run."""
     bytes_down_per_client: int
+    communication: str
+    """State of `simsfl.communication`: "A" where nothing is saved."""
+    bytes_saved_per_client: int
+    """So far, up and down, against state A all the time."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,33 @@ class EvaluationRecord:
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """Linear probe after the last round, percent of the test images."""
+    """A probe trained on frozen features after the last round, percent of the test images."""
 
     event: ClassVar[str] = "probe"
     round: int
-    linear_top1: float
-    linear_best_top1: float
+    kind: str
+    """"linear", "semi-10%" or "semi-1%": with so many of the labels, and a hidden layer."""
+    top1: float
+    best_top1: float
     """Best over the probe's epochs, chosen on the test set."""
+    features: str
+    """"backbone" or "projector"."""
 
 
-Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord
+@dataclass(frozen=True)
+class SyncRecord:
+    """How far the cohort's models were from their average at an averaging, after a step."""
+
+    event: ClassVar[str] = "sync"
+    round: int
+    step: int
+    divergence_mean: float
+    divergence_std: float
+    divergence: list[float]
+    """Of each client, in cohort order."""
+
+
+Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord
 FIELDS = {kind.event: {field.name for field in fields(kind)} for kind in get_args(Record)}
 """Names of what a record of each kind holds."""
 ENDINGS = ("finished", "stopped", "failed")
@@ -205,12 +226,14 @@ class History:
         self.latest: dict[str, dict[str, Any]] = {}
         self.rounds: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
+        self.probes: dict[str, dict[str, Any]] = {}
 
     def clear(self) -> None:
         """Forget everything."""
         self.latest.clear()
         self.rounds.clear()
         self.evaluations.clear()
+        self.probes.clear()
 
     def feed(self, record: dict[str, Any]) -> None:
         """Take in the next record."""
@@ -219,6 +242,8 @@ class History:
             self.rounds.append(record)
         elif record["event"] == "evaluation":
             self.evaluations.append(record)
+        elif record["event"] == "probe":
+            self.probes[record["kind"]] = record
 
     def untrained(self, key: str) -> Any:
         """A value of the untrained network's evaluation, None where there is none yet."""

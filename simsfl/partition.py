@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simsfl.names import count_text, unknown
+from simsfl.notation import Unequal
 from simsfl.randomness import Purpose, numpy_generator
 
 DIRICHLET_DRAWS = 10
@@ -48,33 +49,35 @@ class Partition:
         return cls(np.concatenate(parts).astype(np.int64), offsets.astype(np.int64))
 
 
-def iid(labels: np.ndarray, clients: int, rng: np.random.Generator) -> Partition:
-    """Shuffle and deal equally; what does not divide is left out."""
-    size = len(labels) // clients
-    return Partition.of(list(rng.permutation(len(labels))[: size * clients].reshape(clients, size)))
+def iid(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
+    """Shuffle and deal by weight; what does not divide is left out."""
+    sizes = np.floor(len(labels) * weights / weights.sum() + 1e-9).astype(np.int64)
+    return Partition.of(np.split(rng.permutation(len(labels)), np.cumsum(sizes))[:-1])
 
 
-def shards(labels: np.ndarray, clients: int, rng: np.random.Generator, classes_per_client: int) -> Partition:
+def shards(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, classes_per_client: int) -> Partition:
     """Sort by label, cut into equal shards, deal `classes_per_client` random ones to each client.
 
     The pathological split of McMahan et al. (2017), as MocoSFL uses it; two shards of one client may
-    be of one class. What does not divide is left out.
+    be of one class. What does not divide is left out. Clients with twice the least weight get twice as many.
     """
-    count = clients * classes_per_client
-    size = len(labels) // count
-    by_label = np.argsort(labels, kind="stable")[: size * count].reshape(count, size)
-    return Partition.of(list(by_label[rng.permutation(count)].reshape(clients, classes_per_client * size)))
+    counts = classes_per_client * np.rint(weights / weights.min()).astype(np.int64)
+    size = len(labels) // counts.sum()
+    by_label = np.argsort(labels, kind="stable")[: size * counts.sum()].reshape(-1, size)
+    dealt = by_label[rng.permutation(counts.sum())]
+    return Partition.of([part.ravel() for part in np.split(dealt, np.cumsum(counts)[:-1])])
 
 
-def dirichlet(labels: np.ndarray, clients: int, rng: np.random.Generator, alpha: float) -> Partition:
-    """Split each class among the clients in proportions drawn from Dirichlet(alpha).
+def dirichlet(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, alpha: float) -> Partition:
+    """Split each class among the clients in proportions drawn from Dirichlet(alpha), in the mean those of the weights.
 
     As Yurochkin et al. (ICML 2019) and Li et al. (ICDE 2022): sizes differ between clients.
     """
+    clients = len(weights)
     owner = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        shares = rng.dirichlet(np.full(clients, alpha))
+        shares = rng.dirichlet(alpha * weights / weights.mean())
         cuts = np.floor(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
         owner[rows] = np.searchsorted(cuts, np.arange(len(rows)), side="right")
     sizes = np.bincount(owner, minlength=clients)
@@ -93,6 +96,8 @@ def make_partition(
     alpha: float = 0.5,
     batch_size: int = 1,
     least: int | None = None,
+    unequal: Unequal | None = None,
+    proportion: float = 1.0,
     seed: int = 0,
 ) -> Partition:
     """Partition images among clients so that each holds at least one batch.
@@ -104,6 +109,8 @@ def make_partition(
         alpha: concentration of the Dirichlet split; smaller is less even. It is drawn up to
             `DIRICHLET_DRAWS` times until every client holds a batch.
         least: images that each client must hold, `batch_size` by default.
+        unequal: how much more the rich clients hold, who come first.
+        proportion: share of the images, drawn at random, that are divided at all.
 
     Raises:
         ValueError: unknown kind, or a client would hold fewer than `least` images. The message
@@ -117,11 +124,17 @@ def make_partition(
     def draw(count: int) -> Partition:
         attempts = DIRICHLET_DRAWS if kind == "dirichlet" else 1
         for attempt in range(attempts):
-            partition = PARTITIONS[kind](labels, count, numpy_generator(seed, Purpose.PARTITION, attempt), **options)
+            weights = np.array(unequal.weights(count) if unequal else [1.0] * count)
+            partition = PARTITIONS[kind](labels, weights, numpy_generator(seed, Purpose.PARTITION, attempt), **options)
             if partition.sizes.min() >= batch_size:
                 break
         return partition
 
+    chosen = None
+    if proportion < 1:
+        rng = numpy_generator(seed, Purpose.PROPORTION)
+        chosen = np.sort(rng.permutation(len(labels))[: int(proportion * len(labels))])
+        labels = labels[chosen]
     if clients > len(labels):
         raise ValueError(
             f"clients: {clients} are more than the {len(labels)} training images; allowed: 1 to {len(labels)}"
@@ -147,7 +160,7 @@ def make_partition(
         if not held:
             wrong = f"clients: of {clients}, client {client} would hold no image"
         raise ValueError(f"{wrong}; allowed: {', or '.join(allowed)}")
-    return partition
+    return partition if chosen is None else Partition(chosen[partition.indices], partition.offsets)
 
 
 def most_clients(draw: Callable[[int], Partition], clients: int, least: int) -> int:

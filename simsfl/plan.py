@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,38 +10,72 @@ import torch
 from torch import Tensor
 
 from simsfl.kernels import ViewParameters
+from simsfl.notation import Unequal
 from simsfl.partition import Partition
 from simsfl.randomness import Purpose, numpy_generator
 from simsfl.views import UNIFORMS, sample
 
 
 @dataclass(frozen=True)
-class RoundPlan:
-    """The draws of one round of S steps, on the device; a step takes row s of each."""
+class Group:
+    """Clients that do the same in a step. There is one of them, but for unequal resources."""
 
-    cohort: Tensor
-    """``[C]`` int64 client ids; on the host."""
+    clients: range
+    """Their ids."""
+    cohort: int
+    """How many of them train in a round."""
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """The draws of one group for a round of S steps, on the device; a step takes row s of each."""
+
     indices: Tensor
     """``[S, C, B]`` int64 rows of the training images."""
     views: ViewParameters
     """Leading dimensions ``[S, 2, C, B]``."""
 
 
-def steps_per_round(partition: Partition, batch_size: int) -> int:
-    """Steps in which a client of mean size goes once through its images.
+@dataclass(frozen=True)
+class RoundPlan:
+    """The draws of one round."""
+
+    cohort: Tensor
+    """``[C]`` int64 client ids, group after group; on the host."""
+    groups: list[GroupPlan]
+
+
+def client_groups(clients: int, cohort: int, batch_size: int, unequal: Unequal | None = None) -> list[Group]:
+    """Clients by what they can do: with unequal resources the rich, who come first, and the poor.
+
+    Each takes part in the cohort in proportion, so that every round has the same shapes.
+    """
+    if unequal is None:
+        return [Group(range(clients), cohort, batch_size)]
+    rich = unequal.rich(clients)
+    chosen = min(max(unequal.rich(cohort), cohort - (clients - rich)), rich)
+    return [
+        Group(range(rich), chosen, unequal.batch_factor * batch_size),
+        Group(range(rich, clients), cohort - chosen, batch_size),
+    ]
+
+
+def steps_per_round(partition: Partition, groups: Sequence[Group]) -> int:
+    """Steps in which all clients together would go once through their images.
 
     The cohort runs in lock step, so all its clients take the same number of steps: one with fewer images
-    than the mean starts over in a fresh order, one with more leaves out a different random part each round.
+    than its share starts over in a fresh order, one with more leaves out a different random part each round.
     """
-    return max(1, len(partition.indices) // len(partition) // batch_size)
+    together = sum(len(group.clients) * group.batch_size for group in groups)
+    return max(1, len(partition.indices) // together)
 
 
 def plan_round(
     partition: Partition,
     round_index: int,
     *,
-    cohort: int,
-    batch_size: int,
+    groups: Sequence[Group],
     recipe: str,
     image_size: int,
     crop_scale: float,
@@ -48,20 +83,22 @@ def plan_round(
     device: torch.device,
 ) -> RoundPlan:
     """Draw a round: each client's draws depend on (seed, round, client id) alone, not on the others'."""
-    steps = steps_per_round(partition, batch_size)
-    ids = numpy_generator(seed, Purpose.COHORT, round_index).choice(len(partition), cohort, replace=False)
-    indices = np.empty((steps, cohort, batch_size), dtype=np.int64)
-    uniforms = np.empty((steps, 2, cohort, batch_size, UNIFORMS))
-    for position, client in enumerate(ids.tolist()):
-        shuffle = numpy_generator(seed, Purpose.SHUFFLE, round_index, client)
-        indices[:, position] = passes(shuffle, partition[client], steps * batch_size).reshape(steps, -1)
-        draws = numpy_generator(seed, Purpose.VIEWS, round_index, client)
-        uniforms[:, :, position] = draws.random((steps, 2, batch_size, UNIFORMS))
-    return RoundPlan(
-        torch.from_numpy(ids),
-        send(torch.from_numpy(indices), device),
-        sample(uniforms, recipe, image_size, crop_scale).map(lambda t: send(t, device)),
-    )
+    steps = steps_per_round(partition, groups)
+    lottery = numpy_generator(seed, Purpose.COHORT, round_index)
+    cohorts, plans = [], []
+    for group in groups:
+        ids = group.clients.start + lottery.choice(len(group.clients), group.cohort, replace=False)
+        indices = np.empty((steps, group.cohort, group.batch_size), dtype=np.int64)
+        uniforms = np.empty((steps, 2, group.cohort, group.batch_size, UNIFORMS))
+        for position, client in enumerate(ids.tolist()):
+            shuffle = numpy_generator(seed, Purpose.SHUFFLE, round_index, client)
+            indices[:, position] = passes(shuffle, partition[client], steps * group.batch_size).reshape(steps, -1)
+            draws = numpy_generator(seed, Purpose.VIEWS, round_index, client)
+            uniforms[:, :, position] = draws.random((steps, 2, group.batch_size, UNIFORMS))
+        views = sample(uniforms, recipe, image_size, crop_scale).map(lambda t: send(t, device))
+        cohorts.append(torch.from_numpy(ids))
+        plans.append(GroupPlan(send(torch.from_numpy(indices), device), views))
+    return RoundPlan(torch.cat(cohorts), plans)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -25,6 +25,9 @@ class Purpose(enum.IntEnum):
     EVALUATION = 6
     SHAPES = 7
     PROBE = 8
+    PROPORTION = 9
+    REPLAY = 10
+    LABELLED = 11
 
 
 def numpy_generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:

@@ -13,26 +13,29 @@ from torch import Tensor, nn
 
 from simsfl.models import FlatModule, SplitModel
 from simsfl.state import State
-from simsfl.step import Batch, Clock, Hyperparameters, untimed
+from simsfl.step import Batch, Clock, Hyperparameters, Outcome, untimed
 
 
 def train_step(
     model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed
-) -> tuple[Tensor, Tensor]:
+) -> Outcome:
     """See `simsfl.step.train_step`."""
     cohort, central, queue = state.cohort, state.server, state.queue
-    count, size = batch.indices.shape
     autocast = hyper.autocast(cohort.online.device)
-    online = [model.client.module(row) for row in cohort.online]
-    momentum = [model.client.module(row) for row in cohort.momentum]
-    server = model.server.module(central.online, central.online_buffers)
-    server_momentum = model.server.module(central.momentum, central.momentum_buffers)
+    online = list(map(model.client.module, cohort.online, cohort.online_statistics))
+    momentum = list(map(model.client.module, cohort.momentum, cohort.momentum_statistics))
+    server = model.server.module(central.online, central.online_statistics)
+    server_momentum = model.server.module(central.momentum, central.momentum_statistics)
 
     smashed, queries, keys = [], [], []
-    for c in range(count):
+    owned = [
+        (pixels[c : c + 1], views.map(lambda t, c=c: t[:, c : c + 1]))
+        for pixels, views in zip(batch.pixels, batch.views, strict=True)
+        for c in range(len(pixels))
+    ]
+    for c, (pixels, views) in enumerate(owned):
         with clock("data"):
-            rows, views = batch.indices[c : c + 1], batch.views.map(lambda t, c=c: t[:, c : c + 1])
-            query_images, key_images = batch.images.augmented(rows, views, cohort.online.dtype)
+            query_images, key_images = batch.images.augmented(pixels, views, cohort.online.dtype)
         with clock("client forward"), autocast:
             smashed.append(online[c](query_images[0]))
             move_towards(momentum[c], online[c], hyper.tau)
@@ -42,6 +45,7 @@ def train_step(
 
     with clock("server"):
         query, key = torch.cat(queries).requires_grad_(), torch.cat(keys)
+        sent = torch.cat([query.detach(), key])
         move_towards(server_momentum, server, hyper.tau)
         with autocast:
             q1, k2 = embed(server, query), embed(server_momentum, key).detach()
@@ -61,14 +65,15 @@ def train_step(
                     queue.keys[row, slot] = one
                     queue.pointer[row] = (slot + 1) % queue.keys.shape[1]
 
+    if not hyper.clients_learn:
+        return Outcome(loss.detach(), top1, sent, query.grad)
     with clock("client backward"):
-        for c in range(count):
-            gradient = query.grad[c * size : (c + 1) * size]
-            smashed[c].backward(gradient.to(smashed[c].dtype))
-        for c in range(count):  # only now: the rows share a tensor, which backward must find unchanged
+        for own, gradient in zip(smashed, query.grad.split([len(own) for own in smashed]), strict=True):
+            own.backward(gradient.to(own.dtype))
+        for c in range(len(online)):  # only now: the rows share a tensor, which backward must find unchanged
             descend(model.client, online[c], cohort.velocity[c], float(batch.client_lr[c]), hyper)
 
-    return loss.detach(), top1
+    return Outcome(loss.detach(), top1, sent, query.grad)
 
 
 @torch.no_grad()

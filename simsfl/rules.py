@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import torch
 
-from simsfl.config import RunConfig
+from simsfl.config import ARCHITECTURES, RunConfig
 from simsfl.kernels import gpu
 from simsfl.models import layer_count
 
@@ -29,14 +29,16 @@ def resolve(config: RunConfig, images_per_client: int | None = None) -> RunConfi
     cohort = config.cohort or (100 if clients >= 200 else clients)
     by_rule = 100 // clients if clients <= 50 else 1
     batch_size = config.batch_size or min(by_rule, images_per_client or by_rule)
-    if config.head == "large-mlp" and cohort * batch_size < 2:
-        raise ValueError("head: large-mlp normalises over a step's images; allowed: 2 or more, cohort x batch_size")
     return replace(
         config,
         cohort=cohort,
         batch_size=batch_size,
         rounds=config.rounds or max(1, round(config.epochs * clients / cohort)),
         syncs_per_round=config.syncs_per_round or max(1, 1000 // (batch_size * clients)),
+        width=config.width or ARCHITECTURES[config.arch],
+        weight_standardisation=(
+            config.norm == "group" if config.weight_standardisation is None else config.weight_standardisation
+        ),
         client_lr=config.lr if config.client_lr is None else config.client_lr,
         device=device_of(config.device),
     )

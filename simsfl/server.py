@@ -55,7 +55,7 @@ def contrast(
     rows = len(smashed_2Nchw) // 2
     online_side = smashed_2Nchw if symmetric else smashed_2Nchw[:rows]
     momentum_side = smashed_2Nchw if symmetric else smashed_2Nchw[rows:]
-    whole = bool(server.online_buffers)  # BatchNorm mixes the rows of a direction, and may mix no others
+    whole = server.online_statistics.numel() > 0  # BatchNorm mixes the rows of a direction, and may mix no others
     groups = len(queue.keys)
     parts = blocks(
         rows,
@@ -67,14 +67,15 @@ def contrast(
 
     autocast = autocast or nullcontext()
     with torch.no_grad(), autocast:
-        momentum = model.named(server.momentum)
+        momentum, statistics = model.named(server.momentum), model.named_statistics(server.momentum_statistics)
         keys = [  # in the published order, which counts for running statistics
-            embed(model, momentum, server.momentum_buffers, momentum_side[part]) for part in reversed(parts)
+            embed(model, momentum, statistics, momentum_side[part]) for part in reversed(parts)
         ]
     keys_rD = torch.cat(keys[::-1])
     own_key_rD = keys_rD.roll(rows, 0) if symmetric else keys_rD
 
     online = {name: tensor.detach().requires_grad_() for name, tensor in model.named(server.online).items()}
+    statistics = model.named_statistics(server.online_statistics)
     gradient_Q = torch.zeros_like(server.online)
     for leaf, part_of_it in zip(online.values(), model.named(gradient_Q).values(), strict=True):
         leaf.grad = part_of_it  # what a block adds to
@@ -83,7 +84,7 @@ def contrast(
     for part in parts:
         smashed_nchw = online_side[part].detach().requires_grad_(part.start < rows)
         with autocast:
-            query_nD = embed(model, online, server.online_buffers, smashed_nchw)
+            query_nD = embed(model, online, statistics, smashed_nchw)
         own_queues = queue.keys if groups == 1 else queue.keys[groups_of(part, rows, groups)]
         part_loss, part_top1 = info_nce(query_nD, own_key_rD[part], own_queues, temperature)
         share = len(query_nD) / rows
@@ -123,12 +124,12 @@ def groups_of(part: slice, rows: int, groups: int) -> slice:
 
 
 def embed(
-    model: FlatModule, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], smashed_nchw: Tensor
+    model: FlatModule, parameters: Mapping[str, Tensor], statistics: Mapping[str, Tensor], smashed_nchw: Tensor
 ) -> Tensor:
     """Unit keys or queries ``[n, D]``."""
     on_cpu = smashed_nchw.device.type == "cpu"
     with accelerated(None) if on_cpu else nullcontext():  # there PyTorch's own operators are the best for one model
-        rows_nD = functional_call(model.template, {**parameters, **buffers}, (smashed_nchw,))
+        rows_nD = functional_call(model.template, {**parameters, **statistics}, (smashed_nchw,))
     return F.normalize(rows_nD.to(next(iter(parameters.values())).dtype), dim=1)
 
 

@@ -78,7 +78,7 @@ class Session:
             OSError: something could not be written.
         """
         kind = LiveView if live else PlainView
-        self.simulation.watch = self._watch
+        self.simulation.evaluation.watch = self._watch
         ending = "failed"
         try:
             with (
@@ -115,8 +115,11 @@ class Session:
             "loss": history.value("round", "loss"),
             "contrast_top1": history.value("round", "contrast_top1"),
             "knn_top1": history.value("evaluation", "knn_top1"),
-            "linear_top1": history.value("probe", "linear_top1"),
-            "linear_best_top1": history.value("probe", "linear_best_top1"),
+            "linear_top1": history.probes.get("linear", {}).get("top1"),
+            "probes": {
+                kind: {name: record[name] for name in ("top1", "best_top1", "features")}
+                for kind, record in history.probes.items()
+            },
             "knn_top1_untrained": history.untrained("knn_top1"),
             "knn_top1_pixels": history.untrained("pixel_knn_top1"),
             "seconds": simulation.seconds,
@@ -125,6 +128,7 @@ class Session:
             "peak_memory_bytes": status.peak_memory_bytes,
             "bytes_up_per_client": history.value("round", "bytes_up_per_client"),
             "bytes_down_per_client": history.value("round", "bytes_down_per_client"),
+            "bytes_saved_per_client": history.value("round", "bytes_saved_per_client"),
             "client_flops_per_step": client_flops(
                 simulation.model, batch_size=config.batch_size, image_size=config.image_size
             ),

@@ -6,43 +6,36 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from math import prod
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from simsfl import checkpoint, evaluate, reference, schedule, step
+from simsfl import assembly, checkpoint, evaluate, reference, schedule, step
 from simsfl.allocator import keep_memory, peak_memory_bytes
 from simsfl.capture import CapturedStep
 from simsfl.clock import PhaseClock
+from simsfl.communication import Communication
 from simsfl.config import RunConfig
-from simsfl.cost import client_cost
-from simsfl.data import Dataset, Images
+from simsfl.cost import Traffic, client_cost
+from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
 from simsfl.kernels import accelerated
-from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, Status, StepRecord
-from simsfl.models import SplitModel, split_model
-from simsfl.partition import make_partition
+from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, Status, StepRecord, SyncRecord
 from simsfl.plan import RoundPlan, plan_round, steps_per_round
-from simsfl.randomness import Purpose, numpy_generator, torch_generator
+from simsfl.randomness import Purpose, numpy_generator
 from simsfl.rules import left_to_rules, resolve
 from simsfl.run_directory import RunDirectory
-from simsfl.state import completed_rounds, gather_, initial_state, same_shape, scatter_
-from simsfl.storage import Storage
-from simsfl.sync import average_, is_sync_step
+from simsfl.state import completed_rounds, gather_, same_shape, scatter_, scatter_queue_
+from simsfl.sync import average_, divergence, is_sync_step, receive_
 from simsfl.tuning import tuned
 
 TRAIN_STEPS = {"fused": step.train_step, "vmap": step.train_step, "loop": reference.train_step}
 """By engine, whatever version of the operators it forces."""
-BF16_IMAGE_SIZE = 16
-"""Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its
-bfloat16 weight gradient unset (seen with torch 2.15)."""
-BLOCK_BYTES = 16 << 20
-"""Smashed data that goes through the server together on a CPU: half as much takes 110 MB less, and 10 % more time
-(ResNet-18)."""
+LABELLED = (0.1, 0.01)
+"""Shares of the labels that semi-supervised probes have."""
 RECENT = 50
 """Steps over which the pace is averaged that remaining time is told from."""
 FLUSH_SECONDS = 0.5
@@ -69,17 +62,20 @@ class Simulation:
         partition: which images each client holds.
         model: the network, cut in two.
         state: everything that is learnt.
-        cost: what a step and an averaging cost a client.
+        cost: what an image and an averaging cost a client.
         round_index: rounds that are done with, their evaluation too.
         step_index: finished steps of the round under way.
         steps: steps per round.
         seconds: time spent training so far, over all sessions of the run.
         metrics_bytes: length of ``metrics.jsonl`` at the checkpoint this was loaded from.
         choices: versions of operators in use, by shape.
+        groups: clients by what they can do.
+        communication: the state of the round under way, where communication is saved.
+        traffic: bytes sent so far, by all clients together; as `saved`.
+        evaluation: how what is learnt is evaluated.
         passed_over: a line on each damaged checkpoint that was not used in loading.
         recent: seconds per step of the latest steps.
         after_step: called after each step, by those who profile.
-        watch: what the long loops of evaluations go through, for those who want to see how far they are.
 
     Raises:
         ValueError: config and data do not fit together.
@@ -95,53 +91,34 @@ class Simulation:
     ):
         asked, config = config, resolve(config)
         dataset = dataset or load_dataset(
-            config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed
-        )
-        if config.precision == "bf16" and config.device == "cpu" and dataset.image_size < BF16_IMAGE_SIZE:
-            raise ValueError(
-                f"precision: bf16 on the CPU does not work with images of {dataset.image_size}x{dataset.image_size}; "
-                f"allowed: fp32, or --image-size {BF16_IMAGE_SIZE} or more"
-            )
-        self.partition = make_partition(
-            dataset.train_labels.cpu().numpy(),
-            config.clients,
-            kind=config.partition,
-            classes_per_client=config.classes_per_client,
-            alpha=config.alpha,
-            batch_size=config.batch_size,
-            least=asked.batch_size or 1,
+            config.dataset,
+            data_dir=config.data_dir,
+            image_size=config.image_size,
             seed=config.seed,
+            stream=config.stream,
         )
+        assembly.check_precision(config, dataset.image_size)
+        self.partition = assembly.partition(config, dataset, least=asked.batch_size or 1)
         config = resolve(asked, int(self.partition.sizes.min()))
-        self.config = config = replace(config, dataset=dataset.name, image_size=dataset.image_size)
+        self.config = config = replace(
+            config,
+            dataset=dataset.name,
+            data_dir=str(Path(config.data_dir).resolve()),  # a run is resumed from anywhere
+            image_size=dataset.image_size,
+            stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
+        )
         self.by_rule = left_to_rules(asked)
         self.device = torch.device(config.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
         self.dataset = dataset.to(self.device)
-        self.model = network(config)
-        computing = {"fp32": dtype, "bf16": torch.bfloat16}
-        self.state = initial_state(
-            self.model,
-            clients=config.clients,
-            cohort=config.cohort,
-            queue_length=config.queue_length,
-            key_dim=config.key_dim,
-            feature_sharing=config.feature_sharing,
-            align_momentum=config.align_momentum,
-            generator=torch_generator(config.seed, Purpose.QUEUE),
-            device=self.device,
-            dtype=dtype,
-            storage=Storage(config.client_state, self.device, computing[config.client_state_dtype]),
-        )
-        self.hyper = step.Hyperparameters(
-            temperature=config.temperature,
-            symmetric=config.symmetric,
-            tau=config.tau,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            precision=computing[config.precision],
-        )
+        self.groups = assembly.groups(config)
+        self.steps = steps_per_round(self.partition, self.groups)
+        self.model = assembly.network(config)
+        assembly.check_batch_norm(config, self.model)
+        rows = 2 * sum(group.cohort * group.batch_size for group in self.groups)
+        self.state = assembly.state(config, self.model, self.steps, rows, dtype)
+        self.hyper = assembly.hyperparameters(config, self.model, dtype)
         if self.device.type == "cpu":
             keep_memory()  # from now on: what was needed to set up goes back to the system
         engine, _, version = config.engine.partition(":")
@@ -150,28 +127,27 @@ class Simulation:
         self.version = (version or "fastest") if engine == "fused" else None
         self.choices: dict[str, str] = {}
         if engine != "loop":
+            largest = max(self.groups, key=lambda group: group.cohort * group.batch_size)
             with accelerated(self.version):
                 chunk, self.choices = tuned(
                     self.model.client,
                     self.hyper,
-                    cohort=config.cohort,
-                    batch_size=config.batch_size,
+                    cohort=largest.cohort,
+                    batch_size=largest.batch_size,
                     image_size=dataset.image_size,
                     device=self.device,
                     dtype=dtype,
                     known=choices or {},
                 )
-            row = prod(self.model.smashed_shape) * self.hyper.precision.itemsize
-            block = max(1, BLOCK_BYTES // row) if self.device.type == "cpu" else None
-            self.hyper = replace(self.hyper, chunk=chunk, block=block)
-        self.cost = client_cost(
-            self.model,
-            batch_size=config.batch_size,
-            precision=self.hyper.precision,
-            align_momentum=config.align_momentum,
+            self.hyper = replace(self.hyper, chunk=chunk)
+        self.cost = client_cost(self.model, precision=self.hyper.precision, align_momentum=config.align_momentum)
+        self.evaluation = evaluate.Evaluation(
+            self.dataset, seed=config.seed, bank=config.knn_bank, test=config.knn_test, dtype=dtype
         )
-        self.steps = steps_per_round(self.partition, config.batch_size)
         self.step_metrics = torch.zeros(self.steps, 2, device=self.device, dtype=dtype)
+        self.divergences: dict[int, torch.Tensor] = {}
+        self.communication = Communication()
+        self.traffic = self.saved = Traffic()
         self.round_index = 0
         self.step_index = 0
         self.seconds = 0.0
@@ -180,13 +156,12 @@ class Simulation:
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)
         self.after_step: Callable[[], None] = lambda: None
-        self.watch: evaluate.Watch = evaluate.unwatched
 
     def train(self) -> Iterator[Record]:
         """Train to the end, yielding each record as it becomes known.
 
-        Order: per round its steps, its evaluation if one is due, and the round itself; at the end the linear probe
-        if asked for. The untrained network is evaluated after the first round's steps, so that training starts at
+        Order: per round its steps, its evaluation if one is due, and the round itself; at the end the probes that
+        are asked for. The untrained network is evaluated after the first round's steps, so that training starts at
         once. The state may be saved whenever a `RoundRecord` has come, or a `StepRecord` whose step is `step_index`,
         or while an evaluation goes on.
 
@@ -203,8 +178,7 @@ class Simulation:
                 evaluations.append(self.evaluate())
             yield from evaluations  # all at once: one who stops in between does all of them again
             yield self._close_round()
-        if config.linear_probe:
-            yield self.linear_probe()
+        yield from self.probes()
 
     def rounds(self) -> Iterator[RoundRecord]:
         """Train round by round without evaluating, yielding each when it is done."""
@@ -213,51 +187,92 @@ class Simulation:
                 deque(self.round(), maxlen=0)
             yield self._close_round()
 
-    def round(self) -> Iterator[StepRecord]:
+    def round(self) -> Iterator[StepRecord | SyncRecord]:
         """Train one round, or what is left of it, yielding its steps; none after the last round."""
-        config, state = self.config, self.state
         if self.step_index == self.steps:
             self._close_round()
-        if self.round_index == config.rounds:
+        if self.round_index == self.config.rounds:
             return
         begin = flushed = time.perf_counter()
+        recorded = self.step_index
+        for _ in self._replayed_steps() if self.communication.state == "C" else self._client_steps():
+            self.after_step()
+            now = time.perf_counter()
+            if self.device.type == "cpu" or now - flushed > FLUSH_SECONDS or self.step_index == self.steps:
+                records = list(self._records(recorded))
+                self.clock.drain()
+                flushed = time.perf_counter()
+                self.seconds += flushed - begin
+                self.recent.append((flushed - begin) / (self.step_index - recorded))
+                yield from records
+                begin, recorded = time.perf_counter(), self.step_index
+
+    def _client_steps(self) -> Iterator[None]:
+        """The steps of a round that clients take part in."""
+        config, state = self.config, self.state
+        hyper = replace(self.hyper, clients_learn=self.hyper.clients_learn and self.communication.state == "A")
         with self.clock("data"):
             plan = self.plan(self.round_index)
         with self.clock("sync"):
             if self.step_index == 0:
                 gather_(state, plan.cohort)
+                receive_(self.model.client, state, plan.cohort, config.divergence_tau)
             own_steps = completed_rounds(state, plan.cohort) * self.steps
-        rate, dtype = self.server_lr(self.round_index), self.step_metrics.dtype
-        server_lr = torch.full((), rate, device=self.device, dtype=dtype)
-        recorded = self.step_index
+        server_lr, dtype = self.server_lr(self.round_index), self.step_metrics.dtype
         while self.step_index < self.steps:
             s = self.step_index
+            with self.clock("data"):
+                pixels = [self.dataset.train.pixels[group.indices[s]] for group in plan.groups]
+                if s + 1 < self.steps:
+                    for group in plan.groups:
+                        self.dataset.train.ahead(group.indices[s + 1])
             batch = step.Batch(
                 images=self.dataset.train,
-                indices=plan.indices[s],
-                views=plan.views.map(lambda t, s=s: t[s]),
-                server_lr=server_lr,
+                pixels=pixels,
+                views=[group.views.map(lambda t, s=s: t[s]) for group in plan.groups],
+                server_lr=torch.full((), server_lr, device=self.device, dtype=dtype),
                 client_lr=self.client_lr(own_steps + s).to(dtype)[:, None],
             )
             with accelerated(self.version):
-                loss, top1 = self.train_step(self.model, state, batch, self.hyper, self.clock)
-            self.step_metrics[s, 0], self.step_metrics[s, 1] = loss, top1
-            self.step_index += 1
+                outcome = self.train_step(self.model, state, batch, hyper, self.clock)
+            if len(state.sent):
+                state.sent[s].copy_(outcome.smashed)
+            self._note(outcome.loss, outcome.top1)
             with self.clock("sync"):
-                if is_sync_step(s, self.steps, config.syncs_per_round):
-                    average_(state.cohort, align_momentum=config.align_momentum)
-                if self.step_index == self.steps:
+                if hyper.clients_learn and is_sync_step(s, self.steps, config.syncs_per_round):
+                    self._sync(plan.cohort)
+                elif self.step_index == self.steps:
                     scatter_(state)
-            self.after_step()
-            now = time.perf_counter()
-            if self.device.type == "cpu" or now - flushed > FLUSH_SECONDS or self.step_index == self.steps:
-                records = self._step_records(recorded)
-                self.clock.drain()
-                flushed = time.perf_counter()
-                self.seconds += flushed - begin
-                self.recent.append((flushed - begin) / len(records))
-                yield from records
-                begin, recorded = time.perf_counter(), self.step_index
+            yield
+
+    def _sync(self, ids: torch.Tensor) -> None:
+        """Average the clients' models, and let them go on with the average."""
+        config, state = self.config, self.state
+        average_(state, align_momentum=config.align_momentum)
+        if config.measure_divergence:
+            self.divergences[self.step_index] = divergence(self.model.client, state)
+        if self.step_index == self.steps:
+            scatter_(state)
+        receive_(self.model.client, state, ids, config.divergence_tau)
+
+    def _replayed_steps(self) -> Iterator[None]:
+        """The steps of a round in which the server trains on what clients sent before, in a fresh order."""
+        state = self.state
+        order = numpy_generator(self.config.seed, Purpose.REPLAY, self.round_index).permutation(self.steps)
+        lr = torch.full((), self.server_lr(self.round_index), device=self.device, dtype=self.step_metrics.dtype)
+        while self.step_index < self.steps:
+            with self.clock("server"):
+                sent = state.sent[order[self.step_index]].to(self.device, self.hyper.precision)
+                lesson = step.learn_(self.model, state, sent, lr, self.hyper)
+            self._note(lesson.loss, lesson.top1)
+            if self.step_index == self.steps:
+                scatter_queue_(state)
+            yield
+
+    def _note(self, loss: torch.Tensor, top1: torch.Tensor) -> None:
+        """A step is done."""
+        self.step_metrics[self.step_index, 0], self.step_metrics[self.step_index, 1] = loss, top1
+        self.step_index += 1
 
     def plan(self, round_index: int) -> RoundPlan:
         """The draws of a round counted from 0."""
@@ -265,8 +280,7 @@ class Simulation:
         return plan_round(
             self.partition,
             round_index,
-            cohort=config.cohort,
-            batch_size=config.batch_size,
+            groups=self.groups,
             recipe=config.views,
             image_size=config.image_size,
             crop_scale=config.crop_scale,
@@ -281,26 +295,40 @@ class Simulation:
 
     def _close_round(self) -> RoundRecord:
         """Go on to the next round; the record of the one whose steps are done."""
+        config = self.config
         loss, top1 = self.step_metrics.mean(dim=0).tolist()
-        lr = self.server_lr(self.round_index)
+        lr, state = self.server_lr(self.round_index), self.communication.state
+        usual, spent = (
+            self.cost.round_traffic(
+                self.groups,
+                self.steps,
+                config.syncs_per_round,
+                communication=communication,
+                frozen=not self.hyper.clients_learn,
+            )
+            for communication in ("A", state)
+        )
+        self.traffic += spent
+        self.saved += Traffic(usual.up - spent.up, usual.down - spent.down)
         self.round_index, self.step_index = self.round_index + 1, 0
-        up, down = self.traffic()
-        return RoundRecord(self.round_index, loss, top1, lr, round(up), round(down))
+        if config.loss_threshold:
+            self.communication = self.communication.after(self.round_index, loss, config.loss_threshold)
+        up, down, kept_up, kept_down = (
+            round(total / config.clients)
+            for total in (self.traffic.up, self.traffic.down, self.saved.up, self.saved.down)
+        )
+        return RoundRecord(self.round_index, loss, top1, lr, up, down, state, kept_up + kept_down)
 
-    def _step_records(self, first: int) -> list[StepRecord]:
+    def _records(self, first: int) -> Iterator[StepRecord | SyncRecord]:
         """Read the losses of the steps from `first` on; raise if one is not finite."""
-        records = []
-        for s, (loss, top1) in enumerate(self.step_metrics[first : self.step_index].tolist(), start=first):
+        now = self.round_index + 1
+        for s, (loss, top1) in enumerate(self.step_metrics[first : self.step_index].tolist(), start=first + 1):
             if not math.isfinite(loss):
-                raise NonFiniteLossError(f"loss is {loss} in round {self.round_index + 1}, step {s + 1}")
-            records.append(StepRecord(self.round_index + 1, s + 1, loss, top1))
-        return records
-
-    def traffic(self) -> tuple[float, float]:
-        """Bytes sent up and down so far, mean over all clients."""
-        up, down = self.cost.round_bytes(self.steps, self.config.syncs_per_round)
-        share = self.round_index * self.config.cohort / self.config.clients
-        return up * share, down * share
+                raise NonFiniteLossError(f"loss is {loss} in round {now}, step {s}")
+            yield StepRecord(now, s, loss, top1)
+            if s in self.divergences:
+                own = self.divergences.pop(s).double()
+                yield SyncRecord(now, s, own.mean().item(), own.std(correction=0).item(), own.tolist())
 
     def server_lr(self, round_index: int) -> float:
         """The server's learning rate in a round counted from 0."""
@@ -316,68 +344,41 @@ class Simulation:
     def evaluate(self) -> EvaluationRecord:
         """kNN accuracy of the averaged client model and the server.
 
-        In the middle of a round the client model is the average that the round started from.
+        In the middle of a round the client model is the latest average.
         """
         with self.clock("evaluation"):
-            return EvaluationRecord(self.finished_rounds, self._knn(self.encoder()))
+            return EvaluationRecord(self.finished_rounds, self.evaluation.knn(self.encoder()))
 
     def evaluate_untrained(self) -> EvaluationRecord:
         """What learning has to beat: kNN accuracy of the network as it began, and of the raw pixels."""
         with self.clock("evaluation"):
-            model, to = network(self.config), {"device": self.device, "dtype": self.step_metrics.dtype}
-            client, server = model.client.initial.to(**to), model.server.initial.to(**to)
-            buffers = {name: buffer.to(self.device) for name, buffer in model.server.initial_buffers.items()}
-            encode = evaluate.encoder(model, client, server, buffers, self.config.eval_features)
-            return EvaluationRecord(0, self._knn(encode), pixel_knn_top1=self._knn(evaluate.raw_pixels))
+            model, to = assembly.network(self.config), {"device": self.device, "dtype": self.step_metrics.dtype}
+            client, server = (half.module(half.initial.to(**to)) for half in (model.client, model.server))
+            encode = evaluate.encoder(client, server, self.config.eval_features)
+            knn, pixels = self.evaluation.knn(encode), self.evaluation.knn(evaluate.raw_pixels)
+            return EvaluationRecord(0, knn, pixel_knn_top1=pixels)
 
     def encoder(self, features: str | None = None) -> nn.Module:
         """The averaged client model and the server as one module, frozen; `features` instead of the config's."""
-        server = self.state.server
-        return evaluate.encoder(
-            self.model,
-            self.state.clients.online,
-            server.online,
-            server.online_buffers,
-            features or self.config.eval_features,
-        )
+        clients, central = self.state.clients, self.state.server
+        client = self.model.client.module(clients.online, clients.online_statistics)
+        server = self.model.server.module(central.online, central.online_statistics)
+        return evaluate.encoder(client, server, features or self.config.eval_features)
 
-    def _knn(self, encode) -> float:
-        """kNN accuracy of an encoder on the configured share of bank and test images."""
-        data, config = self.dataset, self.config
-        rng = numpy_generator(config.seed, Purpose.EVALUATION)
-        bank = torch.from_numpy(rng.permutation(len(data.train))[: config.knn_bank]).to(self.device)
-        test = torch.from_numpy(rng.permutation(len(data.test))[: config.knn_test]).to(self.device)
-        return evaluate.knn_top1(
-            self._features(encode, data.train, bank),
-            data.train_labels[bank],
-            self._features(encode, data.test, test),
-            data.test_labels[test],
-            watch=self.watch,
-        )
-
-    def linear_probe(self) -> ProbeRecord:
-        """Linear probe of the averaged model on all training and test images."""
-        data = self.dataset
+    def probes(self) -> list[ProbeRecord]:
+        """The probes that the config asks for, on all training and test images."""
+        config = self.config
+        shares = ([None] if config.linear_probe else []) + (list(LABELLED) if config.semi_supervised else [])
+        if not shares:
+            return []
         with self.clock("evaluation"):
-            encode = self.encoder()
-            train, test = (
-                self._features(encode, images, torch.arange(len(images), device=self.device))
-                for images in (data.train, data.test)
-            )
-            last, best = evaluate.linear_probe(
-                train,
-                data.train_labels,
-                test,
-                data.test_labels,
-                torch_generator(self.config.seed, Purpose.PROBE),
-                epochs=self.config.linear_probe_epochs,
-                watch=self.watch,
-            )
-        return ProbeRecord(self.round_index, last, best)
-
-    def _features(self, encode, images: Images, rows: torch.Tensor) -> torch.Tensor:
-        """Features of the images at `rows`."""
-        return evaluate.embed(encode, images, rows, dtype=self.step_metrics.dtype, watch=self.watch)
+            train, test = self.evaluation.all_features(self.encoder())
+            results = [self.evaluation.probe(train, test, share=share, epochs=config.probe_epochs) for share in shares]
+        kinds = ["linear" if share is None else f"semi-{share:.0%}" for share in shares]
+        return [
+            ProbeRecord(self.round_index, kind, last, best, config.eval_features)
+            for kind, (last, best) in zip(kinds, results, strict=True)
+        ]
 
     def save(self, path: str | Path, metrics_bytes: int = 0) -> None:
         """Write a checkpoint into the run directory `path`, which is made if it does not exist.
@@ -399,6 +400,9 @@ class Simulation:
             "step": self.step_index,
             "seconds": self.seconds,
             "metrics_bytes": metrics_bytes,
+            "communication": asdict(self.communication),
+            "traffic": asdict(self.traffic),
+            "saved": asdict(self.saved),
         }
         directory = RunDirectory(path)
         if directory.config.exists():
@@ -432,6 +436,8 @@ class Simulation:
         if simulation.round_index > simulation.config.rounds or simulation.step_index > simulation.steps:
             raise ValueError(f"resume: the checkpoint in {path} stands behind the end of the run")
         simulation.seconds = meta["seconds"]
+        simulation.communication = Communication(**meta["communication"])
+        simulation.traffic, simulation.saved = Traffic(**meta["traffic"]), Traffic(**meta["saved"])
         simulation.metrics_bytes, simulation.passed_over = meta["metrics_bytes"], problems
         return simulation
 
@@ -475,19 +481,6 @@ class Simulation:
             peak_memory_bytes=peak_memory_bytes(self.device),
             participation=torch.bincount(self.state.clients.participation).tolist(),
         )
-
-
-def network(config: RunConfig) -> SplitModel:
-    """The network of a config with every rule applied, and its image size known."""
-    return split_model(
-        config.arch,
-        width=config.width,
-        cut_layer=config.cut_layer,
-        image_size=config.image_size,
-        head=config.head,
-        key_dim=config.key_dim,
-        generator=torch_generator(config.seed, Purpose.MODEL),
-    )
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

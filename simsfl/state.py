@@ -9,8 +9,9 @@ that change state end in ``_``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +23,26 @@ from simsfl.storage import Storage
 
 @dataclass(frozen=True)
 class Clients:
-    """What persists of M clients with P parameters each."""
+    """What persists of M clients with P parameters and S running statistics each."""
 
     online: Tensor
-    """``[P]`` the model every client has right after an averaging."""
+    """``[P]`` the latest average, the model every client has right after an averaging."""
+    online_statistics: Tensor
+    """``[S]``."""
     initial: Tensor
     """``[P]`` the momentum model of those that have not taken part."""
+    initial_statistics: Tensor
+    """``[S]``."""
     momentum: Tensor
     """``[M, P]`` momentum models of those that have; ``[1, P]`` where they are averaged too (MonAcoSFL)."""
+    momentum_statistics: Tensor
+    """``[M, S]``, or ``[1, S]``."""
     velocity: Tensor
     """``[M, P]`` SGD velocity."""
+    own: Tensor
+    """``[M, P]`` online models before the latest averaging, where clients mix it with them; else ``[0, P]``."""
+    scale: Tensor
+    """``[M, 1]`` by which each weighs its divergence then (`simsfl.sync`), 0 until it is set; else ``[0, 1]``."""
     participation: Tensor
     """``[M]`` int64, rounds that each client has completed. Like the two stacks in `simsfl.storage`."""
     storage: Storage
@@ -49,8 +60,12 @@ class Cohort:
     """``[C]`` int64 client ids, in cohort order."""
     online: Tensor
     """``[C, P]`` online models; the leaf that the client gradient is taken of."""
+    online_statistics: Tensor
+    """``[C, S]``."""
     momentum: Tensor
     """``[C, P]``."""
+    momentum_statistics: Tensor
+    """``[C, S]``."""
     velocity: Tensor
     """``[C, P]``."""
 
@@ -65,9 +80,10 @@ class ServerState:
     """``[Q]``."""
     velocity: Tensor
     """``[Q]``."""
-    online_buffers: Mapping[str, Tensor]
-    """Running statistics by name, where the head has BatchNorm."""
-    momentum_buffers: Mapping[str, Tensor]
+    online_statistics: Tensor
+    """``[S]`` running statistics, where it has BatchNorm."""
+    momentum_statistics: Tensor
+    """``[S]``."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,8 @@ class State:
     """Everything a run has learnt. `queues` persists; `queue` is what the cohort sees.
 
     With a shared queue both are the same object (G = 1); otherwise `queues` has one ring per
-    client and `queue` one per cohort position.
+    client and `queue` one per cohort position. `sent` is what the clients sent in each step of the latest round that
+    they sent anything in, ``[S, 2N, c, h, w]``, where the server may train on it again; else ``[0, ...]``.
     """
 
     clients: Clients
@@ -93,6 +110,7 @@ class State:
     server: ServerState
     queues: KeyQueue
     queue: KeyQueue
+    sent: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
         """Every distinct tensor by dotted name."""
@@ -101,11 +119,9 @@ class State:
             if part == "queue" and self.queue is self.queues:
                 continue
             for field, value in vars(getattr(self, part)).items():
-                if isinstance(value, Mapping):
-                    named |= {f"{part}.{field}.{name}": buffer for name, buffer in value.items()}
-                elif isinstance(value, Tensor):
+                if isinstance(value, Tensor):
                     named[f"{part}.{field}"] = value.detach()
-        return named
+        return {**named, "sent": self.sent}
 
     def saved(self) -> dict[str, Tensor]:
         """What a checkpoint holds: every tensor, but of those with a row per client only rows of participants."""
@@ -129,8 +145,8 @@ class State:
 
     def _lazy(self) -> list[str]:
         """Names of the stacks that hold nothing yet of clients which have not taken part."""
-        stacks = {"clients.momentum": self.clients.momentum, "clients.velocity": self.clients.velocity}
-        return [name for name, stack in stacks.items() if len(stack) > 1]
+        names = ("momentum", "momentum_statistics", "velocity", "own")
+        return [f"clients.{name}" for name in names if len(getattr(self.clients, name)) > 1]
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
@@ -153,6 +169,8 @@ def initial_state(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     storage: Storage | None = None,
+    mixing: bool = False,
+    sent: tuple[int, int] = (0, 0),
 ) -> State:
     """Allocate the state of a run: all models equal, velocities zero, the queue random unit keys.
 
@@ -162,64 +180,81 @@ def initial_state(
         queue_length: K; divided evenly among the clients where `feature_sharing` is off.
         generator: a CPU generator, so that the queue does not depend on the device.
         storage: of what persists per client; on the device, in `dtype`, by default.
+        mixing: clients mix the average with their own models.
+        sent: steps and rows of smashed data that are kept.
     """
     storage = storage or Storage("device", device, dtype)
     to = {"device": device, "dtype": dtype}
     client, server = model.client.initial.to(**to), model.server.take_initial().to(**to)
+    statistics, central = (half.initial_statistics.to(**to) for half in (model.client, model.server))
     groups = 1 if feature_sharing else clients
     keys = torch.randn(groups, queue_length // groups, key_dim, generator=generator).to(**to)
     queues = KeyQueue(F.normalize(keys, dim=2), torch.zeros(groups, dtype=torch.long, device=device))
     queue = queues if feature_sharing else KeyQueue(queues.keys[:cohort].clone(), queues.pointer[:cohort].clone())
 
-    def stack(rows: int) -> Tensor:
-        return client.expand(rows, -1).clone()
+    def stack(one: Tensor, rows: int = cohort) -> Tensor:
+        return one.expand(rows, -1).clone()
 
-    def own_buffers() -> dict[str, Tensor]:
-        return {
-            name: buffer.to(device, dtype if buffer.is_floating_point() else buffer.dtype, copy=True)
-            for name, buffer in model.server.initial_buffers.items()
-        }
+    def persisting(one: Tensor) -> Tensor:
+        return stack(one, 1) if align_momentum or clients == 1 else storage.zeros(clients, len(one))
 
     return State(
         clients=Clients(
             online=client.clone(),
+            online_statistics=statistics.clone(),
             initial=client.clone(),
-            momentum=stack(1) if align_momentum or clients == 1 else storage.zeros(clients, len(client)),
+            initial_statistics=statistics.clone(),
+            momentum=persisting(client),
+            momentum_statistics=persisting(statistics),
             velocity=storage.zeros(clients, len(client)),
+            own=storage.zeros(clients if mixing else 0, len(client)),
+            scale=torch.zeros(clients if mixing else 0, 1, device=storage.device, dtype=dtype),
             participation=torch.zeros(clients, dtype=torch.long, device=storage.device),
             storage=storage,
         ),
         cohort=Cohort(
             ids=torch.arange(cohort, device=device),
-            online=stack(cohort).requires_grad_(),
-            momentum=stack(cohort),
+            online=stack(client).requires_grad_(),
+            online_statistics=stack(statistics),
+            momentum=stack(client),
+            momentum_statistics=stack(statistics),
             velocity=torch.zeros(cohort, len(client), **to),
         ),
         server=ServerState(
             online=server.clone(),
             momentum=server,
             velocity=torch.zeros_like(server),
-            online_buffers=own_buffers(),
-            momentum_buffers=own_buffers(),
+            online_statistics=central.clone(),
+            momentum_statistics=central.clone(),
         ),
         queues=queues,
         queue=queue,
+        sent=storage.zeros(sent[0] * sent[1], prod(model.smashed_shape)).view(*sent, *model.smashed_shape),
     )
 
 
 @torch.no_grad()
 def gather_(state: State, ids: Tensor) -> None:
-    """Bring the clients `ids` ``[C]`` (on the host) into the cohort, in that order."""
+    """Bring the clients `ids` ``[C]`` (on the host) into the cohort, in that order.
+
+    Their online models are those they left with, or the average; `simsfl.sync.receive_` comes next.
+    """
     clients, cohort = state.clients, state.cohort
     cohort.ids.copy_(ids, non_blocking=True)
     rows = rows_of(state, ids)
+    new = (completed_rounds(state, ids) == 0)[:, None]
     cohort.online.copy_(clients.online.expand_as(cohort.online))
-    if len(clients.momentum) > 1:
-        new = completed_rounds(state, ids) == 0
-        cohort.momentum.copy_(clients.momentum[rows])
-        cohort.momentum.copy_(torch.where(new[:, None], clients.initial, cohort.momentum))
-    else:
-        cohort.momentum.copy_(clients.momentum.expand_as(cohort.momentum))
+    if len(clients.own):
+        cohort.online.copy_(torch.where(new, cohort.online, clients.own[rows].to(cohort.online)))
+    for mine, theirs, initial in (
+        (cohort.momentum, clients.momentum, clients.initial),
+        (cohort.momentum_statistics, clients.momentum_statistics, clients.initial_statistics),
+    ):
+        if len(theirs) > 1:
+            mine.copy_(theirs[rows])
+            mine.copy_(torch.where(new, initial, mine))
+        else:
+            mine.copy_(theirs.expand_as(mine))
     cohort.velocity.copy_(clients.velocity[rows])
     if state.queue is not state.queues:
         state.queue.keys.copy_(state.queues.keys[cohort.ids])
@@ -238,20 +273,30 @@ def completed_rounds(state: State, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def scatter_(state: State) -> None:
-    """Put the cohort's state back, after the averaging that ends a round."""
+    """Put the cohort's state back, after the averaging that ends a round and before anyone receives it."""
     clients, cohort = state.clients, state.cohort
     rows = cohort.ids.to(clients.storage.device)
-    clients.online.copy_(cohort.online[0])
-    if len(clients.momentum) > 1:
-        put_(clients.momentum, rows, cohort.momentum)
-    else:
-        clients.momentum.copy_(cohort.momentum[:1])
+    for mine, theirs in (
+        (cohort.momentum, clients.momentum),
+        (cohort.momentum_statistics, clients.momentum_statistics),
+    ):
+        if len(theirs) > 1:
+            put_(theirs, rows, mine)
+        else:
+            theirs.copy_(mine[:1])
     put_(clients.velocity, rows, cohort.velocity)
+    if len(clients.own):
+        put_(clients.own, rows, cohort.online.detach())
     clients.participation.index_add_(0, rows, torch.ones_like(rows))
     clients.storage.release()
+    scatter_queue_(state)
+
+
+def scatter_queue_(state: State) -> None:
+    """Put the cohort's own queues back, if it has any."""
     if state.queue is not state.queues:
-        put_(state.queues.keys, cohort.ids, state.queue.keys)
-        put_(state.queues.pointer, cohort.ids, state.queue.pointer)
+        put_(state.queues.keys, state.cohort.ids, state.queue.keys)
+        put_(state.queues.pointer, state.cohort.ids, state.queue.pointer)
 
 
 def put_(stack: Tensor, rows: Tensor, values: Tensor) -> None:

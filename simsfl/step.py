@@ -28,15 +28,29 @@ class Batch:
     """What the cohort trains on in one step; everything random about it is already drawn."""
 
     images: Images
-    """All training images."""
-    indices: Tensor
-    """``[C, B]`` int64 rows of `images`."""
-    views: ViewParameters
-    """Parameters of ``[2, C, B]`` views: the queries', then the keys'."""
+    """All training images; what is used of them here is how they are normalised."""
+    pixels: list[Tensor]
+    """``[C', B', 3, H, H]`` uint8 of each group of clients that have the same batch size, in cohort order."""
+    views: list[ViewParameters]
+    """Parameters of ``[2, C', B']`` views: the queries', then the keys'."""
     server_lr: Tensor
     """Scalar."""
     client_lr: Tensor
     """``[C, 1]``."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known after a step, still on the device."""
+
+    loss: Tensor
+    """Scalar."""
+    top1: Tensor
+    """Scalar, contrastive accuracy in percent."""
+    smashed: Tensor
+    """``[2N, c, h, w]`` what the clients sent: of the online models, then of the momentum models."""
+    gradient: Tensor
+    """``[N, c, h, w]`` what they were sent back."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,8 @@ class Hyperparameters:
     weight_decay: float
     precision: torch.dtype = torch.float32
     """Dtype on the wire, and in bfloat16 of the forward passes; the state keeps its own."""
+    clients_learn: bool = True
+    """Whether clients are sent a gradient, and go by it."""
     chunk: int | None = None
     """Clients that are run together, None for all. How fast it goes depends on it, not what comes of it."""
     block: int | None = None
@@ -69,54 +85,58 @@ def untimed(phase: str) -> AbstractContextManager[object]:
 
 def train_step(
     model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed
-) -> tuple[Tensor, Tensor]:
-    """Train cohort and server on one batch, in place.
-
-    Returns:
-        The scalar loss and contrastive accuracy (percent), still on the device.
-    """
-    cohort, central = state.cohort, state.server
+) -> Outcome:
+    """Train cohort and server on one batch, in place."""
+    cohort = state.cohort
     autocast = hyper.autocast(cohort.online.device)
 
     with clock("data"):
-        query_CB3HW, key_CB3HW = batch.images.augmented(batch.indices, batch.views, cohort.online.dtype)
+        views = [
+            batch.images.augmented(pixels, views, cohort.online.dtype)
+            for pixels, views in zip(batch.pixels, batch.views, strict=True)
+        ]
+        query_CB3HW, key_CB3HW = zip(*views, strict=True)
 
     with clock("client forward"), autocast:
-        queries = clients.forward(model.client, cohort.online, query_CB3HW, hyper.chunk)
+        with nullcontext() if hyper.clients_learn else torch.no_grad():
+            queries = clients.forward(model.client, cohort.online, cohort.online_statistics, query_CB3HW, hyper.chunk)
         ema_(cohort.momentum, cohort.online, hyper.tau)
         with torch.no_grad():
-            keys = clients.forward(model.client, cohort.momentum, key_CB3HW, hyper.chunk)
+            keys = clients.forward(model.client, cohort.momentum, cohort.momentum_statistics, key_CB3HW, hyper.chunk)
 
     with clock("server"):
         smashed_2Nchw = cut([*queries, *keys], hyper.precision)
         del keys  # they are large
-        ema_(central.momentum, central.online, hyper.tau)
-        lesson = server.contrast(
-            model.server,
-            central,
-            smashed_2Nchw,
-            state.queue,
-            hyper.temperature,
-            symmetric=hyper.symmetric,
-            block=hyper.block,
-            autocast=autocast,
-        )
-        sgd_(
-            central.online,
-            lesson.gradient,
-            central.velocity,
-            batch.server_lr,
-            hyper.momentum,
-            hyper.weight_decay,
-        )
-        for keys_ND in lesson.keys:
-            server.enqueue_(state.queue, keys_ND)
+        lesson = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper)
 
-    with clock("client backward"):
-        gradient_CP = clients.backward(cohort.online, queries, lesson.smashed_gradient)
-        sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
+    if hyper.clients_learn:
+        with clock("client backward"):
+            gradient_CP = clients.backward(cohort.online, queries, lesson.smashed_gradient)
+            sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
-    return lesson.loss, lesson.top1
+    return Outcome(lesson.loss, lesson.top1, smashed_2Nchw, lesson.smashed_gradient)
+
+
+def learn_(
+    model: SplitModel, state: State, smashed_2Nchw: Tensor, server_lr: Tensor, hyper: Hyperparameters
+) -> server.Lesson:
+    """The server's part of a step: momentum model, loss and gradients, SGD, queue."""
+    central = state.server
+    ema_(central.momentum, central.online, hyper.tau)
+    lesson = server.contrast(
+        model.server,
+        central,
+        smashed_2Nchw,
+        state.queue,
+        hyper.temperature,
+        symmetric=hyper.symmetric,
+        block=hyper.block,
+        autocast=hyper.autocast(central.online.device),
+    )
+    sgd_(central.online, lesson.gradient, central.velocity, server_lr, hyper.momentum, hyper.weight_decay)
+    for keys_ND in lesson.keys:
+        server.enqueue_(state.queue, keys_ND)
+    return lesson
 
 
 def cut(smashed: Sequence[Tensor], precision: torch.dtype) -> Tensor:

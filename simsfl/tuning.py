@@ -62,13 +62,14 @@ def tuned(
     what = f"chunk {model.size} parameters, {images_each}, {hyper.precision} {device.type}"
     total = min(cohort, MEASURED)
     parameters = model.initial.to(device, dtype).expand(total, -1).clone().requires_grad_()
+    statistics = model.initial_statistics.to(device, dtype).expand(total, -1).clone()
     images = torch.rand(total, batch_size, 3, image_size, image_size, device=device, dtype=dtype)
 
     def passes(size: int) -> None:
         with hyper.autocast(device):
-            smashed = clients.forward(model, parameters, images, size)
+            smashed = clients.forward(model, parameters, statistics, [images], size)
             with torch.no_grad():
-                clients.forward(model, parameters, images, size)
+                clients.forward(model, parameters, statistics, [images], size)
         clients.backward(parameters, smashed, torch.cat(smashed).flatten(0, 1).detach())
 
     with choosing() as used:

@@ -255,7 +255,7 @@ def test_a_run_that_does_not_fit(error, tmp_path, capfd, monkeypatch):
     def initial_state(*args, **options):
         raise error
 
-    monkeypatch.setattr("simsfl.simulation.initial_state", initial_state)
+    monkeypatch.setattr("simsfl.assembly.initial_state", initial_state)
     assert_refused(run.main, base(tmp_path), ["memory: ", str(error)], capfd)
     assert not (tmp_path / "out").exists()
 

@@ -13,7 +13,7 @@ import run
 from presets import PRESETS, automatic
 from simsfl import RunConfig, models, partition, simulation
 from simsfl import config as settings
-from simsfl.data import sources
+from simsfl.data import load, sources
 from simsfl.rules import left_to_rules, resolve
 from simsfl.schedule import client_lr, decay, server_lr
 
@@ -90,7 +90,7 @@ def test_names_in_the_config_are_those_of_the_registries():
         (settings.HEADS, models.HEADS),
         (settings.PARTITIONS, partition.PARTITIONS),
         (dict.fromkeys(name.partition(":")[0] for name in settings.ENGINES), simulation.TRAIN_STEPS),
-        ([name for name in settings.DATASETS if name not in ("auto", "shapes")], sources.SOURCES),
+        ([name for name in settings.DATASETS if name not in ("auto", "shapes")], [*sources.SOURCES, *load.FOLDERS]),
     ):
         assert list(names) == list(registry)
 
@@ -121,7 +121,6 @@ def test_what_a_rule_set_it_sets_again(tmp_path):
         ({"alpha": 0.1}, "alpha: .* partition is shards; allowed with partition dirichlet"),
         ({"classes_per_client": 3, "partition": "iid"}, "classes_per_client: .* partition is iid"),
         ({"epochs": 3, "rounds": 7}, "epochs: .* rounds is 7; allowed with rounds left to its rule"),
-        ({"linear_probe_epochs": 3}, "linear_probe_epochs: .*allowed with linear_probe True"),
     ],
 )
 def test_what_has_no_effect_is_refused(values, words):

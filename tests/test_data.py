@@ -18,8 +18,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from simsfl import files
 from simsfl.data import ARRAYS, Arrays, make_dataset, measure, resize, sources
+from simsfl.data.folder import read_image
 from simsfl.data.load import load_dataset
-from simsfl.data.local import read_image
 from simsfl.data.shapes import CLASSES, shapes
 
 

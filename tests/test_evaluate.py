@@ -40,13 +40,13 @@ def test_linear_probe_separates_what_can_be_separated():
     centres = torch.from_numpy(rng.normal(size=(3, 10)) * 4)
     features = (centres[labels] + torch.from_numpy(rng.normal(size=(600, 10)))).float()
     generator = torch.Generator().manual_seed(0)
-    last, best = evaluate.linear_probe(
-        features[:500], labels[:500], features[500:], labels[500:], generator, epochs=60, batch_size=8
+    last, best = evaluate.train_probe(
+        features[:500], labels[:500], features[500:], labels[500:], generator, classes=3, epochs=60, batch_size=8
     )
     assert best >= last > 95
     noise = torch.randn(600, 10, generator=generator)
-    last, _ = evaluate.linear_probe(
-        noise[:500], labels[:500], noise[500:], labels[500:], generator, epochs=60, batch_size=8
+    last, _ = evaluate.train_probe(
+        noise[:500], labels[:500], noise[500:], labels[500:], generator, classes=3, epochs=60, batch_size=8
     )
     assert last < 55
 
@@ -58,7 +58,7 @@ def test_evaluation_is_of_the_averaged_model_and_disturbs_nothing(config, datase
     torch.manual_seed(7)
     generator = torch.random.get_rng_state()
     assert simulation.evaluate() == simulation.evaluate()
-    simulation.linear_probe()
+    simulation.probes()
     assert torch.equal(torch.random.get_rng_state(), generator)
     for name, tensor in simulation.state.tensors().items():
         assert torch.equal(tensor, before[name]), name

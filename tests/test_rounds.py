@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 
-from simsfl import RunConfig, Simulation
-from simsfl.plan import plan_round
+from simsfl import RunConfig, Simulation, communication
+from simsfl.plan import Group, plan_round
+from simsfl.randomness import Purpose, numpy_generator
 
 
 class Oracle:
@@ -22,8 +23,7 @@ class Oracle:
     def __init__(self, simulation):
         self.s, self.c = simulation, simulation.config
         client = simulation.model.client.module(simulation.model.client.initial.double())
-        buffers = {k: v.clone() for k, v in simulation.model.server.initial_buffers.items()}
-        self.server = simulation.model.server.module(simulation.state.server.online.clone(), buffers).double()
+        self.server = simulation.model.server.module(simulation.state.server.online.clone()).double()
         self.server_momentum = copy.deepcopy(self.server)
         self.optimizer = self.sgd(self.server)
         self.average = client
@@ -34,6 +34,8 @@ class Oracle:
         self.queues = [list(rows) for rows in simulation.state.queues.keys.clone()]
         self.pointers = [0] * len(self.queues)
         self.losses = []
+        self.own, self.scale = {}, {}
+        self.state, self.before = "A", None
 
     def sgd(self, module):
         return torch.optim.SGD(module.parameters(), lr=1.0, momentum=self.c.momentum, weight_decay=self.c.weight_decay)
@@ -57,40 +59,75 @@ class Oracle:
         return 0 if self.c.feature_sharing else i
 
     def round(self, r):
+        first = len(self.losses)
+        if self.state == "C":
+            for step in numpy_generator(self.c.seed, Purpose.REPLAY, r).permutation(len(self.sent)):
+                self.serve(r, self.cohort, self.sizes, *self.sent[step])
+        else:
+            self.train(r)
+        loss = sum(self.losses[first:]) / (len(self.losses) - first)
+        small = self.before is not None and max(self.before - loss, 0) < self.c.loss_threshold
+        self.state = {"A": "B", "B": "C", "C": "C"}[self.state] if small else "A"
+        self.before = loss
+
+    def train(self, r):
         c, s = self.c, self.s
         plan = s.plan(r)
-        cohort = plan.cohort.tolist()
-        online = {i: copy.deepcopy(self.average) for i in cohort}
+        self.cohort = cohort = plan.cohort.tolist()
+        self.sent = []
+        online = {i: copy.deepcopy(self.own.get(i, self.average)) for i in cohort}
+        for i in cohort:
+            self.receive(i, online[i])
         optimizers = {i: self.sgd(online[i]) for i in cohort}
         for i in cohort:
             for p, v in zip(online[i].parameters(), self.velocity[i] or [], strict=self.velocity[i] is not None):
                 optimizers[i].state[p]["momentum_buffer"] = v
-        steps = len(plan.indices)
+        steps = len(plan.groups[0].indices)
+        owned = [(group, position) for group in plan.groups for position in range(group.indices.shape[1])]
+        self.sizes = {i: group.indices.shape[2] for i, (group, _) in zip(cohort, owned, strict=True)}
         syncs = min(c.syncs_per_round, steps)
         sync_after = {math.ceil(k * steps / syncs) for k in range(1, syncs + 1)}
         for step in range(steps):
             views = {}
-            for position, i in enumerate(cohort):
-                parameters = plan.views.map(lambda t, p=position, n=step: t[n][:, p : p + 1])
-                indices = plan.indices[step][position : position + 1]
-                views[i] = s.dataset.train.augmented(indices, parameters, torch.float64)[:, 0]
+            for i, (group, position) in zip(cohort, owned, strict=True):
+                parameters = group.views.map(lambda t, p=position, n=step: t[n][:, p : p + 1])
+                pixels = s.dataset.train.pixels[group.indices[step][position : position + 1]]
+                views[i] = s.dataset.train.augmented(pixels, parameters, torch.float64)[:, 0]
             self.step(r, cohort, online, optimizers, views)
-            if step + 1 in sync_after:
-                self.sync(list(online.values()))
+            if step + 1 in sync_after and self.state == "A" and c.client_lr > 0:
+                self.average = self.mean(list(online.values()))
                 if c.align_momentum:
-                    self.sync([self.momentum[i] for i in cohort])
-        self.average = online[cohort[0]]
+                    mean = self.mean([self.momentum[i] for i in cohort])
+                    for i in cohort:
+                        self.momentum[i] = copy.deepcopy(mean)
+                if step + 1 == steps and c.divergence_tau:
+                    self.own.update({i: copy.deepcopy(online[i]) for i in cohort})
+                for i in cohort:
+                    self.receive(i, online[i])
         for i in cohort:
-            self.velocity[i] = [optimizers[i].state[p]["momentum_buffer"] for p in online[i].parameters()]
+            state = optimizers[i].state
+            self.velocity[i] = [state[p]["momentum_buffer"] for p in online[i].parameters()] if state else None
         if c.align_momentum:
             self.momentum = {i: copy.deepcopy(self.momentum[cohort[0]]) for i in self.momentum}
 
     @torch.no_grad()
-    def sync(self, modules):
-        for parameters in zip(*(module.parameters() for module in modules), strict=True):
-            mean = sum(p.clone() for p in parameters) / len(parameters)
-            for p in parameters:
-                p.copy_(mean)
+    def mean(self, modules):
+        result = copy.deepcopy(modules[0])
+        for mean, *tensors in zip(*(m.state_dict().values() for m in (result, *modules)), strict=True):
+            mean.copy_(sum(tensors) / len(tensors))
+        return result
+
+    @torch.no_grad()
+    def receive(self, i, module):
+        average = dict(self.average.named_parameters())
+        apart = sum((p - average[name]).norm().item() for name, p in module.named_parameters())
+        if self.c.divergence_tau and apart > 0:
+            self.scale.setdefault(i, self.c.divergence_tau / apart)
+        share = min(self.scale.get(i, 0.0) * apart, 1.0)
+        for name, p in module.named_parameters():
+            p.copy_(share * p + (1 - share) * average[name])
+        for b, mean in zip(module.buffers(), self.average.buffers(), strict=True):
+            b.copy_(mean)
 
     def step(self, r, cohort, online, optimizers, views):
         c = self.c
@@ -100,12 +137,26 @@ class Oracle:
         query = torch.cat([activations[i].detach() for i in cohort]).requires_grad_()
         with torch.no_grad():
             key = torch.cat([self.momentum[i](views[i][1]) for i in cohort])
+        self.sent.append((query.detach(), key))
+        gradient = self.serve(r, cohort, self.sizes, query, key)
+        if self.state == "B" or c.client_lr == 0:
+            return
+        for i, own in zip(cohort, gradient.split([self.sizes[i] for i in cohort]), strict=True):
+            optimizers[i].zero_grad()
+            activations[i].backward(own)
+            optimizers[i].param_groups[0]["lr"] = self.client_rate(i, r)
+            optimizers[i].step()
+            self.own_steps[i] += 1
+
+    def serve(self, r, cohort, sizes, query, key):
+        c = self.c
+        query = query.detach().requires_grad_()
         self.follow(self.server_momentum, self.server)
         pairs = [(query, key), (key, query.detach())] if c.symmetric else [(query, key)]
         q = [F.normalize(self.server(a), dim=1) for a, _ in pairs]
         with torch.no_grad():
             k = [F.normalize(self.server_momentum(b), dim=1) for _, b in pairs]
-        rows = [self.queue_of(i) for i in cohort for _ in range(c.batch_size)]
+        rows = [self.queue_of(i) for i in cohort for _ in range(sizes[i])]
         loss = 0.0
         for a, b in zip(q, k, strict=True):
             for n, row in enumerate(rows):
@@ -121,12 +172,7 @@ class Oracle:
             for row, one in zip(rows, keys, strict=True):
                 self.queues[row][self.pointers[row]] = one
                 self.pointers[row] = (self.pointers[row] + 1) % len(self.queues[row])
-        for i, gradient in zip(cohort, query.grad.split(c.batch_size), strict=True):
-            optimizers[i].zero_grad()
-            activations[i].backward(gradient)
-            optimizers[i].param_groups[0]["lr"] = self.client_rate(i, r)
-            optimizers[i].step()
-            self.own_steps[i] += 1
+        return query.grad
 
 
 def flat(tensors):
@@ -147,17 +193,30 @@ SETTINGS = {
     "large-head": {"head": "large-mlp", "client_lr_schedule": "oscillating", "eval_features": "projector"},
     "aligned": {"align_momentum": True, "syncs_per_round": 3, "tau": 0.9, "weight_decay": 0.01, "temperature": 0.2},
     "loop": {"engine": "loop", "feature_sharing": False, "cohort": 2, "momentum": 0.5},
+    "batch-norm": {"norm": "batch", "align_momentum": True},
+    "unequal": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 4, "partition": "shards", "classes_per_client": 1},
+    "unequal-loop": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 5, "engine": "loop"},
+    "mixing": {"divergence_tau": 0.7, "rounds": 5, "norm": "batch", "measure_divergence": True},
+    "saving": {"loss_threshold": 0.5, "rounds": 5, "feature_sharing": False, "bottleneck": "C4S2"},
+    "frozen": {"client_lr": 0.0, "cohort": 8},
 }
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_a_whole_run_with_evaluations_equals_the_oracles(setting, dataset):
+def test_a_whole_run_with_evaluations_equals_the_oracles(setting, dataset, monkeypatch):
+    monkeypatch.setattr(communication, "WARM_UP", 0)
     config = RunConfig(**{**TINY, "queue_length": 42, **setting})
     simulation = Simulation(config, dataset, dtype=torch.float64)
     oracle = Oracle(simulation)
-    losses = [record.loss for record in simulation.train() if record.event == "step"]
+    records = list(simulation.train())
+    losses = [record.loss for record in records if record.event == "step"]
+    states = ""
     for r in range(config.rounds):
+        states += oracle.state
         oracle.round(r)
+    assert states == "".join(record.communication for record in records if record.event == "round")
+    assert ("ABCC" in states) == (config.loss_threshold > 0)
+    assert any(record.event == "sync" for record in records) == config.measure_divergence
     near = {"rtol": 0, "atol": 1e-9}
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(oracle.losses), **near)
     clients, server, queues = simulation.state.clients, simulation.state.server, simulation.state.queues
@@ -174,14 +233,14 @@ def test_a_whole_run_with_evaluations_equals_the_oracles(setting, dataset):
     torch.testing.assert_close(server.online, flat(oracle.server.parameters()), **near)
     torch.testing.assert_close(server.momentum, flat(oracle.server_momentum.parameters()), **near)
     for ours, theirs in (
-        (server.online_buffers, oracle.server.state_dict()),
-        (server.momentum_buffers, oracle.server_momentum.state_dict()),
+        (server.online_statistics, oracle.server),
+        (server.momentum_statistics, oracle.server_momentum),
     ):
-        for name, buffer in ours.items():
-            torch.testing.assert_close(buffer, theirs[name], **near)
+        torch.testing.assert_close(ours, flat([ours[:0], *theirs.buffers()]), **near)
     torch.testing.assert_close(queues.keys, torch.stack([torch.stack(rows) for rows in oracle.queues]), **near)
     assert queues.pointer.tolist() == oracle.pointers
-    assert (clients.participation * simulation.steps).tolist() == list(oracle.own_steps.values())
+    if config.loss_threshold == 0 and simulation.config.client_lr > 0:
+        assert (clients.participation * simulation.steps).tolist() == list(oracle.own_steps.values())
 
 
 def test_no_two_draws_are_the_same(config, dataset):
@@ -192,8 +251,7 @@ def test_no_two_draws_are_the_same(config, dataset):
         return plan_round(
             s.partition,
             r,
-            cohort=8,
-            batch_size=2,
+            groups=[Group(range(8), 8, 2)],
             recipe="v2",
             image_size=8,
             crop_scale=0.08,
@@ -202,10 +260,11 @@ def test_no_two_draws_are_the_same(config, dataset):
         )
 
     first, second = draw(0), draw(1)
+    one, two = first.groups[0], second.groups[0]
     assert first.cohort.tolist() != second.cohort.tolist()
     assert sorted(first.cohort.tolist()) == sorted(second.cohort.tolist())
     back = first.cohort.argsort(), second.cohort.argsort()
-    assert not torch.equal(first.indices[:, back[0]], second.indices[:, back[1]])
-    everything = torch.cat([plan.views.jitter[..., 0].flatten() for plan in (first, second)])
+    assert not torch.equal(one.indices[:, back[0]], two.indices[:, back[1]])
+    everything = torch.cat([plan.views.jitter[..., 0].flatten() for plan in (one, two)])
     drawn = everything[everything != 1]
     assert len(drawn.unique()) == len(drawn)

@@ -64,9 +64,9 @@ def test_contrast_is_both_directions_by_the_book(symmetric, groups, block, monke
     rows_together = []
     honest = server.embed
 
-    def embed(model, parameters, buffers, smashed):
+    def embed(model, parameters, statistics, smashed):
         rows_together.append(len(smashed))
-        return honest(model, parameters, buffers, smashed)
+        return honest(model, parameters, statistics, smashed)
 
     monkeypatch.setattr(server, "embed", embed)
     model, state, _ = small()

@@ -96,7 +96,7 @@ def test_the_same_seed_gives_the_same_bits_and_global_generators_do_not_matter(c
 
 
 def test_records_come_in_order(config, dataset):
-    _, records = trained(replace(config, eval_every=2, linear_probe=True, linear_probe_epochs=2), dataset)
+    _, records = trained(replace(config, eval_every=2, linear_probe=True, probe_epochs=2), dataset)
     steps = ["step"] * 5
     evaluated = [*steps, "evaluation", "round"]
     first = [*steps, "evaluation", "round"]
@@ -152,7 +152,7 @@ def test_bf16_keeps_fp32_weights_and_stays_near_fp32(config, arrays):
     single, exact = trained(config, dataset)
     half, records = trained(replace(config, precision="bf16"), dataset)
     assert half.state.server.online.dtype == half.state.clients.online.dtype == torch.float32
-    assert half.cost.step_bytes_up * 2 == single.cost.step_bytes_up
+    assert half.cost.image_bytes * 2 == single.cost.image_bytes
     assert all(np.isfinite(r.loss) for r in records if isinstance(r, StepRecord))
     losses = [r.loss for records in (exact, records) for r in records if isinstance(r, StepRecord)][::15]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
@@ -169,9 +169,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, t
     honest, calls = step.train_step, []
 
     def train_step(*arguments):
-        loss, top1 = honest(*arguments)
+        outcome = honest(*arguments)
         calls.append(1)
-        return (loss * float("nan") if len(calls) > 5 + poisoned else loss), top1
+        return replace(outcome, loss=outcome.loss * float("nan")) if len(calls) > 5 + poisoned else outcome
 
     monkeypatch.setitem(run.sys.modules["simsfl.simulation"].TRAIN_STEPS, "fused", train_step)
     out = tmp_path / "out"
@@ -244,12 +244,12 @@ def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, featu
     eager.train_step = step.train_step
     list(eager.rounds())
     next(captured.rounds())  # records
-    assert captured.train_step.graph is not None
+    assert captured.train_step.graphs
     steps = captured.round()
     next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        batch = captured.train_step.batch
+        ((_, batch, _),) = captured.train_step.graphs.values()
         captured.train_step(captured.model, captured.state, batch, captured.hyper, step.untimed)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -286,8 +286,7 @@ def test_a_clients_draws_do_not_depend_on_the_others():
         return plan.plan_round(
             partition,
             4,
-            cohort=cohort,
-            batch_size=batch_size,
+            groups=[plan.Group(range(6), cohort, batch_size)],
             recipe="v2",
             image_size=8,
             crop_scale=0.2,
@@ -298,13 +297,14 @@ def test_a_clients_draws_do_not_depend_on_the_others():
     some, everyone = draw(3), draw(6)
     for position, client in enumerate(some.cohort.tolist()):
         other = everyone.cohort.tolist().index(client)
-        assert torch.equal(some.indices[:, position], everyone.indices[:, other])
-        assert torch.equal(some.views.crop[:, :, position], everyone.views.crop[:, :, other])
+        (one,), (two,) = some.groups, everyone.groups
+        assert torch.equal(one.indices[:, position], two.indices[:, other])
+        assert torch.equal(one.views.crop[:, :, position], two.views.crop[:, :, other])
 
 
 def test_a_round_goes_once_through_a_clients_images_and_unequal_clients_keep_step():
     partition = Partition.of([np.arange(0, 4), np.arange(10, 16), np.arange(20, 28)])
-    steps = plan.steps_per_round(partition, 2)
+    steps = plan.steps_per_round(partition, [plan.Group(range(3), 3, 2)])
     assert steps == 3  # of six images in the mean
     rng = np.random.default_rng(0)
     assert sorted(plan.passes(rng, partition[1], 6)) == list(range(10, 16))

@@ -7,10 +7,11 @@ import torch
 from simsfl import reference, step, views
 from simsfl.data import Images
 from simsfl.kernels import accelerated
-from simsfl.models import split_model
+from simsfl.models import Style, split_model
+from simsfl.notation import Bottleneck
 from simsfl.randomness import Purpose, numpy_generator, torch_generator
 from simsfl.state import gather_, initial_state, scatter_
-from simsfl.sync import average_
+from simsfl.sync import average_, receive_
 
 CLIENTS, BATCH, STEPS, SIZE = 6, 2, 5, 8
 
@@ -19,6 +20,10 @@ SETTINGS = {
     "v1": {"symmetric": False, "head": "linear", "recipe": "v1"},
     "v2-asymmetric": {"symmetric": False, "head": "mlp", "recipe": "v2"},
     "large-v2": {"symmetric": True, "head": "large-mlp", "recipe": "v2"},
+    "batch-norm": {"style": Style("batch", standardise=False)},
+    "bottleneck": {"bottleneck": Bottleneck.parse("K5C3S2"), "client_residual": False},
+    "vgg": {"arch": "vgg11", "size": 32, "head": "linear"},
+    "mobilenet": {"arch": "mobilenetv2", "width": 4, "style": Style("batch", standardise=False)},
 }
 
 
@@ -31,17 +36,32 @@ ENGINES = {
 """Steps, and versions of the operators: all engines, with nothing left to measuring."""
 
 
-def train(engine, *, cohort, cut_layer, shared, align, symmetric, head, recipe):
+def train(
+    engine,
+    *,
+    cohort,
+    cut_layer,
+    shared,
+    align,
+    symmetric=True,
+    head="mlp",
+    recipe="v2",
+    arch="resnet18",
+    width=8,
+    size=SIZE,
+    **options,
+):
     """Five steps and a sync, then a round of a second cohort; everything that came of it."""
     seed, dtype = 3, torch.float64
     model = split_model(
-        "resnet18",
-        width=8,
+        arch,
+        width=width,
         cut_layer=cut_layer,
-        image_size=SIZE,
+        image_size=size,
         head=head,
         key_dim=12,
         generator=torch_generator(seed, Purpose.MODEL),
+        **options,
     )
     state = initial_state(
         model,
@@ -56,7 +76,7 @@ def train(engine, *, cohort, cut_layer, shared, align, symmetric, head, recipe):
         dtype=dtype,
     )
     rng = numpy_generator(seed, Purpose.SHAPES)
-    pixels = torch.from_numpy(rng.integers(0, 256, (40, 3, SIZE, SIZE), dtype=np.uint8))
+    pixels = torch.from_numpy(rng.integers(0, 256, (40, 3, size, size), dtype=np.uint8))
     images = Images(pixels, mean=torch.full((3, 1, 1), 0.47), std=torch.full((3, 1, 1), 0.2))
     hyper = step.Hyperparameters(
         temperature=0.1, symmetric=symmetric, tau=0.9, momentum=0.9, weight_decay=5e-4, precision=dtype, chunk=4
@@ -64,20 +84,24 @@ def train(engine, *, cohort, cut_layer, shared, align, symmetric, head, recipe):
     module, version = ENGINES[engine]
     losses = []
     for _ in range(2):
-        gather_(state, torch.from_numpy(rng.choice(CLIENTS, cohort, replace=False)))
+        ids = torch.from_numpy(rng.choice(CLIENTS, cohort, replace=False))
+        gather_(state, ids)
+        receive_(model.client, state, ids, 0.0)
         for _ in range(STEPS):
             uniforms = rng.random((2, cohort, BATCH, views.UNIFORMS))
             batch = step.Batch(
                 images,
-                torch.from_numpy(rng.integers(0, 40, (cohort, BATCH))),
-                views.sample(uniforms, recipe, SIZE),
+                [pixels[torch.from_numpy(rng.integers(0, 40, (cohort, BATCH)))]],
+                [views.sample(uniforms, recipe, size)],
                 server_lr=torch.tensor(0.06, dtype=dtype),
                 client_lr=torch.linspace(0.02, 0.08, cohort, dtype=dtype)[:, None],
             )
             with accelerated(version):
-                losses.append(torch.stack(module.train_step(model, state, batch, hyper)))
-        average_(state.cohort, align_momentum=align)
+                outcome = module.train_step(model, state, batch, hyper)
+            losses.append(torch.stack([outcome.loss, outcome.top1, outcome.smashed.sum(), outcome.gradient.sum()]))
+        average_(state, align_momentum=align)
         scatter_(state)
+        receive_(model.client, state, ids, 0.0)
     return {**state.tensors(), "losses": torch.stack(losses)}
 
 
@@ -95,5 +119,5 @@ def test_stacked_steps_equal_the_loop_in_float64(cohort, cut_layer, shared, sett
             message = f"{engine}, {name}: {{}}".format
             torch.testing.assert_close(stacked[name], expected, rtol=0, atol=1e-9, msg=message)
         if shared:
-            keys = STEPS * 2 * cohort * BATCH * (2 if settings["symmetric"] else 1)
+            keys = STEPS * 2 * cohort * BATCH * (2 if settings.get("symmetric", True) else 1)
             assert stacked["queues.pointer"].tolist() == [keys % 54]

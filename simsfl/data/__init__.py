@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch.nn.functional import interpolate
 
 from simsfl.config import SMALLEST
 from simsfl.kernels import ViewParameters, augment
+
+if TYPE_CHECKING:
+    from simsfl.data.folder import Pictures
 
 __all__ = ["ARRAYS", "Arrays", "Dataset", "Images", "make_dataset"]
 
@@ -54,8 +58,8 @@ class Arrays:
 class Images:
     """Images of one size, with the statistics they are normalised by."""
 
-    pixels: Tensor
-    """``[n, 3, H, H]`` uint8."""
+    pixels: Tensor | Pictures
+    """``[n, 3, H, H]`` uint8, in memory or in files."""
     mean: Tensor
     """``[3, 1, 1]`` per channel, of pixels in [0, 1]."""
     std: Tensor
@@ -63,6 +67,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def ahead(self, rows: Tensor) -> None:
+        """The images at `rows` will be asked for next: work ahead, where they are in files."""
+        if not isinstance(self.pixels, Tensor):
+            self.pixels.ahead(rows)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Of float images in [0, 1], the normalised ones."""
@@ -72,9 +81,9 @@ class Images:
         """Normalised images ``[n, 3, H, H]`` without augmentation, as evaluation uses them."""
         return self.normalise(self.pixels[rows].to(dtype).div_(255.0))
 
-    def augmented(self, rows: Tensor, views: ViewParameters, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Normalised views ``[V, C, B, 3, H, H]`` of the images at `rows` ``[C, B]``, as training uses them."""
-        return augment(self.pixels, rows, views, self.mean, self.std, dtype)
+    def augmented(self, pixels: Tensor, views: ViewParameters, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normalised views ``[V, C, B, 3, H, H]`` of ``[C, B, 3, H, H]`` uint8 of them, as training uses them."""
+        return augment(pixels, views, self.mean, self.std, dtype)
 
     def to(self, device: torch.device) -> Images:
         """The same on another device."""

@@ -7,13 +7,23 @@ from pathlib import Path
 
 from simsfl.config import DATASETS
 from simsfl.data import Dataset, make_dataset
-from simsfl.data.local import read_folder, read_npz
+from simsfl.data.folder import read_folder
+from simsfl.data.npz import read_npz
 from simsfl.data.shapes import shapes
 from simsfl.data.sources import SOURCES, Unavailable, fetch
 from simsfl.names import shortened, unknown
 
+FOLDERS = {
+    "tiny-imagenet": ("tiny-imagenet-200", 64, ((0.5141, 0.5775, 0.3985), (0.2927, 0.2570, 0.1434))),
+    "imagenet12": ("imagenet-12", 224, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+    "imagenet": ("imagenet", 224, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+}
+"""Public sets that are directories: the name they have in `data_dir`, image size, and the published statistics."""
 
-def load_dataset(name: str, *, data_dir: str | Path = "data", image_size: int | None = None, seed: int = 0) -> Dataset:
+
+def load_dataset(
+    name: str, *, data_dir: str | Path = "data", image_size: int | None = None, seed: int = 0, stream: str = "auto"
+) -> Dataset:
     """Load a data set onto the CPU.
 
     Args:
@@ -22,6 +32,8 @@ def load_dataset(name: str, *, data_dir: str | Path = "data", image_size: int | 
         data_dir: where torchvision's files may lie.
         image_size: resize to this height and width; None keeps the data set's own.
         seed: of the built-in set.
+        stream: "always" or "never" decode the pictures of a directory when they are needed; "auto" where there are
+            too many to read them all.
 
     Raises:
         ValueError: no such data set, not to be had, or not as it should be.
@@ -30,13 +42,19 @@ def load_dataset(name: str, *, data_dir: str | Path = "data", image_size: int | 
         return make_dataset(name, "built in, drawn from the seed", shapes(seed), image_size=image_size)
     if name in SOURCES or name == "auto":
         return load_public(name, Path(data_dir), image_size, seed)
+    if name in FOLDERS:
+        directory, size, statistics = FOLDERS[name]
+        path = Path(data_dir) / directory
+        if not path.is_dir():
+            raise ValueError(f"dataset: {name} must lie in {path}, which there is not; allowed: another --data-dir")
+        return read_folder(path, name, image_size=image_size or size, stream=stream, statistics=statistics)
     path = Path(name)
     try:
         local = str(path.resolve(strict=True))  # absolute, for a run is resumed from anywhere
     except OSError:
         local = None
     if local and path.is_dir():
-        return make_dataset(local, f"directory {path}", read_folder(path, image_size), image_size=image_size)
+        return read_folder(path, local, image_size=image_size, stream=stream)
     if local and path.is_file():
         return make_dataset(local, f"file {path}", read_npz(path), image_size=image_size)
     if path.suffix == ".npz" or len(path.parts) > 1:

@@ -1,7 +1,7 @@
 """Architectures by name, and the split of one at its cut layer.
 
-A new architecture is one function ``(width, image_size) -> (layers, feature dimension)`` in a file
-of its own and one line in `ARCHITECTURES`.
+A new architecture is one function ``(width, image_size, style) -> (layers, feature dimension)`` in a file of its own,
+one line in `ARCHITECTURES` and one in `simsfl.config`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from simsfl.models.cut import narrowing, widening
 from simsfl.models.flat import FlatModule
-from simsfl.models.layers import initialise_
-from simsfl.models.resnet import resnet8, resnet18
+from simsfl.models.layers import BatchNorm, Style, initialise_
+from simsfl.models.mobilenetv2 import mobilenetv2
+from simsfl.models.resnet import BasicBlock, BottleneckBlock, Residual, ResNet, resnet8
+from simsfl.models.vgg import VGG
+from simsfl.notation import Bottleneck
 
-__all__ = ["ARCHITECTURES", "HEADS", "FlatModule", "SplitModel", "layer_count", "split_model"]
+__all__ = ["ARCHITECTURES", "HEADS", "FlatModule", "SplitModel", "Style", "layer_count", "split_model"]
 
-ARCHITECTURES: dict[str, Callable[[int, int], tuple[list[nn.Module], int]]] = {
-    "resnet18": resnet18,
+ARCHITECTURES: dict[str, Callable[[int, int, Style], tuple[list[nn.Module], int]]] = {
     "resnet8": resnet8,
+    "resnet18": ResNet(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": ResNet(BottleneckBlock, (3, 4, 6, 3)),
+    "resnet101": ResNet(BottleneckBlock, (3, 4, 23, 3)),
+    "resnet152": ResNet(BottleneckBlock, (3, 8, 36, 3)),
+    "vgg11": VGG((1, 1, 2, 2, 2)),
+    "vgg13": VGG((2, 2, 2, 2, 2)),
+    "vgg16": VGG((2, 2, 3, 3, 3)),
+    "vgg19": VGG((2, 2, 4, 4, 4)),
+    "mobilenetv2": mobilenetv2,
 }
 
 
@@ -36,7 +49,7 @@ def mlp_head(features: int, key_dim: int) -> nn.Module:
 
 def large_mlp_head(features: int, key_dim: int) -> nn.Module:
     """largeV2: hidden layer of 4,096 with BatchNorm (the head of Zhuang et al., ICLR 2022)."""
-    return nn.Sequential(nn.Linear(features, 4096), nn.BatchNorm1d(4096), nn.ReLU(), nn.Linear(4096, key_dim))
+    return nn.Sequential(nn.Linear(features, 4096), BatchNorm(4096), nn.ReLU(), nn.Linear(4096, key_dim))
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -70,12 +83,14 @@ class SplitModel:
     server: FlatModule
     smashed_shape: tuple[int, int, int]
     """Channels, height and width of one image's smashed data."""
+    feature_dim: int
+    """F, of the average-pooled backbone features."""
 
 
 def layer_count(arch: str) -> int:
     """How many layers an architecture has: the deepest cut layer allowed."""
     with torch.device("meta"):
-        return len(ARCHITECTURES[arch](8, 32)[0])
+        return len(ARCHITECTURES[arch](8, 32, Style())[0])
 
 
 def split_model(
@@ -87,16 +102,55 @@ def split_model(
     head: str,
     key_dim: int,
     generator: torch.Generator,
+    style: Style | None = None,
+    bottleneck: Bottleneck | None = None,
+    client_residual: bool = True,
 ) -> SplitModel:
     """Build an architecture, initialise it from `generator` and cut it after `cut_layer` layers.
 
-    The network is initialised before it is cut, so the weights do not depend on where.
+    The network is initialised before it is cut, so the weights do not depend on where; a bottleneck comes after.
+
+    Args:
+        style: GroupNorm and weight standardisation by default.
+        bottleneck: layers added at the cut, on both sides.
+        client_residual: whether the client's residual blocks have shortcuts.
+
+    Raises:
+        ValueError: the images are too small for the network, or its maps at the cut for the bottleneck.
     """
     with torch.device("meta"):
-        layers, features = ARCHITECTURES[arch](width, image_size)
+        layers, features = ARCHITECTURES[arch](width, image_size, style or Style())
         network = nn.ModuleList([*layers, HEADS[head](features, key_dim)])
+    if not client_residual:
+        for module in nn.ModuleList(layers[:cut_layer]).modules():
+            if isinstance(module, Residual):
+                module.drop_shortcut()
     initialise_(network.to_empty(device="cpu"), generator)
-    client, server = nn.Sequential(*layers[:cut_layer]), Server(layers[cut_layer:], network[-1])
-    with torch.no_grad():
-        smashed = client(torch.zeros(1, 3, image_size, image_size))
-    return SplitModel(FlatModule(client), FlatModule(server), tuple(smashed.shape[1:]))
+    client, server = layers[:cut_layer], layers[cut_layer:]
+    channels, *sides = shape_behind(nn.Sequential(*client), arch, image_size)
+    if bottleneck:
+        if bottleneck.stride > min(sides):
+            raise ValueError(
+                f"bottleneck: stride {bottleneck.stride} is more than the maps of {sides[0]}x{sides[1]} behind cut "
+                f"layer {cut_layer} of {arch}; allowed: stride 1 to {min(sides)}, or a smaller cut layer"
+            )
+        narrow, wide = nn.Sequential(*narrowing(bottleneck, channels)), nn.Sequential(*widening(bottleneck, channels))
+        initialise_(narrow, generator)
+        initialise_(wide, generator)
+        client, server = [*client, *narrow], [*wide, *server]
+    whole = nn.Sequential(*client)
+    shape = shape_behind(whole, arch, image_size)
+    shape_behind(nn.Sequential(whole, *server), arch, image_size)
+    return SplitModel(FlatModule(whole), FlatModule(Server(server, network[-1])), shape, features)
+
+
+def shape_behind(module: nn.Module, arch: str, image_size: int) -> tuple[int, int, int]:
+    """Channels, height and width of what a network makes of an image."""
+    training = module.training
+    try:
+        with torch.no_grad():
+            return tuple(module.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1:])
+    except RuntimeError as error:
+        raise ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more") from error
+    finally:
+        module.train(training)

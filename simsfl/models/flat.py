@@ -21,17 +21,17 @@ class FlatModule:
         template: the module on the meta device, in training mode.
         initial: ``[P]`` the parameters it had when wrapped; None once they are taken.
         size: P, the number of parameters.
-        initial_buffers: its buffers by name (running statistics, where there are any).
+        initial_statistics: ``[S]`` its buffers: the running statistics of BatchNorm, where there is any.
         shapes: the shape of each parameter by name, in flat order.
+        statistic_shapes: the same of its buffers.
     """
 
     def __init__(self, module: nn.Module):
-        parameters = dict(module.named_parameters())
+        parameters, statistics = dict(module.named_parameters()), dict(module.named_buffers())
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        flats = [parameter.detach().flatten() for parameter in parameters.values()]
-        self.initial = torch.cat(flats) if flats else torch.empty(0)
+        self.statistic_shapes = {name: statistic.shape for name, statistic in statistics.items()}
+        self.initial, self.initial_statistics = flattened(parameters), flattened(statistics)
         self.size = self.initial.numel()
-        self.initial_buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         shapes_only = {id(p): nn.Parameter(p.detach().to("meta")) for p in module.parameters()}
         self.template = copy.deepcopy(module, shapes_only).to("meta").train()
 
@@ -46,14 +46,29 @@ class FlatModule:
         The split is one node of the graph, so the gradient of all parameters comes back as one
         flat tensor.
         """
-        pieces = flat.split([prod(shape) for shape in self.shapes.values()], dim=-1)
-        lead = flat.shape[:-1]
-        return {
-            name: piece.view(lead + shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
-        }
+        return pieces(flat, self.shapes)
 
-    def module(self, flat: Tensor, buffers: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """An ordinary module whose parameters are views into ``flat [P]``: writes go both ways."""
+    def named_statistics(self, flat: Tensor) -> dict[str, Tensor]:
+        """The same of the buffers, in ``flat [..., S]``."""
+        return pieces(flat, self.statistic_shapes)
+
+    def module(self, flat: Tensor, statistics: Tensor | None = None) -> nn.Module:
+        """An ordinary module whose parameters and buffers are views into ``flat [P]`` and ``statistics [S]``.
+
+        Writes go both ways. Without `statistics` they are a copy of the initial ones.
+        """
         module = copy.deepcopy(self.template)
-        module.load_state_dict({**self.named(flat.detach()), **(buffers or {})}, assign=True)
+        statistics = self.initial_statistics.to(flat, copy=True) if statistics is None else statistics
+        module.load_state_dict({**self.named(flat.detach()), **self.named_statistics(statistics)}, assign=True)
         return module
+
+
+def flattened(tensors: Mapping[str, Tensor]) -> Tensor:
+    """All of them as one vector."""
+    return torch.cat([torch.empty(0), *(tensor.detach().flatten() for tensor in tensors.values())])
+
+
+def pieces(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Views into ``flat [..., total]`` by name, each ``[..., *shape]``."""
+    parts = flat.split([prod(shape) for shape in shapes.values()], dim=-1) if shapes else ()
+    return {name: part.view(flat.shape[:-1] + shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -2,28 +2,92 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsfl.kernels import conv2d, group_norm
 
 
-class ConvNorm(nn.Module):
-    """Weight-standardised convolution with same-size padding, then GroupNorm in groups of four channels.
+@dataclass(frozen=True)
+class Style:
+    """How a network's convolutions are normalised."""
 
-    GroupNorm stands where ResNets have BatchNorm, as in MocoSFL; weight standardisation goes with it (Qiao et al.
-    2019). A residual and a ReLU that follow are part of it, since they can then be done in one go.
+    norm: str = "group"
+    """"group", in groups of four channels, or "batch"."""
+    standardise: bool = True
+    """Whether their weights are standardised (Qiao et al. 2019)."""
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all dimensions but the second, which can be mapped over clients.
+
+    PyTorch's own leaves the running statistics as they are under `vmap`, without a word.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int):
+    def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-        self.norm = nn.GroupNorm(max(outputs // 4, 1), outputs)
+        self.momentum, self.eps = 0.1, 1e-5
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        affine = {"weight": self.weight.to(x.dtype), "bias": self.bias.to(x.dtype), "eps": self.eps}
+        if not self.training:
+            return F.batch_norm(x, self.running_mean.to(x.dtype), self.running_var.to(x.dtype), **affine)
+        with torch.no_grad():
+            var, mean = torch.var_mean(x, dim=[d for d in range(x.ndim) if d != 1])
+            for running, now in ((self.running_mean, mean), (self.running_var, var)):
+                running.mul_(1.0 - self.momentum).add_(now.to(running.dtype), alpha=self.momentum)
+        return F.batch_norm(x, None, None, training=True, **affine)
+
+
+class ConvNorm(nn.Module):
+    """Convolution with same-size padding, then normalisation, then optionally a residual added, then ReLU.
+
+    GroupNorm stands where networks have BatchNorm, and weight standardisation goes with it, as in MocoSFL; `style`
+    says otherwise. The residual and the ReLU are part of it, since they can then be done in one go.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, style: Style, *, groups: int = 1, bias: bool = False
+    ):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
+        self.norm = nn.GroupNorm(max(outputs // 4, 1), outputs) if style.norm == "group" else BatchNorm(outputs)
+        self.standardise = style.standardise
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        conv, norm = self.conv, self.norm
-        y = conv2d(x, conv.weight, conv.stride[0], conv.padding[0], standardise=True)
-        return group_norm(y, norm.num_groups, norm.weight, norm.bias, residual=residual, relu=relu, eps=norm.eps)
+        norm, y = self.norm, convolve(self.conv, x, standardise=self.standardise)
+        if isinstance(norm, nn.GroupNorm):
+            return group_norm(y, norm.num_groups, norm.weight, norm.bias, residual=residual, relu=relu, eps=norm.eps)
+        y = norm(y)
+        if residual is not None:
+            y = y + residual
+        return y.relu() if relu else y
+
+
+class ConvNormReLU(ConvNorm):
+    """A layer of its own: convolution, normalisation, ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, relu=True)
+
+
+class Convolution(nn.Conv2d):
+    """A convolution and no more, which can be mapped over clients' weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(self, x)
+
+
+def convolve(conv: nn.Conv2d, x: Tensor, *, standardise: bool = False) -> Tensor:
+    """What `conv` does, by `kernels.conv2d`."""
+    y = conv2d(x, conv.weight, conv.stride[0], conv.padding[0], conv.groups, standardise=standardise)
+    return y if conv.bias is None else y + conv.bias.to(y.dtype)[:, None, None]
 
 
 @torch.no_grad()
@@ -35,11 +99,14 @@ def initialise_(module: nn.Module, generator: torch.Generator) -> None:
     the scale of the weights from the output, so the two differ only in the effective step size.
     """
     for layer in module.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             if layer.bias is not None:
                 layer.bias.zero_()
-        elif isinstance(layer, (nn.GroupNorm, nn.BatchNorm1d)):
-            layer.reset_parameters()
+        elif isinstance(layer, (nn.GroupNorm, BatchNorm)):
+            layer.weight.fill_(1.0)
+            layer.bias.zero_()
+            for name, statistic in layer.named_buffers():
+                statistic.fill_(1.0 if name == "running_var" else 0.0)
         elif any(True for _ in layer.parameters(recurse=False)):
             raise TypeError(f"no initialisation is defined for {type(layer).__name__}")

@@ -1,8 +1,7 @@
-"""Residual networks for small images, as a list of layers that can be cut anywhere.
+"""Residual networks for small images, as lists of layers that can be cut anywhere.
 
-Cut layer c leaves the first c entries on the client: the stem is layer 1, each residual block one
-more. ResNet-18 has 9 layers (He et al., CVPR 2016, with the small-image stem and without the
-max-pool).
+Cut layer c leaves the first c entries on the client: the stem is layer 1, each residual block one more (He et al.,
+CVPR 2016, without the max-pool behind the stem).
 """
 
 from __future__ import annotations
@@ -11,52 +10,89 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from simsfl.models.layers import ConvNorm
+from simsfl.models.layers import ConvNorm, ConvNormReLU, Style
 
 
-class Stem(nn.Module):
-    """First layer: convolution, normalisation, ReLU."""
+class Residual(nn.Module):
+    """A block with a shortcut, which projects where the shape changes, and which can be left out."""
 
-    def __init__(self, width: int, kernel: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, style: Style):
         super().__init__()
-        self.conv = ConvNorm(3, width, kernel, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x, relu=True)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; the shortcut projects where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = ConvNorm(inputs, outputs, 3, stride)
-        self.conv2 = ConvNorm(outputs, outputs, 3, 1)
         same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else ConvNorm(inputs, outputs, 1, stride)
+        self.shortcut = nn.Identity() if same else ConvNorm(inputs, outputs, 1, stride, style)
+
+    def drop_shortcut(self) -> None:
+        """Leave it out from now on."""
+        self.shortcut = None
+
+    def residual(self, x: Tensor) -> Tensor | None:
+        """What is added to the block's own output."""
+        return None if self.shortcut is None else self.shortcut(x)
+
+
+class BasicBlock(Residual):
+    """Two 3x3 convolutions."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, style: Style):
+        super().__init__(inputs, width, stride, style)
+        self.conv1 = ConvNorm(inputs, width, 3, stride, style)
+        self.conv2 = ConvNorm(width, width, 3, 1, style)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x, relu=True), residual=self.shortcut(x), relu=True)
+        return self.conv2(self.conv1(x, relu=True), residual=self.residual(x), relu=True)
 
 
-def stages(inputs: int, widths: Sequence[int], blocks: Sequence[int], strides: Sequence[int]) -> list[nn.Module]:
+class BottleneckBlock(Residual):
+    """1x1 to `width` channels, 3x3, 1x1 to four times as many."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, style: Style):
+        super().__init__(inputs, 4 * width, stride, style)
+        self.conv1 = ConvNorm(inputs, width, 1, 1, style)
+        self.conv2 = ConvNorm(width, width, 3, stride, style)
+        self.conv3 = ConvNorm(width, 4 * width, 1, 1, style)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(self.conv1(x, relu=True), relu=True)
+        return self.conv3(y, residual=self.residual(x), relu=True)
+
+
+def stages(
+    block: type[BasicBlock | BottleneckBlock],
+    inputs: int,
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    strides: Sequence[int],
+    style: Style,
+) -> list[nn.Module]:
     """Residual stages: `blocks[i]` blocks of `widths[i]` channels, the first with `strides[i]`."""
     layers: list[nn.Module] = []
     for width, count, stride in zip(widths, blocks, strides, strict=True):
         for position in range(count):
-            layers.append(BasicBlock(inputs, width, stride if position == 0 else 1))
-            inputs = width
+            layers.append(block(inputs, width, stride if position == 0 else 1, style))
+            inputs = width * block.expansion
     return layers
 
 
-def resnet18(width: int, image_size: int) -> tuple[list[nn.Module], int]:
-    """ResNet-18; `width` 64 is the paper's. Returns its 9 layers and the feature dimension."""
-    kernel, stride = {64: (3, 2), 224: (7, 2)}.get(image_size, (3, 1))
-    widths = [width, 2 * width, 4 * width, 8 * width]
-    return [Stem(width, kernel, stride), *stages(width, widths, (2, 2, 2, 2), (1, 2, 2, 2))], widths[-1]
+class ResNet:
+    """ResNet by its kind of block and the blocks in each of four stages; called, it builds the network."""
+
+    def __init__(self, block: type[BasicBlock | BottleneckBlock], blocks: Sequence[int]):
+        self.block, self.blocks = block, blocks
+
+    def __call__(self, width: int, image_size: int, style: Style) -> tuple[list[nn.Module], int]:
+        """The layers, and the feature dimension. The stem's stride is 2 for images of 64 and 224, as published."""
+        kernel, stride = {64: (3, 2), 224: (7, 2)}.get(image_size, (3, 1))
+        widths = [width, 2 * width, 4 * width, 8 * width]
+        blocks = stages(self.block, width, widths, self.blocks, (1, 2, 2, 2), style)
+        return [ConvNormReLU(3, width, kernel, stride, style), *blocks], widths[-1] * self.block.expansion
 
 
-def resnet8(width: int, image_size: int) -> tuple[list[nn.Module], int]:
+def resnet8(width: int, image_size: int, style: Style) -> tuple[list[nn.Module], int]:
     """Three residual blocks behind a stride-2 stem, for machines without an accelerator."""
     widths = [2 * width, 4 * width, 8 * width]
-    return [Stem(width, 3, 2), *stages(width, widths, (1, 1, 1), (2, 2, 2))], widths[-1]
+    blocks = stages(BasicBlock, width, widths, (1, 1, 1), (2, 2, 2), style)
+    return [ConvNormReLU(3, width, 3, 2, style), *blocks], widths[-1]

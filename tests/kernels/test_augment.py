@@ -105,7 +105,7 @@ def test_whole_view_in_the_order_of_the_recipe(images, recipe, monkeypatch):
     view = views(size, recipe, 2 * COUNT).map(lambda t: t.view(2, COUNT // 4, 4, *t.shape[1:]))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.49, 0.48, 0.45], [0.2, 0.19, 0.21]))
     indices = torch.from_numpy(np.random.default_rng(2).permutation(COUNT)).view(COUNT // 4, 4)
-    ours = augment(pixels, indices, view, mean, std)
+    ours = augment(pixels[indices], view, mean, std)
     assert ours.shape == (2, COUNT // 4, 4, 3, size, size)
     width = 2 * min(kernel.BLUR_RADIUS, size - 1) + 1
     adjust = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue]

@@ -16,19 +16,21 @@ SHAPES = {
     "7x7": (2, 1, 3, 4, 12, 11, 7, 2, 3),
     "wider-than-a-tile": (1, 1, 5, 40, 3, 17, 3, 1, 1),
     "single-pixels": (2, 2, 3, 4, 1, 1, 3, 2, 1),
+    "depthwise": (3, 2, 4, 4, 6, 5, 3, 2, 1, 4),
+    "in-groups": (2, 1, 4, 6, 5, 5, 3, 1, 1, 2),
 }
-"""Clients, images, channels in and out, height, width, kernel, stride, padding."""
+"""Clients, images, channels in and out, height, width, kernel, stride, padding, groups (1 where left out)."""
 VERSIONS = ["grouped", "unfold", "fastest", None, TRITON]
 
 
-def by_torch(stride, padding, standardise):
+def by_torch(stride, padding, standardise, groups=1):
     """torch's convolution and torch's standard deviation, one client after the other."""
 
     def convolve(x, w):
         if standardise:
             std, mean = torch.std_mean(w, dim=(2, 3, 4), keepdim=True)
             w = (w - mean) / (std + 1e-5)
-        return torch.stack([F.conv2d(a, b, stride=stride, padding=padding) for a, b in zip(x, w, strict=True)])
+        return torch.stack([F.conv2d(a, b, None, stride, padding, 1, groups) for a, b in zip(x, w, strict=True)])
 
     return convolve
 
@@ -37,20 +39,20 @@ def by_torch(stride, padding, standardise):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_values_and_gradients(version, shape, standardise):
-    c, b, i, o, height, width, kernel, stride, padding = shape
-    inputs = normal(1, c, b, i, height, width, strided=True), normal(2, c, o, i, kernel, kernel)
+    c, b, i, o, height, width, kernel, stride, padding, groups = (*shape, 1)[:10]
+    inputs = normal(1, c, b, i, height, width, strided=True), normal(2, c, o, i // groups, kernel, kernel)
 
     def stacked(x, w):
         with accelerated(version):
-            return conv2d(x, w, stride, padding, standardise=standardise)
+            return conv2d(x, w, stride, padding, groups, standardise=standardise)
 
     def mapped(x, w):
         with accelerated(version):
-            return vmap(lambda x, w: conv2d(x, w, stride, padding, standardise=standardise))(x, w)
+            return vmap(lambda x, w: conv2d(x, w, stride, padding, groups, standardise=standardise))(x, w)
 
     for function in (stacked, mapped):
         for dtype in (torch.float32,) if version == "triton" else (torch.float64, torch.float32):
-            assert_agree(function, by_torch(stride, padding, standardise), inputs, dtype=dtype)
+            assert_agree(function, by_torch(stride, padding, standardise, groups), inputs, dtype=dtype)
 
 
 @pytest.mark.parametrize("version", ["grouped", "unfold", NATIVE_TRITON])
@@ -105,5 +107,5 @@ def test_a_choice_is_measured_once_and_abided_by(monkeypatch):
 def test_it_compiles():
     """Its shapes are known without running it, so that it can be part of a larger compiled program."""
     x, w = normal(1, 2, 3, 4, 5, 6), normal(2, 2, 3, 4, 3, 3)
-    arguments = (x, w.requires_grad_(), 2, 1, True)
+    arguments = (x, w.requires_grad_(), 2, 1, 1, True)
     torch.library.opcheck(torch.ops.simsfl.conv2d.default, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -1,4 +1,4 @@
-"""Data sets of the user's own: an ``.npz`` file, or a directory in ImageFolder layout."""
+"""Data sets of the user's own as arrays, in an ``.npz`` file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from simsfl.data import ARRAYS, Arrays
-
-DEFAULT_FOLDER_SIZE = 32
-"""Height and width that a folder's images are brought to where no image size is asked for."""
 
 
 def read_npz(path: Path) -> Arrays:
@@ -80,57 +74,3 @@ def check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) 
 def as_rgb(images: np.ndarray) -> np.ndarray:
     """Gray images repeated over three channels."""
     return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
-
-
-def read_folder(path: Path, image_size: int | None) -> Arrays:
-    """``train/CLASS/*`` and ``test/CLASS/*`` (or ``val``), scaled and cut to squares of `image_size`.
-
-    Raises:
-        ValueError: a split is missing or empty, the classes differ, or an image cannot be read.
-    """
-    size = image_size or DEFAULT_FOLDER_SIZE
-    test = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
-    if not (path / "train").is_dir() or test is None:
-        raise ValueError(f"dataset: {path} must hold the directories train/ and test/ (or val/), one per class in each")
-    train_x, train_y, classes = read_split(path / "train", size)
-    test_x, test_y, test_classes = read_split(test, size)
-    if classes != test_classes:
-        odd = sorted(set(classes) ^ set(test_classes))[0]
-        raise ValueError(f"dataset: class {odd!r} is only in one of {path / 'train'} and {test}")
-    return Arrays(train_x, train_y, test_x, test_y, tuple(classes))
-
-
-def read_split(path: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Images, labels and class names of one split, in ImageFolder's order."""
-    from torchvision.datasets import ImageFolder  # noqa: PLC0415  (takes a second to import)
-
-    try:
-        folder = ImageFolder(str(path))
-    except FileNotFoundError as error:
-        raise ValueError(f"dataset: {path} must hold one directory per class with at least one image each") from error
-    images = np.empty((len(folder), size, size, 3), dtype=np.uint8)
-    console = Console(stderr=True)
-    samples = track(folder.samples, f"Reading {path}", console=console, transient=True, disable=not console.is_terminal)
-    for row, (name, _) in enumerate(samples):
-        images[row] = read_image(Path(name), size)
-    return images, np.array(folder.targets), folder.classes
-
-
-def read_image(path: Path, size: int) -> np.ndarray:
-    """One image, its shorter side scaled to `size`, the middle square of it."""
-    try:
-        with Image.open(path) as file:
-            image = as_8_bit(file).convert("RGB")
-    except Exception as error:  # a damaged or foreign file can raise anything
-        raise ValueError(f"dataset: {path} is not a readable image ({error})") from error
-    scale = size / min(image.size)
-    scaled = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
-    left, top = ((side - size) // 2 for side in scaled.size)
-    return np.asarray(scaled.crop((left, top, left + size, top + size)))
-
-
-def as_8_bit(image: Image.Image) -> Image.Image:
-    """Gray images of 16 bits scaled down, which Pillow's own conversion would cut off; others as they are."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))

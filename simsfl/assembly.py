@@ -1,0 +1,137 @@
+"""From a config, with every rule applied, to the parts of a simulation."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from simsfl.config import RunConfig
+from simsfl.data import Dataset
+from simsfl.models import SplitModel, Style, split_model
+from simsfl.notation import Bottleneck, Unequal
+from simsfl.partition import Partition, make_partition
+from simsfl.plan import Group, client_groups
+from simsfl.randomness import Purpose, torch_generator
+from simsfl.state import State, initial_state
+from simsfl.step import Hyperparameters
+from simsfl.storage import Storage
+
+BF16_IMAGE_SIZE = 16
+"""Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its
+bfloat16 weight gradient unset (seen with torch 2.15)."""
+BLOCK_BYTES = 16 << 20
+"""Smashed data that goes through the server together on a CPU: half as much takes 110 MB less, and 10 % more time
+(ResNet-18)."""
+
+
+def partition(config: RunConfig, dataset: Dataset, least: int) -> Partition:
+    """Who holds what; every client `least` images, or a ValueError."""
+    return make_partition(
+        dataset.train_labels.cpu().numpy(),
+        config.clients,
+        kind=config.partition,
+        classes_per_client=config.classes_per_client,
+        alpha=config.alpha,
+        batch_size=config.batch_size,
+        least=least,
+        unequal=unequal(config),
+        proportion=config.data_proportion,
+        seed=config.seed,
+    )
+
+
+def groups(config: RunConfig) -> list[Group]:
+    """Clients by what they can do."""
+    return client_groups(config.clients, config.cohort, config.batch_size, unequal(config))
+
+
+def unequal(config: RunConfig) -> Unequal | None:
+    """The config's, as it is meant."""
+    return Unequal.parse(config.unequal) if config.unequal else None
+
+
+def network(config: RunConfig) -> SplitModel:
+    """The network, freshly initialised; the image size has to be known."""
+    return split_model(
+        config.arch,
+        width=config.width,
+        cut_layer=config.cut_layer,
+        image_size=config.image_size,
+        head=config.head,
+        key_dim=config.key_dim,
+        generator=torch_generator(config.seed, Purpose.MODEL),
+        style=Style(config.norm, config.weight_standardisation),
+        bottleneck=Bottleneck.parse(config.bottleneck) if config.bottleneck else None,
+        client_residual=config.client_residual,
+    )
+
+
+def state(config: RunConfig, model: SplitModel, steps: int, rows: int, dtype: torch.dtype) -> State:
+    """Everything that is learnt, as it begins.
+
+    Args:
+        steps: of a round.
+        rows: of smashed data in a step, of both views.
+    """
+    device = torch.device(config.device)
+    return initial_state(
+        model,
+        clients=config.clients,
+        cohort=config.cohort,
+        queue_length=config.queue_length,
+        key_dim=config.key_dim,
+        feature_sharing=config.feature_sharing,
+        align_momentum=config.align_momentum,
+        generator=torch_generator(config.seed, Purpose.QUEUE),
+        device=device,
+        dtype=dtype,
+        storage=Storage(config.client_state, device, dtype_of(config.client_state_dtype, dtype)),
+        mixing=config.divergence_tau > 0,
+        sent=(steps, rows) if config.loss_threshold else (0, 0),
+    )
+
+
+def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:
+    """What stays the same from step to step, but for the chunk of clients."""
+    precision = dtype_of(config.precision, dtype)
+    on_cpu = torch.device(config.device).type == "cpu"
+    row = prod(model.smashed_shape) * precision.itemsize
+    return Hyperparameters(
+        temperature=config.temperature,
+        symmetric=config.symmetric,
+        tau=config.tau,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        precision=precision,
+        clients_learn=config.client_lr > 0,
+        block=max(1, BLOCK_BYTES // row) if on_cpu and not config.engine.startswith("loop") else None,
+    )
+
+
+def dtype_of(precision: str, full: torch.dtype) -> torch.dtype:
+    """The dtype of a config's precision, where fp32 means `full`."""
+    return torch.bfloat16 if precision == "bf16" else full
+
+
+def check_precision(config: RunConfig, image_size: int) -> None:
+    """Raise a ValueError where the precision does not work with such images."""
+    if config.precision == "bf16" and config.device == "cpu" and image_size < BF16_IMAGE_SIZE:
+        raise ValueError(
+            f"precision: bf16 on the CPU does not work with images of {image_size}x{image_size}; "
+            f"allowed: fp32, or --image-size {BF16_IMAGE_SIZE} or more"
+        )
+
+
+def check_batch_norm(config: RunConfig, model: SplitModel) -> None:
+    """Raise a ValueError if BatchNorm would have a single value to normalise; nothing is computed."""
+    images = torch.empty(config.batch_size, 3, config.image_size, config.image_size, device="meta")
+    smashed = torch.empty(config.cohort * config.batch_size, *model.smashed_shape, device="meta")
+    for half, batch, whose in ((model.client, images, "a client's"), (model.server, smashed, "a step's")):
+        try:
+            half.template(batch)
+        except ValueError as error:
+            raise ValueError(
+                f"batch_size: {config.batch_size} leaves BatchNorm a single value of {whose} images to normalise; "
+                "allowed: 2 or more, a smaller cut layer, or networks and heads without it"
+            ) from error

@@ -1,0 +1,213 @@
+"""Data sets that are directories of pictures: ImageFolder trees, and Tiny-ImageNet-200 as its archive has it.
+
+Small ones are read whole. Those too large for that stay in their files, and are decoded when a step needs them, by
+threads that work ahead; what comes of them is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from simsfl.data import Arrays, Dataset, Images, make_dataset, measure, planes
+
+DEFAULT_SIZE = 32
+"""Height and width that pictures are brought to where no image size is asked for."""
+MEASURED = 10_000
+"""Training images that a large set's statistics are measured on."""
+SHARE_OF_MEMORY = 0.25
+"""Of what is free: a set that would take more is too large to be read whole."""
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One split: files, and labels ``[n]``."""
+
+    files: list[str]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+
+class Pictures:
+    """Images in files, indexed like a uint8 tensor ``[n, 3, H, H]``.
+
+    Args:
+        files: one each.
+        size: H; their shorter side is scaled to it and the middle square cut out.
+        device: that what is asked for is put on.
+    """
+
+    def __init__(self, files: Sequence[str], size: int, device: torch.device | str = "cpu"):
+        self.files, self.device = files, torch.device(device)
+        self.shape = torch.Size((len(files), 3, size, size))
+        self._workers = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="decode")
+        self._coming: dict[bytes, list[Future[np.ndarray]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory that they take: none."""
+        return 0
+
+    def ahead(self, rows: Tensor) -> None:
+        """Begin to decode the images at `rows`, which will be asked for."""
+        wanted = rows.flatten().tolist()
+        files = [self.files[row] for row in wanted]
+        self._coming[np.array(wanted).tobytes()] = [
+            self._workers.submit(read_image, Path(file), self.shape[-1]) for file in files
+        ]
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """``[*rows.shape, 3, H, H]`` uint8.
+
+        Raises:
+            ValueError: a file is no readable image.
+        """
+        key = np.array(rows.flatten().tolist()).tobytes()
+        if key not in self._coming:
+            self.ahead(rows)
+        images = planes(np.stack([future.result() for future in self._coming.pop(key)]))
+        return images.unflatten(0, rows.shape).to(self.device)
+
+    def to(self, device: torch.device) -> Pictures:
+        """The same for another device."""
+        return Pictures(self.files, self.shape[-1], device)
+
+
+def read_folder(
+    path: Path, name: str, *, image_size: int | None, stream: str, statistics: Statistics | None = None
+) -> Dataset:
+    """The data set of a directory.
+
+    Args:
+        name: of it.
+        image_size: `DEFAULT_SIZE` if None.
+        stream: "always", "never", or "auto": where it would take more than `SHARE_OF_MEMORY`.
+        statistics: mean and standard deviation per channel; measured if None.
+
+    Raises:
+        ValueError: a split is missing or empty, the classes differ, or an image cannot be read.
+    """
+    size = image_size or DEFAULT_SIZE
+    train, test = tiny_imagenet(path) if (path / "val" / "val_annotations.txt").is_file() else image_folder(path)
+    origin = f"directory {path}"
+    total = (len(train.files) + len(test.files)) * 3 * size**2
+    if stream == "never" or (stream == "auto" and total <= SHARE_OF_MEMORY * free_memory()):
+        arrays = Arrays(*read_all(train, size), *read_all(test, size), train.classes)
+        return make_dataset(name, origin, arrays, image_size=size, statistics=statistics)
+    pictures = [Pictures(split.files, size) for split in (train, test)]
+    if statistics is None:
+        sample = np.linspace(0, len(train.files) - 1, min(MEASURED, len(train.files))).astype(np.int64)
+        parts = torch.from_numpy(sample).split(100)
+        statistics = measure(torch.cat([pictures[0][part] for part in with_bar(parts, f"Measuring {path}")]))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
+    return Dataset(
+        name,
+        f"{origin}, decoded as it is needed",
+        listing_checksum(path, [*train.files, *test.files]),
+        train.classes,
+        train=Images(pictures[0], mean, std),
+        train_labels=torch.from_numpy(train.labels),
+        test=Images(pictures[1], mean, std),
+        test_labels=torch.from_numpy(test.labels),
+    )
+
+
+def image_folder(path: Path) -> tuple[Listing, Listing]:
+    """``train/CLASS/*`` and ``test/CLASS/*`` (or ``val``)."""
+    test = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
+    if not (path / "train").is_dir() or test is None:
+        raise ValueError(f"dataset: {path} must hold the directories train/ and test/ (or val/), one per class in each")
+    listings = list_split(path / "train"), list_split(test)
+    if listings[0].classes != listings[1].classes:
+        odd = sorted(set(listings[0].classes) ^ set(listings[1].classes))[0]
+        raise ValueError(f"dataset: class {odd!r} is only in one of {path / 'train'} and {test}")
+    return listings
+
+
+def list_split(path: Path) -> Listing:
+    """One split, in ImageFolder's order."""
+    from torchvision.datasets import ImageFolder  # noqa: PLC0415  (takes a second to import)
+
+    try:
+        folder = ImageFolder(str(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"dataset: {path} must hold one directory per class with at least one image each") from error
+    return Listing([file for file, _ in folder.samples], np.array(folder.targets), tuple(folder.classes))
+
+
+def tiny_imagenet(path: Path) -> tuple[Listing, Listing]:
+    """``train/WNID/images/*`` with the validation images in one directory, whose classes a file tells."""
+    train = list_split(path / "train")
+    annotations = path / "val" / "val_annotations.txt"
+    files, labels = [], []
+    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
+        file, _, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0]
+        if wnid not in train.classes:
+            raise ValueError(f"dataset: {annotations}, line {number}: class {wnid!r} is not in {path / 'train'}")
+        files.append(str(path / "val" / "images" / file))
+        labels.append(train.classes.index(wnid))
+    if not files:
+        raise ValueError(f"dataset: {annotations} names no image")
+    return train, Listing(files, np.array(labels), train.classes)
+
+
+def read_all(split: Listing, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``[n, H, H, 3]`` uint8 and labels."""
+    images = np.empty((len(split.files), size, size, 3), dtype=np.uint8)
+    for row, file in enumerate(with_bar(split.files, f"Reading {Path(split.files[0]).parent.parent}")):
+        images[row] = read_image(Path(file), size)
+    return images, split.labels
+
+
+def with_bar(items: Sequence, title: str):
+    """The items, with a bar on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    return track(items, title, console=console, transient=True, disable=not console.is_terminal)
+
+
+def free_memory() -> int:
+    """Bytes of memory that the machine has free."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
+
+
+def listing_checksum(path: Path, files: Sequence[str]) -> str:
+    """SHA-256 of the files' names and sizes: reading them all would take too long."""
+    lines = (f"{os.path.relpath(file, path)} {Path(file).stat().st_size}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """One image, its shorter side scaled to `size`, the middle square of it."""
+    try:
+        with Image.open(path) as file:
+            image = as_8_bit(file).convert("RGB")
+    except Exception as error:  # a damaged or foreign file can raise anything
+        raise ValueError(f"dataset: {path} is not a readable image ({error})") from error
+    scale = size / min(image.size)
+    scaled = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+    left, top = ((side - size) // 2 for side in scaled.size)
+    return np.asarray(scaled.crop((left, top, left + size, top + size)))
+
+
+def as_8_bit(image: Image.Image) -> Image.Image:
+    """Gray images of 16 bits scaled down, which Pillow's own conversion would cut off; others as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
