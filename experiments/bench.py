@@ -61,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse(argv)
         fields = replace(named(arguments.preset)[0], **config_values(arguments)).to_dict()
+        if arguments.json and not arguments.json.parent.is_dir():
+            raise ValueError(f"json: there is no directory {arguments.json.parent}; allowed: one that exists")
+        if arguments.scale and arguments.start:
+            raise ValueError("start: cannot be given with --scale; allowed: one of the two")
         report = {"machine": machine(), "config": fields}
         if arguments.scale:
             report["scale"] = scale(fields, arguments.steps)
@@ -198,7 +202,7 @@ def tables(report: Json) -> Iterator[Table]:
     if "scale" in report:
         yield scale_table(report["scale"], f"{config['arch']}, state on {config['client_state']}; {where}")
     if "start" in report:
-        yield start_table(report["start"], where)
+        yield start_table(report["start"], f"preset {config['preset']}; {where}")
 
 
 def engine_table(report: Json, title: str) -> Table:
@@ -233,8 +237,18 @@ def engine_table(report: Json, title: str) -> Table:
 
 def scale_table(results: Json, title: str) -> Table:
     """A row for each number of clients."""
-    table = Table(title=title, caption="memory above the start, once every client has a state of its own")
-    for column in ("clients", "step [ms]", "quartiles", "start [s]", "memory [MB]", "above the data", "bytes a client"):
+    table = Table(title=title, caption="resident memory, once every client has a state of its own")
+    columns = (
+        "clients",
+        "step [ms]",
+        "quartiles",
+        "start [s]",
+        "memory [MB]",
+        "peak",
+        "above the data",
+        "bytes a client",
+    )
+    for column in columns:
         table.add_column(column, justify="right")
     for clients, run in results.items():
         table.add_row(
@@ -243,6 +257,7 @@ def scale_table(results: Json, title: str) -> Table:
             f"{1000 * run['step']['q1']:,.1f} to {1000 * run['step']['q3']:,.1f}",
             f"{run['start_seconds']:.1f}",
             f"{run['resident_bytes'] / 1e6:,.0f}",
+            f"{run['peak_bytes'] / 1e6:,.0f}",
             f"{(run['resident_bytes'] - run['data_bytes']) / 1e6:,.0f}",
             f"{run['bytes_per_client']:,.0f}",
         )

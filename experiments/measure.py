@@ -133,7 +133,6 @@ def peak_copies(device: torch.device) -> float:
 
 def scale(config: RunConfig, steps: int) -> None:
     """Time single steps with an image per client, and read the memory in use once every client has taken part."""
-    before = resident_bytes()
     dataset = many_shapes(config.clients)
     data = dataset.train.pixels.nbytes
     begin = time.perf_counter()
@@ -150,7 +149,7 @@ def scale(config: RunConfig, steps: int) -> None:
         {
             "step_seconds": np.diff(times)[2:].tolist(),
             "start_seconds": start,
-            "resident_bytes": resident_bytes() - before,
+            "resident_bytes": resident_bytes(),
             "peak_bytes": peak_memory_bytes(simulation.device),
             "data_bytes": data,
             "bytes_per_client": kept / config.clients,

@@ -9,17 +9,18 @@ simsfl's state, operators or memory settings is in its way.
 from __future__ import annotations
 
 import copy
+import random
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torchvision import transforms
 
 from simsfl.config import RunConfig
 from simsfl.data import Images
 from simsfl.models import SplitModel
-from simsfl.models.layers import ConvNorm
+from simsfl.models.layers import ConvNorm, ConvNormReLU
 from simsfl.step import Clock
 
 
@@ -32,7 +33,7 @@ def pipeline(images: Images, crop_scale: float) -> transforms.Compose:
             transforms.RandomResizedCrop(size, scale=(crop_scale, 1.0)),
             transforms.RandomApply([jitter], p=0.8),
             transforms.RandomGrayscale(p=0.2),
-            transforms.RandomApply([transforms.GaussianBlur(2 * (size // 20) + 1, (0.1, 2.0))], p=0.5),
+            transforms.RandomApply([blurred], p=0.5),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
             transforms.Normalize(images.mean.flatten().tolist(), images.std.flatten().tolist()),
@@ -40,23 +41,36 @@ def pipeline(images: Images, crop_scale: float) -> transforms.Compose:
     )
 
 
+def blurred(image: Image.Image) -> Image.Image:
+    """PIL's approximation of a Gaussian blur."""
+    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+
+
 class PublishedConvNorm(ConvNorm):
     """`ConvNorm`, operation by operation."""
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        weight = self.conv.weight
-        weight = weight - weight.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True).mean(dim=3, keepdim=True)
-        weight = weight / (weight.flatten(1).std(dim=1).view(-1, 1, 1, 1) + 1e-5)
-        y = self.norm(F.conv2d(x, weight, None, self.conv.stride, self.conv.padding))
+        conv, weight = self.conv, self.conv.weight
+        if self.standardise:
+            weight = weight - weight.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True).mean(dim=3, keepdim=True)
+            weight = weight / (weight.flatten(1).std(dim=1).view(-1, 1, 1, 1) + 1e-5)
+        y = self.norm(F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, groups=conv.groups))
         y = y if residual is None else y + residual
         return F.relu(y) if relu else y
+
+
+class PublishedConvNormReLU(PublishedConvNorm):
+    """`ConvNormReLU`, operation by operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, relu=True)
 
 
 def as_published(module: nn.Module) -> nn.Module:
     """The same module with its layers run as `PublishedConvNorm`."""
     for layer in module.modules():
         if isinstance(layer, ConvNorm):
-            layer.__class__ = PublishedConvNorm
+            layer.__class__ = PublishedConvNormReLU if isinstance(layer, ConvNormReLU) else PublishedConvNorm
     return module
 
 

@@ -2,9 +2,10 @@
 
 No version wins everywhere (a grouped convolution was seen from 10 times slower to 4 times faster than the
 alternatives), and versions differ in rounding. So a choice, once made, stays: `CHOICES` can be read out, kept, and
-put back in another process.
+put back in another process, and `choosing` has its own go before them.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ TRIES = 3
 CLEARLY = 0.8
 """Another version than the first is chosen where it takes no more than this share of its time: a choice that a little
 noise turns round would make equal runs differ."""
+log = logging.getLogger(__name__)
 _VERSION: ContextVar[str | None] = ContextVar("version", default=None)
 _USED: ContextVar[dict[str, str] | None] = ContextVar("used", default=None)
 
@@ -50,14 +52,35 @@ def measuring() -> bool:
 
 
 @contextmanager
-def choosing() -> Iterator[dict[str, str]]:
-    """Gives the choices that operators make or go by inside."""
-    used: dict[str, str] = {}
+def choosing(used: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
+    """Gives the choices that operators make or go by inside.
+
+    Args:
+        used: choices that they go by first, and that theirs are added to; those of `CHOICES` come after.
+    """
+    used = {} if used is None else used
     token = _USED.set(used)
     try:
         yield used
     finally:
         _USED.reset(token)
+
+
+def setting() -> tuple[str | None, dict[str, str] | None]:
+    """How operators are told which versions to use here; what `as_in` takes."""
+    return _VERSION.get(), _USED.get()
+
+
+@contextmanager
+def as_in(there: tuple[str | None, dict[str, str] | None]) -> Iterator[None]:
+    """Inside, versions are used as where `setting` was called. On CUDA, backward passes run in threads of their own."""
+    version, used = there
+    with accelerated(version):
+        token = _USED.set(used)
+        try:
+            yield
+        finally:
+            _USED.reset(token)
 
 
 def key(operator: str, tensors: tuple[Tensor | None, ...], settings: tuple) -> str:
@@ -81,12 +104,14 @@ def fastest(
     if len(versions) == 1:
         return next(iter(versions.values()))(*tensors, *settings)
     what = key(operator, tensors, settings)
-    if CHOICES.get(what) not in versions:
-        seconds = {name: measure(version, tensors, settings) for name, version in versions.items()}
-        CHOICES[what] = preferred(seconds, CLEARLY)
-    if (used := _USED.get()) is not None:
-        used[what] = CHOICES[what]
-    return versions[CHOICES[what]](*tensors, *settings)
+    used = _USED.get()
+    choice = (used or {}).get(what) or CHOICES.get(what)
+    if choice not in versions:
+        seconds = {name: measure(name, version, tensors, settings) for name, version in versions.items()}
+        choice = CHOICES[what] = preferred(seconds, CLEARLY)
+    if used is not None:
+        used[what] = choice
+    return versions[choice](*tensors, *settings)
 
 
 def preferred(seconds: Mapping[str, float], clearly: float) -> str:
@@ -100,15 +125,19 @@ def are_choices(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
-def measure(function: Callable[..., object], tensors: tuple[Tensor | None, ...], settings: tuple) -> float:
-    """Seconds of the quickest of `TRIES` calls after one to warm up."""
+def measure(name: str, function: Callable[..., object], tensors: tuple[Tensor | None, ...], settings: tuple) -> float:
+    """Seconds of the quickest of `TRIES` calls after one to warm up; infinity where the version cannot do it."""
     cuda = tensors[0].device.type == "cuda"
     best = float("inf")
     for attempt in range(TRIES + 1):
         if cuda:
             torch.cuda.synchronize()
         begin = time.perf_counter()
-        function(*tensors, *settings)
+        try:
+            function(*tensors, *settings)
+        except RuntimeError as error:
+            log.debug("version %s is passed over: %s", name, error)
+            return best
         if cuda:
             torch.cuda.synchronize()
         if attempt:

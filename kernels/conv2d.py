@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from simsfl.kernels import gpu
-from simsfl.kernels.choice import accelerating, fastest
+from simsfl.kernels.choice import accelerating, as_in, fastest, setting
 from simsfl.kernels.gpu import jit, tl
 from simsfl.kernels.stacking import custom_op
 
@@ -104,7 +104,8 @@ def standardised_backward(grad: Tensor, used: Tensor, scale: Tensor) -> Tensor:
     With u = (w - mean) / s, s = std + eps: du/dw is a centring, a division by s, and what goes through s.
     """
     count = used[0, 0].numel()
-    through_std = (grad * used).sum(dim=(2, 3, 4), keepdim=True) * scale / ((scale - EPSILON) * (count - 1))
+    std = scale - EPSILON  # 0 where all weights of a channel are equal: nothing goes through it there
+    through_std = (grad * used).sum(dim=(2, 3, 4), keepdim=True) * scale / (std.clamp(min=1e-12) * (count - 1))
     inner = grad - used * through_std
     return (inner - inner.mean(dim=(2, 3, 4), keepdim=True)) / scale
 
@@ -112,13 +113,15 @@ def standardised_backward(grad: Tensor, used: Tensor, scale: Tensor) -> Tensor:
 def remember(ctx, inputs: tuple, output: Tensor) -> None:
     """Keep what the backward pass needs."""
     x, weight, *ctx.settings = inputs
+    ctx.setting = setting()
     ctx.save_for_backward(x, weight)
 
 
 def differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Call `backward_operator`; images that need no gradient cost nothing."""
     images_too = ctx.needs_input_grad[0]
-    grad_x, grad_weight = backward_operator(grad, *ctx.saved_tensors, *ctx.settings, images_too)
+    with as_in(ctx.setting):
+        grad_x, grad_weight = backward_operator(grad, *ctx.saved_tensors, *ctx.settings, images_too)
     return grad_x if images_too else None, grad_weight, None, None, None, None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from simsfl.kernels import gpu
-from simsfl.kernels.choice import accelerating, fastest
+from simsfl.kernels.choice import accelerating, as_in, fastest, setting
 from simsfl.kernels.gpu import jit, tl
 from simsfl.kernels.stacking import custom_op
 
@@ -84,6 +84,7 @@ def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     """Keep what the backward pass needs."""
     x, weight, _, residual, ctx.groups, relu, _ = inputs
     y, mean, rstd = output
+    ctx.setting = setting()
     ctx.has_residual = residual is not None
     ctx.save_for_backward(y if relu else None, x, weight, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
@@ -94,7 +95,9 @@ def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, 
     y, *saved = ctx.saved_tensors
     if y is not None:
         grad = torch.ops.aten.threshold_backward(grad, y, 0)
-    return *backward_operator(grad, *saved, ctx.groups), grad if ctx.has_residual else None, None, None, None
+    with as_in(ctx.setting):
+        gradients = backward_operator(grad, *saved, ctx.groups)
+    return *gradients, grad if ctx.has_residual else None, None, None, None
 
 
 def forward_shapes(
@@ -123,6 +126,8 @@ def native_forward(
     c, b, ch, h, w = x.shape
     flat = (c * b * ch,)
     weight, bias = (p[:, None].expand(c, b, ch).reshape(flat) for p in (weight, bias))
+    if x.is_cuda:  # only on a CPU may the two have different dtypes
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     y, mean, rstd = torch.ops.aten.native_group_norm(
         x.view(1, *flat, h, w), weight, bias, 1, *flat, h * w, c * b * groups, eps
     )

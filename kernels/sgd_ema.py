@@ -47,6 +47,9 @@ def triton_sgd_(
     count, row = parameters.numel(), parameters.shape[-1]
     own_rate = lr.numel() > 1
     grid = (gpu.cdiv(count, BLOCK),)
+    assert parameters.is_contiguous()
+    assert velocity.is_contiguous()
+    gradient, lr = gradient.contiguous(), lr.contiguous()
     sgd_kernel[grid](parameters, gradient, velocity, lr, momentum, weight_decay, count, row, own_rate, BLOCK)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from simsfl.files import digest, write_json, write_tensors
+from simsfl.files import Rows, digest, write_json, write_tensors
 
 KEEP = 2
 """Checkpoints kept, so that there is one to go back to when the newest is damaged."""
@@ -23,7 +23,7 @@ OBJECTS = ("communication", "traffic", "saved")
 """The same, as objects of their own."""
 
 
-def save(directory: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+def save(directory: Path, name: str, tensors: Mapping[str, Tensor | Rows], meta: Mapping[str, Any]) -> None:
     """Write a checkpoint and forget all but the newest `KEEP`.
 
     Args:

@@ -6,14 +6,26 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
+
+BLOCK_BYTES = 1 << 26
+"""Of rows that are written at a time."""
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
+"""As safetensors names them."""
 
 
 def cache_directory() -> Path:
@@ -78,18 +90,73 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a tensor, to be written without having them all in memory."""
+
+    tensor: Tensor
+    rows: Tensor
+    """``[n]`` of its first dimension."""
+    done: Callable[[], None]
+    """Called after each block."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of all the rows together."""
+        return torch.Size((len(self.rows), *self.tensor.shape[1:]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of each."""
+        return self.tensor.dtype
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The rows, some at a time."""
+        for rows in self.rows.split(rows_in_block(self.tensor)):
+            yield self.tensor[rows]
+            self.done()
+
+
+def rows_in_block(tensor: Tensor) -> int:
+    """How many rows of a tensor make a block."""
+    return max(1, BLOCK_BYTES // max(1, tensor[:1].nbytes))
+
+
+def blocks_of(tensor: Tensor | Rows) -> Iterator[Tensor]:
+    """A tensor whole, or rows some at a time."""
+    return tensor.blocks() if isinstance(tensor, Rows) else iter([tensor])
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: dict[str, str] | None = None) -> str:
     """Write tensors as safetensors, atomically; the file's SHA-256.
+
+    By our own hand, for the library wants everything in memory, twice; it is what reads the file.
 
     Raises:
         OSError: the file cannot be written.
     """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + prod(tensor.shape) * tensor.dtype.itemsize
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    start = json.dumps(header).encode()
+    start += b" " * (-len(start) % 8)
+    sha256 = hashlib.sha256()
     with replacing(path) as temporary:
-        try:
-            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata)
-        except SafetensorError as error:  # of its own kind, whatever the cause
-            raise OSError(f"{path} cannot be written ({error})") from error
-        return digest(temporary)
+        with temporary.open("wb") as file:
+
+            def put(content: bytes | memoryview) -> None:
+                sha256.update(content)
+                file.write(content)
+
+            put(len(start).to_bytes(8, "little"))
+            put(start)
+            for tensor in tensors.values():
+                for block in blocks_of(tensor):
+                    put(memoryview(block.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()))
+        return sha256.hexdigest()
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

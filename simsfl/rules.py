@@ -74,4 +74,5 @@ def check_engine(engine: str, device: str) -> None:
     """Raise a ValueError if `engine` forces operators that cannot run on `device`."""
     device = device_of(device)
     if engine == "fused:triton" and not gpu.runs_on(torch.device(device)):
-        raise ValueError(f"engine: {engine} needs Triton and a CUDA device, not {device}; allowed: fused, vmap, loop")
+        lacking = "Triton, which is not installed" if device.startswith("cuda") else f"a CUDA device, not {device}"
+        raise ValueError(f"engine: {engine} needs {lacking}; allowed: fused, vmap, loop")

@@ -22,7 +22,8 @@ from simsfl.config import RunConfig
 from simsfl.cost import Traffic, client_cost
 from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
-from simsfl.kernels import accelerated
+from simsfl.files import Rows, blocks_of
+from simsfl.kernels import accelerated, choosing
 from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, Status, StepRecord, SyncRecord
 from simsfl.plan import RoundPlan, plan_round, steps_per_round
 from simsfl.randomness import Purpose, numpy_generator
@@ -233,7 +234,7 @@ class Simulation:
                 server_lr=torch.full((), server_lr, device=self.device, dtype=dtype),
                 client_lr=self.client_lr(own_steps + s).to(dtype)[:, None],
             )
-            with accelerated(self.version):
+            with accelerated(self.version), choosing(self.choices):
                 outcome = self.train_step(self.model, state, batch, hyper, self.clock)
             if len(state.sent):
                 state.sent[s].copy_(outcome.smashed)
@@ -392,7 +393,7 @@ class Simulation:
             OSError: it cannot be written.
         """
         tensors = self._tensors()
-        if not all(is_finite(tensor) for tensor in tensors.values()):
+        if not all(is_finite(block) for tensor in tensors.values() for block in blocks_of(tensor)):
             raise NonFiniteLossError(f"weights are not finite in round {self.round_index + 1}, step {self.step_index}")
         name = f"round-{self.round_index:06d}-step-{self.step_index:06d}"
         meta = {
@@ -441,7 +442,7 @@ class Simulation:
         simulation.metrics_bytes, simulation.passed_over = meta["metrics_bytes"], problems
         return simulation
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def _tensors(self) -> dict[str, torch.Tensor | Rows]:
         """Everything a checkpoint holds."""
         return {**self.state.saved(), "step_metrics": self.step_metrics}
 
@@ -456,7 +457,7 @@ class Simulation:
             with safe_open(path, framework="pt") as file:
                 if set(file.keys()) != set(self._tensors()):
                     raise ValueError("it holds other tensors")
-                self.state.restore_(file.get_tensor)
+                self.state.restore_(file)
                 self.step_metrics.copy_(same_shape(file.get_tensor("step_metrics"), self.step_metrics))
         except ValueError as error:
             raise ValueError(f"resume: {path} is not of the run that config.json describes ({error})") from error

@@ -9,14 +9,16 @@ that change state end in ``_``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
+from simsfl.files import Rows, rows_in_block
 from simsfl.models import SplitModel
 from simsfl.storage import Storage
 
@@ -123,25 +125,31 @@ class State:
                     named[f"{part}.{field}"] = value.detach()
         return {**named, "sent": self.sent}
 
-    def saved(self) -> dict[str, Tensor]:
+    def saved(self) -> dict[str, Tensor | Rows]:
         """What a checkpoint holds: every tensor, but of those with a row per client only rows of participants."""
         tensors, rows = self.tensors(), self.clients.participants()
-        return tensors | {name: tensors[name][rows] for name in self._lazy()}
+        release = self.clients.storage.release
+        return tensors | {name: Rows(tensors[name], rows, release) for name in self._lazy()}
 
-    def restore_(self, read: Callable[[str], Tensor]) -> None:
-        """Take over what `saved` gave, read by name.
+    def restore_(self, file: safe_open) -> None:
+        """Take over what `saved` gave.
 
         Raises:
             ValueError: a tensor has another shape.
         """
-        self.clients.participation.copy_(same_shape(read("clients.participation"), self.clients.participation))
-        rows = self.clients.participants()
-        for name, tensor in self.tensors().items():
-            if name in self._lazy():
-                tensor[rows] = same_shape(read(name), tensor[rows]).to(tensor.device, tensor.dtype)
-            else:
-                tensor.copy_(same_shape(read(name), tensor))
-        self.clients.storage.release()
+        participation = self.clients.participation
+        participation.copy_(same_shape(file.get_tensor("clients.participation"), participation))
+        for name, held in self.saved().items():
+            if isinstance(held, Tensor):
+                held.copy_(same_shape(file.get_tensor(name), held))
+                continue
+            saved, start = file.get_slice(name), 0
+            check_shape(saved.get_shape(), held.shape)
+            for rows in held.rows.split(rows_in_block(held.tensor)):
+                part = saved[start : start + len(rows)]
+                held.tensor[rows] = part.to(held.tensor.device, held.dtype)
+                start += len(rows)
+                held.done()
 
     def _lazy(self) -> list[str]:
         """Names of the stacks that hold nothing yet of clients which have not taken part."""
@@ -151,9 +159,14 @@ class State:
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor`, or a ValueError if it is not shaped as `like`."""
-    if tensor.shape != like.shape:
-        raise ValueError(f"shape {list(tensor.shape)} is not {list(like.shape)}")
+    check_shape(tensor.shape, like.shape)
     return tensor
+
+
+def check_shape(shape: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raise a ValueError if they differ."""
+    if list(shape) != list(wanted):
+        raise ValueError(f"shape {list(shape)} is not {list(wanted)}")
 
 
 def initial_state(

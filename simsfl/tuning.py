@@ -51,38 +51,43 @@ def tuned(
 
     Args:
         model: the clients'.
-        known: choices to abide by, such as those of the run that is resumed.
+        known: choices to abide by, such as those of the run that is resumed. They are this run's alone.
 
     Returns:
         The chunk, and the choices that were made or found.
     """
     kept = read_choices()
-    CHOICES.update({**kept, **CHOICES, **known})
+    CHOICES.update({**kept, **CHOICES})
     images_each = f"{cohort}x{batch_size} images of {image_size}"
-    what = f"chunk {model.size} parameters, {images_each}, {hyper.precision} {device.type}"
+    how = "fastest" if measuring() else "plain"
+    what = f"chunk {how}, {model.size} parameters, {images_each}, {hyper.precision} {device.type}"
     total = min(cohort, MEASURED)
     parameters = model.initial.to(device, dtype).expand(total, -1).clone().requires_grad_()
     statistics = model.initial_statistics.to(device, dtype).expand(total, -1).clone()
-    images = torch.rand(total, batch_size, 3, image_size, image_size, device=device, dtype=dtype)
+    images = torch.zeros(total, batch_size, 3, image_size, image_size, device=device, dtype=dtype)
 
-    def passes(size: int) -> None:
+    def passes(size: int, count: int = total) -> None:
+        rows, own, x = parameters[:count], statistics[:count], images[:count]
         with hyper.autocast(device):
-            smashed = clients.forward(model, parameters, statistics, [images], size)
+            smashed = clients.forward(model, rows, own, [x], size)
             with torch.no_grad():
-                clients.forward(model, parameters, statistics, [images], size)
-        clients.backward(parameters, smashed, torch.cat(smashed).flatten(0, 1).detach())
+                clients.forward(model, rows, own, [x], size)
+        clients.backward(rows, smashed, torch.cat(smashed).flatten(0, 1).detach())
 
-    with choosing() as used:
-        if CHOICES.get(what, "").isdecimal():
-            used[what] = CHOICES[what]
-        elif device.type == "cpu" and cohort > min(CHUNKS):
-            used[what] = CHOICES[what] = quickest_chunk(passes, [size for size in CHUNKS if size < cohort])
-        chunk = int(used.get(what, cohort))
+    with choosing(dict(known)) as used:
+        chunk = used.get(what) or CHOICES.get(what, "")
+        if not chunk.isdecimal() and device.type == "cpu" and cohort > min(CHUNKS):
+            chunk = CHOICES[what] = quickest_chunk(passes, [size for size in CHUNKS if size <= cohort])
+        if chunk:
+            used[what] = chunk
+        size = int(chunk or cohort)
         if measuring():
-            passes(chunk)  # operators make their choices
-    if used.items() - kept.items():
-        write_choices({**kept, **used})
-    return chunk, used
+            for count in {min(size, total), cohort % size} - {0}:
+                passes(size, count)  # operators make their choices for all shapes that will occur
+    new = {name: choice for name, choice in CHOICES.items() if name not in kept}
+    if new:
+        write_choices({**kept, **new})
+    return size, used
 
 
 def quickest_chunk(passes: Callable[[int], None], sizes: Sequence[int]) -> str:
@@ -109,10 +114,9 @@ def timed(function: Callable[[int], None], argument: int) -> float:
 
 def where() -> str:
     """What choices depend on besides shapes."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"simsfl {version('simsfl')}, torch {torch.__version__}"
-    if torch.cuda.is_available():
-        return f"{versions}, {torch.cuda.get_device_name()}"
-    return f"{versions}, {processor()}, {torch.get_num_threads()} threads"
+    return f"{versions}, {processor()}, {torch.get_num_threads()} threads{gpu}"
 
 
 def processor() -> str:

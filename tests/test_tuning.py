@@ -80,3 +80,23 @@ def test_a_resumed_run_abides_by_its_own(config, dataset, tmp_path):
     assert resumed.choices.items() <= content["choices"].items()
     assert "unfold" in resumed.choices.values()
     assert resumed.hyper.chunk == 1
+
+
+def test_every_shape_is_known_before_training_and_a_resumed_runs_choices_are_its_own(
+    config, dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tuning, "CHUNKS", (3,))
+    config = replace(config, engine="fused", cohort=8, rounds=1)
+    simulation = Simulation(config, dataset)
+    before = dict(simulation.choices)
+    assert sum(key.startswith("conv2d ") for key in before) == 2  # chunks of 3, and one of 2
+    list(simulation.rounds())
+    assert simulation.choices == before
+    simulation.save(tmp_path / "run")
+    path = RunDirectory(tmp_path / "run").config
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"choices": dict.fromkeys(before, "unfold")}))
+    held = kept()
+    Simulation.load(tmp_path / "run", dataset)
+    assert kept() == held
+    assert Simulation(config, dataset).choices == before

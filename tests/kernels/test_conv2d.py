@@ -1,5 +1,8 @@
 """Convolutions of each client's own, every version against torch's in float64, client by client."""
 
+import sys
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,7 @@ from torch.func import vmap
 from agreement import DEVICE, NATIVE_TRITON, TRITON, assert_agree, normal, run_interpreted
 from simsfl.kernels import CHOICES, accelerated, choosing, conv2d
 
+choice = sys.modules[accelerated.__module__]
 SHAPES = {
     "stem": (4, 1, 3, 8, 9, 9, 3, 1, 1),
     "one-client": (1, 5, 4, 6, 7, 8, 3, 2, 1),
@@ -109,3 +113,27 @@ def test_it_compiles():
     x, w = normal(1, 2, 3, 4, 5, 6), normal(2, 2, 3, 4, 3, 3)
     arguments = (x, w.requires_grad_(), 2, 1, 1, True)
     torch.library.opcheck(torch.ops.simsfl.conv2d.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_a_backward_pass_in_another_thread_goes_by_the_same_version(monkeypatch):
+    """As on CUDA, where autograd has threads of its own."""
+    x, w = normal(1, 2, 1, 3, 11, 11), normal(2, 2, 4, 3, 3, 3).requires_grad_()
+    with accelerated("unfold"):
+        y = conv2d(x, w, 1, 1)
+    monkeypatch.setattr(choice, "measure", lambda *arguments: pytest.fail("measured"))
+    thread = threading.Thread(target=lambda: y.sum().backward())
+    thread.start()
+    thread.join()
+    assert w.grad is not None
+
+
+def test_equal_weights_have_a_finite_gradient():
+    x, w = normal(1, 2, 1, 3, 5, 5), torch.full((2, 4, 3, 3, 3), 0.7, dtype=torch.float64, device=DEVICE)
+    gradients = []
+    for version in ("grouped", None):
+        leaf = w.clone().requires_grad_()
+        with accelerated(version):
+            conv2d(x, leaf, 1, 1, standardise=True).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert gradients[0].isfinite().all()
+    torch.testing.assert_close(gradients[0], gradients[1])

@@ -20,7 +20,7 @@ def test_sgd_is_torchs_with_a_rate_per_client(version, momentum, weight_decay):
         for row, rate in zip(theirs, lr, strict=True)
     ]
     for step in range(4):
-        gradient = normal(step, 3, 700, dtype=dtype)
+        gradient = normal(step, 700, 3, dtype=dtype).T  # not contiguous
         with accelerated(version):
             sgd_(ours, gradient, velocity, lr, momentum, weight_decay)
         for row, optimizer, g in zip(theirs, optimizers, gradient, strict=True):
