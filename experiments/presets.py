@@ -54,12 +54,38 @@ def laptop() -> RunConfig:
     )
 
 
+def supervised() -> RunConfig:
+    """The laptop setting trained on the labels: what there is to reach."""
+    return replace(laptop(), preset="supervised", supervised=True, linear_probe=True)
+
+
+def random_init() -> RunConfig:
+    """The laptop setting untrained, one round at rate 0: what a random network is worth."""
+    return replace(
+        laptop(), preset="random-init", lr=0.0, client_lr=0.0, rounds=1, syncs_per_round=1, linear_probe=True
+    )
+
+
+def paper_supervised() -> RunConfig:
+    """The paper's setting trained on the labels: what there is to reach."""
+    return replace(paper(), preset="paper-supervised", supervised=True)
+
+
+def paper_random_init() -> RunConfig:
+    """The paper's setting untrained: what a random network is worth."""
+    return replace(paper(), preset="paper-random-init", lr=0.0, client_lr=0.0, rounds=1, syncs_per_round=1)
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "paper": paper,
     "paper-v1": paper_v1,
     "paper-small": paper_small,
     "paper-large": paper_large,
+    "paper-supervised": paper_supervised,
+    "paper-random-init": paper_random_init,
     "laptop": laptop,
+    "supervised": supervised,
+    "random-init": random_init,
 }
 
 

@@ -101,6 +101,10 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     figures = {}
     if any(run.history.evaluations for run in runs):
         figures["curves"] = ("Loss and kNN accuracy", curves(runs))
+    if any(run.history.syncs for run in runs):
+        figures["divergence"] = ("Divergence of the clients' models at each averaging", divergence(runs))
+    if any(record["communication"] != "A" for run in runs for record in run.history.rounds):
+        figures["communication"] = ("State of communication by round, and what it saved", communication(runs))
     console = Console(stderr=True)
     for run in track(runs, "Drawing", console=console, transient=True, disable=not console.is_terminal):
         simulation = Simulation.load(run.path, device="auto")
@@ -140,6 +144,36 @@ def curves(runs: list[Run]) -> Figure:
     axes[1, 0].set_xlabel("round")
     axes[1, 1].set_xlabel("sent and received per client [MB]")
     axes[1, 0].legend(fontsize=8)
+    return figure
+
+
+def divergence(runs: list[Run]) -> Figure:
+    """Mean over the clients and its standard deviation, against rounds."""
+    figure, axis = plt.subplots(figsize=(9, 3.5), layout="constrained")
+    for run in runs:
+        syncs = run.history.syncs
+        if not syncs:
+            continue
+        steps = max(record["step"] for record in syncs)
+        at = np.array([record["round"] - 1 + record["step"] / steps for record in syncs])
+        mean, std = (np.array([record[f"divergence_{name}"] for record in syncs]) for name in ("mean", "std"))
+        (line,) = axis.plot(at, mean, label=run.name)
+        axis.fill_between(at, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+    axis.set(xlabel="round", ylabel="distance to the average", ylim=(0, None))
+    axis.legend(fontsize=8)
+    return figure
+
+
+def communication(runs: list[Run]) -> Figure:
+    """States A, B and C, and bytes saved per client."""
+    figure, axes = plt.subplots(2, 1, figsize=(9, 4), sharex=True, layout="constrained")
+    for run in runs:
+        rounds = [record["round"] for record in run.history.rounds]
+        axes[0].step(rounds, ["ABC".index(r["communication"]) for r in run.history.rounds], where="mid", label=run.name)
+        axes[1].plot(rounds, [r["bytes_saved_per_client"] / 1e6 for r in run.history.rounds], label=run.name)
+    axes[0].set_yticks(range(3), ["A: both ways", "B: up only", "C: silent"])
+    axes[1].set(xlabel="round", ylabel="saved per client [MB]")
+    axes[1].legend(fontsize=8)
     return figure
 
 

@@ -51,6 +51,7 @@ class CapturedStep:
             views=[views.map(torch.clone) for views in batch.views],
             server_lr=batch.server_lr.clone(),
             client_lr=batch.client_lr.clone(),
+            labels=batch.labels and [labels.clone() for labels in batch.labels],
         )
         trained = {name: t for name, t in state.tensors().items() if not name.startswith("clients.")}
         before = {name: tensor.clone() for name, tensor in trained.items()}
@@ -75,4 +76,4 @@ class CapturedStep:
 def tensors_of(batch: Batch) -> list[Tensor]:
     """What differs from batch to batch."""
     views = [tensor for group in batch.views for tensor in vars(group).values()]
-    return [*batch.pixels, *views, batch.server_lr, batch.client_lr]
+    return [*batch.pixels, *views, batch.server_lr, batch.client_lr, *(batch.labels or [])]

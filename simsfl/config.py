@@ -162,6 +162,9 @@ class RunConfig:
     head: str = setting("mlp", "model", "Projection head: linear is MoCo v1's, mlp v2's.", HEADS)
     key_dim: int = setting(1024, "model", "Dimension of keys and queries.")
 
+    supervised: bool = setting(
+        False, "contrast", "Train on the labels instead, with a linear head whatever `head` says: an upper bound."
+    )
     queue_length: int = setting(6000, "contrast", "Keys in the queue.")
     feature_sharing: bool = setting(
         True, "contrast", "One queue for all clients; otherwise each has its own share of the length."
@@ -313,6 +316,10 @@ EXCLUSIONS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
         lambda c: c.loss_threshold > 0 and c.client_lr == 0,
         "loss_threshold: {loss_threshold:g} saves nothing with frozen clients (client_lr 0), who get no gradients; "
         "allowed: 0",
+    ),
+    (
+        lambda c: c.supervised and c.loss_threshold > 0,
+        "loss_threshold: {loss_threshold:g} is for contrastive training, not for supervised; allowed: 0",
     ),
     (
         lambda c: c.divergence_tau > 0 and c.client_lr == 0,

@@ -36,26 +36,34 @@ class ClientCost:
     """Weights of the client model, each way."""
 
     def round_traffic(
-        self, groups: Sequence[Group], steps: int, syncs: int, *, communication: str = "A", frozen: bool = False
+        self,
+        groups: Sequence[Group],
+        steps: int,
+        syncs: int,
+        *,
+        communication: str = "A",
+        frozen: bool = False,
+        views: int = 2,
     ) -> Traffic:
         """Bytes of a whole round, of the cohort together.
 
         A client fetches the average at the start of a round and after each averaging but the last, whose
         result it fetches when it next takes part: as many downloads as averagings. Frozen clients get neither
         gradients nor weights. In state B of `simsfl.communication` there are no gradients, and weights are only
-        fetched by clients that were not there before; in state C nothing travels.
+        fetched by clients that were not there before; in state C nothing travels. Supervised clients send one of two
+        `views`, and the label, which is not counted.
         """
         if communication == "C":
             return Traffic()
         cohort = sum(group.cohort for group in groups)
         activations = steps * self.image_bytes * sum(group.cohort * group.batch_size for group in groups)
         if frozen:
-            return Traffic(2 * activations, 0)
+            return Traffic(views * activations, 0)
         if communication == "B":
             everyone = cohort == sum(len(group.clients) for group in groups)
-            return Traffic(2 * activations, 0 if everyone else cohort * self.sync_bytes)
+            return Traffic(views * activations, 0 if everyone else cohort * self.sync_bytes)
         weights = cohort * min(syncs, steps) * self.sync_bytes
-        return Traffic(2 * activations + weights, activations + weights)
+        return Traffic(views * activations + weights, activations + weights)
 
 
 def client_cost(model: SplitModel, *, precision: torch.dtype, align_momentum: bool) -> ClientCost:

@@ -184,10 +184,16 @@ def figures(history: History, status: Status) -> Table:
         f"peak memory {bytes_text(status.peak_memory_bytes)}",
     )
     table.add_row(
-        f"per client  {bytes_text(up or 0)} up  {bytes_text(down or 0)} down",
+        f"per client  {bytes_text(up or 0)} up  {bytes_text(down or 0)} down{saving(history)}",
         f"training {time_text(status.seconds)}",
     )
     return table
+
+
+def saving(history: History) -> str:
+    """The state of communication and what it has saved, where it saves."""
+    saved = history.value("round", "bytes_saved_per_client")
+    return f"  {bytes_text(saved)} saved ({history.value('round', 'communication')})" if saved else ""
 
 
 def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
@@ -278,6 +284,7 @@ class PlainView:
             self.console.print(
                 f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
                 f"contrast {record['contrast_top1']:.2f} %{knn.get(record['round'], '')}  "
+                f"{'' if record['communication'] == 'A' else 'state ' + record['communication'] + '  '}"
                 f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
                 f"{'-' if left is None else time_text(left)} left",
                 highlight=False,

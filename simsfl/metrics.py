@@ -227,6 +227,7 @@ class History:
         self.rounds: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
         self.probes: dict[str, dict[str, Any]] = {}
+        self.syncs: list[dict[str, Any]] = []
 
     def clear(self) -> None:
         """Forget everything."""
@@ -234,6 +235,7 @@ class History:
         self.rounds.clear()
         self.evaluations.clear()
         self.probes.clear()
+        self.syncs.clear()
 
     def feed(self, record: dict[str, Any]) -> None:
         """Take in the next record."""
@@ -244,6 +246,8 @@ class History:
             self.evaluations.append(record)
         elif record["event"] == "probe":
             self.probes[record["kind"]] = record
+        elif record["event"] == "sync":
+            self.syncs.append({name: value for name, value in record.items() if name != "divergence"})
 
     def untrained(self, key: str) -> Any:
         """A value of the untrained network's evaluation, None where there is none yet."""

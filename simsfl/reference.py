@@ -39,23 +39,33 @@ def train_step(
         with clock("client forward"), autocast:
             smashed.append(online[c](query_images[0]))
             move_towards(momentum[c], online[c], hyper.tau)
-            with torch.no_grad():
-                keys.append(momentum[c](key_images[0]).to(hyper.precision))
+            if not batch.labels:
+                with torch.no_grad():
+                    keys.append(momentum[c](key_images[0]).to(hyper.precision))
             queries.append(smashed[c].detach().to(hyper.precision))
 
     with clock("server"):
-        query, key = torch.cat(queries).requires_grad_(), torch.cat(keys)
-        sent = torch.cat([query.detach(), key])
+        query = torch.cat(queries).requires_grad_()
+        sent = query.detach() if batch.labels else torch.cat([query.detach(), *keys])
         move_towards(server_momentum, server, hyper.tau)
-        with autocast:
-            q1, k2 = embed(server, query), embed(server_momentum, key).detach()
-            directions = [(q1, k2)]
-            if hyper.symmetric:
-                q2, k1 = embed(server, key), embed(server_momentum, query).detach()
-                directions.append((q2, k1))
-        results = [contrast(q, k, queue.keys, hyper.temperature) for q, k in directions]
-        loss = sum(loss for loss, _ in results)
-        top1 = sum(top1 for _, top1 in results) / len(results)
+        directions = []
+        if batch.labels:
+            labels = torch.cat([labels.flatten() for labels in batch.labels])
+            with autocast:
+                scores = server(query)
+            loss = F.cross_entropy(scores.to(central.online.dtype), labels)
+            top1 = 100.0 * (scores.detach().argmax(dim=1) == labels).to(loss.dtype).mean()
+        else:
+            key = torch.cat(keys)
+            with autocast:
+                q1, k2 = embed(server, query), embed(server_momentum, key).detach()
+                directions.append((q1, k2))
+                if hyper.symmetric:
+                    q2, k1 = embed(server, key), embed(server_momentum, query).detach()
+                    directions.append((q2, k1))
+            results = [contrast(q, k, queue.keys, hyper.temperature) for q, k in directions]
+            loss = sum(loss for loss, _ in results)
+            top1 = sum(top1 for _, top1 in results) / len(results)
         loss.backward()
         descend(model.server, server, central.velocity, float(batch.server_lr), hyper)
         for _, k in reversed(directions):

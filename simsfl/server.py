@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -71,29 +71,73 @@ def contrast(
         keys = [  # in the published order, which counts for running statistics
             embed(model, momentum, statistics, momentum_side[part]) for part in reversed(parts)
         ]
-    keys_rD = torch.cat(keys[::-1])
+    keys_rD = F.normalize(torch.cat(keys[::-1]), dim=1)
     own_key_rD = keys_rD.roll(rows, 0) if symmetric else keys_rD
 
+    def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
+        own_queues = queue.keys if groups == 1 else queue.keys[groups_of(part, rows, groups)]
+        loss, top1 = info_nce(F.normalize(outputs_nD, dim=1), own_key_rD[part], own_queues, temperature)
+        share = len(outputs_nD) / rows
+        return loss * share, top1 * share * rows / len(online_side)
+
+    graded = study(model, server, online_side, parts, rows, block_loss, autocast)
+    return Lesson(*graded, list(keys_rD.split(rows)))
+
+
+def classify(
+    model: FlatModule,
+    server: ServerState,
+    smashed_Nchw: Tensor,
+    labels_N: Tensor,
+    *,
+    block: int | None = None,
+    autocast: AbstractContextManager[object] | None = None,
+) -> Lesson:
+    """The cross-entropy of the images' labels, and its gradients: supervised split learning. See `contrast`."""
+    rows = len(smashed_Nchw)
+    whole = server.online_statistics.numel() > 0
+    parts = blocks(rows, rows, rows if whole else block, apart=whole, step=1)
+
+    def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
+        labels_n = labels_N[part]
+        hits = (outputs_nD.detach().argmax(dim=1) == labels_n).to(outputs_nD.dtype)
+        return F.cross_entropy(outputs_nD, labels_n, reduction="sum") / rows, 100.0 * hits.sum() / rows
+
+    return Lesson(*study(model, server, smashed_Nchw, parts, rows, block_loss, autocast or nullcontext()), keys=[])
+
+
+def study(
+    model: FlatModule,
+    server: ServerState,
+    smashed: Tensor,
+    parts: list[slice],
+    graded: int,
+    block_loss: Callable[[slice, Tensor], tuple[Tensor, Tensor]],
+    autocast: AbstractContextManager[object],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, accuracy, and gradients by the parameters and by the first `graded` rows, summed block by block.
+
+    Args:
+        block_loss: of a block of rows and the network's output for it: its share of the loss and of the accuracy.
+    """
     online = {name: tensor.detach().requires_grad_() for name, tensor in model.named(server.online).items()}
     statistics = model.named_statistics(server.online_statistics)
     gradient_Q = torch.zeros_like(server.online)
     for leaf, part_of_it in zip(online.values(), model.named(gradient_Q).values(), strict=True):
         leaf.grad = part_of_it  # what a block adds to
-    smashed_gradient_Nchw = torch.empty_like(smashed_2Nchw[:rows])
+    smashed_gradient = torch.empty_like(smashed[:graded])
     loss = top1 = torch.zeros((), device=gradient_Q.device, dtype=gradient_Q.dtype)
     for part in parts:
-        smashed_nchw = online_side[part].detach().requires_grad_(part.start < rows)
+        smashed_nchw = smashed[part].detach().requires_grad_(part.start < graded)
         with autocast:
-            query_nD = embed(model, online, statistics, smashed_nchw)
-        own_queues = queue.keys if groups == 1 else queue.keys[groups_of(part, rows, groups)]
-        part_loss, part_top1 = info_nce(query_nD, own_key_rD[part], own_queues, temperature)
-        share = len(query_nD) / rows
-        (part_loss * share).backward()
+            outputs_nD = embed(model, online, statistics, smashed_nchw)
+        part_loss, part_top1 = block_loss(part, outputs_nD)
+        part_loss.backward()
         if smashed_nchw.requires_grad:
-            smashed_gradient_Nchw[part] = smashed_nchw.grad[:rows]
-        loss = loss + part_loss.detach() * share
-        top1 = top1 + part_top1 * (len(query_nD) / len(online_side))
-    return Lesson(loss, top1, gradient_Q, smashed_gradient_Nchw, list(keys_rD.split(rows)))
+            smashed_gradient[part] = smashed_nchw.grad[:graded]
+        loss = loss + part_loss.detach()
+        top1 = top1 + part_top1
+    return loss, top1, gradient_Q, smashed_gradient
 
 
 def blocks(rows: int, total: int, size: int | None, *, apart: bool, step: int) -> list[slice]:
@@ -126,11 +170,11 @@ def groups_of(part: slice, rows: int, groups: int) -> slice:
 def embed(
     model: FlatModule, parameters: Mapping[str, Tensor], statistics: Mapping[str, Tensor], smashed_nchw: Tensor
 ) -> Tensor:
-    """Unit keys or queries ``[n, D]``."""
+    """The network's output ``[n, D]``, in the dtype of its parameters."""
     on_cpu = smashed_nchw.device.type == "cpu"
     with accelerated(None) if on_cpu else nullcontext():  # there PyTorch's own operators are the best for one model
         rows_nD = functional_call(model.template, {**parameters, **statistics}, (smashed_nchw,))
-    return F.normalize(rows_nD.to(next(iter(parameters.values())).dtype), dim=1)
+    return rows_nD.to(next(iter(parameters.values())).dtype)
 
 
 @torch.no_grad()

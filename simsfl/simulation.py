@@ -106,6 +106,7 @@ class Simulation:
             dataset=dataset.name,
             data_dir=str(Path(config.data_dir).resolve()),  # a run is resumed from anywhere
             image_size=dataset.image_size,
+            **({"head": "linear", "key_dim": len(dataset.classes)} if config.supervised else {}),
             stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
         )
         self.by_rule = left_to_rules(asked)
@@ -233,6 +234,9 @@ class Simulation:
                 views=[group.views.map(lambda t, s=s: t[s]) for group in plan.groups],
                 server_lr=torch.full((), server_lr, device=self.device, dtype=dtype),
                 client_lr=self.client_lr(own_steps + s).to(dtype)[:, None],
+                labels=[self.dataset.train_labels[group.indices[s]] for group in plan.groups]
+                if config.supervised
+                else None,
             )
             with accelerated(self.version), choosing(self.choices):
                 outcome = self.train_step(self.model, state, batch, hyper, self.clock)
@@ -306,6 +310,7 @@ class Simulation:
                 config.syncs_per_round,
                 communication=communication,
                 frozen=not self.hyper.clients_learn,
+                views=1 if config.supervised else 2,
             )
             for communication in ("A", state)
         )

@@ -37,6 +37,8 @@ class Batch:
     """Scalar."""
     client_lr: Tensor
     """``[C, 1]``."""
+    labels: list[Tensor] | None = None
+    """``[C', B']`` of each group, where training is supervised; then there are no keys."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Outcome:
     top1: Tensor
     """Scalar, contrastive accuracy in percent."""
     smashed: Tensor
-    """``[2N, c, h, w]`` what the clients sent: of the online models, then of the momentum models."""
+    """``[2N, c, h, w]`` what the clients sent: of the online models, then of the momentum models, if there are keys."""
     gradient: Tensor
     """``[N, c, h, w]`` what they were sent back."""
 
@@ -101,13 +103,18 @@ def train_step(
         with nullcontext() if hyper.clients_learn else torch.no_grad():
             queries = clients.forward(model.client, cohort.online, cohort.online_statistics, query_CB3HW, hyper.chunk)
         ema_(cohort.momentum, cohort.online, hyper.tau)
-        with torch.no_grad():
-            keys = clients.forward(model.client, cohort.momentum, cohort.momentum_statistics, key_CB3HW, hyper.chunk)
+        keys = []
+        if batch.labels is None:
+            with torch.no_grad():
+                keys = clients.forward(
+                    model.client, cohort.momentum, cohort.momentum_statistics, key_CB3HW, hyper.chunk
+                )
 
     with clock("server"):
         smashed_2Nchw = cut([*queries, *keys], hyper.precision)
         del keys  # they are large
-        lesson = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper)
+        labels_N = None if batch.labels is None else torch.cat([labels.flatten() for labels in batch.labels])
+        lesson = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N)
 
     if hyper.clients_learn:
         with clock("client backward"):
@@ -118,21 +125,23 @@ def train_step(
 
 
 def learn_(
-    model: SplitModel, state: State, smashed_2Nchw: Tensor, server_lr: Tensor, hyper: Hyperparameters
+    model: SplitModel,
+    state: State,
+    smashed_2Nchw: Tensor,
+    server_lr: Tensor,
+    hyper: Hyperparameters,
+    labels_N: Tensor | None = None,
 ) -> server.Lesson:
     """The server's part of a step: momentum model, loss and gradients, SGD, queue."""
     central = state.server
     ema_(central.momentum, central.online, hyper.tau)
-    lesson = server.contrast(
-        model.server,
-        central,
-        smashed_2Nchw,
-        state.queue,
-        hyper.temperature,
-        symmetric=hyper.symmetric,
-        block=hyper.block,
-        autocast=hyper.autocast(central.online.device),
-    )
+    how = {"block": hyper.block, "autocast": hyper.autocast(central.online.device)}
+    if labels_N is None:
+        lesson = server.contrast(
+            model.server, central, smashed_2Nchw, state.queue, hyper.temperature, symmetric=hyper.symmetric, **how
+        )
+    else:
+        lesson = server.classify(model.server, central, smashed_2Nchw, labels_N, **how)
     sgd_(central.online, lesson.gradient, central.velocity, server_lr, hyper.momentum, hyper.weight_decay)
     for keys_ND in lesson.keys:
         server.enqueue_(state.queue, keys_ND)

@@ -54,6 +54,8 @@ def history(rounds=300):
                 "contrast_top1": r / 4,
                 "bytes_up_per_client": 123_456_789 * r,
                 "bytes_down_per_client": 12_345_678 * r,
+                "communication": "B",
+                "bytes_saved_per_client": 1_234_567 * r,
             }
         )
     return result

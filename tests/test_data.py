@@ -8,17 +8,20 @@ import pickle
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 
 import numpy as np
+import prepare_imagenet12
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as TF
 
-from simsfl import files
-from simsfl.data import ARRAYS, Arrays, make_dataset, measure, resize, sources
-from simsfl.data.folder import read_image
+from simsfl import RunConfig, Simulation, files
+from simsfl.data import ARRAYS, Arrays, folder, make_dataset, measure, resize, sources
+from simsfl.data.folder import Pictures, read_image
 from simsfl.data.load import load_dataset
 from simsfl.data.shapes import CLASSES, shapes
 
@@ -115,6 +118,80 @@ def test_folder(tmp_path, test_name):
     assert load_dataset(str(tmp_path)).image_size == 32
     same = np.asarray(Image.open(tmp_path / "train/dog/a.png"))
     assert (load_dataset(str(tmp_path)).train.pixels[1].permute(1, 2, 0).numpy() == same).all()
+
+
+def write_tree(root, splits, classes, per_class=4, inner="", seed=0):
+    rng = np.random.default_rng(seed)
+    for split in splits:
+        for name in classes:
+            (root / split / name / inner).mkdir(parents=True)
+            for number in range(per_class):
+                image = Image.fromarray(rng.integers(0, 256, (20 + number, 26, 3), dtype=np.uint8))
+                image.save(root / split / name / inner / f"{name}_{number}.png")
+
+
+def test_pictures_decoded_as_they_are_needed_give_the_same_run(tmp_path):
+    write_tree(tmp_path, ("train", "val"), ("a", "b", "c"), per_class=8)
+    config = RunConfig(**TINY | {"dataset": str(tmp_path), "image_size": 16, "linear_probe": True, "probe_epochs": 2})
+    resident, streamed = (Simulation(replace(config, stream=how)) for how in ("never", "always"))
+    assert isinstance(streamed.dataset.train.pixels, Pictures)
+    assert streamed.dataset.train.pixels.shape == resident.dataset.train.pixels.shape == (24, 3, 16, 16)
+    assert streamed.config.stream == "always"
+    assert list(streamed.train()) == list(resident.train())
+    assert torch.equal(streamed.state.server.online, resident.state.server.online)
+    streamed.save(tmp_path / "run")
+    assert Simulation.load(tmp_path / "run").finished_rounds == 3
+
+
+def test_a_set_that_would_fill_memory_stays_in_its_files(tmp_path, monkeypatch):
+    write_tree(tmp_path, ("train", "test"), ("a", "b"))
+    assert isinstance(load_dataset(str(tmp_path)).train.pixels, torch.Tensor)
+    monkeypatch.setattr(folder, "free_memory", lambda: 16 * 3 * 32**2 * 3)
+    assert isinstance(load_dataset(str(tmp_path)).train.pixels, Pictures)
+    (tmp_path / "train" / "a" / "a_1.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"a_1.png is not a readable image"):
+        load_dataset(str(tmp_path)).train.pixels[torch.arange(4)]
+
+
+def test_tiny_imagenet_as_its_archive_has_it(tmp_path):
+    root = tmp_path / "tiny-imagenet-200"
+    write_tree(root, ("train",), ("n01", "n02"), inner="images")
+    (root / "val" / "images").mkdir(parents=True)
+    for number, wnid in enumerate(("n02", "n01", "n02")):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(root / "val" / "images" / f"val_{number}.JPEG")
+        with (root / "val" / "val_annotations.txt").open("a") as file:
+            file.write(f"val_{number}.JPEG\t{wnid}\t0\t0\t62\t62\n")
+    data = load_dataset("tiny-imagenet", data_dir=tmp_path)
+    assert data.classes == ("n01", "n02")
+    assert data.train_labels.tolist() == [0] * 4 + [1] * 4
+    assert data.test_labels.tolist() == [1, 0, 1]
+    assert data.image_size == 64
+    assert data.train.mean.flatten().tolist() == pytest.approx([0.5141, 0.5775, 0.3985])
+    assert data.test.pixels[2, 0].unique().tolist() == [2]
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn03\n")
+    with pytest.raises(ValueError, match="line 1: class 'n03' is not in"):
+        load_dataset("tiny-imagenet", data_dir=tmp_path)
+
+
+def test_imagenet12_is_made_from_a_list_of_classes(tmp_path, capsys):
+    names = [f"n{number:08d}" for number in range(14)]
+    write_tree(tmp_path / "imagenet", ("train", "val"), names, per_class=1)
+    wanted = tmp_path / "classes.txt"
+    wanted.write_text("\n".join(names[1:13]) + "\n")
+    argv = ["--imagenet", str(tmp_path / "imagenet"), "--classes", str(wanted), "--out", str(tmp_path / "imagenet-12")]
+    assert prepare_imagenet12.main(argv) == 0
+    assert "24 images of 12 classes" in capsys.readouterr().out
+    data = load_dataset("imagenet12", data_dir=tmp_path, image_size=16)
+    assert data.classes == tuple(names[1:13])
+    assert prepare_imagenet12.main(argv) == 2
+    assert "exists already" in capsys.readouterr().err
+    wanted.write_text("n1\nn1\n")
+    assert prepare_imagenet12.main(argv[:4]) == 2
+    assert "1 different WordNet ids" in capsys.readouterr().err
+    wanted.write_text("\n".join([*names[:11], "n99999999"]))
+    assert prepare_imagenet12.main([*argv[:5], str(tmp_path / "other")]) == 2
+    assert "n99999999 holds no images" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def cache():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simsfl.notation import Unequal
 from simsfl.partition import PARTITIONS, make_partition
 
 LABELS = np.random.default_rng(0).permutation(np.arange(5000) % 10)
@@ -27,6 +28,20 @@ def test_no_image_belongs_to_two_clients(kind, clients, per_client, seed):
         assert len(partition.indices) == len(LABELS)
     else:
         assert partition.sizes.min() == partition.sizes.max()
+
+
+@pytest.mark.parametrize("kind", PARTITIONS)
+def test_rich_clients_hold_more_and_a_share_of_the_data_is_a_share(kind):
+    unequal = Unequal.parse("0.2_0.8|16|0.8_0.2")
+    partition = make_partition(LABELS, 20, kind=kind, alpha=50.0, unequal=unequal)
+    sizes = partition.sizes
+    rich, poor = sizes[:4].mean(), sizes[4:].mean()
+    assert rich / poor == pytest.approx(16, rel=0.25)
+    half = make_partition(LABELS, 20, kind=kind, alpha=50.0, proportion=0.5)
+    assert len(half.indices) <= 2500
+    assert len(half.indices) > 2400
+    assert len(np.unique(half.indices)) == len(half.indices)
+    assert half.indices.max() > 4000  # from all over
 
 
 def test_shards_give_each_client_few_classes_of_equal_size():

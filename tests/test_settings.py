@@ -34,6 +34,7 @@ VALUES = {
     "bottleneck": st.sampled_from([None, "C4S2", "K1C2noReLU", "K5C3S8"]),
     "client_residual": st.booleans(),
     "head": st.sampled_from(fields.HEADS),
+    "supervised": st.sampled_from([False, False, True]),
     "queue_length": st.sampled_from([5, 64]),
     "feature_sharing": st.booleans(),
     "symmetric": st.booleans(),
