@@ -63,6 +63,7 @@ def pictures():
 
 @settings(
     max_examples=100,
+    derandomize=True,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
