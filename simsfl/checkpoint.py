@@ -19,7 +19,7 @@ KEEP = 2
 """Checkpoints kept, so that there is one to go back to when the newest is damaged."""
 NUMBERS = ("round", "step", "seconds", "metrics_bytes")
 """What is kept beside the tensors: where the run stands."""
-OBJECTS = ("communication", "traffic", "saved")
+OBJECTS = ("communication", "traffic")
 """The same, as objects of their own."""
 
 

@@ -56,7 +56,7 @@ class ClientCost:
         if communication == "C":
             return Traffic()
         cohort = sum(group.cohort for group in groups)
-        activations = steps * self.image_bytes * sum(group.cohort * group.batch_size for group in groups)
+        activations = steps * self.image_bytes * sum(group.images for group in groups)
         if frozen:
             return Traffic(views * activations, 0)
         if communication == "B":

@@ -26,6 +26,11 @@ class Group:
     """How many of them train in a round."""
     batch_size: int
 
+    @property
+    def images(self) -> int:
+        """That its cohort trains on in a step."""
+        return self.cohort * self.batch_size
+
 
 @dataclass(frozen=True)
 class GroupPlan:

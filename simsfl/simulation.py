@@ -72,7 +72,7 @@ class Simulation:
         choices: versions of operators in use, by shape.
         groups: clients by what they can do.
         communication: the state of the round under way, where communication is saved.
-        traffic: bytes sent so far, by all clients together; as `saved`.
+        traffic: bytes sent so far, by all clients together.
         evaluation: how what is learnt is evaluated.
         passed_over: a line on each damaged checkpoint that was not used in loading.
         recent: seconds per step of the latest steps.
@@ -118,7 +118,7 @@ class Simulation:
         self.steps = steps_per_round(self.partition, self.groups)
         self.model = assembly.network(config)
         assembly.check_batch_norm(config, self.model)
-        rows = 2 * sum(group.cohort * group.batch_size for group in self.groups)
+        rows = 2 * sum(group.images for group in self.groups)
         self.state = assembly.state(config, self.model, self.steps, rows, dtype)
         self.hyper = assembly.hyperparameters(config, self.model, dtype)
         if self.device.type == "cpu":
@@ -129,7 +129,7 @@ class Simulation:
         self.version = (version or "fastest") if engine == "fused" else None
         self.choices: dict[str, str] = {}
         if engine != "loop":
-            largest = max(self.groups, key=lambda group: group.cohort * group.batch_size)
+            largest = max(self.groups, key=lambda group: group.images)
             with accelerated(self.version):
                 chunk, self.choices = tuned(
                     self.model.client,
@@ -149,7 +149,7 @@ class Simulation:
         self.step_metrics = torch.zeros(self.steps, 2, device=self.device, dtype=dtype)
         self.divergences: dict[int, torch.Tensor] = {}
         self.communication = Communication()
-        self.traffic = self.saved = Traffic()
+        self.traffic = Traffic()
         self.round_index = 0
         self.step_index = 0
         self.seconds = 0.0
@@ -220,7 +220,7 @@ class Simulation:
                 gather_(state, plan.cohort)
                 receive_(self.model.client, state, plan.cohort, config.divergence_tau)
             own_steps = completed_rounds(state, plan.cohort) * self.steps
-        server_lr, dtype = self.server_lr(self.round_index), self.step_metrics.dtype
+        server_lr, dtype = self._server_rate(), self.step_metrics.dtype
         while self.step_index < self.steps:
             s = self.step_index
             with self.clock("data"):
@@ -232,7 +232,7 @@ class Simulation:
                 images=self.dataset.train,
                 pixels=pixels,
                 views=[group.views.map(lambda t, s=s: t[s]) for group in plan.groups],
-                server_lr=torch.full((), server_lr, device=self.device, dtype=dtype),
+                server_lr=server_lr,
                 client_lr=self.client_lr(own_steps + s).to(dtype)[:, None],
                 labels=[self.dataset.train_labels[group.indices[s]] for group in plan.groups]
                 if config.supervised
@@ -262,17 +262,21 @@ class Simulation:
 
     def _replayed_steps(self) -> Iterator[None]:
         """The steps of a round in which the server trains on what clients sent before, in a fresh order."""
-        state = self.state
+        state, server_lr = self.state, self._server_rate()
         order = numpy_generator(self.config.seed, Purpose.REPLAY, self.round_index).permutation(self.steps)
-        lr = torch.full((), self.server_lr(self.round_index), device=self.device, dtype=self.step_metrics.dtype)
         while self.step_index < self.steps:
             with self.clock("server"):
                 sent = state.sent[order[self.step_index]].to(self.device, self.hyper.precision)
-                lesson = step.learn_(self.model, state, sent, lr, self.hyper)
+                lesson = step.learn_(self.model, state, sent, server_lr, self.hyper)
             self._note(lesson.loss, lesson.top1)
             if self.step_index == self.steps:
                 scatter_queue_(state)
             yield
+
+    def _server_rate(self) -> torch.Tensor:
+        """The server's learning rate in the round under way, on the device."""
+        rate = self.server_lr(self.round_index)
+        return torch.full((), rate, device=self.device, dtype=self.step_metrics.dtype)
 
     def _note(self, loss: torch.Tensor, top1: torch.Tensor) -> None:
         """A step is done."""
@@ -315,13 +319,17 @@ class Simulation:
             for communication in ("A", state)
         )
         self.traffic += spent
-        self.saved += Traffic(usual.up - spent.up, usual.down - spent.down)
         self.round_index, self.step_index = self.round_index + 1, 0
         if config.loss_threshold:
             self.communication = self.communication.after(self.round_index, loss, config.loss_threshold)
         up, down, kept_up, kept_down = (
             round(total / config.clients)
-            for total in (self.traffic.up, self.traffic.down, self.saved.up, self.saved.down)
+            for total in (
+                self.traffic.up,
+                self.traffic.down,
+                self.round_index * usual.up - self.traffic.up,
+                self.round_index * usual.down - self.traffic.down,
+            )
         )
         return RoundRecord(self.round_index, loss, top1, lr, up, down, state, kept_up + kept_down)
 
@@ -333,7 +341,7 @@ class Simulation:
                 raise NonFiniteLossError(f"loss is {loss} in round {now}, step {s}")
             yield StepRecord(now, s, loss, top1)
             if s in self.divergences:
-                own = self.divergences.pop(s).double()
+                own = self.divergences.pop(s).double().cpu()
                 yield SyncRecord(now, s, own.mean().item(), own.std(correction=0).item(), own.tolist())
 
     def server_lr(self, round_index: int) -> float:
@@ -408,7 +416,6 @@ class Simulation:
             "metrics_bytes": metrics_bytes,
             "communication": asdict(self.communication),
             "traffic": asdict(self.traffic),
-            "saved": asdict(self.saved),
         }
         directory = RunDirectory(path)
         if directory.config.exists():
@@ -443,7 +450,7 @@ class Simulation:
             raise ValueError(f"resume: the checkpoint in {path} stands behind the end of the run")
         simulation.seconds = meta["seconds"]
         simulation.communication = Communication(**meta["communication"])
-        simulation.traffic, simulation.saved = Traffic(**meta["traffic"]), Traffic(**meta["saved"])
+        simulation.traffic = Traffic(**meta["traffic"])
         simulation.metrics_bytes, simulation.passed_over = meta["metrics_bytes"], problems
         return simulation
 

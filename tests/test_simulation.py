@@ -1,7 +1,10 @@
 """Whole rounds: engines agree, randomness is addressed, state persists, records are as promised."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -344,3 +347,14 @@ def test_scatter_after_gather_changes_nothing_for_others(config, dataset):
     queues = simulation.state.queues.keys.clone()
     scatter_(simulation.state)
     assert torch.equal(queues, simulation.state.queues.keys)
+
+
+def test_setting_up_does_not_import_the_compiler():
+    """It takes a second and 200 MB; what runs on the meta device brings it in."""
+    code = """
+import sys, conftest
+from simsfl import RunConfig, Simulation
+Simulation(RunConfig(**conftest.TINY | {"dataset": "shapes"}))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False).returncode == 0

@@ -59,11 +59,6 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.files)
 
-    @property
-    def nbytes(self) -> int:
-        """Of memory that they take: none."""
-        return 0
-
     def ahead(self, rows: Tensor) -> None:
         """Begin to decode the images at `rows`, which will be asked for."""
         wanted = rows.flatten().tolist()

@@ -6,7 +6,7 @@ one line in `ARCHITECTURES` and one in `simsfl.config`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -127,8 +127,10 @@ def split_model(
                 module.drop_shortcut()
     initialise_(network.to_empty(device="cpu"), generator)
     client, server = layers[:cut_layer], layers[cut_layer:]
-    channels, *sides = shape_behind(nn.Sequential(*client), arch, image_size)
+    too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
+    smashed = run(client, torch.zeros(1, 3, image_size, image_size), too_small)
     if bottleneck:
+        channels, *sides = smashed.shape[1:]
         if bottleneck.stride > min(sides):
             raise ValueError(
                 f"bottleneck: stride {bottleneck.stride} is more than the maps of {sides[0]}x{sides[1]} behind cut "
@@ -138,19 +140,20 @@ def split_model(
         initialise_(narrow, generator)
         initialise_(wide, generator)
         client, server = [*client, *narrow], [*wide, *server]
-    whole = nn.Sequential(*client)
-    shape = shape_behind(whole, arch, image_size)
-    shape_behind(nn.Sequential(whole, *server), arch, image_size)
-    return SplitModel(FlatModule(whole), FlatModule(Server(server, network[-1])), shape, features)
+        smashed = run(narrow, smashed, too_small)
+    run(server, smashed, too_small)
+    shape = tuple(smashed.shape[1:])
+    return SplitModel(FlatModule(nn.Sequential(*client)), FlatModule(Server(server, network[-1])), shape, features)
 
 
-def shape_behind(module: nn.Module, arch: str, image_size: int) -> tuple[int, int, int]:
-    """Channels, height and width of what a network makes of an image."""
-    training = module.training
-    try:
-        with torch.no_grad():
-            return tuple(module.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1:])
-    except RuntimeError as error:
-        raise ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more") from error
-    finally:
-        module.train(training)
+@torch.no_grad()
+def run(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> Tensor:
+    """What layers make of `x`, in evaluation mode, for its shape; raises `too_small` where maps are for one of them."""
+    for layer in layers:
+        try:
+            x = layer.eval()(x)
+        except RuntimeError as error:
+            raise too_small from error
+        finally:
+            layer.train()
+    return x
