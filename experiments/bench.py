@@ -14,10 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +31,8 @@ from presets import named
 CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
 ENGINES = ("loop", "vmap", "fused", "fused+bf16")
 CLIENT_PHASES = ("data", "client forward", "client backward")
+ORDER = ("data", "client forward", "server", "client backward", "sync", "client phase", "step")
+"""Of the rows; an engine has no phase that is not among them."""
 TURN = 5
 """Steps timed in a row."""
 REST = 0.5
@@ -89,14 +92,13 @@ def engines(fields: Json, names: Sequence[str], steps: int) -> Json:
     with ExitStack() as stack:
         workers, facts = {}, {}
         for name in names:  # one after the other: each finds out which versions of operators are fastest
-            workers[name] = stack.enter_context(process("engine", fields, name))
-            stack.callback(workers[name].kill)
-            facts[name] = answer(workers[name])
+            workers[name] = stack.enter_context(Worker("engine", fields, name))
+            facts[name] = workers[name].answer()
         measured: dict[str, list[Json]] = {name: [] for name in names}
         turns = [(length, name) for length in turn_lengths(steps) for name in names]
         for length, name in progress(turns, "engines"):
             time.sleep(REST)
-            measured[name] += [step(workers[name]) for _ in range(1 + length)][1:]
+            measured[name] += [workers[name].step() for _ in range(1 + length)][1:]
     results = {}
     for name, runs in measured.items():
         times = {"step": [run["step"] for run in runs]}
@@ -115,12 +117,6 @@ def engines(fields: Json, names: Sequence[str], steps: int) -> Json:
 def turn_lengths(steps: int) -> list[int]:
     """`steps` in turns of `TURN` at most."""
     return [min(TURN, steps - done) for done in range(0, steps, TURN)]
-
-
-def step(worker: subprocess.Popen[str]) -> Json:
-    """What a process reports of its next step."""
-    print("step", file=worker.stdin, flush=True)
-    return answer(worker)
 
 
 def scale(fields: Json, steps: int) -> Json:
@@ -147,24 +143,44 @@ def summary(seconds: Sequence[float]) -> Json:
     return {"median": middle, "q1": low, "q3": high}
 
 
-def process(what: str, fields: Json, *rest: str) -> subprocess.Popen[str]:
-    """A process of ``measure.py``."""
-    command = [sys.executable, str(Path(__file__).with_name("measure.py")), what, json.dumps(fields), *rest]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+class Worker:
+    """A process of ``measure.py``; it ends with the context."""
 
+    def __init__(self, what: str, fields: Json, *rest: str):
+        command = [sys.executable, str(Path(__file__).with_name("measure.py")), what, json.dumps(fields), *rest]
+        self.errors = TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody empties would stop the process)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
 
-def answer(worker: subprocess.Popen[str]) -> Json:
-    """The next line of a process; a ValueError with its last words if there is none."""
-    line = worker.stdout.readline()
-    if not line:
-        raise ValueError(worker.stderr.read().strip().rpartition("\n")[2].removeprefix("ValueError: "))
-    return json.loads(line)
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        with suppress(BrokenPipeError):
+            self.process.communicate()
+        self.errors.close()
+
+    def answer(self) -> Json:
+        """The next line; a ValueError with its last words if there is none."""
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        self.errors.seek(0)
+        words = self.errors.read().strip().rpartition("\n")[2].removeprefix("ValueError: ")
+        raise ValueError(words or f"a process that measures ended with {self.process.wait()}")
+
+    def step(self) -> Json:
+        """What it reports of its next step."""
+        with suppress(BrokenPipeError):  # it has ended, and says why
+            print("step", file=self.process.stdin, flush=True)
+        return self.answer()
 
 
 def one(what: str, fields: Json, *rest: str) -> Json:
     """The only answer of a process."""
-    with process(what, fields, *rest) as worker:
-        return answer(worker)
+    with Worker(what, fields, *rest) as worker:
+        return worker.answer()
 
 
 def progress(items: Sequence, noun: str) -> Iterator:
@@ -212,12 +228,9 @@ def engine_table(report: Json, title: str) -> Table:
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right")
-    phases = [*next(iter(results.values()))["seconds"]]
-    phases.sort(key=lambda phase: (phase == "step", phase == "client phase"))
-    for phase in phases:
-        table.add_row(
-            phase, *(spread(run["seconds"].get(phase)) for run in results.values()), end_section=phase == "sync"
-        )
+    phases = {phase for run in results.values() for phase in run["seconds"]}
+    for phase in sorted(phases, key=ORDER.index):
+        table.add_row(phase, *(spread(run["seconds"].get(phase)) for run in results.values()))
     if "loop" in results:
         for phase in ("client phase", "step"):
             base = results["loop"]["seconds"][phase]["median"]

@@ -23,7 +23,7 @@ from simsfl.dashboard import number, time_text
 from simsfl.models import layer_count
 from simsfl.names import count_text
 from simsfl.run_directory import RunDirectory
-from simsfl.session import Output, Session
+from simsfl.session import UNTRACED, Output, Session
 from simsfl.signals import Stop
 from simsfl.simulation import NonFiniteLossError
 
@@ -87,6 +87,7 @@ def fresh(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session
     directory = RunDirectory(arguments.out or "runs")
     directory.check_free(overwrite=arguments.overwrite)
     simulation = Simulation(config)
+    check_profile(arguments.profile, simulation)
     if arguments.out is None:
         directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
     else:
@@ -130,6 +131,7 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Sessi
                 "or leave the flag out"
             )
     simulation = Simulation.load(directory.path, device=device)
+    check_profile(arguments.profile, simulation)
     for problem in simulation.passed_over:
         console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
     session = Session(simulation, directory, console, stop)
@@ -142,6 +144,17 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Sessi
             "differently, and the result is not the same to the last bit.[/]"
         )
     return session
+
+
+def check_profile(steps: int | None, simulation: Simulation) -> None:
+    """Raise a ValueError if there are not so many steps to profile."""
+    left = simulation.config.rounds * simulation.steps
+    left -= simulation.round_index * simulation.steps + simulation.step_index
+    if steps and steps > left - UNTRACED:
+        allowed = f"1 to {left - UNTRACED}" if left > UNTRACED else "no profile"
+        raise ValueError(
+            f"profile: {steps} steps are more than the {left} to come, {UNTRACED} of which warm up; allowed: {allowed}"
+        )
 
 
 def announce(session: Session, why: dict[str, str]) -> None:

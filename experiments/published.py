@@ -23,6 +23,18 @@ from simsfl.models import SplitModel
 from simsfl.models.layers import ConvNorm, ConvNormReLU
 from simsfl.step import Clock
 
+ONLY = {
+    "symmetric": True,
+    "feature_sharing": True,
+    "views": "v2",
+    "norm": "group",
+    "supervised": False,
+    "unequal": None,
+    "divergence_tau": 0.0,
+    "loss_threshold": 0.0,
+}
+"""Settings that it is written for; what else can be set makes no difference to how long a step takes, or is heeded."""
+
 
 def pipeline(images: Images, crop_scale: float) -> transforms.Compose:
     """Recipe v2 of a PIL image."""
@@ -101,10 +113,19 @@ class Published:
     """A cohort and its server.
 
     Args:
-        config: resolved; asymmetric losses and own queues are not supported.
+        config: resolved.
+
+    Raises:
+        ValueError: it asks for what is not in here (`ONLY`).
     """
 
     def __init__(self, config: RunConfig, model: SplitModel, images: Images):
+        for name, value in ONLY.items():
+            if getattr(config, name) != value:
+                raise ValueError(
+                    f"{name}: {getattr(config, name)} is not in what the benchmark calls loop; "
+                    f"allowed: {value}, or --engines without loop"
+                )
         device = images.pixels.device
         self.config, self.images, self.device = config, images, device
         initial = model.client.initial.to(device)

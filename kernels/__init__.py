@@ -6,7 +6,7 @@ argument in place. Inside `accelerated`, operators use what is fastest.
 """
 
 from simsfl.kernels.augment import ViewParameters, augment
-from simsfl.kernels.choice import CHOICES, accelerated, are_choices, choosing, measuring, preferred
+from simsfl.kernels.choice import CHOICES, accelerated, are_choices, choosing, fastest, measuring, preferred
 from simsfl.kernels.conv2d import conv2d
 from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.info_nce import info_nce
@@ -21,6 +21,7 @@ __all__ = [
     "choosing",
     "conv2d",
     "ema_",
+    "fastest",
     "group_norm",
     "info_nce",
     "measuring",

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 LARGEST = 2**31 - 1
 
 
@@ -22,7 +22,8 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
             libc.malloc_trim(0)
-            libc.mallopt(M_MMAP_THRESHOLD, LARGEST // 2)
+            if not libc.mallopt(M_MMAP_THRESHOLD, LARGEST // 2):  # old versions take 32 MB at most
+                libc.mallopt(M_MMAP_MAX, 0)
             libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
 
 

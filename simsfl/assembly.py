@@ -115,8 +115,14 @@ def dtype_of(precision: str, full: torch.dtype) -> torch.dtype:
 
 
 def check_precision(config: RunConfig, image_size: int) -> None:
-    """Raise a ValueError where the precision does not work with such images."""
-    if config.precision == "bf16" and config.device == "cpu" and image_size < BF16_IMAGE_SIZE:
+    """Raise a ValueError where the precision does not work with such images, or on the device."""
+    if config.precision == "fp32":
+        return
+    if config.device != "cpu":
+        with torch.cuda.device(config.device):
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                raise ValueError(f"precision: bf16 is not what {torch.cuda.get_device_name()} has; allowed: fp32")
+    elif image_size < BF16_IMAGE_SIZE:
         raise ValueError(
             f"precision: bf16 on the CPU does not work with images of {image_size}x{image_size}; "
             f"allowed: fp32, or --image-size {BF16_IMAGE_SIZE} or more"

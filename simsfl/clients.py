@@ -1,6 +1,6 @@
 """The client phase: the cohort's models as one batched program.
 
-The only place where model code meets the client dimension: `functional_call` under `vmap` over
+The only place where model code meets the client dimension: `functional_call` (`FlatModule.run`) under `vmap` over
 the stacked parameters.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from simsfl.models import FlatModule
 
@@ -26,17 +26,13 @@ def forward(
         images: ``[C', B', 3, H, W]`` of each group of clients with the same batch size, in the order of parameters.
         chunk: C', clients run together, so that what they work on stays in cache; None for all.
     """
-
-    def one_client(named: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(model.template, named, (x,))
-
     smashed = []
     counts = [len(group) for group in images]
     for rows, own, x in zip(parameters.split(counts), statistics.split(counts), images, strict=True):
         size = chunk or len(x)
         for part in zip(rows.split(size), own.split(size), x.split(size), strict=True):
             named = {**model.named(part[0]), **model.named_statistics(part[1])}
-            smashed.append(vmap(one_client)(named, part[2]))
+            smashed.append(vmap(model.run)(named, part[2]))
     return smashed
 
 

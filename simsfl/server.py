@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 from simsfl.kernels import accelerated, info_nce
 from simsfl.models import FlatModule
@@ -173,7 +172,7 @@ def embed(
     """The network's output ``[n, D]``, in the dtype of its parameters."""
     on_cpu = smashed_nchw.device.type == "cpu"
     with accelerated(None) if on_cpu else nullcontext():  # there PyTorch's own operators are the best for one model
-        rows_nD = functional_call(model.template, {**parameters, **statistics}, (smashed_nchw,))
+        rows_nD = model.run({**parameters, **statistics}, smashed_nchw)
     return rows_nD.to(next(iter(parameters.values())).dtype)
 
 

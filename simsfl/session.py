@@ -25,6 +25,8 @@ from simsfl.simulation import Simulation
 
 LIVE_SECONDS = 1.0
 """How often ``live.json`` is replaced."""
+UNTRACED = 3
+"""Steps before those that are profiled."""
 
 
 class Output(Console):
@@ -136,10 +138,10 @@ class Session:
 
     @contextmanager
     def _profiling(self, steps: int) -> Iterator[None]:
-        """Write a trace of `steps` steps, after three to warm up."""
+        """Write a trace of `steps` steps, after some to warm up."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
         with torch.profiler.profile(
-            schedule=torch.profiler.schedule(wait=1, warmup=2, active=steps, repeat=1),
+            schedule=torch.profiler.schedule(wait=1, warmup=UNTRACED - 1, active=steps, repeat=1),
             on_trace_ready=lambda profile: profile.export_chrome_trace(str(self.directory.trace)),
         ) as profile:
             self.simulation.after_step = profile.step

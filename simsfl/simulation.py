@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from simsfl import assembly, checkpoint, evaluate, reference, schedule, step
+from simsfl import assembly, checkpoint, evaluate, reference, schedule, step, tuning
 from simsfl.allocator import keep_memory, peak_memory_bytes
 from simsfl.capture import CapturedStep
 from simsfl.clock import PhaseClock
@@ -31,7 +31,6 @@ from simsfl.rules import left_to_rules, resolve
 from simsfl.run_directory import RunDirectory
 from simsfl.state import completed_rounds, gather_, same_shape, scatter_, scatter_queue_
 from simsfl.sync import average_, divergence, is_sync_step, receive_
-from simsfl.tuning import tuned
 
 TRAIN_STEPS = {"fused": step.train_step, "vmap": step.train_step, "loop": reference.train_step}
 """By engine, whatever version of the operators it forces."""
@@ -39,6 +38,8 @@ LABELLED = (0.1, 0.01)
 """Shares of the labels that semi-supervised probes have."""
 RECENT = 50
 """Steps over which the pace is averaged that remaining time is told from."""
+LONG = 10_000
+"""Steps of a run on CUDA for which it is found out whether to compile the server's network, which takes a minute."""
 FLUSH_SECONDS = 0.5
 """How long losses may stay on a GPU before they are read, which makes the host wait."""
 
@@ -129,19 +130,8 @@ class Simulation:
         self.version = (version or "fastest") if engine == "fused" else None
         self.choices: dict[str, str] = {}
         if engine != "loop":
-            largest = max(self.groups, key=lambda group: group.images)
-            with accelerated(self.version):
-                chunk, self.choices = tuned(
-                    self.model.client,
-                    self.hyper,
-                    cohort=largest.cohort,
-                    batch_size=largest.batch_size,
-                    image_size=dataset.image_size,
-                    device=self.device,
-                    dtype=dtype,
-                    known=choices or {},
-                )
-            self.hyper = replace(self.hyper, chunk=chunk)
+            with accelerated(self.version), tuning.remembering(choices or {}) as self.choices:
+                self._tune(dtype, compile_server=captured and config.rounds * self.steps >= LONG)
         self.cost = client_cost(self.model, precision=self.hyper.precision, align_momentum=config.align_momentum)
         self.evaluation = evaluate.Evaluation(
             self.dataset, seed=config.seed, bank=config.knn_bank, test=config.knn_test, dtype=dtype
@@ -158,6 +148,26 @@ class Simulation:
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)
         self.after_step: Callable[[], None] = lambda: None
+
+    def _tune(self, dtype: torch.dtype, *, compile_server: bool) -> None:
+        """Find out what is fastest here: clients run together, versions of operators, and the server's network."""
+        largest = max(self.groups, key=lambda group: group.images)
+        chunk = tuning.chunk_of(
+            self.model.client,
+            self.hyper,
+            self.choices,
+            cohort=largest.cohort,
+            batch_size=largest.batch_size,
+            image_size=self.dataset.image_size,
+            device=self.device,
+            dtype=dtype,
+        )
+        self.hyper = replace(self.hyper, chunk=chunk)
+        if compile_server and not len(self.model.server.initial_statistics):
+            rows = sum(group.images for group in self.groups) * (2 if self.config.symmetric else 1)
+            smashed = torch.zeros(rows, *self.model.smashed_shape, device=self.device, dtype=dtype)
+            network = tuning.quickest_server(self.model.server, self.hyper, self.state.server.online, smashed)
+            self.model = replace(self.model, server=network)
 
     def train(self) -> Iterator[Record]:
         """Train to the end, yielding each record as it becomes known.

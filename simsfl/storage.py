@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import shutil
 import tempfile
 
 import torch
@@ -28,17 +29,24 @@ class Storage:
         self.kind, self.dtype = kind, dtype
         self.device = device if kind == "device" else torch.device("cpu")
         self._mappings: list[mmap.mmap] = []
+        self._promised = 0  # bytes: files take room as they are written
 
     def zeros(self, rows: int, columns: int) -> Tensor:
         """A stack ``[rows, columns]``; on a CPU its memory is taken as it is written.
 
         Raises:
-            OSError: the file cannot be made.
+            OSError: the file cannot be made, or might not fit: a file without room ends the process when it is written.
         """
         size = rows * columns * self.dtype.itemsize
         if self.kind != "mmap" or size == 0:
             return torch.zeros(rows, columns, device=self.device, dtype=self.dtype)
         cache_directory().mkdir(parents=True, exist_ok=True)
+        self._promised += size
+        if (free := shutil.disk_usage(cache_directory()).free) < self._promised:
+            raise OSError(
+                f"client_state: mmap needs {self._promised / 1e9:,.1f} GB in {cache_directory()}, where "
+                f"{free / 1e9:,.1f} GB are free; allowed: --client-state host, or SIMSFL_CACHE elsewhere"
+            )
         with tempfile.TemporaryFile(dir=cache_directory()) as file:
             file.truncate(size)
             mapping = mmap.mmap(file.fileno(), size)

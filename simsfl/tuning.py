@@ -6,16 +6,18 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from simsfl import clients
+from simsfl import clients, server
 from simsfl.files import cache_directory, write_json
-from simsfl.kernels import CHOICES, are_choices, choosing, measuring, preferred
+from simsfl.kernels import CHOICES, are_choices, choosing, fastest, measuring, preferred
 from simsfl.models import FlatModule
 from simsfl.step import Hyperparameters
 
@@ -36,28 +38,39 @@ DAMAGED = (OSError, ValueError, TypeError, AttributeError, RecursionError)
 log = logging.getLogger(__name__)
 
 
-def tuned(
+@contextmanager
+def remembering(known: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Gives the choices made or found inside; those that are new are kept for the next process.
+
+    Args:
+        known: choices to abide by, such as those of the run that is resumed. They are this run's alone.
+    """
+    kept = read_choices()
+    CHOICES.update({**kept, **CHOICES})
+    with choosing(dict(known)) as used:
+        yield used
+    new = {name: choice for name, choice in CHOICES.items() if name not in kept}
+    if new:
+        write_choices({**kept, **new})
+
+
+def chunk_of(
     model: FlatModule,
     hyper: Hyperparameters,
+    used: dict[str, str],
     *,
     cohort: int,
     batch_size: int,
     image_size: int,
     device: torch.device,
     dtype: torch.dtype,
-    known: Mapping[str, str],
-) -> tuple[int, dict[str, str]]:
-    """How many clients to run together, with every choice between versions of operators made on the way.
+) -> int:
+    """How many clients to run together; operators make their choices on the way, for all shapes that will occur.
 
     Args:
         model: the clients'.
-        known: choices to abide by, such as those of the run that is resumed. They are this run's alone.
-
-    Returns:
-        The chunk, and the choices that were made or found.
+        used: choices to go by, and to add to.
     """
-    kept = read_choices()
-    CHOICES.update({**kept, **CHOICES})
     images_each = f"{cohort}x{batch_size} images of {image_size}"
     how = "fastest" if measuring() else "plain"
     what = f"chunk {how}, {model.size} parameters, {images_each}, {hyper.precision} {device.type}"
@@ -74,20 +87,38 @@ def tuned(
                 clients.forward(model, rows, own, [x], size)
         clients.backward(rows, smashed, torch.cat(smashed).flatten(0, 1).detach())
 
-    with choosing(dict(known)) as used:
-        chunk = used.get(what) or CHOICES.get(what, "")
-        if not chunk.isdecimal() and device.type == "cpu" and cohort > min(CHUNKS):
-            chunk = CHOICES[what] = quickest_chunk(passes, [size for size in CHUNKS if size <= cohort])
-        if chunk:
-            used[what] = chunk
-        size = int(chunk or cohort)
-        if measuring():
-            for count in {min(size, total), cohort % size} - {0}:
-                passes(size, count)  # operators make their choices for all shapes that will occur
-    new = {name: choice for name, choice in CHOICES.items() if name not in kept}
-    if new:
-        write_choices({**kept, **new})
-    return size, used
+    chunk = used.get(what) or CHOICES.get(what, "")
+    if not chunk.isdecimal() and device.type == "cpu" and cohort > min(CHUNKS):
+        chunk = CHOICES[what] = quickest_chunk(passes, [size for size in CHUNKS if size <= cohort])
+    if chunk:
+        used[what] = chunk
+    size = int(chunk or cohort)
+    if measuring():
+        for count in {min(size, total), cohort % size} - {0}:
+            passes(size, count)
+    return size
+
+
+def quickest_server(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> FlatModule:
+    """The server's network, compiled where a pass forward and back is faster so.
+
+    Args:
+        parameters: ``[Q]``.
+        smashed: ``[n, c, h, w]`` like that of a step, in the dtype and on the device of the computation.
+    """
+
+    def trying(candidate: FlatModule) -> Callable[..., FlatModule]:
+        def passes(smashed: Tensor, *_settings: object) -> FlatModule:
+            leaves = {name: tensor.requires_grad_() for name, tensor in model.named(parameters.clone()).items()}
+            with hyper.autocast(smashed.device):
+                output = server.embed(candidate, leaves, {}, smashed.detach().requires_grad_())
+            output.sum().backward()
+            return candidate
+
+        return passes
+
+    versions = {"eager": trying(model), "compiled": trying(model.compiled())}
+    return fastest("server", versions, (smashed,), model.size, str(hyper.precision))
 
 
 def quickest_chunk(passes: Callable[[int], None], sizes: Sequence[int]) -> str:

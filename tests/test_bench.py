@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from conftest import TINY, flags
 
 import bench
@@ -41,3 +42,19 @@ def test_a_worker_that_fails_is_one_line(capfd):
     assert bench.main(["--engines", "fused,vampp", "--dataset", "shapes", "--steps", "1"]) == 2
     error = capfd.readouterr().err
     assert "vampp" in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize("flag", [["--no-symmetric"], ["--views", "v1"], ["--no-feature-sharing"], ["--supervised"]])
+def test_what_the_loop_does_not_do_is_not_compared(flag, npz, capfd):
+    argv = [*flags(dataset=npz, **SMALL), "--steps", "1", "--engines", "loop", *flag]
+    assert bench.main(argv) == 2
+    name = flag[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+    assert f"error: {name}: " in capfd.readouterr().err
+
+
+def test_a_worker_that_is_killed_is_one_line():
+    with bench.Worker("engine", {"dataset": "shapes"}, "vmap") as worker:
+        worker.process.kill()
+        worker.process.wait()
+        with pytest.raises(ValueError, match="ended with -9"):
+            worker.step()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 import run
 from presets import PRESETS, automatic
-from simsfl import RunConfig, models, partition, simulation
+from simsfl import RunConfig, assembly, models, partition, simulation
 from simsfl import config as settings
 from simsfl.data import load, sources
 from simsfl.rules import left_to_rules, resolve
@@ -82,6 +83,15 @@ def test_a_device_has_its_number(monkeypatch):
     with pytest.raises(ValueError, match="device: cuda:2 does not exist; allowed: cuda:0 to cuda:1"):
         resolve(RunConfig(device="cuda:2"))
     assert automatic("cpu")[0] == "laptop"
+
+
+def test_a_precision_that_the_device_lacks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old GPU")
+    with pytest.raises(ValueError, match="precision: bf16 is not what an old GPU has; allowed: fp32"):
+        assembly.check_precision(RunConfig(device="cuda:0", precision="bf16"), 32)
+    assembly.check_precision(RunConfig(device="cuda:0"), 32)
 
 
 def test_names_in_the_config_are_those_of_the_registries():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,7 +236,7 @@ def test_a_profile_names_the_phases(npz, tmp_path, capfd):
 def test_the_phases_explain_the_time(config, dataset):
     simulation = Simulation(config, dataset)
     list(simulation.rounds())
-    assert sum(simulation.clock.seconds().values()) > 0.9 * simulation.seconds  # 95 % where steps take longer
+    assert sum(simulation.clock.seconds().values()) > 0.95 * simulation.seconds
 
 
 @pytest.mark.cuda
@@ -248,12 +249,9 @@ def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, featu
     list(eager.rounds())
     next(captured.rounds())  # records
     assert captured.train_step.graphs
-    steps = captured.round()
-    next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ((_, batch, _),) = captured.train_step.graphs.values()
-        captured.train_step(captured.model, captured.state, batch, captured.hyper, step.untimed)
+        deque(captured._client_steps(), maxlen=0)  # a round, with its draws and averagings, but for reading its losses
     finally:
         torch.cuda.set_sync_debug_mode("default")
     replayed, _ = trained(config, dataset)

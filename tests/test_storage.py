@@ -72,3 +72,9 @@ def test_the_file_has_no_name_and_its_pages_come_back():
     assert (stack[7] == 3.0).all()
     assert (stack[8] == 0.0).all()
     assert storage.zeros(3, 0).shape == (3, 0)
+
+
+def test_a_file_that_might_not_fit_is_refused():
+    storage = Storage("mmap", torch.device("cpu"), torch.float32)
+    with pytest.raises(OSError, match=r"client_state: mmap needs 4,000\.0 GB"):
+        storage.zeros(10**9, 1000)

@@ -3,13 +3,14 @@
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from simsfl import Simulation, tuning
 from simsfl.files import cache_directory
-from simsfl.kernels import CHOICES
+from simsfl.kernels import CHOICES, choice
 from simsfl.run_directory import RunDirectory
 
 
@@ -100,3 +101,20 @@ def test_every_shape_is_known_before_training_and_a_resumed_runs_choices_are_its
     Simulation.load(tmp_path / "run", dataset)
     assert kept() == held
     assert Simulation(config, dataset).choices == before
+
+
+def test_a_compiled_server_is_the_same_network(config, dataset, monkeypatch):
+    """As on CUDA, but without code being made, and without measuring which is faster."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(choice, "preferred", lambda seconds, clearly: list(seconds)[-1])
+    config = replace(config, engine="fused", rounds=1)
+    eager, compiled = (Simulation(config, dataset, dtype=torch.float64) for _ in range(2))
+    smashed = torch.zeros(4, *eager.model.smashed_shape, dtype=torch.float64)
+    with tuning.remembering({}) as used:
+        network = tuning.quickest_server(eager.model.server, eager.hyper, eager.state.server.online, smashed)
+    assert list(used.values()) == ["compiled"]
+    compiled.model = replace(compiled.model, server=network)
+    for simulation in (eager, compiled):
+        list(simulation.rounds())
+    for name, tensor in eager.state.tensors().items():
+        torch.testing.assert_close(compiled.state.tensors()[name], tensor, rtol=1e-9, atol=1e-12)

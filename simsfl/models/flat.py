@@ -12,6 +12,9 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from simsfl.kernels import accelerated
 
 
 class FlatModule:
@@ -51,6 +54,25 @@ class FlatModule:
     def named_statistics(self, flat: Tensor) -> dict[str, Tensor]:
         """The same of the buffers, in ``flat [..., S]``."""
         return pieces(flat, self.statistic_shapes)
+
+    def run(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The module's output for `x`, with parameters and buffers by name."""
+        return functional_call(self.template, tensors, (x,))
+
+    def compiled(self) -> FlatModule:
+        """The same, run as one program of TorchInductor's; it is compiled for each shape and dtype when first run.
+
+        From PyTorch's own operators, which it can fuse, and lay out channels-last.
+        """
+        program = torch.compile(self.run, dynamic=False)
+
+        def run(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+            with accelerated(None):
+                return program(tensors, x)
+
+        result = copy.copy(self)
+        result.run = run
+        return result
 
     def module(self, flat: Tensor, statistics: Tensor | None = None) -> nn.Module:
         """An ordinary module whose parameters and buffers are views into ``flat [P]`` and ``statistics [S]``.

@@ -108,8 +108,8 @@ def test_a_choice_is_measured_once_and_abided_by(monkeypatch):
             assert torch.equal(conv2d(x, w, 1, 1), forced)
 
 
-def test_it_compiles():
-    """Its shapes are known without running it, so that it can be part of a larger compiled program."""
+def test_its_shapes_are_known_without_running_it():
+    """So that it can be part of a larger compiled program."""
     x, w = normal(1, 2, 3, 4, 5, 6), normal(2, 2, 3, 4, 3, 3)
     arguments = (x, w.requires_grad_(), 2, 1, 1, True)
     torch.library.opcheck(torch.ops.simsfl.conv2d.default, arguments, test_utils=("test_schema", "test_faketensor"))
