@@ -244,7 +244,7 @@ def engine_table(report: Json, title: str) -> Table:
     shares = (rate / peaks["bf16_flops" if "bf16" in name else "fp32_flops"] for name, rate in rates.items())
     table.add_row("share of a matrix product's", *(f"{share:.0%}" for share in shares))
     hours = (PAPER_STEPS * run["seconds"]["step"]["median"] / 3600 for run in results.values())
-    table.add_row(f"{PAPER_STEPS:,} such steps [h]", *(f"{hour:,.1f}" for hour in hours))
+    table.add_row(f"hours for {PAPER_STEPS:,} such steps", *(f"{hour:,.1f}" for hour in hours))
     return table
 
 

@@ -211,8 +211,8 @@ def train_probe(
     initialise_(probe, generator)
     probe.to(train.device, train.dtype)
     optimizer = torch.optim.Adam(probe.parameters(), lr=1e-3)
-    batch_size = min(batch_size, len(train))
-    steps = len(train) // batch_size
+    count = len(train) - (1 if hidden and len(train) % batch_size == 1 else 0)  # BatchNorm takes no batch of one
+    steps = -(-count // batch_size)
     schedule = (
         torch.optim.lr_scheduler.MultiStepLR(optimizer, [int(0.6 * epochs) * steps, int(0.8 * epochs) * steps])
         if hidden
@@ -221,7 +221,7 @@ def train_probe(
     best = accuracy = 0.0
     for _ in watch("probe", range(epochs)):
         order = torch.randperm(len(train), generator=generator).to(train.device)
-        for rows in order[: steps * batch_size].split(batch_size):  # BatchNorm takes no batch of one
+        for rows in order[:count].split(batch_size):
             optimizer.zero_grad()
             F.cross_entropy(probe(train[rows]), train_labels[rows]).backward()
             optimizer.step()

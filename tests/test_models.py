@@ -53,12 +53,14 @@ def test_stem_of_each_image_size(size, smashed):
     assert build("resnet18", 1, image_size=size).smashed_shape == smashed
 
 
+@pytest.mark.parametrize(("arch", "features", "mlp"), [("resnet8", 64, 24), ("resnet50", 256, 96)])
 @pytest.mark.parametrize("head", HEADS)
-def test_heads(head):
-    model = build("resnet8", 1, head=head, key_dim=24)
+def test_heads(head, arch, features, mlp):
+    """Behind blocks that are four times as wide outside, the MLP's hidden layer is, too."""
+    model = build(arch, 1, head=head, key_dim=24, width=8)
     shapes = {name: tuple(shape) for name, shape in model.server.shapes.items() if "head" in name and len(shape) == 2}
-    hidden = {"linear": None, "mlp": 24, "large-mlp": 4096}[head]
-    expected = [(24, 64)] if hidden is None else [(hidden, 64), (24, hidden)]
+    hidden = {"linear": None, "mlp": mlp, "large-mlp": 4096}[head]
+    expected = [(24, features)] if hidden is None else [(hidden, features), (24, hidden)]
     assert list(shapes.values()) == expected
     assert bool(len(model.server.initial_statistics)) == (head == "large-mlp")
 

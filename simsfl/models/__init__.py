@@ -1,7 +1,7 @@
 """Architectures by name, and the split of one at its cut layer.
 
-A new architecture is one function ``(width, image_size, style) -> (layers, feature dimension)`` in a file of its own,
-one line in `ARCHITECTURES` and one in `simsfl.config`.
+A new architecture is one function ``(width, image_size, style) -> Backbone`` in a file of its own, one line in
+`ARCHITECTURES` and one in `simsfl.config`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from simsfl.models.cut import narrowing, widening
 from simsfl.models.flat import FlatModule
-from simsfl.models.layers import BatchNorm, Style, initialise_
+from simsfl.models.layers import Backbone, BatchNorm, Style, initialise_
 from simsfl.models.mobilenetv2 import mobilenetv2
 from simsfl.models.resnet import BasicBlock, BottleneckBlock, Residual, ResNet, resnet8
 from simsfl.models.vgg import VGG
@@ -22,7 +22,7 @@ from simsfl.notation import Bottleneck
 
 __all__ = ["ARCHITECTURES", "HEADS", "FlatModule", "SplitModel", "Style", "layer_count", "split_model"]
 
-ARCHITECTURES: dict[str, Callable[[int, int, Style], tuple[list[nn.Module], int]]] = {
+ARCHITECTURES: dict[str, Callable[[int, int, Style], Backbone]] = {
     "resnet8": resnet8,
     "resnet18": ResNet(BasicBlock, (2, 2, 2, 2)),
     "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),
@@ -37,22 +37,23 @@ ARCHITECTURES: dict[str, Callable[[int, int, Style], tuple[list[nn.Module], int]
 }
 
 
-def linear_head(features: int, key_dim: int) -> nn.Module:
+def linear_head(backbone: Backbone, key_dim: int) -> nn.Module:
     """MoCo v1: one linear layer."""
-    return nn.Linear(features, key_dim)
+    return nn.Linear(backbone.features, key_dim)
 
 
-def mlp_head(features: int, key_dim: int) -> nn.Module:
-    """MoCo v2: one hidden layer as wide as the key."""
-    return nn.Sequential(nn.Linear(features, key_dim), nn.ReLU(), nn.Linear(key_dim, key_dim))
+def mlp_head(backbone: Backbone, key_dim: int) -> nn.Module:
+    """MoCo v2: one hidden layer as wide as the key, times the backbone's expansion, as published."""
+    hidden = key_dim * backbone.expansion
+    return nn.Sequential(nn.Linear(backbone.features, hidden), nn.ReLU(), nn.Linear(hidden, key_dim))
 
 
-def large_mlp_head(features: int, key_dim: int) -> nn.Module:
+def large_mlp_head(backbone: Backbone, key_dim: int) -> nn.Module:
     """largeV2: hidden layer of 4,096 with BatchNorm (the head of Zhuang et al., ICLR 2022)."""
-    return nn.Sequential(nn.Linear(features, 4096), BatchNorm(4096), nn.ReLU(), nn.Linear(4096, key_dim))
+    return nn.Sequential(nn.Linear(backbone.features, 4096), BatchNorm(4096), nn.ReLU(), nn.Linear(4096, key_dim))
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+HEADS: dict[str, Callable[[Backbone, int], nn.Module]] = {
     "linear": linear_head,
     "mlp": mlp_head,
     "large-mlp": large_mlp_head,
@@ -90,7 +91,7 @@ class SplitModel:
 def layer_count(arch: str) -> int:
     """How many layers an architecture has: the deepest cut layer allowed."""
     with torch.device("meta"):
-        return len(ARCHITECTURES[arch](8, 32, Style())[0])
+        return len(ARCHITECTURES[arch](8, 32, Style()).layers)
 
 
 def split_model(
@@ -119,8 +120,9 @@ def split_model(
         ValueError: the images are too small for the network, or its maps at the cut for the bottleneck.
     """
     with torch.device("meta"):
-        layers, features = ARCHITECTURES[arch](width, image_size, style or Style())
-        network = nn.ModuleList([*layers, HEADS[head](features, key_dim)])
+        backbone = ARCHITECTURES[arch](width, image_size, style or Style())
+        layers = backbone.layers
+        network = nn.ModuleList([*layers, HEADS[head](backbone, key_dim)])
     if not client_residual:
         for module in nn.ModuleList(layers[:cut_layer]).modules():
             if isinstance(module, Residual):
@@ -143,7 +145,8 @@ def split_model(
         smashed = run(narrow, smashed, too_small)
     run(server, smashed, too_small)
     shape = tuple(smashed.shape[1:])
-    return SplitModel(FlatModule(nn.Sequential(*client)), FlatModule(Server(server, network[-1])), shape, features)
+    halves = FlatModule(nn.Sequential(*client)), FlatModule(Server(server, network[-1]))
+    return SplitModel(*halves, shape, backbone.features)
 
 
 @torch.no_grad()

@@ -21,6 +21,17 @@ class Style:
     """Whether their weights are standardised (Qiao et al. 2019)."""
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """A network without its head, as a list of layers that can be cut anywhere."""
+
+    layers: list[nn.Module]
+    features: int
+    """F, channels behind the last."""
+    expansion: int = 1
+    """How many times as wide as inside its blocks it is between them."""
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all dimensions but the second, which can be mapped over clients.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from simsfl.models.layers import ConvNorm, ConvNormReLU, Style
+from simsfl.models.layers import Backbone, ConvNorm, ConvNormReLU, Style
 from simsfl.models.resnet import Residual
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -34,8 +34,8 @@ class InvertedResidual(Residual):
         return self.conv3(y, residual=self.residual(x))
 
 
-def mobilenetv2(width: int, image_size: int, style: Style) -> tuple[list[nn.Module], int]:
-    """`width` 32 is the paper's; the channels of the other layers go with it. Returns layers and feature dimension."""
+def mobilenetv2(width: int, image_size: int, style: Style) -> Backbone:
+    """`width` 32 is the paper's; the channels of the other layers go with it."""
     layers: list[nn.Module] = [ConvNormReLU(3, width, 3, 1, style)]
     inputs = width
     for expansion, channels, blocks, stride in STAGES:
@@ -46,7 +46,7 @@ def mobilenetv2(width: int, image_size: int, style: Style) -> tuple[list[nn.Modu
             inputs = outputs
         layers.append(nn.Sequential(*stage))
     features = scaled(1280, width)
-    return [*layers, ConvNormReLU(inputs, features, 1, 1, style)], features
+    return Backbone([*layers, ConvNormReLU(inputs, features, 1, 1, style)], features)
 
 
 def scaled(channels: int, width: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from simsfl.models.layers import ConvNorm, ConvNormReLU, Style
+from simsfl.models.layers import Backbone, ConvNorm, ConvNormReLU, Style
 
 
 class Residual(nn.Module):
@@ -83,16 +83,17 @@ class ResNet:
     def __init__(self, block: type[BasicBlock | BottleneckBlock], blocks: Sequence[int]):
         self.block, self.blocks = block, blocks
 
-    def __call__(self, width: int, image_size: int, style: Style) -> tuple[list[nn.Module], int]:
-        """The layers, and the feature dimension. The stem's stride is 2 for images of 64 and 224, as published."""
+    def __call__(self, width: int, image_size: int, style: Style) -> Backbone:
+        """The stem's stride is 2 for images of 64 and 224, as published."""
         kernel, stride = {64: (3, 2), 224: (7, 2)}.get(image_size, (3, 1))
         widths = [width, 2 * width, 4 * width, 8 * width]
         blocks = stages(self.block, width, widths, self.blocks, (1, 2, 2, 2), style)
-        return [ConvNormReLU(3, width, kernel, stride, style), *blocks], widths[-1] * self.block.expansion
+        expansion = self.block.expansion
+        return Backbone([ConvNormReLU(3, width, kernel, stride, style), *blocks], widths[-1] * expansion, expansion)
 
 
-def resnet8(width: int, image_size: int, style: Style) -> tuple[list[nn.Module], int]:
+def resnet8(width: int, image_size: int, style: Style) -> Backbone:
     """Three residual blocks behind a stride-2 stem, for machines without an accelerator."""
     widths = [2 * width, 4 * width, 8 * width]
     blocks = stages(BasicBlock, width, widths, (1, 1, 1), (2, 2, 2), style)
-    return [ConvNormReLU(3, width, 3, 2, style), *blocks], widths[-1]
+    return Backbone([ConvNormReLU(3, width, 3, 2, style), *blocks], widths[-1])

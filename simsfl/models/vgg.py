@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from simsfl.models.layers import ConvNormReLU, Style
+from simsfl.models.layers import Backbone, ConvNormReLU, Style
 
 
 class VGG:
@@ -18,8 +18,7 @@ class VGG:
     def __init__(self, convolutions: Sequence[int]):
         self.convolutions = convolutions
 
-    def __call__(self, width: int, image_size: int, style: Style) -> tuple[list[nn.Module], int]:
-        """The layers, and the feature dimension."""
+    def __call__(self, width: int, image_size: int, style: Style) -> Backbone:
         layers: list[nn.Module] = []
         inputs = 3
         for count, factor in zip(self.convolutions, (1, 2, 4, 8, 8), strict=True):
@@ -27,4 +26,4 @@ class VGG:
                 layers.append(ConvNormReLU(inputs, factor * width, 3, 1, style, bias=True))
                 inputs = factor * width
             layers.append(nn.MaxPool2d(2))
-        return layers, inputs
+        return Backbone(layers, inputs)
