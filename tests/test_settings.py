@@ -1,94 +1,133 @@
 """Any settings together: a tiny run trains to finite numbers, alike in two engines, or is refused in one line."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations, product
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from simsfl import RunConfig, Simulation
 from simsfl import config as fields
-from simsfl.data import Arrays, make_dataset
+from simsfl.data import Arrays, Dataset, make_dataset
 
 VALUES = {
-    "clients": st.sampled_from([1, 2, 5, 8]),
-    "cohort": st.sampled_from([None, 1, 2, 4]),
-    "batch_size": st.sampled_from([None, 1, 3]),
-    "syncs_per_round": st.sampled_from([None, 1, 4]),
-    "align_momentum": st.booleans(),
-    "divergence_tau": st.sampled_from([0.0, 0.5]),
-    "measure_divergence": st.booleans(),
-    "unequal": st.sampled_from([None, None, "0.5_0.5|2|0.7_0.3"]),
-    "loss_threshold": st.sampled_from([0.0, 10.0]),
-    "data_proportion": st.sampled_from([1.0, 0.5]),
-    "partition": st.sampled_from(fields.PARTITIONS),
-    "views": st.sampled_from(fields.RECIPES),
-    "arch": st.sampled_from(list(fields.ARCHITECTURES)),
-    "norm": st.sampled_from(fields.NORMS),
-    "weight_standardisation": st.sampled_from([None, True, False]),
-    "cut_layer": st.sampled_from([1, 1, 2, 3, 9]),
-    "bottleneck": st.sampled_from([None, "C4S2", "K1C2noReLU", "K5C3S8"]),
-    "client_residual": st.booleans(),
-    "head": st.sampled_from(fields.HEADS),
-    "supervised": st.sampled_from([False, False, True]),
-    "queue_length": st.sampled_from([5, 64]),
-    "feature_sharing": st.booleans(),
-    "symmetric": st.booleans(),
-    "client_lr": st.sampled_from([None, 0.0, 0.01]),
-    "lr_schedule": st.sampled_from(fields.SCHEDULES),
-    "client_lr_schedule": st.sampled_from(fields.CLIENT_SCHEDULES),
-    "eval_features": st.sampled_from(fields.FEATURES),
-    "linear_probe": st.booleans(),
-    "semi_supervised": st.booleans(),
-    "client_state": st.sampled_from(fields.CLIENT_STATES),
-    "client_state_dtype": st.sampled_from(["fp32", "fp32", "bf16"]),
+    "clients": [8, 1, 2, 5],
+    "cohort": [None, 1, 2, 4],
+    "batch_size": [None, 1, 3],
+    "syncs_per_round": [None, 1, 4],
+    "align_momentum": [False, True],
+    "divergence_tau": [0.0, 0.5],
+    "measure_divergence": [False, True],
+    "unequal": [None, "0.5_0.5|2|0.7_0.3"],
+    "loss_threshold": [0.0, 10.0],
+    "data_proportion": [1.0, 0.8],
+    "partition": ["shards", "iid", "dirichlet"],
+    "views": ["v2", "v1"],
+    "arch": ["resnet8", *(arch for arch in fields.ARCHITECTURES if arch != "resnet8")],
+    "norm": ["group", "batch"],
+    "weight_standardisation": [None, True, False],
+    "cut_layer": [1, 2, 3, 9],
+    "bottleneck": [None, "C4S2", "K1C2noReLU", "K5C3S8"],
+    "client_residual": [True, False],
+    "head": ["mlp", "linear", "large-mlp"],
+    "supervised": [False, True],
+    "queue_length": [64, 10],
+    "feature_sharing": [True, False],
+    "symmetric": [True, False],
+    "client_lr": [None, 0.0, 0.01],
+    "lr_schedule": ["cosine", "step"],
+    "client_lr_schedule": ["cosine", "step", "oscillating"],
+    "eval_features": ["backbone", "projector"],
+    "linear_probe": [False, True],
+    "semi_supervised": [False, True],
+    "client_state": ["device", "host", "mmap"],
+    "client_state_dtype": ["fp32", "bf16"],
 }
-"""What each setting is drawn from."""
+"""What each setting can be, the usual first."""
+BASE = TINY | {"rounds": 2, "width": 4, "probe_epochs": 1, "classes_per_client": 1, "alpha": 5.0, "lr": 0.01}
+NOT_TOGETHER = {("loss_threshold", "supervised"), ("unequal", "feature_sharing")}
+"""Pairs of settings that are refused whatever their values."""
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    """24 training and 6 test images of 32x32."""
+    """48 training and 6 test images of 32x32."""
     rng = np.random.default_rng(0)
 
     def split(count):
         return rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8), np.arange(count) % 3
 
-    return make_dataset("tiny", "made up", Arrays(*split(24), *split(6), ("a", "b", "c")))
+    return make_dataset("tiny", "made up", Arrays(*split(48), *split(6), ("a", "b", "c")))
 
 
-@settings(
-    max_examples=100,
-    derandomize=True,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(values=st.fixed_dictionaries(VALUES))
-def test_any_settings_train_or_are_refused(values, pictures):
-    base = TINY | {"rounds": 2, "width": 4, "probe_epochs": 1, "classes_per_client": 1, "alpha": 5.0, "lr": 0.01}
+def tried(values: dict, pictures: Dataset) -> bool:
+    """Train with these settings in two engines and compare; False if they are refused, as they should be."""
     try:
-        config = RunConfig(**base | values)
-        stacked = Simulation(replace(config, engine="vmap"), pictures)
+        config = RunConfig(**BASE | values)
+        stacked = Simulation(replace(config, engine="vmap"), pictures, dtype=torch.float64)
     except ValueError as error:
         text = str(error)
         assert "\n" not in text
         assert "; allowed" in text
-        assert text.split(":", maxsplit=1)[0] in {*values, "image_size"}
-        return
-    loop = Simulation(replace(config, engine="loop"), pictures)
+        assert text.split(":", maxsplit=1)[0] in {*VALUES, "image_size"}
+        return False
+    loop = Simulation(replace(config, engine="loop"), pictures, dtype=torch.float64)
     for one, other in zip(stacked.train(), loop.train(), strict=True):
         assert type(one) is type(other)
         for name, value in vars(one).items():
             numbers = value if isinstance(value, list) else [value]
             assert all(not isinstance(number, float) or math.isfinite(number) for number in numbers), name
-        if one.event == "step" and one.round == 1 and one.step == 1:
-            assert one.loss == pytest.approx(other.loss, rel=1e-3, abs=1e-4)
+        if one.event == "step" and one.round == 1 and one.step <= 2:  # deep networks of tiny maps amplify rounding
+            assert one.loss == pytest.approx(other.loss, rel=(1e-9, 1e-6)[one.step - 1], abs=1e-12)
     for name, tensor in stacked.state.tensors().items():
         assert tensor.isfinite().all(), name
         assert tensor.shape == loop.state.tensors()[name].shape
     assert torch.equal(stacked.state.clients.participation, loop.state.clients.participation)
+    return True
+
+
+@settings(
+    max_examples=40,
+    derandomize=True,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes
+)
+@given(values=st.fixed_dictionaries({name: st.sampled_from(values) for name, values in VALUES.items()}))
+def test_any_settings_train_or_are_refused(values, pictures):
+    tried(values, pictures)
+
+
+def test_every_pair_of_settings_trains_or_is_refused(pictures):
+    """Each pair away from the usual, among as many others as go with it."""
+    rng = Random(0)
+    left = dict.fromkeys(combinations(VALUES, 2))
+    refused = set()
+    while left:
+        pair = next(iter(left))
+        for values in unusual(pair, rng):
+            if tried(values, pictures):
+                away = [name for name in VALUES if values.get(name, VALUES[name][0]) != VALUES[name][0]]
+                for covered in combinations(away, 2):
+                    left.pop(covered, None)
+                break
+        else:
+            refused.add(pair)
+            del left[pair]
+    assert refused == NOT_TOGETHER
+
+
+def unusual(pair: tuple[str, str], rng: Random) -> Iterator[dict]:
+    """Values of two settings away from the usual, among ever fewer others, and at last, all of them, alone."""
+    first, second = pair
+    for share in (0.5, 0.4, 0.3, 0.2, 0.2, 0.1, 0.1):
+        others = {name: rng.choice(values) for name, values in VALUES.items() if rng.random() < share}
+        yield others | {name: rng.choice(VALUES[name][1:]) for name in pair}
+    for one, two in product(VALUES[first][1:], VALUES[second][1:]):
+        yield {first: one, second: two}
