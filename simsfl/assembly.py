@@ -8,7 +8,7 @@ import torch
 
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
-from simsfl.models import SplitModel, Style, split_model
+from simsfl.models import SplitModel, Style, split_model, whole_model
 from simsfl.notation import Bottleneck, Unequal
 from simsfl.partition import Partition, make_partition
 from simsfl.plan import Group, client_groups
@@ -53,15 +53,20 @@ def unequal(config: RunConfig) -> Unequal | None:
 
 def network(config: RunConfig) -> SplitModel:
     """The network, freshly initialised; the image size has to be known."""
+    what = {
+        "width": config.width,
+        "image_size": config.image_size,
+        "head": config.head,
+        "key_dim": config.key_dim,
+        "generator": torch_generator(config.seed, Purpose.MODEL),
+        "style": Style(config.norm, config.weight_standardisation),
+    }
+    if config.method != "mocosfl":
+        return whole_model(config.arch, **what, predictor=config.method == "fl-byol")
     return split_model(
         config.arch,
-        width=config.width,
+        **what,
         cut_layer=config.cut_layer,
-        image_size=config.image_size,
-        head=config.head,
-        key_dim=config.key_dim,
-        generator=torch_generator(config.seed, Purpose.MODEL),
-        style=Style(config.norm, config.weight_standardisation),
         bottleneck=Bottleneck.parse(config.bottleneck) if config.bottleneck else None,
         client_residual=config.client_residual,
     )
@@ -75,13 +80,14 @@ def state(config: RunConfig, model: SplitModel, steps: int, rows: int, dtype: to
         rows: of smashed data in a step, of both views.
     """
     device = torch.device(config.device)
+    keys = {"mocosfl": config.queue_length, "fl-moco": config.clients * config.queue_length, "fl-byol": 0}
     return initial_state(
         model,
         clients=config.clients,
         cohort=config.cohort,
-        queue_length=config.queue_length,
+        queue_length=keys[config.method],
         key_dim=config.key_dim,
-        feature_sharing=config.feature_sharing,
+        feature_sharing=config.feature_sharing and config.method == "mocosfl",
         align_momentum=config.align_momentum,
         generator=torch_generator(config.seed, Purpose.QUEUE),
         device=device,
@@ -96,7 +102,7 @@ def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) ->
     """What stays the same from step to step, but for the chunk of clients."""
     precision = dtype_of(config.precision, dtype)
     on_cpu = torch.device(config.device).type == "cpu"
-    row = prod(model.smashed_shape) * precision.itemsize
+    row = max(1, prod(model.smashed_shape)) * precision.itemsize
     return Hyperparameters(
         temperature=config.temperature,
         symmetric=config.symmetric,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from simsfl.models import SplitModel
 from simsfl.state import State
-from simsfl.step import Batch, Clock, Hyperparameters, Outcome, train_step
+from simsfl.step import Batch, Clock, Hyperparameters, Outcome
 
 WARM_UP = 3
 """Steps before recording: libraries allocate and choose in the first ones."""
@@ -19,14 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class CapturedStep:
-    """`simsfl.step.train_step` as a CUDA graph, or as it is where it cannot be recorded.
+    """A training step as a CUDA graph, or as it is where it cannot be recorded.
+
+    Args:
+        train_step: such as `simsfl.step.train_step`.
 
     All calls must be with the same model and state, and batches of the same shapes: a graph reads and writes the
     state's tensors where they lie, and batches are copied to where the first one was. There is a graph for each of the
     hyperparameters it is called with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, train_step: Callable[..., Outcome]):
+        self.train_step = train_step
         self.graphs: dict[Hyperparameters, tuple[torch.cuda.CUDAGraph, Batch, Outcome]] = {}
         self.failed = False
 
@@ -35,7 +40,7 @@ class CapturedStep:
         if hyper not in self.graphs and not self.failed:
             self._record(model, state, batch, hyper)
         if self.failed:
-            return train_step(model, state, batch, hyper, clock)
+            return self.train_step(model, state, batch, hyper, clock)
         graph, first, outcome = self.graphs[hyper]
         with clock("step"):
             for mine, new in zip(tensors_of(first), tensors_of(batch), strict=True):
@@ -59,12 +64,12 @@ class CapturedStep:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                train_step(model, state, batch, hyper)
+                self.train_step(model, state, batch, hyper)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                outcome = train_step(model, state, batch, hyper)
+                outcome = self.train_step(model, state, batch, hyper)
             self.graphs[hyper] = graph, batch, outcome
         except RuntimeError as error:
             log.warning("steps are not replayed as a CUDA graph (%s)", str(error).partition("\n")[0])

@@ -16,6 +16,11 @@ from typing import Any
 from simsfl.names import shortened, unknown
 from simsfl.notation import Bottleneck, Unequal
 
+METHODS = ("mocosfl", "fl-moco", "fl-byol")
+SPLIT = ("method", ("mocosfl",))
+"""With what settings of the cut have an effect."""
+CONTRASTIVE = ("method", ("mocosfl", "fl-moco"))
+"""With what those of keys and queue do."""
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
 PRECISIONS = ("fp32", "bf16")
 CLIENT_STATES = ("device", "host", "mmap")
@@ -56,7 +61,7 @@ def setting(
     text: str,
     choices: Iterable[str] | None = None,
     *,
-    only: tuple[str, Any] | None = None,
+    only: tuple[str, tuple[Any, ...]] | None = None,
 ) -> Any:
     """A field of the config.
 
@@ -64,7 +69,7 @@ def setting(
         group: its heading in ``--help``.
         text: its help.
         choices: allowed values, where they are names.
-        only: the field, and that field's value, with which this one has an effect.
+        only: the field, and that field's values, with which this one has an effect.
     """
     return field(
         default=default, metadata={"group": group, "help": text, "choices": choices and tuple(choices), "only": only}
@@ -81,23 +86,36 @@ class RunConfig:
 
     preset: str = setting("custom", "", "Name of the preset that the run started from; only recorded.")
 
+    method: str = setting(
+        "mocosfl",
+        "clients",
+        "mocosfl splits the network between clients and server; fl-moco and fl-byol are federated learning with all "
+        "of it, and a loss of its own, on each client.",
+        METHODS,
+    )
     clients: int = setting(1000, "clients", "Number of clients.")
     cohort: int | None = setting(
         None, "clients", "Clients that train in a round; by rule 100 from 200 clients on, else all."
     )
     batch_size: int | None = setting(
-        None, "clients", "Images per client and step; by rule 100 // clients up to 50 clients, else 1."
+        None,
+        "clients",
+        "Images per client and step; by rule 100 // clients up to 50 clients, else 1; in federated learning 128.",
     )
     rounds: int | None = setting(
-        None, "clients", "Rounds; by rule `epochs` times clients / cohort, so each client is drawn as often."
+        None,
+        "clients",
+        "Rounds; by rule `epochs` times clients / cohort / local epochs, so each client makes as many passes.",
     )
     epochs: int = setting(
-        200, "clients", "Passes over the data that the rule for `rounds` aims at.", only=("rounds", None)
+        200, "clients", "Passes over the data that the rule for `rounds` aims at.", only=("rounds", (None,))
     )
+    local_epochs: int = setting(1, "clients", "Passes over its images that a client makes in a round.")
     syncs_per_round: int | None = setting(
         None,
         "clients",
-        "Averagings of client models per round; by rule 1000 // (batch_size * clients), at least 1.",
+        "Averagings of client models per round; by rule 1000 // (batch_size * clients), at least 1, in federated "
+        "learning 1.",
     )
     align_momentum: bool = setting(
         False, "clients", "Average the clients' momentum models too (MonAcoSFL); published MocoSFL does not."
@@ -115,12 +133,14 @@ class RunConfig:
         None,
         "clients",
         "Rich and poor clients: 0.2_0.8|16|0.8_0.2 is 20 % with batches 16 times as large, who hold 80 % of the data.",
+        only=SPLIT,
     )
     loss_threshold: float = setting(
         0.0,
         "clients",
         "Save communication after rounds whose loss fell by less: first no gradients, then no activations either; "
         "0 for never.",
+        only=SPLIT,
     )
 
     dataset: str = setting(
@@ -131,8 +151,8 @@ class RunConfig:
     data_dir: str = setting("data", "data", "Where torchvision's files may lie already.")
     image_size: int | None = setting(None, "data", "Resize images to this height and width; by rule their own.")
     partition: str = setting("shards", "data", "How images are divided among clients.", PARTITIONS)
-    classes_per_client: int = setting(2, "data", "Shards per client.", only=("partition", "shards"))
-    alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split.", only=("partition", "dirichlet"))
+    classes_per_client: int = setting(2, "data", "Shards per client.", only=("partition", ("shards",)))
+    alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split.", only=("partition", ("dirichlet",)))
     stream: str = setting(
         "auto",
         "data",
@@ -151,31 +171,37 @@ class RunConfig:
     weight_standardisation: bool | None = setting(
         None, "model", "Standardise convolutions' weights; by rule with GroupNorm only."
     )
-    cut_layer: int = setting(1, "model", "Layers on the client; the stem is 1, each block one more.")
+    cut_layer: int = setting(1, "model", "Layers on the client; the stem is 1, each block one more.", only=SPLIT)
     bottleneck: str | None = setting(
         None,
         "model",
         "Narrow the smashed data at the cut and widen them again: C4S2 is 4 channels at stride 2, K3C4S2 a kernel of "
         "3; noReLU behind it leaves out the ReLUs.",
+        only=SPLIT,
     )
-    client_residual: bool = setting(True, "model", "Shortcuts in the client's residual blocks.")
+    client_residual: bool = setting(True, "model", "Shortcuts in the client's residual blocks.", only=SPLIT)
     head: str = setting("mlp", "model", "Projection head: linear is MoCo v1's, mlp v2's.", HEADS)
     key_dim: int = setting(1024, "model", "Dimension of keys and queries.")
 
     supervised: bool = setting(
-        False, "contrast", "Train on the labels instead, with a linear head whatever `head` says: an upper bound."
+        False,
+        "contrast",
+        "Train on the labels instead, with a linear head whatever `head` says: an upper bound.",
+        only=SPLIT,
     )
-    queue_length: int = setting(6000, "contrast", "Keys in the queue.")
+    queue_length: int = setting(6000, "contrast", "Keys in the queue.", only=CONTRASTIVE)
     feature_sharing: bool = setting(
-        True, "contrast", "One queue for all clients; otherwise each has its own share of the length."
+        True, "contrast", "One queue for all clients; otherwise each has its own share of the length.", only=SPLIT
     )
-    temperature: float = setting(0.1, "contrast", "Temperature of the InfoNCE loss.")
+    temperature: float = setting(0.1, "contrast", "Temperature of the InfoNCE loss.", only=CONTRASTIVE)
     symmetric: bool = setting(True, "contrast", "Add the loss with the roles of the two views swapped.")
     tau: float = setting(0.99, "contrast", "Momentum encoders keep this share of themselves at each step.")
 
     lr: float = setting(0.06, "optimiser", "Learning rate of the server.")
     client_lr: float | None = setting(None, "optimiser", "Learning rate of the clients; by rule the server's.")
-    lr_schedule: str = setting("cosine", "optimiser", "Over rounds: cosine to 0, or x0.1 at 60 and 80 %.", SCHEDULES)
+    lr_schedule: str = setting(
+        "cosine", "optimiser", "Over rounds: cosine to 0, or x0.1 at 60 and 80 %.", SCHEDULES, only=SPLIT
+    )
     client_lr_schedule: str = setting(
         "cosine",
         "optimiser",
@@ -250,8 +276,12 @@ class RunConfig:
             if spec.name in names and (only := spec.metadata["only"]):
                 other, needed = only
                 value = getattr(self, other)
-                if value != needed:
-                    allowed = f"{other} {needed}" if needed is not None else f"{other} left to its rule"
+                if value not in needed:
+                    allowed = (
+                        f"{other} {' or '.join(map(str, needed))}"
+                        if None not in needed
+                        else f"{other} left to its rule"
+                    )
                     raise ValueError(f"{spec.name}: has no effect where {other} is {value}; allowed with {allowed}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -321,6 +351,13 @@ EXCLUSIONS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
         lambda c: c.supervised and c.loss_threshold > 0,
         "loss_threshold: {loss_threshold:g} is for contrastive training, not for supervised; allowed: 0",
     ),
+    *(
+        (
+            lambda c, name=name, default=default: c.method != "mocosfl" and getattr(c, name) != default,
+            name + ": {" + name + "} is for mocosfl, not for {method}; allowed: " + str(default),
+        )
+        for name, default in (("unequal", None), ("supervised", False), ("loss_threshold", 0.0))
+    ),
     (
         lambda c: c.divergence_tau > 0 and c.client_lr == 0,
         "divergence_tau: {divergence_tau:g} has no effect on frozen clients (client_lr 0); allowed: 0",
@@ -336,6 +373,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("batch_size", 1, LARGE),
     ("rounds", 1, LARGE),
     ("epochs", 1, LARGE),
+    ("local_epochs", 1, LARGE),
     ("syncs_per_round", 1, LARGE),
     ("image_size", SMALLEST, 1024),
     ("classes_per_client", 1, LARGE),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsfl.data import Dataset, Images
+from simsfl.models import Projection
 from simsfl.models.layers import BatchNorm, initialise_
 from simsfl.randomness import Purpose, numpy_generator, torch_generator
 
@@ -43,14 +44,17 @@ def unwatched(title: str, items: Sequence[Item]) -> Iterable[Item]:
 
 
 def encoder(client: nn.Module, server: nn.Module, features: str = "backbone") -> nn.Module:
-    """A client model followed by a server, as one module in evaluation mode.
+    """A client model followed by a server, as one module in evaluation mode. Whichever has the head.
 
     Args:
         features: "backbone" for average-pooled features ``[N, F]``, "projector" for the head's output
             ``[N, D]``, which the published kNN monitor uses.
     """
+    last = client if hasattr(client, "head") else server
     if features == "backbone":
-        server.head = nn.Identity()
+        last.head = nn.Identity()
+    elif isinstance(last.head, Projection):
+        last.head = last.head.head
     return nn.Sequential(client, server).eval()
 
 

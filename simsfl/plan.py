@@ -66,14 +66,14 @@ def client_groups(clients: int, cohort: int, batch_size: int, unequal: Unequal |
     ]
 
 
-def steps_per_round(partition: Partition, groups: Sequence[Group]) -> int:
-    """Steps in which all clients together would go once through their images.
+def steps_per_round(partition: Partition, groups: Sequence[Group], epochs: int = 1) -> int:
+    """Steps in which all clients together would go `epochs` times through their images.
 
     The cohort runs in lock step, so all its clients take the same number of steps: one with fewer images
     than its share starts over in a fresh order, one with more leaves out a different random part each round.
     """
     together = sum(len(group.clients) * group.batch_size for group in groups)
-    return max(1, len(partition.indices) // together)
+    return max(1, epochs * (len(partition.indices) // together))
 
 
 def plan_round(
@@ -81,6 +81,7 @@ def plan_round(
     round_index: int,
     *,
     groups: Sequence[Group],
+    steps: int,
     recipe: str,
     image_size: int,
     crop_scale: float,
@@ -88,7 +89,6 @@ def plan_round(
     device: torch.device,
 ) -> RoundPlan:
     """Draw a round: each client's draws depend on (seed, round, client id) alone, not on the others'."""
-    steps = steps_per_round(partition, groups)
     lottery = numpy_generator(seed, Purpose.COHORT, round_index)
     cohorts, plans = [], []
     for group in groups:

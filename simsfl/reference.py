@@ -1,11 +1,13 @@
-"""The oracle: one MocoSFL step as a plain loop over separate client modules.
+"""The oracle: one step as a plain loop over separate client modules.
 
-`train_step` has the signature of `simsfl.step.train_step` and changes the same state, through
-ordinary `nn.Module` and `torch.optim.SGD` objects, one client after the other, with the loss from a
-plain loop over rows. Slow, and meant to be read.
+`train_step`, `moco_step` and `byol_step` have the signatures of those in `simsfl.step` and `simsfl.federated`, and
+change the same state, through ordinary `nn.Module` and `torch.optim.SGD` objects, one client after the other, with the
+loss from a plain loop over rows. Slow, and meant to be read.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +86,76 @@ def train_step(
             descend(model.client, online[c], cohort.velocity[c], float(batch.client_lr[c]), hyper)
 
     return Outcome(loss.detach(), top1, sent, query.grad)
+
+
+def moco_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed) -> Outcome:
+    """See `simsfl.federated.moco_step`: MoCo on each client."""
+
+    def own_loss(c: int, online: nn.Module, target: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        q = embed(online, query)
+        with torch.no_grad():
+            k = embed(target, key)
+        return *contrast(q, k, state.queue.keys[c : c + 1], hyper.temperature), k
+
+    def enqueue(c: int, keys: Tensor) -> None:
+        for one in keys:
+            slot = int(state.queue.pointer[c])
+            state.queue.keys[c, slot] = one
+            state.queue.pointer[c] = (slot + 1) % state.queue.keys.shape[1]
+
+    return federated_step(own_loss, enqueue, model, state, batch, hyper, clock)
+
+
+def byol_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed) -> Outcome:
+    """See `simsfl.federated.byol_step`: BYOL on each client."""
+
+    def own_loss(c: int, online: nn.Module, target: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        prediction = online(query).to(state.cohort.online.dtype).chunk(2, dim=1)[1]
+        with torch.no_grad():
+            projection = target(key).to(prediction).chunk(2, dim=1)[0]
+        hits = []
+        for row in prediction:
+            similar = F.cosine_similarity(row[None], projection)
+            hits.append(similar[len(hits)] >= similar.max())
+        top1 = 100.0 * torch.stack(hits).to(prediction.dtype).mean()
+        return (2.0 - 2.0 * F.cosine_similarity(prediction, projection)).mean(), top1, projection
+
+    return federated_step(own_loss, lambda c, keys: None, model, state, batch, hyper, clock)
+
+
+def federated_step(
+    own_loss: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    enqueue: Callable[[int, Tensor], None],
+    model: SplitModel,
+    state: State,
+    batch: Batch,
+    hyper: Hyperparameters,
+    clock: Clock,
+) -> Outcome:
+    """Each client by itself, with a loss of its own, which is given with its accuracy and its keys."""
+    cohort, (pixels,), (views,) = state.cohort, batch.pixels, batch.views
+    losses, top1s = [], []
+    for c in range(len(pixels)):
+        online = model.client.module(cohort.online[c], cohort.online_statistics[c])
+        target = model.client.module(cohort.momentum[c], cohort.momentum_statistics[c])
+        with clock("data"):
+            own_views = views.map(lambda t, c=c: t[:, c : c + 1])
+            first, second = batch.images.augmented(pixels[c : c + 1], own_views, cohort.online.dtype)[:, 0]
+        with clock("client forward"), hyper.autocast(cohort.online.device):
+            move_towards(target, online, hyper.tau)
+            pairs = [(first, second), (second, first)] if hyper.symmetric else [(first, second)]
+            results = [own_loss(c, online, target, query, key) for query, key in pairs]
+        loss = sum(loss for loss, _, _ in results)
+        with clock("client backward"):
+            if hyper.clients_learn:
+                loss.backward()
+                descend(model.client, online, cohort.velocity[c], float(batch.client_lr[c]), hyper)
+            for _, _, keys in reversed(results):
+                enqueue(c, keys)
+        losses.append(loss.detach())
+        top1s.append(sum(top1 for _, top1, _ in results) / len(results))
+    nothing = cohort.online.new_empty(0)
+    return Outcome(torch.stack(losses).mean(), torch.stack(top1s).mean(), nothing, nothing)
 
 
 @torch.no_grad()

@@ -10,6 +10,9 @@ from simsfl.config import ARCHITECTURES, RunConfig
 from simsfl.kernels import gpu
 from simsfl.models import layer_count
 
+FEDERATED_BATCH = 128
+"""As in FedEMA (Zhuang et al., ICLR 2022)."""
+
 
 def resolve(config: RunConfig, images_per_client: int | None = None) -> RunConfig:
     """The same run with every rule applied (MocoSFL's "auto" rule).
@@ -27,14 +30,15 @@ def resolve(config: RunConfig, images_per_client: int | None = None) -> RunConfi
         raise ValueError(f"cut_layer: {config.cut_layer} is out of range; allowed for {config.arch}: 1 to {deepest}")
     clients = config.clients
     cohort = config.cohort or (100 if clients >= 200 else clients)
-    by_rule = 100 // clients if clients <= 50 else 1
+    split = config.method == "mocosfl"
+    by_rule = FEDERATED_BATCH if not split else 100 // clients if clients <= 50 else 1
     batch_size = config.batch_size or min(by_rule, images_per_client or by_rule)
     return replace(
         config,
         cohort=cohort,
         batch_size=batch_size,
-        rounds=config.rounds or max(1, round(config.epochs * clients / cohort)),
-        syncs_per_round=config.syncs_per_round or max(1, 1000 // (batch_size * clients)),
+        rounds=config.rounds or max(1, round(config.epochs * clients / cohort / config.local_epochs)),
+        syncs_per_round=config.syncs_per_round or (max(1, 1000 // (batch_size * clients)) if split else 1),
         width=config.width or ARCHITECTURES[config.arch],
         weight_standardisation=(
             config.norm == "group" if config.weight_standardisation is None else config.weight_standardisation

@@ -109,6 +109,7 @@ class Session:
         status = simulation.status()
         return {
             "preset": config.preset,
+            "method": config.method,
             "dataset": config.dataset,
             "clients": config.clients,
             "cohort": config.cohort,
@@ -132,7 +133,9 @@ class Session:
             "bytes_down_per_client": history.value("round", "bytes_down_per_client"),
             "bytes_saved_per_client": history.value("round", "bytes_saved_per_client"),
             "client_flops_per_step": client_flops(
-                simulation.model, batch_size=config.batch_size, image_size=config.image_size
+                simulation.model,
+                batch_size=config.batch_size * (2 if config.method != "mocosfl" and config.symmetric else 1),
+                image_size=config.image_size,
             ),
         }
 

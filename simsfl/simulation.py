@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from simsfl import assembly, checkpoint, evaluate, reference, schedule, step, tuning
+from simsfl import assembly, checkpoint, evaluate, federated, reference, schedule, step, tuning
 from simsfl.allocator import keep_memory, peak_memory_bytes
 from simsfl.capture import CapturedStep
 from simsfl.clock import PhaseClock
@@ -32,8 +32,12 @@ from simsfl.run_directory import RunDirectory
 from simsfl.state import completed_rounds, gather_, same_shape, scatter_, scatter_queue_
 from simsfl.sync import average_, divergence, is_sync_step, receive_
 
-TRAIN_STEPS = {"fused": step.train_step, "vmap": step.train_step, "loop": reference.train_step}
-"""By engine, whatever version of the operators it forces."""
+TRAIN_STEPS = {
+    "mocosfl": (step.train_step, reference.train_step),
+    "fl-moco": (federated.moco_step, reference.moco_step),
+    "fl-byol": (federated.byol_step, reference.byol_step),
+}
+"""By method: for the stacked cohort, and for its clients one by one."""
 LABELLED = (0.1, 0.01)
 """Shares of the labels that semi-supervised probes have."""
 RECENT = 50
@@ -116,7 +120,7 @@ class Simulation:
             torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
         self.dataset = dataset.to(self.device)
         self.groups = assembly.groups(config)
-        self.steps = steps_per_round(self.partition, self.groups)
+        self.steps = steps_per_round(self.partition, self.groups, config.local_epochs)
         self.model = assembly.network(config)
         assembly.check_batch_norm(config, self.model)
         rows = 2 * sum(group.images for group in self.groups)
@@ -126,7 +130,8 @@ class Simulation:
             keep_memory()  # from now on: what was needed to set up goes back to the system
         engine, _, version = config.engine.partition(":")
         captured = engine == "fused" and self.device.type == "cuda"
-        self.train_step = CapturedStep() if captured else TRAIN_STEPS[engine]
+        stacked, looped = TRAIN_STEPS[config.method]
+        self.train_step = CapturedStep(stacked) if captured else looped if engine == "loop" else stacked
         self.version = (version or "fastest") if engine == "fused" else None
         self.choices: dict[str, str] = {}
         if engine != "loop":
@@ -163,7 +168,7 @@ class Simulation:
             dtype=dtype,
         )
         self.hyper = replace(self.hyper, chunk=chunk)
-        if compile_server and not len(self.model.server.initial_statistics):
+        if compile_server and self.model.server.size and not len(self.model.server.initial_statistics):
             rows = sum(group.images for group in self.groups) * (2 if self.config.symmetric else 1)
             smashed = torch.zeros(rows, *self.model.smashed_shape, device=self.device, dtype=dtype)
             network = tuning.quickest_server(self.model.server, self.hyper, self.state.server.online, smashed)
@@ -300,6 +305,7 @@ class Simulation:
             self.partition,
             round_index,
             groups=self.groups,
+            steps=self.steps,
             recipe=config.views,
             image_size=config.image_size,
             crop_scale=config.crop_scale,

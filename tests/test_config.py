@@ -99,7 +99,7 @@ def test_names_in_the_config_are_those_of_the_registries():
         (settings.ARCHITECTURES, models.ARCHITECTURES),
         (settings.HEADS, models.HEADS),
         (settings.PARTITIONS, partition.PARTITIONS),
-        (dict.fromkeys(name.partition(":")[0] for name in settings.ENGINES), simulation.TRAIN_STEPS),
+        (settings.METHODS, simulation.TRAIN_STEPS),
         ([name for name in settings.DATASETS if name not in ("auto", "shapes")], [*sources.SOURCES, *load.FOLDERS]),
     ):
         assert list(names) == list(registry)

@@ -252,6 +252,7 @@ def test_no_two_draws_are_the_same(config, dataset):
             s.partition,
             r,
             groups=[Group(range(8), 8, 2)],
+            steps=s.steps,
             recipe="v2",
             image_size=8,
             crop_scale=0.08,

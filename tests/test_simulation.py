@@ -26,6 +26,7 @@ from simsfl.sync import is_sync_step
 
 SUMMARY_KEYS = [
     "preset",
+    "method",
     "dataset",
     "clients",
     "cohort",
@@ -177,7 +178,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, t
         calls.append(1)
         return replace(outcome, loss=outcome.loss * float("nan")) if len(calls) > 5 + poisoned else outcome
 
-    monkeypatch.setitem(run.sys.modules["simsfl.simulation"].TRAIN_STEPS, "fused", train_step)
+    monkeypatch.setitem(run.sys.modules["simsfl.simulation"].TRAIN_STEPS, "mocosfl", (train_step, None))
     out = tmp_path / "out"
     assert run.main([*flags(dataset=npz, out=out, **TINY), "--dashboard", "off"]) == 1
     error = capfd.readouterr().err
@@ -288,6 +289,7 @@ def test_a_clients_draws_do_not_depend_on_the_others():
             partition,
             4,
             groups=[plan.Group(range(6), cohort, batch_size)],
+            steps=5,
             recipe="v2",
             image_size=8,
             crop_scale=0.2,

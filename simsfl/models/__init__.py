@@ -7,7 +7,7 @@ A new architecture is one function ``(width, image_size, style) -> Backbone`` in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from simsfl.models.resnet import BasicBlock, BottleneckBlock, Residual, ResNet, 
 from simsfl.models.vgg import VGG
 from simsfl.notation import Bottleneck
 
-__all__ = ["ARCHITECTURES", "HEADS", "FlatModule", "SplitModel", "Style", "layer_count", "split_model"]
+__all__ = ["ARCHITECTURES", "HEADS", "FlatModule", "SplitModel", "Style", "layer_count", "split_model", "whole_model"]
 
 ARCHITECTURES: dict[str, Callable[[int, int, Style], Backbone]] = {
     "resnet8": resnet8,
@@ -60,30 +60,45 @@ HEADS: dict[str, Callable[[Backbone, int], nn.Module]] = {
 }
 
 
-class Server(nn.Module):
-    """What runs behind the cut: the rest of the backbone, average pooling, the projection head."""
+class Encoder(nn.Module):
+    """Layers of a backbone up to its end, average pooling, the projection head."""
 
     def __init__(self, backbone: list[nn.Module], head: nn.Module):
         super().__init__()
         self.backbone = nn.Sequential(*backbone)
         self.head = head
 
-    def features(self, smashed: Tensor) -> Tensor:
-        """Average-pooled backbone features ``[N, F]`` of smashed data ``[N, c, h, w]``."""
-        return self.backbone(smashed).mean(dim=(2, 3))
+    def features(self, x: Tensor) -> Tensor:
+        """Average-pooled backbone features ``[N, F]`` of smashed data or images ``[N, c, h, w]``."""
+        return self.backbone(x).mean(dim=(2, 3))
 
-    def forward(self, smashed: Tensor) -> Tensor:
-        return self.head(self.features(smashed))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+class Projection(nn.Module):
+    """A projection head, and BYOL's predictor behind it: outputs ``[N, 2D]``, what either makes, side by side.
+
+    One module for both, so that online and momentum models have the same parameters.
+    """
+
+    def __init__(self, head: nn.Module, predictor: nn.Module):
+        super().__init__()
+        self.head, self.predictor = head, predictor
+
+    def forward(self, features: Tensor) -> Tensor:
+        projection = self.head(features)
+        return torch.cat([projection, self.predictor(projection)], dim=1)
 
 
 @dataclass(frozen=True)
 class SplitModel:
-    """One network cut in two: `client` up to the cut layer, `server` the rest and the head."""
+    """One network cut in two: `client` up to the cut layer, `server` the rest and the head, if anything."""
 
     client: FlatModule
     server: FlatModule
     smashed_shape: tuple[int, int, int]
-    """Channels, height and width of one image's smashed data."""
+    """Channels, height and width of one image's smashed data; zeros where there are none."""
     feature_dim: int
     """F, of the average-pooled backbone features."""
 
@@ -145,8 +160,39 @@ def split_model(
         smashed = run(narrow, smashed, too_small)
     run(server, smashed, too_small)
     shape = tuple(smashed.shape[1:])
-    halves = FlatModule(nn.Sequential(*client)), FlatModule(Server(server, network[-1]))
+    halves = FlatModule(nn.Sequential(*client)), FlatModule(Encoder(server, network[-1]))
     return SplitModel(*halves, shape, backbone.features)
+
+
+def whole_model(
+    arch: str,
+    *,
+    width: int,
+    image_size: int,
+    head: str,
+    key_dim: int,
+    generator: torch.Generator,
+    style: Style | None = None,
+    predictor: bool = False,
+) -> SplitModel:
+    """Build an architecture with its head, all of it on the client: plain federated learning.
+
+    Args:
+        predictor: BYOL's comes behind the head, and is one like it.
+
+    Raises:
+        ValueError: the images are too small for the network.
+    """
+    with torch.device("meta"):
+        backbone = ARCHITECTURES[arch](width, image_size, style or Style())
+        last = HEADS[head](backbone, key_dim)
+        if predictor:
+            last = Projection(last, HEADS[head](replace(backbone, features=key_dim), key_dim))
+        network = Encoder(backbone.layers, last)
+    initialise_(network.to_empty(device="cpu"), generator)
+    too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
+    run(network.backbone, torch.zeros(1, 3, image_size, image_size), too_small)
+    return SplitModel(FlatModule(network), FlatModule(nn.Identity()), (0, 0, 0), backbone.features)
 
 
 @torch.no_grad()
