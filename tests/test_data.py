@@ -61,7 +61,7 @@ def test_gray_of_16_bits_is_scaled_not_cut_off(tmp_path):
 def test_resizing_is_torchvisions(shape):
     pixels = torch.randint(0, 256, (3, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = TF.center_crop(TF.resize(pixels, [32], antialias=True), [32, 32])
-    assert torch.equal(resize(pixels, 32), expected)
+    assert (resize(pixels, 32).int() - expected.int()).abs().max() <= 1  # versions of PyTorch round differently
 
 
 def test_make_dataset(arrays):

@@ -72,9 +72,13 @@ def assert_moved_alike(one, two, start, share):
 @pytest.mark.parametrize("feature_sharing", [True, False])
 def test_engines_agree_over_whole_rounds(config, dataset, feature_sharing):
     config = replace(config, feature_sharing=feature_sharing, rounds=1, lr=0.005)
-    stacked, _ = trained(config, dataset)
-    loop, _ = trained(replace(config, engine="loop"), dataset)
-    assert_moved_alike(stacked, loop, Simulation(config, dataset), 0.02)  # fp32; float64 is in test_step
+    start, stacked, loop = (
+        Simulation(replace(config, engine=engine), dataset, dtype=torch.float64)
+        for engine in (config.engine, config.engine, "loop")
+    )
+    for simulation in (stacked, loop):
+        list(simulation.rounds())
+    assert_moved_alike(stacked, loop, start, 1e-6)
 
 
 def test_the_chunk_size_changes_no_more_than_rounding(config, dataset, monkeypatch):
@@ -84,7 +88,7 @@ def test_the_chunk_size_changes_no_more_than_rounding(config, dataset, monkeypat
     CHOICES.clear()
     two, _ = trained(config, dataset)
     assert (one.hyper.chunk, two.hyper.chunk) == (3, 2)
-    assert_moved_alike(one, two, Simulation(config, dataset), 0.02)
+    assert_moved_alike(one, two, Simulation(config, dataset), 0.05)
 
 
 def test_the_same_seed_gives_the_same_bits_and_global_generators_do_not_matter(config, dataset):
@@ -256,7 +260,7 @@ def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, featu
     finally:
         torch.cuda.set_sync_debug_mode("default")
     replayed, _ = trained(config, dataset)
-    assert_moved_alike(eager, replayed, Simulation(config, dataset), 0.02)
+    assert_moved_alike(eager, replayed, Simulation(config, dataset), 0.05)
 
 
 def test_save_and_load_in_python(config, dataset, tmp_path):

@@ -105,7 +105,7 @@ def test_every_shape_is_known_before_training_and_a_resumed_runs_choices_are_its
 
 def test_a_compiled_server_is_the_same_network(config, dataset, monkeypatch):
     """As on CUDA, but without code being made, and without measuring which is faster."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(choice, "preferred", lambda seconds, clearly: list(seconds)[-1])
     config = replace(config, engine="fused", rounds=1)
     eager, compiled = (Simulation(config, dataset, dtype=torch.float64) for _ in range(2))

@@ -68,6 +68,8 @@ def run_interpreted(file):
         "triton and not interpreter and not bfloat16",
         "-p",
         "no:cacheprovider",
+        "-W",
+        "ignore:Conversion of an array:DeprecationWarning",  # of NumPy, by Triton 3.2
         file,
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
