@@ -9,6 +9,7 @@ client. ``+bf16`` behind an engine is its precision.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -21,17 +22,20 @@ from statistics import median, quantiles
 from tempfile import TemporaryFile
 from typing import Any
 
+from progress import watched
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from flags import Parser, add_config_flags, config_values, fail, path, whole_number
 from presets import named
+from simsfl.config import ENGINES as KINDS
+from simsfl.config import PRECISIONS
+from simsfl.names import unknown
 
 CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
 ENGINES = ("loop", "vmap", "fused", "fused+bf16")
 CLIENT_PHASES = ("data", "client forward", "client backward")
-ORDER = ("data", "client forward", "server", "client backward", "sync", "client phase", "step")
+ORDER = ("data", "client forward", "server", "client backward", "sync", "the rest", "client phase", "step")
 """Of the rows; an engine has no phase that is not among them."""
 TURN = 5
 """Steps timed in a row."""
@@ -40,6 +44,18 @@ REST = 0.5
 PAPER_STEPS = 100_000
 """Of 200 epochs with 1,000 clients of 50 images, 100 at a time."""
 
+NO_MATTER = (
+    *("rounds", "epochs", "engine", "precision", "checkpoint_every"),
+    *("eval_every", "eval_features", "knn_bank", "knn_test", "linear_probe", "semi_supervised", "probe_epochs"),
+)
+"""Config fields that no step depends on, or that are told otherwise."""
+
+IDLE = {
+    "scale": ("engines", "clients", "dataset", "data_dir", "batch_size", "partition"),
+    "start": ("engines", "steps", "partition"),
+}
+"""Flags that have no effect, by mode."""
+
 Json = dict[str, Any]
 
 
@@ -47,15 +63,15 @@ def parser() -> Parser:
     """All flags of this program."""
     result = Parser(prog="bench.py", description=__doc__.splitlines()[0])
     what = result.add_argument_group("what to measure")
-    what.add_argument("--engines", default=",".join(ENGINES), help=f"by comma (default: {','.join(ENGINES)})")
+    what.add_argument("--engines", help=f"by comma; +bf16 behind one is its precision (default: {','.join(ENGINES)})")
     what.add_argument(
         "--scale", action="store_true", help="step time and memory for 1,000 to 1,000,000 clients instead"
     )
     what.add_argument("--start", action="store_true", help="time from the start to the first step instead")
-    what.add_argument("--steps", type=whole_number, default=10, help="steps timed (default: 10)")
+    what.add_argument("--steps", type=whole_number, help="steps timed (default: 10)")
     what.add_argument("--json", type=path, metavar="FILE", help="write the figures here too")
     what.add_argument("--preset", default="paper", help="as in run.py (default: paper)")
-    add_config_flags(result, without=("rounds", "engine", "precision"))
+    add_config_flags(result, without=NO_MATTER)
     return result
 
 
@@ -63,40 +79,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print tables, write JSON; the exit code."""
     try:
         arguments = parser().parse(argv)
-        fields = replace(named(arguments.preset)[0], **config_values(arguments)).to_dict()
-        if arguments.json and not arguments.json.parent.is_dir():
-            raise ValueError(f"json: there is no directory {arguments.json.parent}; allowed: one that exists")
-        if arguments.scale and arguments.start:
-            raise ValueError("start: cannot be given with --scale; allowed: one of the two")
+        values = config_values(arguments)
+        check(arguments, values)
+        config = replace(named(arguments.preset)[0], **values)
+        config.check_effect(values)
+        names, steps = engine_names(arguments.engines or ",".join(ENGINES)), arguments.steps or 10
+        fields = config.to_dict()
+        from simsfl.rules import check_device  # noqa: PLC0415  (imports torch: other mistakes answer at once)
+
+        check_device(config.device)
         report = {"machine": machine(), "config": fields}
         if arguments.scale:
-            report["scale"] = scale(fields, arguments.steps)
+            report["scale"] = scale(fields, steps)
         elif arguments.start:
             report["start"] = start(fields)
         else:
-            report["engines"] = engines(fields, arguments.engines.split(","), arguments.steps)
+            report["engines"] = engines(fields, names, steps)
             report["peaks"] = one("peaks", fields)
-    except ValueError as error:
-        return fail(error)
-    for table in tables(report):
-        Console(width=max(100, Console().width)).print(table)
-    if arguments.json:
-        from simsfl.files import write_json  # noqa: PLC0415  (imports torch: mistakes answer at once)
+        for table in tables(report):
+            Console(width=max(100, Console().width)).print(table)
+        if arguments.json:
+            from simsfl.files import write_json  # noqa: PLC0415
 
-        write_json(arguments.json, report)
+            write_json(arguments.json, report)
+    except (ValueError, OSError) as error:
+        return fail(error)
     return 0
+
+
+def check(arguments: Any, values: Json) -> None:
+    """Raise a ValueError for flags that cannot work, or that have no effect beside the others."""
+    file = arguments.json
+    if file and not file.parent.is_dir():
+        raise ValueError(f"json: there is no directory {file.parent}; allowed: one that exists")
+    if file and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+        raise ValueError(f"json: {file} cannot be written; allowed: a file in a writable directory")
+    if arguments.scale and arguments.start:
+        raise ValueError("start: cannot be given with --scale; allowed: one of the two")
+    given = {name for name in ("engines", "steps") if getattr(arguments, name)} | set(values)
+    for mode, idle in IDLE.items():
+        for name in idle:
+            if getattr(arguments, mode) and name in given:
+                raise ValueError(f"{name}: has no effect with --{mode}; allowed without it")
+
+
+def engine_names(text: str) -> list[str]:
+    """Engines by name, each with its precision.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        kind, plus, precision = name.partition("+")
+        if kind not in KINDS or (plus and precision not in PRECISIONS):
+            raise unknown("engines", name, KINDS, also="one with +bf16")
+    return list(dict.fromkeys(names))
 
 
 def engines(fields: Json, names: Sequence[str], steps: int) -> Json:
     """Median and quartiles of each phase by engine, the engines taking turns."""
     with ExitStack() as stack:
         workers, facts = {}, {}
-        for name in names:  # one after the other: each finds out which versions of operators are fastest
+        for name in watched(names, "Starting"):  # one by one: each finds out which versions of operators are fastest
             workers[name] = stack.enter_context(Worker("engine", fields, name))
             facts[name] = workers[name].answer()
         measured: dict[str, list[Json]] = {name: [] for name in names}
         turns = [(length, name) for length in turn_lengths(steps) for name in names]
-        for length, name in progress(turns, "engines"):
+        for length, name in watched(turns, "Measuring"):
             time.sleep(REST)
             measured[name] += [workers[name].step() for _ in range(1 + length)][1:]
     results = {}
@@ -122,16 +172,17 @@ def turn_lengths(steps: int) -> list[int]:
 def scale(fields: Json, steps: int) -> Json:
     """Step time and memory by number of clients, each in a process of its own."""
     results = {}
-    for clients in progress(CLIENTS, "clients"):
+    for clients in watched(CLIENTS, "Measuring"):
         run = one("scale", fields | {"clients": clients, "dataset": "shapes"}, str(steps))
         results[str(clients)] = run | {"step": summary(run["step_seconds"])}
     return results
 
 
 def start(fields: Json) -> Json:
-    """Seconds to the first step, for as many clients as configured and for 100,000; the median of three."""
+    """Seconds to the first step, for as many clients as configured and for 100,000 of shapes; the median of three."""
     results = {}
-    for clients in progress(sorted({fields["clients"], 100_000}), "clients"):
+    many = {100_000} if fields["dataset"] in ("auto", "cifar10", "shapes") else set()  # of which there are images
+    for clients in watched(sorted({fields["clients"], *many}), "Measuring"):
         runs = [one("start", fields | {"clients": clients, "partition": "iid"}) for _ in range(3)]
         results[str(clients)] = {key: median(run[key] for run in runs) for key in runs[0]}
     return results
@@ -181,11 +232,6 @@ def one(what: str, fields: Json, *rest: str) -> Json:
     """The only answer of a process."""
     with Worker(what, fields, *rest) as worker:
         return worker.answer()
-
-
-def progress(items: Sequence, noun: str) -> Iterator:
-    """The items, with a bar on stderr."""
-    return track(items, description=f"Measuring {noun}", console=Console(stderr=True), transient=True)
 
 
 def machine() -> Json:

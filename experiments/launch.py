@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import time
 from contextlib import suppress
@@ -53,6 +54,8 @@ def launch(arguments: argparse.Namespace, stop: Stop) -> int:
         if not is_out_of_memory(error):
             raise
         raise ValueError(f"memory: this run does not fit ({error}); allowed: a smaller network or queue") from error
+    if session is None:
+        return 0
     if stop.received:  # while something imported would not be interrupted
         raise KeyboardInterrupt
     try:
@@ -69,7 +72,7 @@ def launch(arguments: argparse.Namespace, stop: Stop) -> int:
         again = shlex.join(["python", str(Path(__file__).with_name("run.py")), "--resume", str(session.directory.path)])
         console.print(f"stopped by {stop.received.name}; go on with: {again}", markup=False, soft_wrap=True)
         return 128 + stop.received
-    conclude(session)
+    conclude(console, session.directory, session.result)
     return 0
 
 
@@ -110,8 +113,8 @@ def fresh(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session
     return session
 
 
-def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session:
-    """The run in ``--resume``, which the other flags may repeat but not contradict."""
+def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session | None:
+    """The run in ``--resume``, which the other flags may repeat but not contradict; None if it is over."""
     directory = RunDirectory(arguments.resume)
     try:
         saved = directory.read_config()
@@ -132,6 +135,10 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Sessi
             )
     simulation = Simulation.load(directory.path, device=device)
     check_profile(arguments.profile, simulation)
+    if simulation.round_index == simulation.config.rounds and directory.summary.exists():
+        console.print(f"{escape(str(directory.path))} is over already", soft_wrap=True)
+        conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
+        return None
     for problem in simulation.passed_over:
         console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
     session = Session(simulation, directory, console, stop)
@@ -153,7 +160,7 @@ def check_profile(steps: int | None, simulation: Simulation) -> None:
     if steps and steps > left - UNTRACED:
         allowed = f"1 to {left - UNTRACED}" if left > UNTRACED else "no profile"
         raise ValueError(
-            f"profile: {steps} steps are more than the {left} to come, {UNTRACED} of which warm up; allowed: {allowed}"
+            f"profile: {steps} steps and {UNTRACED} to warm up are more than the {left} to come; allowed: {allowed}"
         )
 
 
@@ -206,9 +213,8 @@ def announce(session: Session, why: dict[str, str]) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def conclude(session: Session) -> None:
+def conclude(console: Output, directory: RunDirectory, summary: dict[str, Any]) -> None:
     """Say how it went and where everything is."""
-    console, summary = session.console, session.result
     probes = "".join(f", {kind} probe {probe['top1']:.2f} %" for kind, probe in summary["probes"].items())
     knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
     console.print(
@@ -217,7 +223,7 @@ def conclude(session: Session) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    path = session.directory.path
+    path = directory.path
     for name, text in (
         ("config.json", "what was run"),
         ("metrics.jsonl", "every step, round and evaluation"),

@@ -55,6 +55,7 @@ def engine(name: str, config: RunConfig) -> None:
         seconds = time.perf_counter() - begin
         phases = clock.seconds()
         spent = {phase: phases[phase] - before.get(phase, 0.0) for phase in phases}
+        spent["the rest"] = seconds - sum(spent.values())
         emit({"step": seconds, "loss": loss, "phases": spent, "peak_bytes": peak_memory_bytes(device)})
         before = phases
 
@@ -184,7 +185,7 @@ def many_shapes(count: int) -> Dataset:
 
 def dataset_of(config: RunConfig) -> Dataset:
     """The images of the configured data set, or as many shapes as there are clients, where they are more."""
-    if config.dataset in ("auto", "cifar10") and config.clients > 50_000:
+    if config.dataset in ("auto", "cifar10", "shapes") and config.clients > 50_000:
         return many_shapes(config.clients)
     return load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed)
 

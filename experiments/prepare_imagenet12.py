@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
+from progress import watched
 
 from flags import Parser, fail, path
 from simsfl.files import replacing
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"out: {arguments.out} exists already; allowed: a directory that does not")
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(arguments.out) as temporary:
-            for file in track(files, "Linking", console=Console(stderr=True), transient=True):
+            for file in watched(files, "Linking"):
                 put(file, temporary / file.relative_to(arguments.imagenet))
     except (ValueError, OSError) as error:
         return fail(error)

@@ -54,6 +54,26 @@ def laptop() -> RunConfig:
     )
 
 
+def central() -> RunConfig:
+    """The laptop's network trained in one place, on all data: MoCo as it is."""
+    return replace(laptop(), preset="central", method="fl-moco", clients=1, batch_size=100, partition="iid")
+
+
+def fl_moco() -> RunConfig:
+    """MoCo on each of five clients, the whole network of the laptop setting averaged every five epochs."""
+    return replace(laptop(), preset="fl-moco", method="fl-moco", clients=5, local_epochs=5, epochs=20)
+
+
+def fl_byol() -> RunConfig:
+    """The same with BYOL."""
+    return replace(fl_moco(), preset="fl-byol", method="fl-byol")
+
+
+def fedema() -> RunConfig:
+    """FedEMA: the same with divergence-aware mixing."""
+    return replace(fl_byol(), preset="fedema", divergence_tau=0.7)
+
+
 def supervised() -> RunConfig:
     """The laptop setting trained on the labels: what there is to reach."""
     return replace(laptop(), preset="supervised", supervised=True, linear_probe=True)
@@ -84,6 +104,10 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "paper-supervised": paper_supervised,
     "paper-random-init": paper_random_init,
     "laptop": laptop,
+    "central": central,
+    "fl-moco": fl_moco,
+    "fl-byol": fl_byol,
+    "fedema": fedema,
     "supervised": supervised,
     "random-init": random_init,
 }

@@ -18,8 +18,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.progress import track
+from matplotlib.ticker import MaxNLocator
+from progress import watched
 
 from flags import Parser, fail, path
 from simsfl import Simulation, evaluate
@@ -105,8 +105,7 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
         figures["divergence"] = ("Divergence of the clients' models at each averaging", divergence(runs))
     if any(record["communication"] != "A" for run in runs for record in run.history.rounds):
         figures["communication"] = ("State of communication by round, and what it saved", communication(runs))
-    console = Console(stderr=True)
-    for run in track(runs, "Drawing", console=console, transient=True, disable=not console.is_terminal):
+    for run in watched(runs, "Drawing"):
         simulation = Simulation.load(run.path, device="auto")
         for problem in simulation.passed_over:
             print(f"{problem}; using the one before", file=sys.stderr)
@@ -142,6 +141,7 @@ def curves(runs: list[Run]) -> Figure:
     axes[0, 0].set_ylabel("contrastive loss")
     axes[1, 0].set_ylabel("kNN accuracy [%]")
     axes[1, 0].set_xlabel("round")
+    axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1, 1].set_xlabel("sent and received per client [MB]")
     axes[1, 0].legend(fontsize=8)
     return figure

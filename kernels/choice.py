@@ -42,8 +42,8 @@ def accelerated(version: str | None = "fastest") -> Iterator[None]:
 
 
 def accelerating() -> bool:
-    """Whether operators use their accelerated versions."""
-    return _VERSION.get() is not None
+    """Whether operators use their accelerated versions; a program that is compiled is made of their references."""
+    return not torch.compiler.is_compiling() and _VERSION.get() is not None
 
 
 def measuring() -> bool:

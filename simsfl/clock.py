@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -45,6 +45,10 @@ class PhaseClock:
             begin = time.perf_counter()
             yield
             self._seconds[phase] += time.perf_counter() - begin
+
+    def start_from(self, seconds: Mapping[str, float]) -> None:
+        """Go on from what `seconds` gave in an earlier session."""
+        self._seconds.update(seconds)
 
     def drain(self) -> None:
         """Read the events that are pending; the host waits for the last of them."""

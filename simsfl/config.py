@@ -110,7 +110,7 @@ class RunConfig:
     epochs: int = setting(
         200, "clients", "Passes over the data that the rule for `rounds` aims at.", only=("rounds", (None,))
     )
-    local_epochs: int = setting(1, "clients", "Passes over its images that a client makes in a round.")
+    local_epochs: float = setting(1.0, "clients", "Passes over its images that a client makes in a round.")
     syncs_per_round: int | None = setting(
         None,
         "clients",
@@ -373,7 +373,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("batch_size", 1, LARGE),
     ("rounds", 1, LARGE),
     ("epochs", 1, LARGE),
-    ("local_epochs", 1, LARGE),
+    ("local_epochs", 1e-9, LARGE),
     ("syncs_per_round", 1, LARGE),
     ("image_size", SMALLEST, 1024),
     ("classes_per_client", 1, LARGE),

@@ -147,7 +147,7 @@ def progress(status: Status) -> Table:
 
 
 def curves(history: History) -> Table:
-    """Loss, contrastive accuracy and kNN: now, best where that means something, and a sparkline."""
+    """Loss and contrastive accuracy of the latest step and of the round before; kNN now and at best; sparklines."""
     knn = [record["knn_top1"] for record in history.evaluations]
     pixels = history.untrained("pixel_knn_top1")
     table = Table.grid(expand=True, padding=(0, 1))
@@ -158,17 +158,13 @@ def curves(history: History) -> Table:
     loss = [record["loss"] for record in history.rounds]
     top1 = [record["contrast_top1"] for record in history.rounds]
     against = f", pixels {pixels:.1f}" if pixels is not None else ""
-    for name, event, key, form, unit, values, best, note, style in (
-        ("loss", "step", "loss", ".3f", "", loss, min, "", "yellow"),
-        ("contrast", "step", "contrast_top1", ".1f", " %", top1, max, "", "magenta"),
-        ("kNN", "evaluation", "knn_top1", ".1f", " %", knn, max, against, "green"),
+    best = "untrained" if len(knn) == 1 else f"best {max(knn, default=0.0):.1f}"
+    for name, event, key, form, unit, values, note, style in (
+        ("loss", "step", "loss", ".3f", "", loss, f"round {loss[-1]:.3f}" if loss else "", "yellow"),
+        ("contrast", "step", "contrast_top1", ".1f", " %", top1, f"round {top1[-1]:.1f}" if top1 else "", "magenta"),
+        ("kNN", "evaluation", "knn_top1", ".1f", " %", knn, best + against if knn else "", "green"),
     ):
-        table.add_row(
-            name,
-            number(history.value(event, key), form, unit),
-            f"best {best(values):{form}}{note}" if values else "",
-            Sparkline(values, style),
-        )
+        table.add_row(name, number(history.value(event, key), form, unit), note, Sparkline(values, style))
     return table
 
 
@@ -220,7 +216,10 @@ def phases(seconds: Mapping[str, float]) -> Panel:
 
 def participation(counts: Sequence[int]) -> Panel:
     """How many clients took part in how many rounds."""
-    rows = [(f"{label} rounds", float(count), f"{count:,}") for label, count in histogram(counts)]
+    rows = [
+        (f"{label} round{'' if label == '1' else 's'}", float(count), f"{count:,}")
+        for label, count in histogram(counts)
+    ]
     return bars("clients by rounds taken part in", rows)
 
 

@@ -66,14 +66,14 @@ def client_groups(clients: int, cohort: int, batch_size: int, unequal: Unequal |
     ]
 
 
-def steps_per_round(partition: Partition, groups: Sequence[Group], epochs: int = 1) -> int:
+def steps_per_round(partition: Partition, groups: Sequence[Group], epochs: float = 1.0) -> int:
     """Steps in which all clients together would go `epochs` times through their images.
 
     The cohort runs in lock step, so all its clients take the same number of steps: one with fewer images
     than its share starts over in a fresh order, one with more leaves out a different random part each round.
     """
     together = sum(len(group.clients) * group.batch_size for group in groups)
-    return max(1, epochs * (len(partition.indices) // together))
+    return max(1, int(epochs * (len(partition.indices) // together)))
 
 
 def plan_round(

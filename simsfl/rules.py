@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import torch
 
-from simsfl.config import ARCHITECTURES, RunConfig
+from simsfl.config import ARCHITECTURES, ENGINES, RunConfig
 from simsfl.kernels import gpu
 from simsfl.models import layer_count
 
@@ -79,4 +79,5 @@ def check_engine(engine: str, device: str) -> None:
     device = device_of(device)
     if engine == "fused:triton" and not gpu.runs_on(torch.device(device)):
         lacking = "Triton, which is not installed" if device.startswith("cuda") else f"a CUDA device, not {device}"
-        raise ValueError(f"engine: {engine} needs {lacking}; allowed: fused, vmap, loop")
+        others = ", ".join(name for name in ENGINES if name != engine)
+        raise ValueError(f"engine: {engine} needs {lacking}; allowed: {others}")

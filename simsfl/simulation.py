@@ -79,6 +79,7 @@ class Simulation:
         communication: the state of the round under way, where communication is saved.
         traffic: bytes sent so far, by all clients together.
         evaluation: how what is learnt is evaluated.
+        earlier_peak: the most memory held in earlier sessions of the run.
         passed_over: a line on each damaged checkpoint that was not used in loading.
         recent: seconds per step of the latest steps.
         after_step: called after each step, by those who profile.
@@ -149,6 +150,7 @@ class Simulation:
         self.step_index = 0
         self.seconds = 0.0
         self.metrics_bytes = 0
+        self.earlier_peak = 0
         self.passed_over: list[str] = []
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)
@@ -410,6 +412,10 @@ class Simulation:
             for kind, (last, best) in zip(kinds, results, strict=True)
         ]
 
+    def peak_memory_bytes(self) -> int:
+        """The most memory held so far, over all sessions of the run."""
+        return max(self.earlier_peak, peak_memory_bytes(self.device))
+
     def save(self, path: str | Path, metrics_bytes: int = 0) -> None:
         """Write a checkpoint into the run directory `path`, which is made if it does not exist.
 
@@ -432,6 +438,8 @@ class Simulation:
             "metrics_bytes": metrics_bytes,
             "communication": asdict(self.communication),
             "traffic": asdict(self.traffic),
+            "phase_seconds": self.clock.seconds(),
+            "peak_memory_bytes": self.peak_memory_bytes(),
         }
         directory = RunDirectory(path)
         if directory.config.exists():
@@ -467,6 +475,8 @@ class Simulation:
         simulation.seconds = meta["seconds"]
         simulation.communication = Communication(**meta["communication"])
         simulation.traffic = Traffic(**meta["traffic"])
+        simulation.clock.start_from(meta["phase_seconds"])
+        simulation.earlier_peak = meta["peak_memory_bytes"]
         simulation.metrics_bytes, simulation.passed_over = meta["metrics_bytes"], problems
         return simulation
 
@@ -507,7 +517,7 @@ class Simulation:
             client_steps_per_second=rate,
             images_per_second=rate and rate * config.batch_size,
             phase_seconds=self.clock.seconds(),
-            peak_memory_bytes=peak_memory_bytes(self.device),
+            peak_memory_bytes=self.peak_memory_bytes(),
             participation=torch.bincount(self.state.clients.participation).tolist(),
         )
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import table
 
 import bench
 import run
@@ -19,7 +20,7 @@ LAYERS = [
     {"views", "state", "schedule", "communication", "rules"},
     {"plan", "clients", "server", "sync"},
     {"step"},
-    {"reference"},
+    {"federated", "reference"},
     {"tuning", "capture"},
     {"assembly", "evaluate", "cost", "checkpoint", "metrics"},
     {"run_directory"},
@@ -80,6 +81,6 @@ def test_the_readmes_python_example_runs(tmp_path, monkeypatch):
 
 def test_the_readmes_flags_exist():
     text = (ROOT / "README.md").read_text()
-    parsers = (run.parser(), bench.parser())
+    parsers = (run.parser(), bench.parser(), table.parser())
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known

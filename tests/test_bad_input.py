@@ -167,7 +167,7 @@ CASES = {
     "a path without end": (["--out", "x" * 5000], ["out: xxx", "..."]),
     "own queues": (["--no-feature-sharing", "--queue-length", "7"], ["queue_length: 7", "8 or more"]),
     "image size": (["--image-size", "4"], ["image_size: 4", "8 to"]),
-    "long profile": (["--profile", "500"], ["profile: 500 steps are more than the", "allowed: 1 to"]),
+    "long profile": (["--profile", "500"], ["profile: 500 steps and 3 to warm up are more than the", "allowed: 1 to"]),
     "device": (["--device", "cud"], ["device: 'cud'", "cuda:N"]),
     "out is empty": (["--out", ""], ["out", "empty"]),
     "out is a file": (file("mine", "mine", "--out", "mine"), ["out: ", "mine is a file"]),

@@ -7,7 +7,7 @@ from conftest import TINY, flags
 
 import bench
 
-SMALL = {name: value for name, value in TINY.items() if name not in ("rounds", "engine")}
+SMALL = {name: value for name, value in TINY.items() if name not in bench.NO_MATTER}
 
 
 def test_engines_take_turns_and_fused_is_faster_than_the_loop(npz, tmp_path, capsys):
@@ -31,17 +31,33 @@ def test_engines_take_turns_and_fused_is_faster_than_the_loop(npz, tmp_path, cap
 def test_scale_and_start(monkeypatch, tmp_path, npz):
     monkeypatch.setattr(bench, "CLIENTS", (20, 50))
     report = tmp_path / "bench.json"
-    small = {name: value for name, value in SMALL.items() if name != "batch_size"}
+    small = {name: value for name, value in SMALL.items() if name not in bench.IDLE["scale"]}
     assert bench.main([*flags(json=report, **small | {"cohort": 4}), "--scale", "--steps", "2"]) == 0
     scale = json.loads(report.read_text())["scale"]
     assert list(scale) == ["20", "50"]
     assert scale["20"]["bytes_per_client"] > 0
 
 
-def test_a_worker_that_fails_is_one_line(capfd):
-    assert bench.main(["--engines", "fused,vampp", "--dataset", "shapes", "--steps", "1"]) == 2
+WRONG = {
+    "engine": (["--engines", "fused,vampp"], "engines: 'vampp' is not known (did you mean vmap?)"),
+    "no engine": (["--engines", "fused,"], "engines: '' is not known"),
+    "precision": (["--engines", "fused+"], "engines: 'fused+' is not known"),
+    "nothing to compare": (["--scale", "--engines", "vmap"], "engines: has no effect with --scale"),
+    "scale": (["--scale", "--clients", "10"], "clients: has no effect with --scale"),
+    "start": (["--start", "--steps", "3"], "steps: has no effect with --start"),
+    "alpha": (["--alpha", "0.3"], "alpha: has no effect where partition is shards"),
+    "json": (["--json", "/"], "json: / cannot be written"),
+    "evaluation": (["--linear-probe"], "flag: '--linear-probe' is not known"),
+    "worker": (["--dataset", "nowhere.npz", "--engines", "vmap"], "dataset: "),
+}
+
+
+@pytest.mark.parametrize(("argv", "message"), WRONG.values(), ids=WRONG)
+def test_bad_input(argv, message, capfd):
+    assert bench.main(argv) == 2
     error = capfd.readouterr().err
-    assert "vampp" in error.splitlines()[-1]
+    assert error.startswith("error: " + message)
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag", [["--no-symmetric"], ["--views", "v1"], ["--no-feature-sharing"], ["--supervised"]])

@@ -164,17 +164,20 @@ def planes(images: np.ndarray) -> Tensor:
 
 
 def resize(pixels: Tensor, size: int | None) -> Tensor:
-    """Scale the shorter side of ``[n, 3, H, W]`` to `size` and cut out the middle square."""
+    """Scale the shorter side of ``[n, 3, H, W]`` to `size` and cut out the middle square.
+
+    In float, rounded at the end: interpolation of bytes differs between versions of PyTorch.
+    """
     if size is None or pixels.shape[-2:] == (size, size):
         return pixels
     height, width = pixels.shape[-2:]
     scaled = [max(size, size * side // min(height, width)) for side in (height, width)]
     top, left = (round((side - size) / 2) for side in scaled)
     parts = [
-        interpolate(part, scaled, mode="bilinear", antialias=True)[..., top : top + size, left : left + size]
+        interpolate(part.float(), scaled, mode="bilinear", antialias=True)[..., top : top + size, left : left + size]
         for part in pixels.split(1024)
     ]
-    return torch.cat(parts)
+    return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])
 
 
 def measure(pixels: Tensor) -> tuple[list[float], list[float]]:

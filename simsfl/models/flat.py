@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from simsfl.kernels import accelerated
-
 
 class FlatModule:
     """An `nn.Module` kept as shapes only (on the meta device), called with a flat vector.
@@ -62,16 +60,10 @@ class FlatModule:
     def compiled(self) -> FlatModule:
         """The same, run as one program of TorchInductor's; it is compiled for each shape and dtype when first run.
 
-        From PyTorch's own operators, which it can fuse, and lay out channels-last.
+        From the operators' PyTorch references, which it can fuse, and lay out channels-last.
         """
-        program = torch.compile(self.run, dynamic=False)
-
-        def run(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-            with accelerated(None):
-                return program(tensors, x)
-
         result = copy.copy(self)
-        result.run = run
+        result.run = torch.compile(self.run, dynamic=False, fullgraph=True)
         return result
 
     def module(self, flat: Tensor, statistics: Tensor | None = None) -> nn.Module:

@@ -1,0 +1,232 @@
+"""What ``table.py`` runs: a config for each cell and seed, how long it will take, and a schedule that fits a budget."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tables import Cell
+
+from simsfl import RunConfig, Simulation
+from simsfl.rules import resolve
+
+STEPS = 3
+"""Timed in a probe, after one to warm up."""
+ROUNDS = 10
+"""At least so many, if there are as many steps: a learning rate has to come down."""
+PROBE_STEP_SECONDS = 0.0005
+"""Of a linear probe."""
+PROCESS = 4.0
+"""Seconds until a process can begin to set its run up."""
+MARGIN = 1.1
+"""Machines are slower than when they were probed."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of the grid: a cell with a seed."""
+
+    cell: Cell
+    seed: int
+    config: RunConfig
+    published_steps: int
+    """Of the published schedule; 0 where it is not known."""
+    seconds: float
+    """That it will take."""
+    problem: str = ""
+    """Why it cannot be run."""
+    steps: int = 0
+    """Of its own schedule."""
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        words = "".join(c if c.isalnum() or c == "-" else " " for c in f"{self.cell.name} seed {self.seed}")
+        return "-".join(words.lower().split())
+
+    def share(self) -> float:
+        """Of the steps of the published schedule."""
+        return self.steps / self.published_steps
+
+    def to_dict(self) -> Json:
+        """What is kept of it, so that it is the same when it goes on."""
+        kept = ("published_steps", "seconds", "problem", "steps")
+        return {"config": self.config.to_dict(), **{name: getattr(self, name) for name in kept}}
+
+    @classmethod
+    def kept(cls, cell: Cell, seed: int, content: Json) -> Plan:
+        """From what `to_dict` gave."""
+        return cls(cell, seed, **content | {"config": RunConfig.from_dict(content["config"])})
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run's parts take, in seconds."""
+
+    start: float
+    step: float
+    image: float
+    """To encode one."""
+    steps: int
+    """In a round."""
+    train: int
+    """Images."""
+    test: int
+
+    def evaluation(self, config: RunConfig) -> float:
+        """A kNN evaluation."""
+        return self.image * (
+            min(config.knn_bank or self.train, self.train) + min(config.knn_test or self.test, self.test)
+        )
+
+    def probe(self, config: RunConfig) -> float:
+        """A linear probe."""
+        return self.image * (self.train + self.test) + PROBE_STEP_SECONDS * config.probe_epochs * self.train / 128
+
+    def total(self, config: RunConfig, steps: int) -> float:
+        """A run of so many steps."""
+        evaluations = 2 + (config.rounds // config.eval_every if config.eval_every else 0)
+        seconds = PROCESS + self.start + steps * self.step + evaluations * self.evaluation(config)
+        return MARGIN * (seconds + (self.probe(config) if config.linear_probe else 0.0))
+
+
+def measured(config: RunConfig, known: dict[tuple, tuple[float, float]]) -> tuple[RunConfig, Cost]:
+    """What a run will cost, with its config resolved.
+
+    Args:
+        known: seconds of a step and of an image, for runs that do the same work; added to.
+
+    Raises:
+        ValueError: it cannot be run.
+    """
+    begin = time.perf_counter()
+    simulation = Simulation(config)
+    start = time.perf_counter() - begin
+    config = simulation.config
+    work = tuple(
+        getattr(config, name)
+        for name in ("method", "cohort", "batch_size", "arch", "width", "cut_layer", "image_size", "head", "key_dim")
+    )
+    if work not in known:
+        known[work] = step_seconds(simulation), image_seconds(simulation)
+    data = simulation.dataset
+    return config, Cost(start, *known[work], simulation.steps, len(data.train), len(data.test))
+
+
+def step_seconds(simulation: Simulation) -> float:
+    """Of the fastest of a few steps: the first ones find memory, and draw a whole round."""
+
+    def steps() -> Iterator[object]:
+        while True:
+            yield from (record for record in simulation.round() if record.event == "step")
+
+    taking = steps()
+    next(taking)
+    return min(timed(lambda: next(taking)) for _ in range(STEPS))
+
+
+def image_seconds(simulation: Simulation) -> float:
+    """To encode an image for an evaluation."""
+    images, encode = simulation.dataset.test, simulation.encoder()
+    rows = torch.arange(min(200, len(images)))
+    return min(timed(lambda: simulation.evaluation.features(encode, images, rows)) for _ in range(STEPS)) / len(rows)
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def planned(cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: Json, budget: float | None) -> list[Plan]:
+    """A plan for each cell with its seed.
+
+    Args:
+        base: a preset, over which cells set what makes them, and `flags` what the user wants in all of them.
+        budget: minutes for all.
+
+    Raises:
+        ValueError: the budget is too small for a step of each.
+    """
+    known: dict[tuple, tuple[float, float]] = {}
+    plans, costs = [], []
+    for cell, seed in cells:
+        config = replace(base, **{**cell.settings, "seed": seed, **flags})
+        try:
+            costs.append((cell, seed, config, *measured(config, known)))
+        except (ValueError, OSError) as error:
+            plans.append(Plan(cell, seed, config, 0, 0.0, str(error)))
+    share = 60.0 * budget / max(1, len(costs)) if budget else None
+    if share is not None:
+        needed = max((cost.total(shortest(config), 1) for *_, config, cost in costs), default=0.0)
+        if needed > share:
+            least = needed * len(costs) / 60
+            raise ValueError(
+                f"budget: {budget:g} minutes are too few for one step in each of {len(costs)} runs; allowed: "
+                f"{least + 0.05:.1f} or more"
+            )
+    for cell, seed, asked, config, cost in costs:
+        steps = config.rounds * cost.steps
+        published = resolve(replace(asked, rounds=None, epochs=cell.epochs)).rounds * cost.steps
+        if share is not None and cost.total(config, steps) > share:
+            plans.append(fitted(Plan(cell, seed, asked, published, share), config, cost, share))
+        else:
+            plans.append(Plan(cell, seed, asked, published, cost.total(config, steps), steps=steps))
+    return plans
+
+
+def shortest(config: RunConfig) -> RunConfig:
+    """Evaluated as little as can be."""
+    return replace(config, linear_probe=False, semi_supervised=False, eval_every=0)
+
+
+def fitted(plan: Plan, config: RunConfig, cost: Cost, share: float) -> Plan:
+    """The same run with a schedule that takes `share` seconds."""
+    short = replace(shortest(config), linear_probe=config.linear_probe and MARGIN * cost.probe(config) < share / 2)
+    steps = int((share - cost.total(short, 0)) / (MARGIN * cost.step))
+    rounds = steps // cost.steps
+    epochs = config.local_epochs
+    if rounds < ROUNDS:
+        rounds = min(ROUNDS, max(1, steps))
+        epochs *= (max(1, steps // rounds) + 0.5) / cost.steps  # rounded down in the run
+    fitted = replace(
+        plan.config,
+        rounds=rounds,
+        local_epochs=epochs,
+        eval_every=0,
+        linear_probe=short.linear_probe,
+        semi_supervised=False,
+    )
+    return replace(plan, config=fitted, steps=rounds * max(1, int(epochs * cost.steps)))
+
+
+def read_grid(path: Path, identity: Json) -> dict[str, Json]:
+    """What is run already, by name.
+
+    Raises:
+        ValueError: the directory is of another grid, or of something else.
+    """
+    if not path.exists():
+        if path.parent.exists() and any(path.parent.iterdir()):
+            raise ValueError(f"out: {path.parent} holds something else; allowed: an empty or a new directory")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        held, runs = content["grid"], content["runs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"out: {path} is damaged ({error}); allowed: another directory") from error
+    for name, value in identity.items():
+        if held.get(name) != value:
+            raise ValueError(
+                f"out: {path.parent} is of another grid, with {name} {held.get(name)!r} and not {value!r}; "
+                "allowed: another directory"
+            )
+    return runs

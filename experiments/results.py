@@ -1,0 +1,145 @@
+"""What came of a grid's runs: a table with the published figures, as Markdown, on the terminal and as a figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+from grid import Plan
+from rich.table import Table
+
+from performance import markdown
+from simsfl.dashboard import time_text
+from simsfl.run_directory import RunDirectory
+
+LINEAR, KNN = "linear probe", "kNN"
+
+
+class Results:
+    """Of some runs of a grid.
+
+    Args:
+        title: of the table.
+        plans: the runs, in the table's order.
+        out: the directory that holds theirs.
+        budget: minutes that they were shortened to, if they were.
+    """
+
+    def __init__(self, title: str, plans: Sequence[Plan], out: Path, budget: float | None):
+        self.title, self.plans, self.out, self.budget = title, plans, out, budget
+
+    def is_finished(self, plan: Plan) -> bool:
+        """Whether a run has ended."""
+        return RunDirectory(self.out / plan.name).summary.exists()
+
+    def summary(self, plan: Plan) -> dict[str, Any] | None:
+        """Of a run that has ended."""
+        return json.loads(RunDirectory(self.out / plan.name).summary.read_text()) if self.is_finished(plan) else None
+
+    def cells(self) -> Iterator[list[Plan]]:
+        """The runs of each cell."""
+        names = dict.fromkeys(plan.cell.name for plan in self.plans)
+        yield from ([plan for plan in self.plans if plan.cell.name == name] for name in names)
+
+    def forecast(self) -> Table:
+        """Steps and times of what is to come."""
+        table = Table(title=self.title, caption=f"estimated from a probe of a few steps; {self.note()}")
+        for column in ("cell", "seed", "steps", "of published", "time"):
+            table.add_column(column, justify="left" if column == "cell" else "right")
+        for plan in self.plans:
+            state = plan.problem or ("finished" if self.is_finished(plan) else time_text(plan.seconds))
+            steps = (f"{plan.steps:,}", f"{plan.share():.2%}") if plan.published_steps else ("-", "-")
+            table.add_row(plan.cell.name, str(plan.seed), *steps, state)
+        total = sum(plan.seconds for plan in self.plans if not self.is_finished(plan))
+        table.add_row("all", "", "", "", time_text(total))
+        return table
+
+    def table(self) -> Table:
+        """A row for each cell."""
+        table = Table(title=self.title, caption=self.note())
+        for column in ("cell", "published", "here", "measured by", "steps", "of published", "time"):
+            table.add_column(column, justify="left" if column in ("cell", "measured by") else "right")
+        for plans in self.cells():
+            cell, ended = plans[0].cell, [s for plan in plans if (s := self.summary(plan))]
+            published = "-" if cell.published is None else f"{cell.published:.2f}"
+            if not ended:
+                table.add_row(cell.name, published, "-", self.trouble(plans[0]), "-", "-", "-")
+                continue
+            kind, figures = accuracies(ended)
+            spread = f" ± {stdev(figures):.2f}" if len(figures) > 1 else ""
+            steps, whole = ended[0]["steps"], plans[0].published_steps
+            table.add_row(
+                cell.name,
+                published,
+                f"{mean(figures):.2f}{spread}",
+                kind + seeds_text(len(figures), len(plans)),
+                f"{steps:,}",
+                f"{steps / whole:.2%}" + (" †" if steps < whole else ""),
+                time_text(sum(summary["seconds"] for summary in ended)),
+            )
+        return table
+
+    def note(self) -> str:
+        """What to know of the figures."""
+        preset = self.plans[0].config.preset
+        budget = f"schedules shortened to fit {self.budget:g} minutes; " if self.budget else ""
+        return f"preset {preset}; {budget}† fewer steps than published; accuracies in percent"
+
+    def trouble(self, plan: Plan) -> str:
+        """Why a run has no result."""
+        log = self.out / f"{plan.name}.log"
+        lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
+        errors = [line for line in lines if line.startswith("error: ")]
+        return plan.problem or (errors[-1] if errors else "not run" if not lines else f"failed, see {log}")
+
+    def write(self) -> None:
+        """The page and the figure."""
+        (self.out / "table.md").write_text(
+            f"# {self.title}\n\n{markdown(self.table())}\n![](table.png)\n", encoding="utf-8"
+        )
+        figure = self.figure()
+        figure.savefig(self.out / "table.png")
+        plt.close(figure)
+
+    def figure(self) -> plt.Figure:
+        """Published figures beside these, cell by cell."""
+        cells = list(self.cells())
+        figure, axes = plt.subplots(figsize=(8, 1.2 + 0.28 * len(cells)), layout="constrained")
+        for position, plans in enumerate(cells):
+            if plans[0].cell.published is not None:
+                axes.plot(plans[0].cell.published, position, "D", color="#999999", label="published")
+            ended = [s for plan in plans if (s := self.summary(plan))]
+            if ended:
+                kind, figures = accuracies(ended)
+                colour = "#1f77b4" if kind == LINEAR else "#ff7f0e"
+                axes.plot(figures, [position] * len(figures), "o", color=colour, label=f"here, {kind}")
+        axes.set_yticks(range(len(cells)), [plans[0].cell.name for plans in cells], fontsize=7)
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.set_xlabel("accuracy [%]")
+        axes.grid(alpha=0.3)
+        axes.set_title(f"{self.title}\n{self.note()}", fontsize=8)
+        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        if handles:
+            axes.legend(handles.values(), handles.keys(), fontsize=7)
+        return figure
+
+
+def seeds_text(ended: int, all_of_them: int) -> str:
+    """How many runs a figure is of, unless it is the only one."""
+    if ended < all_of_them:
+        return f", {ended} of {all_of_them} seeds"
+    return f", {ended} seeds" if ended > 1 else ""
+
+
+def accuracies(summaries: Sequence[dict[str, Any]]) -> tuple[str, list[float]]:
+    """What runs were measured by, and what it gave."""
+    linear = [summary["linear_top1"] for summary in summaries]
+    return (LINEAR, linear) if None not in linear else (KNN, [summary["knn_top1"] for summary in summaries])

@@ -1,0 +1,167 @@
+"""Rerun a table of the paper, its published figures beside the new: ``python experiments/table.py 3 --budget 20``."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from progress import watched
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tables import TABLES, Cell
+
+from flags import Parser, add_config_flags, config_values, fail, path
+from presets import named
+from simsfl.names import unknown
+
+RUN = Path(__file__).with_name("run.py")
+POLL = 0.2
+"""Seconds between looks at a run that goes on."""
+
+
+def parser() -> Parser:
+    """All flags of this program."""
+    result = Parser(prog="table.py", description=__doc__.splitlines()[0], epilog="Tables: " + ", ".join(TABLES))
+    result.add_argument(
+        "table", metavar="TABLE", help="; ".join(f"{name}: {table().title}" for name, table in TABLES.items())
+    )
+    what = result.add_argument_group("what to run")
+    what.add_argument("--seeds", default="0", metavar="N,N", help="a run of each cell for each (default: 0)")
+    what.add_argument("--only", metavar="TEXT", help='cells whose "row, column" contains this')
+    what.add_argument("--dry-run", action="store_true", help="print commands, steps and estimated times instead")
+    what.add_argument("--budget", type=float, metavar="MINUTES", help="shorten every run so that all fit")
+    what.add_argument("--out", type=path, metavar="DIR", help="results (default: tables/TABLE); goes on if it has any")
+    what.add_argument("--preset", default="auto", help="what cells are settings of, as in run.py (default: auto)")
+    add_config_flags(result, without=("seed",))
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan, run, and tell; the exit code."""
+    try:
+        arguments = parser().parse(argv)
+        cells = chosen_cells(arguments.table, arguments.only, arguments.seeds)
+        if arguments.budget is not None and not 0 < arguments.budget < float("inf"):
+            raise ValueError(f"budget: {arguments.budget:g} is no time; allowed: minutes, more than 0")
+        flags = config_values(arguments)
+        base = named(arguments.preset, flags.get("device", "auto"))[0]
+        replace(base, **flags)  # what is wrong with these is wrong with all
+        return carry_out(arguments, cells, base, flags)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, int]]:
+    """Cells with seeds.
+
+    Raises:
+        ValueError: there is no such table, cell or seed.
+    """
+    if table not in TABLES:
+        raise unknown("table", table, TABLES)
+    cells = TABLES[table]().cells
+    if only is not None:
+        chosen = [cell for cell in cells if only.lower() in cell.name.lower()]
+        if not chosen:
+            near = difflib.get_close_matches(only.lower(), [cell.name.lower() for cell in cells], n=1, cutoff=0.0)[0]
+            nearest = next(cell.name for cell in cells if cell.name.lower() == near)
+            raise ValueError(f"only: {only!r} is in no cell of table {table}; allowed: part of such as {nearest!r}")
+        cells = chosen
+    if not all(seed.isdecimal() for seed in seeds.split(",")):
+        raise ValueError(f"seeds: {seeds!r} are no numbers; allowed: 0 or more, by comma")
+    return [(cell, seed) for cell in cells for seed in dict.fromkeys(map(int, seeds.split(",")))]
+
+
+def carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: dict[str, Any]) -> int:
+    """Plan what is not planned, run what is not finished, write the page; the exit code."""
+    from grid import Plan, planned, read_grid  # noqa: PLC0415  (imports torch: mistakes answer at once)
+    from results import Results  # noqa: PLC0415
+
+    from simsfl.files import write_json  # noqa: PLC0415
+
+    out, console = arguments.out or Path("tables") / arguments.table, Console()
+    identity = {"table": arguments.table, "preset": base.preset, "flags": flags, "budget": arguments.budget}
+    kept = {name: run for name, run in read_grid(out / "grid.json", identity).items() if not run["problem"]}
+    names = {Plan(cell, seed, base, 0, 0.0).name: (cell, seed) for cell, seed in cells}
+    new = [pair for name, pair in names.items() if name not in kept]
+    fresh = {plan.name: plan for plan in planned(watched(new, "Probing"), base, flags, arguments.budget)}
+    plans = [fresh.get(name) or Plan.kept(*pair, kept[name]) for name, pair in names.items()]
+    results = Results(TABLES[arguments.table]().title, plans, out, arguments.budget)
+    if arguments.dry_run:
+        for plan in plans:
+            console.print(command(plan, out), markup=False, highlight=False, soft_wrap=True)
+        console.print(results.forecast())
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "grid.json", {"grid": identity, "runs": kept | {p.name: p.to_dict() for p in plans}})
+    run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], out, results.write)
+    results.write()
+    console.print(results.table())
+    console.print(f"wrote {out / 'table.md'} and {out / 'table.png'}", highlight=False)
+    return 0
+
+
+def run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None:
+    """Run what is not finished, one after the other, with a bar of the time that they were said to take."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("", total=sum(plan.seconds for plan in plans))
+        before = 0.0
+        for position, plan in enumerate(plans, start=1):
+            progress.update(task, description=f"{position}/{len(plans)} {plan.cell.name}, seed {plan.seed}")
+            begin = time.perf_counter()
+            with running(plan, out) as process:
+                while process.poll() is None:
+                    time.sleep(POLL)
+                    progress.update(task, completed=before + min(plan.seconds, time.perf_counter() - begin))
+            before += plan.seconds
+            after_each()
+
+
+@contextmanager
+def running(plan: Any, out: Path) -> Iterator[subprocess.Popen]:
+    """A run, begun or resumed, in a process of its own; what it prints is kept beside its directory."""
+    run, config, log = (out / f"{plan.name}{suffix}" for suffix in ("", ".json", ".log"))
+    config.write_text(json.dumps(plan.config.to_dict()), encoding="utf-8")
+    where = ["--resume", str(run)] if (run / "config.json").exists() else ["--config", str(config), "--out", str(run)]
+    with log.open("w", encoding="utf-8") as file:
+        argv = [sys.executable, str(RUN), *where, "--dashboard", "off"]
+        process = subprocess.Popen(argv, stdout=file, stderr=file, start_new_session=True)
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+
+
+def command(plan: Any, out: Path) -> str:
+    """How to do a run by hand."""
+    from simsfl import RunConfig  # noqa: PLC0415
+
+    preset = named(plan.config.preset)[0] if plan.config.preset != "custom" else RunConfig()
+    usual = preset.to_dict()
+    words = ["python", "experiments/run.py", "--preset", plan.config.preset]
+    for name, value in plan.config.to_dict().items():
+        if value == usual[name]:
+            continue
+        flag = name.replace("_", "-")
+        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join([*words, "--out", str(out / plan.name)]) + (f"   # {plan.problem}" if plan.problem else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

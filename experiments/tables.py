@@ -1,0 +1,164 @@
+"""The tables of the paper (Li et al., ICLR 2023): each cell's settings, and the figure published for it.
+
+Settings are those of the published scripts, over the preset that ``table.py`` is given. Accuracies are of the linear
+probe, in percent. A new table is a function that returns its cells, and a line in `TABLES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+CLASSES_PER_CLIENT = {"cifar10": 2, "cifar100": 20, "imagenet12": 2}
+"""A fifth of a data set's classes, as the published non-IID setting has it."""
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet12": "ImageNet-12"}
+VARIANTS = {"MocoSFL-1": 1, "MocoSFL-3": 2}
+"""Cut layers by the number of convolutions on the client: each block behind the stem has two."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a table."""
+
+    row: str
+    column: str
+    settings: dict[str, Any]
+    """Config fields that make it what it is."""
+    published: float | None = None
+    """Linear probe in percent; None where there is none at hand."""
+    epochs: int = 200
+    """Passes over the data that it was published with."""
+
+    @property
+    def name(self) -> str:
+        """Row and column."""
+        return f"{self.row}, {self.column}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells by name, and what they are."""
+
+    title: str
+    cells: list[Cell]
+
+
+def data(dataset: str, *, iid: bool) -> dict[str, Any]:
+    """Settings of a data set and its partition."""
+    if iid:
+        return {"dataset": dataset, "partition": "iid"}
+    return {"dataset": dataset, "partition": "shards", "classes_per_client": CLASSES_PER_CLIENT[dataset]}
+
+
+def cross_silo() -> Table:
+    """Table 2."""
+    few = {"clients": 5}
+    more = {"clients": 20, "cohort": 5, "batch_size": 20, "syncs_per_round": 10}
+    federated = {"method": "fl-byol", "local_epochs": 5, "batch_size": 128, "syncs_per_round": 1}
+    published = {
+        "FL-BYOL": (83.34, 75.77, 61.78, 52.78),
+        "MocoSFL-1": (87.81, 85.84, 58.78, 57.80),
+        "MocoSFL-3": (87.29, 85.32, 57.70, 57.52),
+    }
+    cells = []
+    for row, figures in published.items():
+        columns = [(dataset, clients) for dataset in ("cifar10", "cifar100") for clients in (few, more)]
+        for (dataset, clients), figure in zip(columns, figures, strict=True):
+            method = {"cut_layer": VARIANTS[row]} if row in VARIANTS else federated
+            column = f"{TITLES[dataset]} N={clients['clients']}"
+            epochs = 200 if row in VARIANTS else 500  # FedEMA's 100 rounds of 5
+            cells.append(Cell(row, column, {**clients, **data(dataset, iid=False), **method}, figure, epochs))
+    return Table("Table 2: few clients, non-IID", cells)
+
+
+def cross_client() -> Table:
+    """Table 3."""
+    published = {
+        ("MocoSFL-1", "cifar10", True): (87.29, 87.38, 87.51),
+        ("MocoSFL-1", "cifar10", False): (87.71, 87.39, 86.46),
+        ("MocoSFL-1", "cifar100", True): (58.91, 59.15, 58.85),
+        ("MocoSFL-1", "cifar100", False): (59.22, 58.90, 56.75),
+        ("MocoSFL-1", "imagenet12", True): (92.02, 91.73, 91.76),
+        ("MocoSFL-1", "imagenet12", False): (92.24, 91.44, 91.28),
+        ("MocoSFL-3", "cifar10", True): (87.29, 87.15, 87.25),
+        ("MocoSFL-3", "cifar10", False): (87.10, 85.22, 84.75),
+        ("MocoSFL-3", "cifar100", True): (58.41, 58.30, 58.80),
+        ("MocoSFL-3", "cifar100", False): (58.69, 58.59, 56.88),
+        ("MocoSFL-3", "imagenet12", True): (92.08, 92.24, 92.02),
+        ("MocoSFL-3", "imagenet12", False): (92.60, 91.83, 91.28),
+    }
+    cells = []
+    for (variant, dataset, iid), figures in published.items():
+        row = f"{variant} {TITLES[dataset]} {'IID' if iid else 'non-IID'}"
+        for clients, figure in zip((100, 200, 1000), figures, strict=True):
+            settings = {"clients": clients, "cut_layer": VARIANTS[variant], **data(dataset, iid=iid)}
+            cells.append(Cell(row, f"{clients:,} clients", settings, figure))
+    return Table("Table 3: many clients", cells)
+
+
+def cuts() -> Table:
+    """How deep the cut is."""
+    cells = [
+        Cell(
+            f"cut layer {cut}",
+            "IID" if iid else "non-IID",
+            {"clients": 100, "cut_layer": cut, **data("cifar10", iid=iid)},
+        )
+        for cut in range(1, 6)
+        for iid in (True, False)
+    ]
+    return Table("Cut layers, CIFAR-10, 100 clients", cells)
+
+
+def syncs() -> Table:
+    """How often clients' models are averaged."""
+    cells = [
+        Cell(
+            f"{variant}, {'IID' if iid else 'non-IID'}",
+            f"{count} per round",
+            {"clients": 100, "cut_layer": cut, "syncs_per_round": count, **data("cifar10", iid=iid)},
+        )
+        for variant, cut in VARIANTS.items()
+        for iid in (True, False)
+        for count in (1, 2, 5, 10, 20)
+    ]
+    return Table("Averagings per round, CIFAR-10, 100 clients", cells)
+
+
+def participation() -> Table:
+    """What share of the clients trains in a round."""
+    cells = [
+        Cell(
+            f"{variant}, non-IID",
+            f"{share:.0%}",
+            {"clients": 200, "cohort": round(200 * share), "cut_layer": cut, **data("cifar10", iid=False)},
+        )
+        for variant, cut in VARIANTS.items()
+        for share in (0.1, 0.25, 0.5, 1.0)
+    ]
+    return Table("Participation, CIFAR-10, 200 clients", cells)
+
+
+def other_archs() -> Table:
+    """VGG-13 and MobileNetV2, cut behind their second layer, at the published rates."""
+    rates = {("vgg13", True): 0.03, ("vgg13", False): 0.02, ("mobilenetv2", True): 0.03, ("mobilenetv2", False): 0.03}
+    cells = [
+        Cell(
+            arch,
+            "IID" if iid else "non-IID",
+            {"clients": 100, "arch": arch, "cut_layer": 2, "lr": lr, **data("cifar10", iid=iid)},
+        )
+        for (arch, iid), lr in rates.items()
+    ]
+    return Table("Other architectures, CIFAR-10, 100 clients", cells)
+
+
+TABLES: dict[str, Callable[[], Table]] = {
+    "2": cross_silo,
+    "3": cross_client,
+    "cuts": cuts,
+    "sync": syncs,
+    "participation": participation,
+    "other-archs": other_archs,
+}
