@@ -202,6 +202,7 @@ def view_pairs(simulation: Simulation) -> Figure:
         simulation.partition,
         0,
         groups=[Group(range(config.clients), min(PAIRS, config.clients), 1)],
+        steps=1,
         recipe=config.views,
         image_size=config.image_size,
         crop_scale=config.crop_scale,

@@ -17,9 +17,9 @@ from simsfl.files import Rows, digest, write_json, write_tensors
 
 KEEP = 2
 """Checkpoints kept, so that there is one to go back to when the newest is damaged."""
-NUMBERS = ("round", "step", "seconds", "metrics_bytes")
+NUMBERS = ("round", "step", "seconds", "metrics_bytes", "peak_memory_bytes")
 """What is kept beside the tensors: where the run stands."""
-OBJECTS = ("communication", "traffic")
+OBJECTS = ("communication", "traffic", "phase_seconds")
 """The same, as objects of their own."""
 
 

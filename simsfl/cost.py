@@ -33,7 +33,9 @@ class ClientCost:
     image_bytes: int
     """Smashed data of one view of one image; as much is the gradient that comes back."""
     sync_bytes: int
-    """Weights of the client model, each way."""
+    """Weights of the client model and its running statistics, each way."""
+    statistics_bytes: int
+    """Its running statistics alone, which clients that do not learn average, too."""
 
     def round_traffic(
         self,
@@ -49,19 +51,21 @@ class ClientCost:
 
         A client fetches the average at the start of a round and after each averaging but the last, whose
         result it fetches when it next takes part: as many downloads as averagings. Frozen clients get neither
-        gradients nor weights. In state B of `simsfl.communication` there are no gradients, and weights are only
-        fetched by clients that were not there before; in state C nothing travels. Supervised clients send one of two
-        `views`, and the label, which is not counted.
+        gradients nor weights, but average what running statistics they have. In state B of `simsfl.communication`
+        it is the same, and weights are fetched at its start unless all clients take part; in state C nothing
+        travels. Supervised clients send one of two `views`, and the label, which is not counted.
         """
         if communication == "C":
             return Traffic()
         cohort = sum(group.cohort for group in groups)
         activations = steps * self.image_bytes * sum(group.images for group in groups)
+        statistics = cohort * min(syncs, steps) * self.statistics_bytes
         if frozen:
-            return Traffic(views * activations, 0)
+            return Traffic(views * activations + statistics, statistics)
         if communication == "B":
             everyone = cohort == sum(len(group.clients) for group in groups)
-            return Traffic(views * activations, 0 if everyone else cohort * self.sync_bytes)
+            fetched = 0 if everyone else cohort * self.sync_bytes
+            return Traffic(views * activations + statistics, fetched + statistics)
         weights = cohort * min(syncs, steps) * self.sync_bytes
         return Traffic(views * activations + weights, activations + weights)
 
@@ -77,6 +81,7 @@ def client_cost(model: SplitModel, *, precision: torch.dtype, align_momentum: bo
     return ClientCost(
         image_bytes=prod(model.smashed_shape) * precision.itemsize,
         sync_bytes=weights * WEIGHT_BYTES * (2 if align_momentum else 1),
+        statistics_bytes=len(model.client.initial_statistics) * WEIGHT_BYTES,
     )
 
 

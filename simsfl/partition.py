@@ -58,12 +58,12 @@ def iid(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Pa
 def shards(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, classes_per_client: int) -> Partition:
     """Sort by label, cut into equal shards, deal `classes_per_client` random ones to each client.
 
-    The pathological split of McMahan et al. (2017), as MocoSFL uses it; two shards of one client may
-    be of one class. What does not divide is left out. Clients with twice the least weight get twice as many.
+    The pathological split of McMahan et al. (2017), as MocoSFL uses it; two shards of one client may be of one class.
+    What does not divide is left out. Clients of more than the least weight get as many more shards, to the nearest.
     """
-    counts = classes_per_client * np.rint(weights / weights.min()).astype(np.int64)
+    counts = np.rint(classes_per_client * weights / weights.min()).astype(np.int64)
     size = len(labels) // counts.sum()
-    by_label = np.argsort(labels, kind="stable")[: size * counts.sum()].reshape(-1, size)
+    by_label = np.argsort(labels, kind="stable")[: size * counts.sum()].reshape(counts.sum(), size)
     dealt = by_label[rng.permutation(counts.sum())]
     return Partition.of([part.ravel() for part in np.split(dealt, np.cumsum(counts)[:-1])])
 
@@ -135,6 +135,11 @@ def make_partition(
         rng = numpy_generator(seed, Purpose.PROPORTION)
         chosen = np.sort(rng.permutation(len(labels))[: int(proportion * len(labels))])
         labels = labels[chosen]
+    if proportion < 1 and clients > len(labels):
+        raise ValueError(
+            f"data_proportion: {proportion:g} leaves {count_text(len(labels), 'training image')} for "
+            f"{count_text(clients, 'client')}; allowed: a larger share, or fewer clients"
+        )
     if clients > len(labels):
         raise ValueError(
             f"clients: {clients} are more than the {len(labels)} training images; allowed: 1 to {len(labels)}"
@@ -149,10 +154,12 @@ def make_partition(
     held = int(partition.sizes[client])
     if held < least:
         allowed = [f"1 to {held} images a batch"] if held else []
-        if most := most_clients(draw, clients, least):
+        if most := most_clients(draw, clients, least, fewest=2 if unequal else 1):
             allowed.append(f"at most {count_text(most, 'client')}")
         if kind == "dirichlet":
             allowed.append("a larger alpha")
+        elif unequal:
+            allowed.append("clients that are less unequal")
         else:
             parts = classes_per_client if kind == "shards" else 1
             allowed.append(f"at least {clients * parts * -(-least // parts)} training images")
@@ -163,13 +170,13 @@ def make_partition(
     return partition if chosen is None else Partition(chosen[partition.indices], partition.offsets)
 
 
-def most_clients(draw: Callable[[int], Partition], clients: int, least: int) -> int:
-    """The largest number of clients below `clients` (by bisection) that each hold `least` images; 0 if none."""
-    low, high = 0, clients
+def most_clients(draw: Callable[[int], Partition], clients: int, least: int, fewest: int) -> int:
+    """The largest number of clients, from `fewest` to below `clients`, that each hold `least` images; 0 if none."""
+    low, high = fewest - 1, clients
     while high - low > 1:
         middle = (low + high) // 2
         if draw(middle).sizes.min() >= least:
             low = middle
         else:
             high = middle
-    return low
+    return low if low >= fewest else 0

@@ -30,7 +30,7 @@ from simsfl.randomness import Purpose, numpy_generator
 from simsfl.rules import left_to_rules, resolve
 from simsfl.run_directory import RunDirectory
 from simsfl.state import completed_rounds, gather_, same_shape, scatter_, scatter_queue_
-from simsfl.sync import average_, divergence, is_sync_step, receive_
+from simsfl.sync import average_, average_statistics_, divergence, is_sync_step, receive_
 
 TRAIN_STEPS = {
     "mocosfl": (step.train_step, reference.train_step),
@@ -261,10 +261,14 @@ class Simulation:
                 state.sent[s].copy_(outcome.smashed)
             self._note(outcome.loss, outcome.top1)
             with self.clock("sync"):
-                if hyper.clients_learn and is_sync_step(s, self.steps, config.syncs_per_round):
+                syncs = is_sync_step(s, self.steps, config.syncs_per_round)
+                if syncs and hyper.clients_learn:
                     self._sync(plan.cohort)
-                elif self.step_index == self.steps:
-                    scatter_(state)
+                else:
+                    if syncs:
+                        average_statistics_(state)
+                    if self.step_index == self.steps:
+                        scatter_(state)
             yield
 
     def _sync(self, ids: torch.Tensor) -> None:
@@ -357,10 +361,10 @@ class Simulation:
         for s, (loss, top1) in enumerate(self.step_metrics[first : self.step_index].tolist(), start=first + 1):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(f"loss is {loss} in round {now}, step {s}")
-            yield StepRecord(now, s, loss, top1)
-            if s in self.divergences:
+            if s in self.divergences:  # before the step: one who stops behind a step has all of it
                 own = self.divergences.pop(s).double().cpu()
                 yield SyncRecord(now, s, own.mean().item(), own.std(correction=0).item(), own.tolist())
+            yield StepRecord(now, s, loss, top1)
 
     def server_lr(self, round_index: int) -> float:
         """The server's learning rate in a round counted from 0."""
@@ -515,7 +519,7 @@ class Simulation:
             seconds=self.seconds,
             step_seconds=sum(self.recent) / len(self.recent) if self.recent else None,
             client_steps_per_second=rate,
-            images_per_second=rate and rate * config.batch_size,
+            images_per_second=rate and rate * sum(group.images for group in self.groups) / config.cohort,
             phase_seconds=self.clock.seconds(),
             peak_memory_bytes=self.peak_memory_bytes(),
             participation=torch.bincount(self.state.clients.participation).tolist(),

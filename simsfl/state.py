@@ -296,7 +296,7 @@ def scatter_(state: State) -> None:
         if len(theirs) > 1:
             put_(theirs, rows, mine)
         else:
-            theirs.copy_(mine[:1])
+            theirs.copy_(mine.mean(dim=0, keepdim=True))
     put_(clients.velocity, rows, cohort.velocity)
     if len(clients.own):
         put_(clients.own, rows, cohort.online.detach())

@@ -28,10 +28,18 @@ def average_(state: State, *, align_momentum: bool) -> None:
     """
     clients, cohort = state.clients, state.cohort
     clients.online.copy_(cohort.online.mean(dim=0))
-    clients.online_statistics.copy_(cohort.online_statistics.mean(dim=0))
+    average_statistics_(state)
     if align_momentum:
         for stack in (cohort.momentum, cohort.momentum_statistics):
             stack.copy_(stack.mean(dim=0, keepdim=True).expand_as(stack))
+
+
+@torch.no_grad()
+def average_statistics_(state: State) -> None:
+    """Average the cohort's running statistics, which all have from then on: those of clients that do not learn, too."""
+    average = state.cohort.online_statistics.mean(dim=0)
+    state.clients.online_statistics.copy_(average)
+    state.cohort.online_statistics.copy_(average.expand_as(state.cohort.online_statistics))
 
 
 @torch.no_grad()

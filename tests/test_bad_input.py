@@ -167,6 +167,15 @@ CASES = {
     "a path without end": (["--out", "x" * 5000], ["out: xxx", "..."]),
     "own queues": (["--no-feature-sharing", "--queue-length", "7"], ["queue_length: 7", "8 or more"]),
     "image size": (["--image-size", "4"], ["image_size: 4", "8 to"]),
+    "unequal and large batches": (
+        ["--unequal", "0.2_0.8|16|0.8_0.2", "--batch-size", "30"],
+        ["batch_size: 30 is more than", "would hold", "less unequal"],
+    ),
+    "unequal shards": (
+        ["--unequal", "0.2_0.8|2|0.999_0.001", "--partition", "shards"],
+        ["would hold no image", "less unequal"],
+    ),
+    "tiny share of the data": (["--data-proportion", "0.01"], ["data_proportion: 0.01 leaves 0 training images"]),
     "long profile": (["--profile", "500"], ["profile: 500 steps and 3 to warm up are more than the", "allowed: 1 to"]),
     "device": (["--device", "cud"], ["device: 'cud'", "cuda:N"]),
     "out is empty": (["--out", ""], ["out", "empty"]),

@@ -95,20 +95,34 @@ class Oracle:
                 views[i] = s.dataset.train.augmented(pixels, parameters, torch.float64)[:, 0]
             self.step(r, cohort, online, optimizers, views)
             if step + 1 in sync_after and self.state == "A" and c.client_lr > 0:
-                self.average = self.mean(list(online.values()))
-                if c.align_momentum:
-                    mean = self.mean([self.momentum[i] for i in cohort])
-                    for i in cohort:
-                        self.momentum[i] = copy.deepcopy(mean)
-                if step + 1 == steps and c.divergence_tau:
-                    self.own.update({i: copy.deepcopy(online[i]) for i in cohort})
-                for i in cohort:
-                    self.receive(i, online[i])
+                self.synchronise(cohort, online, last=step + 1 == steps)
+            elif step + 1 in sync_after:
+                self.average_statistics(list(online.values()))
         for i in cohort:
             state = optimizers[i].state
             self.velocity[i] = [state[p]["momentum_buffer"] for p in online[i].parameters()] if state else None
         if c.align_momentum:
-            self.momentum = {i: copy.deepcopy(self.momentum[cohort[0]]) for i in self.momentum}
+            mean = self.mean([self.momentum[i] for i in cohort])
+            self.momentum = {i: copy.deepcopy(mean) for i in self.momentum}
+
+    def synchronise(self, cohort, online, last):
+        self.average = self.mean(list(online.values()))
+        if self.c.align_momentum:
+            mean = self.mean([self.momentum[i] for i in cohort])
+            for i in cohort:
+                self.momentum[i] = copy.deepcopy(mean)
+        if last and self.c.divergence_tau:
+            self.own.update({i: copy.deepcopy(online[i]) for i in cohort})
+        for i in cohort:
+            self.receive(i, online[i])
+
+    @torch.no_grad()
+    def average_statistics(self, modules):
+        """Even where nothing is learnt."""
+        mean = self.mean(modules)
+        for module in (self.average, *modules):
+            for b, own in zip(module.buffers(), mean.buffers(), strict=True):
+                b.copy_(own)
 
     @torch.no_grad()
     def mean(self, modules):
@@ -198,7 +212,9 @@ SETTINGS = {
     "unequal-loop": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 5, "engine": "loop"},
     "mixing": {"divergence_tau": 0.7, "rounds": 5, "norm": "batch", "measure_divergence": True},
     "saving": {"loss_threshold": 0.5, "rounds": 5, "feature_sharing": False, "bottleneck": "C4S2"},
+    "saving-aligned": {"loss_threshold": 50.0, "rounds": 5, "align_momentum": True, "norm": "batch"},
     "frozen": {"client_lr": 0.0, "cohort": 8},
+    "frozen-batch-norm": {"client_lr": 0.0, "norm": "batch", "syncs_per_round": 2},
 }
 
 
@@ -233,6 +249,7 @@ def test_a_whole_run_with_evaluations_equals_the_oracles(setting, dataset, monke
     torch.testing.assert_close(server.online, flat(oracle.server.parameters()), **near)
     torch.testing.assert_close(server.momentum, flat(oracle.server_momentum.parameters()), **near)
     for ours, theirs in (
+        (clients.online_statistics, oracle.average),
         (server.online_statistics, oracle.server),
         (server.momentum_statistics, oracle.server_momentum),
     ):

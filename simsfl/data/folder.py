@@ -101,13 +101,14 @@ def read_folder(
     size = image_size or DEFAULT_SIZE
     train, test = tiny_imagenet(path) if (path / "val" / "val_annotations.txt").is_file() else image_folder(path)
     origin = f"directory {path}"
+    sample = np.linspace(0, len(train.files) - 1, min(MEASURED, len(train.files))).astype(np.int64)
     total = (len(train.files) + len(test.files)) * 3 * size**2
     if stream == "never" or (stream == "auto" and total <= SHARE_OF_MEMORY * free_memory()):
         arrays = Arrays(*read_all(train, size), *read_all(test, size), train.classes)
+        statistics = statistics or measure(torch.from_numpy(arrays.train_x[sample]).permute(0, 3, 1, 2))
         return make_dataset(name, origin, arrays, image_size=size, statistics=statistics)
     pictures = [Pictures(split.files, size) for split in (train, test)]
     if statistics is None:
-        sample = np.linspace(0, len(train.files) - 1, min(MEASURED, len(train.files))).astype(np.int64)
         parts = torch.from_numpy(sample).split(100)
         statistics = measure(torch.cat([pictures[0][part] for part in with_bar(parts, f"Measuring {path}")]))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
@@ -125,7 +126,7 @@ def read_folder(
 
 def image_folder(path: Path) -> tuple[Listing, Listing]:
     """``train/CLASS/*`` and ``test/CLASS/*`` (or ``val``)."""
-    test = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
+    test = next((path / name for name in ("test", "val") if has_directories(path / name)), None)
     if not (path / "train").is_dir() or test is None:
         raise ValueError(f"dataset: {path} must hold the directories train/ and test/ (or val/), one per class in each")
     listings = list_split(path / "train"), list_split(test)
@@ -133,6 +134,11 @@ def image_folder(path: Path) -> tuple[Listing, Listing]:
         odd = sorted(set(listings[0].classes) ^ set(listings[1].classes))[0]
         raise ValueError(f"dataset: class {odd!r} is only in one of {path / 'train'} and {test}")
     return listings
+
+
+def has_directories(path: Path) -> bool:
+    """Whether a directory holds others: ImageNet's test/ does not, whose pictures have no labels."""
+    return path.is_dir() and any(child.is_dir() for child in path.iterdir())
 
 
 def list_split(path: Path) -> Listing:
