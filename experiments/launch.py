@@ -135,7 +135,8 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Sessi
             )
     simulation = Simulation.load(directory.path, device=device)
     check_profile(arguments.profile, simulation)
-    if simulation.round_index == simulation.config.rounds and directory.summary.exists():
+    whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.metrics_bytes
+    if simulation.round_index == simulation.config.rounds and directory.summary.exists() and whole:
         console.print(f"{escape(str(directory.path))} is over already", soft_wrap=True)
         conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
         return None

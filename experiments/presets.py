@@ -56,7 +56,8 @@ def laptop() -> RunConfig:
 
 def central() -> RunConfig:
     """The laptop's network trained in one place, on all data: MoCo as it is."""
-    return replace(laptop(), preset="central", method="fl-moco", clients=1, batch_size=100, partition="iid")
+    rounds_of_50_steps = {"batch_size": 100, "local_epochs": 0.1}  # as many as the laptop setting has
+    return replace(laptop(), preset="central", method="fl-moco", clients=1, partition="iid", **rounds_of_50_steps)
 
 
 def fl_moco() -> RunConfig:

@@ -82,8 +82,10 @@ class SyncRecord:
     step: int
     divergence_mean: float
     divergence_std: float
+    clients: list[int]
+    """Ids of the cohort."""
     divergence: list[float]
-    """Of each client, in cohort order."""
+    """Of each of them."""
 
 
 Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord

@@ -143,7 +143,7 @@ class Simulation:
             self.dataset, seed=config.seed, bank=config.knn_bank, test=config.knn_test, dtype=dtype
         )
         self.step_metrics = torch.zeros(self.steps, 2, device=self.device, dtype=dtype)
-        self.divergences: dict[int, torch.Tensor] = {}
+        self.divergences: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.communication = Communication()
         self.traffic = Traffic()
         self.round_index = 0
@@ -276,7 +276,7 @@ class Simulation:
         config, state = self.config, self.state
         average_(state, align_momentum=config.align_momentum)
         if config.measure_divergence:
-            self.divergences[self.step_index] = divergence(self.model.client, state)
+            self.divergences[self.step_index] = ids, divergence(self.model.client, state)
         if self.step_index == self.steps:
             scatter_(state)
         receive_(self.model.client, state, ids, config.divergence_tau)
@@ -362,8 +362,10 @@ class Simulation:
             if not math.isfinite(loss):
                 raise NonFiniteLossError(f"loss is {loss} in round {now}, step {s}")
             if s in self.divergences:  # before the step: one who stops behind a step has all of it
-                own = self.divergences.pop(s).double().cpu()
-                yield SyncRecord(now, s, own.mean().item(), own.std(correction=0).item(), own.tolist())
+                ids, own = self.divergences.pop(s)
+                own = own.double().cpu()
+                mean, std = own.mean().item(), own.std(correction=0).item()
+                yield SyncRecord(now, s, mean, std, ids.tolist(), own.tolist())
             yield StepRecord(now, s, loss, top1)
 
     def server_lr(self, round_index: int) -> float:

@@ -69,5 +69,6 @@ def config():
 
 
 def flags(**values):
-    """Config values as command-line flags."""
-    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    """Config values as command-line flags; True is the flag alone."""
+    pairs = ((f"--{name.replace('_', '-')}", value) for name, value in values.items())
+    return [part for flag, value in pairs for part in ([flag] if value is True else [flag, str(value)])]

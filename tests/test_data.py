@@ -153,6 +153,27 @@ def test_a_set_that_would_fill_memory_stays_in_its_files(tmp_path, monkeypatch):
         load_dataset(str(tmp_path)).train.pixels[torch.arange(4)]
 
 
+def test_splits_of_a_directory(tmp_path):
+    """ImageNet's test pictures have no labels, so they are passed over; a class in one split alone is an error."""
+    write_tree(tmp_path / "imagenet", ("train", "val"), ("a", "b"))
+    (tmp_path / "imagenet" / "test").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "imagenet" / "test" / "unknown.png")
+    data = load_dataset("imagenet", data_dir=tmp_path, image_size=16)
+    assert (data.classes, len(data.test)) == (("a", "b"), 8)
+    shutil.rmtree(tmp_path / "imagenet" / "val" / "b")
+    with pytest.raises(ValueError, match="dataset: class 'b' is only in one of"):
+        load_dataset("imagenet", data_dir=tmp_path, image_size=16)
+
+
+@pytest.mark.parametrize("measured", [3, 100])
+def test_statistics_are_the_same_streamed(tmp_path, monkeypatch, measured):
+    monkeypatch.setattr(folder, "MEASURED", measured)
+    write_tree(tmp_path, ("train", "test"), ("a", "b"))
+    resident, streamed = (load_dataset(str(tmp_path), stream=stream) for stream in ("never", "always"))
+    assert torch.equal(resident.train.mean, streamed.train.mean)
+    assert torch.equal(resident.train.std, streamed.train.std)
+
+
 def test_tiny_imagenet_as_its_archive_has_it(tmp_path):
     root = tmp_path / "tiny-imagenet-200"
     write_tree(root, ("train",), ("n01", "n02"), inner="images")
@@ -183,6 +204,10 @@ def test_imagenet12_is_made_from_a_list_of_classes(tmp_path, capsys):
     assert "24 images of 12 classes" in capsys.readouterr().out
     data = load_dataset("imagenet12", data_dir=tmp_path, image_size=16)
     assert data.classes == tuple(names[1:13])
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "imagenet-12" / split / names[5])
+    with pytest.raises(ValueError, match="imagenet-12 has 11 classes; allowed: 12"):
+        load_dataset("imagenet12", data_dir=tmp_path, image_size=16)
     assert prepare_imagenet12.main(argv) == 2
     assert "exists already" in capsys.readouterr().err
     wanted.write_text("n1\nn1\n")

@@ -19,7 +19,7 @@ from simsfl.session import Session
 from simsfl.simulation import NonFiniteLossError
 
 RUN = Path(run.__file__)
-SLOW = TINY | {"rounds": 12, "eval_every": 3, "checkpoint_every": 2, "dashboard": "off"}
+SLOW = TINY | {"rounds": 12, "eval_every": 3, "checkpoint_every": 2, "measure_divergence": True, "dashboard": "off"}
 
 
 def start(*argv):

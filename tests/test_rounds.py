@@ -33,7 +33,7 @@ class Oracle:
         self.own_steps = dict.fromkeys(everyone, 0)
         self.queues = [list(rows) for rows in simulation.state.queues.keys.clone()]
         self.pointers = [0] * len(self.queues)
-        self.losses = []
+        self.losses, self.divergences = [], []
         self.own, self.scale = {}, {}
         self.state, self.before = "A", None
 
@@ -107,6 +107,10 @@ class Oracle:
 
     def synchronise(self, cohort, online, last):
         self.average = self.mean(list(online.values()))
+        own = dict(self.average.named_parameters())
+        self.divergences.append(
+            {i: sum((p - own[n]).norm().item() for n, p in online[i].named_parameters()) for i in cohort}
+        )
         if self.c.align_momentum:
             mean = self.mean([self.momentum[i] for i in cohort])
             for i in cohort:
@@ -232,7 +236,11 @@ def test_a_whole_run_with_evaluations_equals_the_oracles(setting, dataset, monke
         oracle.round(r)
     assert states == "".join(record.communication for record in records if record.event == "round")
     assert ("ABCC" in states) == (config.loss_threshold > 0)
-    assert any(record.event == "sync" for record in records) == config.measure_divergence
+    syncs = [record for record in records if record.event == "sync"]
+    assert len(syncs) == config.measure_divergence * len(oracle.divergences)
+    for record, expected in zip(syncs, oracle.divergences, strict=False):
+        assert dict(zip(record.clients, record.divergence, strict=True)) == pytest.approx(expected, rel=1e-9)
+        assert record.divergence_mean == pytest.approx(sum(expected.values()) / len(expected), rel=1e-9)
     near = {"rtol": 0, "atol": 1e-9}
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(oracle.losses), **near)
     clients, server, queues = simulation.state.clients, simulation.state.server, simulation.state.queues

@@ -18,6 +18,8 @@ from simsfl import config as fields
 from simsfl.data import Arrays, Dataset, make_dataset
 
 VALUES = {
+    "method": ["mocosfl", "fl-moco", "fl-byol"],
+    "local_epochs": [1.0, 0.5, 2.0],
     "clients": [8, 1, 2, 5],
     "cohort": [None, 1, 2, 4],
     "batch_size": [None, 1, 3],
@@ -52,7 +54,11 @@ VALUES = {
 }
 """What each setting can be, the usual first."""
 BASE = TINY | {"rounds": 2, "width": 4, "probe_epochs": 1, "classes_per_client": 1, "alpha": 5.0, "lr": 0.01}
-NOT_TOGETHER = {("loss_threshold", "supervised"), ("unequal", "feature_sharing")}
+NOT_TOGETHER = {
+    ("loss_threshold", "supervised"),
+    ("unequal", "feature_sharing"),
+    *(("method", name) for name in ("unequal", "loss_threshold", "supervised")),
+}
 """Pairs of settings that are refused whatever their values."""
 
 

@@ -47,7 +47,10 @@ def load_dataset(
         path = Path(data_dir) / directory
         if not path.is_dir():
             raise ValueError(f"dataset: {name} must lie in {path}, which there is not; allowed: another --data-dir")
-        return read_folder(path, name, image_size=image_size or size, stream=stream, statistics=statistics)
+        data = read_folder(path, name, image_size=image_size or size, stream=stream, statistics=statistics)
+        if name == "imagenet12" and len(data.classes) != 12:
+            raise ValueError(f"dataset: {path} has {len(data.classes)} classes; allowed: 12")
+        return data
     path = Path(name)
     try:
         local = str(path.resolve(strict=True))  # absolute, for a run is resumed from anywhere
