@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +122,18 @@ def measured(config: RunConfig, known: dict[tuple, tuple[float, float]]) -> tupl
 
 
 def step_seconds(simulation: Simulation) -> float:
-    """Of the fastest of a few steps: the first ones find memory, and draw a whole round."""
+    """Of the fastest of a few steps: the first finds memory, and draws a whole round."""
 
     def steps() -> Iterator[object]:
-        while True:
+        while simulation.round_index < simulation.config.rounds:
             yield from (record for record in simulation.round() if record.event == "step")
 
-    taking = steps()
-    next(taking)
-    return min(timed(lambda: next(taking)) for _ in range(STEPS))
+    times, begin = [], time.perf_counter()
+    for _ in islice(steps(), 1 + STEPS):
+        end = time.perf_counter()
+        times.append(end - begin)
+        begin = end
+    return min(times[1:] or times)
 
 
 def image_seconds(simulation: Simulation) -> float:
