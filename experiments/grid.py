@@ -79,22 +79,19 @@ class Cost:
     """In a round."""
     train: int
     """Images."""
-    test: int
-
-    def evaluation(self, config: RunConfig) -> float:
-        """A kNN evaluation."""
-        return self.image * (
-            min(config.knn_bank or self.train, self.train) + min(config.knn_test or self.test, self.test)
-        )
+    images: int
+    """Of training and test."""
+    compared: int
+    """Of them in a kNN evaluation."""
 
     def probe(self, config: RunConfig) -> float:
         """A linear probe."""
-        return self.image * (self.train + self.test) + PROBE_STEP_SECONDS * config.probe_epochs * self.train / 128
+        return self.image * self.images + PROBE_STEP_SECONDS * config.probe_epochs * self.train / 128
 
     def total(self, config: RunConfig, steps: int) -> float:
         """A run of so many steps."""
         evaluations = 2 + (config.rounds // config.eval_every if config.eval_every else 0)
-        seconds = PROCESS + self.start + steps * self.step + evaluations * self.evaluation(config)
+        seconds = PROCESS + self.start + steps * self.step + evaluations * self.image * self.compared
         return MARGIN * (seconds + (self.probe(config) if config.linear_probe else 0.0))
 
 
@@ -117,8 +114,9 @@ def measured(config: RunConfig, known: dict[tuple, tuple[float, float]]) -> tupl
     )
     if work not in known:
         known[work] = step_seconds(simulation), image_seconds(simulation)
-    data = simulation.dataset
-    return config, Cost(start, *known[work], simulation.steps, len(data.train), len(data.test))
+    data, evaluation = simulation.dataset, simulation.evaluation
+    images, compared = len(data.train) + len(data.test), len(evaluation.bank) + len(evaluation.test)
+    return config, Cost(start, *known[work], simulation.steps, len(data.train), images, compared)
 
 
 def step_seconds(simulation: Simulation) -> float:
@@ -163,7 +161,7 @@ def planned(cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: Json, bud
     known: dict[tuple, tuple[float, float]] = {}
     plans, costs = [], []
     for cell, seed in cells:
-        config = replace(base, **{**cell.settings, "seed": seed, **flags})
+        config = replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **flags})
         try:
             costs.append((cell, seed, config, *measured(config, known)))
         except (ValueError, OSError) as error:

@@ -175,6 +175,7 @@ def announce(session: Session, why: dict[str, str]) -> None:
         else torch.cuda.get_device_name(simulation.device)
     )
     held = ("" if sizes.min() == sizes.max() else f"{sizes.min():,} to ") + count_text(sizes.max(), "image")
+    batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.groups)
     unused = len(data.train) - sizes.sum()
     model = simulation.model
     if "could not be had" in data.origin:
@@ -205,8 +206,8 @@ def announce(session: Session, why: dict[str, str]) -> None:
         (
             "schedule",
             count_text(config.rounds, "round"),
-            f"{count_text(simulation.steps, 'step')} each, {count_text(config.batch_size, 'image')} per client and "
-            f"step, {count_text(min(config.syncs_per_round, simulation.steps), 'averaging')}",
+            f"{count_text(simulation.steps, 'step')} each, {batches} per client and step, "
+            f"{count_text(min(config.syncs_per_round, simulation.steps), 'averaging')}",
         ),
         ("output", session.directory.path, ""),
     ):

@@ -42,6 +42,8 @@ class Run:
     path: Path
     config: dict[str, Any]
     history: History
+    steps: list[int]
+    """Done at the end of each round, 0 before the first."""
     summary: dict[str, Any]
     """Empty where the run has not ended."""
 
@@ -82,10 +84,13 @@ def read(path: Path, name: str) -> Run:
     """
     directory = RunDirectory(path)
     config = directory.read_config()["config"]
-    history = History()
+    history, steps, done = History(), [0], 0
     if directory.metrics.exists():
         for record, _ in read_records(directory.metrics):
             history.feed(record)
+            done += record["event"] == "step"
+            if record["event"] == "round":
+                steps.append(done)
     summary = {}
     if directory.summary.exists():
         try:
@@ -93,7 +98,7 @@ def read(path: Path, name: str) -> Run:
             summary["client_steps_per_second"], summary["seconds"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{directory.summary} is damaged ({error})") from error
-    return Run(name, path, config, history, summary)
+    return Run(name, path, config, history, steps, summary)
 
 
 def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
@@ -119,18 +124,17 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
 
 
 def curves(runs: list[Run]) -> Figure:
-    """Loss and kNN against rounds and against bytes sent, all runs over each other."""
+    """Loss and kNN against steps and against bytes sent, all runs over each other."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey="row", sharex="col", layout="constrained")
     for run in runs:
         history = run.history
-        rounds = [record["round"] for record in history.rounds]
         sent = [0.0] + [(r["bytes_up_per_client"] + r["bytes_down_per_client"]) / 1e6 for r in history.rounds]
         loss = [record["loss"] for record in history.rounds]
         knn = [record["knn_top1"] for record in history.evaluations]
-        at = [min(record["round"], len(rounds)) for record in history.evaluations]
-        axes[0, 0].plot(rounds, loss, label=run.name)
+        at = [min(record["round"], len(loss)) for record in history.evaluations]
+        axes[0, 0].plot(run.steps[1:], loss, label=run.name)
         axes[0, 1].plot(sent[1:], loss, label=run.name)
-        (line,) = axes[1, 0].plot(at, knn, marker="o", markersize=3, label=run.name)
+        (line,) = axes[1, 0].plot([run.steps[r] for r in at], knn, marker="o", markersize=3, label=run.name)
         axes[1, 1].plot([sent[r] for r in at], knn, marker="o", markersize=3, label=run.name)
         pixels = history.untrained("pixel_knn_top1")
         if pixels is not None:
@@ -140,7 +144,7 @@ def curves(runs: list[Run]) -> Figure:
                 )
     axes[0, 0].set_ylabel("contrastive loss")
     axes[1, 0].set_ylabel("kNN accuracy [%]")
-    axes[1, 0].set_xlabel("round")
+    axes[1, 0].set_xlabel("step")
     axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1, 1].set_xlabel("sent and received per client [MB]")
     axes[1, 0].legend(fontsize=8)

@@ -65,19 +65,23 @@ class Results:
     def table(self) -> Table:
         """A row for each cell."""
         table = Table(title=self.title, caption=self.note())
-        for column in ("cell", "published", "here", "measured by", "steps", "of published", "time"):
+        for column in ("cell", "published", "here", "measured by", "steps", "share", "time"):
             table.add_column(column, justify="left" if column in ("cell", "measured by") else "right")
+        row = None
         for plans in self.cells():
+            if plans[0].cell.row != row:
+                row = plans[0].cell.row
+                table.add_row(row, *[""] * 6, style="bold")
             cell, ended = plans[0].cell, [s for plan in plans if (s := self.summary(plan))]
             published = "-" if cell.published is None else f"{cell.published:.2f}"
             if not ended:
-                table.add_row(cell.name, published, "-", self.trouble(plans[0]), "-", "-", "-")
+                table.add_row(cell.column, published, "-", self.trouble(plans[0]), "-", "-", "-")
                 continue
             kind, figures = accuracies(ended)
             spread = f" ± {stdev(figures):.2f}" if len(figures) > 1 else ""
             steps, whole = ended[0]["steps"], plans[0].published_steps
             table.add_row(
-                cell.name,
+                cell.column,
                 published,
                 f"{mean(figures):.2f}{spread}",
                 kind + seeds_text(len(figures), len(plans)),
@@ -91,7 +95,7 @@ class Results:
         """What to know of the figures."""
         preset = self.plans[0].config.preset
         budget = f"schedules shortened to fit {self.budget:g} minutes; " if self.budget else ""
-        return f"preset {preset}; {budget}† fewer steps than published; accuracies in percent"
+        return f"preset {preset}; {budget}share of the published steps, † fewer; accuracies in percent"
 
     def trouble(self, plan: Plan) -> str:
         """Why a run has no result."""
@@ -125,7 +129,7 @@ class Results:
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.set_xlabel("accuracy [%]")
         axes.grid(alpha=0.3)
-        axes.set_title(f"{self.title}\n{self.note()}", fontsize=8)
+        figure.suptitle(f"{self.title}\n{self.note()}", fontsize=8)
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         if handles:
             axes.legend(handles.values(), handles.keys(), fontsize=7)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-CLASSES_PER_CLIENT = {"cifar10": 2, "cifar100": 20, "imagenet12": 2}
-"""A fifth of a data set's classes, as the published non-IID setting has it."""
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet12": "ImageNet-12"}
+SPLITS = {"IID": True, "non-IID": False}
+"""Partitions; the published non-IID one gives a client a fifth of the classes, which is the rule."""
 VARIANTS = {"MocoSFL-1": 1, "MocoSFL-3": 2}
 """Cut layers by the number of convolutions on the client: each block behind the stem has two."""
 
@@ -46,9 +47,7 @@ class Table:
 
 def data(dataset: str, *, iid: bool) -> dict[str, Any]:
     """Settings of a data set and its partition."""
-    if iid:
-        return {"dataset": dataset, "partition": "iid"}
-    return {"dataset": dataset, "partition": "shards", "classes_per_client": CLASSES_PER_CLIENT[dataset]}
+    return {"dataset": dataset, "partition": "iid" if iid else "shards"}
 
 
 def cross_silo() -> Table:
@@ -97,16 +96,16 @@ def cross_client() -> Table:
     return Table("Table 3: many clients", cells)
 
 
+def on_cifar10(row: str, column: str, *, iid: bool, **settings: Any) -> Cell:
+    """A cell of an ablation: 100 clients, if nothing else is said."""
+    return Cell(row, column, {"clients": 100, **settings, **data("cifar10", iid=iid)})
+
+
 def cuts() -> Table:
     """How deep the cut is."""
     cells = [
-        Cell(
-            f"cut layer {cut}",
-            "IID" if iid else "non-IID",
-            {"clients": 100, "cut_layer": cut, **data("cifar10", iid=iid)},
-        )
-        for cut in range(1, 6)
-        for iid in (True, False)
+        on_cifar10(f"cut layer {cut}", split, iid=iid, cut_layer=cut)
+        for cut, (split, iid) in product(range(1, 6), SPLITS.items())
     ]
     return Table("Cut layers, CIFAR-10, 100 clients", cells)
 
@@ -114,14 +113,8 @@ def cuts() -> Table:
 def syncs() -> Table:
     """How often clients' models are averaged."""
     cells = [
-        Cell(
-            f"{variant}, {'IID' if iid else 'non-IID'}",
-            f"{count} per round",
-            {"clients": 100, "cut_layer": cut, "syncs_per_round": count, **data("cifar10", iid=iid)},
-        )
-        for variant, cut in VARIANTS.items()
-        for iid in (True, False)
-        for count in (1, 2, 5, 10, 20)
+        on_cifar10(f"{variant}, {split}", f"{count} per round", iid=iid, cut_layer=cut, syncs_per_round=count)
+        for (variant, cut), (split, iid), count in product(VARIANTS.items(), SPLITS.items(), (1, 2, 5, 10, 20))
     ]
     return Table("Averagings per round, CIFAR-10, 100 clients", cells)
 
@@ -129,13 +122,10 @@ def syncs() -> Table:
 def participation() -> Table:
     """What share of the clients trains in a round."""
     cells = [
-        Cell(
-            f"{variant}, non-IID",
-            f"{share:.0%}",
-            {"clients": 200, "cohort": round(200 * share), "cut_layer": cut, **data("cifar10", iid=False)},
+        on_cifar10(
+            f"{variant}, non-IID", f"{share:.0%}", iid=False, cut_layer=cut, clients=200, cohort=round(200 * share)
         )
-        for variant, cut in VARIANTS.items()
-        for share in (0.1, 0.25, 0.5, 1.0)
+        for (variant, cut), share in product(VARIANTS.items(), (0.1, 0.25, 0.5, 1.0))
     ]
     return Table("Participation, CIFAR-10, 200 clients", cells)
 
@@ -144,12 +134,8 @@ def other_archs() -> Table:
     """VGG-13 and MobileNetV2, cut behind their second layer, at the published rates."""
     rates = {("vgg13", True): 0.03, ("vgg13", False): 0.02, ("mobilenetv2", True): 0.03, ("mobilenetv2", False): 0.03}
     cells = [
-        Cell(
-            arch,
-            "IID" if iid else "non-IID",
-            {"clients": 100, "arch": arch, "cut_layer": 2, "lr": lr, **data("cifar10", iid=iid)},
-        )
-        for (arch, iid), lr in rates.items()
+        on_cifar10(arch, split, iid=iid, arch=arch, cut_layer=2, lr=rates[arch, iid])
+        for arch, (split, iid) in product(("vgg13", "mobilenetv2"), SPLITS.items())
     ]
     return Table("Other architectures, CIFAR-10, 100 clients", cells)
 

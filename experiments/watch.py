@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = tail.read()
         if arguments.svg:
+            if arguments.svg.is_dir():
+                raise ValueError(f"svg: {arguments.svg} is a directory; allowed: the path of a file")
             picture = Console(file=io.StringIO(), record=True, width=100, force_terminal=True)
             picture.print(render(config, history, status))
             picture.save_svg(str(arguments.svg), title=f"watch.py {directory.path.resolve().name}")

@@ -1,8 +1,9 @@
-"""Memory of the process: what the C library does with what tensors give back, and how much it has been."""
+"""Memory: what is free, what the C library does with what tensors give back, and how much it has been."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 
@@ -25,6 +26,11 @@ def keep_memory() -> None:
             if not libc.mallopt(M_MMAP_THRESHOLD, LARGEST // 2):  # old versions take 32 MB at most
                 libc.mallopt(M_MMAP_MAX, 0)
             libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
+
+
+def free_memory() -> int:
+    """Bytes of memory that the machine has free."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
 
 
 def peak_memory_bytes(device: torch.device) -> int:

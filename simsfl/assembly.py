@@ -6,6 +6,7 @@ from math import prod
 
 import torch
 
+from simsfl.allocator import free_memory
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
 from simsfl.models import SplitModel, Style, split_model, whole_model
@@ -13,7 +14,7 @@ from simsfl.notation import Bottleneck, Unequal
 from simsfl.partition import Partition, make_partition
 from simsfl.plan import Group, client_groups
 from simsfl.randomness import Purpose, torch_generator
-from simsfl.state import State, initial_state
+from simsfl.state import Sent, State, initial_state
 from simsfl.step import Hyperparameters
 from simsfl.storage import Storage
 
@@ -72,14 +73,14 @@ def network(config: RunConfig) -> SplitModel:
     )
 
 
-def state(config: RunConfig, model: SplitModel, steps: int, rows: int, dtype: torch.dtype) -> State:
-    """Everything that is learnt, as it begins.
+def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) -> State:
+    """Everything that is learnt, as it begins; rounds have so many `steps`.
 
-    Args:
-        steps: of a round.
-        rows: of smashed data in a step, of both views.
+    Raises:
+        ValueError: what clients send in a round is to be kept, and does not fit.
     """
     device = torch.device(config.device)
+    storage = Storage(config.client_state, device, dtype_of(config.client_state_dtype, dtype))
     keys = {"mocosfl": config.queue_length, "fl-moco": config.clients * config.queue_length, "fl-byol": 0}
     return initial_state(
         model,
@@ -92,10 +93,27 @@ def state(config: RunConfig, model: SplitModel, steps: int, rows: int, dtype: to
         generator=torch_generator(config.seed, Purpose.QUEUE),
         device=device,
         dtype=dtype,
-        storage=Storage(config.client_state, device, dtype_of(config.client_state_dtype, dtype)),
+        storage=storage,
         mixing=config.divergence_tau > 0,
-        sent=(steps, rows) if config.loss_threshold else (0, 0),
+        sent=room_for_sent(config, model, steps, storage, dtype) if config.loss_threshold else None,
     )
+
+
+def room_for_sent(config: RunConfig, model: SplitModel, steps: int, storage: Storage, dtype: torch.dtype) -> Sent:
+    """Where what clients send in a round is kept; see `state`."""
+    views = 1 if config.supervised else 2
+    rows, row = views * sum(group.images for group in groups(config)), prod(model.smashed_shape)
+    precision = dtype_of(config.precision, dtype)
+    size = steps * rows * row * precision.itemsize
+    free = free_memory() if storage.device.type == "cpu" else torch.cuda.mem_get_info(storage.device)[0]
+    if storage.kind != "mmap" and size > free:
+        raise ValueError(
+            f"loss_threshold: {config.loss_threshold:g} keeps the {size / 1e9:,.1f} GB that clients send in a round, "
+            f"and {free / 1e9:,.1f} GB are free; allowed: --client-state mmap, or a smaller --local-epochs"
+        )
+    smashed = storage.zeros(steps * rows, row, precision).view(steps, rows, *model.smashed_shape)
+    labels = torch.zeros(steps if config.supervised else 0, rows, dtype=torch.long, device=storage.device)
+    return Sent(smashed, labels)
 
 
 def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:
@@ -110,6 +128,7 @@ def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) ->
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         precision=precision,
+        batches=tuple(group.batch_size for group in groups(config) for _ in range(group.cohort)),
         clients_learn=config.client_lr > 0,
         block=max(1, BLOCK_BYTES // row) if on_cpu and not config.engine.startswith("loop") else None,
     )

@@ -22,6 +22,10 @@ class Communication:
     loss: float | None = None
     """Of the round before."""
 
+    def needs_sent(self, steps_done: int) -> bool:
+        """Whether the server may yet train on what clients have sent so far, this round or the round before."""
+        return self.state == "C" or (self.state == "B" and steps_done > 0)
+
     def after(self, rounds: int, loss: float, threshold: float) -> Communication:
         """That of the next round, once `rounds` are done and the latest had `loss`."""
         small = rounds > WARM_UP and self.loss is not None and max(self.loss - loss, 0.0) < threshold

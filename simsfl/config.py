@@ -8,19 +8,30 @@ answers at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from simsfl.limits import (
+    AVERAGED,
+    EXCLUSIONS,
+    INFINITY,
+    KEYS,
+    LEARNING,
+    PROBED,
+    RANGES,
+    SHORTCUTS,
+    SPLIT,
+    STREAMABLE,
+    Condition,
+    unless,
+    when,
+)
 from simsfl.names import shortened, unknown
 from simsfl.notation import Bottleneck, Unequal
 
 METHODS = ("mocosfl", "fl-moco", "fl-byol")
-SPLIT = ("method", ("mocosfl",))
-"""With what settings of the cut have an effect."""
-CONTRASTIVE = ("method", ("mocosfl", "fl-moco"))
-"""With what those of keys and queue do."""
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
 PRECISIONS = ("fp32", "bf16")
 CLIENT_STATES = ("device", "host", "mmap")
@@ -39,8 +50,6 @@ STREAMS = ("auto", "always", "never")
 SCHEDULES = ("cosine", "step")
 CLIENT_SCHEDULES = (*SCHEDULES, "oscillating")
 FEATURES = ("backbone", "projector")
-SMALLEST = 8
-"""Least height and width of images that the networks take."""
 DATASETS = {
     "auto": "CIFAR-10 from the cache, from files or by download; the built-in shapes where it cannot be had",
     "cifar10": "50,000 + 10,000 images of 32x32, 10 classes",
@@ -61,7 +70,7 @@ def setting(
     text: str,
     choices: Iterable[str] | None = None,
     *,
-    only: tuple[str, tuple[Any, ...]] | None = None,
+    only: Condition | tuple[Condition, ...] = (),
 ) -> Any:
     """A field of the config.
 
@@ -69,8 +78,9 @@ def setting(
         group: its heading in ``--help``.
         text: its help.
         choices: allowed values, where they are names.
-        only: the field, and that field's values, with which this one has an effect.
+        only: with what it has an effect.
     """
+    only = (only,) if isinstance(only, Condition) else only
     return field(
         default=default, metadata={"group": group, "help": text, "choices": choices and tuple(choices), "only": only}
     )
@@ -108,7 +118,7 @@ class RunConfig:
         "Rounds; by rule `epochs` times clients / cohort / local epochs, so each client makes as many passes.",
     )
     epochs: int = setting(
-        200, "clients", "Passes over the data that the rule for `rounds` aims at.", only=("rounds", (None,))
+        200, "clients", "Passes over the data that the rule for `rounds` aims at.", only=when("rounds", None)
     )
     local_epochs: float = setting(1.0, "clients", "Passes over its images that a client makes in a round.")
     syncs_per_round: int | None = setting(
@@ -116,9 +126,13 @@ class RunConfig:
         "clients",
         "Averagings of client models per round; by rule 1000 // (batch_size * clients), at least 1, in federated "
         "learning 1.",
+        only=AVERAGED,
     )
     align_momentum: bool = setting(
-        False, "clients", "Average the clients' momentum models too (MonAcoSFL); published MocoSFL does not."
+        False,
+        "clients",
+        "Average the clients' momentum models too (MonAcoSFL); published MocoSFL does not.",
+        only=(LEARNING, unless("supervised", True)),
     )
     divergence_tau: float = setting(
         0.0,
@@ -127,7 +141,7 @@ class RunConfig:
         "receives the average, later in proportion to its divergence; 0 for none.",
     )
     measure_divergence: bool = setting(
-        False, "clients", "Record how far clients' models are from their average, at each averaging."
+        False, "clients", "Record how far clients' models are from their average, at each averaging.", only=LEARNING
     )
     unequal: str | None = setting(
         None,
@@ -151,13 +165,16 @@ class RunConfig:
     data_dir: str = setting("data", "data", "Where torchvision's files may lie already.")
     image_size: int | None = setting(None, "data", "Resize images to this height and width; by rule their own.")
     partition: str = setting("shards", "data", "How images are divided among clients.", PARTITIONS)
-    classes_per_client: int = setting(2, "data", "Shards per client.", only=("partition", ("shards",)))
-    alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split.", only=("partition", ("dirichlet",)))
+    classes_per_client: int | None = setting(
+        None, "data", "Shards per client; by rule a fifth of the classes.", only=when("partition", "shards")
+    )
+    alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split.", only=when("partition", "dirichlet"))
     stream: str = setting(
         "auto",
         "data",
         "Decode the pictures of a directory when they are needed: auto is where there are too many to read them all.",
         STREAMS,
+        only=STREAMABLE,
     )
     data_proportion: float = setting(1.0, "data", "Share of the training images, drawn at random, that clients hold.")
     views: str = setting("v2", "data", "Recipe of the two augmented views; v1 has no blur.", RECIPES)
@@ -179,9 +196,15 @@ class RunConfig:
         "3; noReLU behind it leaves out the ReLUs.",
         only=SPLIT,
     )
-    client_residual: bool = setting(True, "model", "Shortcuts in the client's residual blocks.", only=SPLIT)
-    head: str = setting("mlp", "model", "Projection head: linear is MoCo v1's, mlp v2's.", HEADS)
-    key_dim: int = setting(1024, "model", "Dimension of keys and queries.")
+    client_residual: bool = setting(True, "model", "Shortcuts in the client's residual blocks.", only=SHORTCUTS)
+    head: str = setting(
+        "mlp",
+        "model",
+        "Projection head: linear is MoCo v1's, mlp v2's.",
+        HEADS,
+        only=unless("supervised", True),
+    )
+    key_dim: int = setting(1024, "model", "Dimension of keys and queries.", only=unless("supervised", True))
 
     supervised: bool = setting(
         False,
@@ -189,13 +212,23 @@ class RunConfig:
         "Train on the labels instead, with a linear head whatever `head` says: an upper bound.",
         only=SPLIT,
     )
-    queue_length: int = setting(6000, "contrast", "Keys in the queue.", only=CONTRASTIVE)
+    queue_length: int = setting(6000, "contrast", "Keys in the queue.", only=KEYS)
     feature_sharing: bool = setting(
-        True, "contrast", "One queue for all clients; otherwise each has its own share of the length.", only=SPLIT
+        True,
+        "contrast",
+        "One queue for all clients; otherwise each has its own share of the length.",
+        only=(SPLIT, *KEYS),
     )
-    temperature: float = setting(0.1, "contrast", "Temperature of the InfoNCE loss.", only=CONTRASTIVE)
-    symmetric: bool = setting(True, "contrast", "Add the loss with the roles of the two views swapped.")
-    tau: float = setting(0.99, "contrast", "Momentum encoders keep this share of themselves at each step.")
+    temperature: float = setting(0.1, "contrast", "Temperature of the InfoNCE loss.", only=KEYS)
+    symmetric: bool = setting(
+        True, "contrast", "Add the loss with the roles of the two views swapped.", only=unless("supervised", True)
+    )
+    tau: float = setting(
+        0.99,
+        "contrast",
+        "Momentum encoders keep this share of themselves at each step.",
+        only=unless("supervised", True),
+    )
 
     lr: float = setting(0.06, "optimiser", "Learning rate of the server.")
     client_lr: float | None = setting(None, "optimiser", "Learning rate of the clients; by rule the server's.")
@@ -207,19 +240,20 @@ class RunConfig:
         "optimiser",
         "As lr_schedule (step: x0.2); oscillating is the published program's, stepped per batch.",
         CLIENT_SCHEDULES,
+        only=LEARNING,
     )
     momentum: float = setting(0.9, "optimiser", "Momentum of SGD.")
     weight_decay: float = setting(5e-4, "optimiser", "Weight decay of SGD.")
 
     eval_every: int = setting(10, "evaluation", "Rounds between kNN evaluations; 0 only at start and end.")
-    knn_bank: int | None = setting(None, "evaluation", "Training images in the kNN bank; by rule all.")
+    knn_bank: int | None = setting(None, "evaluation", "Training images in the kNN bank; by rule all, up to 100,000.")
     knn_test: int | None = setting(None, "evaluation", "Test images that kNN classifies; by rule all.")
     eval_features: str = setting("backbone", "evaluation", "Features that are evaluated.", FEATURES)
     linear_probe: bool = setting(False, "evaluation", "Train a linear probe on all training images at the end.")
     semi_supervised: bool = setting(
         False, "evaluation", "Train probes with a hidden layer on 10 % and on 1 % of the labels at the end."
     )
-    probe_epochs: int = setting(100, "evaluation", "Epochs of these probes.")
+    probe_epochs: int = setting(100, "evaluation", "Epochs of these probes.", only=PROBED)
 
     seed: int = setting(0, "run", "Seed of every draw.")
     device: str = setting("auto", "run", "cpu, cuda or cuda:N; auto is CUDA where there is one.")
@@ -273,16 +307,10 @@ class RunConfig:
     def check_effect(self, names: Iterable[str]) -> None:
         """Raise a ValueError if a field that was asked for has no effect beside the others."""
         for spec in fields(self):
-            if spec.name in names and (only := spec.metadata["only"]):
-                other, needed = only
-                value = getattr(self, other)
-                if value not in needed:
-                    allowed = (
-                        f"{other} {' or '.join(map(str, needed))}"
-                        if None not in needed
-                        else f"{other} left to its rule"
-                    )
-                    raise ValueError(f"{spec.name}: has no effect where {other} is {value}; allowed with {allowed}")
+            for condition in spec.metadata["only"] if spec.name in names else ():
+                if not condition.holds(self):
+                    reason = condition.reason.format(**self.to_dict())
+                    raise ValueError(f"{spec.name}: has no effect where {reason}; allowed with {condition.allowed}")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -317,85 +345,3 @@ class RunConfig:
         if not isinstance(values, dict) or not isinstance(by_rule, list):
             raise ValueError(f"config: {path} holds no JSON object of fields; allowed: a config.json of a run")
         return cls.from_dict({name: value for name, value in values.items() if name not in by_rule})
-
-
-EXCLUSIONS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
-    (
-        lambda c: c.cohort is not None and c.cohort > c.clients,
-        "cohort: {cohort} is more than the clients; allowed: 1 to {clients}",
-    ),
-    (
-        lambda c: c.width is not None and c.width % 4 > 0,
-        "width: {width} does not divide into GroupNorm's groups; allowed: multiples of 4",
-    ),
-    (
-        lambda c: not c.feature_sharing and c.queue_length < c.clients,
-        "queue_length: {queue_length} leaves no key for each of {clients} clients; "
-        "allowed without feature sharing: {clients} or more",
-    ),
-    (
-        lambda c: c.unequal is not None and min(c.clients, c.cohort or c.clients) < 2,
-        "unequal: {unequal} needs rich and poor clients; allowed: with 2 clients or more in the cohort",
-    ),
-    (
-        lambda c: c.unequal is not None and not c.feature_sharing,
-        "feature_sharing: unequal clients bring unequal numbers of keys, so their queues cannot be their own; "
-        "allowed: one of the two",
-    ),
-    (
-        lambda c: c.loss_threshold > 0 and c.client_lr == 0,
-        "loss_threshold: {loss_threshold:g} saves nothing with frozen clients (client_lr 0), who get no gradients; "
-        "allowed: 0",
-    ),
-    (
-        lambda c: c.supervised and c.loss_threshold > 0,
-        "loss_threshold: {loss_threshold:g} is for contrastive training, not for supervised; allowed: 0",
-    ),
-    *(
-        (
-            lambda c, name=name, default=default: c.method != "mocosfl" and getattr(c, name) != default,
-            name + ": {" + name + "} is for mocosfl, not for {method}; allowed: " + str(default),
-        )
-        for name, default in (("unequal", None), ("supervised", False), ("loss_threshold", 0.0))
-    ),
-    (
-        lambda c: c.divergence_tau > 0 and c.client_lr == 0,
-        "divergence_tau: {divergence_tau:g} has no effect on frozen clients (client_lr 0); allowed: 0",
-    ),
-)
-"""Settings that exclude each other, with what is said of them."""
-
-INFINITY = float("inf")
-LARGE = 10**9
-RANGES: tuple[tuple[str, float, float], ...] = (
-    ("clients", 1, LARGE),
-    ("cohort", 1, LARGE),
-    ("batch_size", 1, LARGE),
-    ("rounds", 1, LARGE),
-    ("epochs", 1, LARGE),
-    ("local_epochs", 1e-9, LARGE),
-    ("syncs_per_round", 1, LARGE),
-    ("image_size", SMALLEST, 1024),
-    ("classes_per_client", 1, LARGE),
-    ("alpha", 1e-6, 1e6),
-    ("data_proportion", 1e-9, 1),
-    ("divergence_tau", 0, 1),
-    ("loss_threshold", 0, INFINITY),
-    ("crop_scale", 0.001, 1),
-    ("width", 4, 4096),
-    ("key_dim", 1, 65_536),
-    ("queue_length", 1, 10_000_000),
-    ("temperature", 1e-6, INFINITY),
-    ("tau", 0, 1),
-    ("lr", 0, INFINITY),
-    ("client_lr", 0, INFINITY),
-    ("momentum", 0, 1),
-    ("weight_decay", 0, INFINITY),
-    ("eval_every", 0, LARGE),
-    ("knn_bank", 1, LARGE),
-    ("knn_test", 1, LARGE),
-    ("probe_epochs", 1, LARGE),
-    ("seed", 0, 2**63 - 1),
-    ("checkpoint_every", 1, LARGE),
-)
-"""Lowest and highest value of each number, both allowed."""

@@ -33,7 +33,9 @@ class ClientCost:
     image_bytes: int
     """Smashed data of one view of one image; as much is the gradient that comes back."""
     sync_bytes: int
-    """Weights of the client model and its running statistics, each way."""
+    """Weights and running statistics of the client model, each way; of its momentum model, too, if that is averaged."""
+    momentum_bytes: int
+    """Of them the momentum model's."""
     statistics_bytes: int
     """Its running statistics alone, which clients that do not learn average, too."""
 
@@ -52,8 +54,9 @@ class ClientCost:
         A client fetches the average at the start of a round and after each averaging but the last, whose
         result it fetches when it next takes part: as many downloads as averagings. Frozen clients get neither
         gradients nor weights, but average what running statistics they have. In state B of `simsfl.communication`
-        it is the same, and weights are fetched at its start unless all clients take part; in state C nothing
-        travels. Supervised clients send one of two `views`, and the label, which is not counted.
+        it is the same, weights are fetched at its start unless all clients take part, and momentum models that are
+        averaged are at its end; in state C nothing travels. Supervised clients send one of two `views`, and the
+        label, which is not counted.
         """
         if communication == "C":
             return Traffic()
@@ -64,8 +67,8 @@ class ClientCost:
             return Traffic(views * activations + statistics, statistics)
         if communication == "B":
             everyone = cohort == sum(len(group.clients) for group in groups)
-            fetched = 0 if everyone else cohort * self.sync_bytes
-            return Traffic(views * activations + statistics, fetched + statistics)
+            fetched = cohort * (self.momentum_bytes if everyone else self.sync_bytes)
+            return Traffic(views * activations + cohort * self.momentum_bytes + statistics, fetched + statistics)
         weights = cohort * min(syncs, steps) * self.sync_bytes
         return Traffic(views * activations + weights, activations + weights)
 
@@ -77,10 +80,11 @@ def client_cost(model: SplitModel, *, precision: torch.dtype, align_momentum: bo
         precision: dtype of activations and gradients on the wire.
         align_momentum: the momentum model is averaged, and so travels, too.
     """
-    weights = model.client.size + len(model.client.initial_statistics)
+    weights = (model.client.size + len(model.client.initial_statistics)) * WEIGHT_BYTES
     return ClientCost(
         image_bytes=prod(model.smashed_shape) * precision.itemsize,
-        sync_bytes=weights * WEIGHT_BYTES * (2 if align_momentum else 1),
+        sync_bytes=weights * (2 if align_momentum else 1),
+        momentum_bytes=weights if align_momentum else 0,
         statistics_bytes=len(model.client.initial_statistics) * WEIGHT_BYTES,
     )
 

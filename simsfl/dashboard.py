@@ -114,6 +114,7 @@ def header(config: Mapping[str, Any], activity: str) -> Panel:
     """What is being run, and what it is doing."""
     text = Text.assemble(
         (config["preset"], "bold cyan"),
+        "" if config["method"] in ("mocosfl", config["preset"]) else f"  {config['method']}",
         f"  {config['dataset'].rsplit('/', 1)[-1]}  {config['device']}  ",
         (f"{config['clients']:,} clients", "bold"),
         f", cohort {config['cohort']:,}  {config['engine']}  {config['precision']}",

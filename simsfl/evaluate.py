@@ -24,6 +24,8 @@ IMAGES = 100
 """Per forward pass: more are no faster, and need more memory than training."""
 HIDDEN = 512
 """Units of the semi-supervised probe's hidden layer."""
+MOST = 100_000
+"""Images at most in the kNN bank, and that it classifies, unless more are asked for."""
 PIXELS = 32
 """Height and width that raw pixels are compared at, if not smaller."""
 
@@ -70,7 +72,7 @@ class Evaluation:
     Args:
         dataset: on the device.
         seed: of what is drawn.
-        bank: training images in the kNN bank, None for all; as `test`, which it classifies.
+        bank: training images in the kNN bank, None for all up to `MOST`; as `test`, which it classifies.
         dtype: that is computed in.
 
     Attributes:
@@ -81,7 +83,7 @@ class Evaluation:
         self.dataset, self.seed, self.dtype = dataset, seed, dtype
         rng = numpy_generator(seed, Purpose.EVALUATION)
         self.bank, self.test = (
-            torch.from_numpy(rng.permutation(len(images))[:count]).to(images.mean.device)
+            torch.from_numpy(rng.permutation(len(images))[: count or MOST]).to(images.mean.device)
             for images, count in ((dataset.train, bank), (dataset.test, test))
         )
         self.watch: Watch = unwatched

@@ -7,14 +7,14 @@ loss from a plain loop over rows. Slow, and meant to be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsfl.models import FlatModule, SplitModel
-from simsfl.state import State
+from simsfl.state import KeyQueue, State
 from simsfl.step import Batch, Clock, Hyperparameters, Outcome, untimed
 
 
@@ -65,17 +65,16 @@ def train_step(
                 if hyper.symmetric:
                     q2, k1 = embed(server, key), embed(server_momentum, query).detach()
                     directions.append((q2, k1))
-            results = [contrast(q, k, queue.keys, hyper.temperature) for q, k in directions]
+            own = [0] * len(queries) if len(queue.keys) == 1 else range(len(queries))
+            owners = [row for row, rows in zip(own, queries, strict=True) for _ in rows]
+            results = [contrast(q, k, [queue.keys[row] for row in owners], hyper.temperature) for q, k in directions]
             loss = sum(loss for loss, _ in results)
             top1 = sum(top1 for _, top1 in results) / len(results)
         loss.backward()
         descend(model.server, server, central.velocity, float(batch.server_lr), hyper)
         for _, k in reversed(directions):
-            for row, rows in enumerate(k.chunk(len(queue.keys))):
-                for one in rows:
-                    slot = int(queue.pointer[row])
-                    queue.keys[row, slot] = one
-                    queue.pointer[row] = (slot + 1) % queue.keys.shape[1]
+            for row, key in zip(owners, k, strict=True):
+                enqueue(queue, row, key)
 
     if not hyper.clients_learn:
         return Outcome(loss.detach(), top1, sent, query.grad)
@@ -95,15 +94,9 @@ def moco_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparamet
         q = embed(online, query)
         with torch.no_grad():
             k = embed(target, key)
-        return *contrast(q, k, state.queue.keys[c : c + 1], hyper.temperature), k
+        return *contrast(q, k, [state.queue.keys[c]] * len(q), hyper.temperature), k
 
-    def enqueue(c: int, keys: Tensor) -> None:
-        for one in keys:
-            slot = int(state.queue.pointer[c])
-            state.queue.keys[c, slot] = one
-            state.queue.pointer[c] = (slot + 1) % state.queue.keys.shape[1]
-
-    return federated_step(own_loss, enqueue, model, state, batch, hyper, clock)
+    return federated_step(own_loss, model, state, batch, hyper, clock)
 
 
 def byol_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed) -> Outcome:
@@ -120,12 +113,11 @@ def byol_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparamet
         top1 = 100.0 * torch.stack(hits).to(prediction.dtype).mean()
         return (2.0 - 2.0 * F.cosine_similarity(prediction, projection)).mean(), top1, projection
 
-    return federated_step(own_loss, lambda c, keys: None, model, state, batch, hyper, clock)
+    return federated_step(own_loss, model, state, batch, hyper, clock)
 
 
 def federated_step(
     own_loss: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    enqueue: Callable[[int, Tensor], None],
     model: SplitModel,
     state: State,
     batch: Batch,
@@ -151,7 +143,8 @@ def federated_step(
                 loss.backward()
                 descend(model.client, online, cohort.velocity[c], float(batch.client_lr[c]), hyper)
             for _, _, keys in reversed(results):
-                enqueue(c, keys)
+                for key in keys if state.queue.keys.numel() else ():
+                    enqueue(state.queue, c, key)
         losses.append(loss.detach())
         top1s.append(sum(top1 for _, top1, _ in results) / len(results))
     nothing = cohort.online.new_empty(0)
@@ -170,13 +163,19 @@ def embed(module: nn.Module, smashed: Tensor) -> Tensor:
     return F.normalize(module(smashed).to(next(module.parameters()).dtype), dim=1)
 
 
-def contrast(query: Tensor, key: Tensor, queues: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """InfoNCE row by row: minus the log of the positive's share of the exponentials."""
+def enqueue(queue: KeyQueue, row: int, key: Tensor) -> None:
+    """Write one key into one of the rings."""
+    slot = int(queue.pointer[row])
+    queue.keys[row, slot] = key
+    queue.pointer[row] = (slot + 1) % queue.keys.shape[1]
+
+
+def contrast(query: Tensor, key: Tensor, queues: Sequence[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE row by row: minus the log of the positive's share of the exponentials; a queue ``[K, D]`` for each."""
     losses, hits = [], []
-    for row in range(len(query)):
-        queue = queues[row * len(queues) // len(query)]
-        positive = torch.dot(query[row], key[row]) / temperature
-        scores = torch.cat([positive[None], queue @ query[row] / temperature])
+    for q, k, queue in zip(query, key, queues, strict=True):
+        positive = torch.dot(q, k) / temperature
+        scores = torch.cat([positive[None], queue @ q / temperature])
         losses.append(torch.logsumexp(scores, dim=0) - positive)
         hits.append((scores.detach().argmax() == 0).to(query.dtype))
     return torch.stack(losses).mean(), 100.0 * torch.stack(hits).mean()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,7 @@ def contrast(
     temperature: float,
     *,
     symmetric: bool,
+    batches: Sequence[int] = (),
     block: int | None = None,
     autocast: AbstractContextManager[object] | None = None,
 ) -> Lesson:
@@ -47,6 +49,7 @@ def contrast(
     Args:
         smashed_2Nchw: of the online client models, then of the client momentum models.
         symmetric: a second direction with the two roles swapped (V2). No gradient reaches the key side.
+        batches: rows of each client, in order, where each has a queue of its own; () for equally many.
         block: rows that go through the network together, both forward and back, so that no more activations are held
             at a time; None for all. It changes nothing but rounding.
         autocast: what the network is called in; None for nothing.
@@ -55,14 +58,9 @@ def contrast(
     online_side = smashed_2Nchw if symmetric else smashed_2Nchw[:rows]
     momentum_side = smashed_2Nchw if symmetric else smashed_2Nchw[rows:]
     whole = server.online_statistics.numel() > 0  # BatchNorm mixes the rows of a direction, and may mix no others
-    groups = len(queue.keys)
-    parts = blocks(
-        rows,
-        len(online_side),
-        rows if whole else block,
-        apart=whole or groups > 1,
-        step=rows // groups if groups > 1 else 1,
-    )
+    shared = len(queue.keys) == 1
+    together = [1] * rows if shared else batches or equal_batches(rows, len(queue.keys))
+    parts = blocks(together, len(online_side), rows if whole else block, apart=whole or not shared)
 
     autocast = autocast or nullcontext()
     with torch.no_grad(), autocast:
@@ -74,10 +72,14 @@ def contrast(
     own_key_rD = keys_rD.roll(rows, 0) if symmetric else keys_rD
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
-        own_queues = queue.keys if groups == 1 else queue.keys[groups_of(part, rows, groups)]
-        loss, top1 = info_nce(F.normalize(outputs_nD, dim=1), own_key_rD[part], own_queues, temperature)
-        share = len(outputs_nD) / rows
-        return loss * share, top1 * share * rows / len(online_side)
+        query_nD, key_nD = F.normalize(outputs_nD, dim=1), own_key_rD[part]
+        everything = [(slice(0, len(query_nD)), slice(0, 1))]
+        loss = top1 = 0.0
+        for piece, owners in everything if shared else owned(together, part.start % rows, len(query_nD)):
+            piece_loss, piece_top1 = info_nce(query_nD[piece], key_nD[piece], queue.keys[owners], temperature)
+            loss = loss + piece_loss * (piece.stop - piece.start) / rows
+            top1 = top1 + piece_top1 * (piece.stop - piece.start) / len(online_side)
+        return loss, top1
 
     graded = study(model, server, online_side, parts, rows, block_loss, autocast)
     return Lesson(*graded, list(keys_rD.split(rows)))
@@ -95,7 +97,7 @@ def classify(
     """The cross-entropy of the images' labels, and its gradients: supervised split learning. See `contrast`."""
     rows = len(smashed_Nchw)
     whole = server.online_statistics.numel() > 0
-    parts = blocks(rows, rows, rows if whole else block, apart=whole, step=1)
+    parts = blocks([1] * rows, rows, rows if whole else block, apart=whole)
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
         labels_n = labels_N[part]
@@ -139,31 +141,49 @@ def study(
     return loss, top1, gradient_Q, smashed_gradient
 
 
-def blocks(rows: int, total: int, size: int | None, *, apart: bool, step: int) -> list[slice]:
-    """Cut `total` rows, `rows` in each direction, into blocks of about equal size.
+def blocks(together: Sequence[int], total: int, size: int | None, *, apart: bool) -> list[slice]:
+    """Cut `total` rows, in one direction or two, into blocks of about equal size.
 
     Args:
-        size: of a block, at most; None for no limit.
+        together: of a direction, rows that stay in one block, in order.
+        size: of a block, at most, if they allow it; None for no limit.
         apart: no block has rows of two directions.
-        step: each has a multiple of so many rows.
     """
-    size = size or total
+    rows, size = sum(together), size or total
     if size >= total and not apart:
         return [slice(0, total)]
-    count = -(-rows // max(step, size // step * step))
-    length = -(-rows // (count * step)) * step
-    return [
-        slice(start, min(start + length, first + rows))
-        for first in range(0, total, rows)
-        for start in range(first, first + rows, length)
-    ]
+    target = -(-rows // -(-rows // size))
+    edges, before = [0], 0
+    for end in accumulate(together):
+        if end - edges[-1] > target and before > edges[-1]:
+            edges.append(before)
+        before = end
+    edges.append(rows)
+    return [slice(first + start, first + end) for first in range(0, total, rows) for start, end in pairwise(edges)]
 
 
-def groups_of(part: slice, rows: int, groups: int) -> slice:
-    """The groups whose rows a block has, which is of one direction."""
-    each = rows // groups
-    first = part.start % rows // each
-    return slice(first, first + (part.stop - part.start) // each)
+def owned(batches: Sequence[int], start: int, count: int) -> Iterator[tuple[slice, slice]]:
+    """Whose a block of `count` rows is: runs of clients with equally many rows, as rows of the block and as clients.
+
+    Args:
+        batches: rows of each client of a direction, in order.
+        start: of the block, at the first row of a client.
+    """
+    row = client = 0
+    for batch, same in groupby(batches):
+        clients = len(list(same))
+        first, last = max(row, start), min(row + clients * batch, start + count)
+        if first < last:
+            yield (
+                slice(first - start, last - start),
+                slice(client + (first - row) // batch, client + (last - row) // batch),
+            )
+        row, client = row + clients * batch, client + clients
+
+
+def equal_batches(rows: int, clients: int) -> list[int]:
+    """Rows of each client, where all have as many."""
+    return [rows // clients] * clients
 
 
 def embed(
@@ -177,16 +197,19 @@ def embed(
 
 
 @torch.no_grad()
-def enqueue_(queue: KeyQueue, keys_ND: Tensor) -> None:
-    """Write keys ``[N, D]`` into the ring, N/G of them into each group's, with wrap-around.
+def enqueue_(queue: KeyQueue, keys_ND: Tensor, batches: Sequence[int] = ()) -> None:
+    """Write keys ``[N, D]`` into the ring, or each client's of `batches` (by default equally many) into its own.
 
-    More keys than the ring is long leave its last K.
+    There is wrap-around. More keys than a ring is long leave its last K.
     """
     groups, length, dim = queue.keys.shape
-    keys_GnD = keys_ND.view(groups, -1, dim)
-    count = keys_GnD.shape[1]
-    kept = min(count, length)
-    offset = torch.arange(count - kept, count, device=keys_ND.device)
-    slot_Gn = (queue.pointer[:, None] + offset) % length
-    queue.keys.scatter_(1, slot_Gn[:, :, None].expand(-1, -1, dim), keys_GnD[:, count - kept :])
-    queue.pointer.add_(count).remainder_(length)
+    batches = [len(keys_ND)] if groups == 1 else batches or equal_batches(len(keys_ND), groups)
+    for rows, owners in owned(batches, 0, len(keys_ND)):
+        rings, pointers = queue.keys[owners], queue.pointer[owners]
+        keys_GnD = keys_ND[rows].view(len(rings), -1, dim)
+        count = keys_GnD.shape[1]
+        kept = min(count, length)
+        offset = torch.arange(count - kept, count, device=keys_ND.device)
+        slot_Gn = (pointers[:, None] + offset) % length
+        rings.scatter_(1, slot_Gn[:, :, None].expand(-1, -1, dim), keys_GnD[:, count - kept :])
+        pointers.add_(count).remainder_(length)

@@ -132,12 +132,16 @@ class Session:
             "bytes_up_per_client": history.value("round", "bytes_up_per_client"),
             "bytes_down_per_client": history.value("round", "bytes_down_per_client"),
             "bytes_saved_per_client": history.value("round", "bytes_saved_per_client"),
-            "client_flops_per_step": client_flops(
-                simulation.model,
-                batch_size=config.batch_size * (2 if config.method != "mocosfl" and config.symmetric else 1),
-                image_size=config.image_size,
-            ),
+            "client_flops_per_step": self._client_flops(),
         }
+
+    def _client_flops(self) -> int:
+        """Of the mean client's step; federated learning with both directions sees each image in both roles."""
+        simulation, config = self.simulation, self.simulation.config
+        views = 2 if config.method != "mocosfl" and config.symmetric else 1
+        batch = client_flops(simulation.model, batch_size=config.batch_size, image_size=config.image_size)
+        images = sum(group.images for group in simulation.groups)
+        return round(views * batch * images / (config.cohort * config.batch_size))
 
     @contextmanager
     def _profiling(self, steps: int) -> Iterator[None]:

@@ -105,6 +105,8 @@ class Simulation:
             stream=config.stream,
         )
         assembly.check_precision(config, dataset.image_size)
+        classes_per_client = config.classes_per_client or max(1, len(dataset.classes) // 5)
+        config = replace(config, classes_per_client=classes_per_client)
         self.partition = assembly.partition(config, dataset, least=asked.batch_size or 1)
         config = resolve(asked, int(self.partition.sizes.min()))
         self.config = config = replace(
@@ -112,6 +114,7 @@ class Simulation:
             dataset=dataset.name,
             data_dir=str(Path(config.data_dir).resolve()),  # a run is resumed from anywhere
             image_size=dataset.image_size,
+            classes_per_client=classes_per_client,
             **({"head": "linear", "key_dim": len(dataset.classes)} if config.supervised else {}),
             stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
         )
@@ -124,8 +127,7 @@ class Simulation:
         self.steps = steps_per_round(self.partition, self.groups, config.local_epochs)
         self.model = assembly.network(config)
         assembly.check_batch_norm(config, self.model)
-        rows = 2 * sum(group.images for group in self.groups)
-        self.state = assembly.state(config, self.model, self.steps, rows, dtype)
+        self.state = assembly.state(config, self.model, self.steps, dtype)
         self.hyper = assembly.hyperparameters(config, self.model, dtype)
         if self.device.type == "cpu":
             keep_memory()  # from now on: what was needed to set up goes back to the system
@@ -257,8 +259,7 @@ class Simulation:
             )
             with accelerated(self.version), choosing(self.choices):
                 outcome = self.train_step(self.model, state, batch, hyper, self.clock)
-            if len(state.sent):
-                state.sent[s].copy_(outcome.smashed)
+            state.sent.keep_(s, outcome.smashed, batch.labels)
             self._note(outcome.loss, outcome.top1)
             with self.clock("sync"):
                 syncs = is_sync_step(s, self.steps, config.syncs_per_round)
@@ -287,8 +288,10 @@ class Simulation:
         order = numpy_generator(self.config.seed, Purpose.REPLAY, self.round_index).permutation(self.steps)
         while self.step_index < self.steps:
             with self.clock("server"):
-                sent = state.sent[order[self.step_index]].to(self.device, self.hyper.precision)
-                lesson = step.learn_(self.model, state, sent, server_lr, self.hyper)
+                s = order[self.step_index]
+                smashed = state.sent.smashed[s].to(self.device)
+                labels = state.sent.labels[s].to(self.device) if self.config.supervised else None
+                lesson = step.learn_(self.model, state, smashed, server_lr, self.hyper, labels)
             self._note(lesson.loss, lesson.top1)
             if self.step_index == self.steps:
                 scatter_queue_(state)
@@ -474,12 +477,12 @@ class Simulation:
         if simulation.dataset.checksum != saved["dataset"]["sha256"]:
             raise ValueError(f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on")
         file, meta, problems = checkpoint.newest(directory.checkpoints)
-        simulation._restore(file)
         simulation.round_index, simulation.step_index = meta["round"], meta["step"]
         if simulation.round_index > simulation.config.rounds or simulation.step_index > simulation.steps:
             raise ValueError(f"resume: the checkpoint in {path} stands behind the end of the run")
         simulation.seconds = meta["seconds"]
         simulation.communication = Communication(**meta["communication"])
+        simulation._restore(file)
         simulation.traffic = Traffic(**meta["traffic"])
         simulation.clock.start_from(meta["phase_seconds"])
         simulation.earlier_peak = meta["peak_memory_bytes"]
@@ -488,7 +491,8 @@ class Simulation:
 
     def _tensors(self) -> dict[str, torch.Tensor | Rows]:
         """Everything a checkpoint holds."""
-        return {**self.state.saved(), "step_metrics": self.step_metrics}
+        sent = self.communication.needs_sent(self.step_index)
+        return {**self.state.saved(sent=sent), "step_metrics": self.step_metrics}
 
     @torch.no_grad()
     def _restore(self, path: Path) -> None:
@@ -501,7 +505,7 @@ class Simulation:
             with safe_open(path, framework="pt") as file:
                 if set(file.keys()) != set(self._tensors()):
                     raise ValueError("it holds other tensors")
-                self.state.restore_(file)
+                self.state.restore_(file, sent=self.communication.needs_sent(self.step_index))
                 self.step_metrics.copy_(same_shape(file.get_tensor("step_metrics"), self.step_metrics))
         except ValueError as error:
             raise ValueError(f"resume: {path} is not of the run that config.json describes ({error})") from error

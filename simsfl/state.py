@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -99,12 +98,32 @@ class KeyQueue:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """What clients sent in each of S steps of the latest round that they sent anything in.
+
+    Kept where the server may train on it again (`simsfl.communication`), else of no steps. It lies with the clients'
+    state.
+    """
+
+    smashed: Tensor
+    """``[S, R, c, h, w]`` activations, as they went over the wire."""
+    labels: Tensor
+    """``[S, R]`` int64 where training is supervised, else of no steps."""
+
+    def keep_(self, step: int, smashed: Tensor, labels: Sequence[Tensor] | None) -> None:
+        """Put away what was sent in a step, if it is kept."""
+        if len(self.smashed):
+            self.smashed[step].copy_(smashed)
+        if len(self.labels):
+            self.labels[step].copy_(torch.cat([own.flatten() for own in labels]))
+
+
+@dataclass(frozen=True)
 class State:
     """Everything a run has learnt. `queues` persists; `queue` is what the cohort sees.
 
     With a shared queue both are the same object (G = 1); otherwise `queues` has one ring per
-    client and `queue` one per cohort position. `sent` is what the clients sent in each step of the latest round that
-    they sent anything in, ``[S, 2N, c, h, w]``, where the server may train on it again; else ``[0, ...]``.
+    client and `queue` one per cohort position.
     """
 
     clients: Clients
@@ -112,26 +131,32 @@ class State:
     server: ServerState
     queues: KeyQueue
     queue: KeyQueue
-    sent: Tensor
+    sent: Sent
 
     def tensors(self) -> dict[str, Tensor]:
         """Every distinct tensor by dotted name."""
         named: dict[str, Tensor] = {}
-        for part in ("clients", "cohort", "server", "queues", "queue"):
+        for part in ("clients", "cohort", "server", "queues", "queue", "sent"):
             if part == "queue" and self.queue is self.queues:
                 continue
             for field, value in vars(getattr(self, part)).items():
                 if isinstance(value, Tensor):
                     named[f"{part}.{field}"] = value.detach()
-        return {**named, "sent": self.sent}
+        return named
 
-    def saved(self) -> dict[str, Tensor | Rows]:
-        """What a checkpoint holds: every tensor, but of those with a row per client only rows of participants."""
+    def saved(self, *, sent: bool) -> dict[str, Tensor | Rows]:
+        """What a checkpoint holds: every tensor, but of those with a row per client only rows of participants.
+
+        Args:
+            sent: whether what clients sent is needed again.
+        """
         tensors, rows = self.tensors(), self.clients.participants()
+        if not sent:
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("sent.")}
         release = self.clients.storage.release
         return tensors | {name: Rows(tensors[name], rows, release) for name in self._lazy()}
 
-    def restore_(self, file: safe_open) -> None:
+    def restore_(self, file: safe_open, *, sent: bool) -> None:
         """Take over what `saved` gave.
 
         Raises:
@@ -139,7 +164,7 @@ class State:
         """
         participation = self.clients.participation
         participation.copy_(same_shape(file.get_tensor("clients.participation"), participation))
-        for name, held in self.saved().items():
+        for name, held in self.saved(sent=sent).items():
             if isinstance(held, Tensor):
                 held.copy_(same_shape(file.get_tensor(name), held))
                 continue
@@ -183,7 +208,7 @@ def initial_state(
     dtype: torch.dtype = torch.float32,
     storage: Storage | None = None,
     mixing: bool = False,
-    sent: tuple[int, int] = (0, 0),
+    sent: Sent | None = None,
 ) -> State:
     """Allocate the state of a run: all models equal, velocities zero, the queue random unit keys.
 
@@ -194,7 +219,7 @@ def initial_state(
         generator: a CPU generator, so that the queue does not depend on the device.
         storage: of what persists per client; on the device, in `dtype`, by default.
         mixing: clients mix the average with their own models.
-        sent: steps and rows of smashed data that are kept.
+        sent: where what clients send is kept, if it is.
     """
     storage = storage or Storage("device", device, dtype)
     to = {"device": device, "dtype": dtype}
@@ -242,7 +267,7 @@ def initial_state(
         ),
         queues=queues,
         queue=queue,
-        sent=storage.zeros(sent[0] * sent[1], prod(model.smashed_shape)).view(*sent, *model.smashed_shape),
+        sent=sent or Sent(torch.empty(0), torch.empty(0)),
     )
 
 

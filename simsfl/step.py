@@ -66,6 +66,8 @@ class Hyperparameters:
     weight_decay: float
     precision: torch.dtype = torch.float32
     """Dtype on the wire, and in bfloat16 of the forward passes; the state keeps its own."""
+    batches: tuple[int, ...] = ()
+    """Images of each client of the cohort, in order; () where all have as many."""
     clients_learn: bool = True
     """Whether clients are sent a gradient, and go by it."""
     chunk: int | None = None
@@ -138,13 +140,20 @@ def learn_(
     how = {"block": hyper.block, "autocast": hyper.autocast(central.online.device)}
     if labels_N is None:
         lesson = server.contrast(
-            model.server, central, smashed_2Nchw, state.queue, hyper.temperature, symmetric=hyper.symmetric, **how
+            model.server,
+            central,
+            smashed_2Nchw,
+            state.queue,
+            hyper.temperature,
+            symmetric=hyper.symmetric,
+            batches=hyper.batches,
+            **how,
         )
     else:
         lesson = server.classify(model.server, central, smashed_2Nchw, labels_N, **how)
     sgd_(central.online, lesson.gradient, central.velocity, server_lr, hyper.momentum, hyper.weight_decay)
     for keys_ND in lesson.keys:
-        server.enqueue_(state.queue, keys_ND)
+        server.enqueue_(state.queue, keys_ND, hyper.batches)
     return lesson
 
 

@@ -31,15 +31,16 @@ class Storage:
         self._mappings: list[mmap.mmap] = []
         self._promised = 0  # bytes: files take room as they are written
 
-    def zeros(self, rows: int, columns: int) -> Tensor:
-        """A stack ``[rows, columns]``; on a CPU its memory is taken as it is written.
+    def zeros(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A stack ``[rows, columns]``, of `dtype` instead of its own; on a CPU its memory is taken as it is written.
 
         Raises:
             OSError: the file cannot be made, or might not fit: a file without room ends the process when it is written.
         """
-        size = rows * columns * self.dtype.itemsize
+        dtype = dtype or self.dtype
+        size = rows * columns * dtype.itemsize
         if self.kind != "mmap" or size == 0:
-            return torch.zeros(rows, columns, device=self.device, dtype=self.dtype)
+            return torch.zeros(rows, columns, device=self.device, dtype=dtype)
         cache_directory().mkdir(parents=True, exist_ok=True)
         self._promised += size
         if (free := shutil.disk_usage(cache_directory()).free) < self._promised:
@@ -51,7 +52,7 @@ class Storage:
             file.truncate(size)
             mapping = mmap.mmap(file.fileno(), size)
         self._mappings.append(mapping)
-        return torch.frombuffer(mapping, dtype=self.dtype).view(rows, columns)
+        return torch.frombuffer(mapping, dtype=dtype).view(rows, columns)
 
     def release(self) -> None:
         """Leave what was read and written to the system, which has the file."""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"kernels"},
     {"names", "files", "signals", "randomness", "clock", "allocator"},
-    {"notation"},
+    {"notation", "limits"},
     {"config", "storage"},
     {"data", "models", "partition"},
     {"views", "state", "schedule", "communication", "rules"},

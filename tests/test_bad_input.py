@@ -138,16 +138,14 @@ CASES = {
     "cut layer of resnet18": (["--arch", "resnet18", "--cut-layer", "10"], ["cut_layer: 10", "1 to 9"]),
     "bottleneck": (["--bottleneck", "4S2"], ["bottleneck: '4S2'", "C4S2"]),
     "bottleneck's stride": (["--bottleneck", "C4S3"], ["bottleneck: 'C4S3'", "C4S2"]),
-    "bottleneck and cut": (["--bottleneck", "C4S8"], ["bottleneck: stride 8", "4x4", "cut layer 1 of resnet8"]),
+    "bottleneck and cut": (
+        ["--bottleneck", "C4S8"],
+        ["bottleneck: stride 8", "4x4", "cut layer 1 of resnet8", "stride 1 to 4"],
+    ),
     "vgg": (["--arch", "vgg11"], ["image_size: 8", "vgg11", "32 or more"]),
     "unequal": (["--unequal", "0.2_0.8|16"], ["unequal: '0.2_0.8|16'", "0.2_0.8|16|0.8_0.2"]),
     "unequal shares": (["--unequal", "0.2_0.7|16|0.8_0.2"], ["unequal: ", "add up to 1"]),
-    "unequal queues": (
-        ["--unequal", "0.2_0.8|2|0.8_0.2", "--no-feature-sharing", "--queue-length", "80"],
-        ["feature_sharing: ", "one of the two"],
-    ),
     "frozen clients": (["--client-lr", "0", "--loss-threshold", "1"], ["loss_threshold: 1", "frozen"]),
-    "supervised saving": (["--supervised", "--loss-threshold", "1"], ["loss_threshold: 1", "supervised"]),
     "share of data": (["--data-proportion", "0"], ["data_proportion: 0"]),
     "batch norm of one value": (
         ["--norm", "batch", "--batch-size", "1", "--cut-layer", "4"],

@@ -45,7 +45,7 @@ def test_auto_rule(clients, cohort, batch_size, syncs, rounds):
 
 def test_defaults_are_the_papers():
     config = PRESETS["paper"]()
-    assert (config.arch, config.cut_layer, config.classes_per_client) == ("resnet18", 1, 2)
+    assert (config.arch, config.cut_layer, config.classes_per_client) == ("resnet18", 1, None)
     assert (config.temperature, config.queue_length, config.key_dim) == (0.1, 6000, 1024)
     assert (config.lr, config.momentum, config.weight_decay, config.tau) == (0.06, 0.9, 5e-4, 0.99)
 
@@ -131,6 +131,15 @@ def test_what_a_rule_set_it_sets_again(tmp_path):
         ({"alpha": 0.1}, "alpha: .* partition is shards; allowed with partition dirichlet"),
         ({"classes_per_client": 3, "partition": "iid"}, "classes_per_client: .* partition is iid"),
         ({"epochs": 3, "rounds": 7}, "epochs: .* rounds is 7; allowed with rounds left to its rule"),
+        ({"align_momentum": True, "client_lr": 0.0}, "align_momentum: .* client_lr is 0.0; .* other than 0.0"),
+        ({"syncs_per_round": 2, "client_lr": 0.0}, "syncs_per_round: .* nothing else is averaged"),
+        ({"client_lr_schedule": "step", "client_lr": 0.0}, "client_lr_schedule: .*"),
+        ({"temperature": 0.2, "supervised": True}, "temperature: .* supervised is True; allowed with no supervised"),
+        ({"queue_length": 9, "method": "fl-byol"}, "queue_length: .* fl-byol; allowed with method mocosfl or fl-moco"),
+        ({"client_residual": False}, "client_residual: .* cut_layer is 1"),
+        ({"client_residual": False, "cut_layer": 2, "arch": "vgg11"}, "client_residual: .* vgg11; .* mobilenetv2"),
+        ({"probe_epochs": 3}, "probe_epochs: .* no probe .* linear_probe or semi_supervised"),
+        ({"stream": "always", "dataset": "x.npz"}, "stream: .* x.npz, which is read whole"),
     ],
 )
 def test_what_has_no_effect_is_refused(values, words):

@@ -16,6 +16,7 @@ from simsfl.metrics import History, Status
 
 CONFIG = {
     "preset": "paper",
+    "method": "mocosfl",
     "dataset": "cifar10",
     "device": "cuda",
     "clients": 100_000,

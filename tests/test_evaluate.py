@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,32 @@ def test_linear_probe_separates_what_can_be_separated():
         noise[:500], labels[:500], noise[500:], labels[500:], generator, classes=3, epochs=60, batch_size=8
     )
     assert last < 55
+
+
+def test_semi_supervised_probes_see_their_share_of_the_labels(config, dataset, monkeypatch):
+    """Random images of it, each with its own label, and rates that fall behind 60 and 80 % of the epochs."""
+    simulation = Simulation(replace(config, semi_supervised=True, probe_epochs=10), dataset)
+    seen, rates, honest = [], [], evaluate.train_probe
+
+    def train_probe(train, labels, *arguments, **options):
+        seen.append((train, labels))
+        return honest(train, labels, *arguments, **options)
+
+    def step(optimizer, closure=None):
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(evaluate, "train_probe", train_probe)
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    probes = simulation.probes()
+    assert [probe.kind for probe in probes] == ["semi-10%", "semi-1%"]
+    everything, _ = simulation.evaluation.all_features(simulation.encoder())
+    for (features, labels), count in zip(seen, (8, 2), strict=True):  # of 80; two at least
+        assert len(features) == count
+        rows = [(everything == own).all(dim=1).nonzero()[0].item() for own in features]
+        assert len(set(rows)) == count
+        assert rows != list(range(count))
+        assert labels.tolist() == dataset.train_labels[rows].tolist()
+    assert rates == pytest.approx(([1e-3] * 6 + [1e-4] * 2 + [1e-5] * 2) * 2)
 
 
 def test_evaluation_is_of_the_averaged_model_and_disturbs_nothing(config, dataset):

@@ -150,6 +150,20 @@ def test_bottleneck_narrows_on_the_client_and_widens_on_the_server(text, shape):
         assert torch.equal(value, model.client.named(model.client.initial)[name])
 
 
+@pytest.mark.parametrize("size", [24, 28, 36, 50])
+def test_a_bottleneck_brings_maps_of_any_size_back(size):
+    plain = build("resnet18", 4, width=4, image_size=size)
+    model = build("resnet18", 4, width=4, image_size=size, bottleneck=Bottleneck.parse("C2S4"))
+    smashed = model.client.module(model.client.initial)(torch.zeros(1, 3, size, size))
+    wide = model.server.module(model.server.initial).backbone[:4]
+    assert wide(smashed).shape[1:] == plain.smashed_shape
+
+
+def test_a_bottleneck_that_does_not_fit_is_told_where_it_would():
+    with pytest.raises(ValueError, match=r"maps of 4x4 .*; allowed: stride 1 to 4, or cut layer 1, 2"):
+        build("resnet18", 9, width=4, bottleneck=Bottleneck.parse("C4S8"))
+
+
 def test_no_client_residual_is_a_plain_stack_up_to_the_cut():
     model = build("resnet18", 4, client_residual=False)
     assert not any("shortcut" in name for name in model.client.shapes)

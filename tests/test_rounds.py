@@ -36,6 +36,12 @@ class Oracle:
         self.losses, self.divergences = [], []
         self.own, self.scale = {}, {}
         self.state, self.before = "A", None
+        self.up = self.down = 0  # numbers that went over the wire, in bytes
+
+    def weights(self, statistics=False):
+        """Bytes of a client model, or of its running statistics alone; 4 each."""
+        own = self.average.buffers() if statistics else (*self.average.parameters(), *self.average.buffers())
+        return 4 * sum(tensor.numel() for tensor in own)
 
     def sgd(self, module):
         return torch.optim.SGD(module.parameters(), lr=1.0, momentum=self.c.momentum, weight_decay=self.c.weight_decay)
@@ -76,6 +82,10 @@ class Oracle:
         self.cohort = cohort = plan.cohort.tolist()
         self.sent = []
         online = {i: copy.deepcopy(self.own.get(i, self.average)) for i in cohort}
+        copies = 2 if c.align_momentum else 1
+        changed = len(cohort) < c.clients or self.state == "A"  # the average since they saw it, as far as they know
+        if c.client_lr > 0 and changed:
+            self.down += len(cohort) * copies * self.weights()
         for i in cohort:
             self.receive(i, online[i])
         optimizers = {i: self.sgd(online[i]) for i in cohort}
@@ -104,8 +114,14 @@ class Oracle:
         if c.align_momentum:
             mean = self.mean([self.momentum[i] for i in cohort])
             self.momentum = {i: copy.deepcopy(mean) for i in self.momentum}
+            if self.state == "B":
+                self.up += len(cohort) * self.weights()
+                self.down += 0 if changed else len(cohort) * self.weights()
 
     def synchronise(self, cohort, online, last):
+        sent = len(cohort) * (2 if self.c.align_momentum else 1) * self.weights()
+        self.up += sent
+        self.down += 0 if last else sent  # the last is fetched when a client next takes part
         self.average = self.mean(list(online.values()))
         own = dict(self.average.named_parameters())
         self.divergences.append(
@@ -123,6 +139,8 @@ class Oracle:
     @torch.no_grad()
     def average_statistics(self, modules):
         """Even where nothing is learnt."""
+        self.up += len(modules) * self.weights(statistics=True)
+        self.down += len(modules) * self.weights(statistics=True)
         mean = self.mean(modules)
         for module in (self.average, *modules):
             for b, own in zip(module.buffers(), mean.buffers(), strict=True):
@@ -157,8 +175,10 @@ class Oracle:
             key = torch.cat([self.momentum[i](views[i][1]) for i in cohort])
         self.sent.append((query.detach(), key))
         gradient = self.serve(r, cohort, self.sizes, query, key)
+        self.up += 8 * (query.numel() + key.numel())
         if self.state == "B" or c.client_lr == 0:
             return
+        self.down += 8 * gradient.numel()
         for i, own in zip(cohort, gradient.split([self.sizes[i] for i in cohort]), strict=True):
             optimizers[i].zero_grad()
             activations[i].backward(own)
@@ -214,9 +234,20 @@ SETTINGS = {
     "batch-norm": {"norm": "batch", "align_momentum": True},
     "unequal": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 4, "partition": "shards", "classes_per_client": 1},
     "unequal-loop": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 5, "engine": "loop"},
+    "unequal-own-queues": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 4, "feature_sharing": False},
+    "unequal-own-loop": {"unequal": "0.4_0.6|2|0.5_0.5", "cohort": 5, "feature_sharing": False, "engine": "loop"},
+    "unequal-own-batch-norm": {
+        "unequal": "0.4_0.6|2|0.5_0.5",
+        "cohort": 5,
+        "feature_sharing": False,
+        "norm": "batch",
+        "symmetric": False,
+    },
     "mixing": {"divergence_tau": 0.7, "rounds": 5, "norm": "batch", "measure_divergence": True},
     "saving": {"loss_threshold": 0.5, "rounds": 5, "feature_sharing": False, "bottleneck": "C4S2"},
     "saving-aligned": {"loss_threshold": 50.0, "rounds": 5, "align_momentum": True, "norm": "batch"},
+    "saving-everyone": {"loss_threshold": 50.0, "rounds": 5, "cohort": 8, "align_momentum": True, "batch_size": 1},
+    "saving-unequal": {"loss_threshold": 50.0, "rounds": 5, "unequal": "0.4_0.6|3|0.5_0.5", "cohort": 4},
     "frozen": {"client_lr": 0.0, "cohort": 8},
     "frozen-batch-norm": {"client_lr": 0.0, "norm": "batch", "syncs_per_round": 2},
 }
@@ -236,6 +267,10 @@ def test_a_whole_run_with_evaluations_equals_the_oracles(setting, dataset, monke
         oracle.round(r)
     assert states == "".join(record.communication for record in records if record.event == "round")
     assert ("ABCC" in states) == (config.loss_threshold > 0)
+    last = [record for record in records if record.event == "round"][-1]
+    assert [last.bytes_up_per_client, last.bytes_down_per_client] == [
+        round(total / config.clients) for total in (oracle.up, oracle.down)
+    ]
     syncs = [record for record in records if record.event == "sync"]
     assert len(syncs) == config.measure_divergence * len(oracle.divergences)
     for record, expected in zip(syncs, oracle.divergences, strict=False):

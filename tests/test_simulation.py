@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, flags
+from safetensors import safe_open
 
 import run
-from simsfl import RunConfig, Simulation, plan, step, tuning
+from simsfl import RunConfig, Simulation, assembly, communication, plan, server, step, tuning
 from simsfl.cost import client_flops
-from simsfl.data import make_dataset
+from simsfl.data import Arrays, make_dataset
 from simsfl.kernels import CHOICES
 from simsfl.metrics import EvaluationRecord, RoundRecord, StepRecord, read_records, to_dict
 from simsfl.models import split_model
@@ -196,6 +197,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, t
     assert json.loads((out / "live.json").read_text())["activity"] == "failed"
 
 
+@pytest.mark.parametrize(("classes", "shards"), [(3, 1), (10, 2), (12, 2), (100, 20)])
+def test_a_client_holds_a_fifth_of_the_classes_by_rule(classes, shards, config):
+    rng = np.random.default_rng(0)
+    labels = np.arange(8 * 20 * 100) % classes
+    images = rng.integers(0, 255, (len(labels), 8, 8, 3)).astype(np.uint8)
+    names = tuple(map(str, range(classes)))
+    data = make_dataset("many", "made up", Arrays(images, labels, images[:4], labels[:4], names))
+    simulation = Simulation(replace(config, partition="shards"), data)
+    held = (simulation.partition.class_counts(labels) > 0).sum(axis=1)
+    assert simulation.config.classes_per_client == shards
+    assert "classes_per_client" in simulation.by_rule
+    assert held.max() <= 2 * shards  # a shard may go over into the next class
+
+
 def test_library_raises_on_divergence(config, dataset):
     simulation = Simulation(replace(config, lr=1e30), dataset)
     with pytest.raises(NonFiniteLossError, match=r"round \d, step \d"):
@@ -333,6 +348,45 @@ def test_traffic_is_counted_to_the_byte(config, dataset):
     assert isinstance(last, RoundRecord)
     assert last.bytes_up_per_client == round(up * share)
     assert last.bytes_down_per_client == round(down * share)
+
+
+def test_what_supervised_clients_sent_is_learnt_again_with_its_labels(config, dataset, monkeypatch):
+    monkeypatch.setattr(communication, "WARM_UP", 0)
+    lessons, honest = [], server.classify
+
+    def classify(model, central, smashed, labels, **how):
+        lessons.append((smashed.sum().item(), labels.tolist()))
+        return honest(model, central, smashed, labels, **how)
+
+    monkeypatch.setattr(server, "classify", classify)
+    config = replace(config, supervised=True, loss_threshold=50.0, rounds=4)
+    simulation, records = trained(config, dataset)
+    assert [r.communication for r in records if isinstance(r, RoundRecord)] == ["A", "A", "B", "C"]
+    steps = simulation.steps
+    assert sorted(lessons[2 * steps : 3 * steps]) == sorted(lessons[3 * steps :])
+    sent = [dataset.train_labels[rows].flatten().tolist() for rows in simulation.plan(2).groups[0].indices]
+    assert sent == [labels for _, labels in lessons[2 * steps : 3 * steps]]
+
+
+def test_a_checkpoint_holds_what_was_sent_only_where_it_is_needed(config, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(communication, "WARM_UP", 0)
+    simulation = Simulation(replace(config, loss_threshold=50.0, rounds=4), dataset)
+    held = ""
+    for done, _ in enumerate(simulation.rounds()):
+        simulation.save(tmp_path / str(done))
+        (file,) = (tmp_path / str(done)).glob("checkpoints/*.safetensors")
+        with safe_open(file, framework="pt") as tensors:
+            held += "y" if "sent.smashed" in tensors.keys() else "n"  # noqa: SIM118 - it is no dictionary
+    assert held == "nnyy"  # the last two are before a round that sends nothing, and behind it
+    loaded = Simulation.load(tmp_path / "2", dataset)
+    list(loaded.rounds())
+    assert_same_state(loaded, simulation)
+
+
+def test_saving_needs_room_for_what_is_sent(config, dataset, monkeypatch):
+    monkeypatch.setattr(assembly, "free_memory", lambda: 1000)
+    with pytest.raises(ValueError, match=r"loss_threshold: 1 keeps the .* GB .* --client-state mmap"):
+        Simulation(replace(config, loss_threshold=1.0), dataset)
 
 
 def test_flops_of_a_single_convolution_by_hand():

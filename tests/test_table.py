@@ -47,16 +47,26 @@ def test_cells_are_named_once_and_can_be_run():
 def test_the_smoke_grids(tmp_path, capsys):
     """Each in its budget, on shapes; the second with a data set that is not there."""
     out = tmp_path / "2"
-    assert run("2", "--budget", "3", "--only", "CIFAR-10 N=5", out=out, rounds=2, local_epochs=0.02) == 0
+    short = {"rounds": 2, "local_epochs": 0.02, "probe_epochs": 1}
+    assert run("2", "--budget", "3", "--only", "CIFAR-10 N=5", out=out, **short) == 0
     text = capsys.readouterr().out
     page = (out / "table.md").read_text()
-    for words in ("FL-BYOL, CIFAR-10 N=5", "| 83.34 |", "| 87.81 |", "| 87.29 |", "†", "fit 3 minutes"):
+    for words in (
+        "| FL-BYOL |",
+        "| CIFAR-10 N=5 |",
+        "linear probe",
+        "| 83.34 |",
+        "| 87.81 |",
+        "| 87.29 |",
+        "†",
+        "fit 3 minutes",
+    ):
         assert words in page
     assert (out / "table.png").stat().st_size > 10_000
     assert "table.md" in text
     times = {path: path.stat().st_mtime_ns for path in out.glob("*/summary.json")}
     assert len(times) == 3
-    assert run("2", "--budget", "3", "--only", "CIFAR-10 N=5", out=out, rounds=2, local_epochs=0.02) == 0
+    assert run("2", "--budget", "3", "--only", "CIFAR-10 N=5", out=out, **short) == 0
     assert times == {path: path.stat().st_mtime_ns for path in out.glob("*/summary.json")}  # finished cells are skipped
 
     out = tmp_path / "3"
@@ -66,7 +76,7 @@ def test_the_smoke_grids(tmp_path, capsys):
     page = (out / "table.md").read_text()
     assert "91.76" in page
     assert "imagenet-12" in page  # why it did not run
-    argv = ["3", "--budget", "3", "--only", "MocoSFL-3 CIFAR-10 non-IID"]
+    argv = ["3", "--budget", "3", "--only", "MocoSFL-3 CIFAR-10 non-IID", "--no-linear-probe"]
     assert run(*argv, out=tmp_path / "all", rounds=1, local_epochs=0.02) == 0
     page = (tmp_path / "all" / "table.md").read_text()
     assert page.count("| kNN |") == 3
@@ -109,7 +119,7 @@ def test_dry_run_prints_commands_that_run(tmp_path, capsys):
 def test_a_schedule_that_fits():
     cell = Cell("row", "column", {})
     config = RunConfig(preset="laptop", rounds=100, linear_probe=True, knn_bank=1000, knn_test=100)
-    cost = grid.Cost(start=2.0, step=0.1, image=0.001, steps=50, train=50_000, test=10_000)
+    cost = grid.Cost(start=2.0, step=0.1, image=0.001, steps=50, train=50_000, images=60_000, compared=1100)
     for share in (10.0, 30.0, 100.0, 500.0):
         plan = grid.fitted(grid.Plan(cell, 0, config, 10_000, share), config, cost, share)
         assert cost.total(plan.config, plan.steps) <= share

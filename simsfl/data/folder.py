@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from simsfl.allocator import free_memory
 from simsfl.data import Arrays, Dataset, Images, make_dataset, measure, planes
 
 DEFAULT_SIZE = 32
@@ -181,11 +182,6 @@ def with_bar(items: Sequence, title: str):
     """The items, with a bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     return track(items, title, console=console, transient=True, disable=not console.is_terminal)
-
-
-def free_memory() -> int:
-    """Bytes of memory that the machine has free."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
 
 
 def listing_checksum(path: Path, files: Sequence[str]) -> str:

@@ -147,13 +147,17 @@ def split_model(
     too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
     smashed = run(client, torch.zeros(1, 3, image_size, image_size), too_small)
     if bottleneck:
-        channels, *sides = smashed.shape[1:]
-        if bottleneck.stride > min(sides):
+        channels, side = smashed.shape[1:3]
+        if bottleneck.stride > side:
+            sides = maps(layers, image_size, too_small)
+            cuts = [str(cut) for cut, behind in enumerate(sides, start=1) if bottleneck.stride <= behind]
             raise ValueError(
-                f"bottleneck: stride {bottleneck.stride} is more than the maps of {sides[0]}x{sides[1]} behind cut "
-                f"layer {cut_layer} of {arch}; allowed: stride 1 to {min(sides)}, or a smaller cut layer"
+                f"bottleneck: stride {bottleneck.stride} is more than the maps of {side}x{side} behind cut layer "
+                f"{cut_layer} of {arch}; allowed: stride 1 to {side}"
+                + (f", or cut layer {', '.join(cuts)}" if cuts else "")
             )
-        narrow, wide = nn.Sequential(*narrowing(bottleneck, channels)), nn.Sequential(*widening(bottleneck, channels))
+        narrow = nn.Sequential(*narrowing(bottleneck, channels))
+        wide = nn.Sequential(*widening(bottleneck, channels, side))
         initialise_(narrow, generator)
         initialise_(wide, generator)
         client, server = [*client, *narrow], [*wide, *server]
@@ -195,6 +199,15 @@ def whole_model(
     return SplitModel(FlatModule(network), FlatModule(nn.Identity()), (0, 0, 0), backbone.features)
 
 
+def maps(layers: Iterable[nn.Module], image_size: int, too_small: ValueError) -> list[int]:
+    """The height and width of what comes out of each layer."""
+    x, sides = torch.zeros(1, 3, image_size, image_size), []
+    for layer in layers:
+        x = run([layer], x, too_small)
+        sides.append(x.shape[2])
+    return sides
+
+
 @torch.no_grad()
 def run(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> Tensor:
     """What layers make of `x`, in evaluation mode, for its shape; raises `too_small` where maps are for one of them."""
@@ -202,6 +215,8 @@ def run(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> Tensor
         try:
             x = layer.eval()(x)
         except RuntimeError as error:
+            if "allocate" in str(error):  # there is no memory
+                raise
             raise too_small from error
         finally:
             layer.train()

@@ -22,17 +22,17 @@ def narrowing(bottleneck: Bottleneck, channels: int) -> list[nn.Module]:
     return layers
 
 
-def widening(bottleneck: Bottleneck, channels: int) -> list[nn.Module]:
-    """The server's side: back to the number of channels and the size of the maps, where that is even."""
+def widening(bottleneck: Bottleneck, channels: int, side: int) -> list[nn.Module]:
+    """The server's side: back to so many channels, and to maps of ``side x side``."""
     kernel, narrow = bottleneck.kernel, bottleneck.channels
     layers: list[nn.Module] = []
-    left = strides(bottleneck)
-    for position, stride in enumerate(left, start=1):
-        outputs = channels if position == len(left) else narrow
+    for position, stride in reversed(list(enumerate(strides(bottleneck)))):
+        outputs = narrow if position else channels
         if stride == 1:
             layers.append(nn.Conv2d(narrow, outputs, kernel, 1, kernel // 2))
         else:
-            layers.append(nn.ConvTranspose2d(narrow, outputs, kernel, 2, kernel // 2, output_padding=1))
+            was_even = -(-side // 2**position) % 2 == 0  # the map that was halved; the published program adds always
+            layers.append(nn.ConvTranspose2d(narrow, outputs, kernel, 2, kernel // 2, output_padding=int(was_even)))
         layers += [nn.ReLU()] * bottleneck.relu
     return layers
 
