@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.6"]
+TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "scikit-image>=0.22"]
 
 setup(
     name="simsfl",
@@ -13,7 +13,8 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=["simsfl", "simsfl.data", "simsfl.models", "simsfl.kernels"],
+    packages=["simsfl", "simsfl.data", "simsfl.models", "simsfl.privacy", "simsfl.kernels"],
+    package_data={"simsfl": ["experts/*"]},
     package_dir={"simsfl": "simsfl", "simsfl.kernels": "kernels"},
     install_requires=[
         "torch>=2.6",
@@ -23,6 +24,7 @@ setup(
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
         "scipy>=1.11",  # torchvision reads SVHN with it
+        "torchmetrics>=1.4",  # SSIM, PSNR, total variation
     ],
     extras_require={
         "test": TEST,

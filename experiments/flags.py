@@ -22,6 +22,7 @@ GROUPS = {
     "data": "data and views",
     "model": "model",
     "contrast": "contrastive loss and queue",
+    "privacy": "privacy",
     "optimiser": "optimiser",
     "evaluation": "evaluation",
     "run": "machine and checkpoints",
@@ -124,6 +125,17 @@ def whole_number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{shortened(text)!r} is no count; allowed: 1 or more")
     return int(text)
+
+
+def seeds_of(text: str, flag: str = "seeds") -> list[int]:
+    """Numbers by comma, each once.
+
+    Raises:
+        ValueError: they are none.
+    """
+    if not all(seed.isdecimal() and len(seed) < 19 for seed in text.split(",")):
+        raise ValueError(f"{flag}: {shortened(text)!r} are no numbers; allowed: 0 or more, by comma")
+    return list(dict.fromkeys(map(int, text.split(","))))
 
 
 def fail(error: Exception) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,10 +15,14 @@ import torch
 from tables import Cell
 
 from simsfl import RunConfig, Simulation
+from simsfl.allocator import keep_memory
+from simsfl.plan import steps_per_round
 from simsfl.rules import resolve
 
 STEPS = 3
 """Timed in a probe, after one to warm up."""
+EPOCHS = 200
+"""Passes over the data that the paper's runs make."""
 ROUNDS = 10
 """At least so many, if there are as many steps: a learning rate has to come down."""
 PROBE_STEP_SECONDS = 0.0005
@@ -77,6 +82,8 @@ class Cost:
     """To encode one."""
     steps: int
     """In a round."""
+    steps_of_pass: int
+    """In a round of one pass over the data."""
     train: int
     """Images."""
     images: int
@@ -106,6 +113,7 @@ def measured(config: RunConfig, known: dict[tuple, tuple[float, float]]) -> tupl
     """
     begin = time.perf_counter()
     simulation = Simulation(config)
+    simulation.flush_seconds = 0.0
     start = time.perf_counter() - begin
     config = simulation.config
     work = tuple(
@@ -114,9 +122,10 @@ def measured(config: RunConfig, known: dict[tuple, tuple[float, float]]) -> tupl
     )
     if work not in known:
         known[work] = step_seconds(simulation), image_seconds(simulation)
+    pass_ = steps_per_round(simulation.sources, simulation.groups)
     data, evaluation = simulation.dataset, simulation.evaluation
-    images, compared = len(data.train) + len(data.test), len(evaluation.bank) + len(evaluation.test)
-    return config, Cost(start, *known[work], simulation.steps, len(data.train), images, compared)
+    images, compared = len(data.train_labels) + len(data.test), len(evaluation.bank) + len(evaluation.test)
+    return config, Cost(start, *known[work], simulation.steps, pass_, len(data.train_labels), images, compared)
 
 
 def step_seconds(simulation: Simulation) -> float:
@@ -138,7 +147,11 @@ def image_seconds(simulation: Simulation) -> float:
     """To encode an image for an evaluation."""
     images, encode = simulation.dataset.test, simulation.encoder()
     rows = torch.arange(min(200, len(images)))
-    return min(timed(lambda: simulation.evaluation.features(encode, images, rows)) for _ in range(STEPS)) / len(rows)
+
+    def features() -> torch.Tensor:
+        return simulation.evaluation.features(encode, images, rows).cpu()
+
+    return min(timed(features) for _ in range(STEPS)) / len(rows)
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -148,12 +161,15 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def planned(cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: Json, budget: float | None) -> list[Plan]:
+def planned(
+    cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: Json, budget: float | None, spent: float = 0.0
+) -> list[Plan]:
     """A plan for each cell with its seed.
 
     Args:
         base: a preset, over which cells set what makes them, and `flags` what the user wants in all of them.
         budget: minutes for all.
+        spent: seconds of it that are others'.
 
     Raises:
         ValueError: the budget is too small for a step of each.
@@ -161,12 +177,16 @@ def planned(cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: Json, bud
     known: dict[tuple, tuple[float, float]] = {}
     plans, costs = [], []
     for cell, seed in cells:
-        config = replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **flags})
         try:
+            config = with_rounds(replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **flags}), cell)
             costs.append((cell, seed, config, *measured(config, known)))
-        except (ValueError, OSError) as error:
-            plans.append(Plan(cell, seed, config, 0, 0.0, str(error)))
-    share = 60.0 * budget / max(1, len(costs)) if budget else None
+        except (ValueError, OSError, MemoryError, RuntimeError, ArithmeticError) as error:
+            plans.append(Plan(cell, seed, base, 0, 0.0, str(error).partition("\n")[0]))
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # for those who run
+    keep_memory()  # what the probes had goes back
+    share = (60.0 * budget - spent) / max(1, len(costs)) if budget else None
     if share is not None:
         needed = max((cost.total(shortest(config), 1) for *_, config, cost in costs), default=0.0)
         if needed > share:
@@ -177,12 +197,19 @@ def planned(cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: Json, bud
             )
     for cell, seed, asked, config, cost in costs:
         steps = config.rounds * cost.steps
-        published = resolve(replace(asked, rounds=None, epochs=cell.epochs)).rounds * cost.steps
+        published = (cell.rounds or resolve(replace(asked, rounds=None, epochs=EPOCHS)).rounds) * cost.steps
         if share is not None and cost.total(config, steps) > share:
             plans.append(fitted(Plan(cell, seed, asked, published, share), config, cost, share))
         else:
             plans.append(Plan(cell, seed, asked, published, cost.total(config, steps), steps=steps))
     return plans
+
+
+def with_rounds(config: RunConfig, cell: Cell) -> RunConfig:
+    """The same, where a cell has rounds of its own with as many of them as the preset has of the published epochs."""
+    if cell.rounds is None or config.rounds is not None:
+        return config
+    return replace(config, rounds=max(1, round(cell.rounds * config.epochs / EPOCHS)))
 
 
 def shortest(config: RunConfig) -> RunConfig:
@@ -194,11 +221,11 @@ def fitted(plan: Plan, config: RunConfig, cost: Cost, share: float) -> Plan:
     """The same run with a schedule that takes `share` seconds."""
     short = replace(shortest(config), linear_probe=config.linear_probe and MARGIN * cost.probe(config) < share / 2)
     steps = int((share - cost.total(short, 0)) / (MARGIN * cost.step))
-    rounds = steps // cost.steps
+    rounds = min(steps // cost.steps, config.rounds)
     epochs = config.local_epochs
     if rounds < ROUNDS:
         rounds = min(ROUNDS, max(1, steps))
-        epochs *= (max(1, steps // rounds) + 0.5) / cost.steps  # rounded down in the run
+        epochs = (max(1, steps // rounds) + 0.5) / cost.steps_of_pass  # rounded down in the run
     fitted = replace(
         plan.config,
         rounds=rounds,
@@ -207,7 +234,7 @@ def fitted(plan: Plan, config: RunConfig, cost: Cost, share: float) -> Plan:
         linear_probe=short.linear_probe,
         semi_supervised=False,
     )
-    return replace(plan, config=fitted, steps=rounds * max(1, int(epochs * cost.steps)))
+    return replace(plan, config=fitted, steps=rounds * max(1, int(epochs * cost.steps_of_pass)))
 
 
 def read_grid(path: Path, identity: Json) -> dict[str, Json]:

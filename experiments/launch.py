@@ -176,7 +176,7 @@ def announce(session: Session, why: dict[str, str]) -> None:
     )
     held = ("" if sizes.min() == sizes.max() else f"{sizes.min():,} to ") + count_text(sizes.max(), "image")
     batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.groups)
-    unused = len(data.train) - sizes.sum()
+    unused = len(data.train_labels) - sizes.sum()
     model = simulation.model
     if "could not be had" in data.origin:
         banner = "CIFAR-10 could not be had: this run uses the built-in shapes instead."
@@ -186,7 +186,7 @@ def announce(session: Session, why: dict[str, str]) -> None:
         (
             "dataset",
             data.name,
-            f"{why['dataset']}: {data.origin}; {len(data.train):,} train, {len(data.test):,} test images of "
+            f"{why['dataset']}: {data.origin}; {len(data.train_labels):,} train, {len(data.test):,} test images of "
             f"{data.image_size}x{data.image_size}",
         ),
         ("device", config.device, f"{why['device']}; {device}, {config.precision}"),

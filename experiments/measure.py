@@ -67,7 +67,8 @@ def simulated_step(simulation: Simulation):
         while True:
             yield from simulation.round()
 
-    steps = records()
+    simulation.flush_seconds = 0.0
+    steps = (record for record in records() if record.event == "step")
     return lambda: next(steps).loss
 
 

@@ -87,6 +87,22 @@ def random_init() -> RunConfig:
     )
 
 
+def taressfl_pretrain() -> RunConfig:
+    """TAResSFL's expert: one trusted party, CIFAR-100 and no data of the target, a client that resists inversion."""
+    return replace(
+        laptop(),
+        preset="taressfl-pretrain",
+        clients=1,
+        batch_size=128,
+        partition="iid",
+        bottleneck="C4S2",
+        aux_dataset="cifar100",
+        data_proportion=0.0,
+        ressfl_lambda=2.0,
+        epochs=200,
+    )
+
+
 def paper_supervised() -> RunConfig:
     """The paper's setting trained on the labels: what there is to reach."""
     return replace(paper(), preset="paper-supervised", supervised=True)
@@ -102,6 +118,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "paper-v1": paper_v1,
     "paper-small": paper_small,
     "paper-large": paper_large,
+    "taressfl-pretrain": taressfl_pretrain,
     "paper-supervised": paper_supervised,
     "paper-random-init": paper_random_init,
     "laptop": laptop,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,8 @@ class Run:
     """Done at the end of each round, 0 before the first."""
     summary: dict[str, Any]
     """Empty where the run has not ended."""
+    attacks: dict[str, dict[str, Any]]
+    """What ``attack.py`` wrote of it, by decoder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             figure.suptitle(title)
             figure.savefig(out.figures / f"{stem}.png")
             plt.close(figure)
-        out.report.write_text(page(runs, figures), encoding="utf-8")
+        out.report.write_text(page(runs, figures, out.path), encoding="utf-8")
     except (ValueError, OSError) as error:
         return fail(error)
     print(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
@@ -98,7 +101,22 @@ def read(path: Path, name: str) -> Run:
             summary["client_steps_per_second"], summary["seconds"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{directory.summary} is damaged ({error})") from error
-    return Run(name, path, config, history, steps, summary)
+    attacks = {file.stem: read_attack(file) for file in sorted(directory.attacks.glob("*.json"))}
+    return Run(name, path, config, history, steps, summary, attacks)
+
+
+def read_attack(file: Path) -> dict[str, Any]:
+    """What an attack came to.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        [content[score][part] for score in ("mse", "ssim", "psnr") for part in ("mean", "std")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); allowed: what attack.py writes") from error
+    return content
 
 
 def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
@@ -110,6 +128,8 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
         figures["divergence"] = ("Divergence of the clients' models at each averaging", divergence(runs))
     if any(record["communication"] != "A" for run in runs for record in run.history.rounds):
         figures["communication"] = ("State of communication by round, and what it saved", communication(runs))
+    if any(run.attacks for run in runs):
+        figures["privacy"] = ("Privacy against accuracy", privacy(runs))
     for run in watched(runs, "Drawing"):
         simulation = Simulation.load(run.path, device="auto")
         for problem in simulation.passed_over:
@@ -181,6 +201,25 @@ def communication(runs: list[Run]) -> Figure:
     return figure
 
 
+def privacy(runs: list[Run]) -> Figure:
+    """How well each attack reconstructs images, against what the representation is worth."""
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for run in runs:
+        probe = run.history.probes.get("linear")
+        accuracy = probe["top1"] if probe else run.history.value("evaluation", "knn_top1")
+        for decoder, found in run.attacks.items():
+            config = run.config
+            resisting = f", lambda {config['ressfl_lambda']:g}" if config["ressfl_lambda"] else ""
+            expert = ", from an expert" if config["init_client"] else ""
+            bottleneck = f", {config['bottleneck']}" if config["bottleneck"] else ""
+            label = f"{run.name}: cut {config['cut_layer']}{bottleneck}{resisting}{expert}, {decoder}"
+            ssim, y = found["ssim"], float("nan") if accuracy is None else accuracy
+            axis.errorbar(ssim["mean"], y, xerr=ssim["std"], fmt="o", capsize=3, label=label)
+    axis.set(xlabel="SSIM of the attacker's reconstructions (less is more private)", ylabel="accuracy [%]")
+    axis.legend(fontsize=7)
+    return figure
+
+
 def partition(simulation: Simulation) -> Figure:
     """Heat map of clients against classes, clients in the order of their main class."""
     labels = simulation.dataset.train_labels.cpu().numpy()
@@ -203,7 +242,7 @@ def view_pairs(simulation: Simulation) -> Figure:
     """Original, query view and key view of a few images of the first round."""
     config, data = simulation.config, simulation.dataset
     plan = plan_round(
-        simulation.partition,
+        simulation.sources[:1],
         0,
         groups=[Group(range(config.clients), min(PAIRS, config.clients), 1)],
         steps=1,
@@ -258,18 +297,28 @@ def features(simulation: Simulation) -> Figure:
     return figure
 
 
-def page(runs: list[Run], figures: dict[str, tuple[str, Figure]]) -> str:
-    """The report: what was run, what came of it, the figures."""
+def page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) -> str:
+    """The report, in the directory `out`: what was run, what came of it, the figures."""
     columns = [cells(run) for run in runs]
+    titles = max(columns, key=len) | {title: "" for column in columns for title in column}
     lines = [
         "# simsfl report",
         "",
         "| | " + " | ".join(run.name for run in runs) + " |",
         "|---" * (len(runs) + 1) + "|",
-        *("| " + " | ".join([title, *(column[title] for column in columns)]) + " |" for title in columns[0]),
+        *("| " + " | ".join([title, *(column.get(title, "-") for column in columns)]) + " |" for title in titles),
     ]
     for stem, (title, _) in figures.items():
         lines += ["", f"## {title}", "", f"![{title}](figures/{stem}.png)"]
+    for run in runs:
+        for decoder in run.attacks:
+            sheet = os.path.relpath(RunDirectory(run.path).attacks / f"{decoder}.png", out)
+            lines += [
+                "",
+                f"## Reconstructions by {decoder} of {run.name}",
+                "",
+                f"![originals, reconstructions]({sheet})",
+            ]
     return "\n".join([*lines, ""])
 
 
@@ -279,7 +328,7 @@ def cells(run: Run) -> dict[str, str]:
     knn = [record["knn_top1"] for record in history.evaluations]
     rate, seconds = summary.get("client_steps_per_second"), summary.get("seconds")
     return {
-        "preset": config["preset"],
+        "preset, method": f"{config['preset']}, {config['method']}",
         "data set": Path(config["dataset"]).name,
         "partition": config["partition"],
         "architecture, cut layer": f"{config['arch']}, {config['cut_layer']}",
@@ -292,6 +341,11 @@ def cells(run: Run) -> dict[str, str]:
         "kNN [%]": number(knn[-1] if knn else None),
         "kNN, best [%]": number(max(knn, default=None)),
         **{f"{kind} probe [%]": number(record["top1"]) for kind, record in history.probes.items()},
+        **{
+            f"{score.upper()} of {decoder}": f"{found[score]['mean']:.3f} ± {found[score]['std']:.3f}"
+            for decoder, found in run.attacks.items()
+            for score in ("ssim", "mse")
+        },
         "MB up, down per client": ", ".join(
             "-" if (sent := history.value("round", f"bytes_{way}_per_client")) is None else f"{sent / 1e6:,.1f}"
             for way in ("up", "down")

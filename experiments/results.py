@@ -15,6 +15,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from grid import Plan
 from rich.table import Table
+from tables import Table as PaperTable
 
 from performance import markdown
 from simsfl.dashboard import time_text
@@ -27,14 +28,18 @@ class Results:
     """Of some runs of a grid.
 
     Args:
-        title: of the table.
+        table: which it is.
         plans: the runs, in the table's order.
         out: the directory that holds theirs.
         budget: minutes that they were shortened to, if they were.
+        flags: what the user wanted in all of them.
     """
 
-    def __init__(self, title: str, plans: Sequence[Plan], out: Path, budget: float | None):
-        self.title, self.plans, self.out, self.budget = title, plans, out, budget
+    def __init__(
+        self, table: PaperTable, plans: Sequence[Plan], out: Path, budget: float | None, flags: dict[str, Any]
+    ):
+        self.title, self.context, self.flags = table.title, table.context, flags
+        self.plans, self.out, self.budget = plans, out, budget
 
     def is_finished(self, plan: Plan) -> bool:
         """Whether a run has ended."""
@@ -79,7 +84,8 @@ class Results:
                 continue
             kind, figures = accuracies(ended)
             spread = f" ± {stdev(figures):.2f}" if len(figures) > 1 else ""
-            steps, whole = ended[0]["steps"], plans[0].published_steps
+            whole = next(plan.published_steps for plan in plans if self.is_finished(plan))
+            steps = ended[0]["steps"]
             table.add_row(
                 cell.column,
                 published,
@@ -95,7 +101,12 @@ class Results:
         """What to know of the figures."""
         preset = self.plans[0].config.preset
         budget = f"schedules shortened to fit {self.budget:g} minutes; " if self.budget else ""
-        return f"preset {preset}; {budget}share of the published steps, † fewer; accuracies in percent"
+        changed = {name for plan in self.plans for name in self.flags if plan.cell.settings.get(name) is not None}
+        flags = ", ".join(f"{name} {value}" + " ‡" * (name in changed) for name, value in self.flags.items())
+        return (
+            f"preset {preset}{', ' * bool(flags)}{flags}; {budget}share of the published steps, † fewer; accuracies in "
+            "percent, time of training" + "; ‡ not as the cells are, so not what was published" * bool(changed)
+        )
 
     def trouble(self, plan: Plan) -> str:
         """Why a run has no result."""
@@ -107,7 +118,7 @@ class Results:
     def write(self) -> None:
         """The page and the figure."""
         (self.out / "table.md").write_text(
-            f"# {self.title}\n\n{markdown(self.table())}\n![](table.png)\n", encoding="utf-8"
+            f"# {self.title}\n\n{markdown(self.table())}\n{self.context}\n\n![](table.png)\n", encoding="utf-8"
         )
         figure = self.figure()
         figure.savefig(self.out / "table.png")

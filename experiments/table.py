@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tables import TABLES, Cell
 
-from flags import Parser, add_config_flags, config_values, fail, path
+from flags import Parser, add_config_flags, config_values, fail, path, seeds_of
 from presets import named
 from simsfl.names import unknown
+from simsfl.signals import Stop
 
 RUN = Path(__file__).with_name("run.py")
 POLL = 0.2
@@ -48,6 +49,12 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan, run, and tell; the exit code."""
+    with Stop() as stop:
+        return tabulate(argv, stop)
+
+
+def tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
+    """The same, while signals are caught."""
     try:
         arguments = parser().parse(argv)
         cells = chosen_cells(arguments.table, arguments.only, arguments.seeds)
@@ -56,12 +63,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = config_values(arguments)
         base = named(arguments.preset, flags.get("device", "auto"))[0]
         replace(base, **flags)  # what is wrong with these is wrong with all
+        check_effect([replace(base, **cell.settings, **without(cell.settings, flags)) for cell, _ in cells], flags)
         return carry_out(arguments, cells, base, flags)
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+        return 128 + (stop.received or signal.SIGINT)
+
+
+def without(names: Container[str], values: dict[str, Any]) -> dict[str, Any]:
+    """The other values."""
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def check_effect(configs: Sequence[Any], flags: Iterable[str]) -> None:
+    """Raise a ValueError if a flag has no effect in any of the cells."""
+    for flag in flags:
+        problems = []
+        for config in configs:
+            try:
+                config.check_effect([flag])
+            except ValueError as error:
+                problems.append(error)
+        if len(problems) == len(configs):
+            raise problems[0]
 
 
 def chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, int]]:
@@ -80,9 +106,7 @@ def chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, i
             nearest = next(cell.name for cell in cells if cell.name.lower() == near)
             raise ValueError(f"only: {only!r} is in no cell of table {table}; allowed: part of such as {nearest!r}")
         cells = chosen
-    if not all(seed.isdecimal() for seed in seeds.split(",")):
-        raise ValueError(f"seeds: {seeds!r} are no numbers; allowed: 0 or more, by comma")
-    return [(cell, seed) for cell in cells for seed in dict.fromkeys(map(int, seeds.split(",")))]
+    return [(cell, seed) for cell in cells for seed in seeds_of(seeds)]
 
 
 def carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: dict[str, Any]) -> int:
@@ -97,9 +121,10 @@ def carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: d
     kept = {name: run for name, run in read_grid(out / "grid.json", identity).items() if not run["problem"]}
     names = {Plan(cell, seed, base, 0, 0.0).name: (cell, seed) for cell, seed in cells}
     new = [pair for name, pair in names.items() if name not in kept]
-    fresh = {plan.name: plan for plan in planned(watched(new, "Probing"), base, flags, arguments.budget)}
+    spent = sum(run["seconds"] for run in kept.values())
+    fresh = {plan.name: plan for plan in planned(watched(new, "Probing"), base, flags, arguments.budget, spent)}
     plans = [fresh.get(name) or Plan.kept(*pair, kept[name]) for name, pair in names.items()]
-    results = Results(TABLES[arguments.table]().title, plans, out, arguments.budget)
+    results = Results(TABLES[arguments.table](), plans, out, arguments.budget, flags)
     if arguments.dry_run:
         for plan in plans:
             console.print(command(plan, out), markup=False, highlight=False, soft_wrap=True)
@@ -156,11 +181,20 @@ def command(plan: Any, out: Path) -> str:
     usual = preset.to_dict()
     words = ["python", "experiments/run.py", "--preset", plan.config.preset]
     for name, value in plan.config.to_dict().items():
-        if value == usual[name]:
+        if value == usual[name] or not has_effect(plan.config, name):
             continue
         flag = name.replace("_", "-")
         words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return shlex.join([*words, "--out", str(out / plan.name)]) + (f"   # {plan.problem}" if plan.problem else "")
+
+
+def has_effect(config: Any, name: str) -> bool:
+    """Whether ``run.py`` would take it."""
+    try:
+        config.check_effect([name])
+    except ValueError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

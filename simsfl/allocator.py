@@ -6,6 +6,8 @@ import ctypes
 import os
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -29,7 +31,10 @@ def keep_memory() -> None:
 
 
 def free_memory() -> int:
-    """Bytes of memory that the machine has free."""
+    """Bytes of memory that a program can have without others being swapped out."""
+    with suppress(OSError, StopIteration):  # Linux; what is free there leaves out what files may give back
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
 
 

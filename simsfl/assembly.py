@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
+import numpy as np
 import torch
 
 from simsfl.allocator import free_memory
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
-from simsfl.models import SplitModel, Style, split_model, whole_model
-from simsfl.notation import Bottleneck, Unequal
+from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_model
+from simsfl.notation import Bottleneck, Decoder, Unequal
 from simsfl.partition import Partition, make_partition
 from simsfl.plan import Group, client_groups
+from simsfl.privacy.decoders import decoder
 from simsfl.randomness import Purpose, torch_generator
 from simsfl.state import Sent, State, initial_state
 from simsfl.step import Hyperparameters
@@ -27,7 +30,9 @@ BLOCK_BYTES = 16 << 20
 
 
 def partition(config: RunConfig, dataset: Dataset, least: int) -> Partition:
-    """Who holds what; every client `least` images, or a ValueError."""
+    """Who holds what of the data set; every client `least` images, or a ValueError."""
+    if config.data_proportion == 0:
+        return Partition.of([np.empty(0)] * config.clients)
     return make_partition(
         dataset.train_labels.cpu().numpy(),
         config.clients,
@@ -42,9 +47,26 @@ def partition(config: RunConfig, dataset: Dataset, least: int) -> Partition:
     )
 
 
+def auxiliary(config: RunConfig, dataset: Dataset) -> Partition | None:
+    """Who holds what of the auxiliary data set, if there is one: equally many random images each."""
+    if not dataset.auxiliary:
+        return None
+    first = len(dataset.train_labels)
+    dealt = make_partition(
+        np.zeros(dataset.auxiliary, dtype=np.int64),
+        config.clients,
+        kind="iid",
+        batch_size=config.batch_size,
+        least=1,
+        seed=config.seed,
+    )
+    return Partition(first + dealt.indices, dealt.offsets)
+
+
 def groups(config: RunConfig) -> list[Group]:
-    """Clients by what they can do."""
-    return client_groups(config.clients, config.cohort, config.batch_size, unequal(config))
+    """Clients by what they can do. With a second data set, batches have `batch_size` images of each."""
+    sources = 2 if config.aux_dataset and config.data_proportion else 1
+    return client_groups(config.clients, config.cohort, sources * config.batch_size, unequal(config))
 
 
 def unequal(config: RunConfig) -> Unequal | None:
@@ -73,6 +95,16 @@ def network(config: RunConfig) -> SplitModel:
     )
 
 
+def with_attacker(config: RunConfig, model: SplitModel) -> SplitModel:
+    """The network with the decoder of the attackers that clients learn to resist, if they do."""
+    if not config.ressfl_lambda:
+        return model
+    generator = torch_generator(config.seed, Purpose.DECODER)
+    spec = Decoder.parse(config.ressfl_decoder)
+    network = decoder(spec, model.smashed_shape, config.image_size, "group", generator)
+    return replace(model, attacker=FlatModule(network))
+
+
 def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) -> State:
     """Everything that is learnt, as it begins; rounds have so many `steps`.
 
@@ -81,6 +113,7 @@ def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) 
     """
     device = torch.device(config.device)
     storage = Storage(config.client_state, device, dtype_of(config.client_state_dtype, dtype))
+    check_queues(config, storage.dtype)
     keys = {"mocosfl": config.queue_length, "fl-moco": config.clients * config.queue_length, "fl-byol": 0}
     return initial_state(
         model,
@@ -97,6 +130,19 @@ def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) 
         mixing=config.divergence_tau > 0,
         sent=room_for_sent(config, model, steps, storage, dtype) if config.loss_threshold else None,
     )
+
+
+def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
+    """Raise a ValueError if federated clients' queues, which all have whole ones, do not fit."""
+    size = config.clients * config.queue_length * config.key_dim * dtype.itemsize
+    device = torch.device(config.device)
+    free = free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    if config.method == "fl-moco" and 2 * size > free:  # drawn, then normalised
+        raise ValueError(
+            f"queue_length: {config.queue_length} keys of {config.key_dim} numbers for each of {config.clients} "
+            f"clients take {size / 1e9:,.1f} GB, twice while they are drawn, and {free / 1e9:,.1f} GB are free; "
+            "allowed: fewer"
+        )
 
 
 def room_for_sent(config: RunConfig, model: SplitModel, steps: int, storage: Storage, dtype: torch.dtype) -> Sent:
@@ -129,6 +175,8 @@ def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) ->
         weight_decay=config.weight_decay,
         precision=precision,
         batches=tuple(group.batch_size for group in groups(config) for _ in range(group.cohort)),
+        resistance=config.ressfl_lambda,
+        target_ssim=config.ressfl_target_ssim,
         clients_learn=config.client_lr > 0,
         block=max(1, BLOCK_BYTES // row) if on_cpu and not config.engine.startswith("loop") else None,
     )

@@ -58,7 +58,8 @@ class CapturedStep:
             client_lr=batch.client_lr.clone(),
             labels=batch.labels and [labels.clone() for labels in batch.labels],
         )
-        trained = {name: t for name, t in state.tensors().items() if not name.startswith("clients.")}
+        untouched = ("clients.", "sent.") if state.queue is state.queues else ("clients.", "sent.", "queues.")
+        trained = {name: tensor for name, tensor in state.tensors().items() if not name.startswith(untouched)}
         before = {name: tensor.clone() for name, tensor in trained.items()}
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import record_function
 
-PHASES = ("data", "client forward", "server", "client backward", "sync", "evaluation")
-"""In the order of a round."""
+PHASES = ("data", "client forward", "server", "attackers", "client backward", "sync", "evaluation")
+"""In the order of a round; attackers there are in attacker-aware training."""
 REPLAYED = ("data", "step", "sync", "evaluation")
 """The same where steps are replayed as a whole, and their own phases cannot be told apart."""
 

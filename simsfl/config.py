@@ -16,11 +16,14 @@ from typing import Any
 from simsfl.limits import (
     AVERAGED,
     EXCLUSIONS,
+    EXPERT,
     INFINITY,
     KEYS,
     LEARNING,
     PROBED,
     RANGES,
+    RESISTANCE,
+    SERVED,
     SHORTCUTS,
     SPLIT,
     STREAMABLE,
@@ -29,7 +32,7 @@ from simsfl.limits import (
     when,
 )
 from simsfl.names import shortened, unknown
-from simsfl.notation import Bottleneck, Unequal
+from simsfl.notation import Bottleneck, Decoder, Unequal
 
 METHODS = ("mocosfl", "fl-moco", "fl-byol")
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
@@ -230,7 +233,32 @@ class RunConfig:
         only=unless("supervised", True),
     )
 
-    lr: float = setting(0.06, "optimiser", "Learning rate of the server.")
+    ressfl_lambda: float = setting(
+        0.0,
+        "privacy",
+        "TAResSFL: how much clients resist simulated attackers, who learn to reconstruct their images; 0 for none.",
+        only=SPLIT,
+    )
+    ressfl_target_ssim: float = setting(
+        0.6, "privacy", "Similarity of reconstructions that is resisted from.", only=RESISTANCE
+    )
+    ressfl_decoder: str = setting(
+        "res_normN4C64", "privacy", "The attackers' networks: custom, conv_normN4C64, ...", only=RESISTANCE
+    )
+    aux_dataset: str | None = setting(
+        None,
+        "privacy",
+        "A second data set that clients hold images of, besides their share of the first; as many of either a step.",
+    )
+    init_client: str | None = setting(
+        None,
+        "privacy",
+        "Clients start from this expert: a run's directory, a file of weights, or one that comes with simsfl.",
+        only=SPLIT,
+    )
+    init_server: bool = setting(False, "privacy", "The server starts from it, too.", only=EXPERT)
+
+    lr: float = setting(0.06, "optimiser", "Learning rate of the server.", only=SERVED)
     client_lr: float | None = setting(None, "optimiser", "Learning rate of the clients; by rule the server's.")
     lr_schedule: str = setting(
         "cosine", "optimiser", "Over rounds: cosine to 0, or x0.1 at 60 and 80 %.", SCHEDULES, only=SPLIT
@@ -247,7 +275,7 @@ class RunConfig:
 
     eval_every: int = setting(10, "evaluation", "Rounds between kNN evaluations; 0 only at start and end.")
     knn_bank: int | None = setting(None, "evaluation", "Training images in the kNN bank; by rule all, up to 100,000.")
-    knn_test: int | None = setting(None, "evaluation", "Test images that kNN classifies; by rule all.")
+    knn_test: int | None = setting(None, "evaluation", "Test images that kNN classifies; by rule all, up to 100,000.")
     eval_features: str = setting("backbone", "evaluation", "Features that are evaluated.", FEATURES)
     linear_probe: bool = setting(False, "evaluation", "Train a linear probe on all training images at the end.")
     semi_supervised: bool = setting(
@@ -289,6 +317,7 @@ class RunConfig:
             Bottleneck.parse(self.bottleneck)
         if self.unequal is not None:
             Unequal.parse(self.unequal)
+        Decoder.parse(self.ressfl_decoder, "ressfl_decoder")
         for wrong, message in EXCLUSIONS:
             if wrong(self):
                 raise ValueError(message.format(**self.to_dict()))
@@ -305,9 +334,10 @@ class RunConfig:
             raise ValueError(f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
 
     def check_effect(self, names: Iterable[str]) -> None:
-        """Raise a ValueError if a field that was asked for has no effect beside the others."""
+        """Raise a ValueError if a field that was asked for, and is not as usual, has no effect beside the others."""
         for spec in fields(self):
-            for condition in spec.metadata["only"] if spec.name in names else ():
+            asked = spec.name in names and getattr(self, spec.name) != spec.default
+            for condition in spec.metadata["only"] if asked else ():
                 if not condition.holds(self):
                     reason = condition.reason.format(**self.to_dict())
                     raise ValueError(f"{spec.name}: has no effect where {reason}; allowed with {condition.allowed}")

@@ -89,11 +89,11 @@ def client_cost(model: SplitModel, *, precision: torch.dtype, align_momentum: bo
     )
 
 
-def client_flops(model: SplitModel, *, batch_size: int, image_size: int) -> int:
+def client_flops(model: SplitModel, *, batch_size: int, image_size: int, learns: bool = True) -> int:
     """Floating-point operations of a client's step, from the model alone; nothing is computed.
 
-    Both forward passes and the backward pass, two per multiply-add; convolutions and matrix products only, as
-    `torch.utils.flop_counter` counts them.
+    Both forward passes and, if it `learns`, the backward pass, two per multiply-add; convolutions and matrix products
+    only, as `torch.utils.flop_counter` counts them.
     """
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415  (imports Triton: 80 MB)
 
@@ -102,5 +102,6 @@ def client_flops(model: SplitModel, *, batch_size: int, image_size: int) -> int:
         smashed = model.client.template(images)
         with torch.no_grad():
             model.client.template(images)
-        torch.autograd.grad(smashed.sum(), list(model.client.template.parameters()))
+        if learns:
+            torch.autograd.grad(smashed.sum(), list(model.client.template.parameters()))
     return counter.get_total_flops()

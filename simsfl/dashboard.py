@@ -159,6 +159,7 @@ def curves(history: History) -> Table:
     loss = [record["loss"] for record in history.rounds]
     top1 = [record["contrast_top1"] for record in history.rounds]
     against = f", pixels {pixels:.1f}" if pixels is not None else ""
+    ssim = [record["attackers_ssim"] for record in history.rounds if record["attackers_ssim"] is not None]
     best = "untrained" if len(knn) == 1 else f"best {max(knn, default=0.0):.1f}"
     for name, event, key, form, unit, values, note, style in (
         ("loss", "step", "loss", ".3f", "", loss, f"round {loss[-1]:.3f}" if loss else "", "yellow"),
@@ -166,6 +167,9 @@ def curves(history: History) -> Table:
         ("kNN", "evaluation", "knn_top1", ".1f", " %", knn, best + against if knn else "", "green"),
     ):
         table.add_row(name, number(history.value(event, key), form, unit), note, Sparkline(values, style))
+    if ssim:
+        before = number(history.value("round", "attackers_ssim_before"), ".3f")
+        table.add_row("attacker", f"{ssim[-1]:.3f}", f"SSIM, before {before}", Sparkline(ssim, "red"))
     return table
 
 
@@ -210,7 +214,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
 def phases(seconds: Mapping[str, float]) -> Panel:
     """Share of the time that each phase took."""
     total = sum(seconds.values()) or 1.0
-    names = REPLAYED if "step" in seconds else PHASES
+    names = REPLAYED if "step" in seconds else [n for n in PHASES if n != "attackers" or n in seconds]
     rows = [(name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in names]
     return bars("time per phase", rows)
 

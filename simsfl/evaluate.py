@@ -83,8 +83,8 @@ class Evaluation:
         self.dataset, self.seed, self.dtype = dataset, seed, dtype
         rng = numpy_generator(seed, Purpose.EVALUATION)
         self.bank, self.test = (
-            torch.from_numpy(rng.permutation(len(images))[: count or MOST]).to(images.mean.device)
-            for images, count in ((dataset.train, bank), (dataset.test, test))
+            torch.from_numpy(rng.permutation(len(labels))[: count or MOST]).to(labels.device)
+            for labels, count in ((dataset.train_labels, bank), (dataset.test_labels, test))
         )
         self.watch: Watch = unwatched
 
@@ -102,7 +102,8 @@ class Evaluation:
     def all_features(self, encode: Encoder) -> tuple[Tensor, Tensor]:
         """Of all training and all test images ``[n, F]``, to train probes on."""
         data = self.dataset
-        return tuple(self.features(encode, images, torch.arange(len(images))) for images in (data.train, data.test))
+        parts = (data.train, data.train_labels), (data.test, data.test_labels)
+        return tuple(self.features(encode, images, torch.arange(len(labels))) for images, labels in parts)
 
     def probe(self, train: Tensor, test: Tensor, *, share: float | None = None, epochs: int) -> tuple[float, float]:
         """Train a classifier on features of `all_features`; its accuracy in percent at the end, and the best.

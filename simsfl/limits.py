@@ -21,7 +21,9 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("image_size", SMALLEST, 1024),
     ("classes_per_client", 1, LARGE),
     ("alpha", 1e-6, 1e6),
-    ("data_proportion", 1e-9, 1),
+    ("data_proportion", 0, 1),
+    ("ressfl_lambda", 0, INFINITY),
+    ("ressfl_target_ssim", 0, 1),
     ("divergence_tau", 0, 1),
     ("loss_threshold", 0, INFINITY),
     ("crop_scale", 0.001, 1),
@@ -56,7 +58,7 @@ EXCLUSIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "width: {width} does not divide into GroupNorm's groups; allowed: multiples of 4",
     ),
     (
-        lambda c: not c.feature_sharing and c.queue_length < c.clients,
+        lambda c: c.method == "mocosfl" and not (c.feature_sharing or c.supervised) and c.queue_length < c.clients,
         "queue_length: {queue_length} leaves no key for each of {clients} clients; "
         "allowed without feature sharing: {clients} or more",
     ),
@@ -72,6 +74,26 @@ EXCLUSIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.divergence_tau > 0 and c.client_lr == 0,
         "divergence_tau: {divergence_tau:g} has no effect on frozen clients (client_lr 0); allowed: 0",
+    ),
+    (
+        lambda c: c.data_proportion == 0 and c.aux_dataset is None,
+        "data_proportion: {data_proportion:g} leaves clients no images; allowed: more than 0, or --aux-dataset",
+    ),
+    (
+        lambda c: c.supervised and c.aux_dataset is not None,
+        "aux_dataset: {aux_dataset} has other classes, and cannot be learnt supervised; allowed: None",
+    ),
+    (
+        lambda c: c.ressfl_lambda > 0 and c.client_lr == 0,
+        "ressfl_lambda: {ressfl_lambda:g} has no effect on frozen clients (client_lr 0); allowed: 0",
+    ),
+    (
+        lambda c: c.method != "mocosfl" and c.ressfl_lambda > 0,
+        "ressfl_lambda: {ressfl_lambda:g} is for mocosfl, not for {method}; allowed: 0",
+    ),
+    (
+        lambda c: c.method != "mocosfl" and c.init_client is not None,
+        "init_client: {init_client} is for mocosfl, not for {method}; allowed: None",
     ),
     (
         lambda c: c.method != "mocosfl" and c.unequal is not None,
@@ -116,10 +138,17 @@ SPLIT = when("method", "mocosfl")
 """With what settings of the cut have an effect."""
 KEYS = (when("method", "mocosfl", "fl-moco"), unless("supervised", True))
 """With what those of keys and queue do."""
-LEARNING = unless("client_lr", 0.0)
+LEARNING = Condition(
+    lambda c: (c.lr if c.client_lr is None else c.client_lr) > 0, "clients do not learn", "client_lr other than 0.0"
+)
 """With what those of clients' learning do."""
+SERVED = Condition(
+    lambda c: c.method == "mocosfl" or c.client_lr is None,
+    "method is {method} and client_lr {client_lr}",
+    "client_lr left to its rule",
+)
 AVERAGED = Condition(
-    lambda c: c.client_lr != 0 or c.norm == "batch",
+    lambda c: LEARNING.holds(c) or c.norm == "batch" or (c.method != "mocosfl" and c.head == "large-mlp"),
     "client_lr is {client_lr} and nothing else is averaged",
     "client_lr other than 0.0, or BatchNorm",
 )
@@ -133,6 +162,8 @@ STREAMABLE = Condition(
     "dataset is {dataset}, which is read whole",
     "a directory of pictures",
 )
+RESISTANCE = Condition(lambda c: c.ressfl_lambda > 0, "ressfl_lambda is {ressfl_lambda:g}", "more than 0")
+EXPERT = Condition(lambda c: c.init_client is not None, "there is no init_client", "one")
 SHORTCUTS = (
     SPLIT,
     unless("cut_layer", 1),

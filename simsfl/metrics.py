@@ -45,6 +45,10 @@ class RoundRecord:
     """State of `simsfl.communication`: "A" where nothing is saved."""
     bytes_saved_per_client: int
     """So far, up and down, against state A all the time."""
+    attackers_ssim_before: float | None = None
+    """How well simulated attackers reconstruct images: as they come into a step, mean over the round."""
+    attackers_ssim: float | None = None
+    """The same once they have learnt from it. None where there are none, or clients do not learn."""
 
 
 @dataclass(frozen=True)

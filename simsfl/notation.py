@@ -84,3 +84,32 @@ class Unequal:
         """Relative amount of data of each client, the rich first."""
         rich = self.rich(clients)
         return [self.rich_data / rich] * rich + [(1 - self.rich_data) / (clients - rich)] * (clients - rich)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The network with which an attacker turns smashed data back into images."""
+
+    kind: str
+    """custom, conv_norm or res_norm."""
+    depth: int = 0
+    """Layers or blocks that leave the size of the maps as it is, besides those there always are."""
+    channels: int = 0
+    """Inside, where it is not custom."""
+
+    @classmethod
+    def parse(cls, text: str, field: str = "decoder") -> Decoder:
+        """From ``custom``, ``conv_normN4C64`` or ``res_normN4C64``: depth and channels.
+
+        Raises:
+            ValueError: it is not of that form.
+        """
+        if text == "custom":
+            return cls(text)
+        match = re.fullmatch(r"(conv_norm|res_norm)N(\d{1,2})C(\d{1,4})", text)
+        if not match or match[3].strip("0") == "":
+            raise ValueError(
+                f"{field}: {shortened(text)!r} is none; allowed: custom, or such as conv_normN4C64 or res_normN4C64 "
+                "(N blocks, C channels)"
+            )
+        return cls(match[1], int(match[2]), int(match[3]))

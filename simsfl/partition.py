@@ -122,13 +122,15 @@ def make_partition(
     options = {"iid": {}, "shards": {"classes_per_client": classes_per_client}, "dirichlet": {"alpha": alpha}}[kind]
 
     def draw(count: int) -> Partition:
-        attempts = DIRICHLET_DRAWS if kind == "dirichlet" else 1
-        for attempt in range(attempts):
-            weights = np.array(unequal.weights(count) if unequal else [1.0] * count)
+        weights = np.array(unequal.weights(count) if unequal else [1.0] * count)
+        best = None
+        for attempt in range(DIRICHLET_DRAWS if kind == "dirichlet" else 1):
             partition = PARTITIONS[kind](labels, weights, numpy_generator(seed, Purpose.PARTITION, attempt), **options)
-            if partition.sizes.min() >= batch_size:
+            if best is None or partition.sizes.min() > best.sizes.min():
+                best = partition
+            if best.sizes.min() >= batch_size:
                 break
-        return partition
+        return best  # where none will do the most even one, which a batch size set to what it allows finds, too
 
     chosen = None
     if proportion < 1:

@@ -66,18 +66,19 @@ def client_groups(clients: int, cohort: int, batch_size: int, unequal: Unequal |
     ]
 
 
-def steps_per_round(partition: Partition, groups: Sequence[Group], epochs: float = 1.0) -> int:
-    """Steps in which all clients together would go `epochs` times through their images.
+def steps_per_round(sources: Sequence[Partition], groups: Sequence[Group], epochs: float = 1.0) -> int:
+    """Steps in which all clients together would go `epochs` times through their images, of the larger source.
 
     The cohort runs in lock step, so all its clients take the same number of steps: one with fewer images
     than its share starts over in a fresh order, one with more leaves out a different random part each round.
     """
     together = sum(len(group.clients) * group.batch_size for group in groups)
-    return max(1, int(epochs * (len(partition.indices) // together)))
+    largest = max(len(source.indices) for source in sources)
+    return max(1, int(epochs * (len(sources) * largest // together)))
 
 
 def plan_round(
-    partition: Partition,
+    sources: Sequence[Partition],
     round_index: int,
     *,
     groups: Sequence[Group],
@@ -88,7 +89,11 @@ def plan_round(
     seed: int,
     device: torch.device,
 ) -> RoundPlan:
-    """Draw a round: each client's draws depend on (seed, round, client id) alone, not on the others'."""
+    """Draw a round: each client's draws depend on (seed, round, client id) alone, not on the others'.
+
+    Args:
+        sources: what clients hold; of several, a batch has equally many images of each.
+    """
     lottery = numpy_generator(seed, Purpose.COHORT, round_index)
     cohorts, plans = [], []
     for group in groups:
@@ -97,7 +102,8 @@ def plan_round(
         uniforms = np.empty((steps, 2, group.cohort, group.batch_size, UNIFORMS))
         for position, client in enumerate(ids.tolist()):
             shuffle = numpy_generator(seed, Purpose.SHUFFLE, round_index, client)
-            indices[:, position] = passes(shuffle, partition[client], steps * group.batch_size).reshape(steps, -1)
+            each = [passes(shuffle, own[client], steps * group.batch_size // len(sources)) for own in sources]
+            indices[:, position] = np.concatenate([own.reshape(steps, -1) for own in each], axis=1)
             draws = numpy_generator(seed, Purpose.VIEWS, round_index, client)
             uniforms[:, :, position] = draws.random((steps, 2, group.batch_size, UNIFORMS))
         views = sample(uniforms, recipe, image_size, crop_scale).map(lambda t: send(t, device))

@@ -28,6 +28,8 @@ class Purpose(enum.IntEnum):
     PROPORTION = 9
     REPLAY = 10
     LABELLED = 11
+    ATTACKER = 12
+    DECODER = 13
 
 
 def numpy_generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:

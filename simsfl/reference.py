@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsfl.models import FlatModule, SplitModel
+from simsfl.privacy.similarity import ssim
 from simsfl.state import KeyQueue, State
 from simsfl.step import Batch, Clock, Hyperparameters, Outcome, untimed
 
@@ -22,69 +23,124 @@ def train_step(
     model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed
 ) -> Outcome:
     """See `simsfl.step.train_step`."""
-    cohort, central, queue = state.cohort, state.server, state.queue
-    autocast = hyper.autocast(cohort.online.device)
+    cohort = state.cohort
     online = list(map(model.client.module, cohort.online, cohort.online_statistics))
     momentum = list(map(model.client.module, cohort.momentum, cohort.momentum_statistics))
-    server = model.server.module(central.online, central.online_statistics)
-    server_momentum = model.server.module(central.momentum, central.momentum_statistics)
-
-    smashed, queries, keys = [], [], []
     owned = [
         (pixels[c : c + 1], views.map(lambda t, c=c: t[:, c : c + 1]))
         for pixels, views in zip(batch.pixels, batch.views, strict=True)
         for c in range(len(pixels))
     ]
+    seen, smashed, queries, keys = [], [], [], []
     for c, (pixels, views) in enumerate(owned):
         with clock("data"):
-            query_images, key_images = batch.images.augmented(pixels, views, cohort.online.dtype)
-        with clock("client forward"), autocast:
-            smashed.append(online[c](query_images[0]))
+            query_images, key_images = batch.images.augmented(pixels, views, cohort.online.dtype)[:, 0]
+            seen.append(query_images)
+        with clock("client forward"), hyper.autocast(cohort.online.device):
+            smashed.append(online[c](query_images))
             move_towards(momentum[c], online[c], hyper.tau)
             if not batch.labels:
                 with torch.no_grad():
-                    keys.append(momentum[c](key_images[0]).to(hyper.precision))
+                    keys.append(momentum[c](key_images).to(hyper.precision))
             queries.append(smashed[c].detach().to(hyper.precision))
 
     with clock("server"):
         query = torch.cat(queries).requires_grad_()
         sent = query.detach() if batch.labels else torch.cat([query.detach(), *keys])
-        move_towards(server_momentum, server, hyper.tau)
-        directions = []
-        if batch.labels:
-            labels = torch.cat([labels.flatten() for labels in batch.labels])
-            with autocast:
-                scores = server(query)
-            loss = F.cross_entropy(scores.to(central.online.dtype), labels)
-            top1 = 100.0 * (scores.detach().argmax(dim=1) == labels).to(loss.dtype).mean()
-        else:
-            key = torch.cat(keys)
-            with autocast:
-                q1, k2 = embed(server, query), embed(server_momentum, key).detach()
-                directions.append((q1, k2))
-                if hyper.symmetric:
-                    q2, k1 = embed(server, key), embed(server_momentum, query).detach()
-                    directions.append((q2, k1))
-            own = [0] * len(queries) if len(queue.keys) == 1 else range(len(queries))
-            owners = [row for row, rows in zip(own, queries, strict=True) for _ in rows]
-            results = [contrast(q, k, [queue.keys[row] for row in owners], hyper.temperature) for q, k in directions]
-            loss = sum(loss for loss, _ in results)
-            top1 = sum(top1 for _, top1 in results) / len(results)
-        loss.backward()
-        descend(model.server, server, central.velocity, float(batch.server_lr), hyper)
-        for _, k in reversed(directions):
-            for row, key in zip(owners, k, strict=True):
-                enqueue(queue, row, key)
+        loss, top1 = learn(model, state, batch, query, keys, hyper)
+        gradients = list(query.grad.split([len(own) for own in smashed]))
 
-    if not hyper.clients_learn:
-        return Outcome(loss.detach(), top1, sent, query.grad)
-    with clock("client backward"):
-        for own, gradient in zip(smashed, query.grad.split([len(own) for own in smashed]), strict=True):
-            own.backward(gradient.to(own.dtype))
-        for c in range(len(online)):  # only now: the rows share a tensor, which backward must find unchanged
-            descend(model.client, online[c], cohort.velocity[c], float(batch.client_lr[c]), hyper)
+    attackers_ssim: tuple[Tensor, ...] = ()
+    if hyper.clients_learn and model.attacker:
+        with clock("attackers"):
+            attackers_ssim = resist_all(model, state, batch, seen, queries, gradients, hyper)
 
-    return Outcome(loss.detach(), top1, sent, query.grad)
+    if hyper.clients_learn:
+        with clock("client backward"):
+            for own, gradient in zip(smashed, gradients, strict=True):
+                own.backward(gradient.to(own.dtype))
+            for c in range(len(online)):  # only now: the rows share a tensor, which backward must find unchanged
+                descend(model.client, online[c], cohort.velocity[c], float(batch.client_lr[c]), hyper)
+
+    return Outcome(loss, top1, sent, torch.cat(gradients), attackers_ssim)
+
+
+def learn(
+    model: SplitModel, state: State, batch: Batch, query: Tensor, keys: Sequence[Tensor], hyper: Hyperparameters
+) -> tuple[Tensor, Tensor]:
+    """The server's part of a step; loss and accuracy. The gradient by `query` is left in it."""
+    central, queue = state.server, state.queue
+    server = model.server.module(central.online, central.online_statistics)
+    server_momentum = model.server.module(central.momentum, central.momentum_statistics)
+    autocast = hyper.autocast(query.device)
+    move_towards(server_momentum, server, hyper.tau)
+    directions = []
+    if batch.labels:
+        labels = torch.cat([labels.flatten() for labels in batch.labels])
+        with autocast:
+            scores = server(query)
+        loss = F.cross_entropy(scores.to(central.online.dtype), labels)
+        top1 = 100.0 * (scores.detach().argmax(dim=1) == labels).to(loss.dtype).mean()
+    else:
+        key = torch.cat(keys)
+        with autocast:
+            q1, k2 = embed(server, query), embed(server_momentum, key).detach()
+            directions.append((q1, k2))
+            if hyper.symmetric:
+                q2, k1 = embed(server, key), embed(server_momentum, query).detach()
+                directions.append((q2, k1))
+        own = [0] * len(keys) if len(queue.keys) == 1 else range(len(keys))
+        owners = [row for row, rows in zip(own, keys, strict=True) for _ in rows]
+        results = [contrast(q, k, [queue.keys[row] for row in owners], hyper.temperature) for q, k in directions]
+        loss = sum(loss for loss, _ in results)
+        top1 = sum(top1 for _, top1 in results) / len(results)
+    loss.backward()
+    descend(model.server, server, central.velocity, float(batch.server_lr), hyper)
+    for _, k in reversed(directions):
+        for row, one in zip(owners, k, strict=True):
+            enqueue(queue, row, one)
+    return loss.detach(), top1
+
+
+def resist_all(
+    model: SplitModel,
+    state: State,
+    batch: Batch,
+    seen: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    gradients: list[Tensor],
+    hyper: Hyperparameters,
+) -> tuple[Tensor, ...]:
+    """Add to each client's gradient what resists its attacker; their mean SSIM before they learnt and after."""
+    figures = []
+    for c, (images, sent) in enumerate(zip(seen, queries, strict=True)):
+        attacker = state.attackers.cohort[c]
+        added, *figure = resist(model, attacker, batch.images.restore(images), sent, batch.attackers_lr, hyper)
+        gradients[c] = gradients[c] + added
+        figures.append(torch.stack(figure))
+    return tuple(torch.stack(figures).mean(dim=0))
+
+
+def resist(
+    model: SplitModel, attacker: Tensor, images: Tensor, sent: Tensor, lr: Tensor, hyper: Hyperparameters
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one client: the gradient that makes its attacker's work harder, and SSIM before it learnt and after."""
+    parameters, first, second = attacker[:-1].chunk(3)
+    decoder = model.attacker.module(parameters)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=float(lr), foreach=False)
+    averages = (model.attacker.named(average).values() for average in (first, second))
+    for parameter, one, two in zip(decoder.parameters(), *averages, strict=True):
+        optimizer.state[parameter] = {"step": attacker[-1].clone(), "exp_avg": one, "exp_avg_sq": two}
+    smashed = sent.detach().to(attacker.dtype).requires_grad_()
+    before = ssim(decoder(smashed.detach()), images).mean()
+    (-before).backward()
+    optimizer.step()
+    attacker[-1] += 1
+    after = ssim(decoder(smashed), images).mean()
+    if after <= hyper.target_ssim:
+        return torch.zeros_like(sent), before.detach(), after.detach()
+    (hyper.resistance * (after - hyper.target_ssim)).backward()
+    return smashed.grad.to(sent.dtype), before.detach(), after.detach()
 
 
 def moco_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed) -> Outcome:

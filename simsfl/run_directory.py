@@ -1,7 +1,8 @@
 """The directory of one run: what is where, and what may be overwritten.
 
 ``config.json`` (resolved config, versions, commit, data checksum), ``metrics.jsonl`` (see `metrics`),
-``live.json`` (rates and times, replaced about once a second), ``checkpoints/`` and ``summary.json``.
+``live.json`` (rates and times, replaced about once a second), ``checkpoints/`` and ``summary.json``; beside them what
+``report.py`` and ``attack.py`` write of it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class RunDirectory:
         self.trace = self.path / "trace.json"
         self.report = self.path / "report.md"
         self.figures = self.path / "figures"
+        self.attacks = self.path / "attacks"
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raise a ValueError unless a new run may be written here; leaves nothing behind."""
@@ -155,6 +157,7 @@ class RunDirectory:
             self.trace,
             self.report,
             self.figures,
+            self.attacks,
         ]
 
 

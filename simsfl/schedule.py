@@ -12,11 +12,11 @@ def decay(schedule: str, round_index: int, rounds: int, factor: float) -> float:
     """The share of the base rate that is left in a round counted from 0.
 
     "cosine" falls towards 0 (Loshchilov and Hutter, ICLR 2017); "step" multiplies by `factor` at 60 and
-    at 80 % of the rounds.
+    at 80 % of the rounds, but not before the second.
     """
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * round_index / rounds))
-    return factor ** sum(round_index >= int(share * rounds) for share in (0.6, 0.8))
+    return factor ** sum(round_index >= max(1, int(share * rounds)) for share in (0.6, 0.8))
 
 
 def server_lr(base: float, schedule: str, round_index: int, rounds: int) -> float:

@@ -139,7 +139,8 @@ class Session:
         """Of the mean client's step; federated learning with both directions sees each image in both roles."""
         simulation, config = self.simulation, self.simulation.config
         views = 2 if config.method != "mocosfl" and config.symmetric else 1
-        batch = client_flops(simulation.model, batch_size=config.batch_size, image_size=config.image_size)
+        sizes = {"batch_size": config.batch_size, "image_size": config.image_size}
+        batch = client_flops(simulation.model, **sizes, learns=simulation.hyper.clients_learn)
         images = sum(group.images for group in simulation.groups)
         return round(views * batch * images / (config.cohort * config.batch_size))
 

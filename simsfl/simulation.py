@@ -25,12 +25,16 @@ from simsfl.data.load import load_dataset
 from simsfl.files import Rows, blocks_of
 from simsfl.kernels import accelerated, choosing
 from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, Status, StepRecord, SyncRecord
+from simsfl.models import SplitModel
+from simsfl.partition import Partition
 from simsfl.plan import RoundPlan, plan_round, steps_per_round
+from simsfl.privacy.resistance import attackers_lr
 from simsfl.randomness import Purpose, numpy_generator
 from simsfl.rules import left_to_rules, resolve
 from simsfl.run_directory import RunDirectory
 from simsfl.state import completed_rounds, gather_, same_shape, scatter_, scatter_queue_
 from simsfl.sync import average_, average_statistics_, divergence, is_sync_step, receive_
+from simsfl.weights import load_weights
 
 TRAIN_STEPS = {
     "mocosfl": (step.train_step, reference.train_step),
@@ -65,7 +69,7 @@ class Simulation:
         config: the config with every rule applied (`simsfl.rules`).
         by_rule: names of its fields that rules filled in.
         dataset: the images, on the device.
-        partition: which images each client holds.
+        partition: which images each client holds; `auxiliary`: of the auxiliary data set.
         model: the network, cut in two.
         state: everything that is learnt.
         cost: what an image and an averaging cost a client.
@@ -82,6 +86,7 @@ class Simulation:
         earlier_peak: the most memory held in earlier sessions of the run.
         passed_over: a line on each damaged checkpoint that was not used in loading.
         recent: seconds per step of the latest steps.
+        flush_seconds: how long losses may stay on a GPU; 0 for those who time single steps.
         after_step: called after each step, by those who profile.
 
     Raises:
@@ -103,12 +108,14 @@ class Simulation:
             image_size=config.image_size,
             seed=config.seed,
             stream=config.stream,
+            auxiliary=config.aux_dataset,
         )
         assembly.check_precision(config, dataset.image_size)
         classes_per_client = config.classes_per_client or max(1, len(dataset.classes) // 5)
         config = replace(config, classes_per_client=classes_per_client)
         self.partition = assembly.partition(config, dataset, least=asked.batch_size or 1)
-        config = resolve(asked, int(self.partition.sizes.min()))
+        self.auxiliary = assembly.auxiliary(config, dataset)
+        config = resolve(asked, min(int(source.sizes.min()) for source in self.sources))
         self.config = config = replace(
             config,
             dataset=dataset.name,
@@ -118,21 +125,22 @@ class Simulation:
             **({"head": "linear", "key_dim": len(dataset.classes)} if config.supervised else {}),
             stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
         )
-        self.by_rule = left_to_rules(asked)
+        self.by_rule = left_to_rules(asked) + ["head", "key_dim"] * config.supervised
+        self.by_rule += ["stream"] * (asked.stream == "auto")
         self.device = torch.device(config.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
         self.dataset = dataset.to(self.device)
         self.groups = assembly.groups(config)
-        self.steps = steps_per_round(self.partition, self.groups, config.local_epochs)
-        self.model = assembly.network(config)
+        self.steps = steps_per_round(self.sources, self.groups, config.local_epochs)
+        self.model = self._network()
         assembly.check_batch_norm(config, self.model)
         self.state = assembly.state(config, self.model, self.steps, dtype)
         self.hyper = assembly.hyperparameters(config, self.model, dtype)
         if self.device.type == "cpu":
             keep_memory()  # from now on: what was needed to set up goes back to the system
         engine, _, version = config.engine.partition(":")
-        captured = engine == "fused" and self.device.type == "cuda"
+        captured = engine == "fused" and self.device.type == "cuda" and not self.model.attacker
         stacked, looped = TRAIN_STEPS[config.method]
         self.train_step = CapturedStep(stacked) if captured else looped if engine == "loop" else stacked
         self.version = (version or "fastest") if engine == "fused" else None
@@ -144,7 +152,8 @@ class Simulation:
         self.evaluation = evaluate.Evaluation(
             self.dataset, seed=config.seed, bank=config.knn_bank, test=config.knn_test, dtype=dtype
         )
-        self.step_metrics = torch.zeros(self.steps, 2, device=self.device, dtype=dtype)
+        figures = 4 if self.model.attacker else 2
+        self.step_metrics = torch.zeros(self.steps, figures, device=self.device, dtype=dtype)
         self.divergences: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.communication = Communication()
         self.traffic = Traffic()
@@ -156,21 +165,35 @@ class Simulation:
         self.passed_over: list[str] = []
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)
+        self.flush_seconds = FLUSH_SECONDS
         self.after_step: Callable[[], None] = lambda: None
+
+    @property
+    def sources(self) -> list[Partition]:
+        """What clients hold: of the data set, and of the auxiliary one."""
+        return [source for source in (self.partition, self.auxiliary) if source and len(source.indices)]
+
+    def _network(self) -> SplitModel:
+        """The network as the run begins with it."""
+        config = self.config
+        model = assembly.with_attacker(config, assembly.network(config))
+        if config.init_client:
+            load_weights(config.init_client).initialise(model, server=config.init_server)
+        return model
 
     def _tune(self, dtype: torch.dtype, *, compile_server: bool) -> None:
         """Find out what is fastest here: clients run together, versions of operators, and the server's network."""
-        largest = max(self.groups, key=lambda group: group.images)
-        chunk = tuning.chunk_of(
-            self.model.client,
-            self.hyper,
-            self.choices,
-            cohort=largest.cohort,
-            batch_size=largest.batch_size,
-            image_size=self.dataset.image_size,
-            device=self.device,
-            dtype=dtype,
-        )
+        for group in sorted(self.groups, key=lambda group: group.images):  # the largest has the last word
+            chunk = tuning.chunk_of(
+                self.model.client,
+                self.hyper,
+                self.choices,
+                cohort=group.cohort,
+                batch_size=group.batch_size,
+                image_size=self.dataset.image_size,
+                device=self.device,
+                dtype=dtype,
+            )
         self.hyper = replace(self.hyper, chunk=chunk)
         if compile_server and self.model.server.size and not len(self.model.server.initial_statistics):
             rows = sum(group.images for group in self.groups) * (2 if self.config.symmetric else 1)
@@ -219,7 +242,7 @@ class Simulation:
         for _ in self._replayed_steps() if self.communication.state == "C" else self._client_steps():
             self.after_step()
             now = time.perf_counter()
-            if self.device.type == "cpu" or now - flushed > FLUSH_SECONDS or self.step_index == self.steps:
+            if self.device.type == "cpu" or now - flushed > self.flush_seconds or self.step_index == self.steps:
                 records = list(self._records(recorded))
                 self.clock.drain()
                 flushed = time.perf_counter()
@@ -239,7 +262,8 @@ class Simulation:
                 gather_(state, plan.cohort)
                 receive_(self.model.client, state, plan.cohort, config.divergence_tau)
             own_steps = completed_rounds(state, plan.cohort) * self.steps
-        server_lr, dtype = self._server_rate(), self.step_metrics.dtype
+        server_lr, dtype = self._on_device(self.server_lr(self.round_index)), self.step_metrics.dtype
+        attackers_rate = self._on_device(attackers_lr(self.round_index, config.rounds))
         while self.step_index < self.steps:
             s = self.step_index
             with self.clock("data"):
@@ -253,6 +277,7 @@ class Simulation:
                 views=[group.views.map(lambda t, s=s: t[s]) for group in plan.groups],
                 server_lr=server_lr,
                 client_lr=self.client_lr(own_steps + s).to(dtype)[:, None],
+                attackers_lr=attackers_rate,
                 labels=[self.dataset.train_labels[group.indices[s]] for group in plan.groups]
                 if config.supervised
                 else None,
@@ -260,7 +285,7 @@ class Simulation:
             with accelerated(self.version), choosing(self.choices):
                 outcome = self.train_step(self.model, state, batch, hyper, self.clock)
             state.sent.keep_(s, outcome.smashed, batch.labels)
-            self._note(outcome.loss, outcome.top1)
+            self._note(outcome.loss, outcome.top1, *outcome.attackers_ssim)
             with self.clock("sync"):
                 syncs = is_sync_step(s, self.steps, config.syncs_per_round)
                 if syncs and hyper.clients_learn:
@@ -284,34 +309,35 @@ class Simulation:
 
     def _replayed_steps(self) -> Iterator[None]:
         """The steps of a round in which the server trains on what clients sent before, in a fresh order."""
-        state, server_lr = self.state, self._server_rate()
+        state, server_lr = self.state, self._on_device(self.server_lr(self.round_index))
         order = numpy_generator(self.config.seed, Purpose.REPLAY, self.round_index).permutation(self.steps)
         while self.step_index < self.steps:
             with self.clock("server"):
                 s = order[self.step_index]
                 smashed = state.sent.smashed[s].to(self.device)
                 labels = state.sent.labels[s].to(self.device) if self.config.supervised else None
-                lesson = step.learn_(self.model, state, smashed, server_lr, self.hyper, labels)
+                with accelerated(self.version), choosing(self.choices):
+                    lesson = step.learn_(self.model, state, smashed, server_lr, self.hyper, labels)
             self._note(lesson.loss, lesson.top1)
             if self.step_index == self.steps:
                 scatter_queue_(state)
             yield
 
-    def _server_rate(self) -> torch.Tensor:
-        """The server's learning rate in the round under way, on the device."""
-        rate = self.server_lr(self.round_index)
+    def _on_device(self, rate: float) -> torch.Tensor:
+        """A learning rate of the round under way, as a step takes it."""
         return torch.full((), rate, device=self.device, dtype=self.step_metrics.dtype)
 
-    def _note(self, loss: torch.Tensor, top1: torch.Tensor) -> None:
+    def _note(self, *figures: torch.Tensor) -> None:
         """A step is done."""
-        self.step_metrics[self.step_index, 0], self.step_metrics[self.step_index, 1] = loss, top1
+        for column, figure in enumerate(figures):
+            self.step_metrics[self.step_index, column] = figure
         self.step_index += 1
 
     def plan(self, round_index: int) -> RoundPlan:
         """The draws of a round counted from 0."""
         config = self.config
         return plan_round(
-            self.partition,
+            self.sources,
             round_index,
             groups=self.groups,
             steps=self.steps,
@@ -330,7 +356,7 @@ class Simulation:
     def _close_round(self) -> RoundRecord:
         """Go on to the next round; the record of the one whose steps are done."""
         config = self.config
-        loss, top1 = self.step_metrics.mean(dim=0).tolist()
+        loss, top1, *ssim = self.step_metrics.mean(dim=0).tolist()
         lr, state = self.server_lr(self.round_index), self.communication.state
         usual, spent = (
             self.cost.round_traffic(
@@ -356,12 +382,13 @@ class Simulation:
                 self.round_index * usual.down - self.traffic.down,
             )
         )
-        return RoundRecord(self.round_index, loss, top1, lr, up, down, state, kept_up + kept_down)
+        ssim = ssim if state == "A" else ()  # else there was no gradient to resist with
+        return RoundRecord(self.round_index, loss, top1, lr, up, down, state, kept_up + kept_down, *ssim)
 
     def _records(self, first: int) -> Iterator[StepRecord | SyncRecord]:
         """Read the losses of the steps from `first` on; raise if one is not finite."""
         now = self.round_index + 1
-        for s, (loss, top1) in enumerate(self.step_metrics[first : self.step_index].tolist(), start=first + 1):
+        for s, (loss, top1, *_) in enumerate(self.step_metrics[first : self.step_index].tolist(), start=first + 1):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(f"loss is {loss} in round {now}, step {s}")
             if s in self.divergences:  # before the step: one who stops behind a step has all of it
@@ -393,7 +420,7 @@ class Simulation:
     def evaluate_untrained(self) -> EvaluationRecord:
         """What learning has to beat: kNN accuracy of the network as it began, and of the raw pixels."""
         with self.clock("evaluation"):
-            model, to = assembly.network(self.config), {"device": self.device, "dtype": self.step_metrics.dtype}
+            model, to = self._network(), {"device": self.device, "dtype": self.step_metrics.dtype}
             client, server = (half.module(half.initial.to(**to)) for half in (model.client, model.server))
             encode = evaluate.encoder(client, server, self.config.eval_features)
             knn, pixels = self.evaluation.knn(encode), self.evaluation.knn(evaluate.raw_pixels)
@@ -405,6 +432,11 @@ class Simulation:
         client = self.model.client.module(clients.online, clients.online_statistics)
         server = self.model.server.module(central.online, central.online_statistics)
         return evaluate.encoder(client, server, features or self.config.eval_features)
+
+    def client(self) -> nn.Module:
+        """The averaged client model as a module, frozen: what sends smashed data."""
+        clients = self.state.clients
+        return self.model.client.module(clients.online, clients.online_statistics).eval().requires_grad_(False)
 
     def probes(self) -> list[ProbeRecord]:
         """The probes that the config asks for, on all training and test images."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,22 @@ class KeyQueue:
 
 
 @dataclass(frozen=True)
+class Attackers:
+    """The simulated attackers that clients learn to resist (`simsfl.privacy.resistance`), of no clients without.
+
+    A row is an attacker: the R parameters of its decoder, Adam's averages of their gradients and of these squared, and
+    how often it has learnt, ``A = 3R + 1`` numbers.
+    """
+
+    initial: Tensor
+    """``[A]`` of a client that has not taken part."""
+    own: Tensor
+    """``[M, A]`` of those that have, with the clients' state."""
+    cohort: Tensor
+    """``[C, A]``."""
+
+
+@dataclass(frozen=True)
 class Sent:
     """What clients sent in each of S steps of the latest round that they sent anything in.
 
@@ -132,11 +149,12 @@ class State:
     queues: KeyQueue
     queue: KeyQueue
     sent: Sent
+    attackers: Attackers
 
     def tensors(self) -> dict[str, Tensor]:
         """Every distinct tensor by dotted name."""
         named: dict[str, Tensor] = {}
-        for part in ("clients", "cohort", "server", "queues", "queue", "sent"):
+        for part in ("clients", "cohort", "server", "queues", "queue", "sent", "attackers"):
             if part == "queue" and self.queue is self.queues:
                 continue
             for field, value in vars(getattr(self, part)).items():
@@ -178,8 +196,9 @@ class State:
 
     def _lazy(self) -> list[str]:
         """Names of the stacks that hold nothing yet of clients which have not taken part."""
-        names = ("momentum", "momentum_statistics", "velocity", "own")
-        return [f"clients.{name}" for name in names if len(getattr(self.clients, name)) > 1]
+        names = ("clients.momentum", "clients.momentum_statistics", "clients.velocity", "clients.own", "attackers.own")
+        tensors = self.tensors()
+        return [name for name in names if len(tensors[name]) > 1]
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
@@ -268,7 +287,18 @@ def initial_state(
         queues=queues,
         queue=queue,
         sent=sent or Sent(torch.empty(0), torch.empty(0)),
+        attackers=initial_attackers(model, clients, cohort, storage, to),
     )
+
+
+def initial_attackers(model: SplitModel, clients: int, cohort: int, storage: Storage, to: dict[str, Any]) -> Attackers:
+    """All alike, if there are any."""
+    if model.attacker is None:
+        return Attackers(torch.empty(0), torch.empty(0, 0), torch.empty(0, 0))
+    decoder = model.attacker.initial.to(**to)
+    initial = torch.cat([decoder, decoder.new_zeros(2 * len(decoder) + 1)])
+    own = storage.zeros(clients, len(initial), to["dtype"])  # too many steps for bfloat16 to count
+    return Attackers(initial, own, initial.repeat(cohort, 1))
 
 
 @torch.no_grad()
@@ -294,6 +324,10 @@ def gather_(state: State, ids: Tensor) -> None:
         else:
             mine.copy_(theirs.expand_as(mine))
     cohort.velocity.copy_(clients.velocity[rows])
+    attackers = state.attackers
+    if len(attackers.own):
+        attackers.cohort.copy_(attackers.own[rows])
+        attackers.cohort.copy_(torch.where(new, attackers.initial, attackers.cohort))
     if state.queue is not state.queues:
         state.queue.keys.copy_(state.queues.keys[cohort.ids])
         state.queue.pointer.copy_(state.queues.pointer[cohort.ids])
@@ -325,6 +359,8 @@ def scatter_(state: State) -> None:
     put_(clients.velocity, rows, cohort.velocity)
     if len(clients.own):
         put_(clients.own, rows, cohort.online.detach())
+    if len(state.attackers.own):
+        put_(state.attackers.own, rows, state.attackers.cohort)
     clients.participation.index_add_(0, rows, torch.ones_like(rows))
     clients.storage.release()
     scatter_queue_(state)

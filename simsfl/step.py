@@ -17,6 +17,7 @@ from simsfl import clients, server
 from simsfl.data import Images
 from simsfl.kernels import ViewParameters, ema_, sgd_
 from simsfl.models import SplitModel
+from simsfl.privacy.resistance import resist_
 from simsfl.state import State
 
 Clock = Callable[[str], AbstractContextManager[object]]
@@ -39,6 +40,8 @@ class Batch:
     """``[C, 1]``."""
     labels: list[Tensor] | None = None
     """``[C', B']`` of each group, where training is supervised; then there are no keys."""
+    attackers_lr: Tensor | None = None
+    """Scalar, of simulated attackers, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Outcome:
     smashed: Tensor
     """``[2N, c, h, w]`` what the clients sent: of the online models, then of the momentum models, if there are keys."""
     gradient: Tensor
-    """``[N, c, h, w]`` what they were sent back."""
+    """``[N, c, h, w]`` what they were sent back, and in attacker-aware training what they added."""
+    attackers_ssim: tuple[Tensor, ...] = ()
+    """Scalars: how well simulated attackers reconstruct images, before they learnt from this step and after."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class Hyperparameters:
     """Dtype on the wire, and in bfloat16 of the forward passes; the state keeps its own."""
     batches: tuple[int, ...] = ()
     """Images of each client of the cohort, in order; () where all have as many."""
+    resistance: float = 0.0
+    """TAResSFL's lambda."""
+    target_ssim: float = 0.0
+    """From where on attackers are resisted."""
     clients_learn: bool = True
     """Whether clients are sent a gradient, and go by it."""
     chunk: int | None = None
@@ -118,12 +127,28 @@ def train_step(
         labels_N = None if batch.labels is None else torch.cat([labels.flatten() for labels in batch.labels])
         lesson = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N)
 
+    gradient_Nchw, attackers_ssim = lesson.smashed_gradient, ()
+    if hyper.clients_learn and model.attacker:
+        with clock("attackers"):
+            images_CB3HW = [batch.images.restore(images) for images in query_CB3HW]
+            resistance = resist_(
+                model.attacker,
+                state.attackers.cohort,
+                images_CB3HW,
+                smashed_2Nchw[: len(gradient_Nchw)],
+                batch.attackers_lr,
+                hyper.resistance,
+                hyper.target_ssim,
+            )
+            gradient_Nchw = gradient_Nchw + resistance.gradient
+            attackers_ssim = resistance.before, resistance.after
+
     if hyper.clients_learn:
         with clock("client backward"):
-            gradient_CP = clients.backward(cohort.online, queries, lesson.smashed_gradient)
+            gradient_CP = clients.backward(cohort.online, queries, gradient_Nchw)
             sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
-    return Outcome(lesson.loss, lesson.top1, smashed_2Nchw, lesson.smashed_gradient)
+    return Outcome(lesson.loss, lesson.top1, smashed_2Nchw, gradient_Nchw, attackers_ssim)
 
 
 def learn_(

@@ -131,13 +131,17 @@ def test_what_a_rule_set_it_sets_again(tmp_path):
         ({"alpha": 0.1}, "alpha: .* partition is shards; allowed with partition dirichlet"),
         ({"classes_per_client": 3, "partition": "iid"}, "classes_per_client: .* partition is iid"),
         ({"epochs": 3, "rounds": 7}, "epochs: .* rounds is 7; allowed with rounds left to its rule"),
-        ({"align_momentum": True, "client_lr": 0.0}, "align_momentum: .* client_lr is 0.0; .* other than 0.0"),
+        ({"align_momentum": True, "client_lr": 0.0}, "align_momentum: .* clients do not learn; .* other than 0.0"),
         ({"syncs_per_round": 2, "client_lr": 0.0}, "syncs_per_round: .* nothing else is averaged"),
         ({"client_lr_schedule": "step", "client_lr": 0.0}, "client_lr_schedule: .*"),
         ({"temperature": 0.2, "supervised": True}, "temperature: .* supervised is True; allowed with no supervised"),
         ({"queue_length": 9, "method": "fl-byol"}, "queue_length: .* fl-byol; allowed with method mocosfl or fl-moco"),
         ({"client_residual": False}, "client_residual: .* cut_layer is 1"),
         ({"client_residual": False, "cut_layer": 2, "arch": "vgg11"}, "client_residual: .* vgg11; .* mobilenetv2"),
+        ({"measure_divergence": True, "lr": 0.0}, "measure_divergence: .* clients do not learn"),
+        ({"lr": 0.1, "method": "fl-moco", "client_lr": 0.2}, "lr: .* client_lr 0.2; allowed with client_lr left to"),
+        ({"ressfl_target_ssim": 0.5}, "ressfl_target_ssim: .* ressfl_lambda is 0; allowed with more than 0"),
+        ({"init_server": True}, "init_server: .* no init_client"),
         ({"probe_epochs": 3}, "probe_epochs: .* no probe .* linear_probe or semi_supervised"),
         ({"stream": "always", "dataset": "x.npz"}, "stream: .* x.npz, which is read whole"),
     ],
@@ -147,6 +151,8 @@ def test_what_has_no_effect_is_refused(values, words):
         RunConfig(**values).check_effect(values)
     RunConfig(**values).check_effect({"partition": 0, "rounds": 0})
     RunConfig(alpha=0.1, partition="dirichlet", epochs=3).check_effect(["alpha", "epochs"])
+    RunConfig(method="fl-byol", head="large-mlp", client_lr=0.0).check_effect(["syncs_per_round"])
+    RunConfig(method="fl-moco", loss_threshold=0.0).check_effect(["loss_threshold"])  # as usual: no matter
 
 
 def test_round_trip_through_json_types():

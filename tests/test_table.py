@@ -119,7 +119,9 @@ def test_dry_run_prints_commands_that_run(tmp_path, capsys):
 def test_a_schedule_that_fits():
     cell = Cell("row", "column", {})
     config = RunConfig(preset="laptop", rounds=100, linear_probe=True, knn_bank=1000, knn_test=100)
-    cost = grid.Cost(start=2.0, step=0.1, image=0.001, steps=50, train=50_000, images=60_000, compared=1100)
+    cost = grid.Cost(
+        start=2.0, step=0.1, image=0.001, steps=50, steps_of_pass=50, train=50_000, images=60_000, compared=1100
+    )
     for share in (10.0, 30.0, 100.0, 500.0):
         plan = grid.fitted(grid.Plan(cell, 0, config, 10_000, share), config, cost, share)
         assert cost.total(plan.config, plan.steps) <= share

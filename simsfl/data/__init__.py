@@ -77,6 +77,10 @@ class Images:
         """Of float images in [0, 1], the normalised ones."""
         return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
 
+    def restore(self, images: Tensor) -> Tensor:
+        """Of normalised images those in [0, 1]."""
+        return images * self.std.to(images.dtype) + self.mean.to(images.dtype)
+
     def plain(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normalised images ``[n, 3, H, H]`` without augmentation, as evaluation uses them."""
         return self.normalise(self.pixels[rows].to(dtype).div_(255.0))
@@ -105,6 +109,8 @@ class Dataset:
     """``[n]`` int64."""
     test: Images
     test_labels: Tensor
+    auxiliary: int = 0
+    """Training images of another data set, behind the rest: clients may hold them, and nothing is evaluated on them."""
 
     @property
     def image_size(self) -> int:
@@ -155,6 +161,25 @@ def make_dataset(
         train_labels=torch.from_numpy(arrays.train_y.astype(np.int64)),
         test=Images(test, mean, std),
         test_labels=torch.from_numpy(arrays.test_y.astype(np.int64)),
+    )
+
+
+def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
+    """The same with the training images of another, normalised like its own; both have one size.
+
+    Raises:
+        ValueError: one of them stays in its files.
+    """
+    for one in (data, other):
+        if not isinstance(one.train.pixels, Tensor):
+            raise ValueError(f"aux_dataset: {one.name} is too large to be read whole; allowed: --stream never")
+    pixels = torch.cat([data.train.pixels, other.train.pixels])
+    return replace(
+        data,
+        origin=f"{data.origin}, with the {len(other.train):,} images of {other.name} ({other.origin})",
+        checksum=hashlib.sha256((data.checksum + other.checksum).encode()).hexdigest(),
+        train=replace(data.train, pixels=pixels),
+        auxiliary=len(other.train),
     )
 
 

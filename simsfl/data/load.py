@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from simsfl.config import DATASETS
-from simsfl.data import Dataset, make_dataset
+from simsfl.data import Dataset, make_dataset, with_auxiliary
 from simsfl.data.folder import read_folder
 from simsfl.data.npz import read_npz
 from simsfl.data.shapes import shapes
@@ -22,7 +22,13 @@ FOLDERS = {
 
 
 def load_dataset(
-    name: str, *, data_dir: str | Path = "data", image_size: int | None = None, seed: int = 0, stream: str = "auto"
+    name: str,
+    *,
+    data_dir: str | Path = "data",
+    image_size: int | None = None,
+    seed: int = 0,
+    stream: str = "auto",
+    auxiliary: str | None = None,
 ) -> Dataset:
     """Load a data set onto the CPU.
 
@@ -34,10 +40,15 @@ def load_dataset(
         seed: of the built-in set.
         stream: "always" or "never" decode the pictures of a directory when they are needed; "auto" where there are
             too many to read them all.
+        auxiliary: another data set, whose training images are put behind this one's.
 
     Raises:
         ValueError: no such data set, not to be had, or not as it should be.
     """
+    if auxiliary is not None:
+        data = load_dataset(name, data_dir=data_dir, image_size=image_size, seed=seed, stream=stream)
+        options = {"data_dir": data_dir, "image_size": data.image_size, "seed": seed, "stream": stream}
+        return with_auxiliary(data, load_dataset(auxiliary, **options))
     if name == "shapes":
         return make_dataset(name, "built in, drawn from the seed", shapes(seed), image_size=image_size)
     if name in SOURCES or name == "auto":

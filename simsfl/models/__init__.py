@@ -101,6 +101,8 @@ class SplitModel:
     """Channels, height and width of one image's smashed data; zeros where there are none."""
     feature_dim: int
     """F, of the average-pooled backbone features."""
+    attacker: FlatModule | None = None
+    """The decoder of a simulated attacker, where clients learn to resist one."""
 
 
 def layer_count(arch: str) -> int:

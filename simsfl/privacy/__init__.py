@@ -1,0 +1,1 @@
+"""What smashed data tells of images, and clients that tell less: model inversion, and TAResSFL against it."""
