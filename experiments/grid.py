@@ -16,7 +16,10 @@ from tables import Cell
 
 from simsfl import RunConfig, Simulation
 from simsfl.allocator import keep_memory
+from simsfl.notation import Decoder
 from simsfl.plan import steps_per_round
+from simsfl.privacy.decoders import decoder
+from simsfl.privacy.inversion import train_decoder
 from simsfl.rules import resolve
 
 STEPS = 3
@@ -25,6 +28,8 @@ EPOCHS = 200
 """Passes over the data that the paper's runs make."""
 ROUNDS = 10
 """At least so many, if there are as many steps: a learning rate has to come down."""
+ATTACK_EPOCHS, DECODER = 50, Decoder.parse("res_normN4C64")
+"""Of the published attack."""
 PROBE_STEP_SECONDS = 0.0005
 """Of a linear probe."""
 PROCESS = 4.0
@@ -50,6 +55,8 @@ class Plan:
     """Why it cannot be run."""
     steps: int = 0
     """Of its own schedule."""
+    attack_epochs: int = 0
+    """Of the attack on it, if there is one."""
 
     @property
     def name(self) -> str:
@@ -57,13 +64,20 @@ class Plan:
         words = "".join(c if c.isalnum() or c == "-" else " " for c in f"{self.cell.name} seed {self.seed}")
         return "-".join(words.lower().split())
 
+    def config_in(self, out: Path) -> RunConfig:
+        """As it is run there: clients start from an expert, where the cell has one."""
+        if self.cell.expert is None:
+            return self.config
+        expert = replace(self, cell=self.cell.expert)
+        return replace(self.config, init_client=str(out / expert.name), init_server=True)
+
     def share(self) -> float:
         """Of the steps of the published schedule."""
         return self.steps / self.published_steps
 
     def to_dict(self) -> Json:
         """What is kept of it, so that it is the same when it goes on."""
-        kept = ("published_steps", "seconds", "problem", "steps")
+        kept = ("published_steps", "seconds", "problem", "steps", "attack_epochs")
         return {"config": self.config.to_dict(), **{name: getattr(self, name) for name in kept}}
 
     @classmethod
@@ -90,6 +104,8 @@ class Cost:
     """Of training and test."""
     compared: int
     """Of them in a kNN evaluation."""
+    attack: float = 0.0
+    """An epoch of an attack."""
 
     def probe(self, config: RunConfig) -> float:
         """A linear probe."""
@@ -102,10 +118,11 @@ class Cost:
         return MARGIN * (seconds + (self.probe(config) if config.linear_probe else 0.0))
 
 
-def measured(config: RunConfig, known: dict[tuple, tuple[float, float]]) -> tuple[RunConfig, Cost]:
+def measured(config: RunConfig, known: dict[tuple, tuple[float, float]], *, attacked: bool) -> tuple[RunConfig, Cost]:
     """What a run will cost, with its config resolved.
 
     Args:
+        attacked: it will be.
         known: seconds of a step and of an image, for runs that do the same work; added to.
 
     Raises:
@@ -125,7 +142,8 @@ def measured(config: RunConfig, known: dict[tuple, tuple[float, float]]) -> tupl
     pass_ = steps_per_round(simulation.sources, simulation.groups)
     data, evaluation = simulation.dataset, simulation.evaluation
     images, compared = len(data.train_labels) + len(data.test), len(evaluation.bank) + len(evaluation.test)
-    return config, Cost(start, *known[work], simulation.steps, pass_, len(data.train_labels), images, compared)
+    attack = attack_seconds(simulation) if attacked else 0.0
+    return config, Cost(start, *known[work], simulation.steps, pass_, len(data.train_labels), images, compared, attack)
 
 
 def step_seconds(simulation: Simulation) -> float:
@@ -161,6 +179,19 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def attack_seconds(simulation: Simulation) -> float:
+    """Of an epoch of an attack with its usual decoder and images."""
+    size, shape = simulation.dataset.image_size, simulation.model.smashed_shape
+    network = decoder(DECODER, shape, size, "batch", torch.Generator()).to(simulation.device)
+    smashed, images = (torch.zeros(32, *s, device=simulation.device) for s in (shape, (3, size, size)))
+    steps = 0.01 * len(simulation.dataset.train_labels) / 32
+
+    def step() -> float:
+        return train_decoder(network, smashed, images, torch.Generator(), epochs=1).train[0]
+
+    return steps * min(timed(step) for _ in range(2))
+
+
 def planned(
     cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: Json, budget: float | None, spent: float = 0.0
 ) -> list[Plan]:
@@ -178,8 +209,10 @@ def planned(
     plans, costs = [], []
     for cell, seed in cells:
         try:
-            config = with_rounds(replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **flags}), cell)
-            costs.append((cell, seed, config, *measured(config, known)))
+            asked = {name: value for name, value in flags.items() if concerns(name, cell)}
+            config = replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **asked})
+            config = with_rounds(config, cell)
+            costs.append((cell, seed, config, *measured(config, known, attacked=cell.attacked)))
         except (ValueError, OSError, MemoryError, RuntimeError, ArithmeticError) as error:
             plans.append(Plan(cell, seed, base, 0, 0.0, str(error).partition("\n")[0]))
     gc.collect()
@@ -188,7 +221,7 @@ def planned(
     keep_memory()  # what the probes had goes back
     share = (60.0 * budget - spent) / max(1, len(costs)) if budget else None
     if share is not None:
-        needed = max((cost.total(shortest(config), 1) for *_, config, cost in costs), default=0.0)
+        needed = max((cost.total(shortest(config), 1) + cost.attack for *_, config, cost in costs), default=0.0)
         if needed > share:
             least = needed * len(costs) / 60
             raise ValueError(
@@ -198,11 +231,25 @@ def planned(
     for cell, seed, asked, config, cost in costs:
         steps = config.rounds * cost.steps
         published = (cell.rounds or resolve(replace(asked, rounds=None, epochs=EPOCHS)).rounds) * cost.steps
-        if share is not None and cost.total(config, steps) > share:
-            plans.append(fitted(Plan(cell, seed, asked, published, share), config, cost, share))
+        epochs = ATTACK_EPOCHS if cell.attacked else 0
+        whole = cost.total(config, steps) + epochs * cost.attack
+        if share is not None and whole > share:
+            if cell.attacked:
+                epochs = max(1, min(epochs, int(share / 3 / cost.attack)))
+            left = share - epochs * cost.attack
+            plan = fitted(Plan(cell, seed, asked, published, share), config, cost, left)
+            plans.append(replace(plan, attack_epochs=epochs))
         else:
-            plans.append(Plan(cell, seed, asked, published, cost.total(config, steps), steps=steps))
+            plans.append(Plan(cell, seed, asked, published, whole, steps=steps, attack_epochs=epochs))
     return plans
+
+
+def concerns(name: str, cell: Cell) -> bool:
+    """Whether a flag is meant for a cell: an expert is what it is, and those who start from it learn otherwise."""
+    of_experts = name == "aux_dataset" or name.startswith("ressfl_")
+    if "aux_dataset" in cell.settings:
+        return of_experts or name == "dataset" or name not in cell.settings
+    return not (of_experts and cell.expert)
 
 
 def with_rounds(config: RunConfig, cell: Cell) -> RunConfig:

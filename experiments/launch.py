@@ -263,10 +263,9 @@ def same_file(value: Any) -> Any:
 
 def print_names(console: Output) -> None:
     """What ``--preset``, ``--arch`` and ``--dataset`` take."""
-    default = RunConfig().to_dict()
 
     def settings(config: RunConfig) -> str:
-        changed = {name: value for name, value in config.to_dict().items() if value != default[name]}
+        changed = config.changed_from(RunConfig())
         return ", ".join(f"{name} {value}" for name, value in changed.items() if name != "preset")
 
     sections = {

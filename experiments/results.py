@@ -13,7 +13,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
-from grid import Plan
+from grid import ATTACK_EPOCHS, Plan
 from rich.table import Table
 from tables import Table as PaperTable
 
@@ -21,6 +21,7 @@ from performance import markdown
 from simsfl.dashboard import time_text
 from simsfl.run_directory import RunDirectory
 
+ATTACK = "res_normN4C64"
 LINEAR, KNN = "linear probe", "kNN"
 
 
@@ -40,18 +41,25 @@ class Results:
     ):
         self.title, self.context, self.flags = table.title, table.context, flags
         self.plans, self.out, self.budget = plans, out, budget
+        self.attacked = any(cell.attacked for cell in table.cells)
 
     def is_finished(self, plan: Plan) -> bool:
-        """Whether a run has ended."""
-        return RunDirectory(self.out / plan.name).summary.exists()
+        """Whether a run has ended, and the attack on it."""
+        directory = RunDirectory(self.out / plan.name)
+        return directory.summary.exists() and (not plan.attack_epochs or self.attack(plan) is not None)
+
+    def attack(self, plan: Plan) -> dict[str, Any] | None:
+        """What the attack on a run came to, if it has ended."""
+        file = RunDirectory(self.out / plan.name).attacks / f"{ATTACK}.json"
+        return json.loads(file.read_text()) if file.exists() else None
 
     def summary(self, plan: Plan) -> dict[str, Any] | None:
         """Of a run that has ended."""
         return json.loads(RunDirectory(self.out / plan.name).summary.read_text()) if self.is_finished(plan) else None
 
     def cells(self) -> Iterator[list[Plan]]:
-        """The runs of each cell."""
-        names = dict.fromkeys(plan.cell.name for plan in self.plans)
+        """The runs of each cell; experts have none."""
+        names = dict.fromkeys(plan.cell.name for plan in self.plans if plan.attack_epochs or not self.attacked)
         yield from ([plan for plan in self.plans if plan.cell.name == name] for name in names)
 
     def forecast(self) -> Table:
@@ -72,15 +80,19 @@ class Results:
         table = Table(title=self.title, caption=self.note())
         for column in ("cell", "published", "here", "measured by", "steps", "share", "time"):
             table.add_column(column, justify="left" if column in ("cell", "measured by") else "right")
+        if self.attacked:
+            table.add_column("attack's MSE, published", justify="right")
+            table.add_column("here", justify="right")
         row = None
         for plans in self.cells():
             if plans[0].cell.row != row:
                 row = plans[0].cell.row
-                table.add_row(row, *[""] * 6, style="bold")
+                table.add_row(row, *[""] * (len(table.columns) - 1), style="bold")
             cell, ended = plans[0].cell, [s for plan in plans if (s := self.summary(plan))]
             published = "-" if cell.published is None else f"{cell.published:.2f}"
             if not ended:
-                table.add_row(cell.column, published, "-", self.trouble(plans[0]), "-", "-", "-")
+                nothing = ["-"] * (len(table.columns) - 4)
+                table.add_row(cell.column, published, "-", self.trouble(plans[0]), *nothing)
                 continue
             kind, figures = accuracies(ended)
             spread = f" ± {stdev(figures):.2f}" if len(figures) > 1 else ""
@@ -94,8 +106,19 @@ class Results:
                 f"{steps:,}",
                 f"{steps / whole:.2%}" + (" †" if steps < whole else ""),
                 time_text(sum(summary["seconds"] for summary in ended)),
+                *self.attack_cells(plans),
             )
         return table
+
+    def attack_cells(self, plans: Sequence[Plan]) -> list[str]:
+        """Mean squared error of the attacks on a cell's runs, published and here."""
+        if not self.attacked:
+            return []
+        published, found = plans[0].cell.published_mse, [a for plan in plans if (a := self.attack(plan))]
+        errors = [attack["mse"]["mean"] for attack in found]
+        spread = f" ± {stdev(errors):.3f}" if len(errors) > 1 else ""
+        short = " †" if any(attack["epochs"] < ATTACK_EPOCHS for attack in found) else ""
+        return ["-" if published is None else f"{published:.3f}", f"{mean(errors):.3f}{spread}{short}"]
 
     def note(self) -> str:
         """What to know of the figures."""

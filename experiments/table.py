@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -63,18 +63,14 @@ def tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
         flags = config_values(arguments)
         base = named(arguments.preset, flags.get("device", "auto"))[0]
         replace(base, **flags)  # what is wrong with these is wrong with all
-        check_effect([replace(base, **cell.settings, **without(cell.settings, flags)) for cell, _ in cells], flags)
+        usual = {"linear_probe": True}
+        check_effect([replace(base, **usual | flags | cell.settings) for cell, _ in cells], flags)
         return carry_out(arguments, cells, base, flags)
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 128 + (stop.received or signal.SIGINT)
-
-
-def without(names: Container[str], values: dict[str, Any]) -> dict[str, Any]:
-    """The other values."""
-    return {name: value for name, value in values.items() if name not in names}
 
 
 def check_effect(configs: Sequence[Any], flags: Iterable[str]) -> None:
@@ -106,7 +102,8 @@ def chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, i
             nearest = next(cell.name for cell in cells if cell.name.lower() == near)
             raise ValueError(f"only: {only!r} is in no cell of table {table}; allowed: part of such as {nearest!r}")
         cells = chosen
-    return [(cell, seed) for cell in cells for seed in seeds_of(seeds)]
+    first = [[cell.expert, cell] if cell.expert else [cell] for cell in cells]
+    return [(cell, seed) for together in first for seed in seeds_of(seeds) for cell in together]
 
 
 def carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: dict[str, Any]) -> int:
@@ -149,43 +146,62 @@ def run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None
         for position, plan in enumerate(plans, start=1):
             progress.update(task, description=f"{position}/{len(plans)} {plan.cell.name}, seed {plan.seed}")
             begin = time.perf_counter()
-            with running(plan, out) as process:
-                while process.poll() is None:
-                    time.sleep(POLL)
-                    progress.update(task, completed=before + min(plan.seconds, time.perf_counter() - begin))
+            with (out / f"{plan.name}.log").open("w", encoding="utf-8") as log:
+                for argv in stages(plan, out):
+                    with running(argv, log) as process:
+                        while process.poll() is None:
+                            time.sleep(POLL)
+                            progress.update(task, completed=before + min(plan.seconds, time.perf_counter() - begin))
+                    if process.returncode:
+                        break
             before += plan.seconds
             after_each()
 
 
+def stages(plan: Any, out: Path) -> Iterator[list[str]]:
+    """What is left to do of a run: training, begun or resumed, and the attack on what comes of it."""
+    run, config = out / plan.name, out / f"{plan.name}.json"
+    config.write_text(json.dumps(plan.config_in(out).to_dict()), encoding="utf-8")
+    if not (run / "summary.json").exists():
+        begun = (run / "config.json").exists()
+        where = ["--resume", str(run)] if begun else ["--config", str(config), "--out", str(run)]
+        yield [str(RUN), *where, "--dashboard", "off"]
+    if plan.attack_epochs:
+        yield attack_argv(plan, out)
+
+
+def attack_argv(plan: Any, out: Path) -> list[str]:
+    """The attack on a run."""
+    script = str(RUN.with_name("attack.py"))
+    return [script, str(out / plan.name), "--attack-epochs", str(plan.attack_epochs), "--device", plan.config.device]
+
+
 @contextmanager
-def running(plan: Any, out: Path) -> Iterator[subprocess.Popen]:
-    """A run, begun or resumed, in a process of its own; what it prints is kept beside its directory."""
-    run, config, log = (out / f"{plan.name}{suffix}" for suffix in ("", ".json", ".log"))
-    config.write_text(json.dumps(plan.config.to_dict()), encoding="utf-8")
-    where = ["--resume", str(run)] if (run / "config.json").exists() else ["--config", str(config), "--out", str(run)]
-    with log.open("w", encoding="utf-8") as file:
-        argv = [sys.executable, str(RUN), *where, "--dashboard", "off"]
-        process = subprocess.Popen(argv, stdout=file, stderr=file, start_new_session=True)
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait()
+def running(argv: list[str], log: Any) -> Iterator[subprocess.Popen]:
+    """A program in a process of its own; what it prints goes into the log."""
+    process = subprocess.Popen([sys.executable, *argv], stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
 
 
 def command(plan: Any, out: Path) -> str:
     """How to do a run by hand."""
     from simsfl import RunConfig  # noqa: PLC0415
 
-    preset = named(plan.config.preset)[0] if plan.config.preset != "custom" else RunConfig()
-    usual = preset.to_dict()
-    words = ["python", "experiments/run.py", "--preset", plan.config.preset]
-    for name, value in plan.config.to_dict().items():
-        if value == usual[name] or not has_effect(plan.config, name):
-            continue
-        flag = name.replace("_", "-")
-        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return shlex.join([*words, "--out", str(out / plan.name)]) + (f"   # {plan.problem}" if plan.problem else "")
+    config = plan.config_in(out)
+    preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()
+    words = ["python", "experiments/run.py", "--preset", config.preset]
+    for name, value in config.changed_from(preset).items():
+        if has_effect(config, name):
+            flag = name.replace("_", "-")
+            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    lines = [shlex.join([*words, "--out", str(out / plan.name)])]
+    if plan.attack_epochs:
+        lines.append(shlex.join(["python", "experiments/attack.py", *attack_argv(plan, out)[1:]]))
+    return " && ".join(lines) + (f"   # {plan.problem}" if plan.problem else "")
 
 
 def has_effect(config: Any, name: str) -> bool:

@@ -30,6 +30,12 @@ class Cell:
     """Linear probe in percent; None where there is none at hand."""
     rounds: int | None = None
     """That it was published with, where the preset's rule does not give them."""
+    expert: Cell | None = None
+    """The run whose client it starts from, which is run before."""
+    attacked: bool = False
+    """Whether ``attack.py`` is run on it."""
+    published_mse: float | None = None
+    """Of that attack."""
 
     @property
     def name(self) -> str:
@@ -148,9 +154,34 @@ def other_archs() -> Table:
     return Table("Other architectures, CIFAR-10, 100 clients", cells)
 
 
+def taressfl() -> Table:
+    """Table 4: an expert for each cell, frozen clients that start from it, an attack on what comes of it."""
+    frozen = {"method": "mocosfl", "clients": 100, "bottleneck": "C4S2", "lr": 0.001, "client_lr": 0.0}
+    published = {  # by cut layer and share of the target's data
+        (1, 0.0): (81.14, 0.039),
+        (1, 0.005): (80.78, 0.033),
+        (1, 0.01): (79.96, 0.039),
+        (2, 0.0): (81.19, 0.045),
+        (2, 0.005): (80.51, 0.035),
+        (2, 0.01): (83.13, 0.039),
+    }
+    cells = []
+    for cut, weight, share in product((1, 2), (2.0, 1.0, 0.0), (0.0, 0.005, 0.01)):
+        row, column = f"cut layer {cut}, lambda {weight:g}", f"{share:.1%} of the target's data"
+        party = {"method": "mocosfl", "clients": 1, "cohort": None, "batch_size": 128, "partition": "iid"}
+        learnt = {"aux_dataset": "cifar100", "data_proportion": share, "ressfl_lambda": weight, "linear_probe": False}
+        network = {"dataset": "cifar10", "cut_layer": cut, "bottleneck": "C4S2"}
+        expert = Cell(f"expert of {row}", column, {**party, **learnt, **network})
+        accuracy, mse = published[cut, share] if weight == 2.0 else (None, None)
+        settings = {**frozen, **data("cifar10", iid=False), "cut_layer": cut}
+        cells.append(Cell(row, column, settings, accuracy, expert=expert, attacked=True, published_mse=mse))
+    return Table("Table 4: clients that resist inversion", cells)
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "2": cross_silo,
     "3": cross_client,
+    "4": taressfl,
     "cuts": cuts,
     "sync": syncs,
     "participation": participation,

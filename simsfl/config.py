@@ -342,6 +342,11 @@ class RunConfig:
                     reason = condition.reason.format(**self.to_dict())
                     raise ValueError(f"{spec.name}: has no effect where {reason}; allowed with {condition.allowed}")
 
+    def changed_from(self, other: RunConfig) -> dict[str, Any]:
+        """The fields that are something else in another config."""
+        usual = other.to_dict()
+        return {name: value for name, value in self.to_dict().items() if value != usual[name]}
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
         return asdict(self)

@@ -82,6 +82,36 @@ def test_the_smoke_grids(tmp_path, capsys):
     assert page.count("| kNN |") == 3
 
 
+def test_clients_that_resist_start_from_an_expert_and_are_attacked(tmp_path, capsys):
+    out = tmp_path / "4"
+    argv = [
+        "4",
+        "--only",
+        "cut layer 1, lambda 2, 0.5%",
+        "--budget",
+        "3",
+        "--no-linear-probe",
+        "--aux-dataset",
+        "shapes",
+    ]
+    short = {"aux_dataset": "shapes", "rounds": 2, "local_epochs": 0.01, "ressfl_decoder": "conv_normN0C4"}
+    assert run(*argv, out=out, **short) == 0
+    page = (out / "table.md").read_text()
+    assert "| 80.78 |" in page
+    assert "| 0.033 |" in page
+    (attacked,) = out.glob("*/attacks/res_normN4C64.json")
+    assert f"| {json.loads(attacked.read_text())['mse']['mean']:.3f} |" in page.replace(" † |", " |")
+    final = json.loads((attacked.parent.parent / "config.json").read_text())["config"]
+    assert (final["client_lr"], final["init_server"], final["ressfl_lambda"]) == (0.0, True, 0.0)
+    expert = json.loads((out / final["init_client"].rsplit("/", 1)[-1] / "config.json").read_text())["config"]
+    assert (expert["clients"], expert["aux_dataset"], expert["ressfl_lambda"]) == (1, "shapes", 2.0)
+    capsys.readouterr()
+    assert run(*argv, "--dry-run", out=out, **short) == 0
+    text = capsys.readouterr().out
+    assert "--init-client" in text
+    assert "attack.py" in text
+
+
 def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, capsys, monkeypatch):
     out = tmp_path / "grid"
     argv = ["sync", "--only", "MocoSFL-1, IID, 1 per round", "--seeds", "0,1"]
@@ -131,7 +161,7 @@ def test_a_schedule_that_fits():
 
 
 WRONG = {
-    "table": (["33"], "table: '33' is not known (did you mean 3?); allowed: 2, 3, cuts"),
+    "table": (["33"], "table: '33' is not known (did you mean 3?); allowed: 2, 3, 4, cuts"),
     "cell": (["3", "--only", "CIFAR-11"], "only: 'CIFAR-11' is in no cell"),
     "seeds": (["3", "--seeds", "a"], "seeds: 'a'"),
     "budget": (["3", "--budget", "0"], "budget: 0 is no time"),
