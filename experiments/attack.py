@@ -155,7 +155,7 @@ def sheet(originals: torch.Tensor, result: Result, name: str) -> Figure:
         2, len(originals), figsize=(0.85 * len(originals) + 0.6, 2.1), squeeze=False, layout="constrained"
     )
     made = result.reconstructions[: len(originals)]
-    for line, title, row in zip(axes, ("sent by", "made of it"), (originals, made), strict=True):
+    for line, title, row in zip(axes, ("original", "made of it"), (originals, made), strict=True):
         for axis, image in zip(line, row, strict=True):
             axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
             axis.set(xticks=[], yticks=[])

@@ -99,7 +99,8 @@ def taressfl_pretrain() -> RunConfig:
         aux_dataset="cifar100",
         data_proportion=0.0,
         ressfl_lambda=2.0,
-        epochs=200,
+        epochs=1,
+        local_epochs=0.1,
     )
 
 

@@ -284,7 +284,8 @@ class Simulation:
             )
             with accelerated(self.version), choosing(self.choices):
                 outcome = self.train_step(self.model, state, batch, hyper, self.clock)
-            state.sent.keep_(s, outcome.smashed, batch.labels)
+            if state.sent:
+                state.sent.keep_(s, outcome.smashed, batch.labels)
             self._note(outcome.loss, outcome.top1, *outcome.attackers_ssim)
             with self.clock("sync"):
                 syncs = is_sync_step(s, self.steps, config.syncs_per_round)

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from simsfl.files import Rows, rows_in_block
-from simsfl.models import SplitModel
+from simsfl.models import FlatModule, SplitModel
 from simsfl.storage import Storage
 
 
@@ -100,7 +100,7 @@ class KeyQueue:
 
 @dataclass(frozen=True)
 class Attackers:
-    """The simulated attackers that clients learn to resist (`simsfl.privacy.resistance`), of no clients without.
+    """The simulated attackers that clients learn to resist (`simsfl.privacy.resistance`).
 
     A row is an attacker: the R parameters of its decoder, Adam's averages of their gradients and of these squared, and
     how often it has learnt, ``A = 3R + 1`` numbers.
@@ -118,20 +118,18 @@ class Attackers:
 class Sent:
     """What clients sent in each of S steps of the latest round that they sent anything in.
 
-    Kept where the server may train on it again (`simsfl.communication`), else of no steps. It lies with the clients'
-    state.
+    Kept where the server may train on it again (`simsfl.communication`), with the clients' state.
     """
 
     smashed: Tensor
     """``[S, R, c, h, w]`` activations, as they went over the wire."""
     labels: Tensor
-    """``[S, R]`` int64 where training is supervised, else of no steps."""
+    """``[S, R]`` int64 where training is supervised, else ``[0, R]``."""
 
     def keep_(self, step: int, smashed: Tensor, labels: Sequence[Tensor] | None) -> None:
-        """Put away what was sent in a step, if it is kept."""
-        if len(self.smashed):
-            self.smashed[step].copy_(smashed)
-        if len(self.labels):
+        """Put away what was sent in a step."""
+        self.smashed[step].copy_(smashed)
+        if labels is not None:
             self.labels[step].copy_(torch.cat([own.flatten() for own in labels]))
 
 
@@ -140,7 +138,7 @@ class State:
     """Everything a run has learnt. `queues` persists; `queue` is what the cohort sees.
 
     With a shared queue both are the same object (G = 1); otherwise `queues` has one ring per
-    client and `queue` one per cohort position.
+    client and `queue` one per cohort position. `sent` and `attackers` are None where nothing needs them.
     """
 
     clients: Clients
@@ -148,16 +146,17 @@ class State:
     server: ServerState
     queues: KeyQueue
     queue: KeyQueue
-    sent: Sent
-    attackers: Attackers
+    sent: Sent | None
+    attackers: Attackers | None
 
     def tensors(self) -> dict[str, Tensor]:
         """Every distinct tensor by dotted name."""
         named: dict[str, Tensor] = {}
         for part in ("clients", "cohort", "server", "queues", "queue", "sent", "attackers"):
-            if part == "queue" and self.queue is self.queues:
+            owner = getattr(self, part)
+            if owner is None or (part == "queue" and self.queue is self.queues):
                 continue
-            for field, value in vars(getattr(self, part)).items():
+            for field, value in vars(owner).items():
                 if isinstance(value, Tensor):
                     named[f"{part}.{field}"] = value.detach()
         return named
@@ -198,7 +197,7 @@ class State:
         """Names of the stacks that hold nothing yet of clients which have not taken part."""
         names = ("clients.momentum", "clients.momentum_statistics", "clients.velocity", "clients.own", "attackers.own")
         tensors = self.tensors()
-        return [name for name in names if len(tensors[name]) > 1]
+        return [name for name in names if name in tensors and len(tensors[name]) > 1]
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
@@ -286,17 +285,17 @@ def initial_state(
         ),
         queues=queues,
         queue=queue,
-        sent=sent or Sent(torch.empty(0), torch.empty(0)),
-        attackers=initial_attackers(model, clients, cohort, storage, to),
+        sent=sent,
+        attackers=initial_attackers(model.attacker, clients, cohort, storage, to) if model.attacker else None,
     )
 
 
-def initial_attackers(model: SplitModel, clients: int, cohort: int, storage: Storage, to: dict[str, Any]) -> Attackers:
-    """All alike, if there are any."""
-    if model.attacker is None:
-        return Attackers(torch.empty(0), torch.empty(0, 0), torch.empty(0, 0))
-    decoder = model.attacker.initial.to(**to)
-    initial = torch.cat([decoder, decoder.new_zeros(2 * len(decoder) + 1)])
+def initial_attackers(
+    decoder: FlatModule, clients: int, cohort: int, storage: Storage, to: dict[str, Any]
+) -> Attackers:
+    """All alike."""
+    parameters = decoder.initial.to(**to)
+    initial = torch.cat([parameters, parameters.new_zeros(2 * len(parameters) + 1)])
     own = storage.zeros(clients, len(initial), to["dtype"])  # too many steps for bfloat16 to count
     return Attackers(initial, own, initial.repeat(cohort, 1))
 
@@ -325,7 +324,7 @@ def gather_(state: State, ids: Tensor) -> None:
             mine.copy_(theirs.expand_as(mine))
     cohort.velocity.copy_(clients.velocity[rows])
     attackers = state.attackers
-    if len(attackers.own):
+    if attackers:
         attackers.cohort.copy_(attackers.own[rows])
         attackers.cohort.copy_(torch.where(new, attackers.initial, attackers.cohort))
     if state.queue is not state.queues:
@@ -359,7 +358,7 @@ def scatter_(state: State) -> None:
     put_(clients.velocity, rows, cohort.velocity)
     if len(clients.own):
         put_(clients.own, rows, cohort.online.detach())
-    if len(state.attackers.own):
+    if state.attackers:
         put_(state.attackers.own, rows, state.attackers.cohort)
     clients.participation.index_add_(0, rows, torch.ones_like(rows))
     clients.storage.release()
