@@ -25,7 +25,7 @@ from simsfl import RunConfig, Simulation  # noqa: E402
 from simsfl.allocator import peak_memory_bytes  # noqa: E402
 from simsfl.assembly import network  # noqa: E402
 from simsfl.clock import PhaseClock  # noqa: E402
-from simsfl.cost import client_flops  # noqa: E402
+from simsfl.cost import operations  # noqa: E402
 from simsfl.data import Dataset, make_dataset  # noqa: E402
 from simsfl.data.load import load_dataset  # noqa: E402
 from simsfl.data.shapes import shapes  # noqa: E402
@@ -93,18 +93,13 @@ def published(config: RunConfig):
 
 
 def flops(config: RunConfig) -> dict[str, int]:
-    """Floating-point operations of a step, two per multiply-add, of the cohort and of the server."""
+    """Operations of a step's convolutions and matrix products, two per multiply-add, of cohort and server."""
     config = resolve(replace(config, image_size=config.image_size or 32))
     model = network(config)
-    own = client_flops(model, batch_size=config.batch_size, image_size=config.image_size)
-    rows = config.cohort * config.batch_size * (2 if config.symmetric else 1)
-    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415  (imports Triton)
-
-    with FlopCounterMode(display=False) as counter:
-        smashed = torch.empty(2, *model.smashed_shape, device="meta", requires_grad=True)
-        model.server.template(smashed).sum().backward()
-    both = counter.get_total_flops() // 2  # forward, and twice as much backward
-    return {"clients": config.cohort * own, "server": rows * (both + both // 3)}
+    own = operations(model.client, (3, config.image_size, config.image_size)).products()
+    images = config.cohort * config.batch_size
+    rows = images * (2 if config.symmetric else 1)
+    return {"clients": images * own, "server": rows * operations(model.server, model.smashed_shape).products()}
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

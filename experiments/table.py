@@ -25,6 +25,8 @@ from presets import named
 from simsfl.names import unknown
 from simsfl.signals import Stop
 
+RECKONED = {"1": "costs of hardware by the paper's reckoning", "hardware": "the same"}
+"""Tables that nothing is run for."""
 RUN = Path(__file__).with_name("run.py")
 POLL = 0.2
 """Seconds between looks at a run that goes on."""
@@ -32,10 +34,9 @@ POLL = 0.2
 
 def parser() -> Parser:
     """All flags of this program."""
-    result = Parser(prog="table.py", description=__doc__.splitlines()[0], epilog="Tables: " + ", ".join(TABLES))
-    result.add_argument(
-        "table", metavar="TABLE", help="; ".join(f"{name}: {table().title}" for name, table in TABLES.items())
-    )
+    titles = RECKONED | {name: table().title for name, table in TABLES.items()}
+    result = Parser(prog="table.py", description=__doc__.splitlines()[0], epilog="Tables: " + ", ".join(titles))
+    result.add_argument("table", metavar="TABLE", help="; ".join(f"{name}: {title}" for name, title in titles.items()))
     what = result.add_argument_group("what to run")
     what.add_argument("--seeds", default="0", metavar="N,N", help="a run of each cell for each (default: 0)")
     what.add_argument("--only", metavar="TEXT", help='cells whose "row, column" contains this')
@@ -57,6 +58,8 @@ def tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
     """The same, while signals are caught."""
     try:
         arguments = parser().parse(argv)
+        if arguments.table in RECKONED:
+            return show_costs(arguments.out)
         cells = chosen_cells(arguments.table, arguments.only, arguments.seeds)
         if arguments.budget is not None and not 0 < arguments.budget < float("inf"):
             raise ValueError(f"budget: {arguments.budget:g} is no time; allowed: minutes, more than 0")
@@ -71,6 +74,21 @@ def tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 128 + (stop.received or signal.SIGINT)
+
+
+def show_costs(out: Path | None) -> int:
+    """Print the paper's table of costs beside what they are here, and write it down if there is somewhere to."""
+    from costs import paper_tables  # noqa: PLC0415  (imports torch)
+
+    from performance import markdown  # noqa: PLC0415
+
+    tables, _ = paper_tables()
+    for table in tables:
+        Console().print(table)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "table.md").write_text("\n".join(map(markdown, tables)), encoding="utf-8")
+    return 0
 
 
 def check_effect(configs: Sequence[Any], flags: Iterable[str]) -> None:
@@ -93,7 +111,7 @@ def chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, i
         ValueError: there is no such table, cell or seed.
     """
     if table not in TABLES:
-        raise unknown("table", table, TABLES)
+        raise unknown("table", table, [*RECKONED, *TABLES])
     cells = TABLES[table]().cells
     if only is not None:
         chosen = [cell for cell in cells if only.lower() in cell.name.lower()]

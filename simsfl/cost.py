@@ -1,4 +1,4 @@
-"""What taking part costs clients: bytes on the wire and floating-point operations."""
+"""What taking part costs clients: operations, memory and bytes on the wire, from the model and the plan alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from torch import nn
 
-from simsfl.models import SplitModel
+from simsfl.models import FlatModule, SplitModel
+from simsfl.models.layers import BatchNorm, ConvNorm
 from simsfl.plan import Group
 
+COLOURS = 3
 WEIGHT_BYTES = 4
 """Weights travel in fp32."""
+NORMALISED, NORMALISED_BACK = 8, 16
+"""Operations for each number that is normalised: sums of it and of its square, shift and scale twice; and back."""
 
 
 @dataclass(frozen=True)
@@ -73,35 +78,148 @@ class ClientCost:
         return Traffic(views * activations + weights, activations + weights)
 
 
-def client_cost(model: SplitModel, *, precision: torch.dtype, align_momentum: bool) -> ClientCost:
+def client_cost(
+    model: SplitModel, *, number_bytes: int, align_momentum: bool, weight_bytes: int = WEIGHT_BYTES
+) -> ClientCost:
     """What travels for a client, from the model alone.
 
     Args:
-        precision: dtype of activations and gradients on the wire.
+        number_bytes: of a number of activations and gradients on the wire; `weight_bytes` of weights.
         align_momentum: the momentum model is averaged, and so travels, too.
     """
-    weights = (model.client.size + len(model.client.initial_statistics)) * WEIGHT_BYTES
+    weights = (model.client.size + len(model.client.initial_statistics)) * weight_bytes
     return ClientCost(
-        image_bytes=prod(model.smashed_shape) * precision.itemsize,
+        image_bytes=prod(model.smashed_shape) * number_bytes,
         sync_bytes=weights * (2 if align_momentum else 1),
         momentum_bytes=weights if align_momentum else 0,
-        statistics_bytes=len(model.client.initial_statistics) * WEIGHT_BYTES,
+        statistics_bytes=len(model.client.initial_statistics) * weight_bytes,
     )
 
 
-def client_flops(model: SplitModel, *, batch_size: int, image_size: int, learns: bool = True) -> int:
-    """Floating-point operations of a client's step, from the model alone; nothing is computed.
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of half a network for one image, two per multiply-add."""
 
-    Both forward passes and, if it `learns`, the backward pass, two per multiply-add; convolutions and matrix products
-    only, as `torch.utils.flop_counter` counts them.
+    forward: int
+    backward: int
+    macs: int
+    """Multiply-adds of the convolutions and matrix products of a forward pass, without normalisation."""
+    normalised: int
+    """Numbers that are normalised in a forward pass."""
+
+    def step(self, *, learns: bool = True, momentum: bool = True) -> int:
+        """Of what a client does with an image: online and momentum model forward, and backward if it `learns`."""
+        return self.forward * (2 if momentum else 1) + (self.backward if learns else 0)
+
+    def products(self) -> int:
+        """The same of convolutions and matrix products alone, forward twice and back."""
+        return self.step() - (2 * NORMALISED + NORMALISED_BACK) * self.normalised
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training takes on a client, by what they are for."""
+
+    weights: int
+    momentum: int
+    """Of the momentum model."""
+    velocity: int
+    gradients: int
+    activations: int
+    """Kept for the backward pass, of a batch."""
+    workspace: int
+    """The largest map and its gradient: what a pass works on besides."""
+
+    @property
+    def total(self) -> int:
+        """Of all of them."""
+        return sum(vars(self).values())
+
+
+def operations(half: FlatModule, shape: Sequence[int]) -> Operations:
+    """Of half a network for an image, or its smashed data, of so many channels, height and width; nothing is computed.
+
+    Convolutions and matrix products as `torch.utils.flop_counter` counts them, and normalisation of activations.
     """
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415  (imports Triton: 80 MB)
 
-    images = torch.empty(batch_size, 3, image_size, image_size, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        smashed = model.client.template(images)
-        with torch.no_grad():
-            model.client.template(images)
-        if learns:
-            torch.autograd.grad(smashed.sum(), list(model.client.template.parameters()))
-    return counter.get_total_flops()
+    if not half.size:
+        return Operations(0, 0, 0, 0)
+    batch = 2  # BatchNorm takes no batch of one
+    template = half.template
+    normalised = 0
+
+    def count(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        nonlocal normalised
+        normalised += output.numel()
+
+    hooks = [
+        module.register_forward_hook(count)
+        for module in template.modules()
+        if isinstance(module, (ConvNorm, BatchNorm)) and not isinstance(getattr(module, "norm", None), BatchNorm)
+    ]
+    x = torch.empty(batch, *shape, device="meta", requires_grad=len(shape) == 3 and shape[0] != COLOURS)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            output = template(x)
+            forward = counter.get_total_flops()
+            output.sum().backward()
+            backward = counter.get_total_flops() - forward
+    finally:
+        for hook in hooks:
+            hook.remove()
+        template.zero_grad()
+    return Operations(
+        forward=(forward + NORMALISED * normalised) // batch,
+        backward=(backward + NORMALISED_BACK * normalised) // batch,
+        macs=forward // 2 // batch,
+        normalised=normalised // batch,
+    )
+
+
+def memory(half: FlatModule, shape: Sequence[int], batch_size: int, *, learns: bool = True) -> Memory:
+    """Of training half a network on batches of images of such a `shape`, in fp32; nothing is computed.
+
+    What a client that does not learn keeps is its weights, twice, and the maps that a pass works on.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+    largest = 0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    def measure(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, output.numel())
+
+    weights = {parameter.untyped_storage()._cdata for parameter in half.template.parameters()}
+    hooks = [module.register_forward_hook(measure) for module in half.template.modules()]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = half.template(torch.empty(batch_size, *shape, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    del output
+    activations = sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+    own = half.size * WEIGHT_BYTES
+    return Memory(
+        weights=own + len(half.initial_statistics) * WEIGHT_BYTES,
+        momentum=own + len(half.initial_statistics) * WEIGHT_BYTES,
+        velocity=own if learns else 0,
+        gradients=own if learns else 0,
+        activations=activations if learns else 0,
+        workspace=2 * largest * WEIGHT_BYTES,
+    )
+
+
+def client_flops(model: SplitModel, image_size: int, *, learns: bool = True) -> int:
+    """Operations of a client for one image; see `operations`."""
+    return operations(model.client, (COLOURS, image_size, image_size)).step(learns=learns)
+
+
+def server_flops(model: SplitModel, *, symmetric: bool) -> int:
+    """Operations of the server for one image: of either network for one view or for both, and back."""
+    server = operations(model.server, model.smashed_shape)
+    return (2 if symmetric else 1) * (2 * server.forward + server.backward)

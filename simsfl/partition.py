@@ -172,6 +172,12 @@ def make_partition(
     return partition if chosen is None else Partition(chosen[partition.indices], partition.offsets)
 
 
+def held(kind: str, images: int, clients: int, classes_per_client: int) -> int:
+    """How many of so many images clients of one kind hold together: what does not divide is left out."""
+    parts = {"iid": clients, "shards": clients * classes_per_client, "dirichlet": 1}[kind]
+    return images // parts * parts
+
+
 def most_clients(draw: Callable[[int], Partition], clients: int, least: int, fewest: int) -> int:
     """The largest number of clients, from `fewest` to below `clients`, that each hold `least` images; 0 if none."""
     low, high = fewest - 1, clients

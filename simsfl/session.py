@@ -139,10 +139,8 @@ class Session:
         """Of the mean client's step; federated learning with both directions sees each image in both roles."""
         simulation, config = self.simulation, self.simulation.config
         views = 2 if config.method != "mocosfl" and config.symmetric else 1
-        sizes = {"batch_size": config.batch_size, "image_size": config.image_size}
-        batch = client_flops(simulation.model, **sizes, learns=simulation.hyper.clients_learn)
-        images = sum(group.images for group in simulation.groups)
-        return round(views * batch * images / (config.cohort * config.batch_size))
+        image = client_flops(simulation.model, config.image_size, learns=simulation.hyper.clients_learn)
+        return round(views * image * sum(group.images for group in simulation.groups) / config.cohort)
 
     @contextmanager
     def _profiling(self, steps: int) -> Iterator[None]:

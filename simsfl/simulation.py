@@ -148,7 +148,8 @@ class Simulation:
         if engine != "loop":
             with accelerated(self.version), tuning.remembering(choices or {}) as self.choices:
                 self._tune(dtype, compile_server=captured and config.rounds * self.steps >= LONG)
-        self.cost = client_cost(self.model, precision=self.hyper.precision, align_momentum=config.align_momentum)
+        number_bytes = self.hyper.precision.itemsize
+        self.cost = client_cost(self.model, number_bytes=number_bytes, align_momentum=config.align_momentum)
         self.evaluation = evaluate.Evaluation(
             self.dataset, seed=config.seed, bank=config.knn_bank, test=config.knn_test, dtype=dtype
         )

@@ -393,10 +393,10 @@ def test_flops_of_a_single_convolution_by_hand():
     model = split_model(
         "resnet18", width=8, cut_layer=1, image_size=16, head="mlp", key_dim=8, generator=torch.Generator()
     )
-    forward = 2 * 3 * (8 * 16 * 16) * (3 * 3 * 3)
-    assert (
-        client_flops(model, batch_size=3, image_size=16) == 3 * forward
-    )  # two forward passes, and the weights' gradient
+    convolution, maps = 2 * (8 * 16 * 16) * (3 * 3 * 3), 8 * 16 * 16
+    forwards, weights_gradient = 2 * (convolution + 8 * maps), convolution + 16 * maps
+    assert client_flops(model, 16) == forwards + weights_gradient
+    assert client_flops(model, 16, learns=False) == forwards
 
 
 def test_scatter_after_gather_changes_nothing_for_others(config, dataset):

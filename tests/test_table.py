@@ -135,6 +135,13 @@ def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, capsy
     assert "1 of 2 seeds" in (out / "table.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["1", "hardware"])
+def test_tables_that_nothing_is_run_for(name, tmp_path, capsys):
+    assert table.main([name, "--out", str(tmp_path / "costs")]) == 0
+    assert "MocoSFL-1" in capsys.readouterr().out
+    assert "| 8,269.2 / 8,269.2 |" in (tmp_path / "costs" / "table.md").read_text()
+
+
 def test_dry_run_prints_commands_that_run(tmp_path, capsys):
     out = tmp_path / "grid"
     argv = ["participation", "--only", "MocoSFL-1, non-IID, 10%", "--dry-run"]
@@ -161,7 +168,7 @@ def test_a_schedule_that_fits():
 
 
 WRONG = {
-    "table": (["33"], "table: '33' is not known (did you mean 3?); allowed: 2, 3, 4, cuts"),
+    "table": (["33"], "table: '33' is not known (did you mean 3?); allowed: 1, hardware, 2, 3, 4, cuts"),
     "cell": (["3", "--only", "CIFAR-11"], "only: 'CIFAR-11' is in no cell"),
     "seeds": (["3", "--seeds", "a"], "seeds: 'a'"),
     "budget": (["3", "--budget", "0"], "budget: 0 is no time"),

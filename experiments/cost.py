@@ -1,0 +1,85 @@
+"""What taking part costs a client, from a config alone: ``python experiments/cost.py --cut-layer 1``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from flags import Parser, add_config_flags, config_values, fail, one_of, path, whole_number
+from presets import named
+
+DTYPES = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Bytes of a number that is sent."""
+ACCOUNTINGS = ("own", "paper")
+FROZEN = {"bottleneck": "C4S2", "client_lr": 0.0}
+FEDERATED = {"cut_layer": 1, "bottleneck": None, "client_lr": None, "batch_size": None, "syncs_per_round": None}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "MocoSFL-1": {"cut_layer": 1},
+    "MocoSFL-1, C4S2": {"cut_layer": 1, "bottleneck": "C4S2"},
+    "MocoSFL-1, TAResSFL": {"cut_layer": 1, **FROZEN},
+    "MocoSFL-3": {"cut_layer": 2},
+    "MocoSFL-3, C4S2": {"cut_layer": 2, "bottleneck": "C4S2"},
+    "MocoSFL-3, TAResSFL": {"cut_layer": 2, **FROZEN},
+    "FL-MoCo": {"method": "fl-moco", **FEDERATED},
+    "FL-BYOL": {"method": "fl-byol", **FEDERATED},
+}
+"""Beside what is asked for; by the number of convolutions on the client."""
+
+
+def parser() -> Parser:
+    """All flags of this program."""
+    result = Parser(prog="cost.py", description=__doc__)
+    result.add_argument("--preset", default="paper", help="what the flags change (default: paper)")
+    result.add_argument("--images", type=whole_number, metavar="N", help="of training, in a data set of your own")
+    result.add_argument(
+        "--dtype",
+        type=one_of(list(DTYPES)),
+        default="fp32",
+        metavar="{" + ",".join(DTYPES) + "}",
+        help="of activations, gradients and weights that are sent (default: fp32)",
+    )
+    result.add_argument(
+        "--accounting",
+        type=one_of(ACCOUNTINGS),
+        default="own",
+        metavar="{" + ",".join(ACCOUNTINGS) + "}",
+        help="paper: the paper's own way, beside its figures (default: own)",
+    )
+    result.add_argument("--json", type=path, metavar="FILE", help="write the figures too")
+    add_config_flags(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reckon, and show; the exit code."""
+    try:
+        arguments = parser().parse(argv)
+        values = config_values(arguments)
+        asked = replace(named(arguments.preset)[0], **values)
+        asked.check_effect(values)
+        from costs import own_tables, paper_tables, reckoned  # noqa: PLC0415  (imports torch)
+        from rich.console import Console  # noqa: PLC0415
+
+        from simsfl.files import write_json  # noqa: PLC0415
+
+        if arguments.accounting == "paper":
+            tables, figures = paper_tables()
+        else:
+            configs = {"as asked": asked} | {name: replace(asked, **changed) for name, changed in VARIANTS.items()}
+            figures = {
+                name: reckoned(config, arguments.images, DTYPES[arguments.dtype]) for name, config in configs.items()
+            }
+            tables = own_tables(figures, asked, arguments.dtype)
+        for table in tables:
+            Console().print(table)
+        if arguments.json:
+            write_json(arguments.json, figures)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
