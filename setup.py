@@ -24,7 +24,7 @@ setup(
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
         "scipy>=1.11",  # torchvision reads SVHN with it
-        "torchmetrics>=1.4",  # SSIM, PSNR, total variation
+        "torchmetrics>=1.5",  # SSIM, PSNR, total variation
     ],
     extras_require={
         "test": TEST,

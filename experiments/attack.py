@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flags import Parser, fail, path, seeds_of, value_of, whole_number
+from launch import is_out_of_memory
 from simsfl import Simulation
 from simsfl.files import write_json
 from simsfl.notation import Decoder
@@ -71,8 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"attacker_data: {arguments.attacker_data:g} is no share; allowed: more than 0, up to 1")
         simulation = Simulation.load(arguments.run, device=arguments.device)
         carry_out(arguments, simulation, decoder, seeds)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         return fail(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail(ValueError(f"memory: this attack does not fit ({error}); allowed: less --attacker-data"))
     except KeyboardInterrupt:
         return 130
     return 0
@@ -89,15 +94,15 @@ def carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, s
         raise ValueError(f"run: clients of {config.method} send no smashed data; allowed: a run of mocosfl")
     if not 0 <= arguments.target_client < config.clients:
         raise ValueError(f"target_client: {arguments.target_client} is no client; allowed: 0 to {config.clients - 1}")
-    images = simulation.dataset.train
-    rows = targets(simulation.partition, arguments.target_client)
+    images, count = simulation.dataset.train, len(simulation.dataset.train_labels)
+    rows = targets(simulation.sources[0], arguments.target_client)
     client = simulation.client()
     results = [
         attack(
             client,
             images,
             rows,
-            attackers_rows(len(images), arguments.attacker_data, rows, seed),
+            attackers_rows(count, arguments.attacker_data, rows, seed),
             decoder=decoder,
             seed=seed,
             epochs=arguments.attack_epochs,

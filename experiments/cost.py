@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = config_values(arguments)
         asked = replace(named(arguments.preset)[0], **values)
         asked.check_effect(values)
-        from costs import own_tables, paper_tables, reckoned  # noqa: PLC0415  (imports torch)
         from rich.console import Console  # noqa: PLC0415
 
+        from costs import own_tables, paper_tables, reckoned  # noqa: PLC0415  (imports torch)
         from simsfl.files import write_json  # noqa: PLC0415
 
         if arguments.accounting == "paper":

@@ -21,6 +21,7 @@ from simsfl.plan import steps_per_round
 from simsfl.privacy.decoders import decoder
 from simsfl.privacy.inversion import train_decoder
 from simsfl.rules import resolve
+from simsfl.run_directory import RunDirectory
 
 STEPS = 3
 """Timed in a probe, after one to warm up."""
@@ -36,6 +37,12 @@ PROCESS = 4.0
 """Seconds until a process can begin to set its run up."""
 MARGIN = 1.1
 """Machines are slower than when they were probed."""
+
+WORK = (
+    *("method", "cohort", "arch", "width", "cut_layer", "bottleneck", "image_size", "head", "key_dim"),
+    *("client_lr", "ressfl_lambda", "ressfl_decoder"),
+)
+"""What else than images a step's time depends on."""
 
 Json = dict[str, Any]
 
@@ -63,6 +70,12 @@ class Plan:
         """Of its directory."""
         words = "".join(c if c.isalnum() or c == "-" else " " for c in f"{self.cell.name} seed {self.seed}")
         return "-".join(words.lower().split())
+
+    def expert_has_ended(self, out: Path) -> bool:
+        """Whether there is what it starts from, if anything."""
+        if self.cell.expert is None:
+            return True
+        return RunDirectory(out / replace(self, cell=self.cell.expert).name).summary.exists()
 
     def config_in(self, out: Path) -> RunConfig:
         """As it is run there: clients start from an expert, where the cell has one."""
@@ -133,10 +146,7 @@ def measured(config: RunConfig, known: dict[tuple, tuple[float, float]], *, atta
     simulation.flush_seconds = 0.0
     start = time.perf_counter() - begin
     config = simulation.config
-    work = tuple(
-        getattr(config, name)
-        for name in ("method", "cohort", "batch_size", "arch", "width", "cut_layer", "image_size", "head", "key_dim")
-    )
+    work = (*(getattr(config, name) for name in WORK), sum(group.images for group in simulation.groups))
     if work not in known:
         known[work] = step_seconds(simulation), image_seconds(simulation)
     pass_ = steps_per_round(simulation.sources, simulation.groups)
@@ -209,7 +219,7 @@ def planned(
     plans, costs = [], []
     for cell, seed in cells:
         try:
-            asked = {name: value for name, value in flags.items() if concerns(name, cell)}
+            asked = cell.concerned(flags)
             config = replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **asked})
             config = with_rounds(config, cell)
             costs.append((cell, seed, config, *measured(config, known, attacked=cell.attacked)))
@@ -232,24 +242,17 @@ def planned(
         steps = config.rounds * cost.steps
         published = (cell.rounds or resolve(replace(asked, rounds=None, epochs=EPOCHS)).rounds) * cost.steps
         epochs = ATTACK_EPOCHS if cell.attacked else 0
-        whole = cost.total(config, steps) + epochs * cost.attack
+        begin = MARGIN * (PROCESS + cost.start) if cell.attacked else 0.0
+        whole = cost.total(config, steps) + begin + epochs * cost.attack
         if share is not None and whole > share:
             if cell.attacked:
                 epochs = max(1, min(epochs, int(share / 3 / cost.attack)))
-            left = share - epochs * cost.attack
+            left = share - begin - epochs * cost.attack
             plan = fitted(Plan(cell, seed, asked, published, share), config, cost, left)
             plans.append(replace(plan, attack_epochs=epochs))
         else:
             plans.append(Plan(cell, seed, asked, published, whole, steps=steps, attack_epochs=epochs))
     return plans
-
-
-def concerns(name: str, cell: Cell) -> bool:
-    """Whether a flag is meant for a cell: an expert is what it is, and those who start from it learn otherwise."""
-    of_experts = name == "aux_dataset" or name.startswith("ressfl_")
-    if "aux_dataset" in cell.settings:
-        return of_experts or name == "dataset" or name not in cell.settings
-    return not (of_experts and cell.expert)
 
 
 def with_rounds(config: RunConfig, cell: Cell) -> RunConfig:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 half = max(HALVES, key=lambda half: wrong[half][0])
                 flags = f"--arch {config.arch}, --cut-layer {config.cut_layer}, --bottleneck {config.bottleneck}"
                 raise ValueError(f"{file}: {wrong[half][1]}; allowed: a {half} of {flags}, --norm {config.norm}")
+            if halves[half]:
+                raise ValueError(f"files: {file} is a second {half}; allowed: one client and one server")
             halves[half] = from_published(getattr(model, half), given)
+        if not halves["client"]:
+            raise ValueError("files: none of them is of a client; allowed: a client, and its server")
         out = arguments.out or arguments.files[0].with_suffix(".safetensors")
         Weights(", ".join(map(str, arguments.files)), config, **halves).save(out)
     except (ValueError, OSError) as error:
@@ -55,9 +59,13 @@ def read(file: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: it holds something else.
     """
+    if not file.is_file():
+        raise ValueError(f"files: there is no file {file}; allowed: what torch.save wrote")
     try:
-        given = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles by others: what is wrong with them is said below
+            given = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file can raise anything
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{file} is no state dict of PyTorch's ({reason}); allowed: what torch.save wrote") from error
     if not isinstance(given, dict) or not given or not all(isinstance(value, Tensor) for value in given.values()):

@@ -195,7 +195,8 @@ def announce(session: Session, why: dict[str, str]) -> None:
             "clients",
             f"{config.clients:,}",
             f"cohort {config.cohort:,}; {config.partition}, {held} each"
-            + (f", {count_text(unused, 'image')} unused" if unused else ""),
+            + (f", {count_text(unused, 'image')} unused" if unused else "")
+            + auxiliary_text(simulation),
         ),
         (
             "model",
@@ -213,6 +214,14 @@ def announce(session: Session, why: dict[str, str]) -> None:
     ):
         line = f"{name:<9} [bold]{escape(str(value))}[/]  [dim]{escape(note)}[/]"
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def auxiliary_text(simulation: Simulation) -> str:
+    """What clients hold of the auxiliary data set, if there is one."""
+    if simulation.auxiliary is None:
+        return ""
+    held = int(simulation.auxiliary.sizes.min())
+    return f"; {count_text(held, 'image')} of {simulation.config.aux_dataset} each"
 
 
 def conclude(console: Output, directory: RunDirectory, summary: dict[str, Any]) -> None:

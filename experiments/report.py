@@ -128,6 +128,8 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
         figures["divergence"] = ("Divergence of the clients' models at each averaging", divergence(runs))
     if any(record["communication"] != "A" for run in runs for record in run.history.rounds):
         figures["communication"] = ("State of communication by round, and what it saved", communication(runs))
+    if any(record["attackers_ssim"] is not None for run in runs for record in run.history.rounds):
+        figures["resistance"] = ("Simulated attackers, and what resisting them costs", resistance(runs))
     if any(run.attacks for run in runs):
         figures["privacy"] = ("Privacy against accuracy", privacy(runs))
     for run in watched(runs, "Drawing"):
@@ -201,6 +203,22 @@ def communication(runs: list[Run]) -> Figure:
     return figure
 
 
+def resistance(runs: list[Run]) -> Figure:
+    """How well simulated attackers reconstruct, as they come and once they have learnt, and the contrastive loss."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for run in runs:
+        rounds = [record for record in run.history.rounds if record["attackers_ssim"] is not None]
+        at, ssim = [record["round"] for record in rounds], [record["attackers_ssim"] for record in rounds]
+        (line,) = axes[0].plot(at, ssim, label=f"{run.name}: after learning")
+        before = [record["attackers_ssim_before"] for record in rounds]
+        axes[0].plot(at, before, ":", color=line.get_color(), label=f"{run.name}: before")
+        axes[1].plot(ssim, [record["loss"] for record in rounds], "o-", markersize=3, label=run.name)
+    axes[0].set(xlabel="round", ylabel="SSIM of the attackers")
+    axes[1].set(xlabel="SSIM of the attackers", ylabel="contrastive loss")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
 def privacy(runs: list[Run]) -> Figure:
     """How well each attack reconstructs images, against what the representation is worth."""
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -210,7 +228,7 @@ def privacy(runs: list[Run]) -> Figure:
         for decoder, found in run.attacks.items():
             config = run.config
             resisting = f", lambda {config['ressfl_lambda']:g}" if config["ressfl_lambda"] else ""
-            expert = ", from an expert" if config["init_client"] else ""
+            expert = f", from {Path(config['init_client']).stem}" if config["init_client"] else ""
             bottleneck = f", {config['bottleneck']}" if config["bottleneck"] else ""
             label = f"{run.name}: cut {config['cut_layer']}{bottleneck}{resisting}{expert}, {decoder}"
             ssim, y = found["ssim"], float("nan") if accuracy is None else accuracy

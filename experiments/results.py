@@ -59,7 +59,7 @@ class Results:
 
     def cells(self) -> Iterator[list[Plan]]:
         """The runs of each cell; experts have none."""
-        names = dict.fromkeys(plan.cell.name for plan in self.plans if plan.attack_epochs or not self.attacked)
+        names = dict.fromkeys(plan.cell.name for plan in self.plans if plan.cell.attacked or not self.attacked)
         yield from ([plan for plan in self.plans if plan.cell.name == name] for name in names)
 
     def forecast(self) -> Table:
@@ -133,6 +133,9 @@ class Results:
 
     def trouble(self, plan: Plan) -> str:
         """Why a run has no result."""
+        if not plan.problem and not plan.expert_has_ended(self.out):
+            expert = next(p for p in self.plans if p.cell == plan.cell.expert and p.seed == plan.seed)
+            return f"its expert: {self.trouble(expert)}"
         log = self.out / f"{plan.name}.log"
         lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
         errors = [line for line in lines if line.startswith("error: ")]

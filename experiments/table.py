@@ -67,7 +67,7 @@ def tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
         base = named(arguments.preset, flags.get("device", "auto"))[0]
         replace(base, **flags)  # what is wrong with these is wrong with all
         usual = {"linear_probe": True}
-        check_effect([replace(base, **usual | flags | cell.settings) for cell, _ in cells], flags)
+        check_effect([replace(base, **usual | cell.concerned(flags) | cell.settings) for cell, _ in cells], flags)
         return carry_out(arguments, cells, base, flags)
     except (ValueError, OSError) as error:
         return fail(error)
@@ -79,7 +79,6 @@ def tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
 def show_costs(out: Path | None) -> int:
     """Print the paper's table of costs beside what they are here, and write it down if there is somewhere to."""
     from costs import paper_tables  # noqa: PLC0415  (imports torch)
-
     from performance import markdown  # noqa: PLC0415
 
     tables, _ = paper_tables()
@@ -164,6 +163,8 @@ def run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None
         for position, plan in enumerate(plans, start=1):
             progress.update(task, description=f"{position}/{len(plans)} {plan.cell.name}, seed {plan.seed}")
             begin = time.perf_counter()
+            if not plan.expert_has_ended(out):
+                continue
             with (out / f"{plan.name}.log").open("w", encoding="utf-8") as log:
                 for argv in stages(plan, out):
                     with running(argv, log) as process:

@@ -37,10 +37,22 @@ class Cell:
     published_mse: float | None = None
     """Of that attack."""
 
+    def concerned(self, flags: dict[str, Any]) -> dict[str, Any]:
+        """The flags that are meant for it: an expert learns as it should, and those who start from it otherwise."""
+        of_network = ("dataset", "cut_layer", "bottleneck")
+        if "aux_dataset" in self.settings:
+            return {n: v for n, v in flags.items() if of_experts(n) or n in of_network or n not in self.settings}
+        return {n: v for n, v in flags.items() if not (self.expert and of_experts(n))}
+
     @property
     def name(self) -> str:
         """Row and column."""
         return f"{self.row}, {self.column}"
+
+
+def of_experts(flag: str) -> bool:
+    """Whether a flag is of the training of experts alone."""
+    return flag == "aux_dataset" or flag.startswith("ressfl_")
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,7 @@ def taressfl() -> Table:
         (2, 0.01): (83.13, 0.039),
     }
     cells = []
-    for cut, weight, share in product((1, 2), (2.0, 1.0, 0.0), (0.0, 0.005, 0.01)):
+    for cut, weight, share in product((1, 2), (2.0, 1.0, 4.0, 0.0), (0.0, 0.005, 0.01)):
         row, column = f"cut layer {cut}, lambda {weight:g}", f"{share:.1%} of the target's data"
         party = {"method": "mocosfl", "clients": 1, "cohort": None, "batch_size": 128, "partition": "iid"}
         learnt = {"aux_dataset": "cifar100", "data_proportion": share, "ressfl_lambda": weight, "linear_probe": False}

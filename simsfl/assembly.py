@@ -114,6 +114,8 @@ def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) 
     device = torch.device(config.device)
     storage = Storage(config.client_state, device, dtype_of(config.client_state_dtype, dtype))
     check_queues(config, storage.dtype)
+    if model.attacker:
+        check_attackers(config, 3 * model.attacker.size * dtype.itemsize, storage)
     keys = {"mocosfl": config.queue_length, "fl-moco": config.clients * config.queue_length, "fl-byol": 0}
     return initial_state(
         model,
@@ -142,6 +144,17 @@ def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
             f"queue_length: {config.queue_length} keys of {config.key_dim} numbers for each of {config.clients} "
             f"clients take {size / 1e9:,.1f} GB, twice while they are drawn, and {free / 1e9:,.1f} GB are free; "
             "allowed: fewer"
+        )
+
+
+def check_attackers(config: RunConfig, each: int, storage: Storage) -> None:
+    """Raise a ValueError if simulated attackers, of so many bytes each, do not fit."""
+    size = each * (config.cohort + (0 if storage.kind == "mmap" else config.clients))
+    free = free_memory() if storage.device.type == "cpu" else torch.cuda.mem_get_info(storage.device)[0]
+    if size > free:
+        raise ValueError(
+            f"ressfl_decoder: {config.ressfl_decoder} takes {size / 1e9:,.1f} GB for {config.clients} clients, and "
+            f"{free / 1e9:,.1f} GB are free; allowed: fewer channels, or --client-state mmap"
         )
 
 

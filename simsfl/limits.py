@@ -23,7 +23,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("alpha", 1e-6, 1e6),
     ("data_proportion", 0, 1),
     ("ressfl_lambda", 0, INFINITY),
-    ("ressfl_target_ssim", 0, 1),
+    ("ressfl_target_ssim", 0.001, 0.999),
     ("divergence_tau", 0, 1),
     ("loss_threshold", 0, INFINITY),
     ("crop_scale", 0.001, 1),
@@ -78,6 +78,10 @@ EXCLUSIONS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda c: c.data_proportion == 0 and c.aux_dataset is None,
         "data_proportion: {data_proportion:g} leaves clients no images; allowed: more than 0, or --aux-dataset",
+    ),
+    (
+        lambda c: c.aux_dataset is not None and c.aux_dataset == c.dataset,
+        "aux_dataset: {aux_dataset} is the data set itself; allowed: another",
     ),
     (
         lambda c: c.supervised and c.aux_dataset is not None,
@@ -158,7 +162,7 @@ PROBED = Condition(
     lambda c: c.linear_probe or c.semi_supervised, "no probe is trained", "linear_probe or semi_supervised"
 )
 STREAMABLE = Condition(
-    lambda c: c.dataset not in WHOLE and not c.dataset.endswith(".npz"),
+    lambda c: any(name not in WHOLE and not name.endswith(".npz") for name in (c.dataset, c.aux_dataset) if name),
     "dataset is {dataset}, which is read whole",
     "a directory of pictures",
 )

@@ -1,7 +1,8 @@
 """The directory of one run: what is where, and what may be overwritten.
 
 ``config.json`` (resolved config, versions, commit, data checksum), ``metrics.jsonl`` (see `metrics`),
-``live.json`` (rates and times, replaced about once a second), ``checkpoints/`` and ``summary.json``; beside them what
+``live.json`` (rates and times, replaced about once a second), ``checkpoints/``, ``start.safetensors`` (the expert's
+weights, where a run starts from one) and ``summary.json``; beside them what
 ``report.py`` and ``attack.py`` write of it.
 """
 
@@ -40,6 +41,7 @@ class RunDirectory:
         self.live = self.path / "live.json"
         self.summary = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
+        self.start = self.path / "start.safetensors"
         self.trace = self.path / "trace.json"
         self.report = self.path / "report.md"
         self.figures = self.path / "figures"
@@ -154,6 +156,7 @@ class RunDirectory:
             self.live,
             self.summary,
             self.checkpoints,
+            self.start,
             self.trace,
             self.report,
             self.figures,

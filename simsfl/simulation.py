@@ -34,7 +34,7 @@ from simsfl.rules import left_to_rules, resolve
 from simsfl.run_directory import RunDirectory
 from simsfl.state import completed_rounds, gather_, same_shape, scatter_, scatter_queue_
 from simsfl.sync import average_, average_statistics_, divergence, is_sync_step, receive_
-from simsfl.weights import load_weights
+from simsfl.weights import Weights, load_weights
 
 TRAIN_STEPS = {
     "mocosfl": (step.train_step, reference.train_step),
@@ -64,6 +64,7 @@ class Simulation:
         dataset: the images, instead of loading ``config.dataset``.
         dtype: of everything learnt, and with fp32 precision of what is computed; float64 is for tests.
         choices: versions of operators to use, where they are named, instead of finding out which are fastest.
+        start: weights to start from, instead of loading ``config.init_client``.
 
     Attributes:
         config: the config with every rule applied (`simsfl.rules`).
@@ -100,6 +101,7 @@ class Simulation:
         *,
         dtype: torch.dtype = torch.float32,
         choices: Mapping[str, str] | None = None,
+        start: Weights | None = None,
     ):
         asked, config = config, resolve(config)
         dataset = dataset or load_dataset(
@@ -120,13 +122,16 @@ class Simulation:
             config,
             dataset=dataset.name,
             data_dir=str(Path(config.data_dir).resolve()),  # a run is resumed from anywhere
+            aux_dataset=absolute(config.aux_dataset),
+            init_client=absolute(config.init_client),
             image_size=dataset.image_size,
             classes_per_client=classes_per_client,
             **({"head": "linear", "key_dim": len(dataset.classes)} if config.supervised else {}),
             stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
         )
-        self.by_rule = left_to_rules(asked) + ["head", "key_dim"] * config.supervised
-        self.by_rule += ["stream"] * (asked.stream == "auto")
+        self.start = start or (load_weights(config.init_client) if config.init_client else None)
+        derived = ["head", "key_dim"] * config.supervised + ["stream"] * (asked.stream == "auto")
+        self.by_rule = left_to_rules(asked) + derived
         self.device = torch.device(config.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
@@ -148,8 +153,9 @@ class Simulation:
         if engine != "loop":
             with accelerated(self.version), tuning.remembering(choices or {}) as self.choices:
                 self._tune(dtype, compile_server=captured and config.rounds * self.steps >= LONG)
-        number_bytes = self.hyper.precision.itemsize
-        self.cost = client_cost(self.model, number_bytes=number_bytes, align_momentum=config.align_momentum)
+        self.cost = client_cost(
+            self.model, number_bytes=self.hyper.precision.itemsize, align_momentum=config.align_momentum
+        )
         self.evaluation = evaluate.Evaluation(
             self.dataset, seed=config.seed, bank=config.knn_bank, test=config.knn_test, dtype=dtype
         )
@@ -178,8 +184,8 @@ class Simulation:
         """The network as the run begins with it."""
         config = self.config
         model = assembly.with_attacker(config, assembly.network(config))
-        if config.init_client:
-            load_weights(config.init_client).initialise(model, server=config.init_server)
+        if self.start:
+            self.start.initialise(model, server=config.init_server)
         return model
 
     def _tune(self, dtype: torch.dtype, *, compile_server: bool) -> None:
@@ -491,6 +497,8 @@ class Simulation:
         else:
             with directory.appearing() as new:
                 new.record(self.config, self.by_rule, self.dataset, self.choices)
+                if self.start:
+                    self.start.save(new.start)
                 checkpoint.save(new.checkpoints, name, tensors, meta)
 
     @classmethod
@@ -507,7 +515,8 @@ class Simulation:
         directory = RunDirectory(path)
         saved = directory.read_config()
         config = RunConfig.from_dict(saved["config"] | ({"device": device} if device else {}))
-        simulation = cls(config, dataset, choices=saved["choices"])
+        start = load_weights(str(directory.start)) if config.init_client else None
+        simulation = cls(config, dataset, choices=saved["choices"], start=start)
         if simulation.dataset.checksum != saved["dataset"]["sha256"]:
             raise ValueError(f"dataset: {simulation.dataset.name} is not what the run in {path} was trained on")
         file, meta, problems = checkpoint.newest(directory.checkpoints)
@@ -564,6 +573,11 @@ class Simulation:
             peak_memory_bytes=self.peak_memory_bytes(),
             participation=torch.bincount(self.state.clients.participation).tolist(),
         )
+
+
+def absolute(name: str | None) -> str | None:
+    """The absolute path of what exists; a name as it is."""
+    return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -60,8 +60,8 @@ class Weights:
                 )
                 if here != there:
                     raise ValueError(
-                        f"init_client: {self.origin} is of another network: {half} {name} is {there} there, and {here} "
-                        "here; allowed: the same architecture, width, cut layer, bottleneck and norm"
+                        f"init_{half}: {self.origin} is of another network: {half} {name} is {there} there, and {here} "
+                        "here; allowed: the same architecture, width, cut layer, bottleneck, norm, head and key_dim"
                     )
             own.initial = flat(given, own.shapes)
             own.initial_statistics = flat(given, own.statistic_shapes)
@@ -98,7 +98,10 @@ def load_weights(source: str) -> Weights:
     """
     path = EXPERTS / f"{source}.safetensors" if source in experts() else Path(source)
     if path.is_dir():
-        return of_run(path)
+        try:
+            return of_run(path)
+        except ValueError as error:
+            raise ValueError(f"init_client: {str(error).removeprefix('resume: ')}; allowed: a run") from error
     if not path.is_file():
         raise unknown("init_client", source, experts(), also="the directory of a run, or a file of weights")
     halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import table
 
+import attack
 import bench
+import cost
 import run
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +91,6 @@ def test_the_readmes_python_example_runs(tmp_path, monkeypatch):
 
 def test_the_readmes_flags_exist():
     text = (ROOT / "README.md").read_text()
-    parsers = (run.parser(), bench.parser(), table.parser())
+    parsers = (run.parser(), bench.parser(), table.parser(), cost.parser(), attack.parser())
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known

@@ -3,12 +3,12 @@
 import json
 from dataclasses import replace
 
-import cost
 import pytest
 import torch
 from conftest import TINY
-from costs import PUBLISHED, paper_way, reckoned
 
+import cost
+from costs import PUBLISHED, paper_way, reckoned
 from simsfl import RunConfig, Simulation
 from simsfl.cost import memory, operations
 from simsfl.data.shapes import shapes

@@ -1,7 +1,9 @@
 """Model inversion and what resists it: scores, decoders, attacks on clients of known worth, weights handed around."""
 
 import json
+import pickle
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -166,7 +168,7 @@ RESISTING = {
 @pytest.mark.parametrize("setting", RESISTING.values(), ids=RESISTING)
 def test_resisting_clients_are_the_loops(setting, dataset):
     """Stacked attackers and clients against torch.optim.Adam and ordinary modules, in float64."""
-    base = {**TINY, "rounds": 2, "ressfl_lambda": 2.0, "ressfl_target_ssim": 0.0, "engine": "vmap"}
+    base = {**TINY, "rounds": 2, "ressfl_lambda": 2.0, "ressfl_target_ssim": 0.001, "engine": "vmap"}
     config = RunConfig(**{**base, "ressfl_decoder": "res_normN0C8", **setting})
     results = []
     for engine in ("vmap", "loop"):
@@ -176,7 +178,7 @@ def test_resisting_clients_are_the_loops(setting, dataset):
     for ours, theirs in zip(stacked, loop, strict=True):
         assert ours.attackers_ssim == pytest.approx(theirs.attackers_ssim, rel=1e-6)
         assert ours.attackers_ssim_before == pytest.approx(theirs.attackers_ssim_before, rel=1e-6)
-    assert any(record.attackers_ssim > 0 for record in stacked)  # something was resisted
+    assert any(record.attackers_ssim > 0.001 for record in stacked)  # something was resisted
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6, msg=f"{name}: {{}}".format)
 
@@ -326,6 +328,50 @@ def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys
         assert re.search(words, error), error
 
 
+def test_a_run_needs_its_expert_only_to_begin(npz, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {**TINY, "rounds": 1}
+    assert run.main([*flags(dataset=npz, out="expert", **settings), "--dashboard", "off"]) == 0
+    argv = [*flags(dataset=npz, out="run", init_client="expert", **TINY), "--dashboard", "off"]
+    assert run.main(argv) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    shutil.rmtree("expert")
+    (tmp_path / "run" / "checkpoints" / "manifest.json").write_text(
+        json.dumps(
+            {"checkpoints": json.loads((tmp_path / "run/checkpoints/manifest.json").read_text())["checkpoints"][1:]}
+        )
+    )
+    (tmp_path / "run" / "summary.json").unlink()
+    assert run.main(["--resume", "run", "--dashboard", "off"]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    capsys.readouterr()
+
+
+def test_an_expert_without_images_of_the_target_is_attacked_on_others(npz, arrays, tmp_path, capsys):
+    other = tmp_path / "other.npz"
+    names = ("train_x", "train_y", "test_x", "test_y")
+    np.savez(other, **{name: getattr(arrays, name)[::-1] for name in names})
+    out = tmp_path / "run"
+    settings = {**TINY, "clients": 1, "cohort": 1, "aux_dataset": other, "data_proportion": 0, "rounds": 1}
+    assert run.main([*flags(dataset=npz, out=out, **settings), "--dashboard", "off"]) == 0
+    assert "80 images of" in capsys.readouterr().out
+    argv = [str(out), "--decoder", "conv_normN0C4", "--attack-epochs", "1", "--attacker-data", "0.2"]
+    assert attack_program.main(argv) == 0
+    assert json.loads((out / "attacks" / "conv_normN0C4.json").read_text())["targets"] == 40
+
+
+def test_auxiliary_images_of_another_size(npz, arrays, tmp_path, capsys):
+    other = tmp_path / "large.npz"
+    large = {name: getattr(arrays, name).repeat(2, axis=1).repeat(2, axis=2) for name in ("train_x", "test_x")}
+    np.savez(other, **large, train_y=arrays.train_y, test_y=arrays.test_y)
+    argv = flags(dataset=npz, aux_dataset=other, out=tmp_path / "run", **TINY)
+    assert run.main([*argv, "--dashboard", "off"]) == 2
+    assert re.search(r"aux_dataset: .*16x16, .*8x8; allowed: one size, give --image-size", capsys.readouterr().err)
+    assert run.main([*argv, "--dashboard", "off", "--image-size", "8", "--rounds", "1"]) == 0
+    assert run.main([*flags(dataset=npz, aux_dataset="cifar11", out=tmp_path / "x", **TINY), "--dashboard", "off"]) == 2
+    assert "aux_dataset: 'cifar11' is not known" in capsys.readouterr().err
+
+
 def test_what_cannot_be_imported(tmp_path, capsys, npz):
     file = tmp_path / "x.tar"
     torch.save({"0.conv1.weight": torch.zeros(64, 3, 3, 3), "0.bn1.weight": torch.zeros(32)}, file)
@@ -338,6 +384,12 @@ def test_what_cannot_be_imported(tmp_path, capsys, npz):
     torch.save({"model": RunConfig()}, file)
     assert import_checkpoint.main([str(file)]) == 2
     assert "no state dict" in capsys.readouterr().err
+    assert import_checkpoint.main([str(tmp_path / "none.tar")]) == 2
+    assert "files: there is no file" in capsys.readouterr().err
+    for content in (b"build", b"appends", pickle.dumps({"a": print}), pickle.dumps([1], protocol=2)):
+        file.write_bytes(content)
+        assert import_checkpoint.main([str(file)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_an_attack_on_a_run_and_its_report(npz, tmp_path, capsys):

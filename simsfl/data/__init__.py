@@ -165,11 +165,14 @@ def make_dataset(
 
 
 def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
-    """The same with the training images of another, normalised like its own; both have one size.
+    """The same with the training images of another, normalised like its own.
 
     Raises:
-        ValueError: one of them stays in its files.
+        ValueError: they have another size, or one of them stays in its files.
     """
+    if data.image_size != other.image_size:
+        sizes = (f"{one.name} has images of {one.image_size}x{one.image_size}" for one in (other, data))
+        raise ValueError(f"aux_dataset: {', '.join(sizes)}; allowed: one size, give --image-size")
     for one in (data, other):
         if not isinstance(one.train.pixels, Tensor):
             raise ValueError(f"aux_dataset: {one.name} is too large to be read whole; allowed: --stream never")

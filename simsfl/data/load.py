@@ -47,8 +47,11 @@ def load_dataset(
     """
     if auxiliary is not None:
         data = load_dataset(name, data_dir=data_dir, image_size=image_size, seed=seed, stream=stream)
-        options = {"data_dir": data_dir, "image_size": data.image_size, "seed": seed, "stream": stream}
-        return with_auxiliary(data, load_dataset(auxiliary, **options))
+        try:
+            other = load_dataset(auxiliary, data_dir=data_dir, image_size=image_size, seed=seed, stream=stream)
+        except ValueError as error:
+            raise ValueError(str(error).replace("dataset:", "aux_dataset:", 1)) from error
+        return with_auxiliary(data, other)
     if name == "shapes":
         return make_dataset(name, "built in, drawn from the seed", shapes(seed), image_size=image_size)
     if name in SOURCES or name == "auto":

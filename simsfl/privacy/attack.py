@@ -49,7 +49,7 @@ def targets(partition: Partition, client: int) -> Tensor:
         rows += partition[owner].tolist()
         if len(rows) >= count:
             break
-    return torch.tensor(rows[:count])
+    return torch.tensor(rows[:count], dtype=torch.long)
 
 
 def attackers_rows(count: int, share: float, taken: Tensor, seed: int) -> Tensor:

@@ -18,6 +18,8 @@ from simsfl.evaluate import Watch, unwatched
 
 HELD_OUT = 0.1
 """Share of the attacker's pairs that choose the epoch."""
+DESCENDED = 32
+"""Images together, for the memory it takes."""
 DESCENT_RATE = 0.05
 SMOOTHNESS = 1e-3
 """Weight of the total variation per pixel, beside the squared error of the smashed data over their variance."""
@@ -103,6 +105,19 @@ def descended(
         client: frozen.
         normalise: what images in [0, 1] go through before the client.
     """
+    parts = [descended_part(client, part, normalise, image_size, steps, watch) for part in smashed.split(DESCENDED)]
+    return torch.cat(parts)
+
+
+def descended_part(
+    client: nn.Module,
+    smashed: Tensor,
+    normalise: Callable[[Tensor], Tensor],
+    image_size: int,
+    steps: int,
+    watch: Watch,
+) -> Tensor:
+    """Of a few images."""
     from torchmetrics.functional.image import total_variation  # noqa: PLC0415  (takes a second)
 
     logits = torch.zeros(len(smashed), 3, image_size, image_size, device=smashed.device, requires_grad=True)
