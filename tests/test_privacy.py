@@ -336,11 +336,9 @@ def test_a_run_needs_its_expert_only_to_begin(npz, tmp_path, capsys, monkeypatch
     assert run.main(argv) == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     shutil.rmtree("expert")
-    (tmp_path / "run" / "checkpoints" / "manifest.json").write_text(
-        json.dumps(
-            {"checkpoints": json.loads((tmp_path / "run/checkpoints/manifest.json").read_text())["checkpoints"][1:]}
-        )
-    )
+    manifest = tmp_path / "run" / "checkpoints" / "manifest.json"
+    older = json.loads(manifest.read_text())["checkpoints"][1:]
+    manifest.write_text(json.dumps({"checkpoints": older}))
     (tmp_path / "run" / "summary.json").unlink()
     assert run.main(["--resume", "run", "--dashboard", "off"]) == 0
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
