@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ class Weights:
     origin: str
     """For people."""
     config: RunConfig
-    """Of the run they come from; only what it says of the network counts."""
+    """Of the run they come from, or what of it says how its network is made."""
     client: Mapping[str, Tensor]
     server: Mapping[str, Tensor]
     """Empty where they are of one half."""
@@ -77,7 +77,12 @@ class Weights:
             for half in HALVES
             for name, tensor in getattr(self, half).items()
         }
-        save_file(tensors, path, metadata={"config": json.dumps(self.config.to_dict()), "origin": self.origin})
+        network = {
+            spec.name: getattr(self.config, spec.name)
+            for spec in fields(RunConfig)
+            if spec.metadata["group"] == "model" or spec.name == "image_size"
+        }
+        save_file(tensors, path, metadata={"config": json.dumps(network), "origin": Path(self.origin).name})
 
 
 def flat(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Tensor:

@@ -17,6 +17,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 import attack as attack_program
 import export_checkpoint
 import import_checkpoint
+import presets
 import report
 import run
 from simsfl import RunConfig, Simulation
@@ -27,7 +28,7 @@ from simsfl.notation import Decoder
 from simsfl.privacy import inversion, resistance, similarity
 from simsfl.privacy.attack import attack, attackers_rows, targets
 from simsfl.privacy.decoders import decoder
-from simsfl.weights import load_weights, published_names, to_published
+from simsfl.weights import EXPERTS, experts, load_weights, published_names, to_published
 
 
 def generator(seed=0):
@@ -326,6 +327,21 @@ def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert re.search(words, error), error
+
+
+@pytest.mark.parametrize("name", ["laptop-cifar10", "laptop-shapes"])
+def test_experts_that_come_with_simsfl(name, tmp_path):
+    """They fit the network they are for, resist, and are small and documented."""
+    assert name in experts()
+    assert (EXPERTS / f"{name}.safetensors").stat().st_size < 1_000_000
+    assert name in (EXPERTS / "README.md").read_text()
+    options = {"dataset": "shapes", "bottleneck": "C4S2", "client_lr": 0.0, "init_client": name, "rounds": 1}
+    config = replace(presets.laptop(), cohort=2, local_epochs=0.02, device="cpu", **options)
+    simulation = Simulation(config)
+    weights = load_weights(name)
+    own = torch.cat([weights.client[key].flatten() for key in simulation.model.client.shapes])
+    list(simulation.rounds())
+    assert torch.equal(simulation.state.clients.online, own)
 
 
 def test_a_run_needs_its_expert_only_to_begin(npz, tmp_path, capsys, monkeypatch):
