@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from simsfl import RunConfig, assembly
 from simsfl.cost import client_cost, memory, operations, server_flops
-from simsfl.models import FlatModule
+from simsfl.models import FlatModule, SplitModel
 from simsfl.partition import Partition, held
 from simsfl.plan import steps_per_round
 from simsfl.rules import resolve
@@ -68,7 +69,7 @@ def reckoned(config: RunConfig, images: int | None, number_bytes: int) -> dict[s
     used = held(config.partition, int(config.data_proportion * count), config.clients, config.classes_per_client)
     share = Partition.of([range(used)])
     steps = steps_per_round([share], groups, config.local_epochs)
-    model = assembly.network(config)
+    model = network(RunConfig(method=config.method, **config.network()))
     learns = config.client_lr > 0
     shape = (COLOURS, config.image_size, config.image_size)
     views = 2 if config.method != "mocosfl" and config.symmetric else 1
@@ -102,6 +103,12 @@ def reckoned(config: RunConfig, images: int | None, number_bytes: int) -> dict[s
         "images_per_step": sum(group.images for group in groups) / config.cohort,
         "client_parameters": model.client.size,
     }
+
+
+@cache
+def network(config: RunConfig) -> SplitModel:
+    """Of what a config says of it."""
+    return assembly.network(config)
 
 
 def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Table]:

@@ -347,6 +347,14 @@ class RunConfig:
         usual = other.to_dict()
         return {name: value for name, value in self.to_dict().items() if value != usual[name]}
 
+    def network(self) -> dict[str, Any]:
+        """The fields that say how the network is made, but for what the method adds."""
+        return {
+            spec.name: getattr(self, spec.name)
+            for spec in fields(self)
+            if spec.metadata["group"] == "model" or spec.name == "image_size"
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
         return asdict(self)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -77,12 +77,8 @@ class Weights:
             for half in HALVES
             for name, tensor in getattr(self, half).items()
         }
-        network = {
-            spec.name: getattr(self.config, spec.name)
-            for spec in fields(RunConfig)
-            if spec.metadata["group"] == "model" or spec.name == "image_size"
-        }
-        save_file(tensors, path, metadata={"config": json.dumps(network), "origin": Path(self.origin).name})
+        metadata = {"config": json.dumps(self.config.network()), "origin": Path(self.origin).name}
+        save_file(tensors, path, metadata=metadata)
 
 
 def flat(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Tensor:

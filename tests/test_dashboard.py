@@ -57,6 +57,8 @@ def history(rounds=300):
                 "bytes_down_per_client": 12_345_678 * r,
                 "communication": "B",
                 "bytes_saved_per_client": 1_234_567 * r,
+                "attackers_ssim_before": 0.4,
+                "attackers_ssim": 0.35,
             }
         )
     return result

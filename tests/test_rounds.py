@@ -309,7 +309,7 @@ def test_no_two_draws_are_the_same(config, dataset):
 
     def draw(r):
         return plan_round(
-            s.partition,
+            s.sources,
             r,
             groups=[Group(range(8), 8, 2)],
             steps=s.steps,

@@ -305,7 +305,7 @@ def test_a_clients_draws_do_not_depend_on_the_others():
 
     def draw(cohort, batch_size=2):
         return plan.plan_round(
-            partition,
+            [partition],
             4,
             groups=[plan.Group(range(6), cohort, batch_size)],
             steps=5,
@@ -326,7 +326,7 @@ def test_a_clients_draws_do_not_depend_on_the_others():
 
 def test_a_round_goes_once_through_a_clients_images_and_unequal_clients_keep_step():
     partition = Partition.of([np.arange(0, 4), np.arange(10, 16), np.arange(20, 28)])
-    steps = plan.steps_per_round(partition, [plan.Group(range(3), 3, 2)])
+    steps = plan.steps_per_round([partition], [plan.Group(range(3), 3, 2)])
     assert steps == 3  # of six images in the mean
     rng = np.random.default_rng(0)
     assert sorted(plan.passes(rng, partition[1], 6)) == list(range(10, 16))

@@ -82,19 +82,10 @@ def test_the_smoke_grids(tmp_path, capsys):
     assert page.count("| kNN |") == 3
 
 
-def test_clients_that_resist_start_from_an_expert_and_are_attacked(tmp_path, capsys):
+def test_clients_that_resist_start_from_an_expert_and_are_attacked(npz, tmp_path, capsys):
     out = tmp_path / "4"
-    argv = [
-        "4",
-        "--only",
-        "cut layer 1, lambda 2, 0.5%",
-        "--budget",
-        "3",
-        "--no-linear-probe",
-        "--aux-dataset",
-        "shapes",
-    ]
-    short = {"aux_dataset": "shapes", "rounds": 2, "local_epochs": 0.01, "ressfl_decoder": "conv_normN0C4"}
+    argv = ["4", "--only", "cut layer 1, lambda 2, 0.5%", "--budget", "1", "--no-linear-probe"]
+    short = {"rounds": 2, "local_epochs": 0.01, "ressfl_decoder": "conv_normN0C4", "image_size": 16, "aux_dataset": npz}
     assert run(*argv, out=out, **short) == 0
     page = (out / "table.md").read_text()
     assert "| 80.78 |" in page
@@ -104,7 +95,7 @@ def test_clients_that_resist_start_from_an_expert_and_are_attacked(tmp_path, cap
     final = json.loads((attacked.parent.parent / "config.json").read_text())["config"]
     assert (final["client_lr"], final["init_server"], final["ressfl_lambda"]) == (0.0, True, 0.0)
     expert = json.loads((out / final["init_client"].rsplit("/", 1)[-1] / "config.json").read_text())["config"]
-    assert (expert["clients"], expert["aux_dataset"], expert["ressfl_lambda"]) == (1, "shapes", 2.0)
+    assert (expert["clients"], expert["aux_dataset"], expert["ressfl_lambda"]) == (1, str(npz), 2.0)
     capsys.readouterr()
     assert run(*argv, "--dry-run", out=out, **short) == 0
     text = capsys.readouterr().out
