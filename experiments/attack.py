@@ -21,6 +21,7 @@ from rich.table import Table
 from flags import Parser, fail, path, seeds_of, value_of, whole_number
 from launch import is_out_of_memory
 from simsfl import Simulation
+from simsfl.dashboard import number
 from simsfl.files import write_json
 from simsfl.notation import Decoder
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
@@ -142,7 +143,7 @@ def carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, s
     for column in ("", "mean", "std"):
         table.add_column(column, justify="right")
     for score, unit in (("mse", ""), ("ssim", ""), ("psnr", " dB")):
-        table.add_row(score.upper(), *(f"{scores[score][part]:.4f}{unit}" for part in ("mean", "std")))
+        table.add_row(score.upper(), *(number(scores[score][part], ".4f", unit) for part in ("mean", "std")))
     table.caption = f"MSE of the mean image: {mean_image:.4f}"
     console.print(table)
     console.print(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}", highlight=False, soft_wrap=True)

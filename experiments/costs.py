@@ -87,7 +87,7 @@ def reckoned(config: RunConfig, images: int | None, number_bytes: int) -> dict[s
             "all": views * one.step(learns=learns),
             "forward_macs": views * one.macs,
         },
-        "server_flops_per_image": server_flops(model, symmetric=config.symmetric) if model.server.size else 0,
+        "server_flops_per_image": server_work(model, config.symmetric) if model.server.size else 0,
         "memory_bytes": {**asdict(own), "all": own.total},
         "bytes_per_image": {
             "up": (2 if model.smashed_shape[0] else 0) * sent.image_bytes,
@@ -108,7 +108,13 @@ def reckoned(config: RunConfig, images: int | None, number_bytes: int) -> dict[s
 @cache
 def network(config: RunConfig) -> SplitModel:
     """Of what a config says of it."""
-    return assembly.network(config)
+    return assembly.network(config, weights=False)
+
+
+@cache
+def server_work(model: SplitModel, symmetric: bool) -> int:
+    """`server_flops`, once for each network."""
+    return server_flops(model, symmetric=symmetric)
 
 
 def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Table]:
@@ -181,7 +187,7 @@ def paper_way(name: str) -> dict[str, float]:
         image_size=32,
         device="cpu",
     )
-    model = assembly.network(resolve(config))
+    model = assembly.network(resolve(config), weights=False)
     shape = (COLOURS, 32, 32)
     one = operations(model.client, shape)
     epochs, averaged_after, batch = (500, 5, 128) if federated else (200, 1, 1)

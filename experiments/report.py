@@ -232,7 +232,7 @@ def privacy(runs: list[Run]) -> Figure:
             bottleneck = f", {config['bottleneck']}" if config["bottleneck"] else ""
             label = f"{run.name}: cut {config['cut_layer']}{bottleneck}{resisting}{expert}, {decoder}"
             ssim, y = found["ssim"], float("nan") if accuracy is None else accuracy
-            axis.errorbar(ssim["mean"], y, xerr=ssim["std"], fmt="o", capsize=3, label=label)
+            axis.errorbar(ssim["mean"], y, xerr=ssim["std"] or 0.0, fmt="o", capsize=3, label=label)
     axis.set(xlabel="SSIM of the attacker's reconstructions (less is more private)", ylabel="accuracy [%]")
     axis.legend(fontsize=7)
     return figure
@@ -360,7 +360,8 @@ def cells(run: Run) -> dict[str, str]:
         "kNN, best [%]": number(max(knn, default=None)),
         **{f"{kind} probe [%]": number(record["top1"]) for kind, record in history.probes.items()},
         **{
-            f"{score.upper()} of {decoder}": f"{found[score]['mean']:.3f} ± {found[score]['std']:.3f}"
+            f"{score.upper()} of {decoder}": number(found[score]["mean"], ".3f")
+            + ("" if found[score]["std"] is None else f" ± {found[score]['std']:.3f}")
             for decoder, found in run.attacks.items()
             for score in ("ssim", "mse")
         },

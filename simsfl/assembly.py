@@ -74,14 +74,14 @@ def unequal(config: RunConfig) -> Unequal | None:
     return Unequal.parse(config.unequal) if config.unequal else None
 
 
-def network(config: RunConfig) -> SplitModel:
-    """The network, freshly initialised; the image size has to be known."""
+def network(config: RunConfig, *, weights: bool = True) -> SplitModel:
+    """The network, freshly initialised, or without `weights`; the image size has to be known."""
     what = {
         "width": config.width,
         "image_size": config.image_size,
         "head": config.head,
         "key_dim": config.key_dim,
-        "generator": torch_generator(config.seed, Purpose.MODEL),
+        "generator": torch_generator(config.seed, Purpose.MODEL) if weights else None,
         "style": Style(config.norm, config.weight_standardisation),
     }
     if config.method != "mocosfl":

@@ -119,7 +119,7 @@ def split_model(
     image_size: int,
     head: str,
     key_dim: int,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     style: Style | None = None,
     bottleneck: Bottleneck | None = None,
     client_residual: bool = True,
@@ -129,6 +129,7 @@ def split_model(
     The network is initialised before it is cut, so the weights do not depend on where; a bottleneck comes after.
 
     Args:
+        generator: None for a network without weights, on the meta device, of whose shapes things are reckoned.
         style: GroupNorm and weight standardisation by default.
         bottleneck: layers added at the cut, on both sides.
         client_residual: whether the client's residual blocks have shortcuts.
@@ -144,24 +145,26 @@ def split_model(
         for module in nn.ModuleList(layers[:cut_layer]).modules():
             if isinstance(module, Residual):
                 module.drop_shortcut()
-    initialise_(network.to_empty(device="cpu"), generator)
+    device = weighted(network, generator)
     client, server = layers[:cut_layer], layers[cut_layer:]
     too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
-    smashed = run(client, torch.zeros(1, 3, image_size, image_size), too_small)
+    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    smashed = run(client, image, too_small)
     if bottleneck:
         channels, side = smashed.shape[1:3]
         if bottleneck.stride > side:
-            sides = maps(layers, image_size, too_small)
+            sides = maps(layers, image, too_small)
             cuts = [str(cut) for cut, behind in enumerate(sides, start=1) if bottleneck.stride <= behind]
             raise ValueError(
                 f"bottleneck: stride {bottleneck.stride} is more than the maps of {side}x{side} behind cut layer "
                 f"{cut_layer} of {arch}; allowed: stride 1 to {side}"
                 + (f", or cut layer {', '.join(cuts)}" if cuts else "")
             )
-        narrow = nn.Sequential(*narrowing(bottleneck, channels))
-        wide = nn.Sequential(*widening(bottleneck, channels, side))
-        initialise_(narrow, generator)
-        initialise_(wide, generator)
+        with torch.device("meta"):
+            narrow = nn.Sequential(*narrowing(bottleneck, channels))
+            wide = nn.Sequential(*widening(bottleneck, channels, side))
+        weighted(narrow, generator)
+        weighted(wide, generator)
         client, server = [*client, *narrow], [*wide, *server]
         smashed = run(narrow, smashed, too_small)
     run(server, smashed, too_small)
@@ -177,7 +180,7 @@ def whole_model(
     image_size: int,
     head: str,
     key_dim: int,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     style: Style | None = None,
     predictor: bool = False,
 ) -> SplitModel:
@@ -195,15 +198,23 @@ def whole_model(
         if predictor:
             last = Projection(last, HEADS[head](replace(backbone, features=key_dim), key_dim))
         network = Encoder(backbone.layers, last)
-    initialise_(network.to_empty(device="cpu"), generator)
+    device = weighted(network, generator)
     too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
-    run(network.backbone, torch.zeros(1, 3, image_size, image_size), too_small)
+    run(network.backbone, torch.zeros(1, 3, image_size, image_size, device=device), too_small)
     return SplitModel(FlatModule(network), FlatModule(nn.Identity()), (0, 0, 0), backbone.features)
 
 
-def maps(layers: Iterable[nn.Module], image_size: int, too_small: ValueError) -> list[int]:
+def weighted(module: nn.Module, generator: torch.Generator | None) -> str:
+    """Give a module on the meta device weights drawn from `generator`, if there is one; the device it is on then."""
+    if generator is None:
+        return "meta"
+    initialise_(module.to_empty(device="cpu"), generator)
+    return "cpu"
+
+
+def maps(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> list[int]:
     """The height and width of what comes out of each layer."""
-    x, sides = torch.zeros(1, 3, image_size, image_size), []
+    sides = []
     for layer in layers:
         x = run([layer], x, too_small)
         sides.append(x.shape[2])

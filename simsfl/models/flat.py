@@ -79,7 +79,8 @@ class FlatModule:
 
 def flattened(tensors: Mapping[str, Tensor]) -> Tensor:
     """All of them as one vector."""
-    return torch.cat([torch.empty(0), *(tensor.detach().flatten() for tensor in tensors.values())])
+    flat = [tensor.detach().flatten() for tensor in tensors.values()]
+    return torch.cat(flat) if flat else torch.empty(0)
 
 
 def pieces(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

@@ -102,6 +102,6 @@ def pixels(images: Images, rows: Tensor) -> Tensor:
     return images.pixels[rows.to(images.mean.device)].to(torch.float32).div(255.0)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean and standard deviation."""
-    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0.0}
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation, None of a single value."""
+    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
