@@ -148,6 +148,7 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
 def curves(runs: list[Run]) -> Figure:
     """Loss and kNN against steps and against bytes sent, all runs over each other."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey="row", sharex="col", layout="constrained")
+    level: dict[float, tuple[str, str]] = {}
     for run in runs:
         history = run.history
         sent = [0.0] + [(r["bytes_up_per_client"] + r["bytes_down_per_client"]) / 1e6 for r in history.rounds]
@@ -158,13 +159,13 @@ def curves(runs: list[Run]) -> Figure:
         axes[0, 1].plot(sent[1:], loss, label=run.name)
         (line,) = axes[1, 0].plot([run.steps[r] for r in at], knn, marker="o", markersize=3, label=run.name)
         axes[1, 1].plot([sent[r] for r in at], knn, marker="o", markersize=3, label=run.name)
-        pixels = history.untrained("pixel_knn_top1")
-        if pixels is not None:
-            for axis in axes[1]:
-                axis.axhline(
-                    pixels, color=line.get_color(), linestyle=":", linewidth=1, label=f"{run.name}: raw pixels"
-                )
-    axes[0, 0].set_ylabel("contrastive loss")
+        if (pixels := history.untrained("pixel_knn_top1")) is not None:
+            level.setdefault(pixels, (line.get_color(), run.name))
+    for pixels, (colour, name) in level.items():
+        of = f" ({name})" if len(level) > 1 else ""
+        for axis in axes[1]:
+            axis.axhline(pixels, color=colour, linestyle=":", linewidth=1, label=f"raw pixels{of}")
+    axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel("kNN accuracy [%]")
     axes[1, 0].set_xlabel("step")
     axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
