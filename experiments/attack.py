@@ -46,12 +46,11 @@ def parser() -> Parser:
     result.add_argument(
         "--attacker-data",
         type=value_of(float, "a number"),
-        default=0.01,
         metavar="SHARE",
         help="of the training images, drawn at random, that the attacker has (default: 0.01)",
     )
     result.add_argument("--attack-seeds", default="0", metavar="N,N", help="an attack for each (default: 0)")
-    result.add_argument("--attack-epochs", type=whole_number, default=50, metavar="N", help="default: 50")
+    result.add_argument("--attack-epochs", type=whole_number, metavar="N", help="default: 50")
     result.add_argument(
         "--target-client",
         type=value_of(int, "a whole number"),
@@ -69,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse(argv)
         seeds = seeds_of(arguments.attack_seeds, "attack_seeds")
         decoder = None if arguments.decoder == DESCENT else Decoder.parse(arguments.decoder)
+        if decoder is None and (arguments.attacker_data is not None or arguments.attack_epochs):
+            raise ValueError("decoder: descent trains none; allowed: without --attacker-data and --attack-epochs")
+        arguments.attacker_data = 0.01 if arguments.attacker_data is None else arguments.attacker_data
+        arguments.attack_epochs = arguments.attack_epochs or 50
         if not 0 < arguments.attacker_data <= 1:
             raise ValueError(f"attacker_data: {arguments.attacker_data:g} is no share; allowed: more than 0, up to 1")
         simulation = Simulation.load(arguments.run, device=arguments.device)

@@ -36,7 +36,6 @@ def parser() -> Parser:
     result.add_argument(
         "--dtype",
         type=one_of(list(DTYPES)),
-        default="fp32",
         metavar="{" + ",".join(DTYPES) + "}",
         help="of activations, gradients and weights that are sent (default: fp32)",
     )
@@ -57,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse(argv)
         values = config_values(arguments)
+        if arguments.accounting == "paper" and (values or arguments.dtype or arguments.images):
+            raise ValueError("accounting: paper is of the paper's settings; allowed: without flags that change them")
+        dtype = arguments.dtype or "fp32"
         asked = replace(named(arguments.preset)[0], **values)
         asked.check_effect(values)
         from rich.console import Console  # noqa: PLC0415
@@ -68,10 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             tables, figures = paper_tables()
         else:
             configs = {"as asked": asked} | {name: replace(asked, **changed) for name, changed in VARIANTS.items()}
-            figures = {
-                name: reckoned(config, arguments.images, DTYPES[arguments.dtype]) for name, config in configs.items()
-            }
-            tables = own_tables(figures, asked, arguments.dtype)
+            figures = {name: reckoned(config, arguments.images, DTYPES[dtype]) for name, config in configs.items()}
+            tables = own_tables(figures, asked, dtype)
         for table in tables:
             Console().print(table)
         if arguments.json:

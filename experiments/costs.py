@@ -7,6 +7,7 @@ from functools import cache
 from math import prod
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from simsfl import RunConfig, assembly
@@ -120,31 +121,35 @@ def server_work(model: SplitModel, symmetric: bool) -> int:
 def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Table]:
     """Operations and memory; what is sent."""
     what = f"{asked.arch}, {asked.clients:,} clients, {asked.dataset}"
-    work = Table(title=f"Operations and memory of a client: {what}", caption="M: millions; MB: 10^6 bytes")
-    for column in ("", "MMAC", "MFLOP forward", "both", "back", "memory [MB]", "weights x4", "kept", "server GFLOP"):
-        work.add_column(column, justify="left" if not column else "right")
-    caption = "a round that it takes part in; the session, mean over all clients"
-    traffic = Table(title=f"Sent by a client and to it, in {dtype}", caption=caption)
-    for column in ("", "kB/image up", "down", "MB/round up", "down", "MB/session up", "down"):
-        traffic.add_column(column, justify="left" if not column else "right")
+    caption = "of a step for an image, in millions; MB of 10^6 bytes; server: thousands of millions"
+    work = Table(title=f"Operations and memory of a client: {what}", caption=caption, box=SIMPLE)
+    for column in ("", "MMAC forward", "MFLOP", "memory [MB]", "weights", "maps", "server GFLOP"):
+        work.add_column(column, justify="right" if column else "left", no_wrap=not column)
+    caption = "up / down; a round that it takes part in; the session, mean over all clients"
+    traffic = Table(title=f"Sent by a client and to it, in {dtype}", caption=caption, box=SIMPLE)
+    for column in ("", "kB an image", "MB a round", "MB a session"):
+        traffic.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, row in figures.items():
         flops, own = row["flops_per_image"], row["memory_bytes"]
         weights = own["weights"] + own["momentum"] + own["velocity"] + own["gradients"]
-        kept = own["activations"] + own["workspace"]
-        work.add_row(
-            name,
-            f"{flops['forward_macs'] / 1e6:,.2f}",
-            f"{flops['forward'] / 1e6:,.2f}",
-            f"{(flops['forward'] + flops['momentum_forward']) / 1e6:,.2f}",
-            f"{flops['backward'] / 1e6:,.2f}",
-            f"{own['all'] / 1e6:,.2f}",
-            f"{weights / 1e6:,.2f}",
-            f"{kept / 1e6:,.2f}",
-            f"{row['server_flops_per_image'] / 1e9:,.2f}",
+        numbers = (
+            flops["forward_macs"] / 1e6,
+            flops["all"] / 1e6,
+            own["all"] / 1e6,
+            weights / 1e6,
+            (own["activations"] + own["workspace"]) / 1e6,
+            row["server_flops_per_image"] / 1e9,
         )
-        image, a_round, session = (row[f"bytes_per_{span}"].values() for span in ("image", "round", "session"))
-        traffic.add_row(name, *(f"{n / 1e3:,.1f}" for n in image), *(f"{n / 1e6:,.2f}" for n in (*a_round, *session)))
+        work.add_row(name, *map(short, numbers))
+        spans = (("image", 1e3), ("round", 1e6), ("session", 1e6))
+        sent = [[n / unit for n in row[f"bytes_per_{span}"].values()] for span, unit in spans]
+        traffic.add_row(name, *(" / ".join(map(short, both)) for both in sent))
     return [work, traffic]
+
+
+def short(value: float) -> str:
+    """A number in a table."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.2f}"
 
 
 def paper_tables() -> tuple[list[Table], dict[str, Any]]:
@@ -153,8 +158,8 @@ def paper_tables() -> tuple[list[Table], dict[str, Any]]:
     table = Table(
         title="Hardware costs by the paper's reckoning: here / published",
         caption="MB of 1024^2 bytes over the session; operations: multiply-adds of convolutions and products, and 5 "
-        "for each normalised number, in 1024^2, times 3 for training. Memory was read off a GPU's allocator: here it "
-        "is weights, velocity, gradients and kept maps of one model",
+        "for each normalised number, in 1024^2, times 3 for those who learn. Memory was read off a GPU's allocator: "
+        "here it is weights, velocity, gradients and kept maps of one model",
     )
     for column in ("", "weights [MB]", "activations [MB]", "MFLOPs per image", "memory [MB]"):
         table.add_column(column, justify="left" if not column else "right")

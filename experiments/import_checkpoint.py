@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read, match, write; the exit code."""
     parser = Parser(prog="import_checkpoint.py", description=__doc__)
     parser.add_argument(
-        "files", type=path, nargs="+", metavar="FILE.tar", help="state dicts of the client's half and the server's"
+        "files", type=path, nargs="+", metavar="CLIENT.tar SERVER.tar", help="state dicts; the server may be left out"
     )
     parser.add_argument("--out", type=path, metavar="FILE", help="default: the first with .safetensors")
     parser.add_argument("--preset", default="paper", help="whose network it is; flags override (default: paper)")
@@ -66,10 +66,9 @@ def read(file: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # of pickles by others: what is wrong with them is said below
             given = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file can raise anything
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{file} is no state dict of PyTorch's ({reason}); allowed: what torch.save wrote") from error
+        raise ValueError(f"files: {file} is damaged, or holds more than tensors; allowed: a state dict") from error
     if not isinstance(given, dict) or not given or not all(isinstance(value, Tensor) for value in given.values()):
-        raise ValueError(f"{file} holds no state dict; allowed: names with tensors")
+        raise ValueError(f"files: {file} holds no state dict; allowed: names with tensors")
     return given
 
 

@@ -155,8 +155,8 @@ def curves(runs: list[Run]) -> Figure:
         loss = [record["loss"] for record in history.rounds]
         knn = [record["knn_top1"] for record in history.evaluations]
         at = [min(record["round"], len(loss)) for record in history.evaluations]
-        axes[0, 0].plot(run.steps[1:], loss, label=run.name)
-        axes[0, 1].plot(sent[1:], loss, label=run.name)
+        axes[0, 0].plot(run.steps[1:], loss, ".-", markersize=3, label=run.name)
+        axes[0, 1].plot(sent[1:], loss, ".-", markersize=3, label=run.name)
         (line,) = axes[1, 0].plot([run.steps[r] for r in at], knn, marker="o", markersize=3, label=run.name)
         axes[1, 1].plot([sent[r] for r in at], knn, marker="o", markersize=3, label=run.name)
         if (pixels := history.untrained("pixel_knn_top1")) is not None:
@@ -209,10 +209,12 @@ def resistance(runs: list[Run]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for run in runs:
         rounds = [record for record in run.history.rounds if record["attackers_ssim"] is not None]
+        if not rounds:
+            continue
         at, ssim = [record["round"] for record in rounds], [record["attackers_ssim"] for record in rounds]
-        (line,) = axes[0].plot(at, ssim, label=f"{run.name}: after learning")
+        (line,) = axes[0].plot(at, ssim, ".-", label=f"{run.name}: after learning")
         before = [record["attackers_ssim_before"] for record in rounds]
-        axes[0].plot(at, before, ":", color=line.get_color(), label=f"{run.name}: before")
+        axes[0].plot(at, before, ".:", color=line.get_color(), label=f"{run.name}: before")
         axes[1].plot(ssim, [record["loss"] for record in rounds], "o-", markersize=3, label=run.name)
     axes[0].set(xlabel="round", ylabel="SSIM of the attackers")
     axes[1].set(xlabel="SSIM of the attackers", ylabel="contrastive loss")
