@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read, match, write; the exit code."""
     parser = Parser(prog="import_checkpoint.py", description=__doc__)
     parser.add_argument(
-        "files", type=path, nargs="+", metavar="CLIENT.tar SERVER.tar", help="state dicts; the server may be left out"
+        "files", type=path, nargs="+", metavar="CLIENT.tar SERVER.tar", help="state dicts; either may be left out"
     )
     parser.add_argument("--out", type=path, metavar="FILE", help="default: the first with .safetensors")
     parser.add_argument("--preset", default="paper", help="whose network it is; flags override (default: paper)")
@@ -43,13 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if halves[half]:
                 raise ValueError(f"files: {file} is a second {half}; allowed: one client and one server")
             halves[half] = from_published(getattr(model, half), given)
-        if not halves["client"]:
-            raise ValueError("files: none of them is of a client; allowed: a client, and its server")
         out = arguments.out or arguments.files[0].with_suffix(".safetensors")
         Weights(", ".join(map(str, arguments.files)), config, **halves).save(out)
     except (ValueError, OSError) as error:
         return fail(error)
-    print(f"wrote {out}: start from it with --init-client {out}" + (" --init-server" if halves["server"] else ""))
+    start = f"start from it with --init-client {out}" + " --init-server" * bool(halves["server"])
+    print(
+        f"wrote {out}: {start if halves['client'] else 'a server alone; import its client with it to start from both'}"
+    )
     return 0
 
 

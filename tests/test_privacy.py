@@ -268,6 +268,10 @@ def test_weights_go_there_and_back(model, npz, tmp_path, capsys):
     argv = [*files[::-1], "--preset", "paper", *flags(**architecture), "--out", str(imported)]
     assert import_checkpoint.main(argv) == 0
     assert export_checkpoint.main([str(imported), "--out", str(tmp_path / "b")]) == 0
+    alone = tmp_path / "server.safetensors"
+    assert import_checkpoint.main([files[1], "--preset", "paper", *flags(**architecture), "--out", str(alone)]) == 0
+    assert "a server alone" in capsys.readouterr().out
+    assert load_weights(str(alone)).server.keys() == load_weights(str(imported)).server.keys()
     for half in ("client", "server"):
         one, two = (torch.load(tmp_path / where / f"{half}.tar", weights_only=True) for where in "ab")
         assert list(one) == list(two)
