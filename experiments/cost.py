@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from rich.console import Console
+
 from flags import Parser, add_config_flags, config_values, fail, one_of, path, whole_number
 from presets import named
 
@@ -61,10 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype = arguments.dtype or "fp32"
         asked = replace(named(arguments.preset)[0], **values)
         asked.check_effect(values)
-        from rich.console import Console  # noqa: PLC0415
 
         from costs import own_tables, paper_tables, reckoned  # noqa: PLC0415  (imports torch)
-        from simsfl.files import write_json  # noqa: PLC0415
+        from simsfl.files import write_json  # noqa: PLC0415  (the same)
 
         if arguments.accounting == "paper":
             tables, figures = paper_tables()

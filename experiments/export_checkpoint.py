@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.client_only:
             weights = replace(weights, server={})
         config = resolve(replace(weights.config, device="cpu"))
-        model = assembly.network(replace(config, image_size=config.image_size or 32))
+        model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
         arguments.out.mkdir(parents=True, exist_ok=True)
         written = [arguments.out / "weights.safetensors"]
         weights.save(written[0])

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse(argv)
         config = resolve(replace(named(arguments.preset)[0], **config_values(arguments)))
-        model = assembly.network(replace(config, image_size=config.image_size or 32))
+        model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
         halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
         for file in arguments.files:
             given = read(file)

@@ -134,12 +134,18 @@ def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) 
     )
 
 
+def free_on(device: str | torch.device) -> int:
+    """Bytes of memory that can be had there."""
+    device = torch.device(device)
+    return free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+
+
 def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
     """Raise a ValueError if federated clients' queues, which all have whole ones, do not fit."""
-    size = config.clients * config.queue_length * config.key_dim * dtype.itemsize
-    device = torch.device(config.device)
-    free = free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    if config.method == "fl-moco" and 2 * size > free:  # drawn, then normalised
+    if config.method != "fl-moco":
+        return
+    size, free = config.clients * config.queue_length * config.key_dim * dtype.itemsize, free_on(config.device)
+    if 2 * size > free:  # drawn, then normalised
         raise ValueError(
             f"queue_length: {config.queue_length} keys of {config.key_dim} numbers for each of {config.clients} "
             f"clients take {size / 1e9:,.1f} GB, twice while they are drawn, and {free / 1e9:,.1f} GB are free; "
@@ -150,7 +156,7 @@ def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
 def check_attackers(config: RunConfig, each: int, storage: Storage) -> None:
     """Raise a ValueError if simulated attackers, of so many bytes each, do not fit."""
     size = each * (config.cohort + (0 if storage.kind == "mmap" else config.clients))
-    free = free_memory() if storage.device.type == "cpu" else torch.cuda.mem_get_info(storage.device)[0]
+    free = free_on(storage.device)
     if size > free:
         raise ValueError(
             f"ressfl_decoder: {config.ressfl_decoder} takes {size / 1e9:,.1f} GB for {config.clients} clients, and "
@@ -163,8 +169,7 @@ def room_for_sent(config: RunConfig, model: SplitModel, steps: int, storage: Sto
     views = 1 if config.supervised else 2
     rows, row = views * sum(group.images for group in groups(config)), prod(model.smashed_shape)
     precision = dtype_of(config.precision, dtype)
-    size = steps * rows * row * precision.itemsize
-    free = free_memory() if storage.device.type == "cpu" else torch.cuda.mem_get_info(storage.device)[0]
+    size, free = steps * rows * row * precision.itemsize, free_on(storage.device)
     if storage.kind != "mmap" and size > free:
         raise ValueError(
             f"loss_threshold: {config.loss_threshold:g} keeps the {size / 1e9:,.1f} GB that clients send in a round, "

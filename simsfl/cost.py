@@ -107,9 +107,9 @@ class Operations:
     normalised: int
     """Numbers that are normalised in a forward pass."""
 
-    def step(self, *, learns: bool = True, momentum: bool = True) -> int:
+    def step(self, *, learns: bool = True) -> int:
         """Of what a client does with an image: online and momentum model forward, and backward if it `learns`."""
-        return self.forward * (2 if momentum else 1) + (self.backward if learns else 0)
+        return 2 * self.forward + (self.backward if learns else 0)
 
     def products(self) -> int:
         """The same of convolutions and matrix products alone, forward twice and back."""

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch import Tensor
 from simsfl import assembly, checkpoint
 from simsfl.config import RunConfig
 from simsfl.models import FlatModule, SplitModel
-from simsfl.models.flat import pieces
+from simsfl.models.flat import flattened, pieces
 from simsfl.names import unknown
 from simsfl.run_directory import RunDirectory
 
@@ -63,8 +62,9 @@ class Weights:
                         f"init_{half}: {self.origin} is of another network: {half} {name} is {there} there, and {here} "
                         "here; allowed: the same architecture, width, cut layer, bottleneck, norm, head and key_dim"
                     )
-            own.initial = flat(given, own.shapes)
-            own.initial_statistics = flat(given, own.statistic_shapes)
+            own.initial, own.initial_statistics = (
+                flattened({name: given[name].float() for name in names}) for names in (own.shapes, own.statistic_shapes)
+            )
 
     def save(self, path: Path) -> None:
         """Write them to a file.
@@ -79,11 +79,6 @@ class Weights:
         }
         metadata = {"config": json.dumps(self.config.network()), "origin": Path(self.origin).name}
         save_file(tensors, path, metadata=metadata)
-
-
-def flat(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Tensor:
-    """Those of `shapes` as one vector."""
-    return torch.cat([torch.empty(0), *(tensors[name].detach().float().flatten() for name in shapes)])
 
 
 def experts() -> list[str]:
@@ -125,7 +120,7 @@ def of_run(path: Path) -> Weights:
     """
     directory = RunDirectory(path)
     config = RunConfig.from_dict(directory.read_config()["config"])
-    model = assembly.network(config)
+    model = assembly.network(config, weights=False)
     file, _, _ = checkpoint.newest(directory.checkpoints)
     halves = {}
     with safe_open(file, framework="pt") as tensors:
