@@ -18,9 +18,9 @@ from progress import watched
 from rich.console import Console
 from rich.table import Table
 
-from flags import Parser, fail, path, seeds_of, value_of, whole_number
 from launch import is_out_of_memory
 from simsfl import Simulation
+from simsfl.arguments import Parser, fail, path, seeds_of, value_of, whole_number
 from simsfl.dashboard import number
 from simsfl.files import write_json
 from simsfl.notation import Decoder

@@ -26,8 +26,9 @@ from progress import watched
 from rich.console import Console
 from rich.table import Table
 
-from flags import Parser, add_config_flags, config_values, fail, path, whole_number
+from flags import add_config_flags, config_values
 from presets import named
+from simsfl.arguments import Parser, fail, path, whole_number
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
 from simsfl.names import unknown

@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from flags import Parser, add_config_flags, config_values, fail, one_of, path, whole_number
+from flags import add_config_flags, config_values
 from presets import named
+from simsfl.arguments import Parser, fail, one_of, path, whole_number
 
 DTYPES = {"fp32": 4, "fp16": 2, "int8": 1}
 """Bytes of a number that is sent."""

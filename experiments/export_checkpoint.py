@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from flags import Parser, fail, path
 from simsfl import assembly
+from simsfl.arguments import Parser, fail, path
 from simsfl.rules import resolve
 from simsfl.weights import HALVES, load_weights, to_published
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flags import Parser, add_config_flags, config_values, fail, path
+from flags import add_config_flags, config_values
 from presets import named
 from simsfl import assembly
+from simsfl.arguments import Parser, fail, path
 from simsfl.rules import resolve
 from simsfl.weights import HALVES, Weights, from_published, mismatch
 

@@ -16,13 +16,15 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from flags import config_values, print_error
+from flags import config_values
 from presets import PRESETS, automatic, named
 from simsfl import RunConfig, Simulation
+from simsfl.arguments import print_error
 from simsfl.config import ARCHITECTURES, DATASETS
 from simsfl.dashboard import number, time_text
 from simsfl.models import layer_count
 from simsfl.names import count_text
+from simsfl.recorder import Recorder
 from simsfl.run_directory import RunDirectory
 from simsfl.session import UNTRACED, Output, Session
 from simsfl.signals import Stop
@@ -73,6 +75,9 @@ def launch(arguments: argparse.Namespace, stop: Stop) -> int:
         console.print(f"stopped by {stop.received.name}; go on with: {again}", markup=False, soft_wrap=True)
         return 128 + stop.received
     conclude(console, session.directory, session.result)
+    if session.recorder:
+        what = f"client {session.recorder.client}'s part; python hw_profile/pi_bench.py --replay FILE does it again"
+        console.print(f"  {escape(str(session.recorder.path))}  [dim]{what}[/]", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -91,6 +96,7 @@ def fresh(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session
     directory.check_free(overwrite=arguments.overwrite)
     simulation = Simulation(config)
     check_profile(arguments.profile, simulation)
+    recorder = recorder_of(arguments, simulation)
     if arguments.out is None:
         directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
     else:
@@ -102,7 +108,7 @@ def fresh(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session
         with suppress(OSError):  # it holds something: not this run's
             directory.path.rmdir()
         raise
-    session = Session(simulation, directory, console, stop)
+    session = Session(simulation, directory, console, stop, recorder)
     origin = f"from {arguments.config}" if arguments.config else "by default"
     asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in CHOICES}
     if config.dataset == "auto":
@@ -135,6 +141,7 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Sessi
             )
     simulation = Simulation.load(directory.path, device=device)
     check_profile(arguments.profile, simulation)
+    recorder = recorder_of(arguments, simulation)
     whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.metrics_bytes
     if simulation.round_index == simulation.config.rounds and directory.summary.exists() and whole:
         console.print(f"{escape(str(directory.path))} is over already", soft_wrap=True)
@@ -142,7 +149,7 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Sessi
         return None
     for problem in simulation.passed_over:
         console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
-    session = Session(simulation, directory, console, stop)
+    session = Session(simulation, directory, console, stop, recorder)
     announce(session, dict.fromkeys(CHOICES, "as configured"))
     console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")
     threads = saved["threads"]
@@ -152,6 +159,19 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Sessi
             "differently, and the result is not the same to the last bit.[/]"
         )
     return session
+
+
+def recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recorder | None:
+    """What records the client that is asked for, if one is."""
+    file = arguments.record_trace
+    if file is None:
+        if arguments.trace_client is not None:
+            raise ValueError("trace_client: has no effect without --record-trace; allowed with --record-trace FILE")
+        return None
+    if file.exists() or not file.parent.is_dir():
+        problem = "exists already" if file.exists() else f"cannot be written: there is no directory {file.parent}"
+        raise ValueError(f"record_trace: {file} {problem}; allowed: a new file")
+    return Recorder(simulation, arguments.trace_client, file)
 
 
 def check_profile(steps: int | None, simulation: Simulation) -> None:

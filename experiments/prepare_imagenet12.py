@@ -13,7 +13,7 @@ from pathlib import Path
 
 from progress import watched
 
-from flags import Parser, fail, path
+from simsfl.arguments import Parser, fail, path
 from simsfl.files import replacing
 
 CLASSES = 12

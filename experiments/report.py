@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from progress import watched
 
-from flags import Parser, fail, path
 from simsfl import Simulation, evaluate
+from simsfl.arguments import Parser, fail, path
 from simsfl.dashboard import number, time_text
 from simsfl.metrics import History, read_records
 from simsfl.plan import Group, plan_round

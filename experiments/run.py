@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from flags import Parser, add_config_flags, fail, one_of, path, print_error, whole_number
+from flags import add_config_flags
 from presets import laptop
+from simsfl.arguments import Parser, fail, one_of, path, print_error, value_of, whole_number
 from simsfl.signals import Stop
 
 VIEWS = ("auto", "on", "off")
@@ -42,6 +43,18 @@ def parser() -> Parser:
         type=whole_number,
         metavar="N",
         help="write trace.json, a Chrome trace of N steps with their phases (chrome://tracing, ui.perfetto.dev)",
+    )
+    where.add_argument(
+        "--record-trace",
+        type=path,
+        metavar="FILE",
+        help="record what one client does, for hw_profile/pi_bench.py --replay",
+    )
+    where.add_argument(
+        "--trace-client",
+        type=value_of(int, "a whole number"),
+        metavar="ID",
+        help="which (default: one of the first cohort)",
     )
     add_config_flags(result, beside={"laptop": laptop()})
     return result

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tables import TABLES, Cell
 
-from flags import Parser, add_config_flags, config_values, fail, path, seeds_of
+from flags import add_config_flags, config_values
 from presets import named
+from simsfl.arguments import Parser, fail, path, seeds_of
 from simsfl.names import unknown
 from simsfl.signals import Stop
 

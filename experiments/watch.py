@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from flags import Parser, fail, path
+from simsfl.arguments import Parser, fail, path
 from simsfl.dashboard import REFRESH_SECONDS, LiveView, PlainView, render, time_text
 from simsfl.metrics import ENDINGS, History, Status, read_records
 from simsfl.run_directory import RunDirectory

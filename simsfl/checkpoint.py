@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from simsfl.files import Rows, digest, write_json, write_tensors
+from simsfl.files import digest, write_json
+from simsfl.tensor_file import Rows, write_tensors
 
 KEEP = 2
 """Checkpoints kept, so that there is one to go back to when the newest is damaged."""

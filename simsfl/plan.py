@@ -77,6 +77,12 @@ def steps_per_round(sources: Sequence[Partition], groups: Sequence[Group], epoch
     return max(1, int(epochs * (len(sources) * largest // together)))
 
 
+def draw_cohort(groups: Sequence[Group], round_index: int, seed: int) -> list[np.ndarray]:
+    """Ids of the clients that train in a round, of each group, in cohort order."""
+    lottery = numpy_generator(seed, Purpose.COHORT, round_index)
+    return [group.clients.start + lottery.choice(len(group.clients), group.cohort, replace=False) for group in groups]
+
+
 def plan_round(
     sources: Sequence[Partition],
     round_index: int,
@@ -94,10 +100,8 @@ def plan_round(
     Args:
         sources: what clients hold; of several, a batch has equally many images of each.
     """
-    lottery = numpy_generator(seed, Purpose.COHORT, round_index)
     cohorts, plans = [], []
-    for group in groups:
-        ids = group.clients.start + lottery.choice(len(group.clients), group.cohort, replace=False)
+    for group, ids in zip(groups, draw_cohort(groups, round_index, seed), strict=True):
         indices = np.empty((steps, group.cohort, group.batch_size), dtype=np.int64)
         uniforms = np.empty((steps, 2, group.cohort, group.batch_size, UNIFORMS))
         for position, client in enumerate(ids.tolist()):

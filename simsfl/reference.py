@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from simsfl.models import FlatModule, SplitModel
 from simsfl.privacy.similarity import ssim
-from simsfl.state import KeyQueue, State
+from simsfl.single import SingleClient, move_towards
+from simsfl.state import Cohort, KeyQueue, State
 from simsfl.step import Batch, Clock, Hyperparameters, Outcome, untimed
 
 
@@ -24,31 +25,28 @@ def train_step(
 ) -> Outcome:
     """See `simsfl.step.train_step`."""
     cohort = state.cohort
-    online = list(map(model.client.module, cohort.online, cohort.online_statistics))
-    momentum = list(map(model.client.module, cohort.momentum, cohort.momentum_statistics))
+    clients = [single(model.client, cohort, c) for c in range(len(cohort.online))]
     owned = [
         (pixels[c : c + 1], views.map(lambda t, c=c: t[:, c : c + 1]))
         for pixels, views in zip(batch.pixels, batch.views, strict=True)
         for c in range(len(pixels))
     ]
-    seen, smashed, queries, keys = [], [], [], []
-    for c, (pixels, views) in enumerate(owned):
+    seen, queries, keys = [], [], []
+    for client, (pixels, views) in zip(clients, owned, strict=True):
         with clock("data"):
             query_images, key_images = batch.images.augmented(pixels, views, cohort.online.dtype)[:, 0]
             seen.append(query_images)
         with clock("client forward"), hyper.autocast(cohort.online.device):
-            smashed.append(online[c](query_images))
-            move_towards(momentum[c], online[c], hyper.tau)
+            queries.append(client.query(query_images).detach().to(hyper.precision))
+            client.move(hyper.tau)
             if not batch.labels:
-                with torch.no_grad():
-                    keys.append(momentum[c](key_images).to(hyper.precision))
-            queries.append(smashed[c].detach().to(hyper.precision))
+                keys.append(client.key(key_images).to(hyper.precision))
 
     with clock("server"):
         query = torch.cat(queries).requires_grad_()
         sent = query.detach() if batch.labels else torch.cat([query.detach(), *keys])
         loss, top1 = learn(model, state, batch, query, keys, hyper)
-        gradients = list(query.grad.split([len(own) for own in smashed]))
+        gradients = list(query.grad.split([len(own) for own in queries]))
 
     attackers_ssim: tuple[Tensor, ...] = ()
     if hyper.clients_learn and model.attacker:
@@ -57,10 +55,11 @@ def train_step(
 
     if hyper.clients_learn:
         with clock("client backward"):
-            for own, gradient in zip(smashed, gradients, strict=True):
-                own.backward(gradient.to(own.dtype))
-            for c in range(len(online)):  # only now: the rows share a tensor, which backward must find unchanged
-                descend(model.client, online[c], cohort.velocity[c], float(batch.client_lr[c]), hyper)
+            for client, gradient in zip(clients, gradients, strict=True):
+                client.backward(gradient)
+            for client, lr in zip(clients, batch.client_lr, strict=True):
+                # only now: the rows share a tensor, which backward must find unchanged
+                client.descend(float(lr), hyper.momentum, hyper.weight_decay)
 
     return Outcome(loss, top1, sent, torch.cat(gradients), attackers_ssim)
 
@@ -184,20 +183,19 @@ def federated_step(
     cohort, (pixels,), (views,) = state.cohort, batch.pixels, batch.views
     losses, top1s = [], []
     for c in range(len(pixels)):
-        online = model.client.module(cohort.online[c], cohort.online_statistics[c])
-        target = model.client.module(cohort.momentum[c], cohort.momentum_statistics[c])
+        client = single(model.client, cohort, c)
         with clock("data"):
             own_views = views.map(lambda t, c=c: t[:, c : c + 1])
             first, second = batch.images.augmented(pixels[c : c + 1], own_views, cohort.online.dtype)[:, 0]
         with clock("client forward"), hyper.autocast(cohort.online.device):
-            move_towards(target, online, hyper.tau)
+            client.move(hyper.tau)
             pairs = [(first, second), (second, first)] if hyper.symmetric else [(first, second)]
-            results = [own_loss(c, online, target, query, key) for query, key in pairs]
+            results = [own_loss(c, client.online, client.momentum, query, key) for query, key in pairs]
         loss = sum(loss for loss, _, _ in results)
         with clock("client backward"):
             if hyper.clients_learn:
                 loss.backward()
-                descend(model.client, online, cohort.velocity[c], float(batch.client_lr[c]), hyper)
+                client.descend(float(batch.client_lr[c]), hyper.momentum, hyper.weight_decay)
             for _, _, keys in reversed(results):
                 for key in keys if state.queue.keys.numel() else ():
                     enqueue(state.queue, c, key)
@@ -207,11 +205,13 @@ def federated_step(
     return Outcome(torch.stack(losses).mean(), torch.stack(top1s).mean(), nothing, nothing)
 
 
-@torch.no_grad()
-def move_towards(average: nn.Module, online: nn.Module, tau: float) -> None:
-    """Exponential moving average, parameter by parameter."""
-    for m, p in zip(average.parameters(), online.parameters(), strict=True):
-        m.copy_(tau * m + (1.0 - tau) * p)
+def single(model: FlatModule, cohort: Cohort, c: int) -> SingleClient:
+    """A client of the cohort by itself: what it does to its weights is done in the stacks."""
+    return SingleClient(
+        model.module(cohort.online[c], cohort.online_statistics[c]),
+        model.module(cohort.momentum[c], cohort.momentum_statistics[c]),
+        model.named(cohort.velocity[c]).values(),
+    )
 
 
 def embed(module: nn.Module, smashed: Tensor) -> Tensor:

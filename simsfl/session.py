@@ -19,6 +19,7 @@ from simsfl.dashboard import LiveView, PlainView
 from simsfl.evaluate import Item
 from simsfl.files import write_json
 from simsfl.metrics import History, MetricsLog, Record, RoundRecord, StepRecord, to_dict
+from simsfl.recorder import Recorder
 from simsfl.run_directory import RunDirectory
 from simsfl.signals import Stop
 from simsfl.simulation import Simulation
@@ -49,6 +50,7 @@ class Session:
         directory: of the run; its ``metrics.jsonl`` is cut back to what belongs to the simulation's state.
         console: where the run is shown; the run ends when nobody reads it any more.
         stop: entered already; says when the user wants the run to end.
+        recorder: of a client's part in it.
 
     Attributes:
         history: the records so far, of earlier sessions too.
@@ -58,8 +60,16 @@ class Session:
         ValueError: another process writes to the run, or its metrics do not fit its checkpoint.
     """
 
-    def __init__(self, simulation: Simulation, directory: RunDirectory, console: Output, stop: Stop):
+    def __init__(
+        self,
+        simulation: Simulation,
+        directory: RunDirectory,
+        console: Output,
+        stop: Stop,
+        recorder: Recorder | None = None,
+    ):
         self.simulation, self.directory, self.console, self.stop = simulation, directory, console, stop
+        self.recorder = recorder
         self.log = MetricsLog(directory.metrics, simulation.metrics_bytes)
         self.history = History()
         for record in self.log.kept:
@@ -85,6 +95,7 @@ class Session:
         try:
             with (
                 self.log,
+                self.recorder or nullcontext(),
                 self._profiling(profile) if profile else nullcontext(),
                 kind(self.simulation.config.to_dict(), self.history, self.console) as self.view,
             ):

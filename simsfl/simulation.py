@@ -22,10 +22,10 @@ from simsfl.config import RunConfig
 from simsfl.cost import Traffic, client_cost
 from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
-from simsfl.files import Rows, blocks_of
 from simsfl.kernels import accelerated, choosing
 from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, Status, StepRecord, SyncRecord
 from simsfl.models import SplitModel
+from simsfl.observer import Observer
 from simsfl.partition import Partition
 from simsfl.plan import RoundPlan, plan_round, steps_per_round
 from simsfl.privacy.resistance import attackers_lr
@@ -34,6 +34,7 @@ from simsfl.rules import left_to_rules, resolve
 from simsfl.run_directory import RunDirectory
 from simsfl.state import completed_rounds, gather_, same_shape, scatter_, scatter_queue_
 from simsfl.sync import average_, average_statistics_, divergence, is_sync_step, receive_
+from simsfl.tensor_file import Rows, blocks_of
 from simsfl.weights import Weights, load_weights
 
 TRAIN_STEPS = {
@@ -87,6 +88,7 @@ class Simulation:
         earlier_peak: the most memory held in earlier sessions of the run.
         passed_over: a line on each damaged checkpoint that was not used in loading.
         recent: seconds per step of the latest steps.
+        observer: told of what clients do.
         flush_seconds: how long losses may stay on a GPU; 0 for those who time single steps.
         after_step: called after each step, by those who profile.
 
@@ -164,15 +166,14 @@ class Simulation:
         self.divergences: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.communication = Communication()
         self.traffic = Traffic()
-        self.round_index = 0
-        self.step_index = 0
+        self.round_index = self.step_index = 0
         self.seconds = 0.0
-        self.metrics_bytes = 0
-        self.earlier_peak = 0
+        self.metrics_bytes = self.earlier_peak = 0
         self.passed_over: list[str] = []
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)
         self.flush_seconds = FLUSH_SECONDS
+        self.observer = Observer()
         self.after_step: Callable[[], None] = lambda: None
 
     @property
@@ -269,6 +270,7 @@ class Simulation:
                 gather_(state, plan.cohort)
                 receive_(self.model.client, state, plan.cohort, config.divergence_tau)
             own_steps = completed_rounds(state, plan.cohort) * self.steps
+        self.observer.round_begins(plan)
         server_lr, dtype = self._on_device(self.server_lr(self.round_index)), self.step_metrics.dtype
         attackers_rate = self._on_device(attackers_lr(self.round_index, config.rounds))
         while self.step_index < self.steps:
@@ -291,11 +293,14 @@ class Simulation:
             )
             with accelerated(self.version), choosing(self.choices):
                 outcome = self.train_step(self.model, state, batch, hyper, self.clock)
+            self.observer.stepped(batch, outcome)
             if state.sent:
                 state.sent.keep_(s, outcome.smashed, batch.labels)
             self._note(outcome.loss, outcome.top1, *outcome.attackers_ssim)
             with self.clock("sync"):
                 syncs = is_sync_step(s, self.steps, config.syncs_per_round)
+                if syncs:
+                    self.observer.averaging()
                 if syncs and hyper.clients_learn:
                     self._sync(plan.cohort)
                 else:
@@ -303,6 +308,8 @@ class Simulation:
                         average_statistics_(state)
                     if self.step_index == self.steps:
                         scatter_(state)
+                if syncs:
+                    self.observer.averaged()
             yield
 
     def _sync(self, ids: torch.Tensor) -> None:

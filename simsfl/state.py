@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor
 
-from simsfl.files import Rows, rows_in_block
 from simsfl.models import FlatModule, SplitModel
 from simsfl.storage import Storage
+from simsfl.tensor_file import Rows, rows_in_block
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 
 @dataclass(frozen=True)

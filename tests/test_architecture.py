@@ -15,19 +15,20 @@ import run
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"kernels"},
-    {"names", "files", "signals", "randomness", "clock", "allocator"},
-    {"notation", "limits"},
+    {"names", "files", "signals", "randomness", "clock", "allocator", "trace"},
+    {"notation", "limits", "arguments", "tensor_file"},
     {"config", "storage"},
     {"data", "models", "partition", "privacy", "privacy.similarity"},
     {"views", "state", "schedule", "communication", "rules", "privacy.decoders"},
-    {"plan", "clients", "server", "sync", "privacy.resistance"},
-    {"step"},
+    {"plan", "clients", "single", "server", "sync", "privacy.resistance"},
+    {"step", "footprint"},
     {"federated", "reference"},
-    {"tuning", "capture"},
+    {"tuning", "capture", "observer"},
     {"assembly", "evaluate", "cost", "checkpoint", "metrics"},
     {"run_directory", "privacy.inversion"},
     {"weights", "privacy.attack"},
     {"simulation", "dashboard"},
+    {"recorder"},
     {"session"},
 ]
 """Lowest first; a module may import from the layers below its own. Packages are free within."""

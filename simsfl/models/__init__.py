@@ -20,7 +20,17 @@ from simsfl.models.resnet import BasicBlock, BottleneckBlock, Residual, ResNet, 
 from simsfl.models.vgg import VGG
 from simsfl.notation import Bottleneck
 
-__all__ = ["ARCHITECTURES", "HEADS", "FlatModule", "SplitModel", "Style", "layer_count", "split_model", "whole_model"]
+__all__ = [
+    "ARCHITECTURES",
+    "HEADS",
+    "FlatModule",
+    "SplitModel",
+    "Style",
+    "client_model",
+    "layer_count",
+    "split_model",
+    "whole_model",
+]
 
 ARCHITECTURES: dict[str, Callable[[int, int, Style], Backbone]] = {
     "resnet8": resnet8,
@@ -111,6 +121,33 @@ def layer_count(arch: str) -> int:
         return len(ARCHITECTURES[arch](8, 32, Style()).layers)
 
 
+def client_model(
+    arch: str,
+    *,
+    width: int,
+    cut_layer: int,
+    image_size: int,
+    style: Style,
+    bottleneck: Bottleneck | None,
+    client_residual: bool,
+) -> FlatModule:
+    """The client's half of `split_model` alone, without weights: what a device needs that is sent them."""
+    with torch.device("meta"):
+        layers = ARCHITECTURES[arch](width, image_size, style).layers[:cut_layer]
+        drop_shortcuts(layers, client_residual)
+        if bottleneck:
+            convolutions = [module for module in nn.ModuleList(layers).modules() if isinstance(module, nn.Conv2d)]
+            layers += narrowing(bottleneck, convolutions[-1].out_channels)
+    return FlatModule(nn.Sequential(*layers))
+
+
+def drop_shortcuts(layers: Iterable[nn.Module], keep: bool) -> None:
+    """Leave out the shortcuts of the client's residual blocks, unless it is to `keep` them."""
+    for module in nn.ModuleList(layers).modules():
+        if isinstance(module, Residual) and not keep:
+            module.drop_shortcut()
+
+
 def split_model(
     arch: str,
     *,
@@ -141,10 +178,7 @@ def split_model(
         backbone = ARCHITECTURES[arch](width, image_size, style or Style())
         layers = backbone.layers
         network = nn.ModuleList([*layers, HEADS[head](backbone, key_dim)])
-    if not client_residual:
-        for module in nn.ModuleList(layers[:cut_layer]).modules():
-            if isinstance(module, Residual):
-                module.drop_shortcut()
+    drop_shortcuts(layers[:cut_layer], client_residual)
     device = weighted(network, generator)
     client, server = layers[:cut_layer], layers[cut_layer:]
     too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")

@@ -79,6 +79,8 @@ class FlatModule:
 
 def flattened(tensors: Mapping[str, Tensor]) -> Tensor:
     """All of them as one vector."""
+    if any(tensor.is_meta for tensor in tensors.values()):  # `torch.cat` of these imports TorchDynamo: 150 MB
+        return torch.empty(sum(tensor.numel() for tensor in tensors.values()), device="meta")
     flat = [tensor.detach().flatten() for tensor in tensors.values()]
     return torch.cat(flat) if flat else torch.empty(0)
 
