@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from progress import watched
 from rich.console import Console
 
 from flags import add_config_flags, config_values
 from presets import named
 from simsfl.arguments import Parser, fail, one_of, path, whole_number
+from simsfl.files import write_json
 
 DTYPES = {"fp32": 4, "fp16": 2, "int8": 1}
 """Bytes of a number that is sent."""
@@ -49,6 +51,9 @@ def parser() -> Parser:
         metavar="{" + ",".join(ACCOUNTINGS) + "}",
         help="paper: the paper's own way, beside its figures (default: own)",
     )
+    result.add_argument(
+        "--measured", action="store_true", help="do a client's step for each row, and measure what its tensors take"
+    )
     result.add_argument("--json", type=path, metavar="FILE", help="write the figures too")
     add_config_flags(result)
     return result
@@ -59,20 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse(argv)
         values = config_values(arguments)
-        if arguments.accounting == "paper" and (values or arguments.dtype or arguments.images):
+        if arguments.accounting == "paper" and (values or arguments.dtype or arguments.images or arguments.measured):
             raise ValueError("accounting: paper is of the paper's settings; allowed: without flags that change them")
         dtype = arguments.dtype or "fp32"
         asked = replace(named(arguments.preset)[0], **values)
         asked.check_effect(values)
 
         from costs import own_tables, paper_tables, reckoned  # noqa: PLC0415  (imports torch)
-        from simsfl.files import write_json  # noqa: PLC0415  (the same)
 
         if arguments.accounting == "paper":
             tables, figures = paper_tables()
         else:
             configs = {"as asked": asked} | {name: replace(asked, **changed) for name, changed in VARIANTS.items()}
-            figures = {name: reckoned(config, arguments.images, DTYPES[dtype]) for name, config in configs.items()}
+            how = {"number_bytes": DTYPES[dtype], "measured": arguments.measured}
+            rows = watched(list(configs.items()), "measuring") if arguments.measured else configs.items()
+            figures = {name: reckoned(config, arguments.images, **how) for name, config in rows}
             tables = own_tables(figures, asked, dtype)
         for table in tables:
             Console().print(table)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from simsfl import RunConfig, assembly
 from simsfl.cost import client_cost, memory, operations, server_flops
+from simsfl.footprint import training_bytes
 from simsfl.models import FlatModule, SplitModel
 from simsfl.partition import Partition, held
 from simsfl.plan import steps_per_round
@@ -40,12 +41,13 @@ PUBLISHED = {
 """MB over a session, millions of operations for an image, MB of memory."""
 
 
-def reckoned(config: RunConfig, images: int | None, number_bytes: int) -> dict[str, Any]:
+def reckoned(config: RunConfig, images: int | None, number_bytes: int, *, measured: bool = False) -> dict[str, Any]:
     """Everything that a client's part in a run costs.
 
     Args:
         images: of training; None for those of a public data set.
         number_bytes: of a number that is sent.
+        measured: do a client's step, and measure the memory of its tensors.
 
     Raises:
         ValueError: it is not known how many images there are.
@@ -74,7 +76,7 @@ def reckoned(config: RunConfig, images: int | None, number_bytes: int) -> dict[s
     learns = config.client_lr > 0
     shape = (COLOURS, config.image_size, config.image_size)
     views = 2 if config.method != "mocosfl" and config.symmetric else 1
-    one = operations(model.client, shape)
+    one = operations(model.client, shape, of_images=True)
     sent = client_cost(
         model, number_bytes=number_bytes, weight_bytes=number_bytes, align_momentum=config.align_momentum
     )
@@ -89,7 +91,13 @@ def reckoned(config: RunConfig, images: int | None, number_bytes: int) -> dict[s
             "forward_macs": views * one.macs,
         },
         "server_flops_per_image": server_work(model, config.symmetric) if model.server.size else 0,
-        "memory_bytes": {**asdict(own), "all": own.total},
+        "memory_bytes": {
+            **asdict(own),
+            "all": own.total,
+            "measured": training_bytes(model.client, shape, views * config.batch_size, learns=learns)
+            if measured
+            else None,
+        },
         "bytes_per_image": {
             "up": (2 if model.smashed_shape[0] else 0) * sent.image_bytes,
             "down": sent.image_bytes if learns else 0,
@@ -121,9 +129,14 @@ def server_work(model: SplitModel, symmetric: bool) -> int:
 def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Table]:
     """Operations and memory; what is sent."""
     what = f"{asked.arch}, {asked.clients:,} clients, {asked.dataset}"
-    caption = "of a step for an image, in millions; MB of 10^6 bytes; server: thousands of millions"
+    caption = (
+        "of a step for an image; multiply-adds of the forward pass; memory of a batch in MB of 10^6 bytes: weights and "
+        "what goes with them, maps; server in GFLOP"
+    )
     work = Table(title=f"Operations and memory of a client: {what}", caption=caption, box=SIMPLE)
-    for column in ("", "MMAC forward", "MFLOP", "memory [MB]", "weights", "maps", "server GFLOP"):
+    measured = any(row["memory_bytes"]["measured"] for row in figures.values())
+    columns = ["", "MMAC", "MFLOP", "memory", "weights", "maps", "server"]
+    for column in columns + ["measured"] * measured:
         work.add_column(column, justify="right" if column else "left", no_wrap=not column)
     caption = "up / down; a round that it takes part in; the session, mean over all clients"
     traffic = Table(title=f"Sent by a client and to it, in {dtype}", caption=caption, box=SIMPLE)
@@ -140,7 +153,7 @@ def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Ta
             (own["activations"] + own["workspace"]) / 1e6,
             row["server_flops_per_image"] / 1e9,
         )
-        work.add_row(name, *map(short, numbers))
+        work.add_row(name, *map(short, numbers), *([short(own["measured"] / 1e6)] if measured else []))
         spans = (("image", 1e3), ("round", 1e6), ("session", 1e6))
         sent = [[n / unit for n in row[f"bytes_per_{span}"].values()] for span, unit in spans]
         traffic.add_row(name, *(" / ".join(map(short, both)) for both in sent))
@@ -149,7 +162,7 @@ def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Ta
 
 def short(value: float) -> str:
     """A number in a table."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:,.2f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
 
 
 def paper_tables() -> tuple[list[Table], dict[str, Any]]:
@@ -194,7 +207,7 @@ def paper_way(name: str) -> dict[str, float]:
     )
     model = assembly.network(resolve(config), weights=False)
     shape = (COLOURS, 32, 32)
-    one = operations(model.client, shape)
+    one = operations(model.client, shape, of_images=True)
     epochs, averaged_after, batch = (500, 5, 128) if federated else (200, 1, 1)
     weights = 0 if frozen else epochs // averaged_after * size_of_state(model.client)
     activations = (1 if frozen else 2) * epochs * 50 * prod(model.smashed_shape)

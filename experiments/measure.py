@@ -96,7 +96,7 @@ def flops(config: RunConfig) -> dict[str, int]:
     """Operations of a step's convolutions and matrix products, two per multiply-add, of cohort and server."""
     config = resolve(replace(config, image_size=config.image_size or 32))
     model = network(config)
-    own = operations(model.client, (3, config.image_size, config.image_size)).products()
+    own = operations(model.client, (3, config.image_size, config.image_size), of_images=True).products()
     images = config.cohort * config.batch_size
     rows = images * (2 if config.symmetric else 1)
     return {"clients": images * own, "server": rows * operations(model.server, model.smashed_shape).products()}

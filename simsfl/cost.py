@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 
@@ -136,52 +137,77 @@ class Memory:
         return sum(vars(self).values())
 
 
-def operations(half: FlatModule, shape: Sequence[int]) -> Operations:
-    """Of half a network for an image, or its smashed data, of so many channels, height and width; nothing is computed.
+def operations(half: FlatModule, shape: Sequence[int], *, of_images: bool = False) -> Operations:
+    """Of half a network for an image, or its smashed data, of so many channels, height and width.
 
-    Convolutions and matrix products as `torch.utils.flop_counter` counts them, and normalisation of activations.
+    Convolutions and matrix products by the formulas of `torch.utils.flop_counter`, and normalisation of activations;
+    a backward pass is that of weights and inputs, but for inputs that are images. The layers' shapes are found with one
+    image of zeros, for to count on PyTorch's meta device takes a second of imports.
+
+    Args:
+        of_images: the half's inputs are images, which need no gradient.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415  (imports Triton: 80 MB)
+    macs = normalised = spared = 0
+    image = torch.zeros(1, *shape)
 
-    if not half.size:
-        return Operations(0, 0, 0, 0)
-    batch = 2  # BatchNorm takes no batch of one
-    template = half.template
-    normalised = 0
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal macs, normalised, spared
+        layer = module.conv if isinstance(module, ConvNorm) else module
+        own = multiply_adds(layer, inputs[0], output)
+        macs += own
+        if own and of_images and inputs[0] is image:
+            spared += own
+        if isinstance(module, BatchNorm) or isinstance(getattr(module, "norm", None), nn.GroupNorm):
+            normalised += output.numel()
 
-    def count(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-        nonlocal normalised
-        normalised += output.numel()
-
-    hooks = [
-        module.register_forward_hook(count)
-        for module in template.modules()
-        if isinstance(module, (ConvNorm, BatchNorm)) and not isinstance(getattr(module, "norm", None), BatchNorm)
-    ]
-    x = torch.empty(batch, *shape, device="meta", requires_grad=len(shape) == 3 and shape[0] != COLOURS)
-    try:
-        with FlopCounterMode(display=False) as counter:
-            output = template(x)
-            forward = counter.get_total_flops()
-            output.sum().backward()
-            backward = counter.get_total_flops() - forward
-    finally:
-        for hook in hooks:
-            hook.remove()
-        template.zero_grad()
+    with shapes_of(half, count) as module, torch.no_grad():
+        module.eval()(image)
     return Operations(
-        forward=(forward + NORMALISED * normalised) // batch,
-        backward=(backward + NORMALISED_BACK * normalised) // batch,
-        macs=forward // 2 // batch,
-        normalised=normalised // batch,
+        forward=2 * macs + NORMALISED * normalised,
+        backward=4 * macs - 2 * spared + NORMALISED_BACK * normalised,
+        macs=macs,
+        normalised=normalised,
     )
 
 
+def multiply_adds(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
+    """Of a convolution or matrix product from `x` to `y`; 0 of other layers."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return x.numel() * layer.weight[0].numel()
+    return y.numel() * layer.weight[0].numel() if isinstance(layer, (nn.Conv2d, nn.Linear)) else 0
+
+
+@contextmanager
+def shapes_of(half: FlatModule, hook: Callable[..., None]) -> Iterator[nn.Module]:
+    """Half a network with weights of zero, whose modules call `hook` with what goes in and what comes out."""
+    module = half.module(torch.zeros(half.size), torch.zeros(sum(map(prod, half.statistic_shapes.values()))))
+    for part in module.modules():
+        part.register_forward_hook(hook)
+    yield module
+
+
 def memory(half: FlatModule, shape: Sequence[int], batch_size: int, *, learns: bool = True) -> Memory:
-    """Of training half a network on batches of images of such a `shape`, in fp32; nothing is computed.
+    """Of training half a network on batches of images of such a `shape`, in fp32.
 
     What a client that does not learn keeps is its weights, twice, and the maps that a pass works on.
     """
+    few = 2  # BatchNorm takes no single image
+    (fixed, largest), (more, _) = (kept_bytes(half, shape, batch) for batch in (few, few + 1))
+    activations = fixed + (batch_size - few) * (more - fixed)
+    own = half.size * WEIGHT_BYTES
+    state = own + len(half.initial_statistics) * WEIGHT_BYTES
+    return Memory(
+        weights=state,
+        momentum=state,
+        velocity=own if learns else 0,
+        gradients=own if learns else 0,
+        activations=activations if learns else 0,
+        workspace=batch_size * largest,
+    )
+
+
+def kept_bytes(half: FlatModule, shape: Sequence[int], batch_size: int) -> tuple[int, int]:
+    """Bytes that are kept for the backward pass, but for weights; those of an image's largest map, and its gradient."""
     kept: dict[int, torch.UntypedStorage] = {}
     largest = 0
 
@@ -191,32 +217,18 @@ def memory(half: FlatModule, shape: Sequence[int], batch_size: int, *, learns: b
 
     def measure(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
         nonlocal largest
-        largest = max(largest, output.numel())
+        largest = max(largest, output.numel() // batch_size)
 
-    weights = {parameter.untyped_storage()._cdata for parameter in half.template.parameters()}
-    hooks = [module.register_forward_hook(measure) for module in half.template.modules()]
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = half.template(torch.empty(batch_size, *shape, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with shapes_of(half, measure) as module, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = module(torch.zeros(batch_size, *shape))
+    weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
     del output
-    activations = sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
-    own = half.size * WEIGHT_BYTES
-    return Memory(
-        weights=own + len(half.initial_statistics) * WEIGHT_BYTES,
-        momentum=own + len(half.initial_statistics) * WEIGHT_BYTES,
-        velocity=own if learns else 0,
-        gradients=own if learns else 0,
-        activations=activations if learns else 0,
-        workspace=2 * largest * WEIGHT_BYTES,
-    )
+    return sum(own.nbytes() for key, own in kept.items() if key not in weights), 2 * largest * WEIGHT_BYTES
 
 
 def client_flops(model: SplitModel, image_size: int, *, learns: bool = True) -> int:
     """Operations of a client for one image; see `operations`."""
-    return operations(model.client, (COLOURS, image_size, image_size)).step(learns=learns)
+    return operations(model.client, (COLOURS, image_size, image_size), of_images=True).step(learns=learns)
 
 
 def server_flops(model: SplitModel, *, symmetric: bool) -> int:

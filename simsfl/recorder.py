@@ -182,7 +182,7 @@ def about_client(
         session: steps of the client in a whole run, and bytes that it sends and receives.
     """
     shape = (COLOURS, network["image_size"], network["image_size"])
-    one = operations(model, shape)
+    one = operations(model, shape, of_images=True)
     return {
         "client": client,
         "network": dict(network),

@@ -12,7 +12,9 @@ from costs import PUBLISHED, paper_way, reckoned
 from simsfl import RunConfig, Simulation
 from simsfl.cost import memory, operations
 from simsfl.data.shapes import shapes
+from simsfl.footprint import training_bytes
 from simsfl.models import split_model
+from simsfl.notation import Bottleneck
 
 
 def stem(width=8, size=16):
@@ -23,7 +25,7 @@ def stem(width=8, size=16):
 
 
 def test_operations_of_a_stem_by_hand():
-    found = operations(stem().client, (3, 16, 16))
+    found = operations(stem().client, (3, 16, 16), of_images=True)
     maps, macs = 8 * 16 * 16, 8 * 16 * 16 * 3 * 9
     assert (found.macs, found.normalised) == (macs, maps)
     assert found.forward == 2 * macs + 8 * maps
@@ -55,6 +57,34 @@ def test_operations_of_a_server_are_those_of_its_layers():
     assert found.backward == 4 * macs + 16 * found.normalised  # of the smashed data, too
 
 
+@pytest.mark.parametrize("arch", ["resnet8", "resnet50", "vgg11", "mobilenetv2"])
+def test_operations_are_those_that_pytorch_counts(arch):
+    """Its counter takes a second to import, and so is not what counts."""
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
+
+    model = split_model(
+        arch,
+        width=8,
+        cut_layer=2,
+        image_size=32,
+        head="mlp",
+        key_dim=8,
+        generator=torch.Generator(),
+        bottleneck=Bottleneck.parse("C4S2"),
+    )
+    for half, shape in ((model.client, (3, 32, 32)), (model.server, model.smashed_shape)):
+        images = half is model.client
+        found = operations(half, shape, of_images=images)
+        module = half.module(half.initial)
+        with FlopCounterMode(display=False) as counter:
+            output = module(torch.rand(1, *shape, requires_grad=not images))
+            forward = counter.get_total_flops()
+            output.sum().backward()
+        assert forward == 2 * found.macs
+        if arch != "mobilenetv2":  # of grouped convolutions' weights it counts the gradient as if they were not
+            assert counter.get_total_flops() - forward == found.backward - 16 * found.normalised
+
+
 def test_memory_of_a_stem_by_hand():
     """Image, convolution and output are kept for three images, and a mean and a deviation for each group."""
     model = stem()
@@ -66,6 +96,15 @@ def test_memory_of_a_stem_by_hand():
     assert found.workspace == 2 * 3 * 4 * 8 * 16 * 16
     frozen = memory(model.client, (3, 16, 16), 3, learns=False)
     assert frozen.total == 2 * parameters + frozen.workspace
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_memory_is_about_what_is_measured(learns):
+    """What comes in, a map's gradient, is measured besides."""
+    model = stem(width=16, size=32)
+    found = memory(model.client, (3, 32, 32), 2, learns=learns).total
+    measured = training_bytes(model.client, (3, 32, 32), 2, learns=learns)
+    assert 0.9 * found < measured < found + 2 * 4 * 16 * 32 * 32 + 0.1 * found
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

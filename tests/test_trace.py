@@ -185,7 +185,7 @@ def test_a_damaged_trace_is_refused(damage, dataset, tmp_path):
     else:
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("trace.json", json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="replay: .*allowed"):
+    with pytest.raises(ValueError, match=r"replay: .*allowed"):
         Trace(path)
 
 

@@ -6,6 +6,7 @@ A new architecture is one function ``(width, image_size, style) -> Backbone`` in
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -179,10 +180,10 @@ def split_model(
         layers = backbone.layers
         network = nn.ModuleList([*layers, HEADS[head](backbone, key_dim)])
     drop_shortcuts(layers[:cut_layer], client_residual)
-    device = weighted(network, generator)
+    weighted(network, generator)
     client, server = layers[:cut_layer], layers[cut_layer:]
     too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
-    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    image = torch.zeros(1, 3, image_size, image_size)
     smashed = run(client, image, too_small)
     if bottleneck:
         channels, side = smashed.shape[1:3]
@@ -232,18 +233,25 @@ def whole_model(
         if predictor:
             last = Projection(last, HEADS[head](replace(backbone, features=key_dim), key_dim))
         network = Encoder(backbone.layers, last)
-    device = weighted(network, generator)
+    weighted(network, generator)
     too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
-    run(network.backbone, torch.zeros(1, 3, image_size, image_size, device=device), too_small)
+    run(network.backbone, torch.zeros(1, 3, image_size, image_size), too_small)
     return SplitModel(FlatModule(network), FlatModule(nn.Identity()), (0, 0, 0), backbone.features)
 
 
-def weighted(module: nn.Module, generator: torch.Generator | None) -> str:
-    """Give a module on the meta device weights drawn from `generator`, if there is one; the device it is on then."""
-    if generator is None:
-        return "meta"
-    initialise_(module.to_empty(device="cpu"), generator)
-    return "cpu"
+def weighted(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Give a module on the meta device weights drawn from `generator`, if there is one."""
+    if generator:
+        initialise_(module.to_empty(device="cpu"), generator)
+
+
+@torch.no_grad()
+def computing(layer: nn.Module) -> nn.Module:
+    """A layer as it is, or a twin with weights of 0 of one without: to compute on the meta device takes imports."""
+    if not any(parameter.is_meta for parameter in layer.parameters()):
+        return layer
+    zeros = {id(own): nn.Parameter(torch.zeros(own.shape)) for own in layer.parameters()}
+    return copy.deepcopy(layer, zeros | {id(own): torch.zeros(own.shape) for own in layer.buffers()})
 
 
 def maps(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> list[int]:
@@ -260,7 +268,7 @@ def run(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> Tensor
     """What layers make of `x`, in evaluation mode, for its shape; raises `too_small` where maps are for one of them."""
     for layer in layers:
         try:
-            x = layer.eval()(x)
+            x = computing(layer.eval())(x)
         except RuntimeError as error:
             if "allocate" in str(error):  # there is no memory
                 raise
