@@ -1,0 +1,139 @@
+"""Power meters: what a board, a chip or a log says of the power that a machine takes.
+
+A meter's figures go nowhere without its source and uncertainty. `choose` finds one, `Sampler` reads it while something
+runs, `energy` makes energy of the readings.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol
+
+from board import Machine
+from meters.energy import Energy, Readings, Span, energy
+from meters.estimate import UtilisationModel
+from meters.ina import INA219, INA226
+from meters.log import Log
+from meters.pmic import Pmic
+from meters.rapl import Rapl
+
+__all__ = ["NAMES", "Energy", "Log", "Meter", "Readings", "Sampler", "Span", "choose", "energy"]
+
+NAMES = ("pmic", "ina226", "ina219", "rapl", "model")
+"""Those that may be found by themselves, the best first."""
+SECONDS = 0.1
+"""Between two readings."""
+
+
+class Meter(Protocol):
+    """Something that power is read from."""
+
+    name: str
+    source: str
+    """What is measured, where and how: for people."""
+    uncertainty: float
+    """Of a figure, relative; as the source says where it does, else assumed."""
+    estimated: bool
+    """Whether the figures come from a model, and not from the machine's current."""
+
+    def watts(self) -> float:
+        """The power now, or its mean since the last call.
+
+        Raises:
+            OSError: it cannot be read just now.
+        """
+
+
+def choose(spec: str, machine: Machine) -> Meter | Log | None:
+    """The meter that ``--meter`` asks for: a name, ``csv:FILE``, ``none``, or ``auto`` for the best that there is.
+
+    The chips take their address and the shunt's resistance in ohm behind colons: ``ina219:0x41:0.01``.
+
+    Raises:
+        ValueError: it is not here; those that are, are named.
+    """
+    name, _, rest = spec.partition(":")
+    if name == "none":
+        return None
+    if name == "csv":
+        return Log(rest)
+    if name == "auto":
+        return next(iter(present(machine).values()), None)
+    if name not in NAMES:
+        raise ValueError(f"meter: {spec!r} is not known; allowed: auto, {', '.join(NAMES)}, csv:FILE, none")
+    try:
+        return make(name, rest, machine)
+    except ValueError as error:
+        others = ", ".join([*(other for other in present(machine) if other != name), "csv:FILE", "none"])
+        raise ValueError(f"meter: {error}; here there are: {others}") from error
+
+
+def make(name: str, rest: str, machine: Machine) -> Meter:
+    """One by name, with what stands behind its colon; raises a ValueError that says why it is not to be had."""
+    makers: dict[str, Callable[[], Meter]] = {
+        "pmic": lambda: Pmic(machine),
+        "ina226": lambda: INA226(rest),
+        "ina219": lambda: INA219(rest),
+        "rapl": lambda: Rapl(machine),
+        "model": lambda: UtilisationModel(machine),
+    }
+    if rest and not name.startswith("ina"):
+        raise ValueError(f"{name} takes nothing behind a colon; allowed: {name}")
+    return makers[name]()
+
+
+def present(machine: Machine) -> dict[str, Meter]:
+    """Those that can be read here, the best first."""
+    found = {}
+    for name in NAMES:
+        try:
+            found[name] = make(name, "", machine)
+        except ValueError:
+            continue
+    return found
+
+
+class Sampler:
+    """Reads a meter again and again, in the background, while it is entered.
+
+    Args:
+        meter: None to read nothing but `also`.
+        also: called each time, such as for the temperature.
+
+    Attributes:
+        readings: unix seconds and watts.
+        failures: readings that could not be had, and `last_error` why.
+    """
+
+    def __init__(self, meter: Meter | None, also: Callable[[], None] = lambda: None):
+        self.meter, self._also = meter, also
+        self.readings: Readings = []
+        self.failures, self.last_error = 0, ""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _read(self) -> None:
+        while not self._over.wait(SECONDS):
+            self._also()
+            if self.meter is None:
+                continue
+            try:
+                self.readings.append((time.time(), self.meter.watts()))
+            except (OSError, ValueError) as error:
+                self.failures, self.last_error = self.failures + 1, str(error)
+
+    @property
+    def latest(self) -> Sequence[float]:
+        """The latest readings, in watts."""
+        return [watts for _, watts in self.readings[-60:]]

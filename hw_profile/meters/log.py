@@ -1,0 +1,110 @@
+"""A log that a USB meter wrote, aligned by its time stamps."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from meters.energy import Readings, Span
+
+NAMES = {
+    "time": ("time", "timestamp", "date", "datetime", "date time", "unix", "epoch"),
+    "power": ("power", "watt", "watts", "w", "p"),
+    "voltage": ("voltage", "volt", "volts", "v", "u", "vbus"),
+    "current": ("current", "ampere", "amperes", "amp", "amps", "a", "i", "ibus"),
+}
+"""What columns may be called, but for a unit in brackets behind it."""
+MILLI = ("mw", "mv", "ma")
+MILLISECONDS = 1e11
+"""Unix seconds are less for another 1,200 years."""
+
+
+class Log:
+    """Readings of a log, all at once; it is read when the work is over.
+
+    Args:
+        path: a file with a header line, its columns separated by commas, semicolons or tabs: a time (unix seconds or
+            milliseconds, or ISO 8601; local time where it has no zone), and power, or voltage and current.
+    """
+
+    name, uncertainty, estimated = "csv", 0.01, False
+
+    def __init__(self, path: str):
+        if not path or not Path(path).is_file():
+            raise ValueError(f"meter: there is no log {path or '(no name given)'}; allowed: csv:FILE")
+        self.path = Path(path)
+        self.source = f"a USB meter's log, {self.path.name}, by time stamps (uncertainty assumed)"
+
+    def readings(self, span: Span) -> Readings:
+        """All of them.
+
+        Raises:
+            ValueError: it cannot be read, or has nothing of the `span`.
+        """
+        try:
+            found = sorted(self._rows())
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"meter: {self.path} cannot be read ({error}); allowed: a CSV file") from error
+        if not found or found[-1][0] < span[0] or found[0][0] > span[1]:
+            own = f"is of {clock(found[0][0])} to {clock(found[-1][0])}" if found else "has no readings"
+            raise ValueError(
+                f"meter: {self.path} {own}, and the run was {clock(span[0])} to {clock(span[1])}; allowed: a log of "
+                "that time, with both clocks right"
+            )
+        return found
+
+    def _rows(self) -> Readings:
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            lines = file.read().splitlines()
+        separator = max(",;\t", key=lines[0].count) if lines else ","
+        header, *rows = csv.reader(lines, delimiter=separator)
+        columns = {kind: column(header, names) for kind, names in NAMES.items()}
+        wanted = ["power"] if columns["power"] else ["voltage", "current"]
+        if not columns["time"] or not all(columns[kind] for kind in wanted):
+            raise ValueError(
+                f"meter: {self.path} has columns {', '.join(header) or '(none)'}; allowed: time, and power, or voltage "
+                "and current"
+            )
+        found = []
+        for number, row in enumerate(rows, start=2):
+            try:
+                watts = 1.0
+                for kind in wanted:
+                    index, factor = columns[kind]
+                    watts *= factor * decimal(row[index])
+                found.append((seconds(row[columns["time"][0]]), watts))
+            except (ValueError, IndexError) as error:
+                if row:
+                    raise ValueError(f"meter: {self.path}, line {number}: {error}; allowed: numbers") from error
+        return found
+
+
+def column(header: Sequence[str], names: Sequence[str]) -> tuple[int, float] | None:
+    """The first with one of these names, and what makes its numbers watts, volts or amperes."""
+    for index, title in enumerate(header):
+        match = re.fullmatch(r"\s*([a-z ]+?)\s*[\[(/_]?\s*(m?[wva]|s|ms)?[\])]?\s*", title.lower())
+        if match and match[1] in names:
+            return index, 1e-3 if match[2] in MILLI else 1.0
+    return None
+
+
+def decimal(text: str) -> float:
+    """A number, with a point or a comma."""
+    return float(text.strip().replace(",", "."))
+
+
+def seconds(text: str) -> float:
+    """Unix seconds of a time."""
+    text = text.strip()
+    if re.fullmatch(r"\d+([.,]\d+)?", text):
+        value = decimal(text)
+        return value / 1000 if value > MILLISECONDS else value
+    return datetime.fromisoformat(text.replace("Z", "+00:00").replace("/", "-")).timestamp()
+
+
+def clock(time: float) -> str:
+    """A time for people."""
+    return datetime.fromtimestamp(time, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")

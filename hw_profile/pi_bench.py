@@ -1,0 +1,260 @@
+"""A MocoSFL client's work on this machine: time, memory, energy. ``python hw_profile/pi_bench.py``"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import checkout  # noqa: F401  (first of all)
+from board import Machine, board, temperature
+from client_work import RUNTIMES
+from findings import operations, report, session, tables, with_charge
+from measuring import Measurement, measure, standard_trace
+from meters import Log, Meter, choose, energy
+from panel import LiveView, PlainView
+from simsfl.arguments import Parser, fail, one_of, path, print_error, value_of, whole_number
+from simsfl.files import write_json
+from simsfl.trace import Trace
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+VIEWS = ("auto", "on", "off")
+TOLERANCES = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.05}
+"""Relative: of sums in another order over a whole trace, and of numbers with 8 and 11 bits."""
+STANDARD = {"cut_layer": 1, "bottleneck": None, "batch_size": 1}
+
+
+def parser() -> Parser:
+    """All flags of this program."""
+    result = Parser(prog="pi_bench.py", description=__doc__)
+    what = result.add_argument_group("what to do")
+    what.add_argument(
+        "--replay", type=path, metavar="FILE", help="the trace of run.py --record-trace (default: a standard one)"
+    )
+    what.add_argument("--cut-layer", type=whole_number, metavar="N", help="of the standard trace (default: 1)")
+    what.add_argument("--bottleneck", metavar="C4S2", help="of the standard trace (default: none)")
+    what.add_argument("--batch-size", type=whole_number, metavar="N", help="of the standard trace (default: 1)")
+    how = result.add_argument_group("how")
+    how.add_argument(
+        "--runtime", type=one_of(RUNTIMES), default="torch", metavar="{torch,lean}", help="(default: torch)"
+    )
+    how.add_argument("--threads", type=whole_number, metavar="N", help="(default: what the runtime takes)")
+    how.add_argument(
+        "--dtype", type=one_of(PRECISIONS), metavar="{fp32,bf16,fp16}", help="of forward passes (default: the trace's)"
+    )
+    how.add_argument("--compile", action="store_true", help="with torch.compile, which needs a C++ compiler")
+    how.add_argument(
+        "--seconds",
+        type=value_of(float, "seconds"),
+        default=10.0,
+        metavar="S",
+        help="of work that is timed (default: 10)",
+    )
+    how.add_argument(
+        "--tolerance",
+        type=value_of(float, "a share"),
+        metavar="X",
+        help="largest relative difference from the trace that is allowed (default: by dtype)",
+    )
+    where = result.add_argument_group("measuring and output")
+    where.add_argument(
+        "--meter",
+        default="auto",
+        metavar="NAME",
+        help="pmic, ina226[:ADDRESS[:OHM]], ina219[:ADDRESS[:OHM]], rapl, csv:FILE, model, none, or auto (default)",
+    )
+    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-pi_bench)")
+    where.add_argument(
+        "--add-log",
+        type=path,
+        metavar="DIR",
+        help="give an earlier result the energy of --meter csv:FILE, a log that came later",
+    )
+    where.add_argument(
+        "--dashboard",
+        type=one_of(VIEWS),
+        default="auto",
+        metavar="{auto,on,off}",
+        help="live panel; auto: on a terminal (default)",
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, show and write; the exit code: 1 where what was computed is not what the trace has."""
+    console = Console()
+    try:
+        arguments = parser().parse(argv)
+        check(arguments)
+        if arguments.add_log:
+            return finish(console, arguments.add_log, with_log(arguments))
+        machine = Machine()
+        meter = choose(arguments.meter, machine)
+        out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-pi_bench"
+        if (out / "result.json").exists():
+            raise ValueError(f"out: {out} holds a result already; allowed: a new directory")
+        return finish(console, out, measured(console, arguments, meter, machine))
+    except (ValueError, OSError) as error:
+        return fail(error)
+    except RuntimeError as error:
+        print_error(str(error))
+        return 1
+    except KeyboardInterrupt:
+        print_error("interrupted; nothing was written")
+        return 130
+
+
+def check(arguments: Any) -> None:
+    """Raise a ValueError for flags that do not go together."""
+    if arguments.replay:
+        for name in STANDARD:
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"{name}: is what the trace has; allowed: without --replay")
+    if not 0.1 <= arguments.seconds <= 86_400:
+        raise ValueError(f"seconds: {arguments.seconds:g} is out of range; allowed: 0.1 to 86400")
+    if arguments.tolerance is not None and not arguments.tolerance > 0:
+        raise ValueError(f"tolerance: {arguments.tolerance:g} allows nothing; allowed: more than 0")
+    if arguments.add_log and not arguments.meter.startswith("csv:"):
+        raise ValueError(f"add_log: needs the log; allowed: with --meter csv:FILE, not {arguments.meter}")
+    if arguments.runtime == "lean" and (arguments.compile or arguments.dtype not in (None, "fp32")):
+        flag = "compile" if arguments.compile else "dtype"
+        raise ValueError(f"{flag}: lean computes in fp32, and is not compiled; allowed: with --runtime torch")
+
+
+def measured(console: Console, arguments: Any, meter: Meter | Log | None, machine: Machine) -> dict[str, Any]:
+    """The whole measurement; the content of ``result.json``."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = arguments.replay
+        if file is None:
+            file = Path(scratch) / "standard.trace"
+            settings = {name: getattr(arguments, name) or usual for name, usual in STANDARD.items()}
+            with console.status("making the standard trace"):
+                standard_trace(file, settings)
+        trace = Trace(file)
+        if not trace.visits:
+            raise trace.wrong("has no steps")
+        job = {
+            "trace": str(file),
+            "runtime": arguments.runtime,
+            "threads": arguments.threads,
+            "dtype": arguments.dtype or trace.about["optimiser"]["precision"],
+            "compile": arguments.compile,
+            "seconds": arguments.seconds,
+        }
+        this = board(machine)
+        title = f"{this.model}: cut layer {trace.about['network']['cut_layer']}, {arguments.runtime}"
+        live = arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
+        with (LiveView if live else PlainView)(console, title, arguments.seconds) as view:
+            seen = measure(job, meter, machine, view.show)
+        result = figures(job, trace, seen, machine)
+        result["trace"]["file"] = str(arguments.replay) if arguments.replay else "standard"
+    tolerance = arguments.tolerance or TOLERANCES[job["dtype"]]
+    result["verified"] = {name: seen.verified[name] for name in ("activations", "weights")} | {"tolerance": tolerance}
+    return with_energy(result, meter, seen.readings, (seen.failures, seen.last_error))
+
+
+def figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Machine) -> dict[str, Any]:
+    """What was measured but for the energy."""
+    about, network = trace.about, trace.about["network"]
+    batch_size = trace.visits[0].pixels.shape[1]
+    latency, categories = seen.worked["latency"], about["cost"]["memory"]
+    temperatures = seen.temperatures or [found for found in [temperature(machine)] if found is not None]
+    paper = network["arch"] == "resnet18" and network["width"] == 64 and network["image_size"] == 32
+    lean = job["runtime"] == "lean"
+    return {
+        "board": asdict(board(machine)),
+        "versions": seen.verified["versions"],
+        "runtime": job["runtime"],
+        "dtype": job["dtype"],
+        "threads": job["threads"] or seen.verified["versions"].get("threads", "as NumPy has them"),
+        "compile": job["compile"],
+        "trace": {
+            "client": about["client"],
+            "steps": trace.steps,
+            "batch_size": batch_size,
+            "paper": paper and not network["bottleneck"] and batch_size == 1,
+            **network,
+        },
+        "steps": seen.worked["steps"],
+        "spans": {"idle before": seen.before, "work": seen.work, "idle after": seen.after},
+        "latency": latency,
+        "operations": operations(about, batch_size, latency, seen.done),
+        "memory": {
+            "process_idle": seen.worked["memory"]["idle"],
+            "process_above_idle": seen.worked["memory"]["above_idle"],
+            "tensors": seen.done["tensor_bytes"],
+            "tensors_source": "measured by " + ("tracemalloc" if lean else "PyTorch's profiler"),
+            "reckoned": sum(categories.values()),
+            "by_category": categories,
+        },
+        "session": session(about, latency["step"]["median"]),
+        "temperature": {"first": temperatures[0], "highest": max(temperatures)} if temperatures else None,
+        "throttling": seen.throttling,
+    }
+
+
+def with_energy(
+    result: dict[str, Any], meter: Meter | Log | None, readings: Sequence[Sequence[float]], failures: tuple[int, str]
+) -> dict[str, Any]:
+    """The same with what a meter says, if there is one."""
+    before, work, after = (tuple(span) for span in result["spans"].values())
+    note = "no meter" if meter is None else ""
+    found = None
+    if isinstance(meter, Log):
+        readings = meter.readings((before[0], after[1]))
+    if failures[0] and len(readings) < 2:
+        note = f"{meter.name} could not be read: {failures[1]}"
+    elif meter is not None:
+        own = energy(readings, before, work, after, meter.uncertainty)
+        found = {
+            "meter": meter.name,
+            "source": meter.source,
+            "uncertainty": meter.uncertainty,
+            "estimated": meter.estimated,
+            "failed_readings": failures[0],
+            **asdict(own),
+        }
+        result["session"] = with_charge(result["session"], own.mean_watts)
+    first = readings[0][0] if readings else 0.0
+    return result | {"energy": found, "energy_note": note, "readings": [(at - first, watts) for at, watts in readings]}
+
+
+def with_log(arguments: Any) -> dict[str, Any]:
+    """An earlier result, with the energy of a log that came later."""
+    file = arguments.add_log / "result.json"
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        return with_energy(result, choose(arguments.meter, Machine()), [], (0, ""))
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"add_log: {file} is no result ({error}); allowed: what --out was") from error
+
+
+def finish(console: Console, out: Path, result: dict[str, Any]) -> int:
+    """Show it and write it down; the exit code."""
+    text, plots = report(result)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "result.json", result)
+    for name, content in {"report.md": text, **plots}.items():
+        (out / name).write_text(content, encoding="utf-8")
+    for table in tables(result):
+        console.print(table)
+    console.print(f"wrote {out / 'report.md'} and {out / 'result.json'}", highlight=False, soft_wrap=True)
+    verified = result["verified"]
+    apart = max(verified["activations"], verified["weights"])
+    if apart > verified["tolerance"]:
+        print_error(
+            f"replay: what is computed here differs by {apart:.1e} from the trace; allowed: {verified['tolerance']:g}"
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""A standard trace: a MocoSFL client of the paper, 50 images of the built-in shapes, gradients drawn at random.
+
+What it should come to is computed in float64, with the modules of the simulator's oracle. A program of its own, so that
+what it imports does not count towards the memory of what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import checkout  # noqa: F401  (first of all)
+from client_work import put, state_of
+from simsfl.arguments import fail
+from simsfl.config import RunConfig
+from simsfl.data.shapes import CLASSES, shapes
+from simsfl.models import Style, client_model, layer_count
+from simsfl.models.layers import initialise_
+from simsfl.notation import Bottleneck
+from simsfl.recorder import about_client
+from simsfl.rules import resolve
+from simsfl.trace import VIEWS, TraceWriter, checksums
+from simsfl.views import UNIFORMS, sample
+from torch_client import TorchClient
+
+IMAGES, EPOCHS = 50, 200
+"""Of a client among 1,000 on CIFAR-10; passes over them in the paper."""
+SIZE = 32
+GRADIENT = 1e-4
+"""Standard deviation of gradients: about that of a server's at the start."""
+LR = 0.06
+OPTIMISER = {"tau": 0.99, "momentum": 0.9, "weight_decay": 5e-4, "precision": "fp32"}
+
+
+def write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -> None:
+    """Write a trace of one visit, averaged at its end with others who have learnt nothing.
+
+    Raises:
+        ValueError: there is no such network, or so large a batch.
+    """
+    if batch_size > IMAGES:
+        raise ValueError(f"batch_size: {batch_size} is more than the client's images; allowed: 1 to {IMAGES}")
+    config = resolve(RunConfig(cut_layer=cut_layer, bottleneck=bottleneck, image_size=SIZE, device="cpu"))
+    if cut_layer > (deepest := layer_count(config.arch)):
+        raise ValueError(f"cut_layer: {cut_layer} is deeper than {config.arch}; allowed: 1 to {deepest}")
+    model = client_model(
+        config.arch,
+        width=config.width,
+        cut_layer=cut_layer,
+        image_size=SIZE,
+        style=Style(config.norm, config.weight_standardisation),
+        bottleneck=Bottleneck.parse(bottleneck) if bottleneck else None,
+        client_residual=config.client_residual,
+    )
+    start = torch.zeros(model.size)
+    initialise_(model.module(start), torch.Generator().manual_seed(0))
+    steps = IMAGES // batch_size
+    about = about_client(
+        model,
+        client=0,
+        network=config.network(),
+        mean=torch.full((3,), 0.45),
+        std=torch.full((3,), 0.2),
+        batch_size=batch_size,
+        learns=True,
+        optimiser=OPTIMISER,
+        session={"steps": EPOCHS * steps},
+    )
+    client = TorchClient(about, "fp64")
+    writer = TraceWriter(path)
+    put(client, {"online": start.numpy(), "momentum": start.numpy()})
+    writer.put_all("begin", state_of(client))
+    smashed_bytes = train(client, writer, steps, batch_size)
+    writer.put_all("end", state_of(client))
+    writer.put_all(f"sync-{steps - 1}/sent", {"online": client.online})
+    writer.put_all(f"sync-{steps - 1}/received", {"online": start.numpy()})
+    writer.put("syncs", np.array([steps - 1]))
+    writer.visits = 1
+    weights = start.numpy().nbytes
+    about["session"]["bytes_up"] = EPOCHS * (2 * steps * smashed_bytes + weights)
+    about["session"]["bytes_down"] = EPOCHS * (steps * smashed_bytes + weights)
+    writer.close(about)
+
+
+def train(client: TorchClient, writer: TraceWriter, steps: int, batch_size: int) -> int:
+    """Do the steps, and write what the client sees and sends; bytes of a view's smashed data, in float32."""
+    rng = np.random.default_rng(0)
+    pixels = shapes(0, train=IMAGES, test=len(CLASSES)).train_x[: steps * batch_size].transpose(0, 3, 1, 2)
+    pixels = pixels.reshape(steps, batch_size, 3, SIZE, SIZE)
+    drawn = sample(rng.random((steps, 2, batch_size, UNIFORMS)), "v2", SIZE)
+    views = {name: getattr(drawn, name).numpy() for name in VIEWS}
+    sums = []
+    for step in range(steps):
+        images = client.views(pixels[step], {name: values[step] for name, values in views.items()})
+        query = client.query(images[0])
+        client.move(OPTIMISER["tau"])
+        sums.append([checksums(query), checksums(client.key(images[1]))])
+        gradient = (GRADIENT * rng.standard_normal(query.shape)).astype(np.float32)
+        client.backward(gradient)
+        client.descend(LR, OPTIMISER["momentum"], OPTIMISER["weight_decay"])
+        writer.put(f"gradients/{step}", gradient)
+    writer.put("pixels", pixels)
+    writer.put("lr", np.full(steps, LR))
+    writer.put("checksums", np.array(sums))
+    writer.put("learns", np.array(True))
+    writer.put_all("views", views)
+    return gradient.nbytes
+
+
+def main(argv: Sequence[str]) -> int:
+    """The file to write, and as JSON what of; the exit code."""
+    try:
+        write(Path(argv[0]), **json.loads(argv[1]))
+    except (ValueError, OSError) as error:
+        return fail(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
