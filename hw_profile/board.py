@@ -134,7 +134,7 @@ def temperature(machine: Machine) -> float | None:
     """Of the processor, in degrees Celsius."""
     zones = sorted((machine.root / "sys/class/thermal").glob("thermal_zone*"))
     kinds = {(machine.text(str(zone.relative_to(machine.root) / "type")) or ""): zone for zone in reversed(zones)}
-    for kind in (*SENSORS, *kinds):
+    for kind in (*SENSORS, *reversed(kinds)):
         if kind in kinds:
             found = machine.text(str(kinds[kind].relative_to(machine.root) / "temp"))
             if found and found.lstrip("-").isdigit():

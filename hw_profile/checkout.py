@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Kernels:
-    """Finds `simsfl.kernels` where nobody else does."""
+    """Finds `simsfl.kernels` here, whatever is installed."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
@@ -28,4 +28,4 @@ class Kernels:
 
 
 sys.path.insert(0, str(ROOT))
-sys.meta_path.append(Kernels)
+sys.meta_path.insert(0, Kernels)

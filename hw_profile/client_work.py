@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,21 +34,32 @@ class Client(Protocol):
     def descend(self, lr: float, momentum: float, weight_decay: float) -> None: ...
 
 
+def import_runtime(runtime: str) -> Any:
+    """The module of a runtime, imported now: a board may lack the other, and memory is measured without it.
+
+    Raises:
+        ValueError: what it needs is not installed.
+    """
+    try:
+        return import_module(f"{runtime}_client")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"runtime: {runtime} needs {error.name}, which is not installed; allowed: the other"
+        ) from error
+
+
 def make_client(about: Mapping[str, Any], runtime: str, *, precision: str, compile: bool = False) -> Client:
-    """A client of the network that a trace is of; only its runtime is imported.
+    """A client of the network that a trace is of.
 
     Raises:
         ValueError: the runtime cannot do it.
     """
+    module = import_runtime(runtime)
     if runtime == "lean":
-        from lean_client import LeanClient  # noqa: PLC0415  (a board may lack one runtime)
-
-        if precision != "fp32" or compile:
-            raise ValueError("runtime: lean computes in fp32, and is not compiled; allowed: torch")
-        return LeanClient(about)
-    from torch_client import TorchClient  # noqa: PLC0415  (as above)
-
-    return TorchClient(about, precision, compile=compile)
+        if precision != "fp32":
+            raise ValueError(f"dtype: lean computes in fp32, not {precision}; allowed: --runtime torch")
+        return module.LeanClient(about)
+    return module.TorchClient(about, precision, compile=compile)
 
 
 def put(client: Client, arrays: Mapping[str, np.ndarray]) -> None:

@@ -81,7 +81,9 @@ def latency_table(result: Mapping[str, Any]) -> Table:
 
 def summary_table(result: Mapping[str, Any]) -> Table:
     """One row a figure: here, in the paper, where it is from."""
-    table = Table(title=f"{result['board']['model']}", box=SIMPLE)
+    energy = result["energy"]
+    caption = f"{energy['meter']}: {energy['source']}" if energy else None
+    table = Table(title=f"{result['board']['model']}", caption=caption, box=SIMPLE)
     table.add_column("")
     table.add_column("here", justify="right")
     table.add_column("paper", justify="right")
@@ -120,19 +122,19 @@ def summary(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "memory, process",
             "-" if above is None else f"{above / MB:.1f} MB",
             "",
-            "above the idle process, with what the runtime loads and keeps",
+            "private memory above the idle process, runtime and trace loaded",
         ),
     ]
     if energy is None:
         rows.append(("power", "-", f"{PAPER['watts']} W", result["energy_note"]))
     else:
-        mark = "estimated: " if energy["estimated"] else ""
+        mark = "estimated, " if energy["estimated"] else ""
         rows += [
             (
                 "power",
                 f"{energy['mean_watts']:.2f} W",
                 f"{PAPER['watts']} W",
-                f"{mark}{energy['source']}, ±{energy['uncertainty']:.0%}",
+                f"{mark}{energy['meter']}, ±{energy['uncertainty']:.0%}",
             ),
             (
                 "power above idle",
@@ -177,7 +179,7 @@ def summary(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             ("temperature", f"{temperature['highest']:.0f} °C", "", f"{temperature['first']:.0f} °C at the start")
         )
     if result["throttling"]:
-        rows.append(("throttling", ", ".join(result["throttling"]), "", "the board's own flags: figures are too low"))
+        rows.append(("throttling", "yes", "", f"{', '.join(result['throttling'])}: figures are not the board's best"))
     return rows
 
 
@@ -228,6 +230,8 @@ def report(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     lines += [f"{name}: {value}  " for name, value in facts(result).items()]
     lines += ["", "| | here | paper | source |", "|---|--:|--:|---|"]
     lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in summary(result)]
+    if result["energy"]:
+        lines += ["", f"Power by {result['energy']['meter']}: {result['energy']['source']}."]
     lines += ["", "| phase | median [ms] | p95 [ms] |", "|---|--:|--:|"]
     lines += [
         f"| {name} | {1000 * latency[name]['median']:.3f} | {1000 * latency[name]['p95']:.3f} |"

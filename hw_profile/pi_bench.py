@@ -222,8 +222,8 @@ def with_energy(
             **asdict(own),
         }
         result["session"] = with_charge(result["session"], own.mean_watts)
-    first = readings[0][0] if readings else 0.0
-    return result | {"energy": found, "energy_note": note, "readings": [(at - first, watts) for at, watts in readings]}
+    shown = [(at, watts) for at, watts in readings if before[0] <= at <= after[1]]
+    return result | {"energy": found, "energy_note": note, "readings": shown}
 
 
 def with_log(arguments: Any) -> dict[str, Any]:

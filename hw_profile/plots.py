@@ -38,7 +38,7 @@ def bars(title: str, values: Mapping[str, float], unit: str, marks: Mapping[str,
 def curve(
     title: str, points: Sequence[tuple[float, float]], unit: str, spans: Mapping[str, tuple[float, float]]
 ) -> str:
-    """Values over seconds, the first point at 0, with named spans of time shaded."""
+    """Values over seconds, with named spans of time shaded."""
     top, bottom, height = 44, 210, 240
     first, last = points[0][0], max(points[-1][0], points[0][0] + 1e-9)
     high = 1.1 * max(value for _, value in points) or 1.0

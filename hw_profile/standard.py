@@ -31,14 +31,17 @@ from torch_client import TorchClient
 IMAGES, EPOCHS = 50, 200
 """Of a client among 1,000 on CIFAR-10; passes over them in the paper."""
 SIZE = 32
-GRADIENT = 1e-4
-"""Standard deviation of gradients: about that of a server's at the start."""
+GRADIENT = 4e-6
+"""Standard deviation of gradients, as measured in a run of ResNet-18 with 20 images a step."""
 LR = 0.06
 OPTIMISER = {"tau": 0.99, "momentum": 0.9, "weight_decay": 5e-4, "precision": "fp32"}
 
 
 def write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -> None:
-    """Write a trace of one visit, averaged at its end with others who have learnt nothing.
+    """Write a trace of one visit, with an averaging after each step with others who have learnt the same.
+
+    So what is computed in float64 is gone on from, and differences in rounding do not grow, as they would: each step is
+    held to its own. What a session sends is reckoned with one averaging a pass, as with 1,000 clients.
 
     Raises:
         ValueError: there is no such network, or so large a batch.
@@ -77,9 +80,6 @@ def write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -
     writer.put_all("begin", state_of(client))
     smashed_bytes = train(client, writer, steps, batch_size)
     writer.put_all("end", state_of(client))
-    writer.put_all(f"sync-{steps - 1}/sent", {"online": client.online})
-    writer.put_all(f"sync-{steps - 1}/received", {"online": start.numpy()})
-    writer.put("syncs", np.array([steps - 1]))
     writer.visits = 1
     weights = start.numpy().nbytes
     about["session"]["bytes_up"] = EPOCHS * (2 * steps * smashed_bytes + weights)
@@ -104,6 +104,9 @@ def train(client: TorchClient, writer: TraceWriter, steps: int, batch_size: int)
         client.backward(gradient)
         client.descend(LR, OPTIMISER["momentum"], OPTIMISER["weight_decay"])
         writer.put(f"gradients/{step}", gradient)
+        for part in ("sent", "received"):
+            writer.put_all(f"sync-{step}/{part}", {"online": client.online})
+    writer.put("syncs", np.arange(steps))
     writer.put("pixels", pixels)
     writer.put("lr", np.full(steps, LR))
     writer.put("checksums", np.array(sums))

@@ -6,6 +6,7 @@ on: so that nothing of the measuring is in its memory or on its threads.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import resource
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import checkout  # noqa: F401  (first of all)
-from client_work import PHASES, Comparison, make_client, perform, state_of
+from client_work import PHASES, Comparison, import_runtime, make_client, perform, state_of
 from simsfl.arguments import fail
 from simsfl.trace import Trace, Visit
 
@@ -65,28 +66,31 @@ def wait() -> None:
 
 
 def resident() -> int | None:
-    """Bytes of memory of this process, where the system tells (Linux)."""
-    return status("VmRSS")
+    """Bytes of memory of this process, less what is mapped from files; None where the system does not tell."""
+    found = status()
+    return found.get("RssAnon")
 
 
 def peak() -> int | None:
-    """The most it has been since `forget_peak`; on macOS since the start."""
+    """The most it has been since `forget_peak`; on macOS, with mapped files, since the start."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return status("VmHWM")
+    found = status()
+    return found["VmHWM"] - found["RssFile"] if {"VmHWM", "RssFile"} <= found.keys() else None
 
 
-def status(name: str) -> int | None:
-    """A line of /proc/self/status, in bytes."""
+def status() -> dict[str, int]:
+    """The sizes in /proc/self/status, in bytes."""
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith(f"{name}:"):
-                return 1024 * int(line.split()[1])
-    return None
+        lines = [line.split() for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines()]
+        return {line[0].rstrip(":"): 1024 * int(line[1]) for line in lines if line[-1] == "kB"}
+    return {}
 
 
 def forget_peak() -> None:
-    """Start anew, where the system lets us."""
+    """Give free memory back, so that taking it again counts, and start anew, where the system lets us."""
+    with suppress(AttributeError, OSError):  # the C library of Linux has it
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -95,6 +99,7 @@ def first_steps(trace: Trace, job: dict[str, Any]) -> tuple[Any, dict[str, int |
     """Make the client and let it do a few steps; and what that took of the process's memory."""
     visit = trace.visits[0]
     _ = visit.pixels, visit.views, visit.lr, visit.begin, visit.checksums, visit.syncs  # in memory before it counts
+    import_runtime(job["runtime"])
     forget_peak()
     before = resident() or peak()
     client = make_client(trace.about, job["runtime"], precision=job["dtype"], compile=job["compile"])

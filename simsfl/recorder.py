@@ -37,8 +37,8 @@ class Recorder(Observer):
         ValueError: there is no such client, it takes part in no round to come, or what it does is not recorded.
     """
 
-    def __init__(self, simulation: Simulation, client: int | None, path: Path):
-        self.simulation, self.path = simulation, path
+    def __init__(self, simulation: Simulation, client: int | None, path: str | Path):
+        self.simulation, self.path = simulation, Path(path)
         self.client = chosen_client(simulation, client)
 
     def __enter__(self) -> Recorder:

@@ -10,6 +10,7 @@ import table
 import attack
 import bench
 import cost
+import pi_bench
 import run
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +92,7 @@ def test_the_readmes_python_example_runs(tmp_path, monkeypatch):
 
 
 def test_the_readmes_flags_exist():
-    text = (ROOT / "README.md").read_text()
-    parsers = (run.parser(), bench.parser(), table.parser(), cost.parser(), attack.parser())
+    text = (ROOT / "README.md").read_text() + (ROOT / "hw_profile" / "README.md").read_text()
+    parsers = (run.parser(), bench.parser(), table.parser(), cost.parser(), attack.parser(), pi_bench.parser())
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known

@@ -68,7 +68,7 @@ def choose(spec: str, machine: Machine) -> Meter | Log | None:
         return make(name, rest, machine)
     except ValueError as error:
         others = ", ".join([*(other for other in present(machine) if other != name), "csv:FILE", "none"])
-        raise ValueError(f"meter: {error}; here there are: {others}") from error
+        raise ValueError(f"meter: {error}; allowed here: {others}") from error
 
 
 def make(name: str, rest: str, machine: Machine) -> Meter:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from board import Machine, model_of
 
-MODELS = {"Raspberry Pi 4": (2.286, 4.534), "Raspberry Pi 5": (4.403, 3.458)}
-"""Watts of the idle board and of a busy processor besides (PowerJoular: Noureddine, Intelligent Environments 2022)."""
+MODELS = {"Raspberry Pi 4 Model B": (2.286, 4.534), "Raspberry Pi 5 Model B": (4.403, 3.458)}
+"""Watts of the idle board and of a busy processor besides, from the program PowerJoular (Noureddine, Intelligent
+Environments 2022; the Pi 5 came later). Its Pi 4 is revision 1.2 with 64 bits; a Pi 400 has other figures."""
 
 
 class UtilisationModel:

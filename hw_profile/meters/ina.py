@@ -12,8 +12,10 @@ from typing import Protocol
 BUS = 1
 ADDRESS, OHM = 0x40, 0.1
 """As the boards with these chips usually come."""
-SHUNT, VOLTAGE, MAKER = 0x01, 0x02, 0xFE
+SETTINGS, SHUNT, VOLTAGE, MAKER = 0x00, 0x01, 0x02, 0xFE
 TEXAS_INSTRUMENTS = 0x5449
+HIGHEST_VOLTS = 26
+"""That an INA219 bears."""
 
 
 class Bus(Protocol):
@@ -53,15 +55,22 @@ class INA219:
             raise ValueError(f"no {self.name} answers at {self._address:#x} on I2C bus {BUS} ({error})") from error
 
     def check(self) -> None:
-        """Raise an OSError if nothing answers."""
-        self.watts()
+        """Raise an OSError if what answers is another chip, as far as one without an identity can be told.
+
+        Bits 15 and 14 of its settings are 0, where an INA226 has a 1; a servo driver, which often has this address,
+        would be at 29 V.
+        """
+        if self._register(SETTINGS) & 0xC000 or not 0 < self._volts() <= HIGHEST_VOLTS:
+            raise OSError(f"what answers is another chip, or has no voltage up to {HIGHEST_VOLTS} V to measure")
 
     def watts(self) -> float:
         """See `Meter`."""
         drop = self._register(SHUNT)
         drop -= (drop & 0x8000) << 1  # it has a sign
-        volts = (self._register(VOLTAGE) >> self.bus_shift) * self.bus_volts
-        return volts * drop * self.shunt_volts / self._ohm
+        return self._volts() * drop * self.shunt_volts / self._ohm
+
+    def _volts(self) -> float:
+        return (self._register(VOLTAGE) >> self.bus_shift) * self.bus_volts
 
     def _register(self, register: int) -> int:
         word = self._bus.read_word_data(self._address, register)

@@ -6,20 +6,25 @@ import csv
 import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from math import isfinite
 from pathlib import Path
 
 from meters.energy import Readings, Span
 
 NAMES = {
     "time": ("time", "timestamp", "date", "datetime", "date time", "unix", "epoch"),
-    "power": ("power", "watt", "watts", "w", "p"),
-    "voltage": ("voltage", "volt", "volts", "v", "u", "vbus"),
-    "current": ("current", "ampere", "amperes", "amp", "amps", "a", "i", "ibus"),
+    "power": ("power", "watt", "watts", "w", "mw", "p"),
+    "voltage": ("voltage", "volt", "volts", "v", "mv", "u", "vbus"),
+    "current": ("current", "ampere", "amperes", "amp", "amps", "a", "ma", "i", "ibus"),
 }
-"""What columns may be called, but for a unit in brackets behind it."""
-MILLI = ("mw", "mv", "ma")
+"""What columns may be called, but for a unit behind it."""
+UNITS = {"time": "m?s", "power": "m?w", "voltage": "m?v", "current": "m?a"}
+"""What they may be in. Set apart from the name, for Ws and VA are no watts and volts."""
+MILLI = {"mw", "mv", "ma"}
 MILLISECONDS = 1e11
-"""Unix seconds are less for another 1,200 years."""
+"""Unix seconds are less for another 3,000 years."""
+STAMP = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d:\d\d:\d\d)([.,]\d+)?\s*(Z|[+-]\d\d:?\d\d)?", re.IGNORECASE)
+"""ISO 8601, also as `datetime.fromisoformat` of Python 3.10 does not read it."""
 
 
 class Log:
@@ -60,8 +65,8 @@ class Log:
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             lines = file.read().splitlines()
         separator = max(",;\t", key=lines[0].count) if lines else ","
-        header, *rows = csv.reader(lines, delimiter=separator)
-        columns = {kind: column(header, names) for kind, names in NAMES.items()}
+        header, *rows = csv.reader(lines or [""], delimiter=separator)
+        columns = {kind: column(header, kind) for kind in NAMES}
         wanted = ["power"] if columns["power"] else ["voltage", "current"]
         if not columns["time"] or not all(columns[kind] for kind in wanted):
             raise ValueError(
@@ -78,22 +83,27 @@ class Log:
                 found.append((seconds(row[columns["time"][0]]), watts))
             except (ValueError, IndexError) as error:
                 if row:
-                    raise ValueError(f"meter: {self.path}, line {number}: {error}; allowed: numbers") from error
+                    raise ValueError(
+                        f"meter: {self.path}, line {number}: {error}; allowed: numbers, and unix or ISO 8601 times"
+                    ) from error
         return found
 
 
-def column(header: Sequence[str], names: Sequence[str]) -> tuple[int, float] | None:
-    """The first with one of these names, and what makes its numbers watts, volts or amperes."""
+def column(header: Sequence[str], kind: str) -> tuple[int, float] | None:
+    """The first that is called such, and what makes its numbers watts, volts or amperes."""
     for index, title in enumerate(header):
-        match = re.fullmatch(r"\s*([a-z ]+?)\s*[\[(/_]?\s*(m?[wva]|s|ms)?[\])]?\s*", title.lower())
-        if match and match[1] in names:
-            return index, 1e-3 if match[2] in MILLI else 1.0
+        match = re.fullmatch(rf"([a-z ]+?)(?:\s*[\[(/_ ]\s*({UNITS[kind]})\s*[\])]?)?", title.strip().lower())
+        if match and match[1] in NAMES[kind]:
+            return index, 1e-3 if MILLI & set(match.groups()) else 1.0
     return None
 
 
 def decimal(text: str) -> float:
     """A number, with a point or a comma."""
-    return float(text.strip().replace(",", "."))
+    value = float(text.strip().replace(",", "."))
+    if not isfinite(value):
+        raise ValueError(f"{text!r} is no reading")
+    return value
 
 
 def seconds(text: str) -> float:
@@ -102,7 +112,13 @@ def seconds(text: str) -> float:
     if re.fullmatch(r"\d+([.,]\d+)?", text):
         value = decimal(text)
         return value / 1000 if value > MILLISECONDS else value
-    return datetime.fromisoformat(text.replace("Z", "+00:00").replace("/", "-")).timestamp()
+    found = STAMP.fullmatch(text)
+    if not found:
+        raise ValueError(f"{text!r} is no time")
+    year, month, day, clock_time, fraction, zone = found.groups()
+    moment = f"{year}-{month}-{day} {clock_time}{(zone or '').upper()}"
+    whole = datetime.strptime(moment, "%Y-%m-%d %H:%M:%S" + ("%z" if zone else ""))
+    return whole.timestamp() + decimal(fraction or "0")
 
 
 def clock(time: float) -> str:

@@ -7,7 +7,8 @@ import re
 from board import Machine
 
 SLOPE, OFFSET = 1.1451, 0.5879
-"""From the rails' sum to what the board takes: a fit to a wall meter (published by jfikar as RPi5-power)."""
+"""From the rails' sum to what the board takes: a fit to a USB-C power meter, by one of the community on their board
+(github.com/jfikar/RPi5-power). What takes 5 V directly, such as USB devices and HATs, is on no rail."""
 
 
 class Pmic:
@@ -18,7 +19,10 @@ class Pmic:
     """
 
     name, uncertainty, estimated = "pmic", 0.05, False
-    source = f"rails of the Pi 5's PMIC, corrected: {SLOPE} x sum + {OFFSET} W (published fit; uncertainty assumed)"
+    source = (
+        f"rails of the Pi 5's PMIC, corrected: {SLOPE} x sum + {OFFSET} W (a community fit to a power meter, "
+        "jfikar/RPi5-power; without USB devices and HATs; uncertainty assumed)"
+    )
 
     def __init__(self, machine: Machine):
         self._machine = machine

@@ -1,0 +1,269 @@
+"""The whole measurement, in processes of its own: what it computes is what the trace has, on either runtime."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+
+import pi_bench
+import plots
+from client_work import Comparison, difference, make_client, perform
+from findings import duration, session, with_charge
+from measuring import standard_trace
+from simsfl import RunConfig, Simulation
+from simsfl.cost import client_cost
+from simsfl.data import make_dataset
+from simsfl.models import split_model
+from simsfl.recorder import Recorder
+from simsfl.trace import Trace
+
+ROOT = Path(__file__).parents[2]
+RAIL = "VDD_CORE_A current(7)=2.0A\nVDD_CORE_V volt(15)=0.9V\n"
+PAPER = {"arch": "resnet18", "width": 8, "cut_layer": 2}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory, arrays):
+    """Of a client of a run with two averagings a round."""
+    dataset = make_dataset("tiny", "made up", arrays, image_size=16)
+    path = tmp_path_factory.mktemp("trace") / "trace"
+    simulation = Simulation(RunConfig(**{**TINY, **PAPER, "image_size": 16}), dataset)
+    with Recorder(simulation, None, path):
+        list(simulation.rounds())
+    return path
+
+
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory):
+    path = tmp_path_factory.mktemp("standard") / "trace"
+    standard_trace(path, {"cut_layer": 1, "bottleneck": "C4S2", "batch_size": 10})
+    return path
+
+
+def replay(trace, runtime, precision="fp32"):
+    compare, trace = Comparison(), Trace(trace)
+    client = make_client(trace.about, runtime, precision=precision)
+    for visit in trace.visits:
+        for _ in perform(client, trace, visit, lambda phase: open(os.devnull), compare):  # noqa: PTH123, SIM115
+            pass
+    return max(compare.activations, compare.weights)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "lean"])
+def test_either_runtime_does_the_work_of_a_recorded_client(runtime, trace, standard):
+    assert replay(trace, runtime) < 1e-5
+    assert replay(standard, runtime) < 1e-5
+
+
+def test_another_precision_is_further_off(trace):
+    assert 1e-4 < replay(trace, "torch", "bf16") < 0.1
+
+
+def test_a_difference_is_relative_to_the_largest():
+    assert difference(np.array([1.0, 2.0, 4.2]), np.array([1.0, 2.0, 4.0])) == pytest.approx(0.05)
+    assert difference(np.array([1.0, np.nan]), np.ones(2)) == float("inf")
+
+
+def test_the_standard_trace_is_what_the_cost_model_says(standard):
+    trace = Trace(standard)
+    model = split_model(
+        "resnet18", width=64, cut_layer=1, image_size=32, head="mlp", key_dim=8, generator=None, bottleneck=_c4s2()
+    )
+    assert trace.about["shapes"] == {name: list(shape) for name, shape in model.client.shapes.items()}
+    cost = client_cost(model, number_bytes=4, align_momentum=False)
+    assert trace.about["session"]["steps"] == 200 * 5
+    assert trace.about["session"]["bytes_up"] == 200 * (2 * 50 * cost.image_bytes + cost.sync_bytes)
+    assert trace.about["session"]["bytes_down"] == 200 * (50 * cost.image_bytes + cost.sync_bytes)
+
+
+def _c4s2():
+    from simsfl.notation import Bottleneck  # noqa: PLC0415
+
+    return Bottleneck.parse("C4S2")
+
+
+def bench(*flags):
+    return pi_bench.main([*map(str, flags), "--threads", "1", "--dashboard", "off"])
+
+
+@pytest.mark.parametrize("runtime", ["torch", "lean"])
+def test_a_result_has_everything(runtime, trace, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert bench("--replay", trace, "--runtime", runtime, "--seconds", 0.3, "--meter", "none", "--out", out) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["runtime"] == runtime
+    assert result["verified"]["weights"] < 1e-5
+    assert set(result["latency"]) == {"step", "views", "query", "momentum", "key", "backward", "sgd", "sync"}
+    assert result["latency"]["step"]["median"] <= result["latency"]["step"]["p95"]
+    assert result["operations"]["per_step"] == 2 * sum(Trace(trace).about["cost"]["flops"].values())
+    assert result["memory"]["tensors"] > 0.5 * result["memory"]["reckoned"]
+    assert result["energy"] is None
+    assert result["energy_note"] == "no meter"
+    assert {"report.md", "latency.svg", "memory.svg"} <= {file.name for file in out.iterdir()}
+    assert "2.26 W" in (out / "report.md").read_text()
+    assert "GFLOP/s" in capsys.readouterr().out
+
+
+def test_power_is_shown_with_its_source(trace, tmp_path, capsys, monkeypatch):
+    tool = tmp_path / "bin" / "vcgencmd"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\n[ "$1" = get_throttled ] && echo throttled=0x0 && exit\ncat <<X\n{RAIL}X\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("measuring.IDLE_SECONDS", 0.5)
+    out = tmp_path / "out"
+    assert bench("--replay", trace, "--seconds", 0.6, "--out", out) == 0
+    found = json.loads((out / "result.json").read_text())["energy"]
+    assert found["meter"] == "pmic"
+    assert found["mean_watts"] == pytest.approx(1.1451 * 2.0 * 0.9 + 0.5879)
+    assert found["above_idle_watts"] == pytest.approx(0.0, abs=1e-6)
+    assert found["joules"] == pytest.approx(found["mean_watts"] * found["seconds"])
+    assert "1.1451" in (out / "report.md").read_text()
+    assert (out / "power.svg").exists()
+
+
+def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert bench("--replay", trace, "--seconds", 0.3, "--meter", "none", "--out", out) == 0
+    file = out / "result.json"
+    result = json.loads(file.read_text())
+    begin, end = result["spans"]["work"]
+    result["spans"] = {"idle before": [begin - 5, begin], "work": [begin, end], "idle after": [end, end + 5]}
+    file.write_text(json.dumps(result))
+    log = tmp_path / "log.csv"
+    rows = [(begin - 6 + 0.05 * step, 2.0) for step in range(300)]
+    log.write_text("time,power\n" + "".join(f"{at:.3f},{watts}\n" for at, watts in rows))
+    assert pi_bench.main(["--add-log", str(out), "--meter", f"csv:{log}"]) == 0
+    assert json.loads(file.read_text())["energy"]["mean_watts"] == pytest.approx(2.0)
+    log.write_text("time,power\n1000000000,2\n1000000001,2\n")
+    assert pi_bench.main(["--add-log", str(out), "--meter", f"csv:{log}"]) == 2
+    assert "and the run was" in capsys.readouterr().err
+    assert json.loads(file.read_text())["energy"]["mean_watts"] == pytest.approx(2.0)
+
+
+def test_what_differs_from_the_trace_fails(trace, tmp_path, capsys):
+    other = tmp_path / "other"
+    with zipfile.ZipFile(trace) as source, zipfile.ZipFile(other, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "trace.json":
+                about = json.loads(content)
+                about["optimiser"]["momentum"] = 0.8
+                content = json.dumps(about).encode()
+            target.writestr(name, content)
+    assert bench("--replay", other, "--seconds", 0.1, "--meter", "none", "--out", tmp_path / "out") == 1
+    assert "replay: what is computed here differs by" in capsys.readouterr().err
+
+
+def test_bad_input(trace, standard, tmp_path, capsys):
+    damaged, other = tmp_path / "damaged", tmp_path / "other"
+    damaged.write_bytes(trace.read_bytes()[:-100])
+    with zipfile.ZipFile(trace) as source, zipfile.ZipFile(other, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, content.replace(b'"width": 8', b'"width": 12') if name == "trace.json" else content)
+    held = tmp_path / "held"
+    held.mkdir()
+    (held / "result.json").write_text("{}")
+    for flags, message in (
+        (["--replay", damaged], "replay: "),
+        (["--replay", tmp_path / "none"], "No such file"),
+        (["--replay", other], "replay: the trace is of another network"),
+        (["--replay", other, "--runtime", "lean"], "replay: the trace is of another network"),
+        (["--replay", trace, "--cut-layer", 2], "cut_layer: is what the trace has"),
+        (["--cut-layer", 99], "cut_layer: 99"),
+        (["--bottleneck", "C"], "bottleneck: 'C' is none"),
+        (["--batch-size", 51], "batch_size: 51"),
+        (["--seconds", "0"], "seconds: 0 is out of range"),
+        (["--seconds", "nan"], "seconds: nan"),
+        (["--runtime", "lean", "--dtype", "bf16"], "dtype: lean computes in fp32"),
+        (["--runtime", "tflite"], "runtime: 'tflite' is not known"),
+        (["--meter", "ina219"], "meter: ina219 "),
+        (["--meter", "csv:none.csv"], "meter: there is no log none.csv"),
+        (["--add-log", tmp_path], "add_log: needs the log"),
+        (["--out", held], f"out: {held} holds a result already"),
+        (["--metre", "rapl"], "flag: '--metre' is not known (did you mean --meter?)"),
+        (["--tolerance", "-1"], "tolerance: -1"),
+    ):
+        assert bench("--meter", "none", *flags) == 2, flags
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+
+
+def test_a_bare_checkout_needs_torch_numpy_and_rich_alone(trace, tmp_path):
+    """Copied, not installed; other packages cannot be imported."""
+    copy = tmp_path / "copy"
+    for name in ("simsfl", "kernels", "hw_profile"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    missing = ("torchvision", "safetensors", "matplotlib", "scipy", "torchmetrics", "PIL", "pytest", "hypothesis")
+    (copy / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n")
+    program = copy / "hw_profile" / "pi_bench.py"
+    done = run(program, "--seconds", "0.2", "--bottleneck", "C4S2", at=tmp_path, path=copy)
+    assert done.returncode == 0, done.stderr
+    which = "import sys; sys.path.insert(0, sys.argv[1]); import checkout, simsfl.kernels as k; print(k.__file__)"
+    found = run("-c", which, program.parent, at=tmp_path, path=copy)
+    assert Path(found.stdout.split()[0]) == copy / "kernels" / "__init__.py"
+
+
+def run(*arguments, at, path):
+    """A program without a meter, in a directory, with a path of its own."""
+    return subprocess.run(
+        [sys.executable, *arguments, *(() if arguments[0] == "-c" else ("--meter", "none"))],
+        env={**os.environ, "PYTHONPATH": str(path)},
+        cwd=at,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_lean_runs_without_torch(trace, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    program = ROOT / "hw_profile" / "pi_bench.py"
+    done = run(program, "--replay", trace, "--seconds", "0.2", "--runtime", "lean", at=tmp_path, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    refused = run(program, "--replay", trace, "--out", "other", at=tmp_path, path=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "error: runtime: torch needs torch, which is not installed; allowed: the other\n"
+
+
+def test_sessions():
+    about = {"session": {"steps": 7200, "bytes_up": 1, "bytes_down": 2}}
+    whole = with_charge(session(about, 0.5), 5.0)
+    assert whole["seconds"] == 3600
+    assert whole["wh"] == pytest.approx(5.0)
+    assert whole["mah_at_5v"] == pytest.approx(1000.0)
+    assert whole["share_of_10000_mah"] == pytest.approx(5 / 37)
+    assert [duration(seconds) for seconds in (5.0, 90.0, 5400.0)] == ["5.0 s", "1.5 min", "1.5 h"]
+
+
+def test_plots_are_svg():
+    from xml.etree import ElementTree  # noqa: PLC0415
+
+    now = time.time()
+    for picture in (
+        plots.bars("a & b", {"one": 1.0, "none": 0.0}, "ms", {"one": 2.0}),
+        plots.curve("power", [(now, 1.0), (now + 2, 3.0)], "W", {"work": (now + 0.5, now + 1)}),
+    ):
+        root = ElementTree.fromstring(picture)
+        assert root.tag.endswith("svg")
+    bars = ElementTree.fromstring(plots.bars("t", {"one": 1.0, "two": 2.0}, "ms"))
+    page, *widths = (float(box.get("width")) for box in bars.iter("{http://www.w3.org/2000/svg}rect"))
+    assert widths[1] < page
+    assert widths[1] == pytest.approx(2 * widths[0], rel=1e-3)
