@@ -6,7 +6,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         machine = Machine()
         meter = choose(arguments.meter, machine)
         out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-pi_bench"
-        if (out / "result.json").exists():
-            raise ValueError(f"out: {out} holds a result already; allowed: a new directory")
-        return finish(console, out, measured(console, arguments, meter, machine))
+        with claimed(out):
+            result = measured(console, arguments, meter, machine)
+        return finish(console, out, result)
     except (ValueError, OSError) as error:
         return fail(error)
     except RuntimeError as error:
@@ -109,6 +110,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_error("interrupted; nothing was written")
         return 130
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Make the directory, so that what is measured can be written there; remove it again after an error.
+
+    Raises:
+        ValueError: it holds a result already.
+    """
+    if (out / "result.json").exists():
+        raise ValueError(f"out: {out} holds a result already; allowed: a new directory")
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new:
+            out.rmdir()
+        raise
 
 
 def check(arguments: Any) -> None:
@@ -157,7 +177,10 @@ def measured(console: Console, arguments: Any, meter: Meter | Log | None, machin
         result["trace"]["file"] = str(arguments.replay) if arguments.replay else "standard"
     tolerance = arguments.tolerance or TOLERANCES[job["dtype"]]
     result["verified"] = {name: seen.verified[name] for name in ("activations", "weights")} | {"tolerance": tolerance}
-    return with_energy(result, meter, seen.readings, (seen.failures, seen.last_error))
+    try:
+        return with_energy(result, meter, seen.readings, (seen.failures, seen.last_error))
+    except ValueError as error:  # all else is measured
+        return result | {"energy": None, "energy_note": str(error), "readings": []}
 
 
 def figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Machine) -> dict[str, Any]:
@@ -210,7 +233,7 @@ def with_energy(
     if isinstance(meter, Log):
         readings = meter.readings((before[0], after[1]))
     if failures[0] and len(readings) < 2:
-        note = f"{meter.name} could not be read: {failures[1]}"
+        note = f"meter: {meter.name} could not be read ({failures[1]}); allowed: another"
     elif meter is not None:
         own = energy(readings, before, work, after, meter.uncertainty)
         found = {
@@ -246,6 +269,9 @@ def finish(console: Console, out: Path, result: dict[str, Any]) -> int:
     for table in tables(result):
         console.print(table)
     console.print(f"wrote {out / 'report.md'} and {out / 'result.json'}", highlight=False, soft_wrap=True)
+    if result["energy"] is None and result["energy_note"].startswith("meter: "):
+        print_error(f"{result['energy_note']}; the rest is written, and --add-log adds a log")
+        return 2
     verified = result["verified"]
     apart = max(verified["activations"], verified["weights"])
     if apart > verified["tolerance"]:

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,27 @@ STATE = ("online", "online_statistics", "momentum", "momentum_statistics", "velo
 """What a client has: flat vectors ``[P]``, of running statistics ``[S]``."""
 SUMS = 64
 """Numbers that the activations of an image are summed up in, at most."""
-KEYS = ("format", "client", "network", "images", "shapes", "statistic_shapes", "optimiser", "session", "cost", "visits")
-"""Of ``trace.json``."""
+ABOUT: dict[str, tuple[str, ...]] = {
+    "client": (),
+    "visits": (),
+    "shapes": (),
+    "statistic_shapes": (),
+    "network": (
+        "arch",
+        "width",
+        "cut_layer",
+        "image_size",
+        "norm",
+        "weight_standardisation",
+        "bottleneck",
+        "client_residual",
+    ),
+    "images": ("mean", "std"),
+    "optimiser": ("tau", "momentum", "weight_decay", "precision"),
+    "session": ("steps", "bytes_up", "bytes_down"),
+    "cost": ("flops", "memory"),
+}
+"""What ``trace.json`` has, besides its format, and of some what is in them."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -82,9 +102,15 @@ class Trace:
             raise self.wrong(f"is damaged: {damaged} does not have its checksum")
         if not isinstance(self.about, dict) or self.about.get("format") != FORMAT:
             raise self.wrong(f"has another format than {FORMAT}")
-        if missing := [key for key in KEYS if key not in self.about]:
-            raise self.wrong(f"lacks {', '.join(missing)}")
-        self.visits = [Visit(self, index) for index in range(self.about["visits"])]
+        try:
+            for key, inside in ABOUT.items():
+                if key not in self.about or not all(name in self.about[key] for name in inside):
+                    raise self.wrong(f"does not say all of its {key}")
+            self.visits = [Visit(self, index) for index in range(self.about["visits"])]
+            for visit in self.visits:
+                visit.check()
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise self.wrong(f"is not put together as a trace is ({error})") from error
 
     def wrong(self, what: str) -> ValueError:
         """The error for a file that is not as it should be."""
@@ -98,6 +124,19 @@ class Trace:
         """
         try:
             return np.lib.format.read_array(io.BytesIO(self._file.read(f"{name}.npy")), allow_pickle=False)
+        except (KeyError, ValueError) as error:
+            raise self.wrong(f"lacks {name} ({error})") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one of the arrays, which is not read.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        try:
+            with self._file.open(f"{name}.npy") as member:
+                np.lib.format.read_magic(member)
+                return np.lib.format.read_array_header_1_0(member)[0]
         except (KeyError, ValueError) as error:
             raise self.wrong(f"lacks {name} ({error})") from error
 
@@ -159,10 +198,37 @@ class Visit:
         ]
         return [Sync(step, **part) for step, part in zip(steps, parts, strict=True)]
 
-    @property
+    def check(self) -> None:
+        """Raise a ValueError if its arrays do not fit together, or the network; only their shapes are read."""
+        about = self._trace.about
+        size, batch = about["network"]["image_size"], self._shape("pixels")[1]
+        weights, statistics = (
+            sum(prod(shape) for shape in about[name].values()) for name in ("shapes", "statistic_shapes")
+        )
+        expected = {
+            "pixels": (self.steps, batch, 3, size, size),
+            "checksums": (self.steps, *self._shape("checksums")[1:2], batch, *self._shape("checksums")[3:]),
+            **{f"views/{name}": (self.steps, 2, batch, *self._shape(f"views/{name}")[3:]) for name in VIEWS},
+            **{
+                f"{part}/{name}": (statistics if name.endswith("statistics") else weights,)
+                for part in ("begin", "end")
+                for name in STATE
+            },
+        }
+        if self.learns:
+            first = self._shape("gradients/0")
+            expected |= {f"gradients/{step}": (batch, *first[1:]) for step in range(self.steps)}
+        for name, shape in expected.items():
+            if self._shape(name) != shape:
+                raise self._trace.wrong(f"has {self._name}/{name} of shape {self._shape(name)}, not {shape}")
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self._trace.shape(f"{self._name}/{name}")
+
+    @cached_property
     def steps(self) -> int:
         """S."""
-        return len(self.lr)
+        return self._shape("lr")[0]
 
     @cached_property
     def learns(self) -> bool:

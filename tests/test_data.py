@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as TF
 
-from simsfl import RunConfig, Simulation, files
+from simsfl import RunConfig, Simulation, files, tensor_file
 from simsfl.data import ARRAYS, Arrays, folder, make_dataset, measure, resize, sources
 from simsfl.data.folder import Pictures, read_image
 from simsfl.data.load import load_dataset
@@ -347,7 +347,7 @@ def test_an_interrupted_download_leaves_nothing_to_trust(fake_cifar, tmp_path, m
     def interrupted(tensor):
         raise KeyboardInterrupt  # when the file has only its header
 
-    monkeypatch.setattr(files, "blocks_of", interrupted)
+    monkeypatch.setattr(tensor_file, "blocks_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_dataset("cifar10", data_dir=tmp_path)
     assert list(sources.cache_directory().iterdir()) == []

@@ -1,5 +1,6 @@
 """A client's part in a run, recorded: held to a loop over ordinary modules, and read without PyTorch."""
 
+import io
 import json
 import subprocess
 import sys
@@ -168,6 +169,47 @@ def test_a_trace_is_read_without_torch(dataset, tmp_path):
     assert output.stdout.startswith("(2, ")
     with zipfile.ZipFile(tmp_path / "trace") as file:
         assert json.loads(file.read("trace.json"))["network"]["arch"] == "resnet8"
+
+
+def rewritten(path, change):
+    """With what `change` makes of its content: of what it is about, and of arrays by name."""
+    with zipfile.ZipFile(path) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    about = json.loads(content.pop("trace.json"))
+    change(about, content)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, own in {**content, "trace.json": json.dumps(about)}.items():
+            file.writestr(name, own)
+
+
+WRONG = {
+    "no network": lambda about, content: about.pop("network"),
+    "no width": lambda about, content: about["network"].pop("width"),
+    "no shapes": lambda about, content: about.update(shapes=[]),
+    "visits": lambda about, content: about.update(visits="all"),
+    "too many visits": lambda about, content: about.update(visits=about["visits"] + 1),
+    "no pixels": lambda about, content: content.pop("visits/0/pixels.npy"),
+    "no gradient": lambda about, content: content.pop("visits/0/gradients/1.npy"),
+    "other views": lambda about, content: content.update({"visits/0/views/crop.npy": content["visits/0/lr.npy"]}),
+    "other weights": lambda about, content: content.update(
+        {"visits/0/begin/online.npy": content["visits/0/begin/online_statistics.npy"]}
+    ),
+    "pickled": lambda about, content: content.update({"visits/0/learns.npy": pickled()}),
+}
+
+
+def pickled():
+    file = io.BytesIO()
+    np.save(file, np.array([{}], dtype=object))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_a_trace_that_does_not_fit_together_is_refused(change, dataset, tmp_path):
+    recorded({}, dataset, tmp_path / "trace")
+    rewritten(tmp_path / "trace", change)
+    with pytest.raises(ValueError, match=r"replay: .*; allowed: a file that run.py --record-trace wrote"):
+        Trace(tmp_path / "trace")
 
 
 @pytest.mark.parametrize("damage", ["cut off", "flipped", "no zip", "other format"])
