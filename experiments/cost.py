@@ -42,7 +42,7 @@ def parser() -> Parser:
         "--dtype",
         type=one_of(list(DTYPES)),
         metavar="{" + ",".join(DTYPES) + "}",
-        help="of activations, gradients and weights that are sent (default: fp32)",
+        help="of activations, gradients and weights that are sent (default: weights in fp32, the rest by --precision)",
     )
     result.add_argument(
         "--accounting",
@@ -66,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = config_values(arguments)
         if arguments.accounting == "paper" and (values or arguments.dtype or arguments.images or arguments.measured):
             raise ValueError("accounting: paper is of the paper's settings; allowed: without flags that change them")
-        dtype = arguments.dtype or "fp32"
         asked = replace(named(arguments.preset)[0], **values)
         asked.check_effect(values)
 
@@ -76,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             tables, figures = paper_tables()
         else:
             configs = {"as asked": asked} | {name: replace(asked, **changed) for name, changed in VARIANTS.items()}
-            how = {"number_bytes": DTYPES[dtype], "measured": arguments.measured}
+            how = {"number_bytes": arguments.dtype and DTYPES[arguments.dtype], "measured": arguments.measured}
             rows = watched(list(configs.items()), "measuring") if arguments.measured else configs.items()
             figures = {name: reckoned(config, arguments.images, **how) for name, config in rows}
-            tables = own_tables(figures, asked, dtype)
+            tables = own_tables(figures, asked, arguments.dtype or f"as a run does ({asked.precision})")
         for table in tables:
             Console().print(table)
         if arguments.json:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from simsfl import RunConfig, assembly
-from simsfl.cost import client_cost, memory, operations, server_flops
+from simsfl.cost import COLOURS, WEIGHT_BYTES, client_cost, memory, operations, server_flops
 from simsfl.footprint import training_bytes
 from simsfl.models import FlatModule, SplitModel
 from simsfl.partition import Partition, held
@@ -29,7 +29,6 @@ SIZES = {
     "shapes": (50_000, 32, 10),
 }
 """Training images, their size, and classes of public data sets."""
-COLOURS = 3
 PAPER_NORMALISED = 5
 """Operations that the paper's counter (fvcore) has for a number that is normalised."""
 PUBLISHED = {
@@ -41,12 +40,14 @@ PUBLISHED = {
 """MB over a session, millions of operations for an image, MB of memory."""
 
 
-def reckoned(config: RunConfig, images: int | None, number_bytes: int, *, measured: bool = False) -> dict[str, Any]:
+def reckoned(
+    config: RunConfig, images: int | None, number_bytes: int | None = None, *, measured: bool = False
+) -> dict[str, Any]:
     """Everything that a client's part in a run costs.
 
     Args:
         images: of training; None for those of a public data set.
-        number_bytes: of a number that is sent.
+        number_bytes: of a number that is sent; None for as many as a run sends.
         measured: do a client's step, and measure the memory of its tensors.
 
     Raises:
@@ -70,36 +71,41 @@ def reckoned(config: RunConfig, images: int | None, number_bytes: int, *, measur
     config = resolve(config, least)
     groups = assembly.groups(config)
     used = held(config.partition, int(config.data_proportion * count), config.clients, config.classes_per_client)
-    share = Partition.of([range(used)])
-    steps = steps_per_round([share], groups, config.local_epochs)
+    sources = [Partition.of([range(used)])] if used else []
+    if config.aux_dataset:
+        sources.append(Partition.of([range(images_of_auxiliary(config))]))
+    steps = steps_per_round(sources, groups, config.local_epochs)
     model = network(RunConfig(method=config.method, **config.network()))
     learns = config.client_lr > 0
     shape = (COLOURS, config.image_size, config.image_size)
     views = 2 if config.method != "mocosfl" and config.symmetric else 1
     one = operations(model.client, shape, of_images=True)
     sent = client_cost(
-        model, number_bytes=number_bytes, weight_bytes=number_bytes, align_momentum=config.align_momentum
+        model,
+        number_bytes=number_bytes or (2 if config.precision == "bf16" else WEIGHT_BYTES),
+        weight_bytes=number_bytes or WEIGHT_BYTES,
+        align_momentum=config.align_momentum,
     )
-    a_round = sent.round_traffic(groups, steps, config.syncs_per_round, frozen=not learns)
-    own = memory(model.client, shape, views * config.batch_size, learns=learns)
+    sides = 1 if config.supervised else 2
+    a_round = sent.round_traffic(groups, steps, config.syncs_per_round, frozen=not learns, views=sides)
+    batch_size = max(group.batch_size for group in groups)
+    own = memory(model.client, shape, views * batch_size, learns=learns)
     return {
         "flops_per_image": {
             "forward": views * one.forward,
-            "momentum_forward": views * one.forward,
+            "momentum_forward": (sides - 1) * views * one.forward,
             "backward": views * one.backward if learns else 0,
-            "all": views * one.step(learns=learns),
+            "all": views * (one.step(learns=learns) - (2 - sides) * one.forward),
             "forward_macs": views * one.macs,
         },
         "server_flops_per_image": server_work(model, config.symmetric) if model.server.size else 0,
         "memory_bytes": {
             **asdict(own),
             "all": own.total,
-            "measured": training_bytes(model.client, shape, views * config.batch_size, learns=learns)
-            if measured
-            else None,
+            "measured": training_bytes(model.client, shape, views * batch_size, learns=learns) if measured else None,
         },
         "bytes_per_image": {
-            "up": (2 if model.smashed_shape[0] else 0) * sent.image_bytes,
+            "up": (sides if model.smashed_shape[0] else 0) * sent.image_bytes,
             "down": sent.image_bytes if learns else 0,
         },
         "bytes_per_round": {"up": a_round.up // config.cohort, "down": a_round.down // config.cohort},
@@ -112,6 +118,18 @@ def reckoned(config: RunConfig, images: int | None, number_bytes: int, *, measur
         "images_per_step": sum(group.images for group in groups) / config.cohort,
         "client_parameters": model.client.size,
     }
+
+
+def images_of_auxiliary(config: RunConfig) -> int:
+    """How many images of the auxiliary data set clients hold, all together.
+
+    Raises:
+        ValueError: it is not known.
+    """
+    if config.aux_dataset not in SIZES:
+        known = ", ".join(name for name in SIZES if name != "auto")
+        raise ValueError(f"aux_dataset: how many images {config.aux_dataset} has is not known; allowed: {known}")
+    return held("iid", SIZES[config.aux_dataset][0], config.clients, 1)
 
 
 @cache

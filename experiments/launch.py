@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -73,12 +74,22 @@ def launch(arguments: argparse.Namespace, stop: Stop) -> int:
     if not finished:
         again = shlex.join(["python", str(Path(__file__).with_name("run.py")), "--resume", str(session.directory.path)])
         console.print(f"stopped by {stop.received.name}; go on with: {again}", markup=False, soft_wrap=True)
+        tell_of_trace(console, session.recorder)
         return 128 + stop.received
     conclude(console, session.directory, session.result)
-    if session.recorder:
-        what = f"client {session.recorder.client}'s part; python hw_profile/pi_bench.py --replay FILE does it again"
-        console.print(f"  {escape(str(session.recorder.path))}  [dim]{what}[/]", highlight=False, soft_wrap=True)
+    tell_of_trace(console, session.recorder)
     return 0
+
+
+def tell_of_trace(console: Output, recorder: Recorder | None) -> None:
+    """Say where the trace is, or why there is none, if one was asked for."""
+    if recorder is None:
+        return
+    if recorder.problem:
+        console.print(f"[yellow]{escape(str(recorder.path))} could not be written: {escape(str(recorder.problem))}[/]")
+        return
+    what = f"what client {recorder.client} did; python hw_profile/pi_bench.py --replay FILE does it again"
+    console.print(f"  {escape(str(recorder.path))}  [dim]{what}[/]", highlight=False, soft_wrap=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -171,6 +182,8 @@ def recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Record
     if file.exists() or not file.parent.is_dir():
         problem = "exists already" if file.exists() else f"cannot be written: there is no directory {file.parent}"
         raise ValueError(f"record_trace: {file} {problem}; allowed: a new file")
+    with tempfile.TemporaryFile(dir=file.parent):  # an OSError now is better than one when the run is over
+        pass
     return Recorder(simulation, arguments.trace_client, file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
@@ -23,7 +24,7 @@ class Client(Protocol):
 
     def views(self, pixels: np.ndarray, parameters: Mapping[str, np.ndarray]) -> Sequence[Any]: ...
 
-    def query(self, images: Any) -> np.ndarray: ...
+    def query(self, images: Any, *, learns: bool = True) -> np.ndarray: ...
 
     def move(self, tau: float) -> None: ...
 
@@ -92,10 +93,14 @@ class Comparison:
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest, relative to the largest expected value; infinite where a value is not finite."""
+    """The largest, relative to the largest expected value; the largest number there is where a value is not finite."""
+    if found.shape != expected.shape:
+        raise ValueError(
+            f"replay: the trace has arrays of shape {expected.shape} for {found.shape}; allowed: a whole one"
+        )
     apart = float(np.abs(found.astype(np.float64) - expected).max())
     scale = float(np.abs(expected).max()) or 1.0
-    return apart / scale if np.isfinite(apart) else float("inf")
+    return apart / scale if np.isfinite(apart) else sys.float_info.max  # JSON has no infinity
 
 
 def perform(client: Client, trace: Trace, visit: Visit, clock: Clock, compare: Comparison | None) -> Iterator[int]:
@@ -113,7 +118,7 @@ def perform(client: Client, trace: Trace, visit: Visit, clock: Clock, compare: C
         with clock("views"):
             views = client.views(visit.pixels[step], parameters)
         with clock("query"):
-            smashed = client.query(views[0])
+            smashed = client.query(views[0], learns=visit.learns)
         if compare:
             compare.see_activations(smashed, visit.checksums[step, 0])
         del smashed  # it is sent

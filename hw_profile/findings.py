@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from client_work import PHASES
@@ -19,29 +20,41 @@ USB_VOLTS = 5.0
 MB = 1e6
 
 
-def session(about: Mapping[str, Any], step_seconds: float) -> dict[str, float | None]:
+def session(about: Mapping[str, Any], step_seconds: float) -> dict[str, Any]:
     """A whole session at this pace: steps, seconds, what it sends and receives."""
     seconds = about["session"]["steps"] * step_seconds
     return {**about["session"], "seconds": seconds, "wh": None, "mah_at_5v": None, "share_of_10000_mah": None}
 
 
-def with_charge(session: Mapping[str, float | None], watts: float) -> dict[str, float | None]:
-    """The same with its energy at so much power."""
+def with_charge(session: Mapping[str, Any], watts: float, source: str) -> dict[str, Any]:
+    """The same with its energy at so much power, which comes from a `source`."""
     wh = watts * session["seconds"] / 3600
-    return {**session, "wh": wh, "mah_at_5v": 1000 * wh / USB_VOLTS, "share_of_10000_mah": wh / BATTERY_WH}
+    share = wh / BATTERY_WH
+    return {
+        **session,
+        "wh": wh,
+        "mah_at_5v": 1000 * wh / USB_VOLTS,
+        "share_of_10000_mah": share,
+        "charge_source": source,
+    }
+
+
+def provenance(energy: Mapping[str, Any]) -> str:
+    """Where a figure of power is from, and how sure it is: goes with each."""
+    return f"{'estimated, ' if energy['estimated'] else ''}{energy['meter']} ±{energy['uncertainty']:.0%}"
 
 
 def operations(about: Mapping[str, Any], batch_size: int, latency: Mapping[str, Any], done: Mapping[str, Any]) -> Any:
     """Floating-point operations of a step and its phases, a second, and as a share of the machine's peak."""
     phases = {phase: batch_size * count for phase, count in about["cost"]["flops"].items() if phase in latency}
     total = sum(phases.values())
-    rate = total / latency["step"]["median"]
+    rate = total / latency["step"]["mean"]
     return {
         "per_step": total,
         "per_second": rate,
-        "phases_per_second": {phase: count / latency[phase]["median"] for phase, count in phases.items()},
+        "phases_per_second": {phase: count / latency[phase]["mean"] for phase, count in phases.items()},
         "peak_per_second": done["peak_flops"],
-        "peak_source": "measured: the best of several products of matrices of 768x768, in fp32, on as many threads",
+        "peak_source": "measured: the best of several products of large matrices, in fp32, on as many threads",
         "share_of_peak": rate / done["peak_flops"],
     }
 
@@ -54,7 +67,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 def latency_table(result: Mapping[str, Any]) -> Table:
     """Of each phase and of the step."""
     flops = result["operations"]["phases_per_second"]
-    table = Table(title=f"A step of {result['steps']:,}: {what(result)}", box=SIMPLE)
+    table = Table(title=escape(f"A step of {result['steps']:,}: {what(result)}"), box=SIMPLE)
     for column in ("", "median [ms]", "p95 [ms]", "share", "GFLOP/s"):
         table.add_column(column, justify="right" if column else "left")
     latency = result["latency"]
@@ -83,23 +96,27 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     """One row a figure: here, in the paper, where it is from."""
     energy = result["energy"]
     caption = f"{energy['meter']}: {energy['source']}" if energy else None
-    table = Table(title=f"{result['board']['model']}", caption=caption, box=SIMPLE)
+    table = Table(title=escape(result["board"]["model"]), caption=caption and escape(caption), box=SIMPLE)
     table.add_column("")
     table.add_column("here", justify="right")
     table.add_column("paper", justify="right")
     table.add_column("source")
     for row in summary(result):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 
 def summary(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, figure here, the paper's, source."""
-    memory, operations_, energy = result["memory"], result["operations"], result["energy"]
-    whole, verified, cut = result["session"], result["verified"], result["trace"]["cut_layer"]
-    paper_memory = PAPER["memory_mb"].get(cut) if result["trace"]["paper"] else None
-    above = memory["process_above_idle"]
-    rows = [
+    return [*work_rows(result), *power_rows(result), *session_rows(result), *board_rows(result)]
+
+
+def work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Of agreement, speed and memory."""
+    memory, speed, verified = result["memory"], result["operations"], result["verified"]
+    above, paper = memory["process_above_idle"], result["trace"]["paper"]
+    published = PAPER["memory_mb"].get(result["trace"]["cut_layer"]) if paper else None
+    return [
         (
             "agreement",
             f"{max(verified['activations'], verified['weights']):.1e}",
@@ -108,54 +125,62 @@ def summary(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         ),
         (
             "speed",
-            f"{operations_['per_second'] / 1e9:.2f} GFLOP/s",
+            f"{speed['per_second'] / 1e9:.2f} GFLOP/s",
             "",
-            f"{operations_['share_of_peak']:.1%} of {operations_['peak_per_second'] / 1e9:.1f}: a matrix product here",
+            f"{speed['share_of_peak']:.1%} of {speed['peak_per_second'] / 1e9:.1f}: a matrix product here",
         ),
         (
             "memory, tensors",
             f"{memory['tensors'] / MB:.2f} MB",
-            "" if paper_memory is None else f"{paper_memory} MB",
+            f"{published} MB" if published else "",
             f"{memory['tensors_source']}; reckoned {memory['reckoned'] / MB:.2f} MB",
         ),
         (
             "memory, process",
             "-" if above is None else f"{above / MB:.1f} MB",
             "",
-            "private memory above the idle process, runtime and trace loaded",
+            "the system does not tell"
+            if above is None
+            else "private memory above the idle process, runtime and trace loaded",
         ),
     ]
+
+
+def power_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Of power and energy."""
+    energy, published = result["energy"], f"{PAPER['watts']} W" if result["trace"]["paper"] else ""
     if energy is None:
-        rows.append(("power", "-", f"{PAPER['watts']} W", result["energy_note"]))
-    else:
-        mark = "estimated, " if energy["estimated"] else ""
-        rows += [
-            (
-                "power",
-                f"{energy['mean_watts']:.2f} W",
-                f"{PAPER['watts']} W",
-                f"{mark}{energy['meter']}, ±{energy['uncertainty']:.0%}",
-            ),
-            (
-                "power above idle",
-                f"{energy['above_idle_watts']:.2f} W",
-                "",
-                f"idle {energy['idle_before']:.2f} W before, {energy['idle_after']:.2f} W after",
-            ),
-            (
-                "energy of a step",
-                f"{1000 * energy['joules'] / result['steps']:.2f} mJ",
-                "",
-                f"{1000 * energy['joules_above_idle'] / result['steps']:.2f} mJ above idle, "
-                f"±{1000 * energy['uncertainty_joules_above_idle'] / result['steps']:.2f}",
-            ),
-        ]
-    rows += [
+        return [("power", "-", published, result["energy_note"])]
+    source, step = provenance(energy), result["latency"]["step"]["mean"]
+    above = energy["above_idle_watts"]
+    spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
+    failed = f"; {energy['failed_readings']} readings failed" if energy["failed_readings"] else ""
+    return [
+        ("power", f"{energy['mean_watts']:.2f} W", published, f"{source}{failed}"),
+        (
+            "power above idle",
+            f"{above:.2f} W",
+            "",
+            f"±{spread:.2f} W, {source}; idle {energy['idle_before']:.2f} W before, {energy['idle_after']:.2f} W after",
+        ),
+        (
+            "energy of a step",
+            f"{1000 * energy['mean_watts'] * step:.2f} mJ",
+            "",
+            f"{source}; above idle {1000 * above * step:.2f} mJ ±{1000 * spread * step:.2f}",
+        ),
+    ]
+
+
+def session_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Of a whole session."""
+    whole, paper = result["session"], result["trace"]["paper"]
+    rows = [
         (
             "session",
             duration(whole["seconds"]),
             "",
-            f"{whole['steps']:,} steps at the median; the server and network not counted",
+            f"{whole['steps']:,} steps at the mean; the server and network not counted",
         ),
         (
             "traffic",
@@ -169,17 +194,25 @@ def summary(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             (
                 "charge of a session",
                 f"{whole['mah_at_5v']:,.0f} mAh",
-                f"{PAPER['mah']:,} mAh",
-                f"at 5 V: {whole['wh']:.2f} Wh, {whole['share_of_10000_mah']:.1%} of a power bank of 10,000 mAh",
+                f"{PAPER['mah']:,} mAh" if paper else "",
+                f"{whole['charge_source']}; at 5 V: {whole['wh']:.2f} Wh, {whole['share_of_10000_mah']:.1%} of a power "
+                "bank of 10,000 mAh",
             )
         )
-    temperature = result["temperature"]
+    return rows
+
+
+def board_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Of how the board fared."""
+    rows, temperature, flags = [], result["temperature"], result["throttling"]
     if temperature is not None:
-        rows.append(
-            ("temperature", f"{temperature['highest']:.0f} °C", "", f"{temperature['first']:.0f} °C at the start")
-        )
-    if result["throttling"]:
-        rows.append(("throttling", "yes", "", f"{', '.join(result['throttling'])}: figures are not the board's best"))
+        first = f"{temperature['first']:.0f} °C at the start; the system's thermal zone of the processor"
+        rows.append(("temperature", f"{temperature['highest']:.0f} °C", "", first))
+    if flags is None:
+        rows.append(("throttling", "-", "", "the board does not tell"))
+    else:
+        words = f"{', '.join(flags)}: figures are not the board's best" if flags else "in this run, by vcgencmd"
+        rows.append(("throttling", "yes" if flags else "none", "", words))
     return rows
 
 

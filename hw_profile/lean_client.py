@@ -44,15 +44,15 @@ class LeanClient:
         self.online, self.momentum, self.velocity, self.gradient = np.zeros((4, layout.size), np.float32)
         self.online_statistics, self.momentum_statistics = np.zeros((2, 0), np.float32)
         self.images = about["images"]
-        self.tapes: list[list] = []
+        self.tapes: list[list | None] = []
 
     def views(self, pixels: np.ndarray, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
         """Both views ``[2, B, 3, H, H]`` of images ``[B, 3, H, H]`` uint8; see `lean_views.augment`."""
         return augment(pixels, parameters, self.images["mean"], self.images["std"])
 
-    def query(self, images: np.ndarray) -> np.ndarray:
-        """Smashed data ``[B, c, h, w]`` of images ``[B, 3, H, H]``; what `backward` needs is kept."""
-        self.tapes = [[] for _ in images]
+    def query(self, images: np.ndarray, *, learns: bool = True) -> np.ndarray:
+        """Smashed data ``[B, c, h, w]`` of images ``[B, 3, H, H]``; if it `learns`, what `backward` needs is kept."""
+        self.tapes = [[] if learns else None for _ in images]
         return self.run(self.online, images, self.tapes)
 
     def move(self, tau: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,9 @@ class Measurement:
     """Of the meter's readings."""
     last_error: str
     temperatures: Sequence[float]
+    throttling_before: Sequence[str] | None
     throttling: Sequence[str] | None
+    """After it. None where the board does not say."""
 
     @property
     def work(self) -> Span:
@@ -81,19 +84,27 @@ class Worker:
             RuntimeError: it ended otherwise.
         """
         for line in self._process.stdout:
+            if not line.startswith('{"event"'):  # a library had something to say
+                continue
             said = json.loads(line)
             name = said.pop("event")
             if name == event:
                 return said
             watch(name, **said)
-        code = self._process.wait()
-        self._errors.seek(0)
-        raise failure(self._errors.read(), code)
+        raise self._failure()
 
     def go_on(self) -> None:
-        """Let it do its next part."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        """Let it do its next part; errors as of `until`."""
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._failure() from None
+
+    def _failure(self) -> Exception:
+        code = self._process.wait()
+        self._errors.seek(0)
+        return failure(self._errors.read(), code)
 
 
 def environment(threads: int | None) -> dict[str, str]:
@@ -103,6 +114,9 @@ def environment(threads: int | None) -> dict[str, str]:
 
 def failure(errors: str, code: int) -> Exception:
     """What to raise for a program that ended with these words and this code."""
+    if code < 0:
+        hint = " (systems without memory left do so)" if code == -signal.SIGKILL else ""
+        return RuntimeError(f"the worker was ended by {signal.Signals(-code).name}{hint}")
     last = (errors.strip().splitlines() or [f"it said nothing, and ended with code {code}"])[-1]
     if code == 2:
         return ValueError(last.removeprefix("error: "))
@@ -118,12 +132,23 @@ def standard_trace(path: Path, settings: Mapping[str, Any]) -> None:
     """
     program = [sys.executable, str(HERE / "standard.py"), str(path), json.dumps(settings)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
+    if "ModuleNotFoundError" in done.stderr:
+        raise ValueError(
+            "replay: the standard trace is made with torch, which is not installed; allowed: --replay FILE"
+        )
     if done.returncode:
         raise failure(done.stderr, done.returncode)
 
 
-def measure(job: Mapping[str, Any], meter: Meter | Log | None, machine: Machine, watch: Watch) -> Measurement:
+def measure(
+    job: Mapping[str, Any], meter: Meter | Log | None, machine: Machine, watch: Watch, idle_seconds: float
+) -> Measurement:
     """Have the work done and verified, then do it over and over; the idle machine before and after.
+
+    Args:
+        job: see ``worker.py``.
+        watch: is told of each stage, of the meter's latest readings, and of the temperature.
+        idle_seconds: for which the idle machine is watched, each time.
 
     Raises:
         ValueError: the job cannot be done.
@@ -136,6 +161,7 @@ def measure(job: Mapping[str, Any], meter: Meter | Log | None, machine: Machine,
         if found is not None:
             temperatures.append(found)
 
+    before_work = throttling(machine)
     sampled = None if isinstance(meter, Log) else meter
     with Sampler(sampled, also) as sampler, Worker(job) as worker:
 
@@ -144,10 +170,10 @@ def measure(job: Mapping[str, Any], meter: Meter | Log | None, machine: Machine,
 
         tell("starting")
         verified = worker.until("verified", tell)
-        before = idle(meter, tell)
+        before = idle(idle_seconds, tell)
         worker.go_on()
         worked = worker.until("worked", tell)
-        after = idle(meter, tell)
+        after = idle(idle_seconds, tell)
         worker.go_on()
         tell("memory and peak")
         done = worker.until("done", tell)
@@ -161,15 +187,15 @@ def measure(job: Mapping[str, Any], meter: Meter | Log | None, machine: Machine,
         sampler.failures,
         sampler.last_error,
         temperatures,
+        before_work,
         throttling(machine),
     )
 
 
-def idle(meter: Meter | Log | None, tell: Watch) -> Span:
-    """Wait, for the meter to see the machine idle; not at all without one."""
-    begin = time.time()
-    wanted = 0.0 if meter is None else IDLE_SECONDS
-    while (waited := time.time() - begin) < wanted:
-        tell("idle", seconds=waited, of=wanted)
-        time.sleep(0.1)
-    return begin, time.time()
+def idle(seconds: float, tell: Watch) -> Span:
+    """Wait, for a meter to see the machine idle."""
+    started, begin = time.time(), time.monotonic()
+    while (waited := time.monotonic() - begin) < seconds:
+        tell("idle", seconds=waited, of=seconds)
+        time.sleep(min(0.1, seconds))
+    return started, time.time()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -36,9 +36,9 @@ def sparkline(values: Sequence[float]) -> str:
 class PlainView:
     """A line for each stage."""
 
-    def __init__(self, console: Console, title: str, seconds: float):
+    def __init__(self, console: Console, title: str, seconds: float, meter: str):
         self._console, self._stage = console, ""
-        console.print(title, highlight=False, soft_wrap=True)
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> PlainView:
         return self
@@ -56,9 +56,9 @@ class PlainView:
 class LiveView:
     """A panel that is redrawn."""
 
-    def __init__(self, console: Console, title: str, seconds: float):
-        self._title, self._seconds = title, seconds
-        self._stage, self._what, self._steps = "starting", {}, 0
+    def __init__(self, console: Console, title: str, seconds: float, meter: str):
+        self._title, self._seconds, self._meter = escape(title), seconds, meter
+        self._stage, self._what = "starting", {}
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> LiveView:
@@ -70,7 +70,7 @@ class LiveView:
 
     def show(self, stage: str, **what: Any) -> None:
         """A stage is under way."""
-        self._stage, self._what, self._since = stage, what, time.monotonic()
+        self._stage, self._what = stage, what
 
     def _render(self) -> Panel:
         what = self._what
@@ -85,7 +85,7 @@ class LiveView:
         if "steps" in what:
             rows.add_row("steps", f"{what['steps']:,}  ({what['steps'] / max(what['seconds'], 1e-9):,.0f} a second)")
         if what.get("watts"):
-            rows.add_row("power", f"{what['watts'][-1]:6.2f} W  {sparkline(what['watts'][-BAR:])}")
+            rows.add_row("power", f"{what['watts'][-1]:6.2f} W  {sparkline(what['watts'][-BAR:])}  {self._meter}")
         if what.get("temperature") is not None:
             rows.add_row("temperature", f"{what['temperature']:.1f} °C")
         parts: list[Any] = [rows]

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from rich.console import Console
 import checkout  # noqa: F401  (first of all)
 from board import Machine, board, temperature
 from client_work import RUNTIMES
-from findings import operations, report, session, tables, with_charge
-from measuring import Measurement, measure, standard_trace
+from findings import operations, provenance, report, session, tables, with_charge
+from measuring import IDLE_SECONDS, Measurement, measure, standard_trace
 from meters import Log, Meter, choose, energy
 from panel import LiveView, PlainView
 from simsfl.arguments import Parser, fail, one_of, path, print_error, value_of, whole_number
@@ -29,6 +29,10 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 VIEWS = ("auto", "on", "off")
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.05}
 """Relative: of sums in another order over a whole trace, and of numbers with 8 and 11 bits."""
+LONGEST = 3600
+"""Seconds of work."""
+POINTS = 2000
+"""Of the power's curve, at most."""
 STANDARD = {"cut_layer": 1, "bottleneck": None, "batch_size": 1}
 
 
@@ -123,11 +127,14 @@ def claimed(out: Path) -> Iterator[None]:
         raise ValueError(f"out: {out} holds a result already; allowed: a new directory")
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out):  # it may be written to
+        pass
     try:
         yield
     except BaseException:
         if new:
-            out.rmdir()
+            with suppress(OSError):  # it holds something by now
+                out.rmdir()
         raise
 
 
@@ -137,12 +144,17 @@ def check(arguments: Any) -> None:
         for name in STANDARD:
             if getattr(arguments, name) is not None:
                 raise ValueError(f"{name}: is what the trace has; allowed: without --replay")
-    if not 0.1 <= arguments.seconds <= 86_400:
-        raise ValueError(f"seconds: {arguments.seconds:g} is out of range; allowed: 0.1 to 86400")
+    if not 0.1 <= arguments.seconds <= LONGEST:
+        raise ValueError(f"seconds: {arguments.seconds:g} is out of range; allowed: 0.1 to {LONGEST}")
     if arguments.tolerance is not None and not arguments.tolerance > 0:
         raise ValueError(f"tolerance: {arguments.tolerance:g} allows nothing; allowed: more than 0")
-    if arguments.add_log and not arguments.meter.startswith("csv:"):
-        raise ValueError(f"add_log: needs the log; allowed: with --meter csv:FILE, not {arguments.meter}")
+    if arguments.add_log:
+        if not arguments.meter.startswith("csv:"):
+            raise ValueError(f"add_log: needs the log; allowed: with --meter csv:FILE, not {arguments.meter}")
+        usual = vars(parser().parse([]))
+        for name, value in vars(arguments).items():
+            if name not in ("add_log", "meter", "dashboard") and value != usual[name]:
+                raise ValueError(f"{name}: has no effect on a result that there is; allowed: without --add-log")
     if arguments.runtime == "lean" and (arguments.compile or arguments.dtype not in (None, "fp32")):
         flag = "compile" if arguments.compile else "dtype"
         raise ValueError(f"{flag}: lean computes in fp32, and is not compiled; allowed: with --runtime torch")
@@ -170,23 +182,38 @@ def measured(console: Console, arguments: Any, meter: Meter | Log | None, machin
         }
         this = board(machine)
         title = f"{this.model}: cut layer {trace.about['network']['cut_layer']}, {arguments.runtime}"
+        idle_seconds = 0.0 if arguments.meter == "none" else IDLE_SECONDS
         live = arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
-        with (LiveView if live else PlainView)(console, title, arguments.seconds) as view:
-            seen = measure(job, meter, machine, view.show)
+        with (LiveView if live else PlainView)(console, title, arguments.seconds, metered(meter)) as view:
+            seen = measure(job, meter, machine, view.show, idle_seconds)
         result = figures(job, trace, seen, machine)
         result["trace"]["file"] = str(arguments.replay) if arguments.replay else "standard"
-    tolerance = arguments.tolerance or TOLERANCES[job["dtype"]]
+    tolerance = arguments.tolerance or max(TOLERANCES[job["dtype"]], TOLERANCES[trace.about["optimiser"]["precision"]])
     result["verified"] = {name: seen.verified[name] for name in ("activations", "weights")} | {"tolerance": tolerance}
     try:
         return with_energy(result, meter, seen.readings, (seen.failures, seen.last_error))
     except ValueError as error:  # all else is measured
-        return result | {"energy": None, "energy_note": str(error), "readings": []}
+        return result | {"energy": None, "energy_note": str(error), "energy_failed": True, "readings": []}
+
+
+def metered(meter: Meter | Log | None) -> str:
+    """What a meter's readings are called while they come in."""
+    if meter is None or isinstance(meter, Log):
+        return ""
+    return provenance({"estimated": meter.estimated, "meter": meter.name, "uncertainty": meter.uncertainty})
+
+
+def new_flags(seen: Measurement) -> list[str] | None:
+    """What held the board back in this run: not what it says has been since boot, and had been before."""
+    if seen.throttling is None:
+        return None
+    return [flag for flag in seen.throttling if flag not in (seen.throttling_before or [])]
 
 
 def figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Machine) -> dict[str, Any]:
     """What was measured but for the energy."""
     about, network = trace.about, trace.about["network"]
-    batch_size = trace.visits[0].pixels.shape[1]
+    batch_size = trace.visits[0].batch_size
     latency, categories = seen.worked["latency"], about["cost"]["memory"]
     temperatures = seen.temperatures or [found for found in [temperature(machine)] if found is not None]
     paper = network["arch"] == "resnet18" and network["width"] == 64 and network["image_size"] == 32
@@ -213,13 +240,13 @@ def figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Ma
             "process_idle": seen.worked["memory"]["idle"],
             "process_above_idle": seen.worked["memory"]["above_idle"],
             "tensors": seen.done["tensor_bytes"],
-            "tensors_source": "measured by " + ("tracemalloc" if lean else "PyTorch's profiler"),
+            "tensors_source": f"measured by {'tracemalloc' if lean else 'PyTorch'}, with the gradient that comes in",
             "reckoned": sum(categories.values()),
             "by_category": categories,
         },
-        "session": session(about, latency["step"]["median"]),
+        "session": session(about, latency["step"]["mean"]),
         "temperature": {"first": temperatures[0], "highest": max(temperatures)} if temperatures else None,
-        "throttling": seen.throttling,
+        "throttling": new_flags(seen),
     }
 
 
@@ -228,12 +255,14 @@ def with_energy(
 ) -> dict[str, Any]:
     """The same with what a meter says, if there is one."""
     before, work, after = (tuple(span) for span in result["spans"].values())
-    note = "no meter" if meter is None else ""
-    found = None
+    if meter is not None and not before[0] < before[1]:
+        raise ValueError("add_log: the idle machine was not watched, by --meter none; allowed: results without that")
+    note = "no meter here, or none asked for" if meter is None else ""
+    found, failed = None, False
     if isinstance(meter, Log):
         readings = meter.readings((before[0], after[1]))
     if failures[0] and len(readings) < 2:
-        note = f"meter: {meter.name} could not be read ({failures[1]}); allowed: another"
+        note, failed = f"meter: {meter.name} could not be read ({failures[1]}); allowed: another", True
     elif meter is not None:
         own = energy(readings, before, work, after, meter.uncertainty)
         found = {
@@ -244,9 +273,10 @@ def with_energy(
             "failed_readings": failures[0],
             **asdict(own),
         }
-        result["session"] = with_charge(result["session"], own.mean_watts)
+        result["session"] = with_charge(result["session"], own.mean_watts, provenance(found))
     shown = [(at, watts) for at, watts in readings if before[0] <= at <= after[1]]
-    return result | {"energy": found, "energy_note": note, "readings": shown}
+    shown = shown[:: 1 + len(shown) // POINTS]
+    return result | {"energy": found, "energy_note": note, "energy_failed": failed, "readings": shown}
 
 
 def with_log(arguments: Any) -> dict[str, Any]:
@@ -255,21 +285,21 @@ def with_log(arguments: Any) -> dict[str, Any]:
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         return with_energy(result, choose(arguments.meter, Machine()), [], (0, ""))
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"add_log: {file} is no result ({error}); allowed: what --out was") from error
 
 
 def finish(console: Console, out: Path, result: dict[str, Any]) -> int:
     """Show it and write it down; the exit code."""
+    for table in tables(result):
+        console.print(table)
     text, plots = report(result)
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "result.json", result)
     for name, content in {"report.md": text, **plots}.items():
         (out / name).write_text(content, encoding="utf-8")
-    for table in tables(result):
-        console.print(table)
-    console.print(f"wrote {out / 'report.md'} and {out / 'result.json'}", highlight=False, soft_wrap=True)
-    if result["energy"] is None and result["energy_note"].startswith("meter: "):
+    written = f"wrote {out / 'report.md'} and {out / 'result.json'}"
+    console.print(written, markup=False, highlight=False, soft_wrap=True)
+    if result["energy_failed"]:
         print_error(f"{result['energy_note']}; the rest is written, and --add-log adds a log")
         return 2
     verified = result["verified"]

@@ -70,9 +70,9 @@ class TorchClient:
         own = ViewParameters(**{name: torch.from_numpy(value)[:, None] for name, value in parameters.items()})
         return augment(torch.from_numpy(pixels)[None], own, self._mean, self._std, self._dtype)[:, 0]
 
-    def query(self, images: Tensor) -> np.ndarray:
-        """Smashed data ``[B, c, h, w]`` to send; what `backward` needs is kept."""
-        with self._autocast():
+    def query(self, images: Tensor, *, learns: bool = True) -> np.ndarray:
+        """Smashed data ``[B, c, h, w]`` to send; where the client `learns`, what `backward` needs is kept."""
+        with self._autocast(), torch.set_grad_enabled(learns):
             return as_array(self._client.query(images))
 
     def move(self, tau: float) -> None:

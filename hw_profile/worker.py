@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import json
-import resource
 import sys
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import cycle
@@ -28,16 +28,43 @@ REPORT_SECONDS = 0.1
 """How often progress is told."""
 FEW = 3
 """Steps in which memory has been as high as it gets."""
+SAMPLE = 1 << 15
+"""Times that are remembered of a phase, at most."""
 SQUARE, TRIES = 768, 5
 """Matrices whose product shows the machine's peak; the best of so many."""
 
 
+class Times:
+    """Of something that is done over and over: how often, how long in all, and a sample of bounded size."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.latest = 0, 0.0, 0.0
+        self._every, self._sample = 1, array("d")
+
+    def add(self, seconds: float) -> None:
+        """Once more. Where the sample is full, every other time is forgotten, and every other not taken any more."""
+        if self.count % self._every == 0:
+            self._sample.append(seconds)
+            if len(self._sample) == SAMPLE:
+                self._sample, self._every = self._sample[::2], 2 * self._every
+        self.count, self.total, self.latest = self.count + 1, self.total + seconds, seconds
+
+    def spread(self) -> dict[str, float]:
+        """Mean, and percentiles that people ask for, in seconds."""
+        at = np.percentile(self._sample, (5, 50, 95))
+        return {
+            "count": self.count,
+            "mean": self.total / self.count,
+            **dict(zip(("p5", "median", "p95"), at.tolist(), strict=True)),
+        }
+
+
 class Stopwatch:
-    """Seconds of each phase, step by step, and of all together."""
+    """Times of each phase, and of all together."""
 
     def __init__(self) -> None:
         self.total = 0.0
-        self.seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
+        self.phases = {phase: Times() for phase in PHASES}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -45,8 +72,12 @@ class Stopwatch:
         begin = time.perf_counter()
         yield
         took = time.perf_counter() - begin
-        self.seconds[phase].append(took)
+        self.phases[phase].add(took)
         self.total += took
+
+    def latest(self) -> dict[str, float]:
+        """The latest time of each phase that there is."""
+        return {phase: times.latest for phase, times in self.phases.items() if times.count}
 
 
 def untimed(phase: str) -> nullcontext[None]:
@@ -72,9 +103,7 @@ def resident() -> int | None:
 
 
 def peak() -> int | None:
-    """The most it has been since `forget_peak`; on macOS, with mapped files, since the start."""
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The most it has been since `forget_peak`."""
     found = status()
     return found["VmHWM"] - found["RssFile"] if {"VmHWM", "RssFile"} <= found.keys() else None
 
@@ -87,12 +116,15 @@ def status() -> dict[str, int]:
     return {}
 
 
-def forget_peak() -> None:
-    """Give free memory back, so that taking it again counts, and start anew, where the system lets us."""
+def forget_peak() -> bool:
+    """Give free memory back, so that taking it again counts, and start anew; whether the system lets us (Linux)."""
     with suppress(AttributeError, OSError):  # the C library of Linux has it
         ctypes.CDLL(None).malloc_trim(0)
-    with suppress(OSError):
+    try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def first_steps(trace: Trace, job: dict[str, Any]) -> tuple[Any, dict[str, int | None]]:
@@ -100,14 +132,14 @@ def first_steps(trace: Trace, job: dict[str, Any]) -> tuple[Any, dict[str, int |
     visit = trace.visits[0]
     _ = visit.pixels, visit.views, visit.lr, visit.begin, visit.checksums, visit.syncs  # in memory before it counts
     import_runtime(job["runtime"])
-    forget_peak()
-    before = resident() or peak()
+    told = forget_peak()
+    before = resident()
     client = make_client(trace.about, job["runtime"], precision=job["dtype"], compile=job["compile"])
     for step in perform(client, trace, visit, untimed, None):
         if step == FEW - 1:
             break
     after = peak()
-    return client, {"idle": before, "above_idle": after - before if after and before else None}
+    return client, {"idle": before, "above_idle": after - before if told and after and before else None}
 
 
 def verify(client: Any, trace: Trace) -> Comparison:
@@ -125,19 +157,17 @@ def verify(client: Any, trace: Trace) -> Comparison:
 
 def work(client: Any, trace: Trace, seconds: float) -> dict[str, Any]:
     """Do it over and over for so long; when, how many steps, and how long they and their phases took."""
-    watch = Stopwatch()
-    steps: list[float] = []
+    watch, steps = Stopwatch(), Times()
     started, before = time.time(), 0.0
     begin = told = time.monotonic()
     for visit in cycle(trace.visits):
         for _ in perform(client, trace, visit, watch, None):
             now = time.monotonic()
-            steps.append(watch.total - before)
+            steps.add(watch.total - before)
             before = watch.total
             if now - told > REPORT_SECONDS:
                 told = now
-                latest = {phase: own[-1] for phase, own in watch.seconds.items() if own}
-                say("working", steps=len(steps), seconds=now - begin, latest=latest)
+                say("working", steps=steps.count, seconds=now - begin, latest=watch.latest())
             if now - begin >= seconds:
                 break
         if time.monotonic() - begin >= seconds:
@@ -145,25 +175,18 @@ def work(client: Any, trace: Trace, seconds: float) -> dict[str, Any]:
     return {
         "begin": started,
         "end": time.time(),
-        "steps": len(steps),
-        "latency": {name: spread(own) for name, own in {"step": steps, **watch.seconds}.items() if own},
-    }
-
-
-def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Mean, and percentiles that people ask for, in seconds."""
-    at = np.percentile(seconds, (5, 50, 95))
-    return {
-        "count": len(seconds),
-        "mean": float(np.mean(seconds)),
-        **dict(zip(("p5", "median", "p95"), at.tolist(), strict=True)),
+        "steps": steps.count,
+        "latency": {name: own.spread() for name, own in {"step": steps, **watch.phases}.items() if own.count},
     }
 
 
 def tensor_bytes(client: Any, trace: Trace, runtime: str) -> int:
-    """The most that arrays or tensors took in a few steps, with what the client keeps between them."""
+    """The most that arrays or tensors took in a few steps, with what the client keeps, and with what comes in."""
     visit: Visit = trace.visits[0]
-    state = sum(array.nbytes for array in state_of(client).values())
+    kept = state_of(client)
+    if not visit.learns:
+        kept.pop("velocity")
+    state = sum(array.nbytes for array in kept.values())
 
     def steps() -> None:
         for step in perform(client, trace, visit, untimed, None):
@@ -176,10 +199,11 @@ def tensor_bytes(client: Any, trace: Trace, runtime: str) -> int:
         steps()
         tracemalloc.start()
         steps()
-        return state + tracemalloc.get_traced_memory()[1]
+        return state + client.gradient.nbytes * visit.learns + tracemalloc.get_traced_memory()[1]
     from simsfl.footprint import peak_tensor_bytes  # noqa: PLC0415  (of one runtime)
 
-    return state + peak_tensor_bytes(steps)
+    incoming = visit.gradient(0).nbytes if visit.learns else 0  # an array, which PyTorch does not count
+    return state + incoming + peak_tensor_bytes(steps)
 
 
 def peak_flops(runtime: str) -> float:
@@ -205,7 +229,15 @@ def carry_out(job: dict[str, Any]) -> None:
 
         torch.set_num_threads(job["threads"])
     trace = Trace(job["trace"])
-    client, memory = first_steps(trace, job)
+    try:
+        client, memory = first_steps(trace, job)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of whatever kind TorchInductor's are, or what a strange trace leads to
+        what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if job["compile"]:
+            raise ValueError(f"compile: {what}; allowed: with a C++ compiler (g++), or without --compile") from error
+        raise trace.wrong(f"cannot be replayed ({what})") from error
     compare = verify(client, trace)
     say("verified", activations=compare.activations, weights=compare.weights, versions=versions(job["runtime"]))
     wait()

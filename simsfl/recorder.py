@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class Recorder(Observer):
     """Writes a trace while it is entered; the file is there when it is left without an error.
 
+    What goes wrong in writing it does not stop the run.
+
     Args:
         simulation: whose `observer` it becomes.
         client: whose part it is; None for one of the first cohort.
@@ -35,6 +37,9 @@ class Recorder(Observer):
 
     Raises:
         ValueError: there is no such client, it takes part in no round to come, or what it does is not recorded.
+
+    Attributes:
+        problem: why there is no trace, if there is none.
     """
 
     def __init__(self, simulation: Simulation, client: int | None, path: str | Path):
@@ -45,20 +50,39 @@ class Recorder(Observer):
         self._open = ExitStack()
         self._writer = TraceWriter(self._open.enter_context(replacing(self.path)))
         self._position: int | None = None
+        self.problem: Exception | None = None
         self.simulation.observer = self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.simulation.observer = Observer()
-        if error is None:
-            self._finish_visit()
-            self._writer.close(self._about())
-        self._open.__exit__(kind, error, at)
+        if error is None and self.problem is None:
+            with self._writing():
+                self._finish_visit()
+                if not self._writer.visits:
+                    raise OSError("the client has done no step")
+                self._writer.close(self._about())
+        with suppress(OSError):  # the run's own error, if there is one, or the problem, is what is told
+            failed = error or self.problem
+            self._open.__exit__(type(failed) if failed else None, failed, at)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Stop recording where it cannot go on."""
+        try:
+            yield
+        except OSError as error:
+            self.problem, self._position = error, None
+            self.simulation.observer = Observer()
 
     def round_begins(self, plan: RoundPlan) -> None:
         """See `Observer`."""
+        with self._writing():
+            self._begin_visit(plan.cohort.tolist())
+
+    def _begin_visit(self, cohort: Sequence[int]) -> None:
+        """A round begins, perhaps with the client."""
         self._finish_visit()
-        cohort = plan.cohort.tolist()
         if self.client not in cohort:
             return
         self._position = cohort.index(self.client)
@@ -81,7 +105,8 @@ class Recorder(Observer):
         sent = outcome.smashed.unflatten(0, (-1, sum(hyper.batches)))[:, own]
         step = len(self._steps)
         if self._learns:
-            self._writer.put(f"gradients/{step}", array(outcome.gradient[own]))
+            with self._writing():
+                self._writer.put(f"gradients/{step}", array(outcome.gradient[own]))
         self._steps.append(
             {
                 "pixels": array(batch.pixels[group][within]),
@@ -105,8 +130,9 @@ class Recorder(Observer):
         aligned = self._learns and self.simulation.config.align_momentum
         names = ["online"] * self._learns + ["online_statistics"] + ["momentum", "momentum_statistics"] * aligned
         names = [name for name in names if have[name].size]
-        self._writer.put_all(f"sync-{step}/sent", {name: self._had[name] for name in names})
-        self._writer.put_all(f"sync-{step}/received", {name: have[name] for name in names})
+        with self._writing():
+            self._writer.put_all(f"sync-{step}/sent", {name: self._had[name] for name in names})
+            self._writer.put_all(f"sync-{step}/received", {name: have[name] for name in names})
         self._syncs.append(step)
 
     def _have(self) -> Arrays:
@@ -130,9 +156,10 @@ class Recorder(Observer):
     def _about(self) -> dict[str, Any]:
         """What the trace is of."""
         simulation, config = self.simulation, self.simulation.config
-        visits = config.rounds * config.cohort / config.clients
+        (group,) = (group for group in simulation.groups if self.client in group.clients)
+        visits = config.rounds * group.cohort / len(group.clients)
         traffic = simulation.cost.round_traffic(
-            simulation.groups,
+            [group],
             simulation.steps,
             config.syncs_per_round,
             frozen=not simulation.hyper.clients_learn,
@@ -145,7 +172,7 @@ class Recorder(Observer):
             network=config.network(),
             mean=simulation.dataset.train.mean,
             std=simulation.dataset.train.std,
-            batch_size=hyper.batches[0],
+            batch_size=group.batch_size,
             learns=hyper.clients_learn,
             optimiser={
                 "tau": hyper.tau,
@@ -155,8 +182,8 @@ class Recorder(Observer):
             },
             session={
                 "steps": round(visits * simulation.steps),
-                "bytes_up": round(visits * traffic.up / config.cohort),
-                "bytes_down": round(visits * traffic.down / config.cohort),
+                "bytes_up": round(visits * traffic.up / group.cohort),
+                "bytes_down": round(visits * traffic.down / group.cohort),
             },
         )
 

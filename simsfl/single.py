@@ -19,11 +19,13 @@ class SingleClient:
 
     def __init__(self, online: nn.Module, momentum: nn.Module, velocity: Iterable[Tensor]):
         self.online, self.momentum, self.velocity = online, momentum, list(velocity)
+        self.smashed: Tensor | None = None
 
     def query(self, images: Tensor) -> Tensor:
-        """Smashed data ``[B, c, h, w]`` of images ``[B, 3, H, W]``; its graph is kept for `backward`."""
-        self.smashed = self.online(images)
-        return self.smashed
+        """Smashed data ``[B, c, h, w]`` of images ``[B, 3, H, W]``; its graph, if there is one, is kept."""
+        smashed = self.online(images)
+        self.smashed = smashed if smashed.requires_grad else None
+        return smashed
 
     def move(self, tau: float) -> None:
         """The momentum model follows."""
@@ -37,7 +39,7 @@ class SingleClient:
     def backward(self, gradient: Tensor) -> None:
         """From the gradient of the query's smashed data ``[B, c, h, w]`` to that of the parameters."""
         self.smashed.backward(gradient.to(self.smashed.dtype))
-        del self.smashed
+        self.smashed = None
 
     @torch.no_grad()
     def descend(self, lr: float, momentum: float, weight_decay: float) -> None:

@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 
 FORMAT = 1
-VIEWS = ("crop", "flip", "jitter", "blends", "hue_slot", "gray", "sigma")
-"""The parameters of views, as in `kernels.augment.ViewParameters`."""
+VIEWS = {"crop": (4,), "flip": (), "jitter": (4,), "blends": (3,), "hue_slot": (), "gray": (), "sigma": ()}
+"""The parameters of views, as in `kernels.augment.ViewParameters`, and what each is of an image."""
 STATE = ("online", "online_statistics", "momentum", "momentum_statistics", "velocity")
 """What a client has: flat vectors ``[P]``, of running statistics ``[S]``."""
+PRECISIONS = ("fp32", "bf16")
+"""Of the runs that traces are of."""
 SUMS = 64
 """Numbers that the activations of an image are summed up in, at most."""
 ABOUT: dict[str, tuple[str, ...]] = {
@@ -106,6 +108,12 @@ class Trace:
             for key, inside in ABOUT.items():
                 if key not in self.about or not all(name in self.about[key] for name in inside):
                     raise self.wrong(f"does not say all of its {key}")
+            figures = [*self.about["session"].values(), *self.about["cost"]["flops"].values()]
+            figures += [*self.about["cost"]["memory"].values(), self.about["client"], self.about["visits"]]
+            if not all(type(figure) is int and figure >= 0 for figure in figures):
+                raise self.wrong("has figures that are no counts")
+            if self.about["optimiser"]["precision"] not in PRECISIONS:
+                raise self.wrong(f"is of a precision that is not known: {self.about['optimiser']['precision']}")
             self.visits = [Visit(self, index) for index in range(self.about["visits"])]
             for visit in self.visits:
                 visit.check()
@@ -140,11 +148,15 @@ class Trace:
         except (KeyError, ValueError) as error:
             raise self.wrong(f"lacks {name} ({error})") from error
 
+    def names(self, name: str) -> list[str]:
+        """Of the arrays that lie under a name."""
+        stem = f"{name}/"
+        inside = (entry.removeprefix(stem) for entry in self._file.namelist() if entry.startswith(stem))
+        return [entry.removesuffix(".npy") for entry in inside]
+
     def arrays(self, name: str) -> Arrays:
         """Those that lie under a name."""
-        stem = f"{name}/"
-        inside = [entry.removeprefix(stem) for entry in self._file.namelist() if entry.startswith(stem)]
-        return {entry.removesuffix(".npy"): self.array(stem + entry.removesuffix(".npy")) for entry in inside}
+        return {own: self.array(f"{name}/{own}") for own in self.names(name)}
 
     @property
     def steps(self) -> int:
@@ -208,7 +220,7 @@ class Visit:
         expected = {
             "pixels": (self.steps, batch, 3, size, size),
             "checksums": (self.steps, *self._shape("checksums")[1:2], batch, *self._shape("checksums")[3:]),
-            **{f"views/{name}": (self.steps, 2, batch, *self._shape(f"views/{name}")[3:]) for name in VIEWS},
+            **{f"views/{name}": (self.steps, 2, batch, *inner) for name, inner in VIEWS.items()},
             **{
                 f"{part}/{name}": (statistics if name.endswith("statistics") else weights,)
                 for part in ("begin", "end")
@@ -218,12 +230,23 @@ class Visit:
         if self.learns:
             first = self._shape("gradients/0")
             expected |= {f"gradients/{step}": (batch, *first[1:]) for step in range(self.steps)}
+        for step in self._trace.array(f"{self._name}/syncs").tolist():
+            for part in ("sent", "received"):
+                names = self._trace.names(f"{self._name}/sync-{step}/{part}")
+                expected |= {f"sync-{step}/{part}/{name}": expected[f"begin/{name}"] for name in names}
         for name, shape in expected.items():
             if self._shape(name) != shape:
                 raise self._trace.wrong(f"has {self._name}/{name} of shape {self._shape(name)}, not {shape}")
+        if not self.steps:
+            raise self._trace.wrong(f"has no steps in {self._name}")
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self._trace.shape(f"{self._name}/{name}")
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self._shape("pixels")[1]
 
     @cached_property
     def steps(self) -> int:

@@ -8,9 +8,11 @@ import torch
 from conftest import TINY
 
 import cost
+import costs
 from costs import PUBLISHED, paper_way, reckoned
 from simsfl import RunConfig, Simulation
 from simsfl.cost import memory, operations
+from simsfl.data import make_dataset
 from simsfl.data.shapes import shapes
 from simsfl.footprint import training_bytes
 from simsfl.models import split_model
@@ -123,16 +125,32 @@ SETTINGS = {
     "bottleneck": {"bottleneck": "C4S2", "align_momentum": True},
     "frozen": {"client_lr": 0.0, "bottleneck": "C4S2", "norm": "batch"},
     "unequal": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 4},
+    "supervised": {"supervised": True},
+    "bf16": {"precision": "bf16", "image_size": 16},
     "federated": {"method": "fl-moco", "syncs_per_round": 1, "queue_length": 20},
 }
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_what_a_run_counts_is_what_was_reckoned(setting, dataset):
+def test_what_a_run_counts_is_what_was_reckoned(setting, arrays):
     config = RunConfig(**{**TINY, "rounds": 2, "dataset": "made up", "image_size": 8, **setting})
+    dataset = make_dataset("tiny", "made up", arrays, image_size=config.image_size)
     simulation = Simulation(replace(config, image_size=None), dataset)
     last = list(simulation.rounds())[-1]
-    found = reckoned(replace(config, classes_per_client=config.classes_per_client or 1), 80, 4)
+    found = reckoned(replace(config, classes_per_client=config.classes_per_client or 1), 80)
+    assert found["steps_per_round"] == simulation.steps
+    assert found["bytes_per_session"] == {"up": last.bytes_up_per_client, "down": last.bytes_down_per_client}
+
+
+def test_a_second_data_set_is_counted(arrays, monkeypatch):
+    from simsfl.data import with_auxiliary  # noqa: PLC0415
+
+    monkeypatch.setitem(costs.SIZES, "svhn", (80, 8, 3))
+    config = RunConfig(**{**TINY, "rounds": 2, "dataset": "made up", "image_size": 8, "aux_dataset": "svhn"})
+    dataset = with_auxiliary(*(make_dataset("tiny", "made up", arrays) for _ in range(2)))
+    simulation = Simulation(replace(config, image_size=None), dataset)
+    last = list(simulation.rounds())[-1]
+    found = reckoned(config, 80)
     assert found["steps_per_round"] == simulation.steps
     assert found["bytes_per_session"] == {"up": last.bytes_up_per_client, "down": last.bytes_down_per_client}
 
@@ -158,6 +176,7 @@ def test_the_program(tmp_path, capsys):
         (["--cut-layer", "99"], "cut_layer: 99"),
         (["--accounting", "mine"], "accounting: 'mine'"),
         (["--clients", "100000"], "clients"),
+        (["--aux-dataset", "mine.npz"], "aux_dataset: how many images mine.npz has is not known"),
     ],
 )
 def test_bad_input(argv, message, capsys):

@@ -194,6 +194,14 @@ WRONG = {
     "other weights": lambda about, content: content.update(
         {"visits/0/begin/online.npy": content["visits/0/begin/online_statistics.npy"]}
     ),
+    "a precision that is none": lambda about, content: about["optimiser"].update(precision="fp8"),
+    "words for counts": lambda about, content: about["session"].update(steps="many"),
+    "other averages": lambda about, content: content.update(
+        {"visits/0/sync-4/sent/online.npy": content["visits/0/begin/online_statistics.npy"]}
+    ),
+    "strange averages": lambda about, content: content.update(
+        {"visits/0/sync-4/sent/colour.npy": content["visits/0/begin/online.npy"]}
+    ),
     "pickled": lambda about, content: content.update({"visits/0/learns.npy": pickled()}),
 }
 
@@ -246,6 +254,27 @@ def test_nothing_is_left_of_a_recording_that_failed(dataset, tmp_path):
     with pytest.raises(RuntimeError), Recorder(simulation, None, tmp_path / "trace"):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_run(dataset, tmp_path, monkeypatch):
+    def full(self, name, array):
+        raise OSError(28, "No space left on device")
+
+    simulation = Simulation(RunConfig(**TINY), dataset)
+    with Recorder(simulation, None, tmp_path / "trace") as recorder:
+        next(simulation.round())
+        monkeypatch.setattr("simsfl.trace.TraceWriter.put", full)
+        list(simulation.rounds())
+    assert simulation.round_index == TINY["rounds"]
+    assert "No space left" in str(recorder.problem)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_poor_clients_trace_is_of_the_poor(dataset, tmp_path):
+    simulation, _, trace = recorded({**SETTINGS["unequal"], "rounds": 2}, dataset, tmp_path / "trace", client=7)
+    rich, poor = simulation.groups
+    assert trace.visits[0].batch_size == poor.batch_size < rich.batch_size
+    assert trace.about["session"]["steps"] == round(2 * poor.cohort / len(poor.clients) * simulation.steps)
 
 
 def test_the_program(npz, tmp_path, capsys):

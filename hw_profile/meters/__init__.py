@@ -19,8 +19,9 @@ from meters.ina import INA219, INA226
 from meters.log import Log
 from meters.pmic import Pmic
 from meters.rapl import Rapl
+from simsfl.names import unknown
 
-__all__ = ["NAMES", "Energy", "Log", "Meter", "Readings", "Sampler", "Span", "choose", "energy"]
+__all__ = ["NAMES", "Energy", "Log", "Meter", "Readings", "Sampler", "Span", "choose", "energy", "present"]
 
 NAMES = ("pmic", "ina226", "ina219", "rapl", "model")
 """Those that may be found by themselves, the best first."""
@@ -61,14 +62,18 @@ def choose(spec: str, machine: Machine) -> Meter | Log | None:
     if name == "csv":
         return Log(rest)
     if name == "auto":
-        return next(iter(present(machine).values()), None)
+        return next(iter(present(machine)[0].values()), None)
     if name not in NAMES:
-        raise ValueError(f"meter: {spec!r} is not known; allowed: auto, {', '.join(NAMES)}, csv:FILE, none")
+        raise unknown("meter", name, ["auto", *NAMES, "csv", "none"], allowed=f"auto, {', '.join(here(machine))}")
     try:
         return make(name, rest, machine)
     except ValueError as error:
-        others = ", ".join([*(other for other in present(machine) if other != name), "csv:FILE", "none"])
-        raise ValueError(f"meter: {error}; allowed here: {others}") from error
+        raise ValueError(f"meter: {error}; allowed here: {', '.join(here(machine))}") from error
+
+
+def here(machine: Machine) -> list[str]:
+    """What ``--meter`` may be here, besides ``auto``."""
+    return [*present(machine)[0], "csv:FILE", "none"]
 
 
 def make(name: str, rest: str, machine: Machine) -> Meter:
@@ -85,15 +90,15 @@ def make(name: str, rest: str, machine: Machine) -> Meter:
     return makers[name]()
 
 
-def present(machine: Machine) -> dict[str, Meter]:
-    """Those that can be read here, the best first."""
-    found = {}
+def present(machine: Machine) -> tuple[dict[str, Meter], dict[str, str]]:
+    """Those that can be read here, the best first; and why the others cannot."""
+    found, refused = {}, {}
     for name in NAMES:
         try:
             found[name] = make(name, "", machine)
-        except ValueError:
-            continue
-    return found
+        except ValueError as error:
+            refused[name] = str(error)
+    return found, refused
 
 
 class Sampler:
@@ -125,12 +130,11 @@ class Sampler:
 
     def _read(self) -> None:
         while not self._over.wait(SECONDS):
-            self._also()
-            if self.meter is None:
-                continue
             try:
-                self.readings.append((time.time(), self.meter.watts()))
-            except (OSError, ValueError) as error:
+                self._also()
+                if self.meter:
+                    self.readings.append((time.time(), self.meter.watts()))
+            except Exception as error:  # whatever it is, the next reading may do better
                 self.failures, self.last_error = self.failures + 1, str(error)
 
     @property

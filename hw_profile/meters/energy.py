@@ -13,6 +13,8 @@ Span = tuple[float, float]
 """Begin and end, unix seconds."""
 LEAST = 2
 """Readings that a span must have."""
+GAP_SECONDS, GAP_SHARE = 3.0, 0.05
+"""What a span may be without one: so long, or so much of it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ def energy(
         count = int(((times >= begin) & (times <= end)).sum())
         if count < LEAST:
             raise ValueError(f"meter: {count} readings {name} the work; allowed: {LEAST} or more, with --seconds")
+        inside = times[(times >= begin) & (times <= end)]
+        gap, largest = float(np.diff([begin, *inside, end]).max()), max(GAP_SECONDS, GAP_SHARE * (end - begin))
+        if gap > largest:
+            raise ValueError(f"meter: no reading for {gap:.1f} s {name} the work; allowed: gaps of {largest:.1f} s")
     seconds = work[1] - work[0]
     joules = integral(times, watts, work)
     idle_before, idle_after = (integral(times, watts, span) / (span[1] - span[0]) for span in (before, after))

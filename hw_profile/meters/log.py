@@ -76,6 +76,8 @@ class Log:
         found = []
         for number, row in enumerate(rows, start=2):
             try:
+                if len(row) > len(header):
+                    raise ValueError(f"{len(row)} fields under {len(header)} names")
                 watts = 1.0
                 for kind in wanted:
                     index, factor = columns[kind]
@@ -109,9 +111,11 @@ def decimal(text: str) -> float:
 def seconds(text: str) -> float:
     """Unix seconds of a time."""
     text = text.strip()
-    if re.fullmatch(r"\d+([.,]\d+)?", text):
+    if re.fullmatch(r"\d{1,20}([.,]\d+)?", text):
         value = decimal(text)
-        return value / 1000 if value > MILLISECONDS else value
+        while value > MILLISECONDS:  # or micro-, or nanoseconds
+            value /= 1000
+        return value
     found = STAMP.fullmatch(text)
     if not found:
         raise ValueError(f"{text!r} is no time")

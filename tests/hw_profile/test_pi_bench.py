@@ -19,11 +19,12 @@ from client_work import Comparison, difference, make_client, perform
 from findings import duration, session, with_charge
 from measuring import standard_trace
 from simsfl import RunConfig, Simulation
-from simsfl.cost import client_cost
+from simsfl.cost import client_cost, memory
 from simsfl.data import make_dataset
 from simsfl.models import split_model
 from simsfl.recorder import Recorder
 from simsfl.trace import Trace
+from worker import SAMPLE, Times, tensor_bytes
 
 ROOT = Path(__file__).parents[2]
 RAIL = "VDD_CORE_A current(7)=2.0A\nVDD_CORE_V volt(15)=0.9V\n"
@@ -75,7 +76,7 @@ def test_another_precision_is_further_off(trace):
 
 def test_a_difference_is_relative_to_the_largest():
     assert difference(np.array([1.0, 2.0, 4.2]), np.array([1.0, 2.0, 4.0])) == pytest.approx(0.05)
-    assert difference(np.array([1.0, np.nan]), np.ones(2)) == float("inf")
+    assert difference(np.array([1.0, np.nan]), np.ones(2)) == sys.float_info.max
 
 
 def test_the_standard_trace_is_what_the_cost_model_says(standard):
@@ -112,9 +113,9 @@ def test_a_result_has_everything(runtime, trace, tmp_path, capsys):
     assert result["operations"]["per_step"] == 2 * sum(Trace(trace).about["cost"]["flops"].values())
     assert result["memory"]["tensors"] > 0.5 * result["memory"]["reckoned"]
     assert result["energy"] is None
-    assert result["energy_note"] == "no meter"
+    assert result["energy_note"] == "no meter here, or none asked for"
     assert {"report.md", "latency.svg", "memory.svg"} <= {file.name for file in out.iterdir()}
-    assert "2.26 W" in (out / "report.md").read_text()
+    assert "2.26 W" not in (out / "report.md").read_text()  # the paper's network is another
     assert "GFLOP/s" in capsys.readouterr().out
 
 
@@ -124,7 +125,7 @@ def test_power_is_shown_with_its_source(trace, tmp_path, capsys, monkeypatch):
     tool.write_text(f'#!/bin/sh\n[ "$1" = get_throttled ] && echo throttled=0x0 && exit\ncat <<X\n{RAIL}X\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr("measuring.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("pi_bench.IDLE_SECONDS", 0.5)
     out = tmp_path / "out"
     assert bench("--replay", trace, "--seconds", 0.6, "--out", out) == 0
     found = json.loads((out / "result.json").read_text())["energy"]
@@ -138,12 +139,11 @@ def test_power_is_shown_with_its_source(trace, tmp_path, capsys, monkeypatch):
 
 def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    assert bench("--replay", trace, "--seconds", 0.3, "--meter", "none", "--out", out) == 0
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no meter
+    monkeypatch.setattr("pi_bench.IDLE_SECONDS", 0.5)
+    assert bench("--replay", trace, "--seconds", 0.3, "--out", out) == 0
     file = out / "result.json"
-    result = json.loads(file.read_text())
-    begin, end = result["spans"]["work"]
-    result["spans"] = {"idle before": [begin - 5, begin], "work": [begin, end], "idle after": [end, end + 5]}
-    file.write_text(json.dumps(result))
+    begin, _ = json.loads(file.read_text())["spans"]["work"]
     log = tmp_path / "log.csv"
     rows = [(begin - 6 + 0.05 * step, 2.0) for step in range(300)]
     log.write_text("time,power\n" + "".join(f"{at:.3f},{watts}\n" for at, watts in rows))
@@ -195,6 +195,7 @@ def test_bad_input(trace, standard, tmp_path, capsys):
         (["--meter", "ina219"], "meter: ina219 "),
         (["--meter", "csv:none.csv"], "meter: there is no log none.csv"),
         (["--add-log", tmp_path], "add_log: needs the log"),
+        (["--seconds", "86400"], "seconds: 86400 is out of range"),
         (["--out", held], f"out: {held} holds a result already"),
         (["--metre", "rapl"], "flag: '--metre' is not known (did you mean --meter?)"),
         (["--tolerance", "-1"], "tolerance: -1"),
@@ -240,12 +241,62 @@ def test_lean_runs_without_torch(trace, tmp_path):
     assert done.returncode == 0, done.stderr
     refused = run(program, "--replay", trace, "--out", "other", at=tmp_path, path=tmp_path)
     assert refused.returncode == 2
+    standard = run(program, "--runtime", "lean", "--out", "third", at=tmp_path, path=tmp_path)
+    assert standard.returncode == 2
+    assert standard.stderr.startswith("error: replay: the standard trace is made with torch")
     assert refused.stderr == "error: runtime: torch needs torch, which is not installed; allowed: the other\n"
+
+
+@pytest.mark.parametrize("runtime", ["torch", "lean"])
+def test_a_frozen_client_keeps_nothing_for_a_backward_pass(runtime, tmp_path, arrays):
+    dataset, taken = make_dataset("tiny", "made up", arrays, image_size=32), {}
+    for client_lr in (0.0, 0.06):
+        simulation = Simulation(RunConfig(**{**TINY, **PAPER, "rounds": 1, "client_lr": client_lr}), dataset)
+        path = tmp_path / f"trace-{client_lr}"
+        with Recorder(simulation, None, path):
+            list(simulation.rounds())
+        assert replay(path, runtime) < 1e-5
+        trace = Trace(path)
+        taken[client_lr] = tensor_bytes(make_client(trace.about, runtime, precision="fp32"), trace, runtime)
+    kept = memory(simulation.model.client, (3, 32, 32), TINY["batch_size"]).activations
+    assert taken[0.0] < taken[0.06] - kept / 2
+
+
+def test_nothing_else_goes_with_a_log(tmp_path, capsys):
+    (tmp_path / "log.csv").write_text("time,power\n")
+    log = f"csv:{tmp_path / 'log.csv'}"
+    for content, flags, message in (
+        ("[]", [], "is no result"),
+        ('{"spans": null}', [], "is no result"),
+        ("{", [], "is no result"),
+        ("{}", ["--seconds", "3"], "seconds: has no effect on a result"),
+        (
+            '{"spans": {"idle before": [1, 1], "work": [1, 2], "idle after": [2, 2]}}',
+            [],
+            "the idle machine was not watched",
+        ),
+    ):
+        (tmp_path / "result.json").write_text(content)
+        assert pi_bench.main(["--add-log", str(tmp_path), "--meter", log, *flags]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_a_sample_of_times_is_bounded():
+    times = Times()
+    for index in range(3 * SAMPLE):
+        times.add(float(index))
+    found = times.spread()
+    assert found["count"] == 3 * SAMPLE
+    assert found["mean"] == pytest.approx((3 * SAMPLE - 1) / 2)
+    assert found["median"] == pytest.approx(1.5 * SAMPLE, rel=0.01)
+    assert len(times._sample) < SAMPLE
 
 
 def test_sessions():
     about = {"session": {"steps": 7200, "bytes_up": 1, "bytes_down": 2}}
-    whole = with_charge(session(about, 0.5), 5.0)
+    whole = with_charge(session(about, 0.5), 5.0, "rapl ±5%")
     assert whole["seconds"] == 3600
     assert whole["wh"] == pytest.approx(5.0)
     assert whole["mah_at_5v"] == pytest.approx(1000.0)
