@@ -4,7 +4,8 @@ from pathlib import Path
 
 from setuptools import setup
 
-TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "scikit-image>=0.22"]
+DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
+TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "scikit-image>=0.22", *DEVICE]
 
 setup(
     name="simsfl",
@@ -27,6 +28,7 @@ setup(
         "torchmetrics>=1.5",  # SSIM, PSNR, total variation
     ],
     extras_require={
+        "device": DEVICE,  # devices that take part; INA219 and INA226
         "test": TEST,
         "dev": [*TEST, "pre-commit>=3"],
     },

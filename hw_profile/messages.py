@@ -22,7 +22,6 @@ KINDS = ("hello", "welcome", "refused", "round", "smashed", "gradient", "weights
 LARGEST = 1 << 28
 """Bytes of a frame."""
 HEADER_LARGEST = 1 << 20
-COUNTS_BELOW = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,6 @@ class Message:
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     """What else is to be said, as JSON takes it."""
-
-    def follows(self, other: Message) -> bool:
-        """Whether it is of a later step, or of the same."""
-        return (self.round, self.step) >= (other.round, other.step)
 
 
 def pack(message: Message) -> bytes:

@@ -1,0 +1,97 @@
+"""Keys for a server and its devices: ``python hw_profile/keys.py --devices 3``
+
+Elliptic-curve keys of CurveZMQ. The server takes no one whose key it does not know, and what is said is encrypted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+import checkout  # noqa: F401  (first of all)
+from simsfl.arguments import Parser, fail, path, whole_number
+
+SERVER = "server.key"
+LENGTH = 40
+"""Of a key, in the letters of Z85."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """One end's own pair, and whom it talks to."""
+
+    public: str
+    secret: str
+    peers: tuple[str, ...]
+    """Public keys: of the devices that the server takes, or of a device's server."""
+
+    def write(self, file: Path) -> None:
+        """As JSON that its owner alone may read."""
+        content = {"public": self.public, "secret": self.secret, "peers": list(self.peers)}
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as stream:
+            json.dump(content, stream)
+
+    @classmethod
+    def read(cls, file: Path) -> Keys:
+        """What `write` wrote.
+
+        Raises:
+            ValueError: it holds no keys.
+            OSError: it cannot be read.
+        """
+        wrong = ValueError(f"key: {file} holds no keys; allowed: a file that keys.py wrote")
+        try:
+            content = json.loads(file.read_text(encoding="ascii"))
+            keys = [content["public"], content["secret"], *content["peers"]]
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise wrong from error
+        if not all(isinstance(key, str) and len(key) == LENGTH for key in keys):
+            raise wrong
+        return cls(keys[0], keys[1], tuple(keys[2:]))
+
+
+def make(directory: Path, devices: int) -> list[Path]:
+    """Keys for a server and so many devices, a file for each; the files.
+
+    Raises:
+        ValueError: the directory holds keys already.
+    """
+    if (directory / SERVER).exists():
+        raise ValueError(f"out: {directory} holds keys already; allowed: a new directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    server, *pairs = ([part.decode() for part in zmq.curve_keypair()] for _ in range(1 + devices))
+    all_keys = {SERVER: Keys(*server, tuple(public for public, _ in pairs))}
+    all_keys |= {f"device-{number}.key": Keys(*pair, (server[0],)) for number, pair in enumerate(pairs, start=1)}
+    for name, keys in all_keys.items():
+        keys.write(directory / name)
+    return [directory / name for name in all_keys]
+
+
+def parser() -> Parser:
+    """All flags of this program."""
+    result = Parser(prog="keys.py", description=__doc__)
+    result.add_argument("--devices", type=whole_number, default=1, metavar="N", help="how many (default: 1)")
+    result.add_argument("--out", type=path, default=Path("keys"), metavar="DIR", help="(default: keys)")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make them; the exit code."""
+    try:
+        arguments = parser().parse(argv)
+        files = make(arguments.out, arguments.devices)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    print(f"wrote {', '.join(map(str, files))}: {files[0].name} stays here, each other goes to its device")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
