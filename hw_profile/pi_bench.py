@@ -19,7 +19,7 @@ from board import Machine, board, temperature
 from client_work import RUNTIMES
 from findings import operations, provenance, report, session, tables, with_charge
 from measuring import IDLE_SECONDS, Measurement, measure, standard_trace
-from meters import Log, Meter, choose, energy
+from meters import Log, Meter, choose, energy, present
 from panel import LiveView, PlainView
 from simsfl.arguments import Parser, fail, one_of, path, print_error, value_of, whole_number
 from simsfl.files import write_json
@@ -191,9 +191,18 @@ def measured(console: Console, arguments: Any, meter: Meter | Log | None, machin
     tolerance = arguments.tolerance or max(TOLERANCES[job["dtype"]], TOLERANCES[trace.about["optimiser"]["precision"]])
     result["verified"] = {name: seen.verified[name] for name in ("activations", "weights")} | {"tolerance": tolerance}
     try:
-        return with_energy(result, meter, seen.readings, (seen.failures, seen.last_error))
+        result = with_energy(result, meter, seen.readings, (seen.failures, seen.last_error))
+        return result if meter else result | {"energy_note": absent(arguments.meter, machine)}
     except ValueError as error:  # all else is measured
         return result | {"energy": None, "energy_note": str(error), "energy_failed": True, "readings": []}
+
+
+def absent(spec: str, machine: Machine) -> str:
+    """Why there is no power: those that could be had with leave, or a package, say so."""
+    if spec == "none":
+        return "no meter asked for"
+    reasons = [reason for reason in present(machine)[1].values() if " not here" not in reason]
+    return "; ".join(["no meter found", *reasons])
 
 
 def metered(meter: Meter | Log | None) -> str:
@@ -257,8 +266,7 @@ def with_energy(
     before, work, after = (tuple(span) for span in result["spans"].values())
     if meter is not None and not before[0] < before[1]:
         raise ValueError("add_log: the idle machine was not watched, by --meter none; allowed: results without that")
-    note = "no meter here, or none asked for" if meter is None else ""
-    found, failed = None, False
+    found, note, failed = None, "", False
     if isinstance(meter, Log):
         readings = meter.readings((before[0], after[1]))
     if failures[0] and len(readings) < 2:

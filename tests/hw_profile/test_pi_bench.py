@@ -113,7 +113,7 @@ def test_a_result_has_everything(runtime, trace, tmp_path, capsys):
     assert result["operations"]["per_step"] == 2 * sum(Trace(trace).about["cost"]["flops"].values())
     assert result["memory"]["tensors"] > 0.5 * result["memory"]["reckoned"]
     assert result["energy"] is None
-    assert result["energy_note"] == "no meter here, or none asked for"
+    assert result["energy_note"] == "no meter asked for"
     assert {"report.md", "latency.svg", "memory.svg"} <= {file.name for file in out.iterdir()}
     assert "2.26 W" not in (out / "report.md").read_text()  # the paper's network is another
     assert "GFLOP/s" in capsys.readouterr().out
