@@ -18,15 +18,16 @@ from simsfl.files import write_json
 DTYPES = {"fp32": 4, "fp16": 2, "int8": 1}
 """Bytes of a number that is sent."""
 ACCOUNTINGS = ("own", "paper")
+SPLIT = {"method": "mocosfl"}
 FROZEN = {"bottleneck": "C4S2", "client_lr": 0.0}
 FEDERATED = {"cut_layer": 1, "bottleneck": None, "client_lr": None, "batch_size": None, "syncs_per_round": None}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "MocoSFL-1": {"cut_layer": 1},
-    "MocoSFL-1, C4S2": {"cut_layer": 1, "bottleneck": "C4S2"},
-    "MocoSFL-1, TAResSFL": {"cut_layer": 1, **FROZEN},
-    "MocoSFL-3": {"cut_layer": 2},
-    "MocoSFL-3, C4S2": {"cut_layer": 2, "bottleneck": "C4S2"},
-    "MocoSFL-3, TAResSFL": {"cut_layer": 2, **FROZEN},
+    "MocoSFL-1": {**SPLIT, "cut_layer": 1},
+    "MocoSFL-1, C4S2": {**SPLIT, "cut_layer": 1, "bottleneck": "C4S2"},
+    "MocoSFL-1, TAResSFL": {**SPLIT, "cut_layer": 1, **FROZEN},
+    "MocoSFL-3": {**SPLIT, "cut_layer": 2},
+    "MocoSFL-3, C4S2": {**SPLIT, "cut_layer": 2, "bottleneck": "C4S2"},
+    "MocoSFL-3, TAResSFL": {**SPLIT, "cut_layer": 2, **FROZEN},
     "FL-MoCo": {"method": "fl-moco", **FEDERATED},
     "FL-BYOL": {"method": "fl-byol", **FEDERATED},
 }

@@ -149,9 +149,10 @@ def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Ta
     what = f"{asked.arch}, {asked.clients:,} clients, {asked.dataset}"
     caption = (
         "of a step for an image; multiply-adds of the forward pass; memory of a batch in MB of 10^6 bytes: weights and "
-        "what goes with them, maps; server in GFLOP"
+        "what goes with them, maps; server in GFLOP; measured: memory of tensors in a step"
     )
-    work = Table(title=f"Operations and memory of a client: {what}", caption=caption, box=SIMPLE)
+    title = f"Operations and memory of a client: {what}"
+    work = Table(title=title, caption=caption, box=SIMPLE, collapse_padding=True, pad_edge=False)
     measured = any(row["memory_bytes"]["measured"] for row in figures.values())
     columns = ["", "MMAC", "MFLOP", "memory", "weights", "maps", "server"]
     for column in columns + ["measured"] * measured:
@@ -187,19 +188,20 @@ def paper_tables() -> tuple[list[Table], dict[str, Any]]:
     """The paper's figures, and what its way of reckoning gives here."""
     figures = {name: paper_way(name) for name in PUBLISHED}
     table = Table(
-        title="Hardware costs by the paper's reckoning: here / published",
+        title="Hardware costs by the paper's reckoning: here, and (published)",
         caption="MB of 1024^2 bytes over the session; operations: multiply-adds of convolutions and products, and 5 "
         "for each normalised number, in 1024^2, times 3 for those who learn. Memory was read off a GPU's allocator: "
-        "here it is weights, velocity, gradients and kept maps of one model",
+        "here it is weights, velocity, gradients and kept maps of one model. Frozen clients (TAResSFL) send no weights",
+        box=SIMPLE,
     )
-    for column in ("", "weights [MB]", "activations [MB]", "MFLOPs per image", "memory [MB]"):
-        table.add_column(column, justify="left" if not column else "right")
+    for column in ("", "weights", "activations", "MFLOPs", "memory"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name, own in figures.items():
         published = PUBLISHED[name]
         table.add_row(
             name,
             *(
-                f"{own[key]:,.1f} / {'-' if published[key] is None else format(published[key], ',.1f')}"
+                f"{own[key]:,.1f}\n[dim]({'-' if published[key] is None else format(published[key], ',.1f')})[/]"
                 for key in ("weights", "activations", "flops", "memory")
             ),
         )

@@ -22,12 +22,13 @@ from presets import PRESETS, automatic, named
 from simsfl import RunConfig, Simulation
 from simsfl.arguments import print_error
 from simsfl.config import ARCHITECTURES, DATASETS
+from simsfl.console import Output
 from simsfl.dashboard import number, time_text
 from simsfl.models import layer_count
 from simsfl.names import count_text
 from simsfl.recorder import Recorder
 from simsfl.run_directory import RunDirectory
-from simsfl.session import UNTRACED, Output, Session
+from simsfl.session import UNTRACED, Session
 from simsfl.signals import Stop
 from simsfl.simulation import NonFiniteLossError
 

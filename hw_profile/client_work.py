@@ -44,9 +44,8 @@ def import_runtime(runtime: str) -> Any:
     try:
         return import_module(f"{runtime}_client")
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"runtime: {runtime} needs {error.name}, which is not installed; allowed: the other"
-        ) from error
+        other = next(name for name in RUNTIMES if name != runtime)
+        raise ValueError(f"runtime: {runtime} needs {error.name}, which is not installed; allowed: {other}") from error
 
 
 def make_client(about: Mapping[str, Any], runtime: str, *, precision: str, compile: bool = False) -> Client:

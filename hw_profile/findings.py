@@ -180,13 +180,13 @@ def session_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "session",
             duration(whole["seconds"]),
             "",
-            f"{whole['steps']:,} steps at the mean; the server and network not counted",
+            f"{whole['steps']:,} steps, of a client in a whole run, at the mean; server and network not counted",
         ),
         (
             "traffic",
-            f"{whole['bytes_up'] / MB:,.1f} MB up",
+            f"{whole['bytes_up'] / MB:,.1f} / {whole['bytes_down'] / MB:,.1f} MB",
             "",
-            f"{whole['bytes_down'] / MB:,.1f} MB down, by the cost model",
+            "of a session, up / down, by the cost model",
         ),
     ]
     if whole["wh"] is not None:
@@ -221,7 +221,7 @@ def duration(seconds: float) -> str:
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 def what(result: Mapping[str, Any]) -> str:

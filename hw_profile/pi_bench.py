@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -12,16 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 import checkout  # noqa: F401  (first of all)
 from board import Machine, board, temperature
 from client_work import RUNTIMES
 from findings import operations, provenance, report, session, tables, with_charge
-from measuring import IDLE_SECONDS, Measurement, measure, standard_trace
+from measuring import IDLE_SECONDS, THREADS, Measurement, measure, standard_trace
 from meters import Log, Meter, choose, energy, present
 from panel import LiveView, PlainView
 from simsfl.arguments import Parser, fail, one_of, path, print_error, value_of, whole_number
+from simsfl.console import Output
 from simsfl.files import write_json
 from simsfl.trace import Trace
 
@@ -60,7 +61,7 @@ def parser() -> Parser:
         type=value_of(float, "seconds"),
         default=10.0,
         metavar="S",
-        help="of work that is timed (default: 10)",
+        help="of work that is timed (default: 10); the idle machine is watched for eight more",
     )
     how.add_argument(
         "--tolerance",
@@ -94,7 +95,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, show and write; the exit code: 1 where what was computed is not what the trace has."""
-    console = Console()
+    console = Output()
     try:
         arguments = parser().parse(argv)
         check(arguments)
@@ -116,6 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def interrupt(number: int, frame: object) -> None:
+    """Have any signal that ends the program end it as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Make the directory, so that what is measured can be written there; remove it again after an error.
@@ -126,9 +132,12 @@ def claimed(out: Path) -> Iterator[None]:
     if (out / "result.json").exists():
         raise ValueError(f"out: {out} holds a result already; allowed: a new directory")
     new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out):  # it may be written to
-        pass
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # it may be written to
+            pass
+    except OSError as error:
+        raise ValueError(f"out: {out} cannot be written to ({error.strerror}); allowed: a new directory") from error
     try:
         yield
     except BaseException:
@@ -146,6 +155,9 @@ def check(arguments: Any) -> None:
                 raise ValueError(f"{name}: is what the trace has; allowed: without --replay")
     if not 0.1 <= arguments.seconds <= LONGEST:
         raise ValueError(f"seconds: {arguments.seconds:g} is out of range; allowed: 0.1 to {LONGEST}")
+    cores = os.cpu_count() or 1
+    if arguments.threads and arguments.threads > cores:
+        raise ValueError(f"threads: {arguments.threads} are more than the cores; allowed: 1 to {cores}")
     if arguments.tolerance is not None and not arguments.tolerance > 0:
         raise ValueError(f"tolerance: {arguments.tolerance:g} allows nothing; allowed: more than 0")
     if arguments.add_log:
@@ -160,7 +172,7 @@ def check(arguments: Any) -> None:
         raise ValueError(f"{flag}: lean computes in fp32, and is not compiled; allowed: with --runtime torch")
 
 
-def measured(console: Console, arguments: Any, meter: Meter | Log | None, machine: Machine) -> dict[str, Any]:
+def measured(console: Output, arguments: Any, meter: Meter | Log | None, machine: Machine) -> dict[str, Any]:
     """The whole measurement; the content of ``result.json``."""
     with tempfile.TemporaryDirectory() as scratch:
         file = arguments.replay
@@ -169,7 +181,10 @@ def measured(console: Console, arguments: Any, meter: Meter | Log | None, machin
             settings = {name: getattr(arguments, name) or usual for name, usual in STANDARD.items()}
             with console.status("making the standard trace"):
                 standard_trace(file, settings)
-        trace = Trace(file)
+        try:
+            trace = Trace(file)
+        except OSError as error:
+            raise ValueError(f"replay: {file} cannot be read ({error.strerror}); allowed: a trace") from error
         if not trace.visits:
             raise trace.wrong("has no steps")
         job = {
@@ -205,6 +220,12 @@ def absent(spec: str, machine: Machine) -> str:
     return "; ".join(["no meter found", *reasons])
 
 
+def usual_threads() -> int:
+    """That NumPy computes on where nothing is said."""
+    named = next((os.environ[name] for name in THREADS if os.environ.get(name, "").isdecimal()), None)
+    return int(named or os.cpu_count() or 1)
+
+
 def metered(meter: Meter | Log | None) -> str:
     """What a meter's readings are called while they come in."""
     if meter is None or isinstance(meter, Log):
@@ -232,7 +253,7 @@ def figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Ma
         "versions": seen.verified["versions"],
         "runtime": job["runtime"],
         "dtype": job["dtype"],
-        "threads": job["threads"] or seen.verified["versions"].get("threads", "as NumPy has them"),
+        "threads": job["threads"] or seen.verified["versions"].get("threads", usual_threads()),
         "compile": job["compile"],
         "trace": {
             "client": about["client"],
@@ -297,14 +318,16 @@ def with_log(arguments: Any) -> dict[str, Any]:
         raise ValueError(f"add_log: {file} is no result ({error}); allowed: what --out was") from error
 
 
-def finish(console: Console, out: Path, result: dict[str, Any]) -> int:
+def finish(console: Output, out: Path, result: dict[str, Any]) -> int:
     """Show it and write it down; the exit code."""
-    for table in tables(result):
-        console.print(table)
     text, plots = report(result)
-    write_json(out / "result.json", result)
-    for name, content in {"report.md": text, **plots}.items():
-        (out / name).write_text(content, encoding="utf-8")
+    try:
+        write_json(out / "result.json", result)
+        for name, content in {"report.md": text, **plots}.items():
+            (out / name).write_text(content, encoding="utf-8")
+    finally:
+        for table in tables(result):
+            console.print(table)
     written = f"wrote {out / 'report.md'} and {out / 'result.json'}"
     console.print(written, markup=False, highlight=False, soft_wrap=True)
     if result["energy_failed"]:
@@ -321,4 +344,6 @@ def finish(console: Console, out: Path, result: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, interrupt)
     sys.exit(main())

@@ -19,7 +19,7 @@ from client_work import put, state_of
 from simsfl.arguments import fail
 from simsfl.config import RunConfig
 from simsfl.data.shapes import CLASSES, shapes
-from simsfl.models import Style, client_model, layer_count
+from simsfl.models import FlatModule, Style, client_model, layer_count
 from simsfl.models.layers import initialise_
 from simsfl.notation import Bottleneck
 from simsfl.recorder import about_client
@@ -28,6 +28,8 @@ from simsfl.trace import VIEWS, TraceWriter, checksums
 from simsfl.views import UNIFORMS, sample
 from torch_client import TorchClient
 
+BUDGET, FEWEST = 1 << 28, 2
+"""Bytes of a trace, about, and steps that it has at least: deep cuts have many weights."""
 IMAGES, EPOCHS = 50, 200
 """Of a client among 1,000 on CIFAR-10; passes over them in the paper."""
 SIZE = 32
@@ -48,21 +50,16 @@ def write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -
     """
     if batch_size > IMAGES:
         raise ValueError(f"batch_size: {batch_size} is more than the client's images; allowed: 1 to {IMAGES}")
-    config = resolve(RunConfig(cut_layer=cut_layer, bottleneck=bottleneck, image_size=SIZE, device="cpu"))
+    config = settings(cut_layer, bottleneck)
     if cut_layer > (deepest := layer_count(config.arch)):
         raise ValueError(f"cut_layer: {cut_layer} is deeper than {config.arch}; allowed: 1 to {deepest}")
-    model = client_model(
-        config.arch,
-        width=config.width,
-        cut_layer=cut_layer,
-        image_size=SIZE,
-        style=Style(config.norm, config.weight_standardisation),
-        bottleneck=Bottleneck.parse(bottleneck) if bottleneck else None,
-        client_residual=config.client_residual,
-    )
+    model = client_of(cut_layer, bottleneck)
     start = torch.zeros(model.size)
     initialise_(model.module(start), torch.Generator().manual_seed(0))
-    steps = IMAGES // batch_size
+    if bottleneck:
+        check_stride(Bottleneck.parse(bottleneck).stride, cut_layer)
+    smashed_bytes, step_bytes = sizes(model, batch_size)
+    steps = min(IMAGES // batch_size, max(FEWEST, BUDGET // step_bytes))
     about = about_client(
         model,
         client=0,
@@ -72,23 +69,58 @@ def write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -
         batch_size=batch_size,
         learns=True,
         optimiser=OPTIMISER,
-        session={"steps": EPOCHS * steps},
+        session={
+            "steps": EPOCHS * IMAGES // batch_size,
+            "bytes_up": EPOCHS * (2 * IMAGES * smashed_bytes + start.numpy().nbytes),
+            "bytes_down": EPOCHS * (IMAGES * smashed_bytes + start.numpy().nbytes),
+        },
     )
     client = TorchClient(about, "fp64")
     writer = TraceWriter(path)
     put(client, {"online": start.numpy(), "momentum": start.numpy()})
     writer.put_all("begin", state_of(client))
-    smashed_bytes = train(client, writer, steps, batch_size)
+    train(client, writer, steps, batch_size)
     writer.put_all("end", state_of(client))
     writer.visits = 1
-    weights = start.numpy().nbytes
-    about["session"]["bytes_up"] = EPOCHS * (2 * steps * smashed_bytes + weights)
-    about["session"]["bytes_down"] = EPOCHS * (steps * smashed_bytes + weights)
     writer.close(about)
 
 
-def train(client: TorchClient, writer: TraceWriter, steps: int, batch_size: int) -> int:
-    """Do the steps, and write what the client sees and sends; bytes of a view's smashed data, in float32."""
+def settings(cut_layer: int, bottleneck: str | None) -> RunConfig:
+    """Of the network: the paper's."""
+    return resolve(RunConfig(cut_layer=cut_layer, bottleneck=bottleneck, image_size=SIZE, device="cpu"))
+
+
+def client_of(cut_layer: int, bottleneck: str | None) -> FlatModule:
+    """The client's half of it."""
+    config = settings(cut_layer, bottleneck)
+    return client_model(
+        config.arch,
+        width=config.width,
+        cut_layer=cut_layer,
+        image_size=SIZE,
+        style=Style(config.norm, config.weight_standardisation),
+        bottleneck=Bottleneck.parse(bottleneck) if bottleneck else None,
+        client_residual=config.client_residual,
+    )
+
+
+def sizes(model: FlatModule, batch_size: int) -> tuple[int, int]:
+    """Bytes of an image's smashed data, and of what a step takes of a trace: its gradient, and weights twice."""
+    with torch.no_grad():
+        smashed = model.module(torch.zeros(model.size))(torch.zeros(1, 3, SIZE, SIZE)).nbytes
+    return smashed, batch_size * smashed + 2 * 4 * model.size
+
+
+def check_stride(stride: int, cut_layer: int) -> None:
+    """Raise a ValueError if a bottleneck's stride is more than the maps behind the cut layer."""
+    layers = client_of(cut_layer, None)
+    side = layers.module(torch.zeros(layers.size))(torch.zeros(1, 3, SIZE, SIZE)).shape[-1]
+    if stride > side:
+        raise ValueError(f"bottleneck: stride {stride} is more than the maps of {side}x{side}; allowed: 1 to {side}")
+
+
+def train(client: TorchClient, writer: TraceWriter, steps: int, batch_size: int) -> None:
+    """Do the steps, and write what the client sees and sends."""
     rng = np.random.default_rng(0)
     pixels = shapes(0, train=IMAGES, test=len(CLASSES)).train_x[: steps * batch_size].transpose(0, 3, 1, 2)
     pixels = pixels.reshape(steps, batch_size, 3, SIZE, SIZE)
@@ -105,14 +137,13 @@ def train(client: TorchClient, writer: TraceWriter, steps: int, batch_size: int)
         client.descend(LR, OPTIMISER["momentum"], OPTIMISER["weight_decay"])
         writer.put(f"gradients/{step}", gradient)
         for part in ("sent", "received"):
-            writer.put_all(f"sync-{step}/{part}", {"online": client.online})
+            writer.put_all(f"sync-{step}/{part}", {"online": client.online.astype(np.float32)})
     writer.put("syncs", np.arange(steps))
     writer.put("pixels", pixels)
     writer.put("lr", np.full(steps, LR))
     writer.put("checksums", np.array(sums))
     writer.put("learns", np.array(True))
     writer.put_all("views", views)
-    return gradient.nbytes
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -12,8 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.console import Console
 
+from simsfl.console import Output
 from simsfl.cost import client_flops
 from simsfl.dashboard import LiveView, PlainView
 from simsfl.evaluate import Item
@@ -28,18 +27,6 @@ LIVE_SECONDS = 1.0
 """How often ``live.json`` is replaced."""
 UNTRACED = 3
 """Steps before those that are profiled."""
-
-
-class Output(Console):
-    """A console whose reader may go away, as in ``| head``; rich would exit at once, and lose the run."""
-
-    deserted = False
-    """Whether it has gone."""
-
-    def on_broken_pipe(self) -> None:
-        """Print nowhere from now on."""
-        self.deserted = self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Session:

@@ -16,7 +16,7 @@ import run
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"kernels"},
-    {"names", "files", "signals", "randomness", "clock", "allocator", "trace"},
+    {"names", "files", "signals", "randomness", "clock", "allocator", "trace", "console"},
     {"notation", "limits", "arguments", "tensor_file"},
     {"config", "storage"},
     {"data", "models", "partition", "privacy", "privacy.similarity"},

@@ -57,6 +57,8 @@ def choose(spec: str, machine: Machine) -> Meter | Log | None:
         ValueError: it is not here; those that are, are named.
     """
     name, _, rest = spec.partition(":")
+    if rest and name in ("none", "auto"):
+        raise ValueError(f"meter: {name} takes nothing behind a colon; allowed: {name}")
     if name == "none":
         return None
     if name == "csv":
@@ -86,7 +88,7 @@ def make(name: str, rest: str, machine: Machine) -> Meter:
         "model": lambda: UtilisationModel(machine),
     }
     if rest and not name.startswith("ina"):
-        raise ValueError(f"{name} takes nothing behind a colon; allowed: {name}")
+        raise ValueError(f"{name} takes nothing behind a colon")
     return makers[name]()
 
 

@@ -97,7 +97,7 @@ def parsed(rest: str) -> tuple[int, float]:
     except ValueError:
         found = (0, 0.0)
     if not (0x40 <= found[0] <= 0x4F and found[1] > 0):
-        raise ValueError(f"{rest!r} is no address and resistance; allowed: 0x40 to 0x4f, as 0x40 or 0x40:0.1")
+        raise ValueError(f"{rest!r} is no address and resistance (0x40 to 0x4f, as 0x40 or 0x40:0.1)")
     return found
 
 

@@ -41,6 +41,7 @@ class Log:
         if not path or not Path(path).is_file():
             raise ValueError(f"meter: there is no log {path or '(no name given)'}; allowed: csv:FILE")
         self.path = Path(path)
+        self._read()  # what is wrong with it should be told before the work
         self.source = f"a USB meter's log, {self.path.name}, by time stamps (uncertainty assumed)"
 
     def readings(self, span: Span) -> Readings:
@@ -49,10 +50,7 @@ class Log:
         Raises:
             ValueError: it cannot be read, or has nothing of the `span`.
         """
-        try:
-            found = sorted(self._rows())
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"meter: {self.path} cannot be read ({error}); allowed: a CSV file") from error
+        found = sorted(self._read())
         if not found or found[-1][0] < span[0] or found[0][0] > span[1]:
             own = f"is of {clock(found[0][0])} to {clock(found[-1][0])}" if found else "has no readings"
             raise ValueError(
@@ -60,6 +58,12 @@ class Log:
                 "that time, with both clocks right"
             )
         return found
+
+    def _read(self) -> Readings:
+        try:
+            return self._rows()
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"meter: {self.path} cannot be read ({error}); allowed: a CSV file") from error
 
     def _rows(self) -> Readings:
         with self.path.open(encoding="utf-8-sig", newline="") as file:

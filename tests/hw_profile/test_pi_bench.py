@@ -86,9 +86,18 @@ def test_the_standard_trace_is_what_the_cost_model_says(standard):
     )
     assert trace.about["shapes"] == {name: list(shape) for name, shape in model.client.shapes.items()}
     cost = client_cost(model, number_bytes=4, align_momentum=False)
+    assert trace.steps == 5
     assert trace.about["session"]["steps"] == 200 * 5
     assert trace.about["session"]["bytes_up"] == 200 * (2 * 50 * cost.image_bytes + cost.sync_bytes)
     assert trace.about["session"]["bytes_down"] == 200 * (50 * cost.image_bytes + cost.sync_bytes)
+
+
+def test_the_standard_trace_of_a_deep_cut_is_not_long(tmp_path):
+    standard_trace(tmp_path / "trace", {"cut_layer": 6, "bottleneck": None, "batch_size": 1})
+    trace = Trace(tmp_path / "trace")
+    assert 2 <= trace.steps < 50
+    assert trace.about["session"]["steps"] == 200 * 50
+    assert (tmp_path / "trace").stat().st_size < 400 << 20
 
 
 def _c4s2():
@@ -98,7 +107,7 @@ def _c4s2():
 
 
 def bench(*flags):
-    return pi_bench.main([*map(str, flags), "--threads", "1", "--dashboard", "off"])
+    return pi_bench.main(["--threads", "1", "--dashboard", "off", *map(str, flags)])
 
 
 @pytest.mark.parametrize("runtime", ["torch", "lean"])
@@ -181,7 +190,11 @@ def test_bad_input(trace, standard, tmp_path, capsys):
     (held / "result.json").write_text("{}")
     for flags, message in (
         (["--replay", damaged], "replay: "),
-        (["--replay", tmp_path / "none"], "No such file"),
+        (["--replay", tmp_path / "none"], "replay: "),
+        (["--replay", tmp_path], "replay: "),
+        (["--out", damaged / "x"], "out: "),
+        (["--threads", 4096], "threads: 4096 are more than the cores"),
+        (["--bottleneck", "C4S64"], "bottleneck: stride 64 is more than the maps of 32x32"),
         (["--replay", other], "replay: the trace is of another network"),
         (["--replay", other, "--runtime", "lean"], "replay: the trace is of another network"),
         (["--replay", trace, "--cut-layer", 2], "cut_layer: is what the trace has"),
@@ -244,7 +257,7 @@ def test_lean_runs_without_torch(trace, tmp_path):
     standard = run(program, "--runtime", "lean", "--out", "third", at=tmp_path, path=tmp_path)
     assert standard.returncode == 2
     assert standard.stderr.startswith("error: replay: the standard trace is made with torch")
-    assert refused.stderr == "error: runtime: torch needs torch, which is not installed; allowed: the other\n"
+    assert refused.stderr == "error: runtime: torch needs torch, which is not installed; allowed: lean\n"
 
 
 @pytest.mark.parametrize("runtime", ["torch", "lean"])
