@@ -7,7 +7,7 @@ loss from a plain loop over rows. Slow, and meant to be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +43,16 @@ def train_step(
                 keys.append(client.key(key_images).to(hyper.precision))
 
     with clock("server"):
-        query = torch.cat(queries).requires_grad_()
-        sent = query.detach() if batch.labels else torch.cat([query.detach(), *keys])
-        loss, top1 = learn(model, state, batch, query, keys, hyper)
-        gradients = list(query.grad.split([len(own) for own in queries]))
+        sent = batch.wire.up(torch.cat([*queries, *keys]))
+        lengths = [len(own) for own in queries]
+        arrived = sent.split([*lengths, *lengths] if keys else lengths)
+        there = [c for c in range(len(clients)) if c not in batch.wire.absent]
+        query = torch.cat([arrived[c] for c in there]).requires_grad_()
+        loss, top1 = learn(model, state, batch, query, {c: arrived[len(clients) + c] for c in there if keys}, hyper)
+        gradients = [torch.zeros_like(own) for own in queries]
+        for c, gradient in zip(there, query.grad.split([lengths[c] for c in there]), strict=True):
+            gradients[c] = gradient
+        batch.wire.down(torch.cat(gradients))
 
     attackers_ssim: tuple[Tensor, ...] = ()
     if hyper.clients_learn and model.attacker:
@@ -65,9 +71,13 @@ def train_step(
 
 
 def learn(
-    model: SplitModel, state: State, batch: Batch, query: Tensor, keys: Sequence[Tensor], hyper: Hyperparameters
+    model: SplitModel, state: State, batch: Batch, query: Tensor, keys: Mapping[int, Tensor], hyper: Hyperparameters
 ) -> tuple[Tensor, Tensor]:
-    """The server's part of a step; loss and accuracy. The gradient by `query` is left in it."""
+    """The server's part of a step; loss and accuracy. The gradient by `query` is left in it.
+
+    Args:
+        keys: of each client that is there, by its position.
+    """
     central, queue = state.server, state.queue
     server = model.server.module(central.online, central.online_statistics)
     server_momentum = model.server.module(central.momentum, central.momentum_statistics)
@@ -75,21 +85,22 @@ def learn(
     move_towards(server_momentum, server, hyper.tau)
     directions = []
     if batch.labels:
-        labels = torch.cat([labels.flatten() for labels in batch.labels])
+        every = [own for labels in batch.labels for own in labels]
+        labels = torch.cat([own for c, own in enumerate(every) if c not in batch.wire.absent])
         with autocast:
             scores = server(query)
         loss = F.cross_entropy(scores.to(central.online.dtype), labels)
         top1 = 100.0 * (scores.detach().argmax(dim=1) == labels).to(loss.dtype).mean()
     else:
-        key = torch.cat(keys)
+        key = torch.cat(list(keys.values()))
         with autocast:
             q1, k2 = embed(server, query), embed(server_momentum, key).detach()
             directions.append((q1, k2))
             if hyper.symmetric:
                 q2, k1 = embed(server, key), embed(server_momentum, query).detach()
                 directions.append((q2, k1))
-        own = [0] * len(keys) if len(queue.keys) == 1 else range(len(keys))
-        owners = [row for row, rows in zip(own, keys, strict=True) for _ in rows]
+        shared = len(queue.keys) == 1
+        owners = [0 if shared else c for c, rows in keys.items() for _ in rows]
         results = [contrast(q, k, [queue.keys[row] for row in owners], hyper.temperature) for q, k in directions]
         loss = sum(loss for loss, _ in results)
         top1 = sum(top1 for _, top1 in results) / len(results)

@@ -36,6 +36,7 @@ from simsfl.state import completed_rounds, gather_, same_shape, scatter_, scatte
 from simsfl.sync import average_, average_statistics_, divergence, is_sync_step, receive_
 from simsfl.tensor_file import Rows, blocks_of
 from simsfl.weights import Weights, load_weights
+from simsfl.wire import Wire
 
 TRAIN_STEPS = {
     "mocosfl": (step.train_step, reference.train_step),
@@ -88,7 +89,7 @@ class Simulation:
         earlier_peak: the most memory held in earlier sessions of the run.
         passed_over: a line on each damaged checkpoint that was not used in loading.
         recent: seconds per step of the latest steps.
-        observer: told of what clients do.
+        observer: told of what clients do; `wire`: what lies between them and the server.
         flush_seconds: how long losses may stay on a GPU; 0 for those who time single steps.
         after_step: called after each step, by those who profile.
 
@@ -173,7 +174,7 @@ class Simulation:
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)
         self.flush_seconds = FLUSH_SECONDS
-        self.observer = Observer()
+        self.observer, self.wire = Observer(), Wire()
         self.after_step: Callable[[], None] = lambda: None
 
     @property
@@ -287,6 +288,7 @@ class Simulation:
                 server_lr=server_lr,
                 client_lr=self.client_lr(own_steps + s).to(dtype)[:, None],
                 attackers_lr=attackers_rate,
+                wire=self.wire,
                 labels=[self.dataset.train_labels[group.indices[s]] for group in plan.groups]
                 if config.supervised
                 else None,
@@ -305,7 +307,7 @@ class Simulation:
                     self._sync(plan.cohort)
                 else:
                     if syncs:
-                        average_statistics_(state)
+                        average_statistics_(state, self.wire.absent)
                     if self.step_index == self.steps:
                         scatter_(state)
                 if syncs:
@@ -315,7 +317,7 @@ class Simulation:
     def _sync(self, ids: torch.Tensor) -> None:
         """Average the clients' models, and let them go on with the average."""
         config, state = self.config, self.state
-        average_(state, align_momentum=config.align_momentum)
+        average_(state, align_momentum=config.align_momentum, absent=self.wire.absent)
         if config.measure_divergence:
             self.divergences[self.step_index] = ids, divergence(self.model.client, state)
         if self.step_index == self.steps:

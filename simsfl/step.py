@@ -6,9 +6,9 @@ length, P client parameters, chw the smashed data of one image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from simsfl.kernels import ViewParameters, ema_, sgd_
 from simsfl.models import SplitModel
 from simsfl.privacy.resistance import resist_
 from simsfl.state import State
+from simsfl.wire import Wire
 
 Clock = Callable[[str], AbstractContextManager[object]]
 """Called with a phase's name; the time inside the context belongs to that phase."""
@@ -42,6 +43,8 @@ class Batch:
     """``[C', B']`` of each group, where training is supervised; then there are no keys."""
     attackers_lr: Tensor | None = None
     """Scalar, of simulated attackers, if there are any."""
+    wire: Wire = field(default_factory=Wire)
+    """How what clients send gets to the server, and back."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,16 @@ def train_step(
                 )
 
     with clock("server"):
-        smashed_2Nchw = cut([*queries, *keys], hyper.precision)
+        smashed_2Nchw = batch.wire.up(cut([*queries, *keys], hyper.precision))
         del keys  # they are large
         labels_N = None if batch.labels is None else torch.cat([labels.flatten() for labels in batch.labels])
-        lesson = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N)
+        if batch.wire.absent:
+            lesson = learn_without_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, batch.wire.absent)
+        else:
+            lesson = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N)
 
     gradient_Nchw, attackers_ssim = lesson.smashed_gradient, ()
+    batch.wire.down(gradient_Nchw)
     if hyper.clients_learn and model.attacker:
         with clock("attackers"):
             images_CB3HW = [batch.images.restore(images) for images in query_CB3HW]
@@ -180,6 +187,26 @@ def learn_(
     for keys_ND in lesson.keys:
         server.enqueue_(state.queue, keys_ND, hyper.batches)
     return lesson
+
+
+def learn_without_(
+    model: SplitModel,
+    state: State,
+    smashed_2Nchw: Tensor,
+    server_lr: Tensor,
+    hyper: Hyperparameters,
+    labels_N: Tensor | None,
+    absent: Collection[int],
+) -> server.Lesson:
+    """The same from the rows of those clients that are there; the others' gradient is 0."""
+    batches = [0 if client in absent else rows for client, rows in enumerate(hyper.batches)]
+    there_N = torch.tensor([client not in absent for client, rows in enumerate(hyper.batches) for _ in range(rows)])
+    rows = there_N.nonzero().flatten().to(smashed_2Nchw.device)
+    some = smashed_2Nchw.unflatten(0, (-1, len(there_N)))[:, rows].flatten(0, 1)
+    own = replace(hyper, batches=tuple(batches))
+    lesson = learn_(model, state, some, server_lr, own, None if labels_N is None else labels_N[rows])
+    gradient = torch.zeros_like(smashed_2Nchw[: len(there_N)]).index_copy_(0, rows, lesson.smashed_gradient)
+    return replace(lesson, smashed_gradient=gradient)
 
 
 def cut(smashed: Sequence[Tensor], precision: torch.dtype) -> Tensor:

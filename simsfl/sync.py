@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -19,25 +21,33 @@ def is_sync_step(step: int, steps: int, syncs: int) -> bool:
 
 
 @torch.no_grad()
-def average_(state: State, *, align_momentum: bool) -> None:
+def average_(state: State, *, align_momentum: bool, absent: Collection[int] = ()) -> None:
     """Average the cohort's online models (McMahan et al. 2017, equal weights), running statistics too.
 
     The published program starts its sum from client 0 instead of the cohort's first; here it is
     the plain mean. Momentum models are left alone, as published, unless `align_momentum` (MonAcoSFL,
     Przewiezlikowski et al., ECML-PKDD 2024).
+
+    Args:
+        absent: positions of clients whose models did not arrive, and do not count; they get the average, too.
     """
     clients, cohort = state.clients, state.cohort
-    clients.online.copy_(cohort.online.mean(dim=0))
-    average_statistics_(state)
+    clients.online.copy_(present(cohort.online, absent).mean(dim=0))
+    average_statistics_(state, absent)
     if align_momentum:
         for stack in (cohort.momentum, cohort.momentum_statistics):
-            stack.copy_(stack.mean(dim=0, keepdim=True).expand_as(stack))
+            stack.copy_(present(stack, absent).mean(dim=0, keepdim=True).expand_as(stack))
+
+
+def present(stack: Tensor, absent: Collection[int]) -> Tensor:
+    """The rows of a cohort's `stack` of those that are there."""
+    return stack[[row for row in range(len(stack)) if row not in absent]] if absent else stack
 
 
 @torch.no_grad()
-def average_statistics_(state: State) -> None:
+def average_statistics_(state: State, absent: Collection[int] = ()) -> None:
     """Average the cohort's running statistics, which all have from then on: those of clients that do not learn, too."""
-    average = state.cohort.online_statistics.mean(dim=0)
+    average = present(state.cohort.online_statistics, absent).mean(dim=0)
     state.clients.online_statistics.copy_(average)
     state.cohort.online_statistics.copy_(average.expand_as(state.cohort.online_statistics))
 

@@ -21,7 +21,7 @@ LAYERS = [
     {"config", "storage"},
     {"data", "models", "partition", "privacy", "privacy.similarity"},
     {"views", "state", "schedule", "communication", "rules", "privacy.decoders"},
-    {"plan", "clients", "single", "server", "sync", "privacy.resistance"},
+    {"plan", "clients", "single", "server", "sync", "wire", "privacy.resistance"},
     {"step", "footprint"},
     {"federated", "reference"},
     {"tuning", "capture", "observer"},

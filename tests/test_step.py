@@ -12,6 +12,7 @@ from simsfl.notation import Bottleneck
 from simsfl.randomness import Purpose, numpy_generator, torch_generator
 from simsfl.state import gather_, initial_state, scatter_
 from simsfl.sync import average_, receive_
+from simsfl.wire import Wire
 
 CLIENTS, BATCH, STEPS, SIZE = 6, 2, 5, 8
 
@@ -49,6 +50,7 @@ def train(
     width=8,
     size=SIZE,
     labels=False,
+    wire=None,
     **options,
 ):
     """Five steps and a sync, then a round of a second cohort; everything that came of it."""
@@ -79,8 +81,16 @@ def train(
     pixels = torch.from_numpy(rng.integers(0, 256, (40, 3, size, size), dtype=np.uint8))
     images = Images(pixels, mean=torch.full((3, 1, 1), 0.47), std=torch.full((3, 1, 1), 0.2))
     hyper = step.Hyperparameters(
-        temperature=0.1, symmetric=symmetric, tau=0.9, momentum=0.9, weight_decay=5e-4, precision=dtype, chunk=4
+        temperature=0.1,
+        symmetric=symmetric,
+        tau=0.9,
+        momentum=0.9,
+        weight_decay=5e-4,
+        precision=dtype,
+        batches=(BATCH,) * cohort,
+        chunk=4,
     )
+    wire = wire or Wire()
     module, version = ENGINES[engine]
     losses = []
     for _ in range(2):
@@ -96,14 +106,47 @@ def train(
                 server_lr=torch.tensor(0.06, dtype=dtype),
                 client_lr=torch.linspace(0.02, 0.08, cohort, dtype=dtype)[:, None],
                 labels=[torch.from_numpy(rng.integers(0, 12, (cohort, BATCH)))] if labels else None,
+                wire=wire,
             )
             with accelerated(version):
                 outcome = module.train_step(model, state, batch, hyper)
             losses.append(torch.stack([outcome.loss, outcome.top1, outcome.smashed.sum(), outcome.gradient.sum()]))
-        average_(state, align_momentum=align)
+        average_(state, align_momentum=align, absent=wire.absent)
         scatter_(state)
         receive_(model.client, state, ids, 0.0)
     return {**state.tensors(), "losses": torch.stack(losses)}
+
+
+class Shaky(Wire):
+    """Client 2 sends other than was computed here, and of client 0, or of 1 and 3, nothing arrives."""
+
+    def __init__(self):
+        self.steps, self.gradients = 0, []
+
+    def up(self, smashed_2Nchw):
+        self.steps += 1
+        self.absent = [frozenset(), frozenset({0}), frozenset({1, 3})][self.steps % 3]
+        other = smashed_2Nchw.clone()
+        other.unflatten(0, (-1, 4 * BATCH))[:, 2 * BATCH : 3 * BATCH] *= 0.5
+        return other
+
+    def down(self, gradient_Nchw):
+        self.gradients.append(gradient_Nchw)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared-queue", "own-queues"])
+def test_what_does_not_arrive_is_learnt_without(shared, settings):
+    arguments = dict(cohort=4, cut_layer=1, shared=shared, align=True, **settings)
+    wires = {engine: Shaky() for engine in ("loop", "vmap", "fused-unfold")}
+    loop, *others = (train(engine, wire=wire, **arguments) for engine, wire in wires.items())
+    for stacked in others:
+        for name, expected in loop.items():
+            torch.testing.assert_close(stacked[name], expected, rtol=1e-9, atol=1e-9, msg=f"{name}: {{}}".format)
+    for step_index, gradient in enumerate(wires["loop"].gradients, start=1):
+        own = gradient.unflatten(0, (4, BATCH)).flatten(1).abs().amax(dim=1)
+        absent = [frozenset(), frozenset({0}), frozenset({1, 3})][step_index % 3]
+        assert [client for client in range(4) if own[client] == 0] == sorted(absent)
 
 
 ARCHITECTURES = {
