@@ -188,20 +188,20 @@ def paper_tables() -> tuple[list[Table], dict[str, Any]]:
     """The paper's figures, and what its way of reckoning gives here."""
     figures = {name: paper_way(name) for name in PUBLISHED}
     table = Table(
-        title="Hardware costs by the paper's reckoning: here, and (published)",
+        title="Hardware costs by the paper's reckoning: here / published",
         caption="MB of 1024^2 bytes over the session; operations: multiply-adds of convolutions and products, and 5 "
         "for each normalised number, in 1024^2, times 3 for those who learn. Memory was read off a GPU's allocator: "
         "here it is weights, velocity, gradients and kept maps of one model. Frozen clients (TAResSFL) send no weights",
         box=SIMPLE,
     )
     for column in ("", "weights", "activations", "MFLOPs", "memory"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+        table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
     for name, own in figures.items():
         published = PUBLISHED[name]
         table.add_row(
             name,
             *(
-                f"{own[key]:,.1f}\n[dim]({'-' if published[key] is None else format(published[key], ',.1f')})[/]"
+                f"{own[key]:,.1f} / {'-' if published[key] is None else format(published[key], ',.1f')}"
                 for key in ("weights", "activations", "flops", "memory")
             ),
         )

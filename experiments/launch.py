@@ -7,7 +7,8 @@ import json
 import shlex
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,15 @@ ENGINE_NOTES = {
 }
 
 
-def launch(arguments: argparse.Namespace, stop: Stop) -> int:
+def launch(
+    arguments: argparse.Namespace,
+    stop: Stop,
+    around: Callable[[Simulation], AbstractContextManager[object]] = nullcontext,
+) -> int:
     """Carry out what the flags ask for; the exit code.
+
+    Args:
+        around: entered with the simulation while it trains.
 
     Raises:
         ValueError: they ask for what cannot be.
@@ -63,10 +71,11 @@ def launch(arguments: argparse.Namespace, stop: Stop) -> int:
     if stop.received:  # while something imported would not be interrupted
         raise KeyboardInterrupt
     try:
-        finished = session.go(
-            live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal),
-            profile=arguments.profile,
-        )
+        with around(session.simulation):
+            finished = session.go(
+                live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal),
+                profile=arguments.profile,
+            )
     except (NonFiniteLossError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
