@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 from flags import add_config_flags
 from presets import laptop
-from simsfl.arguments import Parser, fail, one_of, path, print_error, value_of, whole_number
+from simsfl.arguments import Parser, add_dashboard_flag, fail, path, print_error, value_of, whole_number
 from simsfl.signals import Stop
-
-VIEWS = ("auto", "on", "off")
 
 
 def parser() -> Parser:
@@ -31,13 +29,7 @@ def parser() -> Parser:
     where = result.add_argument_group("output")
     where.add_argument("--out", type=path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
     where.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
-    where.add_argument(
-        "--dashboard",
-        type=one_of(VIEWS),
-        metavar="{" + ",".join(VIEWS) + "}",
-        default="auto",
-        help="live view; auto: on a terminal (default: auto)",
-    )
+    add_dashboard_flag(where)
     where.add_argument(
         "--profile",
         type=whole_number,

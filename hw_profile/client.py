@@ -6,9 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,12 @@ import checkout  # noqa: F401  (first of all)
 from board import Machine
 from client_work import RUNTIMES, make_client
 from device import Device
-from keys import Keys
+from keys import Keys, is_loopback
 from measuring import THREADS
-from meters import Log, Sampler, choose
-from server import is_loopback
+from meters import Log, Sampler, choose, label
 from simsfl.arguments import Parser, fail, one_of, path, print_error, value_of, whole_number
 from simsfl.console import Output
+from stopwatch import Stopwatch
 
 
 def parser() -> Parser:
@@ -53,20 +51,6 @@ def parser() -> Parser:
     return result
 
 
-class Stopwatch:
-    """Seconds of each phase, all together."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time the block."""
-        begin = time.perf_counter()
-        yield
-        self.seconds[phase] += time.perf_counter() - begin
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Take part until the server ends the run; the exit code."""
     console = Output()
@@ -83,10 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 take_part(console, arguments, device)
             if sampler.readings:
                 watts = float(np.mean([watts for _, watts in sampler.readings]))
-                how = "estimated, " if meter.estimated else ""
-                console.print(
-                    f"power {watts:.2f} W on average, {how}{meter.name} ±{meter.uncertainty:.0%}: {meter.source}"
-                )
+                console.print(f"power {watts:.2f} W on average, {label(meter)}: {meter.source}")
         finally:
             device.close()
     except (ValueError, OSError) as error:  # a TimeoutError is one of the latter
@@ -130,8 +111,8 @@ def take_part(console: Output, arguments: Any, device: Device) -> None:
         steps[0] += 1
 
     device.work(client, images, watch, step_done)
-    waited = watch.seconds.pop("network", 0.0)
-    computed = sum(watch.seconds.values())
+    waited = watch.phases["network"].total
+    computed = watch.total - waited
     console.print(
         f"{steps[0]:,} steps in {time.perf_counter() - begin:.1f} s: {computed:.1f} s at work, {waited:.1f} s waiting; "
         f"{device.up / 1e6:,.2f} MB sent, {device.down / 1e6:,.2f} MB received",

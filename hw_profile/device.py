@@ -5,23 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import zmq
 
-from client_work import Client, put
-from keys import Keys
-from messages import LARGEST, Message, pack, unpack
+from client_work import Client, Clock, put
+from keys import Keys, prepare
+from messages import Message, pack, unpack
 from simsfl.trace import STATE, VIEWS
 
-HEARTBEAT_MS = 1000
 POLL_SECONDS = 0.2
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 """Seconds for an answer to a hello: twice as long each time."""
-
-Clock = Callable[[str], AbstractContextManager[object]]
 
 
 class Refused(ValueError):
@@ -50,15 +46,9 @@ class Device:
         self.over = threading.Event()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        for option, value in (
-            (zmq.LINGER, 500),
-            (zmq.MAXMSGSIZE, LARGEST),
-            (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
-        ):
-            self._socket.setsockopt(option, value)
+        prepare(self._socket, keys)
         if keys:
             self._socket.curve_serverkey = keys.peers[0].encode()
-            self._socket.curve_secretkey, self._socket.curve_publickey = keys.secret.encode(), keys.public.encode()
         self._socket.connect(f"tcp://{server}")
 
     def close(self) -> None:

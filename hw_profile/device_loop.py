@@ -16,7 +16,7 @@ from simsfl.arguments import seeds_of
 from simsfl.capture import CapturedStep
 from simsfl.observer import Observer
 from simsfl.plan import RoundPlan, draw_cohort
-from simsfl.recorder import about_client, array
+from simsfl.recorder import about_part, array, averaged
 from simsfl.simulation import Simulation
 from simsfl.state import completed_rounds
 from simsfl.step import Batch, Outcome
@@ -95,7 +95,7 @@ class DeviceLoop(Observer, Wire):
 
     def averaging(self) -> None:
         """See `Observer`: the devices' own weights are averaged."""
-        cohort, names = self.simulation.state.cohort, averaged(self.simulation)
+        cohort, names = self.simulation.state.cohort, averaged(self.simulation, learns=True)
         answers = self._collect("weights", self.simulation.step_index - 1)
         for client, position in list(self._there.items()):
             given = answers[client].arrays
@@ -112,7 +112,7 @@ class DeviceLoop(Observer, Wire):
         """See `Observer`: the devices go on with the average."""
         cohort = self.simulation.state.cohort
         for client, position in self._there.items():
-            received = {name: array(getattr(cohort, name)[position]) for name in averaged(self.simulation)}
+            received = {name: array(getattr(cohort, name)[position]) for name in averaged(self.simulation, learns=True)}
             self._tell("average", client, received, self.simulation.step_index - 1)
 
     def stepped(self, batch: Batch, outcome: Outcome) -> None:
@@ -157,7 +157,9 @@ class DeviceLoop(Observer, Wire):
         rates = [float(simulation.client_lr(done + step)[position]) for step in range(steps)]
         fresh = client in self.hub.fresh
         self.hub.fresh.discard(client)
-        names = [name for name in (STATE if fresh else averaged(simulation)) if getattr(cohort, name).shape[1]]
+        names = [
+            name for name in (STATE if fresh else averaged(simulation, learns=True)) if getattr(cohort, name).shape[1]
+        ]
         arrays = {name: array(getattr(cohort, name)[position]) for name in names}
         arrays |= {f"views/{name}": array(getattr(group.views, name)[:, :, position]) for name in VIEWS}
         arrays["rows"] = np.array([[places[row] for row in step] for step in rows])
@@ -172,31 +174,14 @@ class DeviceLoop(Observer, Wire):
 
 def about_run(simulation: Simulation) -> dict[str, Any]:
     """What a device is told of the run when it comes."""
-    config, train, hyper = simulation.config, simulation.dataset.train, simulation.hyper
-    about = about_client(
-        simulation.model.client,
-        client=0,
-        network=config.network(),
-        mean=train.mean,
-        std=train.std,
-        batch_size=config.batch_size,
-        learns=True,
-        optimiser={
-            "tau": hyper.tau,
-            "momentum": hyper.momentum,
-            "weight_decay": hyper.weight_decay,
-            "precision": config.precision,
-        },
-        session={"steps": simulation.steps},
-    )
     held = {str(client): int(count) for client, count in enumerate(simulation.partition.sizes)}
-    return {**about, "averaged": averaged(simulation), "config": config.to_dict(), "images_held": held}
-
-
-def averaged(simulation: Simulation) -> list[str]:
-    """What travels at an averaging, of `STATE`."""
-    names = ["online", "online_statistics"] + ["momentum", "momentum_statistics"] * simulation.config.align_momentum
-    return [name for name in names if getattr(simulation.state.cohort, name).shape[1]]
+    about = about_part(simulation, 0)  # what it says of the client is the same of all
+    return {
+        **about,
+        "averaged": averaged(simulation, learns=True),
+        "config": simulation.config.to_dict(),
+        "images_held": held,
+    }
 
 
 def chosen_clients(simulation: Simulation, asked: str | None, count: int) -> list[int]:

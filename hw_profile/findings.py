@@ -39,11 +39,6 @@ def with_charge(session: Mapping[str, Any], watts: float, source: str) -> dict[s
     }
 
 
-def provenance(energy: Mapping[str, Any]) -> str:
-    """Where a figure of power is from, and how sure it is: goes with each."""
-    return f"{'estimated, ' if energy['estimated'] else ''}{energy['meter']} ±{energy['uncertainty']:.0%}"
-
-
 def operations(about: Mapping[str, Any], batch_size: int, latency: Mapping[str, Any], done: Mapping[str, Any]) -> Any:
     """Floating-point operations of a step and its phases, a second, and as a share of the machine's peak."""
     phases = {phase: batch_size * count for phase, count in about["cost"]["flops"].items() if phase in latency}
@@ -151,7 +146,7 @@ def power_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     energy, published = result["energy"], f"{PAPER['watts']} W" if result["trace"]["paper"] else ""
     if energy is None:
         return [("power", "-", published, result["energy_note"])]
-    source, step = provenance(energy), result["latency"]["step"]["mean"]
+    source, step = energy["label"], result["latency"]["step"]["mean"]
     above = energy["above_idle_watts"]
     spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
     failed = f"; {energy['failed_readings']} readings failed" if energy["failed_readings"] else ""

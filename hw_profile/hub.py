@@ -11,12 +11,11 @@ from typing import Any
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from keys import Keys
-from messages import LARGEST, Message, pack, unpack
+from keys import Keys, prepare
+from messages import Message, pack, unpack
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_MS = 1000
 ANSWERS = ("smashed", "weights")
 """What devices say when they are asked to."""
 
@@ -77,18 +76,12 @@ class Hub:
         self._context = zmq.Context()
         self._guard = ThreadAuthenticator(self._context) if keys else None
         self._socket = self._context.socket(zmq.ROUTER)
-        for option, value in (
-            (zmq.LINGER, 500),
-            (zmq.MAXMSGSIZE, LARGEST),
-            (zmq.ROUTER_MANDATORY, 1),
-            (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
-        ):
-            self._socket.setsockopt(option, value)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        prepare(self._socket, keys)
         if keys:
             self._guard.start()
             self._guard.configure_curve_callback("*", credentials_provider=Known(keys.peers))
             self._socket.curve_server = True
-            self._socket.curve_secretkey, self._socket.curve_publickey = keys.secret.encode(), keys.public.encode()
         try:
             self._socket.bind(f"tcp://{address}")
         except zmq.ZMQError as error:
@@ -108,12 +101,7 @@ class Hub:
 
     def send(self, client: int, message: Message) -> None:
         """To the device of a client; one that has gone is forgotten."""
-        frame = pack(message)
-        try:
-            self._socket.send_multipart([self.devices[client], frame], flags=zmq.NOBLOCK)
-            self.traffic.down += len(frame)
-        except zmq.ZMQError as error:
-            log.warning("client %d is gone (%s)", client, error)
+        if not self._deliver(self.devices[client], message):
             self.forget(client)
 
     def collect(self, kind: str, clients: Collection[int], round: int, step: int, timeout: float) -> dict[int, Message]:
@@ -161,7 +149,7 @@ class Hub:
             except ValueError as error:
                 self._refuse(str(error))
                 if str(error).startswith("version"):
-                    self._answer(first.bytes, Message("refused", self.run, about={"reason": str(error)}))
+                    self._deliver(first.bytes, Message("refused", self.run, about={"reason": str(error)}))
 
     def _refuse(self, reason: str) -> None:
         """Write down what was not taken."""
@@ -177,17 +165,20 @@ class Hub:
         client = free[0] if wanted is None and free else wanted
         if client not in free or type(client) is not int:
             taken = f"client_id: {str(wanted)[:20]} is taken, or none of a device's; allowed: {free or 'none is free'}"
-            self._answer(identity, Message("refused", self.run, about={"reason": taken}))
+            self._deliver(identity, Message("refused", self.run, about={"reason": taken}))
             raise ValueError(taken)
         self.devices[client], self._owners[client] = identity, key
         self.fresh.add(client)
-        self._answer(identity, Message("welcome", self.run, client, about=dict(self._about)))
+        self._deliver(identity, Message("welcome", self.run, client, about=dict(self._about)))
         log.info("client %d has come", client)
 
-    def _answer(self, identity: bytes, message: Message) -> None:
+    def _deliver(self, identity: bytes, message: Message) -> bool:
+        """Send a message; whether there is still somebody to take it."""
         frame = pack(message)
         try:
             self._socket.send_multipart([identity, frame], flags=zmq.NOBLOCK)
-            self.traffic.down += len(frame)
         except zmq.ZMQError as error:
-            log.warning("an answer could not be given (%s)", error)
+            log.warning("%s for client %d could not be delivered (%s)", message.kind, message.client, error)
+            return False
+        self.traffic.down += len(frame)
+        return True

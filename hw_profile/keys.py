@@ -5,6 +5,7 @@ Elliptic-curve keys of CurveZMQ. The server takes no one whose key it does not k
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import sys
@@ -15,8 +16,10 @@ from pathlib import Path
 import zmq
 
 import checkout  # noqa: F401  (first of all)
+from messages import LARGEST
 from simsfl.arguments import Parser, fail, path, whole_number
 
+HEARTBEAT_MS = 1000
 SERVER = "server.key"
 LENGTH = 40
 """Of a key, in the letters of Z85."""
@@ -55,6 +58,23 @@ class Keys:
         if not all(isinstance(key, str) and len(key) == LENGTH for key in keys):
             raise wrong
         return cls(keys[0], keys[1], tuple(keys[2:]))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether nobody but this machine gets there."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def prepare(socket: zmq.Socket, keys: Keys | None) -> None:
+    """What either end's socket needs before it is bound or connected; no `keys` for plain text."""
+    for option, value in ((zmq.LINGER, 500), (zmq.MAXMSGSIZE, LARGEST), (zmq.HEARTBEAT_IVL, HEARTBEAT_MS)):
+        socket.setsockopt(option, value)
+    if keys:
+        socket.curve_secretkey, socket.curve_publickey = keys.secret.encode(), keys.public.encode()
 
 
 def make(directory: Path, devices: int) -> list[Path]:

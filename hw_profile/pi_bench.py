@@ -17,17 +17,16 @@ from typing import Any
 import checkout  # noqa: F401  (first of all)
 from board import Machine, board, temperature
 from client_work import RUNTIMES
-from findings import operations, provenance, report, session, tables, with_charge
+from findings import operations, report, session, tables, with_charge
 from measuring import IDLE_SECONDS, THREADS, Measurement, measure, standard_trace
-from meters import Log, Meter, choose, energy, present
+from meters import Log, Meter, choose, energy, label, present
 from panel import LiveView, PlainView
-from simsfl.arguments import Parser, fail, one_of, path, print_error, value_of, whole_number
+from simsfl.arguments import Parser, add_dashboard_flag, fail, one_of, path, print_error, value_of, whole_number
 from simsfl.console import Output
 from simsfl.files import write_json
 from simsfl.trace import Trace
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-VIEWS = ("auto", "on", "off")
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.05}
 """Relative: of sums in another order over a whole trace, and of numbers with 8 and 11 bits."""
 LONGEST = 3600
@@ -83,13 +82,7 @@ def parser() -> Parser:
         metavar="DIR",
         help="give an earlier result the energy of --meter csv:FILE, a log that came later",
     )
-    where.add_argument(
-        "--dashboard",
-        type=one_of(VIEWS),
-        default="auto",
-        metavar="{auto,on,off}",
-        help="live panel; auto: on a terminal (default)",
-    )
+    add_dashboard_flag(where)
     return result
 
 
@@ -228,9 +221,7 @@ def usual_threads() -> int:
 
 def metered(meter: Meter | Log | None) -> str:
     """What a meter's readings are called while they come in."""
-    if meter is None or isinstance(meter, Log):
-        return ""
-    return provenance({"estimated": meter.estimated, "meter": meter.name, "uncertainty": meter.uncertainty})
+    return "" if meter is None or isinstance(meter, Log) else label(meter)
 
 
 def new_flags(seen: Measurement) -> list[str] | None:
@@ -296,13 +287,14 @@ def with_energy(
         own = energy(readings, before, work, after, meter.uncertainty)
         found = {
             "meter": meter.name,
+            "label": label(meter),
             "source": meter.source,
             "uncertainty": meter.uncertainty,
             "estimated": meter.estimated,
             "failed_readings": failures[0],
             **asdict(own),
         }
-        result["session"] = with_charge(result["session"], own.mean_watts, provenance(found))
+        result["session"] = with_charge(result["session"], own.mean_watts, label(meter))
     shown = [(at, watts) for at, watts in readings if before[0] <= at <= after[1]]
     shown = shown[:: 1 + len(shown) // POINTS]
     return result | {"energy": found, "energy_note": note, "energy_failed": failed, "readings": shown}

@@ -6,7 +6,6 @@ All flags of ``experiments/run.py`` are this program's, too.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 import secrets
 import sys
@@ -23,7 +22,7 @@ import checkout
 sys.path.append(str(checkout.ROOT / "experiments"))
 
 import run
-from keys import Keys
+from keys import Keys, is_loopback
 from simsfl.arguments import Parser, fail, path, print_error, value_of, whole_number
 from simsfl.signals import Stop
 
@@ -89,15 +88,6 @@ def keys_of(arguments: argparse.Namespace) -> Keys | None:
     if not is_loopback(arguments.listen):
         raise ValueError(f"insecure: {arguments.listen} is open to others; allowed: with --listen 127.0.0.1:PORT")
     return None
-
-
-def is_loopback(address: str) -> bool:
-    """Whether nobody but this machine gets there."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextmanager

@@ -19,14 +19,14 @@ from client_work import put, state_of
 from simsfl.arguments import fail
 from simsfl.config import RunConfig
 from simsfl.data.shapes import CLASSES, shapes
-from simsfl.models import FlatModule, Style, client_model, layer_count
+from simsfl.models import FlatModule, layer_count
 from simsfl.models.layers import initialise_
 from simsfl.notation import Bottleneck
 from simsfl.recorder import about_client
 from simsfl.rules import resolve
 from simsfl.trace import VIEWS, TraceWriter, checksums
 from simsfl.views import UNIFORMS, sample
-from torch_client import TorchClient
+from torch_client import TorchClient, model_of
 
 BUDGET, FEWEST = 1 << 28, 2
 """Bytes of a trace, about, and steps that it has at least: deep cuts have many weights."""
@@ -53,7 +53,7 @@ def write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -
     config = settings(cut_layer, bottleneck)
     if cut_layer > (deepest := layer_count(config.arch)):
         raise ValueError(f"cut_layer: {cut_layer} is deeper than {config.arch}; allowed: 1 to {deepest}")
-    model = client_of(cut_layer, bottleneck)
+    model = model_of(config.network())
     start = torch.zeros(model.size)
     initialise_(model.module(start), torch.Generator().manual_seed(0))
     if bottleneck:
@@ -90,20 +90,6 @@ def settings(cut_layer: int, bottleneck: str | None) -> RunConfig:
     return resolve(RunConfig(cut_layer=cut_layer, bottleneck=bottleneck, image_size=SIZE, device="cpu"))
 
 
-def client_of(cut_layer: int, bottleneck: str | None) -> FlatModule:
-    """The client's half of it."""
-    config = settings(cut_layer, bottleneck)
-    return client_model(
-        config.arch,
-        width=config.width,
-        cut_layer=cut_layer,
-        image_size=SIZE,
-        style=Style(config.norm, config.weight_standardisation),
-        bottleneck=Bottleneck.parse(bottleneck) if bottleneck else None,
-        client_residual=config.client_residual,
-    )
-
-
 def sizes(model: FlatModule, batch_size: int) -> tuple[int, int]:
     """Bytes of an image's smashed data, and of what a step takes of a trace: its gradient, and weights twice."""
     with torch.no_grad():
@@ -113,7 +99,7 @@ def sizes(model: FlatModule, batch_size: int) -> tuple[int, int]:
 
 def check_stride(stride: int, cut_layer: int) -> None:
     """Raise a ValueError if a bottleneck's stride is more than the maps behind the cut layer."""
-    layers = client_of(cut_layer, None)
+    layers = model_of(settings(cut_layer, None).network())
     side = layers.module(torch.zeros(layers.size))(torch.zeros(1, 3, SIZE, SIZE)).shape[-1]
     if stride > side:
         raise ValueError(f"bottleneck: stride {stride} is more than the maps of {side}x{side}; allowed: 1 to {side}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simsfl.kernels import ViewParameters, augment
-from simsfl.models import Style, client_model
+from simsfl.models import FlatModule, Style, client_model
 from simsfl.notation import Bottleneck
 from simsfl.single import SingleClient
 from simsfl.trace import STATE
@@ -36,15 +36,7 @@ class TorchClient:
 
     def __init__(self, about: Mapping[str, Any], precision: str, *, compile: bool = False):
         network, self._dtype = about["network"], torch.float64 if precision == "fp64" else torch.float32
-        model = client_model(
-            network["arch"],
-            width=network["width"],
-            cut_layer=network["cut_layer"],
-            image_size=network["image_size"],
-            style=Style(network["norm"], network["weight_standardisation"]),
-            bottleneck=Bottleneck.parse(network["bottleneck"]) if network["bottleneck"] else None,
-            client_residual=network["client_residual"],
-        )
+        model = model_of(network)
         if {name: list(shape) for name, shape in model.shapes.items()} != about["shapes"]:
             raise ValueError(
                 f"replay: the trace is of another network than {network['arch']} here makes of its settings"
@@ -96,6 +88,19 @@ class TorchClient:
         if self._precision in (torch.bfloat16, torch.float16):
             return torch.autocast("cpu", self._precision)
         return nullcontext()
+
+
+def model_of(network: Mapping[str, Any]) -> FlatModule:
+    """The client's half of a network, by the settings that say how it is made."""
+    return client_model(
+        network["arch"],
+        width=network["width"],
+        cut_layer=network["cut_layer"],
+        image_size=network["image_size"],
+        style=Style(network["norm"], network["weight_standardisation"]),
+        bottleneck=Bottleneck.parse(network["bottleneck"]) if network["bottleneck"] else None,
+        client_residual=network["client_residual"],
+    )
 
 
 def as_array(smashed: Tensor) -> np.ndarray:

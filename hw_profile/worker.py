@@ -10,9 +10,8 @@ import ctypes
 import json
 import sys
 import time
-from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,64 +19,17 @@ from typing import Any
 import numpy as np
 
 import checkout  # noqa: F401  (first of all)
-from client_work import PHASES, Comparison, import_runtime, make_client, perform, state_of
+from client_work import Comparison, import_runtime, make_client, perform, state_of
 from simsfl.arguments import fail
 from simsfl.trace import Trace, Visit
+from stopwatch import Stopwatch, Times
 
 REPORT_SECONDS = 0.1
 """How often progress is told."""
 FEW = 3
 """Steps in which memory has been as high as it gets."""
-SAMPLE = 1 << 15
-"""Times that are remembered of a phase, at most."""
 SQUARE, TRIES = 768, 5
 """Matrices whose product shows the machine's peak; the best of so many."""
-
-
-class Times:
-    """Of something that is done over and over: how often, how long in all, and a sample of bounded size."""
-
-    def __init__(self) -> None:
-        self.count, self.total, self.latest = 0, 0.0, 0.0
-        self._every, self._sample = 1, array("d")
-
-    def add(self, seconds: float) -> None:
-        """Once more. Where the sample is full, every other time is forgotten, and every other not taken any more."""
-        if self.count % self._every == 0:
-            self._sample.append(seconds)
-            if len(self._sample) == SAMPLE:
-                self._sample, self._every = self._sample[::2], 2 * self._every
-        self.count, self.total, self.latest = self.count + 1, self.total + seconds, seconds
-
-    def spread(self) -> dict[str, float]:
-        """Mean, and percentiles that people ask for, in seconds."""
-        at = np.percentile(self._sample, (5, 50, 95))
-        return {
-            "count": self.count,
-            "mean": self.total / self.count,
-            **dict(zip(("p5", "median", "p95"), at.tolist(), strict=True)),
-        }
-
-
-class Stopwatch:
-    """Times of each phase, and of all together."""
-
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.phases = {phase: Times() for phase in PHASES}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time the block."""
-        begin = time.perf_counter()
-        yield
-        took = time.perf_counter() - begin
-        self.phases[phase].add(took)
-        self.total += took
-
-    def latest(self) -> dict[str, float]:
-        """The latest time of each phase that there is."""
-        return {phase: times.latest for phase, times in self.phases.items() if times.count}
 
 
 def untimed(phase: str) -> nullcontext[None]:
@@ -176,7 +128,7 @@ def work(client: Any, trace: Trace, seconds: float) -> dict[str, Any]:
         "begin": started,
         "end": time.time(),
         "steps": steps.count,
-        "latency": {name: own.spread() for name, own in {"step": steps, **watch.phases}.items() if own.count},
+        "latency": {name: own.spread() for name, own in {"step": steps, **watch.phases}.items()},
     }
 
 
@@ -194,12 +146,14 @@ def tensor_bytes(client: Any, trace: Trace, runtime: str) -> int:
                 break
 
     if runtime == "lean":
-        import tracemalloc  # noqa: PLC0415  (it slows down whatever comes after)
+        import tracemalloc  # noqa: PLC0415  (of one runtime)
 
         steps()
         tracemalloc.start()
         steps()
-        return state + client.gradient.nbytes * visit.learns + tracemalloc.get_traced_memory()[1]
+        arrays = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return state + client.gradient.nbytes * visit.learns + arrays
     from simsfl.footprint import peak_tensor_bytes  # noqa: PLC0415  (of one runtime)
 
     incoming = visit.gradient(0).nbytes if visit.learns else 0  # an array, which PyTorch does not count

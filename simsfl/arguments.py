@@ -86,6 +86,18 @@ def seeds_of(text: str, flag: str = "seeds") -> list[int]:
     return list(dict.fromkeys(map(int, text.split(","))))
 
 
+def add_dashboard_flag(group: argparse._ArgumentGroup) -> None:
+    """``--dashboard``: whether there is a live view."""
+    views = ("auto", "on", "off")
+    group.add_argument(
+        "--dashboard",
+        type=one_of(views),
+        metavar="{" + ",".join(views) + "}",
+        default="auto",
+        help="live view; auto: on a terminal (default: auto)",
+    )
+
+
 def fail(error: Exception) -> int:
     """Say in one line what was wrong with what the user asked for; the exit code."""
     print_error(str(error))

@@ -61,7 +61,7 @@ class Recorder(Observer):
                 self._finish_visit()
                 if not self._writer.visits:
                     raise OSError("the client has done no step")
-                self._writer.close(self._about())
+                self._writer.close(about_part(self.simulation, self.client))
         with suppress(OSError):  # the run's own error, if there is one, or the problem, is what is told
             failed = error or self.problem
             self._open.__exit__(type(failed) if failed else None, failed, at)
@@ -126,10 +126,7 @@ class Recorder(Observer):
         """See `Observer`."""
         if self._position is None:
             return
-        step, have = len(self._steps) - 1, self._have()
-        aligned = self._learns and self.simulation.config.align_momentum
-        names = ["online"] * self._learns + ["online_statistics"] + ["momentum", "momentum_statistics"] * aligned
-        names = [name for name in names if have[name].size]
+        step, have, names = len(self._steps) - 1, self._have(), averaged(self.simulation, learns=self._learns)
         with self._writing():
             self._writer.put_all(f"sync-{step}/sent", {name: self._had[name] for name in names})
             self._writer.put_all(f"sync-{step}/received", {name: have[name] for name in names})
@@ -153,39 +150,39 @@ class Recorder(Observer):
             self._writer.visits += 1
         self._position = None
 
-    def _about(self) -> dict[str, Any]:
-        """What the trace is of."""
-        simulation, config = self.simulation, self.simulation.config
-        (group,) = (group for group in simulation.groups if self.client in group.clients)
-        visits = config.rounds * group.cohort / len(group.clients)
-        traffic = simulation.cost.round_traffic(
-            [group],
-            simulation.steps,
-            config.syncs_per_round,
-            frozen=not simulation.hyper.clients_learn,
-            views=1 if config.supervised else 2,
-        )
-        hyper = simulation.hyper
-        return about_client(
-            simulation.model.client,
-            client=self.client,
-            network=config.network(),
-            mean=simulation.dataset.train.mean,
-            std=simulation.dataset.train.std,
-            batch_size=group.batch_size,
-            learns=hyper.clients_learn,
-            optimiser={
-                "tau": hyper.tau,
-                "momentum": hyper.momentum,
-                "weight_decay": hyper.weight_decay,
-                "precision": config.precision,
-            },
-            session={
-                "steps": round(visits * simulation.steps),
-                "bytes_up": round(visits * traffic.up / group.cohort),
-                "bytes_down": round(visits * traffic.down / group.cohort),
-            },
-        )
+
+def about_part(simulation: Simulation, client: int) -> dict[str, Any]:
+    """What is to be said of a client's part in a run: see `about_client`."""
+    config, hyper = simulation.config, simulation.hyper
+    (group,) = (group for group in simulation.groups if client in group.clients)
+    visits = config.rounds * group.cohort / len(group.clients)
+    traffic = simulation.cost.round_traffic(
+        [group],
+        simulation.steps,
+        config.syncs_per_round,
+        frozen=not hyper.clients_learn,
+        views=1 if config.supervised else 2,
+    )
+    return about_client(
+        simulation.model.client,
+        client=client,
+        network=config.network(),
+        mean=simulation.dataset.train.mean,
+        std=simulation.dataset.train.std,
+        batch_size=group.batch_size,
+        learns=hyper.clients_learn,
+        optimiser={
+            "tau": hyper.tau,
+            "momentum": hyper.momentum,
+            "weight_decay": hyper.weight_decay,
+            "precision": config.precision,
+        },
+        session={
+            "steps": round(visits * simulation.steps),
+            "bytes_up": round(visits * traffic.up / group.cohort),
+            "bytes_down": round(visits * traffic.down / group.cohort),
+        },
+    )
 
 
 def about_client(
@@ -223,6 +220,13 @@ def about_client(
             "memory": asdict(memory(model, shape, batch_size, learns=learns)),
         },
     }
+
+
+def averaged(simulation: Simulation, *, learns: bool) -> list[str]:
+    """What travels at an averaging, of `STATE`; of clients that do not learn, running statistics alone."""
+    aligned = learns and simulation.config.align_momentum
+    names = ["online"] * learns + ["online_statistics"] + ["momentum", "momentum_statistics"] * aligned
+    return [name for name in names if getattr(simulation.state.cohort, name).shape[1]]
 
 
 def chosen_client(simulation: Simulation, client: int | None) -> int:

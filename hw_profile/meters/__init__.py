@@ -21,7 +21,7 @@ from meters.pmic import Pmic
 from meters.rapl import Rapl
 from simsfl.names import unknown
 
-__all__ = ["NAMES", "Energy", "Log", "Meter", "Readings", "Sampler", "Span", "choose", "energy", "present"]
+__all__ = ["NAMES", "Energy", "Log", "Meter", "Readings", "Sampler", "Span", "choose", "energy", "label", "present"]
 
 NAMES = ("pmic", "ina226", "ina219", "rapl", "model")
 """Those that may be found by themselves, the best first."""
@@ -71,6 +71,11 @@ def choose(spec: str, machine: Machine) -> Meter | Log | None:
         return make(name, rest, machine)
     except ValueError as error:
         raise ValueError(f"meter: {error}; allowed here: {', '.join(here(machine))}") from error
+
+
+def label(meter: Meter) -> str:
+    """What goes with each figure that comes from a meter."""
+    return f"{'estimated, ' if meter.estimated else ''}{meter.name} ±{meter.uncertainty:.0%}"
 
 
 def here(machine: Machine) -> list[str]:

@@ -24,7 +24,8 @@ from simsfl.data import make_dataset
 from simsfl.models import split_model
 from simsfl.recorder import Recorder
 from simsfl.trace import Trace
-from worker import SAMPLE, Times, tensor_bytes
+from stopwatch import SAMPLE, Times
+from worker import tensor_bytes
 
 ROOT = Path(__file__).parents[2]
 RAIL = "VDD_CORE_A current(7)=2.0A\nVDD_CORE_V volt(15)=0.9V\n"
