@@ -7,11 +7,10 @@ import json
 import shlex
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.markup import escape
@@ -42,15 +41,25 @@ ENGINE_NOTES = {
 }
 
 
+class Guests(Protocol):
+    """Others who take part in a run, such as real devices (hw_profile/)."""
+
+    def prepare(self, simulation: Simulation) -> None:
+        """See whether they can, before anything is written; raise a ValueError if not."""
+
+    def during(self, session: Session) -> AbstractContextManager[object]:
+        """Entered while the session goes on."""
+
+
 def launch(
     arguments: argparse.Namespace,
     stop: Stop,
-    around: Callable[[Simulation], AbstractContextManager[object]] = nullcontext,
+    guests: Guests | None = None,
 ) -> int:
     """Carry out what the flags ask for; the exit code.
 
     Args:
-        around: entered with the simulation while it trains.
+        guests: who take part besides.
 
     Raises:
         ValueError: they ask for what cannot be.
@@ -61,7 +70,7 @@ def launch(
         print_names(console)
         return 0
     try:
-        session = (resumed if arguments.resume else fresh)(arguments, console, stop)
+        session = (resumed if arguments.resume else fresh)(arguments, console, stop, guests)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -71,7 +80,7 @@ def launch(
     if stop.received:  # while something imported would not be interrupted
         raise KeyboardInterrupt
     try:
-        with around(session.simulation):
+        with guests.during(session) if guests else nullcontext():
             finished = session.go(
                 live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal),
                 profile=arguments.profile,
@@ -107,7 +116,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "allocate" in str(error)
 
 
-def fresh(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session:
+def fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session:
     """A new run, from a preset or a config file and the flags over it."""
     if arguments.overwrite and not arguments.out:
         raise ValueError("overwrite: has no effect without --out; allowed with --out DIR")
@@ -118,6 +127,8 @@ def fresh(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session
     simulation = Simulation(config)
     check_profile(arguments.profile, simulation)
     recorder = recorder_of(arguments, simulation)
+    if guests:
+        guests.prepare(simulation)
     if arguments.out is None:
         directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
     else:
@@ -140,7 +151,7 @@ def fresh(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session
     return session
 
 
-def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Session | None:
+def resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session | None:
     """The run in ``--resume``, which the other flags may repeat but not contradict; None if it is over."""
     directory = RunDirectory(arguments.resume)
     try:
@@ -170,6 +181,8 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop) -> Sessi
         return None
     for problem in simulation.passed_over:
         console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
+    if guests:
+        guests.prepare(simulation)
     session = Session(simulation, directory, console, stop, recorder)
     announce(session, dict.fromkeys(CHOICES, "as configured"))
     console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")

@@ -2,80 +2,94 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import checkout  # noqa: F401  (first of all)
-from board import Machine
-from client_work import RUNTIMES, make_client
+from board import Machine, board
+from client_work import RUNTIMES, Client, make_client, versions
 from device import Device
+from device_panel import LiveView, PlainView, latency_text
 from keys import Keys, is_loopback
-from measuring import THREADS
-from meters import Log, Sampler, choose, label
-from simsfl.arguments import Parser, fail, one_of, path, print_error, value_of, whole_number
+from measuring import IDLE_SECONDS, idle
+from meters import Log, Meter, Sampler, account, choose
+from simsfl.arguments import Parser, add_dashboard_flag, fail, one_of, path, print_error, value_of, whole_number
 from simsfl.console import Output
+from simsfl.files import claimed, write_json
+from simsfl.signals import Stop
 from stopwatch import Stopwatch
+
+RESULT = "result.json"
 
 
 def parser() -> Parser:
     """All flags of this program."""
     result = Parser(prog="client.py", description=__doc__)
-    result.add_argument("--server", required=True, metavar="HOST:PORT", help="where server.py listens")
-    result.add_argument("--key", type=path, metavar="FILE", help="device-N.key, which keys.py wrote")
-    result.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
-    result.add_argument(
+    who = result.add_argument_group("whom to work for, and as whom")
+    who.add_argument("--server", required=True, metavar="HOST:PORT", help="where server.py listens")
+    who.add_argument("--key", type=path, metavar="FILE", help="device-N.key, which keys.py wrote")
+    who.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
+    who.add_argument(
         "--client-id", type=value_of(int, "a whole number"), metavar="ID", help="who it is (default: any that is free)"
     )
-    result.add_argument(
-        "--images", type=path, metavar="FILE.npy", help="its own, (n, 3, H, H) uint8 (default: by the run's config)"
+    who.add_argument(
+        "--images",
+        type=path,
+        metavar="FILE.npy",
+        help="its own, (n, 3, H, H) uint8, such as server.py --export-images writes (default: from the run's data set)",
     )
-    result.add_argument(
-        "--runtime", type=one_of(RUNTIMES), default="torch", metavar="{torch,lean}", help="(default: torch)"
-    )
-    result.add_argument("--threads", type=whole_number, metavar="N", help="(default: what the runtime takes)")
-    result.add_argument(
+    who.add_argument(
         "--patience",
         type=value_of(float, "seconds"),
         default=60.0,
         metavar="S",
-        help="how long to try to reach the server (default: 60)",
+        help="how long to try to reach the server, at first and when the connection is lost (default: 60)",
     )
-    result.add_argument("--meter", default="none", metavar="NAME", help="as of pi_bench.py; records power meanwhile")
+    how = result.add_argument_group("how")
+    how.add_argument(
+        "--runtime", type=one_of(RUNTIMES), default="torch", metavar="{torch,lean}", help="(default: torch)"
+    )
+    how.add_argument("--threads", type=whole_number, metavar="N", help="(default: what the runtime takes)")
+    where = result.add_argument_group("measuring and output")
+    where.add_argument(
+        "--meter", default="none", metavar="NAME", help="records energy, as that of pi_bench.py does (default: none)"
+    )
+    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-client)")
+    add_dashboard_flag(where)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Take part until the server ends the run; the exit code."""
     console = Output()
-    try:
-        arguments = parser().parse(argv)
-        keys = keys_of(arguments)
-        meter = choose(arguments.meter, Machine())
-        if isinstance(meter, Log):
-            raise ValueError("meter: a log is not read while it is written; allowed: a meter of this machine")
-        device = Device(arguments.server, keys, arguments.client_id, arguments.patience)
+    with Stop() as stop:
         try:
-            signal.signal(signal.SIGTERM, lambda number, frame: device.over.set())
-            with Sampler(meter) as sampler:
-                take_part(console, arguments, device)
-            if sampler.readings:
-                watts = float(np.mean([watts for _, watts in sampler.readings]))
-                console.print(f"power {watts:.2f} W on average, {label(meter)}: {meter.source}")
-        finally:
-            device.close()
-    except (ValueError, OSError) as error:  # a TimeoutError is one of the latter
-        return fail(error)
-    except KeyboardInterrupt:
-        print_error("interrupted; the server goes on without this device")
-        return 130
-    return 0
+            arguments = parser().parse(argv)
+            keys, machine = keys_of(arguments), Machine()
+            meter = choose(arguments.meter, machine)
+            out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-client"
+            if arguments.threads and arguments.runtime == "lean":
+                raise ValueError("threads: NumPy's are set from outside; allowed: OPENBLAS_NUM_THREADS=N, with lean")
+            with claimed(out, RESULT):
+                result = take_part(console, arguments, keys, meter, stop)
+                write_json(out / RESULT, {"board": asdict(board(machine)), **result})
+            conclude(console, result, out)
+        except (ValueError, OSError) as error:  # a TimeoutError is one of the latter
+            return fail(error)
+        except KeyboardInterrupt:
+            print_error("interrupted; nothing was written, and the server goes on without this device")
+            return 128 + stop.received
+        if result["energy_note"]:
+            print_error(f"{result['energy_note']}; the rest is written")
+            return 2
+        return 128 + stop.received if stop.received else 0
 
 
 def keys_of(arguments: Any) -> Keys | None:
@@ -84,72 +98,137 @@ def keys_of(arguments: Any) -> Keys | None:
     Raises:
         ValueError: neither is asked for, or plain text where others could listen.
     """
-    if ":" not in arguments.server:
-        raise ValueError(f"server: {arguments.server!r} has no port; allowed: HOST:PORT")
-    if arguments.key:
-        return Keys.read(arguments.key)
-    if not arguments.insecure or not is_loopback(arguments.server):
-        raise ValueError("key: there is none; allowed: --key FILE, or --insecure with a server on this machine")
+    host, _, port = arguments.server.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"server: {arguments.server!r} has no host or no port; allowed: HOST:PORT")
+    if arguments.key and not arguments.insecure:
+        return Keys.read(arguments.key, "device")
+    if arguments.key or not arguments.insecure:
+        raise ValueError(
+            "key: one of the two is needed; allowed: --key FILE, or --insecure with a server on this machine"
+        )
+    if not is_loopback(arguments.server):
+        raise ValueError(f"insecure: {arguments.server} is another machine; allowed: --key FILE")
     return None
 
 
-def take_part(console: Output, arguments: Any, device: Device) -> None:
-    """Connect, and work until the run is over."""
-    if arguments.threads:
-        os.environ.update(dict.fromkeys(THREADS, str(arguments.threads)))
-    device.connect()
-    console.print(f"client {device.client} of run {device.run} at {device.server}", highlight=False, markup=False)
+def take_part(
+    console: Output, arguments: Any, keys: Keys | None, meter: Meter | Log | None, stop: Stop
+) -> dict[str, Any]:
+    """Connect, and work until the run is over; the content of ``result.json``."""
+    live = arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
+    watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
+    idle_seconds = IDLE_SECONDS if meter else 0.0
+    with Sampler(sampled) as sampler, (LiveView if live else PlainView)(console) as view:
+        before = idle(idle_seconds, lambda stage, **what: None)
+        device = Device(
+            arguments.server, keys, arguments.client_id, arguments.patience, view.tell, lambda: bool(stop.received)
+        )
+        try:
+            view.follow(device, watch, sampler)
+            stop.patient = True
+            begin = time.time()
+            device.connect()
+            if not device.connected:
+                raise KeyboardInterrupt
+            client, images = made(device, arguments)
+            device.work(client, images, watch, view.step_done)
+        finally:
+            device.close()
+        work = begin, time.time()
+        after = idle(idle_seconds, lambda stage, **what: None)
+    result = {
+        "versions": versions(arguments.runtime),
+        "runtime": arguments.runtime,
+        "server": arguments.server,
+        "run": device.run,
+        "client": device.client,
+        "network": device.about["network"],
+        "steps": device.done,
+        "bytes_up": device.up,
+        "bytes_down": device.down,
+        "step": device.seconds,
+        "latency": {phase: times.spread() for phase, times in watch.phases.items()},
+        "spans": {"idle before": before, "work": work, "idle after": after},
+        "energy": None,
+        "energy_note": "",
+        "readings": sampler.readings,
+        "summary": f"{device.done:,} steps in {work[1] - work[0]:.1f} s; a step: {latency_text(device) or '-'}; "
+        f"{device.up / 1e6:,.2f} MB sent, {device.down / 1e6:,.2f} MB received",
+    }
+    if meter:
+        try:
+            energy, readings = account(
+                meter, sampler.readings, [before, work, after], (sampler.failures, sampler.last_error)
+            )
+            result |= {"energy": energy, "readings": readings}
+        except ValueError as error:  # all else is known
+            result["energy_note"] = str(error)
+    return result
+
+
+def made(device: Device, arguments: Any) -> tuple[Client, np.ndarray]:
+    """The client's network, and its images."""
     client = make_client(device.about, arguments.runtime, precision="fp32")
-    if arguments.threads and arguments.runtime == "torch":
+    if arguments.threads:
         import torch  # noqa: PLC0415  (of one runtime)
 
         torch.set_num_threads(arguments.threads)
-    images = own_images(device.about, device.client, arguments.images)
-    watch, steps, begin = Stopwatch(), [0], time.perf_counter()
-
-    def step_done(round: int, step: int) -> None:
-        steps[0] += 1
-
-    device.work(client, images, watch, step_done)
-    waited = watch.phases["network"].total
-    computed = watch.total - waited
-    console.print(
-        f"{steps[0]:,} steps in {time.perf_counter() - begin:.1f} s: {computed:.1f} s at work, {waited:.1f} s waiting; "
-        f"{device.up / 1e6:,.2f} MB sent, {device.down / 1e6:,.2f} MB received",
-        highlight=False,
-        soft_wrap=True,
-    )
+    return client, own_images(device.about, device.client, arguments.images)
 
 
 def own_images(about: Mapping[str, Any], client: int, file: Path | None) -> np.ndarray:
     """The client's images ``[n, 3, H, H]`` uint8: of a file, or of the data set that the run's config names.
 
     Raises:
-        ValueError: there are others in the file, or the data set is not to be had here.
+        ValueError: they are not of the shape that they should have, or the data set is not to be had here, or another.
     """
-    size, count = about["network"]["image_size"], about["images_held"][str(client)]
+    size, held = about["network"]["image_size"], about["held"]
     if file:
-        images = np.load(file, allow_pickle=False)
+        try:
+            images = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"images: {file} holds no array ({error}); allowed: what np.save wrote") from error
     else:
-        from simsfl import assembly  # noqa: PLC0415  (bring torch along)
-        from simsfl.config import RunConfig  # noqa: PLC0415
-        from simsfl.data.load import load_dataset  # noqa: PLC0415
-
-        config = RunConfig.from_dict(about["config"])
-        dataset = load_dataset(
-            config.dataset,
-            data_dir="data",
-            image_size=config.image_size,
-            seed=config.seed,
-            stream="never",
-            auxiliary=None,
-        )
-        images = dataset.train.pixels[assembly.partition(config, dataset, least=1)[client]].numpy()
-    if images.shape != (count, 3, size, size) or images.dtype != np.uint8:
-        raise ValueError(
-            f"images: {images.dtype} of shape {images.shape}; allowed: uint8 of ({count}, 3, {size}, {size})"
-        )
+        images = from_data_set(about["config"], client)
+    shape = (held["count"], 3, size, size)
+    if images.shape != shape or images.dtype != np.uint8:
+        raise ValueError(f"images: {images.dtype} of shape {images.shape}; allowed: uint8 of {shape}")
+    if not file and hashlib.sha256(np.ascontiguousarray(images)).hexdigest() != held["sha256"]:
+        raise ValueError("images: the data set here is another than the server's; allowed: --images FILE")
     return images
+
+
+def from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
+    """A client's images, of the data set and partition that the run's config names."""
+    from simsfl import assembly  # noqa: PLC0415  (bring torch along)
+    from simsfl.config import RunConfig  # noqa: PLC0415
+    from simsfl.data.load import load_dataset  # noqa: PLC0415
+
+    try:
+        own = RunConfig.from_dict(config)
+        dataset = load_dataset(
+            own.dataset, data_dir="data", image_size=own.image_size, seed=own.seed, stream="never", auxiliary=None
+        )
+        return dataset.train.pixels[assembly.partition(own, dataset, least=1)[client]].numpy()
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"images: there are none of the server's data set here ({error}); allowed: --images FILE, which server.py "
+            "--export-images writes"
+        ) from error
+
+
+def conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
+    """Tell what came of it."""
+    lines = [result["summary"]]
+    if energy := result["energy"]:
+        spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
+        lines += [
+            f"power {energy['mean_watts']:.2f} W, {energy['above_idle_watts']:.2f} ±{spread:.2f} W above idle; "
+            f"{energy['joules']:.1f} J ({energy['label']}: {energy['source']})"
+        ]
+    for line in [*lines, f"wrote {out / RESULT}"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,16 @@ def make_client(about: Mapping[str, Any], runtime: str, *, precision: str, compi
     return module.TorchClient(about, precision, compile=compile)
 
 
+def versions(runtime: str) -> dict[str, Any]:
+    """Of what computes, and on how many threads."""
+    found: dict[str, Any] = {"numpy": np.__version__}
+    if runtime == "torch":
+        import torch  # noqa: PLC0415  (of one runtime)
+
+        found |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return found
+
+
 def put(client: Client, arrays: Mapping[str, np.ndarray]) -> None:
     """Give the client new weights, of `STATE`."""
     for name, array in arrays.items():

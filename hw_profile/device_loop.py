@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hub import Hub
+from hub import Ask, Hub
 from messages import Message
 from simsfl.arguments import seeds_of
 from simsfl.capture import CapturedStep
@@ -19,173 +20,236 @@ from simsfl.plan import RoundPlan, draw_cohort
 from simsfl.recorder import about_part, array, averaged
 from simsfl.simulation import Simulation
 from simsfl.state import completed_rounds
-from simsfl.step import Batch, Outcome
 from simsfl.sync import is_sync_step
 from simsfl.trace import STATE, VIEWS
-from simsfl.wire import Wire
+from simsfl.wire import DeviceStatus, Wire
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("devices")
+
+WAIT_SECONDS = 0.2
 
 
 class DeviceLoop(Observer, Wire):
     """Puts what devices send where the simulation has computed it, and brings them what they need.
 
+    A device that does not answer in time, or has gone, is absent from then on. One that comes, or comes back, takes
+    part from the next averaging on, where all clients have the same weights, or the next round.
+
     Args:
-        simulation: whose `observer` and `wire` it becomes.
+        simulation: which it observes, and whose `wire` it becomes.
         hub: where the devices are.
-        timeout: seconds that a device has for a step, after which the round goes on without it.
+        timeout: seconds that a device has for an answer.
+        is_over: whether the run is to end, asked where nobody is left in the round, and one has to be waited for.
 
     Attributes:
-        lost: rounds, steps and clients that did not answer in time.
+        missed: answers that were due and did not come.
 
     Raises:
         ValueError: there is something in the run that devices do not do.
     """
 
-    def __init__(self, simulation: Simulation, hub: Hub, timeout: float):
+    def __init__(self, simulation: Simulation, hub: Hub, timeout: float, is_over: Callable[[], bool] = lambda: False):
         check(simulation)
-        self.simulation, self.hub, self.timeout = simulation, hub, timeout
-        self.lost: list[tuple[int, int, int]] = []
-        self._there: dict[int, int] = {}
-        simulation.observer = simulation.wire = self
+        self.simulation, self.hub, self.timeout, self._is_over = simulation, hub, timeout, is_over
+        self.missed = 0
+        self._learns = simulation.hyper.clients_learn
+        self._names = averaged(simulation, learns=self._learns)
+        self._positions: dict[int, int] = {}
+        """Of the round's clients that are devices, there or not, in the cohort."""
+        self._there: list[int] = []
+        simulation.observers.append(self)
+        simulation.wire = self
         if isinstance(simulation.train_step, CapturedStep):  # a graph has no devices in it
             simulation.train_step = simulation.train_step.train_step
 
     def end(self) -> None:
         """The run is over: the devices may go."""
-        for client in list(self.hub.devices):
-            self._tell("bye", client, {})
-        self.simulation.observer, self.simulation.wire = Observer(), Wire()
+        self.hub.end()
+        self.simulation.observers.remove(self)
+        self.simulation.wire = Wire()
 
     def round_begins(self, plan: RoundPlan) -> None:
         """See `Observer`: the devices of the cohort get what they need for the round."""
-        self.hub.attend()
-        cohort = plan.cohort.tolist()
-        remote = {client: position for position, client in enumerate(cohort) if client in self.hub.clients}
-        self._there = {client: position for client, position in remote.items() if client in self.hub.devices}
-        self.absent = frozenset(position for client, position in remote.items() if client not in self._there)
-        for client, position in list(self._there.items()):
-            self.hub.send(client, self._round(plan, client, position))
-        self._drop([client for client in self._there if client not in self.hub.devices])
+        self._plan = plan
+        self._positions = {
+            client: position for position, client in enumerate(plan.cohort.tolist()) if client in self.hub.accounts
+        }
+        self._there = []
+        self._admit()
 
     def up(self, smashed_2Nchw: Tensor) -> Tensor:
         """See `Wire`."""
-        answers = self._collect("smashed")
-        batches = self.simulation.hyper.batches
-        whole = smashed_2Nchw.clone().unflatten(0, (2, sum(batches)))
-        for client, position in list(self._there.items()):
-            first = sum(batches[:position])
-            rows = slice(first, first + batches[position])
-            sent = [answers[client].arrays.get(name) for name in ("query", "key")]
-            shape = tuple(whole[0, rows].shape)
-            if any(part is None or part.shape != shape or part.dtype != np.float32 for part in sent):
-                log.warning("client %d sent other than smashed data of shape %s", client, shape)
-                self._drop([client])
-                continue
-            for side, part in zip(whole, sent, strict=True):
-                side[rows] = torch.from_numpy(part).to(whole)
-        return whole.flatten(0, 1)
+        whole = smashed_2Nchw.clone().unflatten(0, (2, -1))
+        while True:
+            for client, sent in self._collect().items():
+                rows = self._rows(client)
+                if self._fits(client, sent, dict.fromkeys(("query", "key"), tuple(whole[0, rows].shape))):
+                    for side, name in zip(whole, ("query", "key"), strict=True):
+                        side[rows] = torch.from_numpy(sent[name]).to(whole)
+            if not self._nobody_is_left():
+                return whole.flatten(0, 1)
+            self._wait_for_somebody()
 
     def down(self, gradient_Nchw: Tensor) -> None:
-        """See `Wire`."""
-        batches = self.simulation.hyper.batches
-        rows = gradient_Nchw.split(list(batches))
-        for client, position in self._there.items():
-            self._tell("gradient", client, {"gradient": array(rows[position])})
+        """See `Wire`; clients that do not learn are told to go on."""
+        step = self.simulation.step_index
+        asks = self._ask("weights", step) if self._syncs(step) and self._names else self._ask("smashed", step + 1)
+        for client in self._there:
+            arrays = {"gradient": array(gradient_Nchw[self._rows(client)])} if self._learns else {}
+            self._tell(client, "gradient", step, arrays, asks)
 
     def averaging(self) -> None:
-        """See `Observer`: the devices' own weights are averaged."""
-        cohort, names = self.simulation.state.cohort, averaged(self.simulation, learns=True)
-        answers = self._collect("weights", self.simulation.step_index - 1)
-        for client, position in list(self._there.items()):
-            given = answers[client].arrays
-            own = {name: getattr(cohort, name)[position] for name in names}
-            if any(name not in given or given[name].shape != tuple(row.shape) for name, row in own.items()):
-                log.warning("client %d sent other than its weights", client)
-                self._drop([client])
-                continue
-            with torch.no_grad():
-                for name, row in own.items():
-                    row.copy_(torch.from_numpy(given[name]))
+        """See `Observer`: the devices' own weights are averaged.
+
+        Should the last of all clients go just then, what the simulation has of them is averaged.
+        """
+        if not self._names:
+            return
+        cohort, absent = self.simulation.state.cohort, self.absent
+        shapes = {name: tuple(getattr(cohort, name).shape[1:]) for name in self._names}
+        for client, sent in self._collect().items():
+            if self._fits(client, sent, shapes):
+                for name in self._names:
+                    with torch.no_grad():
+                        getattr(cohort, name)[self._positions[client]] = torch.from_numpy(sent[name])
+        if self._nobody_is_left():
+            self.absent = absent
 
     def averaged(self) -> None:
         """See `Observer`: the devices go on with the average."""
-        cohort = self.simulation.state.cohort
-        for client, position in self._there.items():
-            received = {name: array(getattr(cohort, name)[position]) for name in averaged(self.simulation, learns=True)}
-            self._tell("average", client, received, self.simulation.step_index - 1)
+        step = self.simulation.step_index - 1
+        if self._names:
+            for client in self._there:
+                self._tell(client, "average", step, self._have(client, self._names), self._ask("smashed", step + 1))
+        if step + 1 < self.simulation.steps:
+            self._admit()
 
-    def stepped(self, batch: Batch, outcome: Outcome) -> None:
-        """See `Observer`: those who have come are heard."""
-        self.hub.attend()
-
-    def _collect(self, kind: str, step: int | None = None) -> dict[int, Message]:
-        """Answers of all devices that are there; those that do not answer are not, from then on."""
-        step = self.simulation.step_index if step is None else step
-        everyone = len(self.simulation.hyper.batches)
-        while True:
-            answers = self.hub.collect(kind, self._there, self.simulation.round_index, step, self.timeout)
-            missing = [client for client in self._there if client not in answers]
-            if answers or len(self.absent) + len(missing) < everyone:
-                break
-            log.warning("no client is left in the round: waiting")
-        for client in missing:
-            self.lost.append((self.simulation.round_index + 1, step + 1, client))
-        self._drop(missing)
-        return answers
-
-    def _drop(self, clients: Collection[int]) -> None:
-        """The round goes on without them."""
-        for client in clients:
-            self.absent |= {self._there.pop(client)}
-            self.hub.forget(client)
-
-    def _tell(self, kind: str, client: int, arrays: dict[str, np.ndarray], step: int | None = None) -> None:
-        simulation = self.simulation
-        step = simulation.step_index if step is None else step
-        self.hub.send(client, Message(kind, self.hub.run, client, simulation.round_index, step, arrays))
-
-    def _round(self, plan: RoundPlan, client: int, position: int) -> Message:
-        """All that a device needs for a round: weights, which images, which views, learning rates."""
-        simulation = self.simulation
-        cohort, steps = simulation.state.cohort, simulation.steps
-        (group,) = plan.groups
-        own = simulation.partition[client]
-        places = {row: place for place, row in enumerate(own.tolist())}
-        rows = group.indices[:, position].tolist()
-        done = completed_rounds(simulation.state, plan.cohort) * steps
-        rates = [float(simulation.client_lr(done + step)[position]) for step in range(steps)]
-        fresh = client in self.hub.fresh
-        self.hub.fresh.discard(client)
-        names = [
-            name for name in (STATE if fresh else averaged(simulation, learns=True)) if getattr(cohort, name).shape[1]
+    def devices(self) -> list[DeviceStatus]:
+        """See `Wire`."""
+        present = self.hub.present()
+        return [
+            DeviceStatus(
+                client,
+                "away" if client not in present else "at work" if client in self._there else "here",
+                account.steps,
+                account.up,
+                account.down,
+                account.step_seconds,
+                account.compute_seconds,
+                account.network_seconds,
+            )
+            for client, account in self.hub.accounts.items()
         ]
-        arrays = {name: array(getattr(cohort, name)[position]) for name in names}
+
+    def _admit(self) -> None:
+        """Let those in who are there and not in the round."""
+        for client in self._positions.keys() & self.hub.present() - set(self._there):
+            fresh = self.hub.is_fresh(client)
+            message = self._round(client, whole=fresh)
+            if self.hub.send(client, message, self._ask("smashed", message.step), whole=fresh):
+                self._there.append(client)
+        self._see_absent()
+
+    def _see_absent(self) -> None:
+        self.absent = frozenset(position for client, position in self._positions.items() if client not in self._there)
+
+    def _nobody_is_left(self) -> bool:
+        return len(self.absent) == len(self.simulation.hyper.batches)
+
+    def _collect(self) -> dict[int, Mapping[str, np.ndarray]]:
+        """What all devices answer that are there; those of whom nothing comes are not, from then on."""
+        answers = self.hub.collect(self._there, self.timeout)
+        self.missed += len(self._there) - len(answers)
+        self._there = [client for client in self._there if client in answers]
+        self._see_absent()
+        return {client: message.arrays for client, message in answers.items()}
+
+    def _wait_for_somebody(self) -> None:
+        """Until there is a client in the round again.
+
+        Raises:
+            KeyboardInterrupt: the run is to end before that.
+        """
+        log.warning("no client is left in the round: waiting")
+        while not self._there:
+            if self._is_over():
+                raise KeyboardInterrupt
+            self.hub.wait(WAIT_SECONDS)
+            self._admit()
+
+    def _fits(self, client: int, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether a device has sent what it should have; one that has not is turned away."""
+        for name, shape in shapes.items():
+            sent = arrays.get(name)
+            if sent is None or sent.shape != shape or sent.dtype != np.float32 or not np.isfinite(sent).all():
+                self.hub.dismiss(client, f"{name}: is not as it should be; allowed: finite float32 of shape {shape}")
+                self._there.remove(client)
+                self._see_absent()
+                return False
+        return True
+
+    def _rows(self, client: int) -> slice:
+        """Of the client in the cohort's batch."""
+        batches, position = self.simulation.hyper.batches, self._positions[client]
+        first = sum(batches[:position])
+        return slice(first, first + batches[position])
+
+    def _syncs(self, step: int) -> bool:
+        return is_sync_step(step, self.simulation.steps, self.simulation.config.syncs_per_round)
+
+    def _ask(self, kind: str, step: int) -> Ask | None:
+        """The answer that is expected in the round under way; none behind its end."""
+        return (kind, self.simulation.round_index, step) if step < self.simulation.steps else None
+
+    def _tell(self, client: int, kind: str, step: int, arrays: Mapping[str, np.ndarray], asks: Ask | None) -> None:
+        self.hub.send(client, Message(kind, self.hub.run, client, self.simulation.round_index, step, arrays), asks)
+
+    def _have(self, client: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """What the simulation has of a client."""
+        cohort, position = self.simulation.state.cohort, self._positions[client]
+        return {name: array(getattr(cohort, name)[position]) for name in names if getattr(cohort, name).shape[1]}
+
+    def _round(self, client: int, *, whole: bool) -> Message:
+        """All that a device needs for what is left of a round: weights, which images and views, learning rates."""
+        simulation, position = self.simulation, self._positions[client]
+        (group,) = self._plan.groups
+        places = {row: place for place, row in enumerate(simulation.partition[client].tolist())}
+        rows = group.indices[:, position].tolist()
+        done = completed_rounds(simulation.state, self._plan.cohort) * simulation.steps
+        arrays = self._have(client, STATE if whole else self._names)
         arrays |= {f"views/{name}": array(getattr(group.views, name)[:, :, position]) for name in VIEWS}
         arrays["rows"] = np.array([[places[row] for row in step] for step in rows])
-        syncs = simulation.config.syncs_per_round
         about = {
-            "lr": rates,
-            "first": simulation.step_index,
-            "syncs": [step for step in range(steps) if is_sync_step(step, steps, syncs)],
+            "lr": [float(simulation.client_lr(done + step)[position]) for step in range(simulation.steps)],
+            "syncs": [step for step in range(simulation.steps) if self._syncs(step)],
         }
-        return Message("round", self.hub.run, client, simulation.round_index, 0, arrays, about)
+        return Message("round", self.hub.run, client, simulation.round_index, simulation.step_index, arrays, about)
 
 
-def about_run(simulation: Simulation) -> dict[str, Any]:
-    """What a device is told of the run when it comes."""
-    held = {str(client): int(count) for client, count in enumerate(simulation.partition.sizes)}
-    about = about_part(simulation, 0)  # what it says of the client is the same of all
+def about_run(simulation: Simulation, client: int) -> dict[str, Any]:
+    """What the device of a client is told of the run when it comes."""
+    learns, pixels = simulation.hyper.clients_learn, own_images(simulation, client)
     return {
-        **about,
-        "averaged": averaged(simulation, learns=True),
+        **about_part(simulation, client),
+        "learns": learns,
+        "averaged": averaged(simulation, learns=learns),
         "config": simulation.config.to_dict(),
-        "images_held": held,
+        "held": {"count": len(pixels), "sha256": digest(pixels)},
     }
 
 
-def chosen_clients(simulation: Simulation, asked: str | None, count: int) -> list[int]:
-    """The clients that are devices.
+def own_images(simulation: Simulation, client: int) -> np.ndarray:
+    """``[n, 3, H, H]`` uint8: a client's."""
+    return simulation.dataset.train.pixels[torch.from_numpy(simulation.partition[client])].cpu().numpy()
+
+
+def digest(pixels: np.ndarray) -> str:
+    """By which a device sees whether it has the images that the simulation gives its client."""
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+
+
+def chosen_clients(simulation: Simulation, asked: str | None, count: int | None) -> list[int]:
+    """The clients that are devices: those asked for, or the first so many to take part.
 
     Raises:
         ValueError: there are no such clients, or not so many.
@@ -195,11 +259,16 @@ def chosen_clients(simulation: Simulation, asked: str | None, count: int) -> lis
         ids = seeds_of(asked, "device_clients")
         if not all(client < clients for client in ids):
             raise ValueError(f"device_clients: {asked} are not all clients; allowed: 0 to {clients - 1}, by comma")
+        if count not in (None, len(ids)):
+            raise ValueError(f"devices: {count} are not as many as the device_clients; allowed: {len(ids)}, or none")
         return ids
-    first = draw_cohort(simulation.groups, simulation.finished_rounds, simulation.config.seed)[0]
-    if count > len(first):
-        raise ValueError(f"devices: {count} are more than the cohort; allowed: 1 to {len(first)}")
-    return sorted(first.tolist()[:count])
+    ids, count = [], count or 1
+    for index in range(simulation.config.rounds):
+        cohort = np.concatenate(draw_cohort(simulation.groups, index, simulation.config.seed))
+        ids += [client for client in cohort.tolist() if client not in ids]
+        if len(ids) >= count:
+            return sorted(ids[:count])
+    raise ValueError(f"devices: {count} are more than the clients that take part; allowed: 1 to {len(ids)}")
 
 
 def check(simulation: Simulation) -> None:
@@ -210,7 +279,9 @@ def check(simulation: Simulation) -> None:
     for name in ("unequal", "loss_threshold", "ressfl_lambda", "aux_dataset", "divergence_tau"):
         if getattr(config, name):
             raise ValueError(f"{name}: is not for runs with devices; allowed: without it")
-    if config.client_lr == 0:
-        raise ValueError("client_lr: frozen clients' devices are not supported; allowed: more than 0")
+    if config.client_state_dtype != "fp32":
+        raise ValueError(
+            f"client_state_dtype: {config.client_state_dtype} is not what devices keep; allowed: fp32 in such runs"
+        )
     if config.precision != "fp32":
         raise ValueError(f"precision: {config.precision} is not for runs with devices; allowed: fp32")

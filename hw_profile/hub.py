@@ -1,11 +1,12 @@
-"""The server's end of the wire: which devices are there, and what they say."""
+"""The server's end of the wire: which devices are there, and what they answer, heard by a thread of its own."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import zmq
@@ -14,171 +15,331 @@ from zmq.auth.thread import ThreadAuthenticator
 from keys import Keys, prepare
 from messages import Message, pack, unpack
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("devices")
 
-ANSWERS = ("smashed", "weights")
-"""What devices say when they are asked to."""
+PRESENCE_SECONDS = 1.0
+"""How often it is found out who is there still."""
+PARTING_SECONDS = 2.0
+LATEST = 0.1
+"""Weight of the newest in averages of times."""
+
+Ask = tuple[str, int, int]
+"""An answer that a device owes: kind, round and step."""
 
 
 class Known:
-    """Lets in those whose public keys are known; asked by the authenticator."""
+    """Lets in those whose public keys are known; asked by the authenticator, in its thread."""
 
-    def __init__(self, peers: Collection[str]):
-        self._peers = {peer.encode() for peer in peers}
+    def __init__(self, peers: Collection[str], refuse: Callable[[str], None]):
+        self._peers, self._refuse = {peer.encode() for peer in peers}, refuse
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether a device with this key may talk."""
         known = key in self._peers
         if not known:
-            log.warning("a device with an unknown key was turned away")
+            self._refuse("key: a device's that is not known")
         return known
 
 
-def owner(frame: zmq.Frame, identity: bytes) -> str:
-    """The public key that a frame's sender has shown; in plain text, where there is none, its connection."""
-    try:
-        return frame.get("User-Id") or identity.hex()
-    except zmq.ZMQError:
-        return identity.hex()
+@dataclass
+class Account:
+    """What a client's device has sent and done, over all its connections; times are averages of the latest."""
+
+    up: int = 0
+    """Bytes of whole frames."""
+    down: int = 0
+    steps: int = 0
+    step_seconds: float | None = None
+    compute_seconds: float | None = None
+    network_seconds: float | None = None
+
+
+@dataclass
+class Peer:
+    """A device that has said hello, by its connection."""
+
+    identity: bytes
+    token: str
+    """That the device has given itself, and keeps over connections."""
+    fresh: bool = True
+    """Whether it has had no round yet, and so has no weights."""
+    asked: Ask | None = None
+    told: float = 0.0
+    """When it was asked, as `time.perf_counter` has it; `answered`: when its latest answer came."""
+    answer: Message | None = None
+    answered: float | None = None
+    step: tuple[int, float] | None = None
+    """Round and time of its latest step."""
 
 
 @dataclass
 class Traffic:
-    """Bytes of whole frames, and frames that were refused."""
+    """Bytes of whole frames, and frames that were refused, by reason."""
 
     up: int = 0
     down: int = 0
-    refused: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
 
 
 class Hub:
-    """Talks to devices, one frame at a time; whatever comes, it goes on.
+    """Talks to devices; whatever comes, it goes on.
 
     Args:
-        address: ``host:port`` to listen at.
+        address: ``host:port`` to listen at; port 0 for any that is free.
         keys: the server's, and its devices'; None for plain text, on the loopback device alone.
         run: the run's id, which every message has to carry.
-        clients: ids that devices may take.
-        about: what the network is (`simsfl.recorder.about_client`), for those who come.
+        about: what is said to a device that comes, by the client that it may be.
+
+    Attributes:
+        address: where it listens.
+        accounts: of each client that may be a device.
 
     Raises:
         ValueError: the address is taken, or not to be had.
     """
 
-    def __init__(self, address: str, keys: Keys | None, run: str, clients: Collection[int], about: Mapping[str, Any]):
-        self.run, self.clients, self._about = run, sorted(clients), about
+    def __init__(self, address: str, keys: Keys | None, run: str, about: Mapping[int, Mapping[str, Any]]):
+        self.run, self._about = run, about
+        self.accounts = {client: Account() for client in sorted(about)}
         self.traffic = Traffic()
-        self.devices: dict[int, bytes] = {}
-        self.fresh: set[int] = set()
-        self._owners: dict[int, str] = {}
-        self._answers: dict[int, Message] = {}
+        self._peers: dict[int, Peer] = {}
+        self._news = threading.Condition()
+        self._checked = 0.0
+        self._failure: Exception | None = None
         self._context = zmq.Context()
         self._guard = ThreadAuthenticator(self._context) if keys else None
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        prepare(self._socket, keys)
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        prepare(self._router, keys)
+        self._inlet, self._outlet = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
+        self._outlet.bind("inproc://out")
+        self._inlet.connect("inproc://out")
         if keys:
             self._guard.start()
-            self._guard.configure_curve_callback("*", credentials_provider=Known(keys.peers))
-            self._socket.curve_server = True
+            self._guard.configure_curve_callback("*", credentials_provider=Known(keys.peers, self._refuse))
+            self._router.curve_server = True
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         try:
-            self._socket.bind(f"tcp://{address}")
+            self._router.bind(f"tcp://{address}")
         except zmq.ZMQError as error:
-            self.close()
-            raise ValueError(f"listen: {address} cannot be had ({error}); allowed: a free port") from error
+            self._release()
+            raise ValueError(
+                f"listen: {address} cannot be had ({error.strerror.partition(' (')[0]}); allowed: a free port"
+            ) from error
+        self.address = self._router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://").rstrip("\0")
+        self._thread.start()
+
+    def end(self) -> None:
+        """Say bye to all devices, and wait until they have, too: what is not read yet goes with a connection."""
+        for client in self.present():
+            self.send(client, Message("bye", self.run, client), whole=True)
+        deadline = time.monotonic() + PARTING_SECONDS
+        while self.present() and (left := deadline - time.monotonic()) > 0:
+            self.wait(left)
 
     def close(self) -> None:
-        """Let go of the port."""
-        self._socket.close()
-        if self._guard and self._guard.is_alive():
+        """Send what is to be sent, and let go of the port."""
+        self._inlet.send(b"")
+        self._thread.join()
+        self._release()
+
+    def _release(self) -> None:
+        for socket in (self._router, self._inlet, self._outlet):
+            socket.close()
+        if self._guard:
             self._guard.stop()
         self._context.term()
 
-    def attend(self) -> None:
-        """Hear who has come since."""
-        self._hear(0.0)
+    def present(self) -> set[int]:
+        """Clients whose devices are there."""
+        with self._news:
+            return set(self._peers)
 
-    def send(self, client: int, message: Message) -> None:
-        """To the device of a client; one that has gone is forgotten."""
-        if not self._deliver(self.devices[client], message):
-            self.forget(client)
+    def is_fresh(self, client: int) -> bool:
+        """Whether the client's device is there, and has no weights yet."""
+        with self._news:
+            return client in self._peers and self._peers[client].fresh
 
-    def collect(self, kind: str, clients: Collection[int], round: int, step: int, timeout: float) -> dict[int, Message]:
-        """What these clients' devices answer to a round's step, by client; those that do not in time are left out."""
-        answers: dict[int, Message] = {}
+    def send(self, client: int, message: Message, asks: Ask | None = None, *, whole: bool = False) -> bool:
+        """To the device of a client; whether it is there, and has what it needs to make use of the message.
+
+        Args:
+            asks: the answer that is expected.
+            whole: whether the message has all that a device needs that has just come.
+        """
+        with self._news:
+            peer, now = self._peers.get(client), time.perf_counter()
+            if peer is None or (peer.fresh and not whole):
+                return False
+            if peer.answered is not None:
+                message = replace(message, about={**message.about, "server": now - peer.answered})
+            frame = pack(message)
+            peer.fresh, peer.asked, peer.answer, peer.told, peer.answered = False, asks, None, now, None
+            self._count_down(client, frame)
+        self._inlet.send_multipart([peer.identity, frame])
+        return True
+
+    def collect(self, clients: Collection[int], timeout: float) -> dict[int, Message]:
+        """What these clients' devices answer to what they were last asked, by client.
+
+        Those that do not in time are dismissed; those that have gone are not waited for.
+        """
         deadline = time.monotonic() + timeout
-        while missing := set(clients) - answers.keys():
-            for client in missing & self._answers.keys():
-                message = self._answers.pop(client)
-                if (message.kind, message.round, message.step) == (kind, round, step):
-                    answers[client] = message
-                else:
-                    self._refuse(f"{message.kind}: of another step than was asked for")
-            left = deadline - time.monotonic()
-            if answers.keys() >= set(clients) or left <= 0:
-                break
-            self._hear(left)
+        with self._news:
+            while (late := [c for c in clients if c in self._peers and self._peers[c].asked]) and (
+                left := deadline - time.monotonic()
+            ) > 0:
+                self._news.wait(left)
+                self._check()
+            peers = {c: self._peers[c] for c in clients if c in self._peers and self._peers[c].answer}
+            answers = {client: peer.answer for client, peer in peers.items()}
+            for peer in peers.values():
+                peer.answer = None
+        for client in late:
+            self.dismiss(client)
         return answers
 
-    def forget(self, client: int) -> None:
-        """A device is gone, until it says hello again."""
-        self.devices.pop(client, None)
-        self._answers.pop(client, None)
+    def wait(self, seconds: float) -> None:
+        """Until somebody comes, goes or says something; so long at most."""
+        with self._news:
+            self._news.wait(seconds)
+            self._check()
 
-    def _hear(self, timeout: float) -> None:
-        """Wait so long for a frame, and take all that are there: answer hellos, keep answers, refuse the rest."""
-        while self._socket.poll(1000 * timeout):
-            timeout = 0.0
-            first, *frames = self._socket.recv_multipart(copy=False)
-            self.traffic.up += sum(map(len, frames))
-            try:
-                if len(frames) != 1:
-                    raise ValueError(f"frame: {len(frames)} of them; allowed: one")
-                message = unpack(frames[0].bytes)
-                if message.kind == "hello":
-                    self._welcome(first.bytes, owner(frames[0], first.bytes), message)
-                    continue
-                if message.kind not in ANSWERS or self.devices.get(message.client) != first.bytes:
-                    raise ValueError(f"{message.kind}: of one who has not said hello as client {message.client}")
-                if message.run != self.run:
-                    raise ValueError("run: another")
-                if message.client in self._answers:
-                    raise ValueError(f"{message.kind}: a second answer, before the first was asked for")
-                self._answers[message.client] = message  # a device waits for what comes of it before it says more
-            except ValueError as error:
-                self._refuse(str(error))
-                if str(error).startswith("version"):
-                    self._deliver(first.bytes, Message("refused", self.run, about={"reason": str(error)}))
+    def dismiss(self, client: int, reason: str = "") -> None:
+        """Go on without a client's device: it may say hello again, but not if there is a reason to turn it away."""
+        with self._news:
+            peer = self._peers.pop(client, None)
+        if peer:
+            log.warning("client %d is done without: %s", client, reason or "it did not answer in time")
+            said = Message("refused", self.run, client, about={"reason": reason}) if reason else None
+            self._inlet.send_multipart([peer.identity, pack(said or Message("dismissed", self.run, client))])
+
+    def _check(self) -> None:
+        """Raise what ended the thread, if it has ended."""
+        if self._failure:
+            raise RuntimeError("the thread that hears devices has ended") from self._failure
+
+    def _serve(self) -> None:
+        """The thread: pass on what is to be sent, hear what comes, see who is there."""
+        poller = zmq.Poller()
+        for socket in (self._router, self._outlet):
+            poller.register(socket, zmq.POLLIN)
+        try:
+            while True:
+                ready = dict(poller.poll(1000 * PRESENCE_SECONDS / 2))
+                if self._outlet in ready:
+                    identity, *frame = self._outlet.recv_multipart()
+                    if not frame:
+                        return
+                    self._deliver(identity, frame[0])
+                if self._router in ready:
+                    self._hear(*self._router.recv_multipart())
+                if time.monotonic() - self._checked > PRESENCE_SECONDS:
+                    self._see_who_is_there()
+        except Exception as error:  # it is raised where the simulation waits
+            with self._news:
+                self._failure = error
+                self._news.notify_all()
+
+    def _hear(self, identity: bytes, *frames: bytes) -> None:
+        """Answer a hello, keep an answer that was asked for, and refuse whatever else it is."""
+        self.traffic.up += sum(map(len, frames))
+        hello = False
+        try:
+            if len(frames) != 1:
+                raise ValueError(f"frame: {len(frames)} of them; allowed: one")
+            message = unpack(frames[0])
+            hello = message.kind == "hello"
+            with self._news:
+                (self._welcome if hello else self._take)(identity, message, len(frames[0]))
+                self._news.notify_all()
+        except ValueError as error:
+            self._refuse(str(error))
+            if hello or str(error).startswith("version"):  # it may be a device, and should know
+                self._deliver(identity, pack(Message("refused", self.run, about={"reason": str(error)})))
+
+    def _take(self, identity: bytes, message: Message, size: int) -> None:
+        """Keep an answer."""
+        peer, now = self._peers.get(message.client), time.perf_counter()
+        if peer is None or peer.identity != identity:
+            raise ValueError(f"stranger: {message.kind} of one who is not client {message.client}")
+        if message.run != self.run:
+            raise ValueError("run: another")
+        if message.kind == "bye":
+            del self._peers[message.client]
+            log.info("client %d has left", message.client)
+            return
+        if (message.kind, message.round, message.step) != peer.asked:
+            raise ValueError(f"{message.kind}: of round {message.round}, step {message.step}: it was not asked for")
+        peer.answer, peer.answered, peer.asked = message, now, None
+        account = self.accounts[message.client]
+        account.up += size
+        if message.kind != "smashed":
+            return
+        account.steps += 1
+        if peer.step and peer.step[0] == message.round:
+            account.step_seconds = smoothed(account.step_seconds, now - peer.step[1])
+        peer.step = message.round, now
+        compute = message.about.get("compute")
+        if isinstance(compute, int | float) and 0 <= compute <= now - peer.told:
+            account.compute_seconds = smoothed(account.compute_seconds, compute)
+            account.network_seconds = smoothed(account.network_seconds, now - peer.told - compute)
 
     def _refuse(self, reason: str) -> None:
         """Write down what was not taken."""
-        self.traffic.refused += 1
-        kind = reason.partition(":")[0][:40]
-        self.traffic.reasons[kind] = self.traffic.reasons.get(kind, 0) + 1
-        log.warning("refused: %s", reason[:200])
+        kind = reason.partition(":")[0]
+        count = self.traffic.refused[kind] = self.traffic.refused.get(kind, 0) + 1
+        if count & (count - 1) == 0:  # the first, second, fourth: whoever sends many fills no disk
+            log.warning("refused, number %d of %r: %s", count, kind, reason[:200])
 
-    def _welcome(self, identity: bytes, key: str, hello: Message) -> None:
+    def _welcome(self, identity: bytes, hello: Message, size: int) -> None:
         """Give a device the client id that it asks for, or any that is free; one that it had is its own again."""
-        free = [client for client in self.clients if client not in self.devices or self._owners[client] == key]
-        wanted = hello.about.get("client")
+        token, wanted = hello.about.get("token"), hello.about.get("client")
+        if not isinstance(token, str) or not token:
+            raise ValueError("token: there is none; allowed: a word of the device's own")
+        if any(peer.identity == identity and peer.token != token for peer in self._peers.values()):
+            raise ValueError("token: another than before")
+        self._see_who_is_there()
+        free = [c for c in self.accounts if c not in self._peers or self._peers[c].token == token]
         client = free[0] if wanted is None and free else wanted
-        if client not in free or type(client) is not int:
-            taken = f"client_id: {str(wanted)[:20]} is taken, or none of a device's; allowed: {free or 'none is free'}"
-            self._deliver(identity, Message("refused", self.run, about={"reason": taken}))
-            raise ValueError(taken)
-        self.devices[client], self._owners[client] = identity, key
-        self.fresh.add(client)
-        self._deliver(identity, Message("welcome", self.run, client, about=dict(self._about)))
-        log.info("client %d has come", client)
+        if type(client) is not int or client not in free:
+            allowed = f"allowed: {', '.join(map(str, free)) or 'none is free'}"
+            what = "is another device's" if client in self.accounts else "is no device's"
+            raise ValueError(f"client_id: {str(wanted)[:20]} {what}; {allowed}")
+        for other in [c for c, peer in self._peers.items() if peer.token == token]:
+            del self._peers[other]
+        self._peers[client] = Peer(identity, token)
+        self.accounts[client].up += size
+        frame = pack(Message("welcome", self.run, client, about=dict(self._about[client])))
+        self._count_down(client, frame)
+        self._deliver(identity, frame)
+        log.info("client %d is there", client)
 
-    def _deliver(self, identity: bytes, message: Message) -> bool:
-        """Send a message; whether there is still somebody to take it."""
-        frame = pack(message)
-        try:
-            self._socket.send_multipart([identity, frame], flags=zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            log.warning("%s for client %d could not be delivered (%s)", message.kind, message.client, error)
-            return False
+    def _see_who_is_there(self) -> None:
+        """Send each device an empty frame, which tells who is gone; not too often, or whoever says hello can flood."""
+        if time.monotonic() - self._checked < PRESENCE_SECONDS / 20:
+            return
+        self._checked = time.monotonic()
+        with self._news:
+            for client, peer in list(self._peers.items()):
+                if not self._deliver(peer.identity, b""):
+                    del self._peers[client]
+                    log.warning("client %d is gone", client)
+                    self._news.notify_all()
+
+    def _count_down(self, client: int, frame: bytes) -> None:
         self.traffic.down += len(frame)
+        self.accounts[client].down += len(frame)
+
+    def _deliver(self, identity: bytes, frame: bytes) -> bool:
+        """Send a frame; whether there is still somebody to take it."""
+        try:
+            self._router.send_multipart([identity, frame], flags=zmq.NOBLOCK)
+        except zmq.ZMQError:  # gone, or so much waits for it already that it might as well be
+            return False
         return True
+
+
+def smoothed(average: float | None, newest: float) -> float:
+    """The average with the newest in it."""
+    return newest if average is None else average + LATEST * (newest - average)

@@ -8,27 +8,37 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import zmq
+from zmq.utils import z85
 
 import checkout  # noqa: F401  (first of all)
 from messages import LARGEST
 from simsfl.arguments import Parser, fail, path, whole_number
 
-HEARTBEAT_MS = 1000
+OPTIONS = {
+    zmq.LINGER: 500,
+    zmq.MAXMSGSIZE: LARGEST,
+    zmq.HEARTBEAT_IVL: 2000,
+    zmq.HEARTBEAT_TIMEOUT: 10_000,  # a process that hangs, or a machine that is gone
+    zmq.RCVHWM: 16,  # frames of one who talks too much wait at their sender
+}
+"""Of either end's socket; times in milliseconds."""
+ENDS = ("server", "device")
 SERVER = "server.key"
-LENGTH = 40
-"""Of a key, in the letters of Z85."""
 
 
 @dataclass(frozen=True)
 class Keys:
     """One end's own pair, and whom it talks to."""
 
+    end: str
+    """Whose they are: "server" or "device"."""
     public: str
     secret: str
     peers: tuple[str, ...]
@@ -36,28 +46,35 @@ class Keys:
 
     def write(self, file: Path) -> None:
         """As JSON that its owner alone may read."""
-        content = {"public": self.public, "secret": self.secret, "peers": list(self.peers)}
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="ascii") as stream:
-            json.dump(content, stream)
+            json.dump(asdict(self), stream)
 
     @classmethod
-    def read(cls, file: Path) -> Keys:
-        """What `write` wrote.
+    def read(cls, file: Path, end: str) -> Keys:
+        """What `write` wrote, for this end of the wire.
 
         Raises:
-            ValueError: it holds no keys.
-            OSError: it cannot be read.
+            ValueError: it cannot be read, holds no keys, or those of the other end.
         """
-        wrong = ValueError(f"key: {file} holds no keys; allowed: a file that keys.py wrote")
         try:
             content = json.loads(file.read_text(encoding="ascii"))
-            keys = [content["public"], content["secret"], *content["peers"]]
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise wrong from error
-        if not all(isinstance(key, str) and len(key) == LENGTH for key in keys):
-            raise wrong
-        return cls(keys[0], keys[1], tuple(keys[2:]))
+            keys = cls(content["end"], content["public"], content["secret"], tuple(content["peers"]))
+            whole = (
+                keys.end in ENDS
+                and keys.peers
+                and all(len(z85.decode(key)) == 32 for key in (keys.public, keys.secret, *keys.peers))
+            )
+        except OSError as error:
+            made = "allowed: a file that python hw_profile/keys.py makes"
+            raise ValueError(f"key: {file} cannot be read ({error.strerror}); {made}") from error
+        except (ValueError, LookupError, TypeError, AttributeError, struct.error):  # whatever else it may hold
+            whole = False
+        if not whole:
+            raise ValueError(f"key: {file} holds no keys; allowed: a file that python hw_profile/keys.py made")
+        if keys.end != end:
+            raise ValueError(f"key: {file} is a {keys.end}'s; allowed: a {end}'s, made at the same time")
+        return keys
 
 
 def is_loopback(address: str) -> bool:
@@ -71,7 +88,7 @@ def is_loopback(address: str) -> bool:
 
 def prepare(socket: zmq.Socket, keys: Keys | None) -> None:
     """What either end's socket needs before it is bound or connected; no `keys` for plain text."""
-    for option, value in ((zmq.LINGER, 500), (zmq.MAXMSGSIZE, LARGEST), (zmq.HEARTBEAT_IVL, HEARTBEAT_MS)):
+    for option, value in OPTIONS.items():
         socket.setsockopt(option, value)
     if keys:
         socket.curve_secretkey, socket.curve_publickey = keys.secret.encode(), keys.public.encode()
@@ -87,8 +104,8 @@ def make(directory: Path, devices: int) -> list[Path]:
         raise ValueError(f"out: {directory} holds keys already; allowed: a new directory")
     directory.mkdir(parents=True, exist_ok=True)
     server, *pairs = ([part.decode() for part in zmq.curve_keypair()] for _ in range(1 + devices))
-    all_keys = {SERVER: Keys(*server, tuple(public for public, _ in pairs))}
-    all_keys |= {f"device-{number}.key": Keys(*pair, (server[0],)) for number, pair in enumerate(pairs, start=1)}
+    all_keys = {SERVER: Keys("server", *server, tuple(public for public, _ in pairs))}
+    all_keys |= {f"device-{n}.key": Keys("device", *pair, (server[0],)) for n, pair in enumerate(pairs, start=1)}
     for name, keys in all_keys.items():
         keys.write(directory / name)
     return [directory / name for name in all_keys]

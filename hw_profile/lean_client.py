@@ -39,7 +39,8 @@ class LeanClient:
         for mine, (name, shape) in zip_longest(layout.shapes.items(), given, fillvalue=("nothing", ())):
             if mine != (name, tuple(shape)):
                 raise ValueError(
-                    f"replay: the trace is of another network: {name} {list(shape)}; allowed: {mine[0]} {list(mine[1])}"
+                    f"network: is built otherwise here than where this comes from: {name} {list(shape)}; allowed: "
+                    f"{mine[0]} {list(mine[1])}"
                 )
         self.online, self.momentum, self.velocity, self.gradient = np.zeros((4, layout.size), np.float32)
         self.online_statistics, self.momentum_statistics = np.zeros((2, 0), np.float32)

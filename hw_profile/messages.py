@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 VERSION = 1
-KINDS = ("hello", "welcome", "refused", "round", "smashed", "gradient", "weights", "average", "bye")
-"""In the order of a session: a device says hello, smashed and weights."""
+KINDS = ("hello", "welcome", "refused", "round", "smashed", "gradient", "weights", "average", "dismissed", "bye")
+"""In the order of a session: a device says hello, smashed, weights, and bye when it leaves."""
 LARGEST = 1 << 28
 """Bytes of a frame."""
 HEADER_LARGEST = 1 << 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +31,24 @@ def sparkline(values: Sequence[float]) -> str:
     """Values as a row of blocks, from 0."""
     high = max(values, default=0.0) or 1.0
     return "".join(LEVELS[min(int(value / high * len(LEVELS)), len(LEVELS) - 1)] for value in values)
+
+
+def power_text(watts: Sequence[float], source: str) -> str:
+    """The latest reading, and those before."""
+    return f"{watts[-1]:6.2f} W  {sparkline(watts[-BAR:])}  {source}"
+
+
+def phase_bars(latest: Mapping[str, float]) -> Table:
+    """Milliseconds of the latest step's phases."""
+    table, longest = Table.grid(padding=(0, 2)), max(latest.values())
+    table.add_column(min_width=12)
+    table.add_column(justify="right", min_width=9)
+    table.add_column()
+    for phase in PHASES:
+        if phase in latest:
+            bar = "█" * max(1, round(BAR * latest[phase] / longest))
+            table.add_row(phase, f"{1000 * latest[phase]:.2f} ms", Text(bar, style="cyan"))
+    return table
 
 
 class PlainView:
@@ -85,23 +103,10 @@ class LiveView:
         if "steps" in what:
             rows.add_row("steps", f"{what['steps']:,}  ({what['steps'] / max(what['seconds'], 1e-9):,.0f} a second)")
         if what.get("watts"):
-            rows.add_row("power", f"{what['watts'][-1]:6.2f} W  {sparkline(what['watts'][-BAR:])}  {self._meter}")
+            rows.add_row("power", power_text(what["watts"], self._meter))
         if what.get("temperature") is not None:
             rows.add_row("temperature", f"{what['temperature']:.1f} °C")
         parts: list[Any] = [rows]
         if "latest" in what:
-            parts += [Text(""), self._phases(what["latest"])]
+            parts += [Text(""), phase_bars(what["latest"])]
         return Panel(Group(*parts), title=self._title, padding=(1, 2))
-
-    @staticmethod
-    def _phases(latest: dict[str, float]) -> Table:
-        """Milliseconds of the latest step's phases."""
-        table, longest = Table.grid(padding=(0, 2)), max(latest.values())
-        table.add_column(min_width=12)
-        table.add_column(justify="right", min_width=9)
-        table.add_column()
-        for phase in PHASES:
-            if phase in latest:
-                bar = "█" * max(1, round(BAR * latest[phase] / longest))
-                table.add_row(phase, f"{1000 * latest[phase]:.2f} ms", Text(bar, style="cyan"))
-        return table

@@ -8,8 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from board import Machine, board, temperature
 from client_work import RUNTIMES
 from findings import operations, report, session, tables, with_charge
 from measuring import IDLE_SECONDS, THREADS, Measurement, measure, standard_trace
-from meters import Log, Meter, choose, energy, label, present
+from meters import Log, Meter, account, choose, label, present
 from panel import LiveView, PlainView
 from simsfl.arguments import Parser, add_dashboard_flag, fail, one_of, path, print_error, value_of, whole_number
 from simsfl.console import Output
-from simsfl.files import write_json
+from simsfl.files import claimed, write_json
 from simsfl.trace import Trace
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -97,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         machine = Machine()
         meter = choose(arguments.meter, machine)
         out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-pi_bench"
-        with claimed(out):
+        with claimed(out, "result.json"):
             result = measured(console, arguments, meter, machine)
         return finish(console, out, result)
     except (ValueError, OSError) as error:
@@ -113,31 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def interrupt(number: int, frame: object) -> None:
     """Have any signal that ends the program end it as Ctrl-C does."""
     raise KeyboardInterrupt
-
-
-@contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Make the directory, so that what is measured can be written there; remove it again after an error.
-
-    Raises:
-        ValueError: it holds a result already.
-    """
-    if (out / "result.json").exists():
-        raise ValueError(f"out: {out} holds a result already; allowed: a new directory")
-    new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):  # it may be written to
-            pass
-    except OSError as error:
-        raise ValueError(f"out: {out} cannot be written to ({error.strerror}); allowed: a new directory") from error
-    try:
-        yield
-    except BaseException:
-        if new:
-            with suppress(OSError):  # it holds something by now
-                out.rmdir()
-        raise
 
 
 def check(arguments: Any) -> None:
@@ -275,29 +249,17 @@ def with_energy(
     result: dict[str, Any], meter: Meter | Log | None, readings: Sequence[Sequence[float]], failures: tuple[int, str]
 ) -> dict[str, Any]:
     """The same with what a meter says, if there is one."""
-    before, work, after = (tuple(span) for span in result["spans"].values())
+    spans = [tuple(span) for span in result["spans"].values()]
+    before, _, after = spans
     if meter is not None and not before[0] < before[1]:
         raise ValueError("add_log: the idle machine was not watched, by --meter none; allowed: results without that")
-    found, note, failed = None, "", False
-    if isinstance(meter, Log):
-        readings = meter.readings((before[0], after[1]))
-    if failures[0] and len(readings) < 2:
-        note, failed = f"meter: {meter.name} could not be read ({failures[1]}); allowed: another", True
-    elif meter is not None:
-        own = energy(readings, before, work, after, meter.uncertainty)
-        found = {
-            "meter": meter.name,
-            "label": label(meter),
-            "source": meter.source,
-            "uncertainty": meter.uncertainty,
-            "estimated": meter.estimated,
-            "failed_readings": failures[0],
-            **asdict(own),
-        }
-        result["session"] = with_charge(result["session"], own.mean_watts, label(meter))
+    found = None
+    if meter is not None:
+        found, readings = account(meter, readings, spans, failures)
+        result["session"] = with_charge(result["session"], found["mean_watts"], found["label"])
     shown = [(at, watts) for at, watts in readings if before[0] <= at <= after[1]]
     shown = shown[:: 1 + len(shown) // POINTS]
-    return result | {"energy": found, "energy_note": note, "energy_failed": failed, "readings": shown}
+    return result | {"energy": found, "energy_note": "", "energy_failed": False, "readings": shown}
 
 
 def with_log(arguments: Any) -> dict[str, Any]:

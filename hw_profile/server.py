@@ -9,9 +9,8 @@ import argparse
 import logging
 import secrets
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,15 @@ import checkout
 sys.path.append(str(checkout.ROOT / "experiments"))
 
 import run
-from keys import Keys, is_loopback
+from hub import Hub, Traffic
+from keys import SERVER, Keys, is_loopback
 from simsfl.arguments import Parser, fail, path, print_error, value_of, whole_number
+from simsfl.console import Output
 from simsfl.signals import Stop
 
 POLL_SECONDS = 0.2
+PORT = 5555
+KEY = Path("keys", SERVER)
 
 
 def parser() -> Parser:
@@ -34,16 +37,18 @@ def parser() -> Parser:
     result = run.parser()
     result.prog, result.description = "server.py", __doc__
     devices = result.add_argument_group("devices")
-    devices.add_argument("--devices", type=whole_number, default=1, metavar="N", help="how many take part (default: 1)")
+    devices.add_argument("--devices", type=whole_number, metavar="N", help="how many take part (default: 1)")
     devices.add_argument(
-        "--device-clients", metavar="ID,ID", help="which clients they are (default: those of the first cohort)"
+        "--device-clients", metavar="ID,ID", help="which clients they are (default: the first to take part)"
     )
-    devices.add_argument("--listen", default="127.0.0.1:5555", metavar="HOST:PORT", help="(default: 127.0.0.1:5555)")
-    devices.add_argument("--key", type=path, metavar="FILE", help="server.key, which keys.py wrote")
+    devices.add_argument(
+        "--listen", metavar="HOST:PORT", help=f"(default: 0.0.0.0:{PORT}; with --insecure 127.0.0.1:{PORT})"
+    )
+    devices.add_argument("--key", type=path, metavar="FILE", help=f"which keys.py wrote (default: {KEY})")
     devices.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
     devices.add_argument(
         "--device-timeout",
-        type=value_of(float, "seconds"),
+        type=seconds,
         default=30.0,
         metavar="S",
         help="a round goes on without a device that does not answer for so long (default: 30)",
@@ -52,7 +57,7 @@ def parser() -> Parser:
         "--wait-for",
         type=value_of(int, "a whole number"),
         metavar="N",
-        help="devices to wait for before the first round (default: all)",
+        help="devices to wait for before training (default: all)",
     )
     devices.add_argument("--export-images", type=path, metavar="DIR", help="write each device's images there first")
     return result
@@ -60,14 +65,14 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train with devices; the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with Stop() as stop:
         try:
             arguments = parser().parse(argv)
-            keys = keys_of(arguments)
+            devices = Devices(arguments, stop)
             from launch import launch  # noqa: PLC0415  (imports torch: --help and mistakes answer at once)
 
-            return launch(arguments, stop, lambda simulation: connected(arguments, keys, simulation, stop))
+            with closing(devices):
+                return launch(arguments, stop, devices)
         except (ValueError, OSError) as error:
             return fail(error)
         except KeyboardInterrupt:
@@ -75,55 +80,128 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + (stop.received or 2)
 
 
+def seconds(text: str) -> float:
+    """The type of flags that say how long."""
+    value = value_of(float, "seconds")(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no time to wait for; allowed: seconds, more than 0")
+    return value
+
+
 def keys_of(arguments: argparse.Namespace) -> Keys | None:
     """The server's keys; None for plain text.
 
     Raises:
-        ValueError: neither is asked for, or plain text where others could listen.
+        ValueError: there are none, or plain text is asked for where others could listen.
     """
-    if arguments.key:
-        return Keys.read(arguments.key)
     if not arguments.insecure:
-        raise ValueError("key: there is none; allowed: --key FILE, which keys.py writes, or --insecure on this machine")
+        return Keys.read(arguments.key or KEY, "server")
+    if arguments.key:
+        raise ValueError("insecure: is plain text; allowed: without --key")
     if not is_loopback(arguments.listen):
         raise ValueError(f"insecure: {arguments.listen} is open to others; allowed: with --listen 127.0.0.1:PORT")
     return None
 
 
-@contextmanager
-def connected(arguments: argparse.Namespace, keys: Keys | None, simulation: Any, stop: Stop) -> Iterator[None]:
-    """The simulation with its devices, as long as the block runs."""
-    from device_loop import DeviceLoop, about_run, chosen_clients  # noqa: PLC0415  (imports torch)
-    from hub import Hub  # noqa: PLC0415
+class Devices:
+    """The devices that take part in a run (`launch.Guests`)."""
 
-    clients = chosen_clients(simulation, arguments.device_clients, arguments.devices)
-    if arguments.export_images:
-        export(simulation, clients, arguments.export_images)
-    hub = Hub(arguments.listen, keys, secrets.token_hex(8), clients, about_run(simulation))
+    def __init__(self, arguments: argparse.Namespace, stop: Stop):
+        arguments.listen = arguments.listen or f"{'127.0.0.1' if arguments.insecure else '0.0.0.0'}:{PORT}"
+        self._arguments, self._stop, self._keys = arguments, stop, keys_of(arguments)
+        self._hub: Hub | None = None
+
+    def prepare(self, simulation: Any) -> None:
+        """Choose the clients, and open the port.
+
+        Raises:
+            ValueError: there are no such clients, the port is taken, or devices cannot take part in such a run.
+        """
+        from device_loop import DeviceLoop, about_run, chosen_clients  # noqa: PLC0415  (imports torch)
+
+        arguments = self._arguments
+        clients = chosen_clients(simulation, arguments.device_clients, arguments.devices)
+        self._wanted = len(clients) if arguments.wait_for is None else arguments.wait_for
+        if not 0 <= self._wanted <= len(clients):
+            raise ValueError(f"wait_for: {self._wanted} is out of range; allowed: 0 to {len(clients)}")
+        about = {client: about_run(simulation, client) for client in clients}
+        self._hub = Hub(arguments.listen, self._keys, secrets.token_hex(8), about)
+        self._loop = DeviceLoop(simulation, self._hub, arguments.device_timeout, lambda: bool(self._stop.received))
+        if arguments.export_images:
+            export(simulation, clients, arguments.export_images)
+
+    @contextmanager
+    def during(self, session: Any) -> Iterator[None]:
+        """Wait for the devices, and let them take part."""
+        hub, console, file = self._hub, session.console, session.directory.path / "devices.log"
+        with logged(file):
+            try:
+                tell(console, f"clients {', '.join(map(str, hub.accounts))} are real; listening at {hub.address}")
+                wait(console, hub, self._wanted)
+                yield
+            finally:
+                self._loop.end()
+                tell(console, f"{summary(hub.traffic)}, {self._loop.missed} answers missed")
+                if file.exists():
+                    tell(console, f"what was out of the ordinary: {file}")
+
+    def close(self) -> None:
+        """Let go of the port."""
+        if self._hub:
+            self._hub.close()
+
+
+def tell(console: Output, text: str) -> None:
+    """A line about the devices."""
+    console.print(f"devices   {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def summary(traffic: Traffic) -> str:
+    """Bytes, and what was refused."""
+    reasons = ", ".join(f"{kind} {count:,}" for kind, count in traffic.refused.items())
+    return (
+        f"{traffic.up / 1e6:,.2f} MB up, {traffic.down / 1e6:,.2f} MB down, {sum(traffic.refused.values()):,} frames "
+        f"refused{f' ({reasons})' if reasons else ''}"
+    )
+
+
+def wait(console: Output, hub: Hub, wanted: int) -> None:
+    """Until so many devices are there."""
+    there: set[int] = set()
+    with console.status("") as status:
+        while True:
+            new, there = hub.present() - there, hub.present()
+            for client in sorted(new):
+                tell(console, f"client {client} is there")
+            if len(there) >= wanted:
+                return
+            status.update(f"waiting for devices: {len(there)} of {wanted}")
+            hub.wait(POLL_SECONDS)
+
+
+@contextmanager
+def logged(file: Path) -> Iterator[None]:
+    """What is out of the ordinary, in a file: the screen is the live view's."""
+    handler = logging.FileHandler(file, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("devices")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
     try:
-        loop = DeviceLoop(simulation, hub, arguments.device_timeout)
-        wanted = len(clients) if arguments.wait_for is None else arguments.wait_for
-        print(f"devices   clients {', '.join(map(str, clients))} are real; waiting for {wanted} at {arguments.listen}")
-        while len(hub.devices) < wanted and not stop.received:
-            hub.attend()
-            time.sleep(POLL_SECONDS)
         yield
-        loop.end()
-        traffic = hub.traffic
-        print(
-            f"devices   {traffic.up / 1e6:,.2f} MB up, {traffic.down / 1e6:,.2f} MB down, {traffic.refused} frames "
-            f"refused, {len(loop.lost)} answers missed"
-        )
     finally:
-        hub.close()
+        log.removeHandler(handler)
+        handler.close()
 
 
 def export(simulation: Any, clients: Sequence[int], directory: Path) -> None:
     """Write each device's images, to be copied there."""
+    from device_loop import own_images  # noqa: PLC0415  (imports torch)
+
     directory.mkdir(parents=True, exist_ok=True)
     for client in clients:
-        pixels = simulation.dataset.train.pixels[simulation.partition[client]]
-        np.save(directory / f"client-{client}.npy", pixels.cpu().numpy())
+        np.save(directory / f"client-{client}.npy", own_images(simulation, client))
 
 
 if __name__ == "__main__":

@@ -57,4 +57,4 @@ class Stopwatch:
 
     def latest(self) -> dict[str, float]:
         """The latest time of each phase that there is."""
-        return {phase: times.latest for phase, times in self.phases.items()}
+        return {phase: times.latest for phase, times in list(self.phases.items())}  # a panel's thread may ask

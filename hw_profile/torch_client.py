@@ -39,7 +39,7 @@ class TorchClient:
         model = model_of(network)
         if {name: list(shape) for name, shape in model.shapes.items()} != about["shapes"]:
             raise ValueError(
-                f"replay: the trace is of another network than {network['arch']} here makes of its settings"
+                "network: is built otherwise here than where this comes from; allowed: the version of simsfl there"
             )
         self._precision = PRECISIONS[precision]
         self._mean, self._std = (

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import checkout  # noqa: F401  (first of all)
-from client_work import Comparison, import_runtime, make_client, perform, state_of
+from client_work import Comparison, import_runtime, make_client, perform, state_of, versions
 from simsfl.arguments import fail
 from simsfl.trace import Trace, Visit
 from stopwatch import Stopwatch, Times
@@ -198,16 +198,6 @@ def carry_out(job: dict[str, Any]) -> None:
     say("worked", memory=memory, **work(client, trace, job["seconds"]))
     wait()
     say("done", tensor_bytes=tensor_bytes(client, trace, job["runtime"]), peak_flops=peak_flops(job["runtime"]))
-
-
-def versions(runtime: str) -> dict[str, Any]:
-    """Of what computes, and on how many threads."""
-    found: dict[str, Any] = {"numpy": np.__version__}
-    if runtime == "torch":
-        import torch  # noqa: PLC0415  (of one runtime)
-
-        found |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    return found
 
 
 def main(argv: Sequence[str]) -> int:

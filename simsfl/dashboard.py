@@ -21,11 +21,15 @@ from rich.text import Text
 
 from simsfl.clock import PHASES, REPLAYED
 from simsfl.metrics import History, Status
+from simsfl.wire import DeviceStatus
 
 REFRESH_SECONDS = 1.0
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 BINS = 6
 """Most rows of the participation histogram: as many as there are phases."""
+DEVICES = 6
+"""Most rows of real devices."""
+PRESENCE = {"at work": "green", "here": "cyan", "away": "red"}
 
 
 class Sparkline:
@@ -102,11 +106,14 @@ def render(config: Mapping[str, Any], history: History, status: Status | None) -
     if status:
         parts.insert(1, progress(status))
         parts.append(figures(history, status))
-        lower = Table.grid(expand=True, padding=(0, 1))
-        lower.add_column(ratio=1)
-        lower.add_column(ratio=1)
-        lower.add_row(phases(status.phase_seconds), participation(status.participation))
-        parts.append(lower)
+        if status.devices:
+            parts.append(devices(status.devices))
+        else:
+            lower = Table.grid(expand=True, padding=(0, 1))
+            lower.add_column(ratio=1)
+            lower.add_column(ratio=1)
+            lower.add_row(phases(status.phase_seconds), participation(status.participation))
+            parts.append(lower)
     return Group(*parts)
 
 
@@ -226,6 +233,36 @@ def participation(counts: Sequence[int]) -> Panel:
         for label, count in histogram(counts)
     ]
     return bars("clients by rounds taken part in", rows)
+
+
+def devices(statuses: Sequence[DeviceStatus]) -> Panel:
+    """Connection, pace, bytes and latency of real devices; of the first ones, where there are many."""
+    table = Table.grid(expand=True, padding=(0, 1))
+    for title in ("client", "", "steps", "a second", "up", "down", "compute", "network"):
+        table.add_column(title, justify="left" if title in ("client", "") else "right", no_wrap=True)
+    table.add_row(*(Text(str(column.header), style="dim") for column in table.columns))
+    ordered = sorted(statuses, key=lambda status: list(PRESENCE).index(status.presence))
+    for status in ordered[:DEVICES]:
+        pace = status.step_seconds and 1 / status.step_seconds
+        table.add_row(
+            f"{status.client:,}",
+            Text(status.presence, style=PRESENCE[status.presence]),
+            f"{status.steps:,}",
+            number(pace, ".1f"),
+            bytes_text(status.bytes_up),
+            bytes_text(status.bytes_down),
+            milliseconds(status.compute_seconds),
+            milliseconds(status.network_seconds),
+        )
+    there = sum(status.presence != "away" for status in statuses)
+    left_out = f", {len(statuses) - DEVICES:,} not shown" if len(statuses) > DEVICES else ""
+    title = f"real devices: {there:,} of {len(statuses):,} there{left_out}"
+    return Panel(table, title=title, title_align="left", border_style="dim")
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Of a step's part."""
+    return number(seconds and 1000 * seconds, ".1f", " ms")
 
 
 class LiveView:

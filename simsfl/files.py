@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,31 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
         while block := file.read(1 << 22):
             state.update(block)
     return state.hexdigest()
+
+
+@contextmanager
+def claimed(out: Path, result: str) -> Iterator[None]:
+    """Make a directory while something is found out that is to be written there; remove it again after an error.
+
+    Args:
+        result: the name of what is to be written.
+
+    Raises:
+        ValueError: ``--out`` holds it already, or cannot be written to.
+    """
+    if (out / result).exists():
+        raise ValueError(f"out: {out} holds a result already; allowed: a new directory")
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # it may be written to
+            pass
+    except OSError as error:
+        raise ValueError(f"out: {out} cannot be written to ({error.strerror}); allowed: a new directory") from error
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):  # it holds something by now
+                out.rmdir()
+        raise

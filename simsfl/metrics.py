@@ -10,10 +10,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, ClassVar, get_args
+
+from simsfl.wire import DeviceStatus
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,18 @@ class SyncRecord:
     """Of each of them."""
 
 
-Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord
+@dataclass(frozen=True)
+class AbsenceRecord:
+    """From this step of the round on it goes on without these clients, which are real devices (hw_profile/)."""
+
+    event: ClassVar[str] = "absence"
+    round: int
+    step: int
+    clients: list[int]
+    """Ids, of the cohort; none where all are there again."""
+
+
+Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord | AbsenceRecord
 FIELDS = {kind.event: {field.name for field in fields(kind)} for kind in get_args(Record)}
 """Names of what a record of each kind holds."""
 ENDINGS = ("finished", "stopped", "failed")
@@ -126,15 +139,19 @@ class Status:
     peak_memory_bytes: int
     participation: list[int]
     """How many clients have completed 0, 1, 2, ... rounds."""
+    devices: list[DeviceStatus] = field(default_factory=list)
+    """Real ones, if any take part."""
 
     @classmethod
     def load(cls, path: Path) -> Status | None:
         """From ``live.json``; None where there is none, or none that is whole."""
         try:
-            status = cls(**json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            devices = [DeviceStatus(**device) for device in content.pop("devices", [])]
+            status = cls(**content, devices=devices)
             numbers = (status.updated, status.round, status.step, status.rounds, status.steps, status.seconds)
             return status if all(isinstance(number, int | float) for number in numbers) else None
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
 

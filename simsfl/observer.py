@@ -1,4 +1,4 @@
-"""What others may know of a simulation while it trains: told to an observer, where there is one."""
+"""What others may know of a simulation while it trains: told to its observers, where there are any."""
 
 from __future__ import annotations
 
@@ -20,3 +20,6 @@ class Observer:
 
     def averaged(self) -> None:
         """Its clients have received the average."""
+
+    def step_is_over(self) -> None:
+        """A step is over, and its averaging, if there was one; or one that the server replayed, without clients."""

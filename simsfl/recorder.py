@@ -31,7 +31,7 @@ class Recorder(Observer):
     What goes wrong in writing it does not stop the run.
 
     Args:
-        simulation: whose `observer` it becomes.
+        simulation: which it observes.
         client: whose part it is; None for one of the first cohort.
         path: of the file.
 
@@ -51,11 +51,11 @@ class Recorder(Observer):
         self._writer = TraceWriter(self._open.enter_context(replacing(self.path)))
         self._position: int | None = None
         self.problem: Exception | None = None
-        self.simulation.observer = self
+        self.simulation.observers.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.simulation.observer = Observer()
+        self._leave()
         if error is None and self.problem is None:
             with self._writing():
                 self._finish_visit()
@@ -73,7 +73,11 @@ class Recorder(Observer):
             yield
         except OSError as error:
             self.problem, self._position = error, None
-            self.simulation.observer = Observer()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Be told no more."""
+        self.simulation.observers = [other for other in self.simulation.observers if other is not self]
 
     def round_begins(self, plan: RoundPlan) -> None:
         """See `Observer`."""

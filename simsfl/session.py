@@ -18,6 +18,7 @@ from simsfl.dashboard import LiveView, PlainView
 from simsfl.evaluate import Item
 from simsfl.files import write_json
 from simsfl.metrics import History, MetricsLog, Record, RoundRecord, StepRecord, to_dict
+from simsfl.observer import Observer
 from simsfl.recorder import Recorder
 from simsfl.run_directory import RunDirectory
 from simsfl.signals import Stop
@@ -148,9 +149,10 @@ class Session:
             schedule=torch.profiler.schedule(wait=1, warmup=UNTRACED - 1, active=steps, repeat=1),
             on_trace_ready=lambda profile: profile.export_chrome_trace(str(self.directory.trace)),
         ) as profile:
-            self.simulation.after_step = profile.step
+            observer = Profiled(profile)
+            self.simulation.observers.append(observer)
             yield
-        self.simulation.after_step = lambda: None
+        self.simulation.observers.remove(observer)
 
     def _train(self) -> bool:
         """Train, showing it, until the end (True) or until the user stops it (False).
@@ -217,6 +219,17 @@ class Session:
         self.shown = time.monotonic()
         self.status = self.simulation.status(activity)
         write_json(self.directory.live, asdict(self.status), durable=False)
+
+
+class Profiled(Observer):
+    """Tells PyTorch's profiler where a step ends."""
+
+    def __init__(self, profile: torch.profiler.profile):
+        self._profile = profile
+
+    def step_is_over(self) -> None:
+        """See `Observer`."""
+        self._profile.step()
 
 
 class Stopped(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,7 +23,16 @@ from simsfl.cost import Traffic, client_cost
 from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
 from simsfl.kernels import accelerated, choosing
-from simsfl.metrics import EvaluationRecord, ProbeRecord, Record, RoundRecord, Status, StepRecord, SyncRecord
+from simsfl.metrics import (
+    AbsenceRecord,
+    EvaluationRecord,
+    ProbeRecord,
+    Record,
+    RoundRecord,
+    Status,
+    StepRecord,
+    SyncRecord,
+)
 from simsfl.models import SplitModel
 from simsfl.observer import Observer
 from simsfl.partition import Partition
@@ -89,9 +98,8 @@ class Simulation:
         earlier_peak: the most memory held in earlier sessions of the run.
         passed_over: a line on each damaged checkpoint that was not used in loading.
         recent: seconds per step of the latest steps.
-        observer: told of what clients do; `wire`: what lies between them and the server.
+        observers: told of what clients do; `wire`: what lies between them and the server.
         flush_seconds: how long losses may stay on a GPU; 0 for those who time single steps.
-        after_step: called after each step, by those who profile.
 
     Raises:
         ValueError: config and data do not fit together.
@@ -165,6 +173,7 @@ class Simulation:
         figures = 4 if self.model.attacker else 2
         self.step_metrics = torch.zeros(self.steps, figures, device=self.device, dtype=dtype)
         self.divergences: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.absences: dict[int, list[int]] = {}
         self.communication = Communication()
         self.traffic = Traffic()
         self.round_index = self.step_index = 0
@@ -174,8 +183,8 @@ class Simulation:
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)
         self.flush_seconds = FLUSH_SECONDS
-        self.observer, self.wire = Observer(), Wire()
-        self.after_step: Callable[[], None] = lambda: None
+        self.observers: list[Observer] = []
+        self.wire = Wire()
 
     @property
     def sources(self) -> list[Partition]:
@@ -240,7 +249,7 @@ class Simulation:
                 deque(self.round(), maxlen=0)
             yield self._close_round()
 
-    def round(self) -> Iterator[StepRecord | SyncRecord]:
+    def round(self) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
         """Train one round, or what is left of it, yielding its steps; none after the last round."""
         if self.step_index == self.steps:
             self._close_round()
@@ -249,7 +258,7 @@ class Simulation:
         begin = flushed = time.perf_counter()
         recorded = self.step_index
         for _ in self._replayed_steps() if self.communication.state == "C" else self._client_steps():
-            self.after_step()
+            self._tell("step_is_over")
             now = time.perf_counter()
             if self.device.type == "cpu" or now - flushed > self.flush_seconds or self.step_index == self.steps:
                 records = list(self._records(recorded))
@@ -271,7 +280,8 @@ class Simulation:
                 gather_(state, plan.cohort)
                 receive_(self.model.client, state, plan.cohort, config.divergence_tau)
             own_steps = completed_rounds(state, plan.cohort) * self.steps
-        self.observer.round_begins(plan)
+        self._tell("round_begins", plan)
+        known_absent: list[int] = []
         server_lr, dtype = self._on_device(self.server_lr(self.round_index)), self.step_metrics.dtype
         attackers_rate = self._on_device(attackers_lr(self.round_index, config.rounds))
         while self.step_index < self.steps:
@@ -295,14 +305,17 @@ class Simulation:
             )
             with accelerated(self.version), choosing(self.choices):
                 outcome = self.train_step(self.model, state, batch, hyper, self.clock)
-            self.observer.stepped(batch, outcome)
+            self._tell("stepped", batch, outcome)
             if state.sent:
                 state.sent.keep_(s, outcome.smashed, batch.labels)
             self._note(outcome.loss, outcome.top1, *outcome.attackers_ssim)
             with self.clock("sync"):
                 syncs = is_sync_step(s, self.steps, config.syncs_per_round)
                 if syncs:
-                    self.observer.averaging()
+                    self._tell("averaging")
+                absent = sorted(plan.cohort[position].item() for position in self.wire.absent)
+                if absent != known_absent:
+                    self.absences[self.step_index] = known_absent = absent
                 if syncs and hyper.clients_learn:
                     self._sync(plan.cohort)
                 else:
@@ -311,8 +324,13 @@ class Simulation:
                     if self.step_index == self.steps:
                         scatter_(state)
                 if syncs:
-                    self.observer.averaged()
+                    self._tell("averaged")
             yield
+
+    def _tell(self, moment: str, *about: object) -> None:
+        """Tell the observers of a moment, which is the name of one of `Observer`'s methods."""
+        for observer in self.observers:
+            getattr(observer, moment)(*about)
 
     def _sync(self, ids: torch.Tensor) -> None:
         """Average the clients' models, and let them go on with the average."""
@@ -402,13 +420,15 @@ class Simulation:
         ssim = ssim if state == "A" else ()  # else there was no gradient to resist with
         return RoundRecord(self.round_index, loss, top1, lr, up, down, state, kept_up + kept_down, *ssim)
 
-    def _records(self, first: int) -> Iterator[StepRecord | SyncRecord]:
+    def _records(self, first: int) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
         """Read the losses of the steps from `first` on; raise if one is not finite."""
         now = self.round_index + 1
         for s, (loss, top1, *_) in enumerate(self.step_metrics[first : self.step_index].tolist(), start=first + 1):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(f"loss is {loss} in round {now}, step {s}")
-            if s in self.divergences:  # before the step: one who stops behind a step has all of it
+            if s in self.absences:  # before the step, as what follows: one who stops behind a step has all of it
+                yield AbsenceRecord(now, s, self.absences.pop(s))
+            if s in self.divergences:
                 ids, own = self.divergences.pop(s)
                 own = own.double().cpu()
                 mean, std = own.mean().item(), own.std(correction=0).item()
@@ -581,6 +601,7 @@ class Simulation:
             phase_seconds=self.clock.seconds(),
             peak_memory_bytes=self.peak_memory_bytes(),
             participation=torch.bincount(self.state.clients.participation).tolist(),
+            devices=self.wire.devices(),
         )
 
 

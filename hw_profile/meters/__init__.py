@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from board import Machine
 from meters.energy import Energy, Readings, Span, energy
@@ -21,7 +22,20 @@ from meters.pmic import Pmic
 from meters.rapl import Rapl
 from simsfl.names import unknown
 
-__all__ = ["NAMES", "Energy", "Log", "Meter", "Readings", "Sampler", "Span", "choose", "energy", "label", "present"]
+__all__ = [
+    "NAMES",
+    "Energy",
+    "Log",
+    "Meter",
+    "Readings",
+    "Sampler",
+    "Span",
+    "account",
+    "choose",
+    "energy",
+    "label",
+    "present",
+]
 
 NAMES = ("pmic", "ina226", "ina219", "rapl", "model")
 """Those that may be found by themselves, the best first."""
@@ -71,6 +85,35 @@ def choose(spec: str, machine: Machine) -> Meter | Log | None:
         return make(name, rest, machine)
     except ValueError as error:
         raise ValueError(f"meter: {error}; allowed here: {', '.join(here(machine))}") from error
+
+
+def account(
+    meter: Meter | Log, readings: Readings, spans: Sequence[Span], failures: tuple[int, str]
+) -> tuple[dict[str, Any], Readings]:
+    """What a meter says of some work, and the readings that it says so by: a log's are in the log.
+
+    Args:
+        spans: of the idle machine, of the work, and of the idle machine again.
+        failures: how many readings failed, and why the last did.
+
+    Raises:
+        ValueError: there are not enough readings.
+    """
+    before, work, after = spans
+    if isinstance(meter, Log):
+        readings = meter.readings((before[0], after[1]))
+    if failures[0] and len(readings) < 2:
+        raise ValueError(f"meter: {meter.name} could not be read ({failures[1]}); allowed: another")
+    found = {
+        "meter": meter.name,
+        "label": label(meter),
+        "source": meter.source,
+        "uncertainty": meter.uncertainty,
+        "estimated": meter.estimated,
+        "failed_readings": failures[0],
+        **asdict(energy(readings, before, work, after, meter.uncertainty)),
+    }
+    return found, readings
 
 
 def label(meter: Meter) -> str:

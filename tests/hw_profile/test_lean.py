@@ -134,7 +134,7 @@ def test_views_agree_with_the_kernel(recipe):
 def test_a_network_it_cannot_run_is_an_error(change, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the whole message is compared)
         LeanClient({**about(PAPER), "network": {**complete(PAPER), **change}})
-    assert str(error.value).removeprefix("replay: the trace is of another network: ") == message
+    assert str(error.value).removeprefix("network: is built otherwise here than where this comes from: ") == message
 
 
 MEASURED = """

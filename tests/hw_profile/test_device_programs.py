@@ -1,0 +1,106 @@
+"""What the programs of devices say to bad input."""
+
+import socket
+
+import numpy as np
+import pytest
+from conftest import TINY, flags
+
+import client
+import keys
+import server
+
+
+def error_of(code, capsys):
+    text = capsys.readouterr().err
+    assert code == 2
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    return text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--server", "127.0.0.1:1", "--insecure", "--patience", "1"],
+            "server: 127.0.0.1:1 does not answer; allowed: ",
+        ),
+        (["--server", "no such host:1", "--insecure"], "insecure: no such host:1 is another machine"),
+        (["--server", "127.0.0.1", "--insecure"], "server: '127.0.0.1' has no host or no port; allowed: HOST:PORT"),
+        (["--server", ":5555", "--insecure"], "server: ':5555' has no host or no port"),
+        (["--server", "127.0.0.1:99999", "--insecure"], "server: '127.0.0.1:99999' has no host or no port"),
+        (["--server", "127.0.0.1:1"], "key: one of the two is needed; allowed: --key FILE, or --insecure"),
+        (
+            ["--server", "example.org:1", "--insecure"],
+            "insecure: example.org:1 is another machine; allowed: --key FILE",
+        ),
+        (["--server", "127.0.0.1:1", "--key", "none.key"], "key: none.key cannot be read (No such file"),
+        (["--server", "127.0.0.1:1", "--insecure", "--meter", "ohm"], "meter: 'ohm' is not known"),
+        (["--server", "127.0.0.1:1", "--insecure", "--runtime", "onnx"], "runtime: 'onnx' is not known"),
+        (["--server", "127.0.0.1:1", "--insecure", "--runtime", "lean", "--threads", "1"], "threads: NumPy's"),
+        (["--servr", "127.0.0.1:1"], "server"),
+        ([], "following arguments are required: --server"),
+    ],
+)
+def test_of_clients(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in error_of(client.main(argv), capsys)
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_of_keys(capsys, tmp_path):
+    assert keys.main(["--out", str(tmp_path / "keys")]) == 0
+    capsys.readouterr()
+    assert "holds keys already" in error_of(keys.main(["--out", str(tmp_path / "keys")]), capsys)
+    own = ["--server", "127.0.0.1:1", "--key"]
+    message = "is a server's; allowed: a device's, made at the same time"
+    assert message in error_of(client.main([*own, str(tmp_path / "keys" / "server.key")]), capsys)
+    good = (tmp_path / "keys" / "device-1.key").read_text()
+    for text in ("", "[]", "{}", good[:-9], good.replace("secret", "other"), '"' * 40, good.replace('"device"', "3")):
+        (tmp_path / "bad.key").write_text(text)
+        assert "holds no keys" in error_of(client.main([*own, str(tmp_path / "bad.key")]), capsys)
+
+
+def test_of_images(tmp_path):
+    about = {"network": {"image_size": 8}, "held": {"count": 3, "sha256": "0"}, "config": {}}
+    for name, array in (("few", np.zeros((2, 3, 8, 8), np.uint8)), ("float", np.zeros((3, 3, 8, 8), np.float32))):
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(ValueError, match=r"^images: .* of shape \(., 3, 8, 8\); allowed: uint8 of \(3, 3, 8, 8\)$"):
+            client.own_images(about, 0, tmp_path / f"{name}.npy")
+    (tmp_path / "text.npy").write_text("text")
+    with pytest.raises(ValueError, match=r"^images: .* holds no array"):
+        client.own_images(about, 0, tmp_path / "text.npy")
+    about["config"] = {"dataset": str(tmp_path / "none.npz")}
+    with pytest.raises(ValueError, match=r"^images: there are none of the server's data set here .* --images FILE"):
+        client.own_images(about, 0, None)
+
+
+def test_of_servers(npz, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = flags(dataset=npz, **TINY, dashboard="off")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for argv, message in (
+            ([], "key: keys/server.key cannot be read (No such file or directory); allowed: a file that python hw_"),
+            (["--key", "server.key", "--insecure"], "insecure: is plain text; allowed: without --key"),
+            (["--insecure", "--listen", "0.0.0.0:5555"], "insecure: 0.0.0.0:5555 is open to others"),
+            (
+                ["--insecure", "--listen", f"127.0.0.1:{port}"],
+                "cannot be had (Address already in use); allowed: a free",
+            ),
+            (["--insecure", "--listen", "127.0.0.1:x"], "listen: 127.0.0.1:x cannot be had"),
+            (["--insecure", "--devices", "9"], "devices: 9 are more than the clients that take part; allowed: 1 to"),
+            (["--insecure", "--device-clients", "8"], "device_clients: 8 are not all clients; allowed: 0 to 7"),
+            (["--insecure", "--device-clients", "1,2", "--devices", "3"], "devices: 3 are not as many as the device_"),
+            (["--insecure", "--wait-for", "2"], "wait_for: 2 is out of range; allowed: 0 to 1"),
+            (["--insecure", "--device-timeout", "0"], "device_timeout: 0 is no time to wait for"),
+            (["--insecure", "--supervised"], "devices: take part in contrastive split learning alone"),
+            (["--insecure", "--device", "cpu", "--precision", "bf16"], "precision: bf16 is not for runs with devices"),
+            (["--insecure", "--method", "fl-moco"], "devices: take part in contrastive split learning alone"),
+        ):
+            code = server.main([*settings, "--out", "run", *argv])
+            assert message in error_of(code, capsys), argv
+            assert not (tmp_path / "run").exists(), argv
