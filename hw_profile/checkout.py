@@ -27,5 +27,17 @@ class Kernels:
         )
 
 
+def require(**packages: str) -> None:
+    """End the program with one line where something is not installed.
+
+    Args:
+        packages: what is imported, and the package that it comes with.
+    """
+    missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        print(f"error: {missing[0]}: is not installed; allowed: pip install {' '.join(missing)}", file=sys.stderr)
+        sys.exit(2)
+
+
 sys.path.insert(0, str(ROOT))
 sys.meta_path.insert(0, Kernels)

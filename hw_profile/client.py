@@ -10,9 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import checkout
+
+checkout.require(numpy="numpy", rich="rich", safetensors="safetensors", zmq="pyzmq")
+
 import numpy as np
 
-import checkout  # noqa: F401  (first of all)
 from board import Machine, board
 from client_work import RUNTIMES, Client, make_client, versions
 from device import Device
@@ -119,6 +122,7 @@ def take_part(
     live = arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
     watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
     idle_seconds = IDLE_SECONDS if meter else 0.0
+    images = from_file(arguments.images) if arguments.images else None
     with Sampler(sampled) as sampler, (LiveView if live else PlainView)(console) as view:
         before = idle(idle_seconds, lambda stage, **what: None)
         device = Device(
@@ -131,8 +135,8 @@ def take_part(
             device.connect()
             if not device.connected:
                 raise KeyboardInterrupt
-            client, images = made(device, arguments)
-            device.work(client, images, watch, view.step_done)
+            client = made(device, arguments)
+            device.work(client, own_images(device.about, device.client, images), watch, view.step_done)
         finally:
             device.close()
         work = begin, time.time()
@@ -167,34 +171,38 @@ def take_part(
     return result
 
 
-def made(device: Device, arguments: Any) -> tuple[Client, np.ndarray]:
-    """The client's network, and its images."""
+def made(device: Device, arguments: Any) -> Client:
+    """What does the client's computing."""
     client = make_client(device.about, arguments.runtime, precision="fp32")
     if arguments.threads:
         import torch  # noqa: PLC0415  (of one runtime)
 
         torch.set_num_threads(arguments.threads)
-    return client, own_images(device.about, device.client, arguments.images)
+    return client
 
 
-def own_images(about: Mapping[str, Any], client: int, file: Path | None) -> np.ndarray:
-    """The client's images ``[n, 3, H, H]`` uint8: of a file, or of the data set that the run's config names.
+def from_file(file: Path) -> np.ndarray:
+    """What `numpy.save` wrote; raises a ValueError where it did not."""
+    try:
+        return np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"images: {file} holds no array ({error}); allowed: what server.py --export-images wrote"
+        ) from error
+
+
+def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None) -> np.ndarray:
+    """The client's images ``[n, 3, H, H]`` uint8: those given, or of the data set that the run's config names.
 
     Raises:
         ValueError: they are not of the shape that they should have, or the data set is not to be had here, or another.
     """
     size, held = about["network"]["image_size"], about["held"]
-    if file:
-        try:
-            images = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"images: {file} holds no array ({error}); allowed: what np.save wrote") from error
-    else:
-        images = from_data_set(about["config"], client)
+    images = from_data_set(about["config"], client) if given is None else given
     shape = (held["count"], 3, size, size)
     if images.shape != shape or images.dtype != np.uint8:
         raise ValueError(f"images: {images.dtype} of shape {images.shape}; allowed: uint8 of {shape}")
-    if not file and hashlib.sha256(np.ascontiguousarray(images)).hexdigest() != held["sha256"]:
+    if given is None and hashlib.sha256(np.ascontiguousarray(images)).hexdigest() != held["sha256"]:
         raise ValueError("images: the data set here is another than the server's; allowed: --images FILE")
     return images
 

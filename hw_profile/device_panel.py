@@ -55,7 +55,7 @@ class LiveView:
 
     def __init__(self, console: Console):
         self._begin, self._said, self._device = time.monotonic(), "", None
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, screen=True)
 
     def __enter__(self) -> LiveView:
         self._live.__enter__()

@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import checkout
+
+checkout.require(numpy="numpy", rich="rich", safetensors="safetensors", zmq="pyzmq")
+
 import zmq
 from zmq.utils import z85
 
-import checkout  # noqa: F401  (first of all)
 from messages import LARGEST
 from simsfl.arguments import Parser, fail, path, whole_number
 

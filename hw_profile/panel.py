@@ -77,7 +77,7 @@ class LiveView:
     def __init__(self, console: Console, title: str, seconds: float, meter: str):
         self._title, self._seconds, self._meter = escape(title), seconds, meter
         self._stage, self._what = "starting", {}
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=True)
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, screen=True)
 
     def __enter__(self) -> LiveView:
         self._live.__enter__()

@@ -14,11 +14,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import checkout
 
+checkout.require(safetensors="safetensors", torch="torch", zmq="pyzmq")
 sys.path.append(str(checkout.ROOT / "experiments"))
+
+import numpy as np
 
 import run
 from hub import Hub, Traffic
@@ -136,14 +137,15 @@ class Devices:
         hub, console, file = self._hub, session.console, session.directory.path / "devices.log"
         with logged(file):
             try:
-                tell(console, f"clients {', '.join(map(str, hub.accounts))} are real; listening at {hub.address}")
+                real = f"client{'s' * (len(hub.accounts) > 1)} {', '.join(map(str, hub.accounts))}"
+                tell(console, f"real: {real}; listening at {hub.address}")
                 wait(console, hub, self._wanted)
                 yield
             finally:
                 self._loop.end()
                 tell(console, f"{summary(hub.traffic)}, {self._loop.missed} answers missed")
                 if file.exists():
-                    tell(console, f"what was out of the ordinary: {file}")
+                    tell(console, f"who came and went: {file}")
 
     def close(self) -> None:
         """Let go of the port."""

@@ -9,9 +9,12 @@ import table
 
 import attack
 import bench
+import client
 import cost
+import keys
 import pi_bench
 import run
+import server
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
@@ -93,6 +96,7 @@ def test_the_readmes_python_example_runs(tmp_path, monkeypatch):
 
 def test_the_readmes_flags_exist():
     text = (ROOT / "README.md").read_text() + (ROOT / "hw_profile" / "README.md").read_text()
-    parsers = (run.parser(), bench.parser(), table.parser(), cost.parser(), attack.parser(), pi_bench.parser())
+    programs = (run, bench, table, cost, attack, pi_bench, server, client, keys)
+    parsers = [program.parser() for program in programs]
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known

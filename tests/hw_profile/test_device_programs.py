@@ -36,6 +36,10 @@ def error_of(code, capsys):
             "insecure: example.org:1 is another machine; allowed: --key FILE",
         ),
         (["--server", "127.0.0.1:1", "--key", "none.key"], "key: none.key cannot be read (No such file"),
+        (
+            ["--server", "127.0.0.1:1", "--insecure", "--images", "none.npy"],
+            "images: none.npy holds no array ([Errno 2]",
+        ),
         (["--server", "127.0.0.1:1", "--insecure", "--meter", "ohm"], "meter: 'ohm' is not known"),
         (["--server", "127.0.0.1:1", "--insecure", "--runtime", "onnx"], "runtime: 'onnx' is not known"),
         (["--server", "127.0.0.1:1", "--insecure", "--runtime", "lean", "--threads", "1"], "threads: NumPy's"),
@@ -64,13 +68,12 @@ def test_of_keys(capsys, tmp_path):
 
 def test_of_images(tmp_path):
     about = {"network": {"image_size": 8}, "held": {"count": 3, "sha256": "0"}, "config": {}}
-    for name, array in (("few", np.zeros((2, 3, 8, 8), np.uint8)), ("float", np.zeros((3, 3, 8, 8), np.float32))):
-        np.save(tmp_path / f"{name}.npy", array)
+    for array in (np.zeros((2, 3, 8, 8), np.uint8), np.zeros((3, 3, 8, 8), np.float32)):
         with pytest.raises(ValueError, match=r"^images: .* of shape \(., 3, 8, 8\); allowed: uint8 of \(3, 3, 8, 8\)$"):
-            client.own_images(about, 0, tmp_path / f"{name}.npy")
+            client.own_images(about, 0, array)
     (tmp_path / "text.npy").write_text("text")
     with pytest.raises(ValueError, match=r"^images: .* holds no array"):
-        client.own_images(about, 0, tmp_path / "text.npy")
+        client.from_file(tmp_path / "text.npy")
     about["config"] = {"dataset": str(tmp_path / "none.npz")}
     with pytest.raises(ValueError, match=r"^images: there are none of the server's data set here .* --images FILE"):
         client.own_images(about, 0, None)
@@ -97,9 +100,12 @@ def test_of_servers(npz, tmp_path, capsys, monkeypatch):
             (["--insecure", "--device-clients", "1,2", "--devices", "3"], "devices: 3 are not as many as the device_"),
             (["--insecure", "--wait-for", "2"], "wait_for: 2 is out of range; allowed: 0 to 1"),
             (["--insecure", "--device-timeout", "0"], "device_timeout: 0 is no time to wait for"),
-            (["--insecure", "--supervised"], "devices: take part in contrastive split learning alone"),
-            (["--insecure", "--device", "cpu", "--precision", "bf16"], "precision: bf16 is not for runs with devices"),
-            (["--insecure", "--method", "fl-moco"], "devices: take part in contrastive split learning alone"),
+            (
+                ["--insecure", "--loss-threshold", "0.1"],
+                "loss_threshold: is not for runs with devices; allowed: without",
+            ),
+            (["--insecure", "--image-size", "16", "--precision", "bf16"], "precision: bf16 is not for runs with"),
+            (["--insecure", "--client-state-dtype", "bf16"], "client_state_dtype: bf16 is not what devices keep"),
         ):
             code = server.main([*settings, "--out", "run", *argv])
             assert message in error_of(code, capsys), argv
