@@ -13,6 +13,7 @@ import run
 import watch
 from simsfl.dashboard import Sparkline, histogram, render, time_left, time_text
 from simsfl.metrics import History, Status
+from simsfl.wire import DeviceStatus
 
 CONFIG = {
     "preset": "paper",
@@ -92,6 +93,30 @@ def test_it_fits_the_terminal(width, height):
         assert phase in text
     assert "123,457 clients/s" in text
     assert "37.0 GB up" in text
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+def test_real_devices_are_shown_those_at_work_first(width, height):
+    devices = [
+        DeviceStatus(client, presence, 1_234_567, 123_456_789, 98_765_432, 0.0125, 0.0014, 1.2345)
+        for client, presence in enumerate(["away"] * 4 + ["here"] * 3 + ["at work"] * 3, start=99_990)
+    ]
+    devices[-1] = replace(devices[-1], steps=0, step_seconds=None, compute_seconds=None, network_seconds=None)
+    lines = drawn(width, height, CONFIG, history(), replace(STATUS, devices=devices))
+    assert len(lines) <= height - 1
+    assert max(map(len, lines)) <= width
+    (title,) = [row for row, line in enumerate(lines) if "real devices: 6 of 10 there, 4 not shown" in line]
+    rows = [line.strip("│ ").split() for line in lines[title + 2 : -1]]
+    assert [row[0] for row in rows] == ["99,997", "99,998", "99,999", "99,994", "99,995", "99,996"]
+    seen = ["at", "work", "1,234,567", "80.0", "123.5", "MB", "98.8", "MB", "1.4", "ms", "1234.5", "ms"]
+    assert rows[0][1:] == seen
+    assert rows[2][1:] == ["at", "work", "0", "-", "123.5", "MB", "98.8", "MB", "-", "-"]
+
+
+def test_the_status_comes_back_from_its_file(tmp_path):
+    status = replace(STATUS, devices=[DeviceStatus(3, "here", 1, 2, 3, None, 0.5, 0.25)])
+    (tmp_path / "live.json").write_text(json.dumps(asdict(status)))
+    assert Status.load(tmp_path / "live.json") == status
 
 
 def test_replayed_steps_are_one_phase():
