@@ -68,6 +68,7 @@ class Device:
         self.round = self.step = self.steps = None
         self.done = self.up = self.down = 0
         self.seconds: dict[str, float] = {}
+        self._ended = False
         self._token = secrets.token_hex(8)
         self._away = self._heard = self._sent = time.perf_counter()
         self._why = "does not answer"
@@ -192,12 +193,10 @@ class Device:
 
     def _next(self, kind: str) -> Message | None:
         """The next message of this kind to the step under way, or one that begins a round; None when it is over."""
-        while not self._is_over():
+        while not self._is_over() and not self._ended:
             message = self._listen()
             if message is None:
                 continue
-            if message.kind == "bye":
-                return None
             here = (message.round, message.step) == (self.round, self.step)
             if message.kind == "round" or (message.kind == kind and here):
                 self._heard = time.perf_counter()
@@ -233,6 +232,8 @@ class Device:
             self._hello()
         if message.kind == "welcome":
             self._welcomed(message)
+        if message.kind == "bye":
+            self._ended = True
         return message
 
     def _see(self, event: zmq.Event) -> None:

@@ -301,11 +301,12 @@ class Hub:
             raise ValueError("token: another than before")
         self._see_who_is_there()
         free = [c for c in self.accounts if c not in self._peers or self._peers[c].token == token]
-        client = free[0] if wanted is None and free else wanted
+        if not free:
+            raise ValueError("client_id: each is another device's just now; allowed: when one has left")
+        client = free[0] if wanted is None else wanted
         if type(client) is not int or client not in free:
-            allowed = f"allowed: {', '.join(map(str, free)) or 'none is free'}"
-            what = "is another device's" if client in self.accounts else "is no device's"
-            raise ValueError(f"client_id: {str(wanted)[:20]} {what}; {allowed}")
+            what = "another device's" if type(client) is int and client in self.accounts else "no device's"
+            raise ValueError(f"client_id: {str(wanted)[:20]} is {what}; allowed: {', '.join(map(str, free))}")
         for other in [c for c, peer in self._peers.items() if peer.token == token]:
             del self._peers[other]
         self._peers[client] = Peer(identity, token)

@@ -182,6 +182,16 @@ def test_a_device_that_leaves_is_done_without_and_may_return(dataset):
     finish(*devices)
 
 
+def test_where_the_run_ends_in_the_middle_of_a_round_the_devices_end_too(dataset):
+    simulation = Simulation(RunConfig(**EVERYONE), dataset)
+    with hub_of(simulation) as (hub, _):
+        devices = [Served(simulation, hub.address, number) for number in CLIENTS]
+        wait_for(hub, 3)
+        next(simulation.round())
+    finish(*devices)
+    assert {device.device.done for device in devices} <= {1, 2}
+
+
 def test_a_device_that_hangs_is_dismissed_and_comes_back_at_an_averaging(dataset):
     simulation = Simulation(RunConfig(**{**EVERYONE, "rounds": 2, "syncs_per_round": 4}), dataset)
     assert simulation.steps == 5
