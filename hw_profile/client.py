@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,23 @@ import numpy as np
 
 from board import Machine, board
 from client_work import RUNTIMES, Client, make_client, versions
-from device import Device
+from device import Device, Refused
 from device_panel import LiveView, PlainView, latency_text
-from keys import Keys, is_loopback
+from keys import Keys, checked, is_loopback
 from measuring import IDLE_SECONDS, idle
+from messages import digest
 from meters import Log, Meter, Sampler, account, choose
-from simsfl.arguments import Parser, add_dashboard_flag, fail, one_of, path, print_error, value_of, whole_number
+from simsfl.arguments import (
+    Parser,
+    add_dashboard_flag,
+    fail,
+    one_of,
+    path,
+    print_error,
+    seconds,
+    value_of,
+    whole_number,
+)
 from simsfl.console import Output
 from simsfl.files import claimed, write_json
 from simsfl.signals import Stop
@@ -49,8 +59,11 @@ def parser() -> Parser:
         help="its own, (n, 3, H, H) uint8, such as server.py --export-images writes (default: from the run's data set)",
     )
     who.add_argument(
+        "--own-images", action="store_true", help="which are others than the simulation has for this client"
+    )
+    who.add_argument(
         "--patience",
-        type=value_of(float, "seconds"),
+        type=seconds,
         default=60.0,
         metavar="S",
         help="how long to try to reach the server, at first and when the connection is lost (default: 60)",
@@ -78,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             keys, machine = keys_of(arguments), Machine()
             meter = choose(arguments.meter, machine)
             out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-client"
+            if arguments.own_images and not arguments.images:
+                raise ValueError("own_images: there are none; allowed: with --images FILE")
             if arguments.threads and arguments.runtime == "lean":
                 raise ValueError("threads: NumPy's are set from outside; allowed: OPENBLAS_NUM_THREADS=N, with lean")
             with claimed(out, RESULT):
@@ -89,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print_error("interrupted; nothing was written, and the server goes on without this device")
             return 128 + stop.received
-        if result["energy_note"]:
-            print_error(f"{result['energy_note']}; the rest is written")
+        if result["problem"]:
+            print_error(f"{result['problem']}; what was done until then is written")
             return 2
         return 128 + stop.received if stop.received else 0
 
@@ -101,9 +116,7 @@ def keys_of(arguments: Any) -> Keys | None:
     Raises:
         ValueError: neither is asked for, or plain text where others could listen.
     """
-    host, _, port = arguments.server.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"server: {arguments.server!r} has no host or no port; allowed: HOST:PORT")
+    checked(arguments.server, "server")
     if arguments.key and not arguments.insecure:
         return Keys.read(arguments.key, "device")
     if arguments.key or not arguments.insecure:
@@ -123,10 +136,17 @@ def take_part(
     watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
     idle_seconds = IDLE_SECONDS if meter else 0.0
     images = from_file(arguments.images) if arguments.images else None
+    ended = ""
     with Sampler(sampled) as sampler, (LiveView if live else PlainView)(console) as view:
         before = idle(idle_seconds, lambda stage, **what: None)
         device = Device(
-            arguments.server, keys, arguments.client_id, arguments.patience, view.tell, lambda: bool(stop.received)
+            arguments.server,
+            keys,
+            arguments.client_id,
+            arguments.patience,
+            images=None if images is None or arguments.own_images else digest(images),
+            tell=view.tell,
+            is_over=lambda: bool(stop.received),
         )
         try:
             view.follow(device, watch, sampler)
@@ -136,7 +156,12 @@ def take_part(
             if not device.connected:
                 raise KeyboardInterrupt
             client = made(device, arguments)
-            device.work(client, own_images(device.about, device.client, images), watch, view.step_done)
+            images = own_images(device.about, device.client, images, others=arguments.own_images)
+            device.work(client, images, watch, view.step_done)
+        except (Refused, TimeoutError) as error:
+            if not device.done:
+                raise
+            ended = str(error)
         finally:
             device.close()
         work = begin, time.time()
@@ -153,9 +178,10 @@ def take_part(
         "bytes_down": device.down,
         "step": device.seconds,
         "latency": {phase: times.spread() for phase, times in watch.phases.items()},
+        "ended": ended or ("on this device" if stop.received else "by the server"),
         "spans": {"idle before": before, "work": work, "idle after": after},
         "energy": None,
-        "energy_note": "",
+        "problem": ended,
         "readings": sampler.readings,
         "summary": f"{device.done:,} steps in {work[1] - work[0]:.1f} s; a step: {latency_text(device) or '-'}; "
         f"{device.up / 1e6:,.2f} MB sent, {device.down / 1e6:,.2f} MB received",
@@ -167,7 +193,7 @@ def take_part(
             )
             result |= {"energy": energy, "readings": readings}
         except ValueError as error:  # all else is known
-            result["energy_note"] = str(error)
+            result["problem"] = "; ".join(filter(None, (ended, str(error))))
     return result
 
 
@@ -191,8 +217,11 @@ def from_file(file: Path) -> np.ndarray:
         ) from error
 
 
-def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None) -> np.ndarray:
+def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None, *, others: bool) -> np.ndarray:
     """The client's images ``[n, 3, H, H]`` uint8: those given, or of the data set that the run's config names.
+
+    Args:
+        others: whether they may be others than the simulation has.
 
     Raises:
         ValueError: they are not of the shape that they should have, or the data set is not to be had here, or another.
@@ -202,8 +231,12 @@ def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None) 
     shape = (held["count"], 3, size, size)
     if images.shape != shape or images.dtype != np.uint8:
         raise ValueError(f"images: {images.dtype} of shape {images.shape}; allowed: uint8 of {shape}")
-    if given is None and hashlib.sha256(np.ascontiguousarray(images)).hexdigest() != held["sha256"]:
-        raise ValueError("images: the data set here is another than the server's; allowed: --images FILE")
+    if not others and digest(images) != held["sha256"]:
+        whose = "the data set here has others" if given is None else "they are others"
+        raise ValueError(
+            f"images: {whose} than the simulation has for client {client}; allowed: those of --export-images, or "
+            "--own-images where that is meant"
+        )
     return images
 
 

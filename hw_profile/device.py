@@ -15,14 +15,13 @@ from client_work import Client, Clock, put
 from keys import Keys, prepare
 from messages import Message, pack, unpack
 from simsfl.trace import STATE, VIEWS
+from stopwatch import smoothed
 
 POLL_SECONDS = 0.2
 SEND_SECONDS = 1.0
 """For which a frame may wait to be taken; then the connection is no good."""
 RETRY_MS, LONGEST_RETRY_MS = 250, 8000
 """Between attempts to reach the server: twice as long each time."""
-LATEST = 0.1
-"""Weight of the newest in averages of times."""
 
 
 class Refused(ValueError):
@@ -35,7 +34,8 @@ class Device:
     Args:
         server: ``host:port``.
         keys: the device's, and its server's; None for plain text.
-        client: the id that it wants to be; None for any.
+        client: the id that it wants to be; None for any, of the client that holds `images` if that is free.
+        images: their `messages.digest`, if the device has them already.
         patience: seconds to try to reach the server for, at first and whenever the connection is lost.
         tell: called with what happens, in words.
         is_over: whether to leave.
@@ -57,10 +57,11 @@ class Device:
         keys: Keys | None,
         client: int | None,
         patience: float,
+        images: str | None = None,
         tell: Callable[[str], None] = lambda text: None,
         is_over: Callable[[], bool] = lambda: False,
     ):
-        self.server, self._wanted, self._patience = server, client, patience
+        self.server, self._wanted, self._patience, self._images = server, client, patience, images
         self._tell, self._is_over = tell, is_over
         self.about: Mapping[str, Any] = {}
         self.run, self.client = "", -1
@@ -68,7 +69,7 @@ class Device:
         self.round = self.step = self.steps = None
         self.done = self.up = self.down = 0
         self.seconds: dict[str, float] = {}
-        self._ended = False
+        self._ended = self._loaded = False
         self._token = secrets.token_hex(8)
         self._away = self._heard = self._sent = time.perf_counter()
         self._why = "does not answer"
@@ -123,6 +124,8 @@ class Device:
         Raises:
             Refused, TimeoutError: as `connect` does, later.
         """
+        self._loaded = True
+        self._ready()
         task = self._next("round")
         while task is not None:
             task = self._round(task, client, images, clock, step_done) or self._next("round")
@@ -188,8 +191,7 @@ class Device:
 
     def _note(self, part: str, seconds: float) -> None:
         """Average of the latest."""
-        average = self.seconds.get(part, seconds)
-        self.seconds[part] = average + LATEST * (seconds - average)
+        self.seconds[part] = smoothed(self.seconds.get(part), seconds)
 
     def _next(self, kind: str) -> Message | None:
         """The next message of this kind to the step under way, or one that begins a round; None when it is over."""
@@ -253,7 +255,11 @@ class Device:
     def _hello(self) -> None:
         """Ask to be let in, as who it is or wants to be."""
         wanted = self._wanted if self.client < 0 else self.client
-        self._send(Message("hello", about={"client": wanted, "token": self._token}))
+        self._send(Message("hello", about={"client": wanted, "token": self._token, "images": self._images}))
+
+    def _ready(self) -> None:
+        """Say that rounds may come."""
+        self._send(Message("ready", self.run, self.client))
 
     def _welcomed(self, message: Message) -> None:
         """The server has let this device in."""
@@ -261,6 +267,8 @@ class Device:
             raise Refused(f"server: {self.server} has another run by now; allowed: start this device anew")
         self.about, self.run, self.client = message.about, message.run, message.client
         self.connected = True
+        if self._loaded:
+            self._ready()
         self._tell(f"client {self.client} of run {self.run} at {self.server}")
 
     def _send(self, message: Message) -> None:

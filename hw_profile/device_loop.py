@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor
 
 from hub import Ask, Hub
-from messages import Message
+from messages import Message, digest
 from simsfl.arguments import seeds_of
 from simsfl.capture import CapturedStep
 from simsfl.observer import Observer
 from simsfl.plan import RoundPlan, draw_cohort
 from simsfl.recorder import about_part, array, averaged
+from simsfl.session import Stopped
 from simsfl.simulation import Simulation
 from simsfl.state import completed_rounds
 from simsfl.sync import is_sync_step
@@ -27,30 +27,37 @@ from simsfl.wire import DeviceStatus, Wire
 log = logging.getLogger("devices")
 
 WAIT_SECONDS = 0.2
+LARGER = 1000.0
+"""How many times as large a device's numbers may be as the simulation's."""
 
 
 class DeviceLoop(Observer, Wire):
     """Puts what devices send where the simulation has computed it, and brings them what they need.
 
     A device that does not answer in time, or has gone, is absent from then on. One that comes, or comes back, takes
-    part from the next averaging on, where all clients have the same weights, or the next round.
+    part from the next averaging on, where all clients have the same weights, or the next round. Should all clients of
+    the cohort be devices, and the last of them go in the middle of a step, what the simulation has computed of those
+    lost in that step stands in for them, and before the next step somebody is waited for.
 
     Args:
         simulation: which it observes, and whose `wire` it becomes.
         hub: where the devices are.
         timeout: seconds that a device has for an answer.
-        is_over: whether the run is to end, asked where nobody is left in the round, and one has to be waited for.
 
     Attributes:
+        waiting: called now and then while devices are waited for.
+        is_over: whether the run is to end, asked where nobody is left in the round, and one has to be waited for.
         missed: answers that were due and did not come.
 
     Raises:
         ValueError: there is something in the run that devices do not do.
     """
 
-    def __init__(self, simulation: Simulation, hub: Hub, timeout: float, is_over: Callable[[], bool] = lambda: False):
+    def __init__(self, simulation: Simulation, hub: Hub, timeout: float):
         check(simulation)
-        self.simulation, self.hub, self.timeout, self._is_over = simulation, hub, timeout, is_over
+        self.simulation, self.hub, self.timeout = simulation, hub, timeout
+        self.waiting: Callable[[], None] = lambda: None
+        self.is_over: Callable[[], bool] = lambda: False
         self.missed = 0
         self._learns = simulation.hyper.clients_learn
         self._names = averaged(simulation, learns=self._learns)
@@ -74,21 +81,26 @@ class DeviceLoop(Observer, Wire):
         self._positions = {
             client: position for position, client in enumerate(plan.cohort.tolist()) if client in self.hub.accounts
         }
-        self._there = []
+        self._there, self.absent = [], frozenset()
         self._admit()
+        self._wait_for_somebody()
+        if self._nobody_is_left():
+            raise Stopped
+
+    def step_is_over(self) -> None:
+        """See `Observer`: the next step begins with somebody."""
+        if self.simulation.step_index < self.simulation.steps:
+            self._wait_for_somebody()
 
     def up(self, smashed_2Nchw: Tensor) -> Tensor:
         """See `Wire`."""
+        if not self._there:
+            return smashed_2Nchw
         whole = smashed_2Nchw.clone().unflatten(0, (2, -1))
-        while True:
-            for client, sent in self._collect().items():
-                rows = self._rows(client)
-                if self._fits(client, sent, dict.fromkeys(("query", "key"), tuple(whole[0, rows].shape))):
-                    for side, name in zip(whole, ("query", "key"), strict=True):
-                        side[rows] = torch.from_numpy(sent[name]).to(whole)
-            if not self._nobody_is_left():
-                return whole.flatten(0, 1)
-            self._wait_for_somebody()
+        for client, sent in self._collect().items():
+            rows = self._rows(client)
+            self._put(client, sent, {"query": whole[0, rows], "key": whole[1, rows]})
+        return whole.flatten(0, 1)
 
     def down(self, gradient_Nchw: Tensor) -> None:
         """See `Wire`; clients that do not learn are told to go on."""
@@ -99,21 +111,12 @@ class DeviceLoop(Observer, Wire):
             self._tell(client, "gradient", step, arrays, asks)
 
     def averaging(self) -> None:
-        """See `Observer`: the devices' own weights are averaged.
-
-        Should the last of all clients go just then, what the simulation has of them is averaged.
-        """
-        if not self._names:
-            return
-        cohort, absent = self.simulation.state.cohort, self.absent
-        shapes = {name: tuple(getattr(cohort, name).shape[1:]) for name in self._names}
-        for client, sent in self._collect().items():
-            if self._fits(client, sent, shapes):
-                for name in self._names:
-                    with torch.no_grad():
-                        getattr(cohort, name)[self._positions[client]] = torch.from_numpy(sent[name])
-        if self._nobody_is_left():
-            self.absent = absent
+        """See `Observer`: the devices' own weights are averaged."""
+        if self._names and self._there:
+            cohort = self.simulation.state.cohort
+            for client, sent in self._collect().items():
+                position = self._positions[client]
+                self._put(client, sent, {name: getattr(cohort, name)[position] for name in self._names})
 
     def averaged(self) -> None:
         """See `Observer`: the devices go on with the average."""
@@ -151,42 +154,47 @@ class DeviceLoop(Observer, Wire):
         self._see_absent()
 
     def _see_absent(self) -> None:
-        self.absent = frozenset(position for client, position in self._positions.items() if client not in self._there)
+        absent = frozenset(position for client, position in self._positions.items() if client not in self._there)
+        if len(absent) < len(self.simulation.hyper.batches):
+            self.absent = absent
 
     def _nobody_is_left(self) -> bool:
-        return len(self.absent) == len(self.simulation.hyper.batches)
+        return not self._there and len(self._positions) == len(self.simulation.hyper.batches)
 
     def _collect(self) -> dict[int, Mapping[str, np.ndarray]]:
         """What all devices answer that are there; those of whom nothing comes are not, from then on."""
-        answers = self.hub.collect(self._there, self.timeout)
+        answers = self.hub.collect(self._there, self.timeout, self.waiting)
         self.missed += len(self._there) - len(answers)
         self._there = [client for client in self._there if client in answers]
         self._see_absent()
         return {client: message.arrays for client, message in answers.items()}
 
     def _wait_for_somebody(self) -> None:
-        """Until there is a client in the round again.
-
-        Raises:
-            KeyboardInterrupt: the run is to end before that.
-        """
-        log.warning("no client is left in the round: waiting")
-        while not self._there:
-            if self._is_over():
-                raise KeyboardInterrupt
+        """Until there is a client in the round, or the run is to end."""
+        if self._nobody_is_left():
+            log.warning("no client is left in the round: waiting")
+        while self._nobody_is_left() and not self.is_over():
             self.hub.wait(WAIT_SECONDS)
+            self.waiting()
             self._admit()
 
-    def _fits(self, client: int, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether a device has sent what it should have; one that has not is turned away."""
-        for name, shape in shapes.items():
-            sent = arrays.get(name)
-            if sent is None or sent.shape != shape or sent.dtype != np.float32 or not np.isfinite(sent).all():
-                self.hub.dismiss(client, f"{name}: is not as it should be; allowed: finite float32 of shape {shape}")
+    @torch.no_grad()
+    def _put(self, client: int, arrays: Mapping[str, np.ndarray], places: Mapping[str, Tensor]) -> None:
+        """What a device has sent, where the simulation has its own; a device that sent something else is turned away.
+
+        Its images may be others than the simulation has, but hardly so that anything is a thousand times as large.
+        """
+        for name, place in places.items():
+            sent, shape = arrays.get(name), tuple(place.shape)
+            limit = LARGER * max(1.0, float(place.abs().max()))
+            if sent is None or sent.shape != shape or sent.dtype != np.float32 or not np.abs(sent).max() <= limit:
+                allowed = f"float32 of shape {shape}, {limit:.1e} at most"
+                self.hub.dismiss(client, f"{name}: is not as it should be; allowed: {allowed}")
                 self._there.remove(client)
                 self._see_absent()
-                return False
-        return True
+                return
+        for name, place in places.items():
+            place.copy_(torch.from_numpy(arrays[name]))
 
     def _rows(self, client: int) -> slice:
         """Of the client in the cohort's batch."""
@@ -241,11 +249,6 @@ def about_run(simulation: Simulation, client: int) -> dict[str, Any]:
 def own_images(simulation: Simulation, client: int) -> np.ndarray:
     """``[n, 3, H, H]`` uint8: a client's."""
     return simulation.dataset.train.pixels[torch.from_numpy(simulation.partition[client])].cpu().numpy()
-
-
-def digest(pixels: np.ndarray) -> str:
-    """By which a device sees whether it has the images that the simulation gives its client."""
-    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
 
 
 def chosen_clients(simulation: Simulation, asked: str | None, count: int | None) -> list[int]:

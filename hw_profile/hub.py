@@ -5,23 +5,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import recv_monitor_message
 
 from keys import Keys, prepare
 from messages import Message, pack, unpack
+from stopwatch import smoothed
 
 log = logging.getLogger("devices")
 
 PRESENCE_SECONDS = 1.0
 """How often it is found out who is there still."""
-PARTING_SECONDS = 2.0
-LATEST = 0.1
-"""Weight of the newest in averages of times."""
+PARTING_SECONDS = 10.0
+"""In which devices may end what they are computing."""
+WAITING_FRAMES = 16
+"""Of each sender: those of one who talks too much wait there."""
+FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 Ask = tuple[str, int, int]
 """An answer that a device owes: kind, round and step."""
@@ -30,15 +34,12 @@ Ask = tuple[str, int, int]
 class Known:
     """Lets in those whose public keys are known; asked by the authenticator, in its thread."""
 
-    def __init__(self, peers: Collection[str], refuse: Callable[[str], None]):
-        self._peers, self._refuse = {peer.encode() for peer in peers}, refuse
+    def __init__(self, peers: Collection[str]):
+        self._peers = {peer.encode() for peer in peers}
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether a device with this key may talk."""
-        known = key in self._peers
-        if not known:
-            self._refuse("key: a device's that is not known")
-        return known
+        return key in self._peers
 
 
 @dataclass
@@ -59,8 +60,10 @@ class Peer:
     """A device that has said hello, by its connection."""
 
     identity: bytes
-    token: str
-    """That the device has given itself, and keeps over connections."""
+    owner: str
+    """The device's public key; in plain text a word that it has given itself, and keeps over connections."""
+    ready: bool = False
+    """Whether it has loaded what it needs."""
     fresh: bool = True
     """Whether it has had no round yet, and so has no weights."""
     asked: Ask | None = None
@@ -73,8 +76,8 @@ class Peer:
 
 
 @dataclass
-class Traffic:
-    """Bytes of whole frames, and frames that were refused, by reason."""
+class Counts:
+    """Bytes of whole frames, and what was refused, by reason."""
 
     up: int = 0
     down: int = 0
@@ -101,22 +104,25 @@ class Hub:
     def __init__(self, address: str, keys: Keys | None, run: str, about: Mapping[int, Mapping[str, Any]]):
         self.run, self._about = run, about
         self.accounts = {client: Account() for client in sorted(about)}
-        self.traffic = Traffic()
+        self.counts = Counts()
         self._peers: dict[int, Peer] = {}
         self._news = threading.Condition()
         self._checked = 0.0
+        self._came = self._ended = 0
         self._failure: Exception | None = None
         self._context = zmq.Context()
         self._guard = ThreadAuthenticator(self._context) if keys else None
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.RCVHWM, WAITING_FRAMES)
         prepare(self._router, keys)
+        self._monitor = self._router.get_monitor_socket(FAILED | zmq.EVENT_DISCONNECTED)
         self._inlet, self._outlet = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._outlet.bind("inproc://out")
         self._inlet.connect("inproc://out")
         if keys:
             self._guard.start()
-            self._guard.configure_curve_callback("*", credentials_provider=Known(keys.peers, self._refuse))
+            self._guard.configure_curve_callback("*", credentials_provider=Known(keys.peers))
             self._router.curve_server = True
         self._thread = threading.Thread(target=self._serve, daemon=True)
         try:
@@ -144,16 +150,17 @@ class Hub:
         self._release()
 
     def _release(self) -> None:
-        for socket in (self._router, self._inlet, self._outlet):
+        self._router.disable_monitor()
+        for socket in (self._router, self._monitor, self._inlet, self._outlet):
             socket.close()
         if self._guard:
             self._guard.stop()
         self._context.term()
 
     def present(self) -> set[int]:
-        """Clients whose devices are there."""
+        """Clients whose devices are there, and ready."""
         with self._news:
-            return set(self._peers)
+            return {client for client, peer in self._peers.items() if peer.ready}
 
     def is_fresh(self, client: int) -> bool:
         """Whether the client's device is there, and has no weights yet."""
@@ -179,18 +186,22 @@ class Hub:
         self._inlet.send_multipart([peer.identity, frame])
         return True
 
-    def collect(self, clients: Collection[int], timeout: float) -> dict[int, Message]:
+    def collect(
+        self, clients: Collection[int], timeout: float, meanwhile: Callable[[], None] = lambda: None
+    ) -> dict[int, Message]:
         """What these clients' devices answer to what they were last asked, by client.
 
-        Those that do not in time are dismissed; those that have gone are not waited for.
+        Those that do not in time are dismissed; those that have gone are not waited for. `meanwhile` is called now and
+        then.
         """
         deadline = time.monotonic() + timeout
         with self._news:
             while (late := [c for c in clients if c in self._peers and self._peers[c].asked]) and (
                 left := deadline - time.monotonic()
             ) > 0:
-                self._news.wait(left)
+                self._news.wait(min(left, PRESENCE_SECONDS))
                 self._check()
+                meanwhile()
             peers = {c: self._peers[c] for c in clients if c in self._peers and self._peers[c].answer}
             answers = {client: peer.answer for client, peer in peers.items()}
             for peer in peers.values():
@@ -222,7 +233,7 @@ class Hub:
     def _serve(self) -> None:
         """The thread: pass on what is to be sent, hear what comes, see who is there."""
         poller = zmq.Poller()
-        for socket in (self._router, self._outlet):
+        for socket in (self._router, self._outlet, self._monitor):
             poller.register(socket, zmq.POLLIN)
         try:
             while True:
@@ -233,7 +244,10 @@ class Hub:
                         return
                     self._deliver(identity, frame[0])
                 if self._router in ready:
-                    self._hear(*self._router.recv_multipart())
+                    identity, *frames = self._router.recv_multipart(copy=False)
+                    self._hear(identity.bytes, frames)
+                if self._monitor in ready:
+                    self._see(recv_monitor_message(self._monitor))
                 if time.monotonic() - self._checked > PRESENCE_SECONDS:
                     self._see_who_is_there()
         except Exception as error:  # it is raised where the simulation waits
@@ -241,30 +255,43 @@ class Hub:
                 self._failure = error
                 self._news.notify_all()
 
-    def _hear(self, identity: bytes, *frames: bytes) -> None:
+    def _hear(self, identity: bytes, frames: Sequence[zmq.Frame]) -> None:
         """Answer a hello, keep an answer that was asked for, and refuse whatever else it is."""
-        self.traffic.up += sum(map(len, frames))
-        hello = False
+        self.counts.up += sum(map(len, frames))
+        kind = ""
         try:
             if len(frames) != 1:
                 raise ValueError(f"frame: {len(frames)} of them; allowed: one")
-            message = unpack(frames[0])
-            hello = message.kind == "hello"
+            message = unpack(frames[0].bytes)
+            kind = message.kind
             with self._news:
-                (self._welcome if hello else self._take)(identity, message, len(frames[0]))
+                if kind == "hello":
+                    self._welcome(identity, message, frames[0])
+                else:
+                    self._take(identity, message, len(frames[0]))
                 self._news.notify_all()
         except ValueError as error:
-            self._refuse(str(error))
-            if hello or str(error).startswith("version"):  # it may be a device, and should know
-                self._deliver(identity, pack(Message("refused", self.run, about={"reason": str(error)})))
+            reason = str(error)
+            self._refuse(reason)
+            if kind == "hello" or reason.startswith("version"):  # it may be a device, and should know
+                self._deliver(identity, pack(Message("refused", self.run, about={"reason": reason})))
+            elif reason.startswith("stranger") and message.run == self.run and not self._knows(identity):
+                self._deliver(identity, pack(Message("dismissed", self.run, message.client)))
+        except Exception:  # a mistake of ours: no frame may end a run
+            log.exception("a frame could not be dealt with")
 
     def _take(self, identity: bytes, message: Message, size: int) -> None:
-        """Keep an answer."""
+        """Keep an answer, or take note of who is ready and who leaves."""
         peer, now = self._peers.get(message.client), time.perf_counter()
         if peer is None or peer.identity != identity:
             raise ValueError(f"stranger: {message.kind} of one who is not client {message.client}")
+        account = self.accounts[message.client]
+        account.up += size
         if message.run != self.run:
             raise ValueError("run: another")
+        if message.kind == "ready":
+            peer.ready = True
+            return
         if message.kind == "bye":
             del self._peers[message.client]
             log.info("client %d has left", message.client)
@@ -272,8 +299,6 @@ class Hub:
         if (message.kind, message.round, message.step) != peer.asked:
             raise ValueError(f"{message.kind}: of round {message.round}, step {message.step}: it was not asked for")
         peer.answer, peer.answered, peer.asked = message, now, None
-        account = self.accounts[message.client]
-        account.up += size
         if message.kind != "smashed":
             return
         account.steps += 1
@@ -288,33 +313,53 @@ class Hub:
     def _refuse(self, reason: str) -> None:
         """Write down what was not taken."""
         kind = reason.partition(":")[0]
-        count = self.traffic.refused[kind] = self.traffic.refused.get(kind, 0) + 1
-        if count & (count - 1) == 0:  # the first, second, fourth: whoever sends many fills no disk
-            log.warning("refused, number %d of %r: %s", count, kind, reason[:200])
+        count = self.counts.refused.get(kind, 0) + 1
+        self.counts.refused = {**self.counts.refused, kind: count}  # another thread may be reading it
+        if is_round(count):
+            log.warning("refused, number %d of %s: %s", count, kind, reason[:200])
 
-    def _welcome(self, identity: bytes, hello: Message, size: int) -> None:
+    def _see(self, event: Mapping[str, Any]) -> None:
+        """What became of a connection: that there was none, or that it ended, as it does with a frame too large."""
+        if event["event"] & FAILED:
+            self._refuse("handshake: failed, as it does without a key that is known here")
+            return
+        self._ended += 1
+        if is_round(self._ended):
+            log.info("connections that have ended: %d", self._ended)
+
+    def _welcome(self, identity: bytes, hello: Message, frame: zmq.Frame) -> None:
         """Give a device the client id that it asks for, or any that is free; one that it had is its own again."""
-        token, wanted = hello.about.get("token"), hello.about.get("client")
-        if not isinstance(token, str) or not token:
-            raise ValueError("token: there is none; allowed: a word of the device's own")
-        if any(peer.identity == identity and peer.token != token for peer in self._peers.values()):
+        owner, wanted, images = owner_of(frame, hello), hello.about.get("client"), hello.about.get("images")
+        if any(peer.identity == identity and peer.owner != owner for peer in self._peers.values()):
             raise ValueError("token: another than before")
         self._see_who_is_there()
-        free = [c for c in self.accounts if c not in self._peers or self._peers[c].token == token]
+        free = [c for c in self.accounts if c not in self._peers or self._peers[c].owner == owner]
         if not free:
             raise ValueError("client_id: each is another device's just now; allowed: when one has left")
-        client = free[0] if wanted is None else wanted
-        if type(client) is not int or client not in free:
-            what = "another device's" if type(client) is int and client in self.accounts else "no device's"
-            raise ValueError(f"client_id: {str(wanted)[:20]} is {what}; allowed: {', '.join(map(str, free))}")
-        for other in [c for c, peer in self._peers.items() if peer.token == token]:
-            del self._peers[other]
-        self._peers[client] = Peer(identity, token)
-        self.accounts[client].up += size
-        frame = pack(Message("welcome", self.run, client, about=dict(self._about[client])))
-        self._count_down(client, frame)
-        self._deliver(identity, frame)
-        log.info("client %d is there", client)
+        if wanted is None:
+            fitting = [c for c in free if self._about[c]["held"]["sha256"] == images]
+            wanted = (fitting or free)[0]
+        if type(wanted) is not int or wanted not in free:
+            what = "another device's" if type(wanted) is int and wanted in self.accounts else "no device's"
+            raise ValueError(f"client_id: {wanted!r:.20} is {what}; allowed: {', '.join(map(str, free))}")
+        for client, peer in [(c, peer) for c, peer in self._peers.items() if peer.owner == owner]:
+            del self._peers[client]
+            if peer.identity != identity:
+                gone = "server: another device has come with the key of this one; allowed: a key for each"
+                self._deliver(peer.identity, pack(Message("refused", self.run, about={"reason": gone})))
+        self._peers[wanted] = Peer(identity, owner)
+        self.accounts[wanted].up += len(frame)
+        answer = pack(Message("welcome", self.run, wanted, about=dict(self._about[wanted])))
+        self._count_down(wanted, answer)
+        self._deliver(identity, answer)
+        self._came += 1
+        if is_round(self._came) or self._came < 1000:
+            log.info("client %d has come", wanted)
+
+    def _knows(self, identity: bytes) -> bool:
+        """Whether it is the connection of a device that has said hello."""
+        with self._news:
+            return any(peer.identity == identity for peer in self._peers.values())
 
     def _see_who_is_there(self) -> None:
         """Send each device an empty frame, which tells who is gone; not too often, or whoever says hello can flood."""
@@ -329,7 +374,7 @@ class Hub:
                     self._news.notify_all()
 
     def _count_down(self, client: int, frame: bytes) -> None:
-        self.traffic.down += len(frame)
+        self.counts.down += len(frame)
         self.accounts[client].down += len(frame)
 
     def _deliver(self, identity: bytes, frame: bytes) -> bool:
@@ -341,6 +386,21 @@ class Hub:
         return True
 
 
-def smoothed(average: float | None, newest: float) -> float:
-    """The average with the newest in it."""
-    return newest if average is None else average + LATEST * (newest - average)
+def owner_of(frame: zmq.Frame, hello: Message) -> str:
+    """Who has sent a hello: by the key that was shown, and in plain text by the hello's own word.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    try:
+        return frame.get("User-Id")
+    except zmq.ZMQError:
+        token = hello.about.get("token")
+    if not isinstance(token, str) or not token:
+        raise ValueError("token: there is none; allowed: a word of the device's own")
+    return token
+
+
+def is_round(count: int) -> bool:
+    """1, 2, 4, 8 and so on: what is logged of what may be sent without end, so that it fills no disk."""
+    return count & (count - 1) == 0

@@ -23,13 +23,14 @@ from zmq.utils import z85
 
 from messages import LARGEST
 from simsfl.arguments import Parser, fail, path, whole_number
+from simsfl.names import shortened
 
 OPTIONS = {
     zmq.LINGER: 500,
     zmq.MAXMSGSIZE: LARGEST,
     zmq.HEARTBEAT_IVL: 2000,
-    zmq.HEARTBEAT_TIMEOUT: 10_000,  # a process that hangs, or a machine that is gone
-    zmq.RCVHWM: 16,  # frames of one who talks too much wait at their sender
+    zmq.HEARTBEAT_TIMEOUT: 60_000,  # a machine that is gone; a frame on a slow network takes its time, too
+    zmq.HANDSHAKE_IVL: 10_000,
 }
 """Of either end's socket; times in milliseconds."""
 ENDS = ("server", "device")
@@ -71,7 +72,8 @@ class Keys:
         except OSError as error:
             made = "allowed: a file that python hw_profile/keys.py makes"
             raise ValueError(f"key: {file} cannot be read ({error.strerror}); {made}") from error
-        except (ValueError, LookupError, TypeError, AttributeError, struct.error):  # whatever else it may hold
+            whole = whole and zmq.curve_public(keys.secret.encode()).decode() == keys.public
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):  # whatever it holds
             whole = False
         if not whole:
             raise ValueError(f"key: {file} holds no keys; allowed: a file that python hw_profile/keys.py made")
@@ -82,11 +84,19 @@ class Keys:
 
 def is_loopback(address: str) -> bool:
     """Whether nobody but this machine gets there."""
-    host = address.rpartition(":")[0].strip("[]")
+    host = address.rpartition(":")[0]
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def checked(address: str, field: str) -> str:
+    """A ``host:port``; raises a ValueError for what is none."""
+    host, _, port = address.rpartition(":")
+    if not host or ":" in host or not port.isdecimal() or not int(port) < 1 << 16:
+        raise ValueError(f"{field}: {shortened(address)!r} is none; allowed: HOST:PORT, by name or IPv4 address")
+    return address
 
 
 def prepare(socket: zmq.Socket, keys: Keys | None) -> None:
@@ -103,7 +113,7 @@ def make(directory: Path, devices: int) -> list[Path]:
     Raises:
         ValueError: the directory holds keys already.
     """
-    if (directory / SERVER).exists():
+    if directory.is_dir() and any(directory.glob("*.key")):
         raise ValueError(f"out: {directory} holds keys already; allowed: a new directory")
     directory.mkdir(parents=True, exist_ok=True)
     server, *pairs = ([part.decode() for part in zmq.curve_keypair()] for _ in range(1 + devices))

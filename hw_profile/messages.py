@@ -7,6 +7,7 @@ or raises a ValueError.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +18,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 VERSION = 1
-KINDS = ("hello", "welcome", "refused", "round", "smashed", "gradient", "weights", "average", "dismissed", "bye")
-"""In the order of a session: a device says hello, smashed, weights, and bye when it leaves."""
+KINDS = (
+    "hello",
+    "welcome",
+    "ready",
+    "round",
+    "smashed",
+    "gradient",
+    "weights",
+    "average",
+    "dismissed",
+    "refused",
+    "bye",
+)
+"""In the order of a session. A device says hello, is ready once it has loaded what it needs, and says bye when it
+leaves; one that is dismissed may say hello again, one that is refused may not."""
 LARGEST = 1 << 28
 """Bytes of a frame."""
 HEADER_LARGEST = 1 << 20
@@ -65,15 +79,20 @@ def unpack(frame: bytes) -> Message:
         raise ValueError(f"version: {words.get('version')!r} is not spoken here; allowed: {VERSION}")
     if words.get("kind") not in KINDS:
         raise ValueError(f"kind: {words.get('kind')!r} is not known; allowed: {', '.join(KINDS)}")
+    counts = {name: count(words.get(name, "")) for name in ("client", "round", "step")}
     try:
-        counts = {name: count(words[name]) for name in ("client", "round", "step")}
         about = json.loads(words["about"])
         arrays = load(frame)
-    except (KeyError, json.JSONDecodeError, RecursionError, SafetensorError, TypeError) as error:
+    except (KeyError, ValueError, RecursionError, SafetensorError, TypeError) as error:
         raise ValueError(f"frame: is not as it should be ({type(error).__name__})") from error
     if not isinstance(about, dict):
         raise ValueError("about: is no object; allowed: names and values")
     return Message(words["kind"], words.get("run", ""), **counts, arrays=arrays, about=about)
+
+
+def digest(pixels: np.ndarray) -> str:
+    """By which both ends see whether they mean the same images."""
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
 
 
 def metadata(frame: bytes) -> dict[str, str]:

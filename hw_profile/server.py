@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ sys.path.append(str(checkout.ROOT / "experiments"))
 import numpy as np
 
 import run
-from hub import Hub, Traffic
-from keys import SERVER, Keys, is_loopback
-from simsfl.arguments import Parser, fail, path, print_error, value_of, whole_number
+from hub import Counts, Hub
+from keys import SERVER, Keys, checked, is_loopback
+from simsfl.arguments import Parser, fail, path, print_error, seconds, value_of, whole_number
 from simsfl.console import Output
 from simsfl.signals import Stop
 
@@ -81,14 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + (stop.received or 2)
 
 
-def seconds(text: str) -> float:
-    """The type of flags that say how long."""
-    value = value_of(float, "seconds")(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no time to wait for; allowed: seconds, more than 0")
-    return value
-
-
 def keys_of(arguments: argparse.Namespace) -> Keys | None:
     """The server's keys; None for plain text.
 
@@ -107,8 +100,11 @@ def keys_of(arguments: argparse.Namespace) -> Keys | None:
 class Devices:
     """The devices that take part in a run (`launch.Guests`)."""
 
+    program = Path(__file__)
+
     def __init__(self, arguments: argparse.Namespace, stop: Stop):
         arguments.listen = arguments.listen or f"{'127.0.0.1' if arguments.insecure else '0.0.0.0'}:{PORT}"
+        checked(arguments.listen, "listen")
         self._arguments, self._stop, self._keys = arguments, stop, keys_of(arguments)
         self._hub: Hub | None = None
 
@@ -125,16 +121,19 @@ class Devices:
         self._wanted = len(clients) if arguments.wait_for is None else arguments.wait_for
         if not 0 <= self._wanted <= len(clients):
             raise ValueError(f"wait_for: {self._wanted} is out of range; allowed: 0 to {len(clients)}")
+        allow_files()
         about = {client: about_run(simulation, client) for client in clients}
         self._hub = Hub(arguments.listen, self._keys, secrets.token_hex(8), about)
-        self._loop = DeviceLoop(simulation, self._hub, arguments.device_timeout, lambda: bool(self._stop.received))
+        self._loop = DeviceLoop(simulation, self._hub, arguments.device_timeout)
         if arguments.export_images:
             export(simulation, clients, arguments.export_images)
 
     @contextmanager
     def during(self, session: Any) -> Iterator[None]:
         """Wait for the devices, and let them take part."""
-        hub, console, file = self._hub, session.console, session.directory.path / "devices.log"
+        hub, console, file = self._hub, session.console, session.directory.devices
+        self._loop.waiting = lambda: session.refresh("waiting for devices")
+        self._loop.is_over = lambda: bool(self._stop.received or console.deserted)
         with logged(file):
             try:
                 real = f"client{'s' * (len(hub.accounts) > 1)} {', '.join(map(str, hub.accounts))}"
@@ -143,7 +142,7 @@ class Devices:
                 yield
             finally:
                 self._loop.end()
-                tell(console, f"{summary(hub.traffic)}, {self._loop.missed} answers missed")
+                tell(console, f"{summary(hub.counts)}, {self._loop.missed} answers missed")
                 if file.exists():
                     tell(console, f"who came and went: {file}")
 
@@ -153,16 +152,23 @@ class Devices:
             self._hub.close()
 
 
+def allow_files() -> None:
+    """As many open files as the system lets this process have: connections of strangers are files, too."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS has a limit of its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def tell(console: Output, text: str) -> None:
     """A line about the devices."""
     console.print(f"devices   {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def summary(traffic: Traffic) -> str:
+def summary(counts: Counts) -> str:
     """Bytes, and what was refused."""
-    reasons = ", ".join(f"{kind} {count:,}" for kind, count in traffic.refused.items())
+    reasons = ", ".join(f"{kind} {count:,}" for kind, count in counts.refused.items())
     return (
-        f"{traffic.up / 1e6:,.2f} MB up, {traffic.down / 1e6:,.2f} MB down, {sum(traffic.refused.values()):,} frames "
+        f"{counts.up / 1e6:,.2f} MB up, {counts.down / 1e6:,.2f} MB down, {sum(counts.refused.values()):,} frames "
         f"refused{f' ({reasons})' if reasons else ''}"
     )
 
@@ -175,6 +181,8 @@ def wait(console: Output, hub: Hub, wanted: int) -> None:
             new, there = hub.present() - there, hub.present()
             for client in sorted(new):
                 tell(console, f"client {client} is there")
+            if console.deserted:
+                raise KeyboardInterrupt
             if len(there) >= wanted:
                 return
             status.update(f"waiting for devices: {len(there)} of {wanted}")

@@ -12,6 +12,13 @@ import numpy as np
 
 SAMPLE = 1 << 15
 """Times that are remembered of a phase, at most."""
+LATEST = 0.1
+"""Weight of the newest in an average of the latest."""
+
+
+def smoothed(average: float | None, newest: float) -> float:
+    """The average of the latest times, with the newest in it."""
+    return newest if average is None else average + LATEST * (newest - average)
 
 
 class Times:

@@ -75,6 +75,14 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    """The type of flags that say how long to wait."""
+    value = value_of(float, "seconds")(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is no time to wait for; allowed: seconds, more than 0")
+    return value
+
+
 def seeds_of(text: str, flag: str = "seeds") -> list[int]:
     """Numbers by comma, each once.
 

@@ -43,6 +43,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.start = self.path / "start.safetensors"
         self.trace = self.path / "trace.json"
+        self.devices = self.path / "devices.log"
         self.report = self.path / "report.md"
         self.figures = self.path / "figures"
         self.attacks = self.path / "attacks"
@@ -158,6 +159,7 @@ class RunDirectory:
             self.checkpoints,
             self.start,
             self.trace,
+            self.devices,
             self.report,
             self.figures,
             self.attacks,

@@ -165,7 +165,7 @@ class Session:
         try:
             for record in self.simulation.train():
                 self._take(record)
-                self._refresh("training")
+                self.refresh("training")
                 if self.console.deserted:
                     self.stop.received = signal.SIGPIPE
                 if self.stop.received and self._may_save(record):
@@ -199,10 +199,10 @@ class Session:
         for done, item in enumerate(items):
             if self.stop.received:
                 raise Stopped
-            self._refresh(f"{title} {done:,}/{len(items):,}")
+            self.refresh(f"{title} {done:,}/{len(items):,}")
             yield item
 
-    def _refresh(self, activity: str) -> None:
+    def refresh(self, activity: str) -> None:
         """Show the run if it is time to."""
         if self.view.due() or time.monotonic() - self.shown >= LIVE_SECONDS:
             self._show(activity)

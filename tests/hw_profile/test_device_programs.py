@@ -9,6 +9,7 @@ from conftest import TINY, flags
 import client
 import keys
 import server
+from messages import digest
 
 
 def error_of(code, capsys):
@@ -27,9 +28,9 @@ def error_of(code, capsys):
             "server: 127.0.0.1:1 does not answer; allowed: ",
         ),
         (["--server", "no such host:1", "--insecure"], "insecure: no such host:1 is another machine"),
-        (["--server", "127.0.0.1", "--insecure"], "server: '127.0.0.1' has no host or no port; allowed: HOST:PORT"),
-        (["--server", ":5555", "--insecure"], "server: ':5555' has no host or no port"),
-        (["--server", "127.0.0.1:99999", "--insecure"], "server: '127.0.0.1:99999' has no host or no port"),
+        (["--server", "127.0.0.1", "--insecure"], "server: '127.0.0.1' is none; allowed: HOST:PORT, by name"),
+        (["--server", ":5555", "--insecure"], "server: ':5555' is none"),
+        (["--server", "127.0.0.1:99999", "--insecure"], "server: '127.0.0.1:99999' is none"),
         (["--server", "127.0.0.1:1"], "key: one of the two is needed; allowed: --key FILE, or --insecure"),
         (
             ["--server", "example.org:1", "--insecure"],
@@ -43,6 +44,11 @@ def error_of(code, capsys):
         (["--server", "127.0.0.1:1", "--insecure", "--meter", "ohm"], "meter: 'ohm' is not known"),
         (["--server", "127.0.0.1:1", "--insecure", "--runtime", "onnx"], "runtime: 'onnx' is not known"),
         (["--server", "127.0.0.1:1", "--insecure", "--runtime", "lean", "--threads", "1"], "threads: NumPy's"),
+        (["--server", "127.0.0.1:1", "--insecure", "--patience", "nan"], "patience: nan is no time to wait for"),
+        (
+            ["--server", "127.0.0.1:1", "--insecure", "--own-images"],
+            "own_images: there are none; allowed: ",
+        ),
         (["--servr", "127.0.0.1:1"], "server"),
         ([], "following arguments are required: --server"),
     ],
@@ -61,7 +67,16 @@ def test_of_keys(capsys, tmp_path):
     message = "is a server's; allowed: a device's, made at the same time"
     assert message in error_of(client.main([*own, str(tmp_path / "keys" / "server.key")]), capsys)
     good = (tmp_path / "keys" / "device-1.key").read_text()
-    for text in ("", "[]", "{}", good[:-9], good.replace("secret", "other"), '"' * 40, good.replace('"device"', "3")):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        good[:-9],
+        good.replace("secret", "other"),
+        '"' * 40,
+        good.replace('"device"', "3"),
+        "[" * 200_000,
+    ):
         (tmp_path / "bad.key").write_text(text)
         assert "holds no keys" in error_of(client.main([*own, str(tmp_path / "bad.key")]), capsys)
 
@@ -70,13 +85,19 @@ def test_of_images(tmp_path):
     about = {"network": {"image_size": 8}, "held": {"count": 3, "sha256": "0"}, "config": {}}
     for array in (np.zeros((2, 3, 8, 8), np.uint8), np.zeros((3, 3, 8, 8), np.float32)):
         with pytest.raises(ValueError, match=r"^images: .* of shape \(., 3, 8, 8\); allowed: uint8 of \(3, 3, 8, 8\)$"):
-            client.own_images(about, 0, array)
+            client.own_images(about, 0, array, others=True)
     (tmp_path / "text.npy").write_text("text")
     with pytest.raises(ValueError, match=r"^images: .* holds no array"):
         client.from_file(tmp_path / "text.npy")
     about["config"] = {"dataset": str(tmp_path / "none.npz")}
     with pytest.raises(ValueError, match=r"^images: there are none of the server's data set here .* --images FILE"):
-        client.own_images(about, 0, None)
+        client.own_images(about, 0, None, others=False)
+    whole = np.ones((3, 3, 8, 8), np.uint8)
+    with pytest.raises(ValueError, match=r"^images: they are others than the simulation has for client 7; allowed: "):
+        client.own_images(about, 7, whole, others=False)
+    assert client.own_images(about, 7, whole, others=True) is whole
+    about["held"]["sha256"] = digest(whole)
+    assert client.own_images(about, 7, whole, others=False) is whole
 
 
 def test_of_servers(npz, tmp_path, capsys, monkeypatch):
@@ -94,7 +115,8 @@ def test_of_servers(npz, tmp_path, capsys, monkeypatch):
                 ["--insecure", "--listen", f"127.0.0.1:{port}"],
                 "cannot be had (Address already in use); allowed: a free",
             ),
-            (["--insecure", "--listen", "127.0.0.1:x"], "listen: 127.0.0.1:x cannot be had"),
+            (["--insecure", "--listen", "127.0.0.1:x"], "listen: '127.0.0.1:x' is none; allowed: HOST:PORT"),
+            (["--insecure", "--listen", "127.0.0.1:99999"], "listen: '127.0.0.1:99999' is none; allowed: HOST:PORT"),
             (["--insecure", "--devices", "9"], "devices: 9 are more than the clients that take part; allowed: 1 to"),
             (["--insecure", "--device-clients", "8"], "device_clients: 8 are not all clients; allowed: 0 to 7"),
             (["--insecure", "--device-clients", "1,2", "--devices", "3"], "devices: 3 are not as many as the device_"),

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from client_work import make_client
 from device import Device, Refused
 from device_loop import DeviceLoop, about_run
 from hub import Hub
-from messages import Message, pack
+from messages import Message, pack, unpack
 from simsfl import RunConfig, Simulation
+from simsfl.observer import Observer
 from simsfl.recorder import Recorder
+from simsfl.session import Stopped
 from simsfl.trace import Trace
 
 PROGRAMS = Path(__file__).parents[2] / "hw_profile"
@@ -33,9 +36,9 @@ EVERYONE = {**TINY, "cohort": 8}
 
 
 @contextmanager
-def hub_of(simulation, own_keys=None, timeout=LONG, clients=CLIENTS, is_over=lambda: False):
+def hub_of(simulation, own_keys=None, timeout=LONG, clients=CLIENTS):
     hub = Hub("127.0.0.1:0", own_keys, "run", {client: about_run(simulation, client) for client in clients})
-    loop = DeviceLoop(simulation, hub, timeout, is_over)
+    loop = DeviceLoop(simulation, hub, timeout)
     try:
         yield hub, loop
     finally:
@@ -44,16 +47,26 @@ def hub_of(simulation, own_keys=None, timeout=LONG, clients=CLIENTS, is_over=lam
 
 
 class Served(threading.Thread):
-    """A device in a thread, as client `number`; it leaves without a word after so many steps."""
+    """A device in a thread, as client `number`; it leaves without a word after so many steps.
 
-    def __init__(self, simulation, address, number, runtime="torch", leave_after=None, before_step=None):
+    `says` makes of a message those that are sent instead; a pair is sent as two frames of one.
+    """
+
+    def __init__(self, simulation, address, number, runtime="torch", leave_after=None, before_step=None, says=None):
         super().__init__(daemon=True)
         self.left = threading.Event()
         self.device = Device(address, None, number, LONG, is_over=self.left.is_set)
         self.pixels = simulation.dataset.train.pixels[torch.from_numpy(simulation.partition[number])].numpy()
         self.runtime, self.leave_after, self.before_step = runtime, leave_after, before_step
         self.error = None
+        if says:
+            self.device._send = lambda message: [self.send(said) for said in says(message)]
         self.start()
+
+    def send(self, said):
+        frames = [pack(message) for message in (said if isinstance(said, tuple) else (said,))]
+        assert self.device._socket.poll(1000 * LONG, zmq.POLLOUT)
+        self.device._socket.send_multipart(frames)
 
     def run(self):
         device = self.device
@@ -128,7 +141,7 @@ def test_the_result_is_the_simulations(setting, dataset):
         found, expected if exact else {n: expected[n] for n in ("server.online", "clients.online")}, 1e-3 * (not exact)
     )
     assert not loop.missed
-    assert not hub.traffic.refused
+    assert not hub.counts.refused
     assert sum(account.steps for account in hub.accounts.values()) == sum(device.device.done for device in devices) > 0
 
 
@@ -149,17 +162,17 @@ def test_bytes_are_the_cost_models_and_a_little_more(dataset):
     with hub_of(simulation) as (hub, _):
         devices = [Served(simulation, hub.address, number) for number in CLIENTS]
         wait_for(hub, 3)
-        before = hub.traffic.up, hub.traffic.down
+        before = hub.counts.up, hub.counts.down
         list(simulation.rounds())
-        up, down = hub.traffic.up - before[0], hub.traffic.down - before[1]
+        up, down = hub.counts.up - before[0], hub.counts.down - before[1]
     finish(*devices)
     share, syncs = len(CLIENTS) / 8, simulation.config.syncs_per_round
     frames = 3 * len(CLIENTS) * (simulation.steps + syncs)
     assert share * simulation.traffic.up <= up < share * simulation.traffic.up + 500 * frames
     plan = 3 * len(CLIENTS) * 6000  # which images and views a round has, and at first all that a client keeps
     assert share * simulation.traffic.down <= down < share * simulation.traffic.down + 500 * frames + plan
-    assert sum(account.up for account in hub.accounts.values()) == hub.traffic.up
-    assert sum(account.down for account in hub.accounts.values()) == hub.traffic.down
+    assert sum(account.up for account in hub.accounts.values()) == hub.counts.up
+    assert sum(account.down for account in hub.accounts.values()) == hub.counts.down
 
 
 def test_a_device_that_leaves_is_done_without_and_may_return(dataset):
@@ -217,50 +230,188 @@ def test_a_device_that_hangs_is_dismissed_and_comes_back_at_an_averaging(dataset
     finish(*devices)
 
 
-def test_where_nobody_is_left_somebody_is_waited_for(dataset):
-    config = RunConfig(**{**TINY, "clients": 2, "cohort": 2, "rounds": 2})
-    simulation, over = Simulation(config, dataset), threading.Event()
-    with hub_of(simulation, clients=[0, 1], is_over=over.is_set) as (hub, loop):
+def test_where_nobody_is_left_somebody_is_waited_for_between_steps(dataset):
+    """What the last ones did not send, the simulation has: the result is as if they had gone behind the step."""
+    config = RunConfig(**{**TINY, "clients": 2, "cohort": 2, "rounds": 2, "engine": "loop"})
+    expected = trained(Simulation(config, dataset))
+    simulation, asked = Simulation(config, dataset), []
+    with hub_of(simulation, clients=[0, 1]) as (hub, loop):
+        loop.waiting = lambda: asked.append(simulation.step_index)
         gone = [Served(simulation, hub.address, number, leave_after=2) for number in (0, 1)]
         wait_for(hub, 2)
         steps = simulation.round()
         while not all(device.left.is_set() for device in gone):
             next(steps)
         finish(*gone)
-        later = threading.Timer(0.5, lambda: gone.append(Served(simulation, hub.address, 1)))
+        later = threading.Timer(0.5, lambda: gone.extend(Served(simulation, hub.address, n) for n in (0, 1)))
         later.start()
-        records = list(steps)
+        records = [record for record in steps if record.event == "step"]
         assert records[-1].step == simulation.steps
-        assert all(np.isfinite(record.loss) for record in records if record.event == "step")
-        gone[-1].left.set()
-        finish(gone[-1])
-        over.set()
-        with pytest.raises(KeyboardInterrupt):
+        assert asked
+        wait_for(hub, 2)
+        list(simulation.round())
+    finish(*gone)
+    found = simulation.state.tensors()
+    if loop.missed == 2:  # both were lost in the same step, and came back at the same
+        assert_same(found, expected)
+    assert all(torch.isfinite(tensor).all() for tensor in found.values() if tensor.is_floating_point())
+
+
+def test_where_nobody_is_there_the_run_may_be_stopped(dataset, tmp_path):
+    config = RunConfig(**{**TINY, "clients": 2, "cohort": 2, "rounds": 2})
+    simulation = Simulation(config, dataset)
+    with hub_of(simulation, clients=[0, 1]) as (_, loop):
+        loop.is_over = lambda: True
+        with pytest.raises(Stopped):
             list(simulation.round())
-    assert loop.missed in (2, 3)  # where it has not been noticed yet that the last has gone, it is asked once more
+        simulation.save(tmp_path / "run")
+    alone, again = Simulation(config, dataset), Simulation.load(tmp_path / "run", dataset)
+    assert_same(trained(again), trained(alone))
 
 
-def test_what_is_not_smashed_data_is_turned_away(dataset):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda key: key * np.float32("nan"),
+        lambda key: key * np.float32(1e20),
+        lambda key: key[:1],
+        lambda key: key.astype(np.float64),
+        lambda key: None,
+    ],
+    ids=["not finite", "huge", "few", "double", "none"],
+)
+def test_what_is_not_smashed_data_is_turned_away(change, dataset):
     simulation = Simulation(RunConfig(**{**EVERYONE, "rounds": 1}), dataset)
 
-    def poison(device):
-        send = device._send
-
-        def poisoned(message):
-            if message.kind == "smashed":
-                message.arrays["key"] = message.arrays["key"] * np.float32("nan")
-            send(message)
-
-        device._send = poisoned
+    def lie(message):
+        if message.kind == "smashed":
+            key = change(message.arrays["key"])
+            arrays = {"query": message.arrays["query"]} | ({} if key is None else {"key": key})
+            return [replace(message, arrays=arrays)]
+        return [message]
 
     with hub_of(simulation, clients=[1, 3]) as (hub, loop):
-        good, bad = Served(simulation, hub.address, 1), Served(simulation, hub.address, 3, before_step=poison)
+        good, bad = Served(simulation, hub.address, 1), Served(simulation, hub.address, 3, says=lie)
         wait_for(hub, 2)
         list(simulation.rounds())
         assert {status.client: status.presence for status in loop.devices()} == {1: "at work", 3: "away"}
     finish(good)
     bad.join(LONG)
-    assert str(bad.error).startswith("key: is not as it should be; allowed: finite float32 of shape (2, 4, 4, 4)")
+    assert str(bad.error).startswith("key: is not as it should be; allowed: float32 of shape (2, 4, 4, 4), ")
+
+
+def test_weights_that_cannot_be_are_turned_away(dataset):
+    simulation = Simulation(RunConfig(**{**EVERYONE, "rounds": 1}), dataset)
+
+    def lie(message):
+        if message.kind == "weights":
+            message = replace(message, arrays={name: array * 1e30 for name, array in message.arrays.items()})
+        return [message]
+
+    with hub_of(simulation, clients=[1, 3]) as (hub, _):
+        good, bad = Served(simulation, hub.address, 1), Served(simulation, hub.address, 3, says=lie)
+        wait_for(hub, 2)
+        list(simulation.rounds())
+    finish(good)
+    bad.join(LONG)
+    assert str(bad.error).startswith("online: is not as it should be")
+    assert float(simulation.state.clients.online.abs().max()) < 100
+
+
+def test_a_device_that_repeats_itself_and_mixes_things_up_changes_nothing(dataset, caplog):
+    """Replays, answers of other steps, rounds, clients and runs, and two frames at once, all of a device that is in."""
+    config = RunConfig(**{**EVERYONE, "engine": "loop", "rounds": 2})
+    expected = trained(Simulation(config, dataset))
+    simulation, said = Simulation(config, dataset), []
+
+    def babble(message):
+        if message.kind not in ("smashed", "weights"):
+            return [message]
+        nonsense = {name: array + 1 for name, array in message.arrays.items()}
+        wrong = (
+            {"step": message.step + 1},
+            {"step": max(0, message.step - 1), "round": 1 - message.round},
+            {"run": "another"},
+            {"client": 1},
+            {"kind": "weights" if message.kind == "smashed" else "smashed"},
+            {"kind": "round"},
+        )
+        lies = [replace(message, **change, arrays=nonsense) for change in wrong]
+        earlier, said[:] = said[-3:], [*said, message]
+        return [*lies, *earlier, (message, message), message, message]
+
+    with hub_of(simulation, clients=[1, 3]) as (hub, loop):
+        devices = [Served(simulation, hub.address, 1), Served(simulation, hub.address, 3, says=babble)]
+        wait_for(hub, 2)
+        found = trained(simulation)
+    finish(*devices)
+    assert_same(found, expected)
+    assert not loop.missed
+    answers = len(said)
+    assert answers == 2 * (simulation.steps + simulation.config.syncs_per_round)
+    assert hub.counts.refused["frame"] == answers
+    assert hub.counts.refused["stranger"] == hub.counts.refused["run"] == answers
+    assert sum(hub.counts.refused.values()) == 8 * answers + sum(min(3, before) for before in range(answers))
+    assert any(line.startswith("refused, number 1 of run: run: another") for line in caplog.messages)
+
+
+@pytest.mark.parametrize("value", [[], {}, 1.5, True, 10**30, "\ud800", "1\n2", {"a": []}, -1, 99], ids=repr)
+def test_a_hello_may_say_anything(value, dataset, caplog):
+    simulation = Simulation(RunConfig(**TINY), dataset)
+    with hub_of(simulation) as (hub, _), zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        peer.connect(f"tcp://{hub.address}")
+        for about in (
+            {"token": "a", "client": value},
+            {"token": value, "client": 1},
+            {"token": "a", "client": None, "images": value},
+        ):
+            peer.send(pack(Message("hello", about=about)))
+            assert peer.poll(1000 * LONG)
+            assert unpack(peer.recv()).kind in ("refused", "welcome")
+        device = Device(hub.address, None, 3, LONG)
+        device.connect()
+        assert device.client == 3
+        device.close()
+    assert not [record for record in caplog.records if record.exc_info]
+    assert not any("\n" in line for line in caplog.messages)
+
+
+def test_a_device_is_there_once_it_has_loaded_what_it_needs(dataset):
+    simulation = Simulation(RunConfig(**TINY), dataset)
+    with hub_of(simulation) as (hub, _):
+        held = [about_run(simulation, client)["held"]["sha256"] for client in CLIENTS]
+        device = Device(hub.address, None, None, LONG, images=held[2])
+        device.connect()
+        assert device.client == CLIENTS[2]  # whose images it has
+        hub.wait(0.2)
+        assert hub.present() == set()
+        device._ready()
+        wait_for(hub, 1)
+        device.close()
+
+
+def test_where_the_time_of_a_step_goes(dataset):
+    simulation = Simulation(RunConfig(**{**EVERYONE, "rounds": 1}), dataset)
+
+    class Slow(Observer):
+        def stepped(self, batch, outcome):
+            time.sleep(0.1)
+
+    simulation.observers.append(Slow())
+    with hub_of(simulation, clients=[3]) as (hub, _):
+        device = Served(simulation, hub.address, 3, before_step=lambda device: time.sleep(0.05))
+        wait_for(hub, 1)
+        list(simulation.rounds())
+        account = hub.accounts[3]
+    finish(device)
+    seconds = device.device.seconds
+    assert 0.05 < account.compute_seconds < account.step_seconds
+    assert seconds["compute"] > 0.05
+    assert account.network_seconds < 0.04
+    assert seconds["network"] < 0.04
+    assert 0.01 < seconds["server"] < 0.5  # it begins when the answer is there, 50 ms into the server's sleep
+    assert account.step_seconds > 0.08
 
 
 def test_a_trace_can_be_recorded_meanwhile(dataset, tmp_path):
@@ -288,7 +439,7 @@ def test_whatever_comes_over_the_wire_the_round_ends_with_the_right_weights(data
         argv = [sys.executable, Path(__file__).with_name("attacker.py"), hub.address, "100000"]
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as attacker:
             deadline = time.monotonic() + 120
-            while (refused := sum(hub.traffic.refused.values())) < 100_000 and time.monotonic() < deadline:
+            while (refused := sum(hub.counts.refused.values())) < 100_000 and time.monotonic() < deadline:
                 if refused > 20_000 * simulation.step_index and simulation.step_index < simulation.steps - 1:
                     next(steps)  # in the middle of it
                 hub.wait(0.01)
@@ -351,7 +502,7 @@ def test_a_wrong_key_is_no_one(dataset, tmp_path):
                 device.connect()
             device.close()
         assert not hub.present()
-        assert hub.traffic.refused["key"] >= 1
+        assert hub.counts.refused["handshake"] >= 2
         known = Device(hub.address, keys.Keys.read(tmp_path / "ours" / "device-1.key", "device"), None, 5.0)
         known.connect()
         assert known.client in CLIENTS
