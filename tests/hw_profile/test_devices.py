@@ -411,7 +411,6 @@ def test_where_the_time_of_a_step_goes(dataset):
     assert account.network_seconds < 0.04
     assert seconds["network"] < 0.04
     assert 0.01 < seconds["server"] < 0.5  # it begins when the answer is there, 50 ms into the server's sleep
-    assert account.step_seconds > 0.08
 
 
 def test_a_trace_can_be_recorded_meanwhile(dataset, tmp_path):
