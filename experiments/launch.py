@@ -44,11 +44,11 @@ ENGINE_NOTES = {
 class Guests(Protocol):
     """Others who take part in a run, such as real devices (hw_profile/)."""
 
-    program: Path
-    """That a run is gone on with."""
-
     def prepare(self, simulation: Simulation) -> None:
         """See whether they can, before anything is written; raise a ValueError if not."""
+
+    def resuming(self) -> list[str]:
+        """The command that goes on with a run, but for its directory."""
 
     def during(self, session: Session) -> AbstractContextManager[object]:
         """Entered while the session goes on."""
@@ -94,8 +94,8 @@ def launch(
         print_error(f"{error}; the last good checkpoint is kept in {session.directory.checkpoints}")
         return 1
     if not finished:
-        program = guests.program if guests else Path(__file__).with_name("run.py")
-        again = shlex.join(["python", str(program), "--resume", str(session.directory.path)])
+        usual = ["python", str(Path(__file__).with_name("run.py")), "--resume"]
+        again = shlex.join([*(guests.resuming() if guests else usual), str(session.directory.path)])
         console.print(f"stopped by {stop.received.name}; go on with: {again}", markup=False, soft_wrap=True)
         tell_of_trace(console, session.recorder)
         return 128 + stop.received

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,13 @@ checkout.require(numpy="numpy", rich="rich", safetensors="safetensors", zmq="pyz
 import numpy as np
 
 from board import Machine, board
-from client_work import RUNTIMES, Client, make_client, versions
+from client_work import RUNTIMES, Client, import_runtime, make_client, versions
 from device import Device, Refused
 from device_panel import LiveView, PlainView, latency_text
 from keys import Keys, checked, is_loopback
 from measuring import IDLE_SECONDS, idle
 from messages import digest
-from meters import Log, Meter, Sampler, account, choose
+from meters import Log, Meter, Sampler, Span, account, choose
 from simsfl.arguments import (
     Parser,
     add_dashboard_flag,
@@ -77,7 +78,7 @@ def parser() -> Parser:
     where.add_argument(
         "--meter", default="none", metavar="NAME", help="records energy, as that of pi_bench.py does (default: none)"
     )
-    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-client)")
+    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-client-<process>)")
     add_dashboard_flag(where)
     return result
 
@@ -90,11 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = parser().parse(argv)
             keys, machine = keys_of(arguments), Machine()
             meter = choose(arguments.meter, machine)
-            out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-client"
+            out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-client-{os.getpid()}"
             if arguments.own_images and not arguments.images:
                 raise ValueError("own_images: there are none; allowed: with --images FILE")
             if arguments.threads and arguments.runtime == "lean":
                 raise ValueError("threads: NumPy's are set from outside; allowed: OPENBLAS_NUM_THREADS=N, with lean")
+            import_runtime(arguments.runtime)  # what is missing is told before the server waits for this device
             with claimed(out, RESULT):
                 result = take_part(console, arguments, keys, meter, stop)
                 write_json(out / RESULT, {"board": asdict(board(machine)), **result})
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ValueError, OSError) as error:  # a TimeoutError is one of the latter
             return fail(error)
         except KeyboardInterrupt:
-            print_error("interrupted; nothing was written, and the server goes on without this device")
+            print_error("interrupted; nothing was written")
             return 128 + stop.received
         if result["problem"]:
             print_error(f"{result['problem']}; what was done until then is written")
@@ -117,12 +119,12 @@ def keys_of(arguments: Any) -> Keys | None:
         ValueError: neither is asked for, or plain text where others could listen.
     """
     checked(arguments.server, "server")
-    if arguments.key and not arguments.insecure:
+    if arguments.key and arguments.insecure:
+        raise ValueError("insecure: is plain text; allowed: without --key")
+    if arguments.key:
         return Keys.read(arguments.key, "device")
-    if arguments.key or not arguments.insecure:
-        raise ValueError(
-            "key: one of the two is needed; allowed: --key FILE, or --insecure with a server on this machine"
-        )
+    if not arguments.insecure:
+        raise ValueError("key: there is none; allowed: --key FILE, or --insecure with a server on this machine")
     if not is_loopback(arguments.server):
         raise ValueError(f"insecure: {arguments.server} is another machine; allowed: --key FILE")
     return None
@@ -138,7 +140,8 @@ def take_part(
     images = from_file(arguments.images) if arguments.images else None
     ended = ""
     with Sampler(sampled) as sampler, (LiveView if live else PlainView)(console) as view:
-        before = idle(idle_seconds, lambda stage, **what: None)
+        before = quiet(view, idle_seconds)
+        view.tell(f"trying to reach {arguments.server}")
         device = Device(
             arguments.server,
             keys,
@@ -165,7 +168,7 @@ def take_part(
         finally:
             device.close()
         work = begin, time.time()
-        after = idle(idle_seconds, lambda stage, **what: None)
+        after = quiet(view, idle_seconds)
     result = {
         "versions": versions(arguments.runtime),
         "runtime": arguments.runtime,
@@ -178,8 +181,9 @@ def take_part(
         "bytes_down": device.down,
         "step": device.seconds,
         "latency": {phase: times.spread() for phase, times in watch.phases.items()},
-        "ended": ended or ("on this device" if stop.received else "by the server"),
+        "ended": ended or ("stopped here" if stop.received else f"the server has {device.ended} the run"),
         "spans": {"idle before": before, "work": work, "idle after": after},
+        "meter_asked": arguments.meter,
         "energy": None,
         "problem": ended,
         "readings": sampler.readings,
@@ -197,6 +201,13 @@ def take_part(
     return result
 
 
+def quiet(view: LiveView | PlainView, seconds: float) -> Span:
+    """Watch the idle machine for so long; from when to when."""
+    if seconds:
+        view.tell("measuring the idle machine")
+    return idle(seconds, lambda stage, **what: None)
+
+
 def made(device: Device, arguments: Any) -> Client:
     """What does the client's computing."""
     client = make_client(device.about, arguments.runtime, precision="fp32")
@@ -209,12 +220,13 @@ def made(device: Device, arguments: Any) -> Client:
 
 def from_file(file: Path) -> np.ndarray:
     """What `numpy.save` wrote; raises a ValueError where it did not."""
+    allowed = "allowed: what server.py --export-images wrote"
     try:
         return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(
-            f"images: {file} holds no array ({error}); allowed: what server.py --export-images wrote"
-        ) from error
+    except OSError as error:
+        raise ValueError(f"images: {file} cannot be read ({error.strerror}); {allowed}") from error
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"images: {file} holds no array; {allowed}") from error
 
 
 def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None, *, others: bool) -> np.ndarray:
@@ -242,17 +254,17 @@ def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None, 
 
 def from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
     """A client's images, of the data set and partition that the run's config names."""
-    from simsfl import assembly  # noqa: PLC0415  (bring torch along)
-    from simsfl.config import RunConfig  # noqa: PLC0415
-    from simsfl.data.load import load_dataset  # noqa: PLC0415
-
     try:
+        from simsfl import assembly  # noqa: PLC0415  (bring torch along)
+        from simsfl.config import RunConfig  # noqa: PLC0415
+        from simsfl.data.load import load_dataset  # noqa: PLC0415
+
         own = RunConfig.from_dict(config)
         dataset = load_dataset(
             own.dataset, data_dir="data", image_size=own.image_size, seed=own.seed, stream="never", auxiliary=None
         )
         return dataset.train.pixels[assembly.partition(own, dataset, least=1)[client]].numpy()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise ValueError(
             f"images: there are none of the server's data set here ({error}); allowed: --images FILE, which server.py "
             "--export-images writes"
@@ -261,13 +273,15 @@ def from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
 
 def conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
     """Tell what came of it."""
-    lines = [result["summary"]]
+    lines = [result["ended"], result["summary"]]
     if energy := result["energy"]:
         spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
         lines += [
             f"power {energy['mean_watts']:.2f} W, {energy['above_idle_watts']:.2f} ±{spread:.2f} W above idle; "
             f"{energy['joules']:.1f} J ({energy['label']}: {energy['source']})"
         ]
+    elif result["meter_asked"] == "auto":
+        lines += ["no meter found"]
     for line in [*lines, f"wrote {out / RESULT}"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

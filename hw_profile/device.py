@@ -43,6 +43,7 @@ class Device:
     Attributes:
         about: what the server says of the run and the client, once `connect` is done.
         run, client: the run's id, and the client's that this is.
+        ended: how the run ended, in the server's words; empty before.
         connected: whether the server is there, and has said welcome.
         round, step, steps: the step under way, of how many in its round; None outside of rounds. Counted from 0.
         done: steps.
@@ -69,10 +70,11 @@ class Device:
         self.round = self.step = self.steps = None
         self.done = self.up = self.down = 0
         self.seconds: dict[str, float] = {}
-        self._ended = self._loaded = False
+        self.ended, self._loaded = "", False
         self._token = secrets.token_hex(8)
         self._away = self._heard = self._sent = time.perf_counter()
-        self._why = "does not answer"
+        suitable = "with this device's key" if keys else "with --insecure"
+        self._why = f"does not answer; allowed: one that runs, {suitable}"
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         prepare(self._socket, keys)
@@ -95,6 +97,7 @@ class Device:
         """Go, and say so."""
         if self.connected:
             self._send(Message("bye", self.run, self.client))
+            self.connected = False
         self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close()
@@ -195,7 +198,7 @@ class Device:
 
     def _next(self, kind: str) -> Message | None:
         """The next message of this kind to the step under way, or one that begins a round; None when it is over."""
-        while not self._is_over() and not self._ended:
+        while not self._is_over() and not self.ended:
             message = self._listen()
             if message is None:
                 continue
@@ -216,7 +219,7 @@ class Device:
         if self._monitor in ready:
             self._see(recv_monitor_message(self._monitor)["event"])
         if not self.connected and time.perf_counter() - self._away > self._patience:
-            raise TimeoutError(f"server: {self.server} {self._why}; allowed: one that runs, with this device's key")
+            raise TimeoutError(f"server: {self.server} {self._why}")
         if self._socket not in ready:
             return None
         frame = self._socket.recv()
@@ -235,7 +238,7 @@ class Device:
         if message.kind == "welcome":
             self._welcomed(message)
         if message.kind == "bye":
-            self._ended = True
+            self.ended = str(message.about.get("ended", "ended"))
         return message
 
     def _see(self, event: zmq.Event) -> None:
@@ -243,13 +246,14 @@ class Device:
         if event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self._hello()
         elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
-            self._why = "does not know this device's key"
+            self._why = "does not know this device's key; allowed: one of those that its server.key came with"
         elif event == zmq.Event.DISCONNECTED and self.connected:
             self._lost("the connection is lost; trying again")
 
     def _lost(self, text: str) -> None:
         """There is no telling what the server makes of this device, until it says welcome again."""
         self.connected, self._away = False, time.perf_counter()
+        self.round = self.step = self.steps = None
         self._tell(text)
 
     def _hello(self) -> None:

@@ -48,6 +48,7 @@ class DeviceLoop(Observer, Wire):
         waiting: called now and then while devices are waited for.
         is_over: whether the run is to end, asked where nobody is left in the round, and one has to be waited for.
         missed: answers that were due and did not come.
+        due: steps that each client has taken part in, or would have, had its device been there.
 
     Raises:
         ValueError: there is something in the run that devices do not do.
@@ -59,6 +60,7 @@ class DeviceLoop(Observer, Wire):
         self.waiting: Callable[[], None] = lambda: None
         self.is_over: Callable[[], bool] = lambda: False
         self.missed = 0
+        self.due = dict.fromkeys(hub.accounts, 0)
         self._learns = simulation.hyper.clients_learn
         self._names = averaged(simulation, learns=self._learns)
         self._positions: dict[int, int] = {}
@@ -69,9 +71,9 @@ class DeviceLoop(Observer, Wire):
         if isinstance(simulation.train_step, CapturedStep):  # a graph has no devices in it
             simulation.train_step = simulation.train_step.train_step
 
-    def end(self) -> None:
-        """The run is over: the devices may go."""
-        self.hub.end()
+    def end(self, how: str) -> None:
+        """The run has ended, and the devices are told how."""
+        self.hub.end(how)
         self.simulation.observers.remove(self)
         self.simulation.wire = Wire()
 
@@ -94,6 +96,8 @@ class DeviceLoop(Observer, Wire):
 
     def up(self, smashed_2Nchw: Tensor) -> Tensor:
         """See `Wire`."""
+        for client in self._positions:
+            self.due[client] += 1
         if not self._there:
             return smashed_2Nchw
         whole = smashed_2Nchw.clone().unflatten(0, (2, -1))
@@ -129,11 +133,12 @@ class DeviceLoop(Observer, Wire):
 
     def devices(self) -> list[DeviceStatus]:
         """See `Wire`."""
-        present = self.hub.present()
+        present, simulation = self.hub.present(), self.simulation
+        at_work = self._there if simulation.finished_rounds < simulation.config.rounds else ()
         return [
             DeviceStatus(
                 client,
-                "away" if client not in present else "at work" if client in self._there else "here",
+                "away" if client not in present else "at work" if client in at_work else "here",
                 account.steps,
                 account.up,
                 account.down,
@@ -260,6 +265,8 @@ def chosen_clients(simulation: Simulation, asked: str | None, count: int | None)
     clients = simulation.config.clients
     if asked is not None:
         ids = seeds_of(asked, "device_clients")
+        if len(ids) < len(asked.split(",")):
+            raise ValueError(f"device_clients: {asked} names one twice; allowed: each once")
         if not all(client < clients for client in ids):
             raise ValueError(f"device_clients: {asked} are not all clients; allowed: 0 to {clients - 1}, by comma")
         if count not in (None, len(ids)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -41,7 +41,8 @@ class PlainView:
 
     def tell(self, text: str) -> None:
         """Something has happened."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        with suppress(OSError):  # a terminal that is closed
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step_done(self, round_index: int, step: int) -> None:
         """So far it has come."""
@@ -54,7 +55,7 @@ class LiveView:
     """A panel that is redrawn."""
 
     def __init__(self, console: Console):
-        self._begin, self._said, self._device = time.monotonic(), "", None
+        self._said, self._device = "", None
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, screen=True)
 
     def __enter__(self) -> LiveView:
@@ -62,7 +63,8 @@ class LiveView:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._live.__exit__(kind, error, at)
+        with suppress(OSError):  # a terminal that is closed
+            self._live.__exit__(kind, error, at)
 
     def follow(self, device: Device, watch: Stopwatch, sampler: Sampler) -> None:
         """What to show."""
@@ -75,10 +77,10 @@ class LiveView:
     def step_done(self, round_index: int, step: int) -> None:
         """The panel looks by itself."""
 
-    def _render(self) -> Panel | Text:
+    def _render(self) -> Panel:
         device = self._device
         if device is None:
-            return Text("")
+            return Panel(Text(self._said))
         rows = Table.grid(padding=(0, 2))
         rows.add_column(min_width=12, style="bold")
         rows.add_column()
@@ -87,7 +89,7 @@ class LiveView:
         parts: list[Any] = [rows]
         latest = self._watch.latest()
         if latest:
-            parts += [Text(""), phase_bars(latest)]
+            parts += [Text(""), Text("the latest step", style="dim"), phase_bars(latest)]
         who = f"client {device.client} of run {device.run} at {device.server}" if device.run else device.server
         return Panel(Group(*parts), title=escape(who), padding=(1, 2))
 

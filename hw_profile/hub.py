@@ -129,16 +129,21 @@ class Hub:
             self._router.bind(f"tcp://{address}")
         except zmq.ZMQError as error:
             self._release()
+            why = error.strerror.partition(" (")[0]
             raise ValueError(
-                f"listen: {address} cannot be had ({error.strerror.partition(' (')[0]}); allowed: a free port"
+                f"listen: {address} cannot be had ({why}); allowed: a free port of this machine"
             ) from error
         self.address = self._router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://").rstrip("\0")
         self._thread.start()
 
-    def end(self) -> None:
-        """Say bye to all devices, and wait until they have, too: what is not read yet goes with a connection."""
+    def end(self, how: str) -> None:
+        """Say bye to all devices, and wait until they have, too: what is not read yet goes with a connection.
+
+        Args:
+            how: the run has ended, for people.
+        """
         for client in self.present():
-            self.send(client, Message("bye", self.run, client), whole=True)
+            self.send(client, Message("bye", self.run, client, about={"ended": how}), whole=True)
         deadline = time.monotonic() + PARTING_SECONDS
         while self.present() and (left := deadline - time.monotonic()) > 0:
             self.wait(left)

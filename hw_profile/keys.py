@@ -35,6 +35,8 @@ OPTIONS = {
 """Of either end's socket; times in milliseconds."""
 ENDS = ("server", "device")
 SERVER = "server.key"
+MOST = 10_000
+"""Devices."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def make(directory: Path, devices: int) -> list[Path]:
     """
     if directory.is_dir() and any(directory.glob("*.key")):
         raise ValueError(f"out: {directory} holds keys already; allowed: a new directory")
+    if devices > MOST:
+        raise ValueError(f"devices: {devices:.3g} are too many; allowed: 1 to {MOST}")
     directory.mkdir(parents=True, exist_ok=True)
     server, *pairs = ([part.decode() for part in zmq.curve_keypair()] for _ in range(1 + devices))
     all_keys = {SERVER: Keys("server", *server, tuple(public for public, _ in pairs))}
@@ -137,8 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse(argv)
         files = make(arguments.out, arguments.devices)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return fail(error)
+    except OSError as error:
+        return fail(
+            ValueError(f"out: {arguments.out} cannot be written to ({error.strerror}); allowed: a new directory")
+        )
     print(f"wrote {', '.join(map(str, files))}: {files[0].name} stays here, each other goes to its device")
     return 0
 

@@ -11,13 +11,13 @@ import resource
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import checkout
 
-checkout.require(safetensors="safetensors", torch="torch", zmq="pyzmq")
+checkout.require(numpy="numpy", rich="rich", safetensors="safetensors", torch="torch", zmq="pyzmq")
 sys.path.append(str(checkout.ROOT / "experiments"))
 
 import numpy as np
@@ -67,10 +67,11 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train with devices; the exit code."""
+    devices = None
     with Stop() as stop:
         try:
             arguments = parser().parse(argv)
-            devices = Devices(arguments, stop)
+            devices = Devices(arguments, stop)  # mistakes in its flags answer at once
             from launch import launch  # noqa: PLC0415  (imports torch: --help and mistakes answer at once)
 
             with closing(devices):
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             return fail(error)
         except KeyboardInterrupt:
-            print_error("interrupted before training")
+            waited = ", while waiting for devices; the run begins with --resume" if devices and devices.waits else ""
+            print_error(f"interrupted before training{waited}")
             return 128 + (stop.received or 2)
 
 
@@ -100,13 +102,12 @@ def keys_of(arguments: argparse.Namespace) -> Keys | None:
 class Devices:
     """The devices that take part in a run (`launch.Guests`)."""
 
-    program = Path(__file__)
-
     def __init__(self, arguments: argparse.Namespace, stop: Stop):
         arguments.listen = arguments.listen or f"{'127.0.0.1' if arguments.insecure else '0.0.0.0'}:{PORT}"
         checked(arguments.listen, "listen")
         self._arguments, self._stop, self._keys = arguments, stop, keys_of(arguments)
         self._hub: Hub | None = None
+        self.waits = False
 
     def prepare(self, simulation: Any) -> None:
         """Choose the clients, and open the port.
@@ -123,28 +124,55 @@ class Devices:
             raise ValueError(f"wait_for: {self._wanted} is out of range; allowed: 0 to {len(clients)}")
         allow_files()
         about = {client: about_run(simulation, client) for client in clients}
-        self._hub = Hub(arguments.listen, self._keys, secrets.token_hex(8), about)
+        self._hub = Hub(arguments.listen, self._keys, secrets.token_hex(4), about)
         self._loop = DeviceLoop(simulation, self._hub, arguments.device_timeout)
         if arguments.export_images:
             export(simulation, clients, arguments.export_images)
 
+    def resuming(self) -> list[str]:
+        """The command that goes on with the run, but for its directory."""
+        arguments = self._arguments
+        how = ["--insecure"] if arguments.insecure else ["--key", str(arguments.key or KEY)]
+        clients = ["--device-clients", ",".join(map(str, self._hub.accounts))]
+        return ["python", __file__, *clients, "--listen", arguments.listen, *how, "--resume"]
+
     @contextmanager
     def during(self, session: Any) -> Iterator[None]:
         """Wait for the devices, and let them take part."""
-        hub, console, file = self._hub, session.console, session.directory.devices
-        self._loop.waiting = lambda: session.refresh("waiting for devices")
-        self._loop.is_over = lambda: bool(self._stop.received or console.deserted)
-        with logged(file):
+        hub, loop, console, file = self._hub, self._loop, session.console, session.directory.devices
+        loop.waiting = lambda: session.refresh("waiting for devices")
+        loop.is_over = lambda: bool(self._stop.received or console.deserted)
+        live = self._arguments.dashboard == "on" or (self._arguments.dashboard == "auto" and console.is_terminal)
+        real = f"client{'s' * (len(hub.accounts) > 1)} {', '.join(map(str, hub.accounts))}"
+        with ExitStack() as stack:
+            stack.enter_context(
+                logged(logging.FileHandler(file, delay=True, encoding="utf-8", errors="backslashreplace"))
+            )
             try:
-                real = f"client{'s' * (len(hub.accounts) > 1)} {', '.join(map(str, hub.accounts))}"
-                tell(console, f"real: {real}; listening at {hub.address}")
-                wait(console, hub, self._wanted)
+                tell(console, f"run {hub.run}, real: {real}; listening at {hub.address}")
+                if self._arguments.export_images:
+                    tell(console, f"their images are in {self._arguments.export_images}")
+                with logged(Shown(console)):
+                    self._wait(console)
+                if not live:  # then the screen is the view's
+                    stack.enter_context(logged(Shown(console)))
                 yield
             finally:
-                self._loop.end()
-                tell(console, f"{summary(hub.counts)}, {self._loop.missed} answers missed")
-                if file.exists():
-                    tell(console, f"who came and went: {file}")
+                loop.end("finished" if session.result else "stopped")
+                done = (f"client {c} {own.steps:,} of {loop.due[c]:,} steps" for c, own in hub.accounts.items())
+                tell(console, ", ".join(done))
+                tell(console, f"{summary(hub.counts)}, {loop.missed} answers missed; {file}")
+
+    def _wait(self, console: Output) -> None:
+        """Until so many devices are there as are wanted."""
+        self.waits = True
+        with console.status("") as status:
+            while len(there := self._hub.present()) < self._wanted:
+                if console.deserted:
+                    raise KeyboardInterrupt
+                status.update(f"waiting for devices: {len(there)} of {self._wanted} are there and ready")
+                self._hub.wait(POLL_SECONDS)
+        self.waits = False
 
     def close(self) -> None:
         """Let go of the port."""
@@ -159,40 +187,26 @@ def allow_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+class Shown(logging.Handler):
+    """Shows who comes and goes."""
+
+    def __init__(self, console: Output):
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line."""
+        tell(self._console, record.getMessage())
+
+
 def tell(console: Output, text: str) -> None:
     """A line about the devices."""
     console.print(f"devices   {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def summary(counts: Counts) -> str:
-    """Bytes, and what was refused."""
-    reasons = ", ".join(f"{kind} {count:,}" for kind, count in counts.refused.items())
-    return (
-        f"{counts.up / 1e6:,.2f} MB up, {counts.down / 1e6:,.2f} MB down, {sum(counts.refused.values()):,} frames "
-        f"refused{f' ({reasons})' if reasons else ''}"
-    )
-
-
-def wait(console: Output, hub: Hub, wanted: int) -> None:
-    """Until so many devices are there."""
-    there: set[int] = set()
-    with console.status("") as status:
-        while True:
-            new, there = hub.present() - there, hub.present()
-            for client in sorted(new):
-                tell(console, f"client {client} is there")
-            if console.deserted:
-                raise KeyboardInterrupt
-            if len(there) >= wanted:
-                return
-            status.update(f"waiting for devices: {len(there)} of {wanted}")
-            hub.wait(POLL_SECONDS)
-
-
 @contextmanager
-def logged(file: Path) -> Iterator[None]:
-    """What is out of the ordinary, in a file: the screen is the live view's."""
-    handler = logging.FileHandler(file, delay=True)
+def logged(handler: logging.Handler) -> Iterator[None]:
+    """What is told of devices goes there, too."""
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log = logging.getLogger("devices")
     log.addHandler(handler)
@@ -203,6 +217,15 @@ def logged(file: Path) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+def summary(counts: Counts) -> str:
+    """Bytes, and what was refused."""
+    reasons = ", ".join(f"{kind} {count:,}" for kind, count in counts.refused.items())
+    return (
+        f"{counts.up / 1e6:,.2f} MB up, {counts.down / 1e6:,.2f} MB down, {sum(counts.refused.values()):,} frames "
+        f"refused{f' ({reasons})' if reasons else ''}"
+    )
 
 
 def export(simulation: Any, clients: Sequence[int], directory: Path) -> None:

@@ -31,7 +31,7 @@ def error_of(code, capsys):
         (["--server", "127.0.0.1", "--insecure"], "server: '127.0.0.1' is none; allowed: HOST:PORT, by name"),
         (["--server", ":5555", "--insecure"], "server: ':5555' is none"),
         (["--server", "127.0.0.1:99999", "--insecure"], "server: '127.0.0.1:99999' is none"),
-        (["--server", "127.0.0.1:1"], "key: one of the two is needed; allowed: --key FILE, or --insecure"),
+        (["--server", "127.0.0.1:1"], "key: there is none; allowed: --key FILE, or --insecure"),
         (
             ["--server", "example.org:1", "--insecure"],
             "insecure: example.org:1 is another machine; allowed: --key FILE",
@@ -39,7 +39,7 @@ def error_of(code, capsys):
         (["--server", "127.0.0.1:1", "--key", "none.key"], "key: none.key cannot be read (No such file"),
         (
             ["--server", "127.0.0.1:1", "--insecure", "--images", "none.npy"],
-            "images: none.npy holds no array ([Errno 2]",
+            "images: none.npy cannot be read (No such",
         ),
         (["--server", "127.0.0.1:1", "--insecure", "--meter", "ohm"], "meter: 'ohm' is not known"),
         (["--server", "127.0.0.1:1", "--insecure", "--runtime", "onnx"], "runtime: 'onnx' is not known"),
