@@ -48,7 +48,7 @@ class DeviceLoop(Observer, Wire):
         waiting: called now and then while devices are waited for.
         is_over: whether the run is to end, asked where nobody is left in the round, and one has to be waited for.
         missed: answers that were due and did not come.
-        due: steps that each client has taken part in, or would have, had its device been there.
+        done: steps that each client's device has taken part in; `due`: those it would have, had it been there.
 
     Raises:
         ValueError: there is something in the run that devices do not do.
@@ -60,7 +60,7 @@ class DeviceLoop(Observer, Wire):
         self.waiting: Callable[[], None] = lambda: None
         self.is_over: Callable[[], bool] = lambda: False
         self.missed = 0
-        self.due = dict.fromkeys(hub.accounts, 0)
+        self.due, self.done = dict.fromkeys(hub.accounts, 0), dict.fromkeys(hub.accounts, 0)
         self._learns = simulation.hyper.clients_learn
         self._names = averaged(simulation, learns=self._learns)
         self._positions: dict[int, int] = {}
@@ -104,6 +104,8 @@ class DeviceLoop(Observer, Wire):
         for client, sent in self._collect().items():
             rows = self._rows(client)
             self._put(client, sent, {"query": whole[0, rows], "key": whole[1, rows]})
+        for client in self._there:
+            self.done[client] += 1
         return whole.flatten(0, 1)
 
     def down(self, gradient_Nchw: Tensor) -> None:

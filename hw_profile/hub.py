@@ -196,17 +196,17 @@ class Hub:
     ) -> dict[int, Message]:
         """What these clients' devices answer to what they were last asked, by client.
 
-        Those that do not in time are dismissed; those that have gone are not waited for. `meanwhile` is called now and
-        then.
+        Those that do not in time are dismissed; those that have gone are not waited for. Where that takes long,
+        `meanwhile` is called now and then.
         """
         deadline = time.monotonic() + timeout
         with self._news:
             while (late := [c for c in clients if c in self._peers and self._peers[c].asked]) and (
                 left := deadline - time.monotonic()
             ) > 0:
-                self._news.wait(min(left, PRESENCE_SECONDS))
+                if not self._news.wait(min(left, PRESENCE_SECONDS)):
+                    meanwhile()
                 self._check()
-                meanwhile()
             peers = {c: self._peers[c] for c in clients if c in self._peers and self._peers[c].answer}
             answers = {client: peer.answer for client, peer in peers.items()}
             for peer in peers.values():
@@ -330,7 +330,7 @@ class Hub:
             return
         self._ended += 1
         if is_round(self._ended):
-            log.info("connections that have ended: %d", self._ended)
+            log.debug("connections that have ended: %d", self._ended)
 
     def _welcome(self, identity: bytes, hello: Message, frame: zmq.Frame) -> None:
         """Give a device the client id that it asks for, or any that is free; one that it had is its own again."""

@@ -159,8 +159,10 @@ class Devices:
                 yield
             finally:
                 loop.end("finished" if session.result else "stopped")
-                done = (f"client {c} {own.steps:,} of {loop.due[c]:,} steps" for c, own in hub.accounts.items())
-                tell(console, ", ".join(done))
+                done = (
+                    f"client {client} {count:,} of {loop.due[client]:,} steps" for client, count in loop.done.items()
+                )
+                tell(console, f"steps done: {', '.join(done)}")
                 tell(console, f"{summary(hub.counts)}, {loop.missed} answers missed; {file}")
 
     def _wait(self, console: Output) -> None:
@@ -191,7 +193,7 @@ class Shown(logging.Handler):
     """Shows who comes and goes."""
 
     def __init__(self, console: Output):
-        super().__init__()
+        super().__init__(logging.INFO)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -210,7 +212,7 @@ def logged(handler: logging.Handler) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log = logging.getLogger("devices")
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     log.propagate = False
     try:
         yield

@@ -142,7 +142,9 @@ def test_the_result_is_the_simulations(setting, dataset):
     )
     assert not loop.missed
     assert not hub.counts.refused
-    assert sum(account.steps for account in hub.accounts.values()) == sum(device.device.done for device in devices) > 0
+    assert [loop.done[device.device.client] for device in devices] == [device.device.done for device in devices]
+    assert loop.done == loop.due
+    assert sum(loop.due.values()) > 0
 
 
 def test_either_runtime_takes_part(dataset):
@@ -183,6 +185,7 @@ def test_a_device_that_leaves_is_done_without_and_may_return(dataset):
         wait_for(hub, 3)
         records = [record for _ in range(2) for record in simulation.round()]
         absences = [(r.round, r.step, r.clients) for r in records if r.event == "absence"]
+        assert (loop.done[1], loop.due[1]) == (simulation.steps + 2, 2 * simulation.steps)
         assert absences == [(2, 3, [1])]  # it has sent what the second step begins with
         finish(gone)
         assert hub.present() == {3, 5}
