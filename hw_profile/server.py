@@ -159,9 +159,7 @@ class Devices:
                 yield
             finally:
                 loop.end("finished" if session.result else "stopped")
-                done = (
-                    f"client {client} {count:,} of {loop.due[client]:,} steps" for client, count in loop.done.items()
-                )
+                done = (f"client {client} {count:,} of {loop.due[client]:,}" for client, count in loop.done.items())
                 tell(console, f"steps done: {', '.join(done)}")
                 tell(console, f"{summary(hub.counts)}, {loop.missed} answers missed; {file}")
 
