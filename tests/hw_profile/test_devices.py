@@ -1,5 +1,6 @@
 """Devices in the loop: the result is the simulation's, whatever else comes over the wire, and whoever goes."""
 
+import io
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +19,15 @@ import torch
 import zmq
 from conftest import TINY, flags
 
+import client
 import keys
 from client_work import make_client
 from device import Device, Refused
-from device_loop import DeviceLoop, about_run
+from device_loop import DeviceLoop, about_run, own_images
 from hub import Hub
 from messages import Message, pack, unpack
 from simsfl import RunConfig, Simulation
+from simsfl.console import Output
 from simsfl.observer import Observer
 from simsfl.recorder import Recorder
 from simsfl.session import Stopped
@@ -617,3 +621,35 @@ def test_a_process_that_is_killed_is_done_without_and_another_takes_its_place(np
     assert last < 60
     again = json.loads((tmp_path / "again" / "result.json").read_text())
     assert 0 < again["steps"] < 60 * 5
+
+
+def test_energy_is_recorded_meanwhile(dataset, monkeypatch):
+    """Of a meter that says 5 W while the device is there, and 2 W before and after."""
+    monkeypatch.setattr(client, "IDLE_SECONDS", 0.5)
+    simulation, found = Simulation(RunConfig(**{**EVERYONE, "rounds": 1}), dataset), {}
+    meter = SimpleNamespace(name="bench", source="made up", uncertainty=0.05, estimated=False)
+    with hub_of(simulation, clients=[3]) as (hub, _):
+        meter.watts = lambda: 5.0 if hub.present() else 2.0
+        arguments = client.parser().parse(["--server", hub.address, "--insecure", "--images", "own.npy"])
+        monkeypatch.setattr(client, "from_file", lambda file: own_images(simulation, 3))
+        console, stop = Output(file=io.StringIO()), SimpleNamespace(received=None)
+
+        def take_part():
+            found.update(client.take_part(console, arguments, None, meter, stop))
+
+        device = threading.Thread(target=take_part, daemon=True)
+        device.start()
+        wait_for(hub, 1)
+        time.sleep(1.0)
+        list(simulation.rounds())
+    device.join(LONG)
+    energy, (begin, end) = found["energy"], found["spans"]["work"]
+    assert not found["problem"]
+    assert found["ended"] == "the server has stopped the run"
+    idle = energy["idle_before"], energy["idle_after"]
+    assert idle == pytest.approx((2.0, 2.0), abs=0.7)  # between two readings it is interpolated
+    assert 3.0 < energy["mean_watts"] <= 5.0
+    assert energy["joules"] == pytest.approx(energy["mean_watts"] * (end - begin))
+    assert energy["joules_above_idle"] == pytest.approx((energy["mean_watts"] - sum(idle) / 2) * (end - begin))
+    assert "bench ±5%" in energy["label"]
+    assert found["steps"] == simulation.steps
