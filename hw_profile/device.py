@@ -222,7 +222,10 @@ class Device:
             raise TimeoutError(f"server: {self.server} {self._why}")
         if self._socket not in ready:
             return None
-        frame = self._socket.recv()
+        try:
+            frame = self._socket.recv(zmq.NOBLOCK)
+        except zmq.Again:  # it went with its connection
+            return None
         self.down += len(frame)
         try:
             message = unpack(frame)

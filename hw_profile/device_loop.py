@@ -73,9 +73,9 @@ class DeviceLoop(Observer, Wire):
 
     def end(self, how: str) -> None:
         """The run has ended, and the devices are told how."""
-        self.hub.end(how)
         self.simulation.observers.remove(self)
         self.simulation.wire = Wire()
+        self.hub.end(how)
 
     def round_begins(self, plan: RoundPlan) -> None:
         """See `Observer`: the devices of the cohort get what they need for the round."""

@@ -108,7 +108,8 @@ class Hub:
         self._peers: dict[int, Peer] = {}
         self._news = threading.Condition()
         self._checked = 0.0
-        self._came = self._ended = 0
+        self._came = self._disconnected = 0
+        self._how = ""
         self._failure: Exception | None = None
         self._context = zmq.Context()
         self._guard = ThreadAuthenticator(self._context) if keys else None
@@ -142,11 +143,17 @@ class Hub:
         Args:
             how: the run has ended, for people.
         """
-        for client in self.present():
-            self.send(client, Message("bye", self.run, client, about={"ended": how}), whole=True)
+        with self._news:
+            self._how = how
+            there = list(self._peers)
+        for client in there:
+            self.send(client, self._bye(client), whole=True)
         deadline = time.monotonic() + PARTING_SECONDS
-        while self.present() and (left := deadline - time.monotonic()) > 0:
+        while self._peers and (left := deadline - time.monotonic()) > 0:
             self.wait(left)
+
+    def _bye(self, client: int) -> Message:
+        return Message("bye", self.run, client, about={"ended": self._how})
 
     def close(self) -> None:
         """Send what is to be sent, and let go of the port."""
@@ -328,9 +335,9 @@ class Hub:
         if event["event"] & FAILED:
             self._refuse("handshake: failed, as it does without a key that is known here")
             return
-        self._ended += 1
-        if is_round(self._ended):
-            log.debug("connections that have ended: %d", self._ended)
+        self._disconnected += 1
+        if is_round(self._disconnected):
+            log.debug("connections that have ended: %d", self._disconnected)
 
     def _welcome(self, identity: bytes, hello: Message, frame: zmq.Frame) -> None:
         """Give a device the client id that it asks for, or any that is free; one that it had is its own again."""
@@ -357,6 +364,8 @@ class Hub:
         answer = pack(Message("welcome", self.run, wanted, about=dict(self._about[wanted])))
         self._count_down(wanted, answer)
         self._deliver(identity, answer)
+        if self._how:
+            self._deliver(identity, pack(self._bye(wanted)))
         self._came += 1
         if is_round(self._came) or self._came < 1000:
             log.info("client %d has come", wanted)

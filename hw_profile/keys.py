@@ -70,11 +70,11 @@ class Keys:
                 keys.end in ENDS
                 and keys.peers
                 and all(len(z85.decode(key)) == 32 for key in (keys.public, keys.secret, *keys.peers))
+                and zmq.curve_public(keys.secret.encode()).decode() == keys.public
             )
         except OSError as error:
             made = "allowed: a file that python hw_profile/keys.py makes"
             raise ValueError(f"key: {file} cannot be read ({error.strerror}); {made}") from error
-            whole = whole and zmq.curve_public(keys.secret.encode()).decode() == keys.public
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):  # whatever it holds
             whole = False
         if not whole:

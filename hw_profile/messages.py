@@ -104,7 +104,7 @@ def metadata(frame: bytes) -> dict[str, str]:
         raise ValueError(f"frame: its header would have {length} bytes; allowed: what is there, and {HEADER_LARGEST}")
     try:
         words = json.loads(frame[8 : 8 + length])["__metadata__"]
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ValueError("frame: has no header of words") from error
     if not isinstance(words, dict) or not all(isinstance(value, str) for value in words.values()):
         raise ValueError("frame: has other than words in its header")

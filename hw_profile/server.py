@@ -134,7 +134,9 @@ class Devices:
         arguments = self._arguments
         how = ["--insecure"] if arguments.insecure else ["--key", str(arguments.key or KEY)]
         clients = ["--device-clients", ",".join(map(str, self._hub.accounts))]
-        return ["python", __file__, *clients, "--listen", arguments.listen, *how, "--resume"]
+        wait_for = [] if arguments.wait_for is None else ["--wait-for", str(arguments.wait_for)]
+        timeout = ["--device-timeout", f"{arguments.device_timeout:g}"]
+        return ["python", __file__, *clients, "--listen", arguments.listen, *how, *wait_for, *timeout, "--resume"]
 
     @contextmanager
     def during(self, session: Any) -> Iterator[None]:
@@ -158,7 +160,8 @@ class Devices:
                     stack.enter_context(logged(Shown(console)))
                 yield
             finally:
-                loop.end("finished" if session.result else "stopped")
+                with suppress(KeyboardInterrupt):  # of one who does not wait for a device that hangs
+                    loop.end("finished" if session.result else "stopped")
                 done = (f"client {client} {count:,} of {loop.due[client]:,}" for client, count in loop.done.items())
                 tell(console, f"steps done: {', '.join(done)}")
                 tell(console, f"{summary(hub.counts)}, {loop.missed} answers missed; {file}")

@@ -172,6 +172,7 @@ class Session:
                     self.save()
                     return False
         except Stopped:
+            self.stop.received = self.stop.received or signal.SIGPIPE  # no signal: the reader has gone
             self.save()
             return False
         except KeyboardInterrupt:

@@ -1,9 +1,11 @@
 """What the programs of devices say to bad input."""
 
+import json
 import socket
 
 import numpy as np
 import pytest
+import zmq
 from conftest import TINY, flags
 
 import client
@@ -72,6 +74,7 @@ def test_of_keys(capsys, tmp_path):
         "[]",
         "{}",
         good[:-9],
+        json.dumps(json.loads(good) | {"secret": zmq.curve_keypair()[1].decode()}),  # of another pair
         good.replace("secret", "other"),
         '"' * 40,
         good.replace('"device"', "3"),

@@ -400,6 +400,22 @@ def test_a_device_is_there_once_it_has_loaded_what_it_needs(dataset):
         device.close()
 
 
+def test_a_device_that_still_loads_is_told_of_the_end(dataset):
+    simulation = Simulation(RunConfig(**TINY), dataset)
+    with hub_of(simulation) as (hub, _):
+        device, late = (Device(hub.address, None, client, LONG) for client in (1, 3))
+        device.connect()
+        ending = threading.Thread(target=hub.end, args=("finished",))
+        ending.start()
+        late.connect()
+        for one in (device, late):
+            one.work(None, None, None)
+            assert one.ended == "finished"
+            one.close()
+        ending.join(LONG)
+        assert not ending.is_alive()
+
+
 def test_where_the_time_of_a_step_goes(dataset):
     simulation = Simulation(RunConfig(**{**EVERYONE, "rounds": 1}), dataset)
 

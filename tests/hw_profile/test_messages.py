@@ -112,6 +112,12 @@ def test_mutations_give_messages_or_value_errors():
     assert 0 < taken < 20_000
 
 
+def test_a_header_that_json_chokes_on_is_refused():
+    header = b'{"__metadata__": ' + b"9" * 5000 + b"}"
+    with pytest.raises(ValueError, match=r"^frame: has no header of words$"):
+        unpack(len(header).to_bytes(8, "little") + header)
+
+
 def test_keys_are_their_owners_alone(tmp_path, capsys):
     out = tmp_path / "keys"
     assert keys.main(["--devices", "2", "--out", str(out)]) == 0
