@@ -85,7 +85,7 @@ def launch(
     try:
         with guests.during(session) if guests else nullcontext():
             finished = session.go(
-                live=arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal),
+                live=console.is_live(arguments.dashboard),
                 profile=arguments.profile,
             )
     except (NonFiniteLossError, OSError, MemoryError, RuntimeError) as error:

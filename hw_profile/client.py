@@ -20,7 +20,7 @@ from board import Machine, board
 from client_work import RUNTIMES, Client, import_runtime, make_client, versions
 from device import Device, Refused
 from device_panel import LiveView, PlainView, latency_text
-from keys import Keys, checked, is_loopback
+from keys import Keys, asked_for, checked
 from measuring import IDLE_SECONDS, idle
 from messages import digest
 from meters import Log, Meter, Sampler, Span, account, choose
@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Stop() as stop:
         try:
             arguments = parser().parse(argv)
-            keys, machine = keys_of(arguments), Machine()
+            server, machine = checked(arguments.server, "server"), Machine()
+            exposed = "another machine; allowed: --key FILE"
+            keys = asked_for("device", arguments.key, server, insecure=arguments.insecure, exposed=exposed)
             meter = choose(arguments.meter, machine)
             out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-client-{os.getpid()}"
             if arguments.own_images and not arguments.images:
@@ -112,34 +114,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + stop.received if stop.received else 0
 
 
-def keys_of(arguments: Any) -> Keys | None:
-    """The device's keys; None for plain text.
-
-    Raises:
-        ValueError: neither is asked for, or plain text where others could listen.
-    """
-    checked(arguments.server, "server")
-    if arguments.key and arguments.insecure:
-        raise ValueError("insecure: is plain text; allowed: without --key")
-    if arguments.key:
-        return Keys.read(arguments.key, "device")
-    if not arguments.insecure:
-        raise ValueError("key: there is none; allowed: --key FILE, or --insecure with a server on this machine")
-    if not is_loopback(arguments.server):
-        raise ValueError(f"insecure: {arguments.server} is another machine; allowed: --key FILE")
-    return None
-
-
 def take_part(
     console: Output, arguments: Any, keys: Keys | None, meter: Meter | Log | None, stop: Stop
 ) -> dict[str, Any]:
     """Connect, and work until the run is over; the content of ``result.json``."""
-    live = arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
+    kind = LiveView if console.is_live(arguments.dashboard) else PlainView
     watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
     idle_seconds = IDLE_SECONDS if meter else 0.0
     images = from_file(arguments.images) if arguments.images else None
     ended = ""
-    with Sampler(sampled) as sampler, (LiveView if live else PlainView)(console) as view:
+    with Sampler(sampled) as sampler, kind(console) as view:
         before = quiet(view, idle_seconds)
         view.tell(f"trying to reach {arguments.server}")
         device = Device(

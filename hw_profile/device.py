@@ -72,7 +72,7 @@ class Device:
         self.seconds: dict[str, float] = {}
         self.ended, self._loaded = "", False
         self._token = secrets.token_hex(8)
-        self._away = self._heard = self._sent = time.perf_counter()
+        self._away = self._heard = time.perf_counter()
         suitable = "with this device's key" if keys else "with --insecure"
         self._why = f"does not answer; allowed: one that runs, {suitable}"
         self._context = zmq.Context()
@@ -179,17 +179,17 @@ class Device:
 
     def _ask(self, kind: str, arrays: Mapping[str, np.ndarray], answer: str) -> Message | None:
         """Send what the server waits for; what it has to say to that, as `_next`."""
-        now = time.perf_counter()
-        about = {"compute": now - self._heard}
+        sent = time.perf_counter()
+        about = {"compute": sent - self._heard}
         if kind == "smashed":
             self._note("compute", about["compute"])
-        self._sent = now
         self._send(Message(kind, self.run, self.client, self.round, self.step, arrays, about))
         message = self._next(answer)
         if message and kind == "smashed" and message.kind == answer:
-            server = min(message.about.get("server", 0.0), self._heard - self._sent)
+            waited = self._heard - sent
+            server = min(message.about.get("server", 0.0), waited)
             self._note("server", server)
-            self._note("network", self._heard - self._sent - server)
+            self._note("network", waited - server)
         return message
 
     def _note(self, part: str, seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -137,19 +138,11 @@ class DeviceLoop(Observer, Wire):
         """See `Wire`."""
         present, simulation = self.hub.present(), self.simulation
         at_work = self._there if simulation.finished_rounds < simulation.config.rounds else ()
-        return [
-            DeviceStatus(
-                client,
-                "away" if client not in present else "at work" if client in at_work else "here",
-                account.steps,
-                account.up,
-                account.down,
-                account.step_seconds,
-                account.compute_seconds,
-                account.network_seconds,
-            )
-            for client, account in self.hub.accounts.items()
-        ]
+        presence = {
+            client: "away" if client not in present else "at work" if client in at_work else "here"
+            for client in self.hub.accounts
+        }
+        return [DeviceStatus(c, presence[c], **asdict(account)) for c, account in self.hub.accounts.items()]
 
     def _admit(self) -> None:
         """Let those in who are there and not in the round."""

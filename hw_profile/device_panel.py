@@ -27,7 +27,7 @@ class PlainView:
     """A line for whatever happens, and for each round."""
 
     def __init__(self, console: Console):
-        self._console, self._round = console, None
+        self._console = console
 
     def __enter__(self) -> PlainView:
         return self

@@ -46,9 +46,9 @@ class Known:
 class Account:
     """What a client's device has sent and done, over all its connections; times are averages of the latest."""
 
-    up: int = 0
-    """Bytes of whole frames."""
-    down: int = 0
+    bytes_up: int = 0
+    """Of whole frames."""
+    bytes_down: int = 0
     steps: int = 0
     step_seconds: float | None = None
     compute_seconds: float | None = None
@@ -155,6 +155,9 @@ class Hub:
     def _bye(self, client: int) -> Message:
         return Message("bye", self.run, client, about={"ended": self._how})
 
+    def _refusal(self, reason: str) -> Message:
+        return Message("refused", self.run, about={"reason": reason})
+
     def close(self) -> None:
         """Send what is to be sent, and let go of the port."""
         self._inlet.send(b"")
@@ -234,8 +237,8 @@ class Hub:
             peer = self._peers.pop(client, None)
         if peer:
             log.warning("client %d is done without: %s", client, reason or "it did not answer in time")
-            said = Message("refused", self.run, client, about={"reason": reason}) if reason else None
-            self._inlet.send_multipart([peer.identity, pack(said or Message("dismissed", self.run, client))])
+            said = self._refusal(reason) if reason else Message("dismissed", self.run, client)
+            self._inlet.send_multipart([peer.identity, pack(said)])
 
     def _check(self) -> None:
         """Raise what ended the thread, if it has ended."""
@@ -286,7 +289,7 @@ class Hub:
             reason = str(error)
             self._refuse(reason)
             if kind == "hello" or reason.startswith("version"):  # it may be a device, and should know
-                self._deliver(identity, pack(Message("refused", self.run, about={"reason": reason})))
+                self._deliver(identity, pack(self._refusal(reason)))
             elif reason.startswith("stranger") and message.run == self.run and not self._knows(identity):
                 self._deliver(identity, pack(Message("dismissed", self.run, message.client)))
         except Exception:  # a mistake of ours: no frame may end a run
@@ -298,7 +301,7 @@ class Hub:
         if peer is None or peer.identity != identity:
             raise ValueError(f"stranger: {message.kind} of one who is not client {message.client}")
         account = self.accounts[message.client]
-        account.up += size
+        account.bytes_up += size
         if message.run != self.run:
             raise ValueError("run: another")
         if message.kind == "ready":
@@ -358,9 +361,9 @@ class Hub:
             del self._peers[client]
             if peer.identity != identity:
                 gone = "server: another device has come with the key of this one; allowed: a key for each"
-                self._deliver(peer.identity, pack(Message("refused", self.run, about={"reason": gone})))
+                self._deliver(peer.identity, pack(self._refusal(gone)))
         self._peers[wanted] = Peer(identity, owner)
-        self.accounts[wanted].up += len(frame)
+        self.accounts[wanted].bytes_up += len(frame)
         answer = pack(Message("welcome", self.run, wanted, about=dict(self._about[wanted])))
         self._count_down(wanted, answer)
         self._deliver(identity, answer)
@@ -389,7 +392,7 @@ class Hub:
 
     def _count_down(self, client: int, frame: bytes) -> None:
         self.counts.down += len(frame)
-        self.accounts[client].down += len(frame)
+        self.accounts[client].bytes_down += len(frame)
 
     def _deliver(self, identity: bytes, frame: bytes) -> bool:
         """Send a frame; whether there is still somebody to take it."""

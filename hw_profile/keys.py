@@ -101,6 +101,28 @@ def checked(address: str, field: str) -> str:
     return address
 
 
+def asked_for(end: str, file: Path | None, address: str, *, insecure: bool, exposed: str) -> Keys | None:
+    """The keys that flags ask for; None for plain text.
+
+    Args:
+        end: whose they are to be.
+        address: of the server.
+        exposed: what is wrong with plain text at an address that others get to, and what is allowed.
+
+    Raises:
+        ValueError: neither or both are asked for, or plain text where others could listen.
+    """
+    if file and insecure:
+        raise ValueError("insecure: is plain text; allowed: without --key")
+    if file:
+        return Keys.read(file, end)
+    if not insecure:
+        raise ValueError("key: there is none; allowed: --key FILE, or --insecure with a server on this machine")
+    if not is_loopback(address):
+        raise ValueError(f"insecure: {address} is {exposed}")
+    return None
+
+
 def prepare(socket: zmq.Socket, keys: Keys | None) -> None:
     """What either end's socket needs before it is bound or connected; no `keys` for plain text."""
     for option, value in OPTIONS.items():

@@ -165,8 +165,8 @@ def measured(console: Output, arguments: Any, meter: Meter | Log | None, machine
         this = board(machine)
         title = f"{this.model}: cut layer {trace.about['network']['cut_layer']}, {arguments.runtime}"
         idle_seconds = 0.0 if arguments.meter == "none" else IDLE_SECONDS
-        live = arguments.dashboard == "on" or (arguments.dashboard == "auto" and console.is_terminal)
-        with (LiveView if live else PlainView)(console, title, arguments.seconds, metered(meter)) as view:
+        kind = LiveView if console.is_live(arguments.dashboard) else PlainView
+        with kind(console, title, arguments.seconds, metered(meter)) as view:
             seen = measure(job, meter, machine, view.show, idle_seconds)
         result = figures(job, trace, seen, machine)
         result["trace"]["file"] = str(arguments.replay) if arguments.replay else "standard"

@@ -24,7 +24,7 @@ import numpy as np
 
 import run
 from hub import Counts, Hub
-from keys import SERVER, Keys, checked, is_loopback
+from keys import SERVER, asked_for, checked
 from simsfl.arguments import Parser, fail, path, print_error, seconds, value_of, whole_number
 from simsfl.console import Output
 from simsfl.signals import Stop
@@ -84,28 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + (stop.received or 2)
 
 
-def keys_of(arguments: argparse.Namespace) -> Keys | None:
-    """The server's keys; None for plain text.
-
-    Raises:
-        ValueError: there are none, or plain text is asked for where others could listen.
-    """
-    if not arguments.insecure:
-        return Keys.read(arguments.key or KEY, "server")
-    if arguments.key:
-        raise ValueError("insecure: is plain text; allowed: without --key")
-    if not is_loopback(arguments.listen):
-        raise ValueError(f"insecure: {arguments.listen} is open to others; allowed: with --listen 127.0.0.1:PORT")
-    return None
-
-
 class Devices:
     """The devices that take part in a run (`launch.Guests`)."""
 
     def __init__(self, arguments: argparse.Namespace, stop: Stop):
         arguments.listen = arguments.listen or f"{'127.0.0.1' if arguments.insecure else '0.0.0.0'}:{PORT}"
-        checked(arguments.listen, "listen")
-        self._arguments, self._stop, self._keys = arguments, stop, keys_of(arguments)
+        arguments.key = arguments.key or (None if arguments.insecure else KEY)
+        self._arguments, self._stop = arguments, stop
+        self._keys = asked_for(
+            "server",
+            arguments.key,
+            checked(arguments.listen, "listen"),
+            insecure=arguments.insecure,
+            exposed="open to others; allowed: with --listen 127.0.0.1:PORT",
+        )
         self._hub: Hub | None = None
         self.waits = False
 
@@ -132,7 +124,7 @@ class Devices:
     def resuming(self) -> list[str]:
         """The command that goes on with the run, but for its directory."""
         arguments = self._arguments
-        how = ["--insecure"] if arguments.insecure else ["--key", str(arguments.key or KEY)]
+        how = ["--insecure"] if arguments.insecure else ["--key", str(arguments.key)]
         clients = ["--device-clients", ",".join(map(str, self._hub.accounts))]
         wait_for = [] if arguments.wait_for is None else ["--wait-for", str(arguments.wait_for)]
         timeout = ["--device-timeout", f"{arguments.device_timeout:g}"]
@@ -144,7 +136,6 @@ class Devices:
         hub, loop, console, file = self._hub, self._loop, session.console, session.directory.devices
         loop.waiting = lambda: session.refresh("waiting for devices")
         loop.is_over = lambda: bool(self._stop.received or console.deserted)
-        live = self._arguments.dashboard == "on" or (self._arguments.dashboard == "auto" and console.is_terminal)
         real = f"client{'s' * (len(hub.accounts) > 1)} {', '.join(map(str, hub.accounts))}"
         with ExitStack() as stack:
             stack.enter_context(
@@ -156,7 +147,7 @@ class Devices:
                     tell(console, f"their images are in {self._arguments.export_images}")
                 with logged(Shown(console)):
                     self._wait(console)
-                if not live:  # then the screen is the view's
+                if not console.is_live(self._arguments.dashboard):  # then the screen is the view's
                     stack.enter_context(logged(Shown(console)))
                 yield
             finally:

@@ -14,6 +14,10 @@ class Output(Console):
     deserted = False
     """Whether it has gone."""
 
+    def is_live(self, dashboard: str) -> bool:
+        """Whether there is to be a live view, as ``--dashboard`` asks."""
+        return dashboard == "on" or (dashboard == "auto" and self.is_terminal)
+
     def on_broken_pipe(self) -> None:
         """Print nowhere from now on."""
         self.deserted = self.quiet = True

@@ -234,4 +234,4 @@ class Profiled(Observer):
 
 
 class Stopped(Exception):
-    """The user wants to stop, and an evaluation is under way."""
+    """The user wants to stop, and the state may be saved: in an evaluation, or where a round waits for a device."""

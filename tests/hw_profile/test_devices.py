@@ -177,8 +177,8 @@ def test_bytes_are_the_cost_models_and_a_little_more(dataset):
     assert share * simulation.traffic.up <= up < share * simulation.traffic.up + 500 * frames
     plan = 3 * len(CLIENTS) * 6000  # which images and views a round has, and at first all that a client keeps
     assert share * simulation.traffic.down <= down < share * simulation.traffic.down + 500 * frames + plan
-    assert sum(account.up for account in hub.accounts.values()) == hub.counts.up
-    assert sum(account.down for account in hub.accounts.values()) == hub.counts.down
+    assert sum(account.bytes_up for account in hub.accounts.values()) == hub.counts.up
+    assert sum(account.bytes_down for account in hub.accounts.values()) == hub.counts.down
 
 
 def test_a_device_that_leaves_is_done_without_and_may_return(dataset):
