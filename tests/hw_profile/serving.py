@@ -1,0 +1,99 @@
+"""Devices in threads, for tests: a hub with its loop, clients that may misbehave, and what is expected of them."""
+
+import threading
+import time
+from contextlib import contextmanager, nullcontext
+
+import torch
+import zmq
+from conftest import TINY
+
+from client_work import make_client
+from device import Device, Refused
+from device_loop import DeviceLoop, about_run
+from hub import Hub
+from messages import pack
+
+CLIENTS = (1, 3, 5)
+LONG = 20.0
+EVERYONE = {**TINY, "cohort": 8}
+
+
+@contextmanager
+def hub_of(simulation, own_keys=None, timeout=LONG, clients=CLIENTS):
+    hub = Hub("127.0.0.1:0", own_keys, "run", {client: about_run(simulation, client) for client in clients})
+    loop = DeviceLoop(simulation, hub, timeout)
+    try:
+        yield hub, loop
+    finally:
+        loop.end("stopped")
+        hub.close()
+
+
+class Served(threading.Thread):
+    """A device in a thread, as client `number`; it leaves without a word after so many steps.
+
+    `says` makes of a message those that are sent instead; a pair is sent as two frames of one.
+    """
+
+    def __init__(self, simulation, address, number, runtime="torch", leave_after=None, before_step=None, says=None):
+        super().__init__(daemon=True)
+        self.left = threading.Event()
+        self.device = Device(address, None, number, LONG, is_over=self.left.is_set)
+        self.pixels = simulation.dataset.train.pixels[torch.from_numpy(simulation.partition[number])].numpy()
+        self.runtime, self.leave_after, self.before_step = runtime, leave_after, before_step
+        self.error = None
+        if says:
+            self.device._send = lambda message: [self.send(said) for said in says(message)]
+        self.start()
+
+    def send(self, said):
+        frames = [pack(message) for message in (said if isinstance(said, tuple) else (said,))]
+        assert self.device._socket.poll(1000 * LONG, zmq.POLLOUT)
+        self.device._socket.send_multipart(frames)
+
+    def run(self):
+        device = self.device
+        try:
+            device.connect()
+            client = make_client(device.about, self.runtime, precision="fp32")
+            device.work(client, self.pixels, self.clock, self.step_done)
+        except (Refused, TimeoutError) as error:
+            self.error = error
+        finally:
+            if self.left.is_set():  # as one whose plug is pulled
+                device.connected = False
+            device.close()
+
+    def clock(self, phase):
+        if phase == "views" and self.before_step:
+            self.before_step(self.device)
+        return nullcontext()
+
+    def step_done(self, round_index, step):
+        if self.device.done == self.leave_after:
+            self.left.set()
+
+
+def finish(*devices):
+    for device in devices:
+        device.join(LONG)
+        assert not device.is_alive()
+        assert device.error is None
+
+
+def wait_for(hub, count):
+    deadline = time.monotonic() + LONG
+    while len(hub.present()) < count and time.monotonic() < deadline:
+        hub.wait(0.1)
+    assert len(hub.present()) == count
+
+
+def trained(simulation):
+    list(simulation.rounds())
+    return simulation.state.tensors()
+
+
+def assert_same(found, expected, tolerance=0.0):
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
