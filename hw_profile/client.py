@@ -51,7 +51,10 @@ def parser() -> Parser:
     who.add_argument("--key", type=path, metavar="FILE", help="device-N.key, which keys.py wrote")
     who.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
     who.add_argument(
-        "--client-id", type=value_of(int, "a whole number"), metavar="ID", help="who it is (default: any that is free)"
+        "--client-id",
+        type=value_of(int, "a whole number"),
+        metavar="ID",
+        help="who it is (default: the one whose --images are given, or any that is free)",
     )
     who.add_argument(
         "--images",
