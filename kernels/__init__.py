@@ -9,6 +9,7 @@ from simsfl.kernels.augment import ViewParameters, augment
 from simsfl.kernels.choice import CHOICES, accelerated, are_choices, choosing, fastest, measuring, preferred
 from simsfl.kernels.conv2d import conv2d
 from simsfl.kernels.group_norm import group_norm
+from simsfl.kernels.group_norm_nhwc import group_norm_nhwc
 from simsfl.kernels.info_nce import info_nce
 from simsfl.kernels.sgd_ema import ema_, sgd_
 
@@ -23,6 +24,7 @@ __all__ = [
     "ema_",
     "fastest",
     "group_norm",
+    "group_norm_nhwc",
     "info_nce",
     "measuring",
     "preferred",

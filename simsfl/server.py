@@ -64,11 +64,11 @@ def contrast(
 
     autocast = autocast or nullcontext()
     with torch.no_grad(), autocast:
-        momentum, statistics = model.named(server.momentum), model.named_statistics(server.momentum_statistics)
+        momentum, statistics = model.weights(server.momentum), model.named_statistics(server.momentum_statistics)
         keys = [  # in the published order, which counts for running statistics
             embed(model, momentum, statistics, momentum_side[part]) for part in reversed(parts)
         ]
-    keys_rD = F.normalize(torch.cat(keys[::-1]), dim=1)
+    keys_rD = F.normalize(torch.cat(keys[::-1]).to(server.momentum), dim=1)
     own_key_rD = keys_rD.roll(rows, 0) if symmetric else keys_rD
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,24 +121,20 @@ def study(
     Args:
         block_loss: of a block of rows and the network's output for it: its share of the loss and of the accuracy.
     """
-    online = {name: tensor.detach().requires_grad_() for name, tensor in model.named(server.online).items()}
-    statistics = model.named_statistics(server.online_statistics)
-    gradient_Q = torch.zeros_like(server.online)
-    for leaf, part_of_it in zip(online.values(), model.named(gradient_Q).values(), strict=True):
-        leaf.grad = part_of_it  # what a block adds to
+    leaves, statistics = model.leaves(server.online), model.named_statistics(server.online_statistics)
     smashed_gradient = torch.empty_like(smashed[:graded])
-    loss = top1 = torch.zeros((), device=gradient_Q.device, dtype=gradient_Q.dtype)
+    loss = top1 = server.online.new_zeros(())
     for part in parts:
         smashed_nchw = smashed[part].detach().requires_grad_(part.start < graded)
         with autocast:
-            outputs_nD = embed(model, online, statistics, smashed_nchw)
-        part_loss, part_top1 = block_loss(part, outputs_nD)
+            outputs_nD = embed(model, leaves.tensors, statistics, smashed_nchw)
+        part_loss, part_top1 = block_loss(part, outputs_nD.to(server.online))
         part_loss.backward()
         if smashed_nchw.requires_grad:
             smashed_gradient[part] = smashed_nchw.grad[:graded]
         loss = loss + part_loss.detach()
         top1 = top1 + part_top1
-    return loss, top1, gradient_Q, smashed_gradient
+    return loss, top1, leaves.gradient(), smashed_gradient
 
 
 def blocks(together: Sequence[int], total: int, size: int | None, *, apart: bool) -> list[slice]:
@@ -189,11 +185,10 @@ def equal_batches(rows: int, clients: int) -> list[int]:
 def embed(
     model: FlatModule, parameters: Mapping[str, Tensor], statistics: Mapping[str, Tensor], smashed_nchw: Tensor
 ) -> Tensor:
-    """The network's output ``[n, D]``, in the dtype of its parameters."""
+    """The network's output ``[n, D]``."""
     on_cpu = smashed_nchw.device.type == "cpu"
     with accelerated(None) if on_cpu else nullcontext():  # there PyTorch's own operators are the best for one model
-        rows_nD = model.run({**parameters, **statistics}, smashed_nchw)
-    return rows_nD.to(next(iter(parameters.values())).dtype)
+        return model.run({**parameters, **statistics}, smashed_nchw)
 
 
 @torch.no_grad()

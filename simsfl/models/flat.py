@@ -7,12 +7,23 @@ Averaging, gathering, SGD and the moving average are then single operations on `
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """A network's weights as leaves of a graph, whose gradients add up from one backward pass to the next."""
+
+    tensors: dict[str, Tensor]
+    """By parameter name, as `FlatModule.run` takes them."""
+    gradient: Callable[[], Tensor]
+    """Return the gradient of the flat parameters ``[P]``, after the last backward pass."""
 
 
 class FlatModule:
@@ -52,6 +63,18 @@ class FlatModule:
     def named_statistics(self, flat: Tensor) -> dict[str, Tensor]:
         """The same of the buffers, in ``flat [..., S]``."""
         return pieces(flat, self.statistic_shapes)
+
+    def weights(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return what `run` takes, by parameter name, from ``flat [P]``."""
+        return self.named(flat)
+
+    def leaves(self, flat: Tensor) -> Leaves:
+        """Return the weights as leaves of a graph; their gradients are written into one flat tensor as they come."""
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.named(flat).items()}
+        gradient = torch.zeros_like(flat)
+        for leaf, part_of_it in zip(leaves.values(), self.named(gradient).values(), strict=True):
+            leaf.grad = part_of_it
+        return Leaves(leaves, lambda: gradient)
 
     def run(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The module's output for `x`, with parameters and buffers by name."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simsfl.kernels import conv2d, group_norm
+from simsfl.kernels import conv2d, group_norm, group_norm_nhwc
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,13 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
         self.norm = nn.GroupNorm(max(outputs // 4, 1), outputs) if style.norm == "group" else BatchNorm(outputs)
         self.standardise = style.standardise
+        self.channels_last = False
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         norm, y = self.norm, convolve(self.conv, x, standardise=self.standardise)
         if isinstance(norm, nn.GroupNorm):
-            return group_norm(y, norm.num_groups, norm.weight, norm.bias, residual=residual, relu=relu, eps=norm.eps)
+            normalise = group_norm_nhwc if self.channels_last else group_norm
+            return normalise(y, norm.num_groups, norm.weight, norm.bias, residual=residual, relu=relu, eps=norm.eps)
         y = norm(y)
         if residual is not None:
             y = y + residual
