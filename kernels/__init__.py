@@ -6,7 +6,17 @@ argument in place. Inside `accelerated`, operators use what is fastest.
 """
 
 from simsfl.kernels.augment import ViewParameters, augment
-from simsfl.kernels.choice import CHOICES, accelerated, are_choices, choosing, fastest, measuring, preferred
+from simsfl.kernels.choice import (
+    CHOICES,
+    CannotRunError,
+    accelerated,
+    accelerating,
+    are_choices,
+    choosing,
+    fastest,
+    measuring,
+    preferred,
+)
 from simsfl.kernels.conv2d import conv2d
 from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.info_nce import info_nce
@@ -14,8 +24,10 @@ from simsfl.kernels.sgd_ema import ema_, sgd_
 
 __all__ = [
     "CHOICES",
+    "CannotRunError",
     "ViewParameters",
     "accelerated",
+    "accelerating",
     "are_choices",
     "augment",
     "choosing",

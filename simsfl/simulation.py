@@ -162,7 +162,11 @@ class Simulation:
         self.version = (version or "fastest") if engine == "fused" else None
         self.choices: dict[str, str] = {}
         if engine != "loop":
-            with accelerated(self.version), tuning.remembering(choices or {}) as self.choices:
+            with (
+                accelerated(self.version),
+                tuning.remembering(choices or {}) as self.choices,
+                tuning.able(config.engine),
+            ):
                 self._tune(dtype, compile_server=captured and config.rounds * self.steps >= LONG)
         self.cost = client_cost(
             self.model, number_bytes=self.hyper.precision.itemsize, align_momentum=config.align_momentum
@@ -213,10 +217,15 @@ class Simulation:
                 dtype=dtype,
             )
         self.hyper = replace(self.hyper, chunk=chunk)
-        if compile_server and self.model.server.size and not len(self.model.server.initial_statistics):
-            rows = sum(group.images for group in self.groups) * (2 if self.config.symmetric else 1)
-            smashed = torch.zeros(rows, *self.model.smashed_shape, device=self.device, dtype=dtype)
-            network = tuning.quickest_server(self.model.server, self.hyper, self.state.server.online, smashed)
+        if self.device.type == "cpu" or not self.model.server.size:
+            return  # on a CPU the server uses no versions of operators
+        config, central, plain = self.config, self.model.server, not len(self.model.server.initial_statistics)
+        both = config.symmetric and config.feature_sharing and not config.supervised and plain
+        rows = sum(group.images for group in self.groups) * (2 if both else 1)
+        smashed = torch.zeros(rows, *self.model.smashed_shape, device=self.device, dtype=self.hyper.precision)
+        tuning.server_passes(central, self.hyper, self.state.server.online, smashed)
+        if compile_server and plain:
+            network = tuning.quickest_server(central, self.hyper, self.state.server.online, smashed)
             self.model = replace(self.model, server=network)
 
     def train(self) -> Iterator[Record]:
