@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -313,7 +314,7 @@ class Simulation:
                 else None,
             )
             with accelerated(self.version), choosing(self.choices):
-                outcome = self.train_step(self.model, state, batch, hyper, self.clock)
+                outcome = self._train_step(batch, hyper)
             self._tell("stepped", batch, outcome)
             if state.sent:
                 state.sent.keep_(s, outcome.smashed, batch.labels)
@@ -335,6 +336,13 @@ class Simulation:
                 if syncs:
                     self._tell("averaged")
             yield
+
+    def _train_step(self, batch: step.Batch, hyper: step.Hyperparameters) -> step.Outcome:
+        """Train on a batch, by a step that is replayed if it can be with the observers there are now."""
+        train_step = self.train_step
+        if isinstance(train_step, CapturedStep) and any(observer.needs_eager_steps for observer in self.observers):
+            train_step = partial(train_step.eager, "an observer takes part in them")
+        return train_step(self.model, self.state, batch, hyper, self.clock)
 
     def _tell(self, moment: str, *about: object) -> None:
         """Tell the observers of a moment, which is the name of one of `Observer`'s methods."""
