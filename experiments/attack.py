@@ -18,8 +18,8 @@ from progress import watched
 from rich.console import Console
 from rich.table import Table
 
-from launch import is_out_of_memory
 from simsfl import Simulation
+from simsfl.allocator import is_out_of_memory
 from simsfl.arguments import Parser, fail, path, seeds_of, value_of, whole_number
 from simsfl.dashboard import number
 from simsfl.files import write_json

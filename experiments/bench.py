@@ -36,7 +36,9 @@ from simsfl.names import unknown
 CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
 ENGINES = ("loop", "vmap", "fused", "fused+bf16")
 CLIENT_PHASES = ("data", "client forward", "client backward")
-ORDER = ("data", "client forward", "server", "client backward", "sync", "the rest", "client phase", "step")
+ORDER = (
+    *("data", "replay", "client forward", "server", "client backward", "sync", "the rest", "client phase", "step"),
+)
 """Of the rows; an engine has no phase that is not among them."""
 TURN = 5
 """Steps timed in a row."""
@@ -153,8 +155,8 @@ def engines(fields: Json, names: Sequence[str], steps: int) -> Json:
     results = {}
     for name, runs in measured.items():
         times = {"step": [run["step"] for run in runs]}
-        for phase in runs[0]["phases"]:
-            times[phase] = [run["phases"][phase] for run in runs]
+        for phase in runs[0]["phases"].keys() - {"capture"}:  # that is before what is timed
+            times["replay" if phase == "step" else phase] = [run["phases"][phase] for run in runs]
         times["client phase"] = [sum(run["phases"].get(phase, 0.0) for phase in CLIENT_PHASES) for run in runs]
         results[name] = facts[name] | {
             "seconds": {phase: summary(values) for phase, values in times.items()},

@@ -20,6 +20,7 @@ from rich.table import Table
 from flags import config_values
 from presets import PRESETS, automatic, named
 from simsfl import RunConfig, Simulation
+from simsfl.allocator import is_out_of_memory
 from simsfl.arguments import print_error
 from simsfl.config import ARCHITECTURES, DATASETS
 from simsfl.console import Output
@@ -113,11 +114,6 @@ def tell_of_trace(console: Output, recorder: Recorder | None) -> None:
         return
     what = f"what client {recorder.client} did; python hw_profile/pi_bench.py --replay FILE does it again"
     console.print(f"  {escape(str(recorder.path))}  [dim]{what}[/]", highlight=False, soft_wrap=True)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of NumPy's or torch's says that memory could not be had."""
-    return isinstance(error, MemoryError) or "allocate" in str(error)
 
 
 def fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session:

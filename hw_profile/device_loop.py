@@ -14,7 +14,6 @@ from torch import Tensor
 from hub import Ask, Hub
 from messages import Message, digest
 from simsfl.arguments import seeds_of
-from simsfl.capture import CapturedStep
 from simsfl.observer import Observer
 from simsfl.plan import RoundPlan, draw_cohort
 from simsfl.recorder import about_part, array, averaged
@@ -69,8 +68,6 @@ class DeviceLoop(Observer, Wire):
         self._there: list[int] = []
         simulation.observers.append(self)
         simulation.wire = self
-        if isinstance(simulation.train_step, CapturedStep):  # a graph has no devices in it
-            simulation.train_step = simulation.train_step.train_step
 
     def end(self, how: str) -> None:
         """The run has ended, and the devices are told how."""

@@ -6,7 +6,17 @@ argument in place. Inside `accelerated`, operators use what is fastest.
 """
 
 from simsfl.kernels.augment import ViewParameters, augment
-from simsfl.kernels.choice import CHOICES, accelerated, are_choices, choosing, fastest, measuring, preferred
+from simsfl.kernels.choice import (
+    CHOICES,
+    CannotRunError,
+    accelerated,
+    accelerating,
+    are_choices,
+    choosing,
+    fastest,
+    measuring,
+    preferred,
+)
 from simsfl.kernels.conv2d import conv2d
 from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.group_norm_nhwc import group_norm_nhwc
@@ -15,8 +25,10 @@ from simsfl.kernels.sgd_ema import ema_, sgd_
 
 __all__ = [
     "CHOICES",
+    "CannotRunError",
     "ViewParameters",
     "accelerated",
+    "accelerating",
     "are_choices",
     "augment",
     "choosing",

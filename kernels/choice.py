@@ -23,8 +23,14 @@ CLEARLY = 0.8
 """Another version than the first is chosen where it takes no more than this share of its time: a choice that a little
 noise turns round would make equal runs differ."""
 log = logging.getLogger(__name__)
+_WARNED: set[tuple[str, str]] = set()
+"""Operators and versions that this process has warned of already."""
 _VERSION: ContextVar[str | None] = ContextVar("version", default=None)
 _USED: ContextVar[dict[str, str] | None] = ContextVar("used", default=None)
+
+
+class CannotRunError(RuntimeError):
+    """A version of an operator cannot run for a shape: one that was asked for, or all there are."""
 
 
 @contextmanager
@@ -96,22 +102,57 @@ def fastest(
     """Call the fastest of `versions` with `tensors` and `settings`, finding out which it is if need be.
 
     One called "triton" is passed over where Triton does not take the first of the tensors.
+
+    Raises:
+        CannotRunError: the version that was asked for cannot run, or none can.
     """
     if "triton" in versions and not gpu.usable(tensors[0]):
         versions = {name: version for name, version in versions.items() if name != "triton"}
-    if _VERSION.get() in versions:
-        return versions[_VERSION.get()](*tensors, *settings)
-    if len(versions) == 1:
-        return next(iter(versions.values()))(*tensors, *settings)
-    what = key(operator, tensors, settings)
-    used = _USED.get()
-    choice = (used or {}).get(what) or CHOICES.get(what)
-    if choice not in versions:
-        seconds = {name: measure(name, version, tensors, settings) for name, version in versions.items()}
-        choice = CHOICES[what] = preferred(seconds, CLEARLY)
-    if used is not None:
-        used[what] = choice
-    return versions[choice](*tensors, *settings)
+    choice = _VERSION.get() if _VERSION.get() in versions else next(iter(versions))
+    if choice != _VERSION.get() and len(versions) > 1:
+        what = key(operator, tensors, settings)
+        used = _USED.get()
+        choice = (used or {}).get(what) or CHOICES.get(what)
+        if choice not in versions:
+            choice = CHOICES[what] = preferred(measured(operator, versions, tensors, settings), CLEARLY)
+        if used is not None:
+            used[what] = choice
+    try:
+        return versions[choice](*tensors, *settings)
+    except Exception as error:  # Triton and its compilers have types of their own
+        what = key(operator, tensors, settings)
+        raise CannotRunError(f"version {choice} of {what} cannot run: {reason(error)}") from error
+
+
+def measured(
+    operator: str, versions: Mapping[str, Callable[..., object]], tensors: tuple[Tensor | None, ...], settings: tuple
+) -> dict[str, float]:
+    """Seconds of each of the versions that can run. Of another a warning is given, once a process.
+
+    Raises:
+        CannotRunError: none can.
+    """
+    seconds, what = {}, key(operator, tensors, settings)
+    reasons: dict[str, str] = {}
+    for name, version in versions.items():
+        try:
+            seconds[name] = measure(version, tensors, settings)
+        except Exception as error:  # out of memory is one, too: another version may need less
+            reasons[name] = reason(error)
+    if not seconds:
+        everything = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        raise CannotRunError(f"no version of {what} can run: {everything}")
+    for name, why in reasons.items():
+        if (operator, name) not in _WARNED:
+            _WARNED.add((operator, name))
+            log.warning("version %s of %s cannot run, and another is used: %s", name, what, why)
+    return seconds
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def preferred(seconds: Mapping[str, float], clearly: float) -> str:
@@ -125,19 +166,15 @@ def are_choices(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
-def measure(name: str, function: Callable[..., object], tensors: tuple[Tensor | None, ...], settings: tuple) -> float:
-    """Seconds of the quickest of `TRIES` calls after one to warm up; infinity where the version cannot do it."""
+def measure(function: Callable[..., object], tensors: tuple[Tensor | None, ...], settings: tuple) -> float:
+    """Seconds of the quickest of `TRIES` calls after one to warm up."""
     cuda = tensors[0].device.type == "cuda"
     best = float("inf")
     for attempt in range(TRIES + 1):
         if cuda:
             torch.cuda.synchronize()
         begin = time.perf_counter()
-        try:
-            function(*tensors, *settings)
-        except RuntimeError as error:
-            log.debug("version %s is passed over: %s", name, error)
-            return best
+        function(*tensors, *settings)
         if cuda:
             torch.cuda.synchronize()
         if attempt:

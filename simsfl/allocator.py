@@ -30,6 +30,11 @@ def keep_memory() -> None:
             libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of NumPy's or torch's says that memory could not be had."""
+    return isinstance(error, MemoryError) or "allocate" in str(error)
+
+
 def free_memory() -> int:
     """Bytes of memory that a program can have without others being swapped out."""
     with suppress(OSError, StopIteration):  # Linux; what is free there leaves out what files may give back

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import record_function
 
-PHASES = ("data", "client forward", "server", "attackers", "client backward", "sync", "evaluation")
-"""In the order of a round; attackers there are in attacker-aware training."""
-REPLAYED = ("data", "step", "sync", "evaluation")
-"""The same where steps are replayed as a whole, and their own phases cannot be told apart."""
+PHASES = (
+    *("data", "capture", "step", "client forward", "server", "attackers", "client backward"),
+    *("sync", "evaluation"),
+)
+"""In the order of a round. Attackers there are in attacker-aware training. Where a step is recorded ("capture") and
+replayed as a whole ("step"), its own phases cannot be told apart."""
 
 
 class PhaseClock:
@@ -60,5 +62,4 @@ class PhaseClock:
     def seconds(self) -> dict[str, float]:
         """Seconds so far by phase, in the order of a round."""
         self.drain()
-        phases = REPLAYED if "step" in self._seconds else PHASES
-        return {phase: self._seconds[phase] for phase in phases if phase in self._seconds}
+        return {phase: self._seconds[phase] for phase in PHASES if phase in self._seconds}

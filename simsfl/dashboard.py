@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from simsfl.clock import PHASES, REPLAYED
+from simsfl.clock import PHASES
 from simsfl.metrics import History, Status
 from simsfl.wire import DeviceStatus
 
@@ -221,7 +221,8 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
 def phases(seconds: Mapping[str, float]) -> Panel:
     """Share of the time that each phase took."""
     total = sum(seconds.values()) or 1.0
-    names = REPLAYED if "step" in seconds else [n for n in PHASES if n != "attackers" or n in seconds]
+    usual = () if "step" in seconds else set(PHASES) - {"capture", "step", "attackers"}
+    names = [name for name in PHASES if name in seconds or name in usual]
     rows = [(name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in names]
     return bars("time per phase", rows)
 

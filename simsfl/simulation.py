@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -162,7 +163,11 @@ class Simulation:
         self.version = (version or "fastest") if engine == "fused" else None
         self.choices: dict[str, str] = {}
         if engine != "loop":
-            with accelerated(self.version), tuning.remembering(choices or {}) as self.choices:
+            with (
+                accelerated(self.version),
+                tuning.remembering(choices or {}) as self.choices,
+                tuning.able(config.engine),
+            ):
                 self._tune(dtype, compile_server=captured and config.rounds * self.steps >= LONG)
         self.cost = client_cost(
             self.model, number_bytes=self.hyper.precision.itemsize, align_momentum=config.align_momentum
@@ -213,10 +218,15 @@ class Simulation:
                 dtype=dtype,
             )
         self.hyper = replace(self.hyper, chunk=chunk)
-        if compile_server and self.model.server.size and not len(self.model.server.initial_statistics):
-            rows = sum(group.images for group in self.groups) * (2 if self.config.symmetric else 1)
-            smashed = torch.zeros(rows, *self.model.smashed_shape, device=self.device, dtype=dtype)
-            network = tuning.quickest_server(self.model.server, self.hyper, self.state.server.online, smashed)
+        if self.device.type == "cpu" or not self.model.server.size:
+            return  # on a CPU the server uses no versions of operators
+        config, central, plain = self.config, self.model.server, not len(self.model.server.initial_statistics)
+        both = config.symmetric and config.feature_sharing and not config.supervised and plain
+        rows = sum(group.images for group in self.groups) * (2 if both else 1)
+        smashed = torch.zeros(rows, *self.model.smashed_shape, device=self.device, dtype=self.hyper.precision)
+        tuning.server_passes(central, self.hyper, self.state.server.online, smashed)
+        if compile_server and plain:
+            network = tuning.quickest_server(central, self.hyper, self.state.server.online, smashed)
             self.model = replace(self.model, server=network)
 
     def train(self) -> Iterator[Record]:
@@ -304,7 +314,7 @@ class Simulation:
                 else None,
             )
             with accelerated(self.version), choosing(self.choices):
-                outcome = self.train_step(self.model, state, batch, hyper, self.clock)
+                outcome = self._train_step(batch, hyper)
             self._tell("stepped", batch, outcome)
             if state.sent:
                 state.sent.keep_(s, outcome.smashed, batch.labels)
@@ -326,6 +336,13 @@ class Simulation:
                 if syncs:
                     self._tell("averaged")
             yield
+
+    def _train_step(self, batch: step.Batch, hyper: step.Hyperparameters) -> step.Outcome:
+        """Train on a batch, by a step that is replayed if it can be with the observers there are now."""
+        train_step = self.train_step
+        if isinstance(train_step, CapturedStep) and any(observer.needs_eager_steps for observer in self.observers):
+            train_step = partial(train_step.eager, "an observer takes part in them")
+        return train_step(self.model, self.state, batch, hyper, self.clock)
 
     def _tell(self, moment: str, *about: object) -> None:
         """Tell the observers of a moment, which is the name of one of `Observer`'s methods."""

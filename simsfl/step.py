@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,13 +23,19 @@ from simsfl.wire import Wire
 
 Clock = Callable[[str], AbstractContextManager[object]]
 """Called with a phase's name; the time inside the context belongs to that phase."""
+CONSTANT = "constant"
+"""In the metadata of a field of a `Batch`: it is the same in all batches of a run, with the tensors in it."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the cohort trains on in one step; everything random about it is already drawn."""
+    """What the cohort trains on in one step; everything random about it is already drawn.
 
-    images: Images
+    Tensors in its fields, and in the lists and dataclasses in them, differ from batch to batch. `map` and `leaves` find
+    them there, so that a step that is replayed (`simsfl.capture`) gets those of a field that is added, too.
+    """
+
+    images: Images = field(metadata={CONSTANT: True})
     """All training images; what is used of them here is how they are normalised."""
     pixels: list[Tensor]
     """``[C', B', 3, H, H]`` uint8 of each group of clients that have the same batch size, in cohort order."""
@@ -45,6 +51,29 @@ class Batch:
     """Scalar, of simulated attackers, if there are any."""
     wire: Wire = field(default_factory=Wire)
     """How what clients send gets to the server, and back."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with `function` applied to every tensor that differs from batch to batch."""
+        return _mapped(self, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)
+
+    def leaves(self) -> list[object]:
+        """All that the batch holds, in a fixed order: the tensors of `map`, and as they are constants and all else."""
+        found: list[object] = []
+        _mapped(self, lambda leaf: found.append(leaf) or leaf)
+        return found
+
+
+def _mapped(value: object, function: Callable[[object], object]) -> object:
+    """`value` with `function` applied to what is in it, or to itself if it is no dataclass, list or tuple."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(item, function) for item in value)
+    if not is_dataclass(value):
+        return function(value)
+    new = {}
+    for one in fields(value):
+        own = getattr(value, one.name)
+        new[one.name] = function(own) if CONSTANT in one.metadata else _mapped(own, function)
+    return replace(value, **new)
 
 
 @dataclass(frozen=True)

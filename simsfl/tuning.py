@@ -16,8 +16,18 @@ import torch
 from torch import Tensor
 
 from simsfl import clients, server
+from simsfl.allocator import is_out_of_memory
 from simsfl.files import cache_directory, write_json
-from simsfl.kernels import CHOICES, are_choices, choosing, fastest, measuring, preferred
+from simsfl.kernels import (
+    CHOICES,
+    CannotRunError,
+    accelerating,
+    are_choices,
+    choosing,
+    fastest,
+    measuring,
+    preferred,
+)
 from simsfl.models import FlatModule
 from simsfl.step import Hyperparameters
 
@@ -54,6 +64,21 @@ def remembering(known: Mapping[str, str]) -> Iterator[dict[str, str]]:
         write_choices({**kept, **new})
 
 
+@contextmanager
+def able(engine: str) -> Iterator[None]:
+    """Raise a ValueError about the config's `engine` where an operator that is called inside cannot run.
+
+    Where it cannot for lack of memory, its own error is left to those who know what would need less.
+    """
+    try:
+        yield
+    except CannotRunError as error:
+        if is_out_of_memory(error):
+            raise
+        others = ", ".join(name for name in ("fused", "vmap", "loop") if name != engine)
+        raise ValueError(f"engine: {engine} does not work here, {error}; allowed: {others}") from error
+
+
 def chunk_of(
     model: FlatModule,
     hyper: Hyperparameters,
@@ -65,7 +90,10 @@ def chunk_of(
     device: torch.device,
     dtype: torch.dtype,
 ) -> int:
-    """How many clients to run together; operators make their choices on the way, for all shapes that will occur.
+    """How many clients to run together.
+
+    On the way operators are called with all shapes that will occur: they make their choices, and one that cannot run
+    is known of before training.
 
     Args:
         model: the clients'.
@@ -93,7 +121,7 @@ def chunk_of(
     if chunk:
         used[what] = chunk
     size = int(chunk or cohort)
-    if measuring():
+    if accelerating():
         for count in {min(size, total), cohort % size} - {0}:
             passes(size, count)
     return size
@@ -109,16 +137,25 @@ def quickest_server(model: FlatModule, hyper: Hyperparameters, parameters: Tenso
 
     def trying(candidate: FlatModule) -> Callable[..., FlatModule]:
         def passes(smashed: Tensor, *_settings: object) -> FlatModule:
-            leaves = {name: tensor.requires_grad_() for name, tensor in model.named(parameters.clone()).items()}
-            with hyper.autocast(smashed.device):
-                output = server.embed(candidate, leaves, {}, smashed.detach().requires_grad_())
-            output.sum().backward()
+            server_passes(candidate, hyper, parameters, smashed)
             return candidate
 
         return passes
 
     versions = {"eager": trying(model), "compiled": trying(model.compiled())}
     return fastest("server", versions, (smashed,), model.size, str(hyper.precision))
+
+
+def server_passes(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> None:
+    """A pass of the server's network forward and back, which changes nothing; see `quickest_server`.
+
+    Operators make their choices on the way, and one that cannot run is known of before training.
+    """
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in model.named(parameters.clone()).items()}
+    statistics = model.named_statistics(model.initial_statistics.to(parameters, copy=True))
+    with hyper.autocast(smashed.device):
+        output = server.embed(model, leaves, statistics, smashed.detach().requires_grad_())
+    output.sum().backward()
 
 
 def quickest_chunk(passes: Callable[[int], None], sizes: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """What a user types wrong gets one line that helps, exit code 2, and leaves no trace."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import bench
 import report
 import run
 import watch
-from simsfl import Simulation
+from simsfl import Simulation, kernels
 
 
 def npz(path, **changes):
@@ -259,6 +260,32 @@ def test_a_wrong_input_is_named_and_leaves_no_trace(argv, words, tmp_path, capfd
 def test_triton_without_cuda(tmp_path, capfd):
     argv = ["--engine", "fused:triton", "--out", str(tmp_path / "out")]
     assert_refused(run.main, argv, ["engine: fused:triton", "CUDA", "allowed: fused"], capfd)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("engine", "broken", "words"),
+    [
+        ("fused:unfold", ["unfold"], ["fused:unfold", "version unfold of conv2d", "allowed: fused, vmap, loop"]),
+        ("fused", ["unfold", "grouped"], ["no version of conv2d", "grouped: CompilerError", "allowed: vmap, loop"]),
+    ],
+)
+@pytest.mark.parametrize("operator", ["FORWARD", "BACKWARD"])
+def test_an_operator_that_cannot_run(operator, engine, broken, words, tmp_path, capfd, monkeypatch):
+    """It is known of before a directory is made, whatever the type of its error."""
+
+    class CompilerError(Exception):
+        """As Triton's, which is no RuntimeError."""
+
+    def fail(x, *others):
+        raise CompilerError("too many registers\n  at line 7")
+
+    versions = getattr(sys.modules["simsfl.kernels.conv2d"], operator)
+    for version in broken:
+        monkeypatch.setitem(versions, version, fail)
+    monkeypatch.setattr(sys.modules[kernels.fastest.__module__], "CHOICES", {})
+    words = ["engine: ", "3x2x", "float32 cpu", "CompilerError: too many registers", *words]
+    assert_refused(run.main, base(tmp_path, engine=engine), words, capfd)
     assert not (tmp_path / "out").exists()
 
 

@@ -120,10 +120,11 @@ def test_the_status_comes_back_from_its_file(tmp_path):
 
 
 def test_replayed_steps_are_one_phase():
-    status = replace(STATUS, phase_seconds={"data": 1.0, "step": 9.0, "sync": 0.0})
+    status = replace(STATUS, phase_seconds={"data": 1.0, "capture": 2.0, "step": 9.0, "sync": 0.0})
     text = "\n".join(drawn(120, 40, CONFIG, history(), status))
     assert "step " in text
-    assert "90 %" in text
+    assert "capture " in text
+    assert "75 %" in text
     assert "client forward" not in text
 
 

@@ -2,15 +2,17 @@
 
 import json
 import logging
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from simsfl import Simulation, tuning
+from simsfl import Simulation, server, tuning
 from simsfl.files import cache_directory
-from simsfl.kernels import CHOICES, choice
+from simsfl.kernels import CHOICES, CannotRunError, accelerated, choice, choosing
 from simsfl.run_directory import RunDirectory
 
 
@@ -101,6 +103,37 @@ def test_every_shape_is_known_before_training_and_a_resumed_runs_choices_are_its
     Simulation.load(tmp_path / "run", dataset)
     assert kept() == held
     assert Simulation(config, dataset).choices == before
+
+
+def test_the_servers_operators_are_called_before_training_too(config, dataset, monkeypatch):
+    """As on CUDA; on a CPU the server uses none of them."""
+    monkeypatch.setattr(server, "accelerated", lambda version: nullcontext())
+    simulation = Simulation(replace(config, engine="fused", norm="batch"), dataset)
+    central, smashed = simulation.model.server, torch.zeros(4, *simulation.model.smashed_shape)
+    before = central.initial_statistics.clone()
+    with accelerated(), choosing() as used:
+        tuning.server_passes(central, simulation.hyper, simulation.state.server.online, smashed)
+    assert torch.equal(central.initial_statistics, before)
+    shape = "x".join(map(str, smashed.shape))
+    assert any(key.startswith(f"conv2d 1x{shape} ") for key in used)
+    assert any(key.startswith("conv2d_backward ") for key in used)
+
+    def fail(*arguments):
+        raise OverflowError("it is too much")
+
+    monkeypatch.setitem(sys.modules["simsfl.kernels.conv2d"].BACKWARD, "unfold", fail)
+    with (
+        accelerated("unfold"),
+        pytest.raises(ValueError, match=r"engine: fused:unfold .*conv2d_backward .*it is too much; allowed: fused, "),
+        tuning.able("fused:unfold"),
+    ):
+        tuning.server_passes(central, simulation.hyper, simulation.state.server.online, smashed)
+
+
+def test_lack_of_memory_is_left_to_those_who_know_what_needs_less():
+    error = CannotRunError("version unfold of conv2d cannot run: OutOfMemoryError: Tried to allocate 20 GB")
+    with pytest.raises(CannotRunError, match="Tried to allocate"), tuning.able("fused:unfold"):
+        raise error
 
 
 def test_a_compiled_server_is_the_same_network(config, dataset, monkeypatch):

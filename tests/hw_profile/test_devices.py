@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY
+from tape import Tape
 
 import client
 from device import Device
 from device_loop import about_run, own_images
 from serving import CLIENTS, EVERYONE, LONG, Served, assert_same, finish, hub_of, trained, wait_for
-from simsfl import RunConfig, Simulation
+from simsfl import RunConfig, Simulation, step
+from simsfl.capture import CapturedStep
 from simsfl.console import Output
 from simsfl.observer import Observer
 from simsfl.recorder import Recorder
@@ -239,6 +241,26 @@ def test_a_trace_can_be_recorded_meanwhile(dataset, tmp_path):
         assert simulation.observers == [loop]
     finish(device)
     assert Trace(tmp_path / "client.trace").steps == simulation.steps
+
+
+def test_replayed_steps_are_eager_while_there_are_devices(dataset):
+    """Of a simulation whose steps are replayed, as on CUDA; when the devices have gone, they are again."""
+    config = RunConfig(**{**EVERYONE, "rounds": 2})
+    eager, captured = Simulation(config, dataset), Simulation(config, dataset)
+    captured.train_step = CapturedStep(step.train_step, Tape)
+    for simulation in (eager, captured):
+        rounds = simulation.rounds()
+        with hub_of(simulation, clients=[3]) as (hub, loop):
+            device = Served(simulation, hub.address, 3)
+            wait_for(hub, 1)
+            next(rounds)
+            assert loop.done == {3: simulation.steps}
+        finish(device)
+        assert not captured.train_step.recordings
+    for simulation in (eager, captured):
+        next(simulation.rounds())
+    assert captured.train_step.recordings
+    assert_same(captured.state.tensors(), eager.state.tensors())
 
 
 def test_energy_is_recorded_meanwhile(dataset, monkeypatch):

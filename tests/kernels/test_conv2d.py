@@ -1,5 +1,6 @@
 """Convolutions of each client's own, every version against torch's in float64, client by client."""
 
+import logging
 import sys
 import threading
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch.func import vmap
 
 from agreement import DEVICE, NATIVE_TRITON, TRITON, assert_agree, normal, run_interpreted
-from simsfl.kernels import CHOICES, accelerated, choosing, conv2d
+from simsfl.kernels import CHOICES, CannotRunError, accelerated, choosing, conv2d, fastest
 
 choice = sys.modules[accelerated.__module__]
 SHAPES = {
@@ -106,6 +107,52 @@ def test_a_choice_is_measured_once_and_abided_by(monkeypatch):
             forced = conv2d(x, w, 1, 1)
         with accelerated():
             assert torch.equal(conv2d(x, w, 1, 1), forced)
+
+
+def raising(error):
+    def version(*arguments):
+        raise error
+
+    return version
+
+
+def test_a_version_that_cannot_run_is_told_of_once(monkeypatch, caplog):
+    """By name, with the shape and the reason in one line, whatever the type of its error."""
+    versions = {
+        "usual": lambda x, y: "usual",
+        "broken": raising(OverflowError("\nshared memory: 300 of 200 KB\nsee the manual")),
+        "large": raising(torch.OutOfMemoryError("out of memory")),
+    }
+    monkeypatch.setattr(choice, "CHOICES", {})
+    monkeypatch.setattr(choice, "_WARNED", set())
+    with accelerated():
+        for rows in (3, 5):
+            assert fastest("stack", versions, (torch.zeros(rows, 2),), 7) == "usual"
+        assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+        assert [record.getMessage() for record in caplog.records] == [
+            "version broken of stack 3x2 (7,) float32 cpu cannot run, and another is used: "
+            "OverflowError: shared memory: 300 of 200 KB",
+            "version large of stack 3x2 (7,) float32 cpu cannot run, and another is used: "
+            "OutOfMemoryError: out of memory",
+        ]
+        fastest("heap", versions, (torch.zeros(3, 2),), 7)
+    assert len(caplog.records) == 4
+
+
+def test_no_version_can_run_or_not_the_one_that_was_asked_for(monkeypatch, caplog):
+    monkeypatch.setattr(choice, "CHOICES", {})
+    one, other, x = raising(KeyError("one")), raising(torch.OutOfMemoryError()), torch.zeros(3, 2)
+    with accelerated(), pytest.raises(CannotRunError) as none:
+        fastest("stack", {"a": one, "b": other}, (x,))
+    assert str(none.value) == "no version of stack 3x2 () float32 cpu can run: a: KeyError: 'one'; b: OutOfMemoryError"
+    assert not choice.CHOICES
+    with accelerated("b"), pytest.raises(CannotRunError, match=r"version b of stack 3x2 .*OutOfMemoryError"):
+        fastest("stack", {"a": lambda x: x, "b": other}, (x,))
+    with accelerated(), pytest.raises(CannotRunError, match="version a of stack 3x2"):
+        fastest("stack", {"a": one}, (x,))
+    assert not caplog.records
+    with accelerated(), pytest.raises(KeyboardInterrupt):
+        fastest("stack", {"a": lambda x: x, "b": raising(KeyboardInterrupt)}, (x,))
 
 
 def test_its_shapes_are_known_without_running_it():
