@@ -24,6 +24,7 @@ from simsfl.arguments import Parser, fail, path, seeds_of, value_of, whole_numbe
 from simsfl.dashboard import number
 from simsfl.files import write_json
 from simsfl.notation import Decoder
+from simsfl.precision import arithmetic
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
 from simsfl.run_directory import RunDirectory
 
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 < arguments.attacker_data <= 1:
             raise ValueError(f"attacker_data: {arguments.attacker_data:g} is no share; allowed: more than 0, up to 1")
         simulation = Simulation.load(arguments.run, device=arguments.device)
-        carry_out(arguments, simulation, decoder, seeds)
+        with arithmetic(simulation.config.precision):
+            carry_out(arguments, simulation, decoder, seeds)
     except (ValueError, OSError, ArithmeticError) as error:
         return fail(error)
     except (MemoryError, RuntimeError) as error:

@@ -3,7 +3,8 @@
 Engines run in processes of their own and take turns of a few steps, the first of which is not timed: so neither one's
 memory nor whatever else the machine does falls on one alone, and a step finds the caches as it does in a run. ``loop``
 is the published way of working (`published.py`): a module, an optimiser, a schedule and a pipeline of PIL views per
-client. ``+bf16`` behind an engine is its precision.
+client, with PyTorch's own choice of where to use TF32. ``+tf32`` or ``+bf16`` behind another engine is its precision,
+else fp32.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def parser() -> Parser:
     """All flags of this program."""
     result = Parser(prog="bench.py", description=__doc__.splitlines()[0])
     what = result.add_argument_group("what to measure")
-    what.add_argument("--engines", help=f"by comma; +bf16 behind one is its precision (default: {','.join(ENGINES)})")
+    what.add_argument(
+        "--engines", help=f"by comma; +tf32 or +bf16 behind one is its precision (default: {','.join(ENGINES)})"
+    )
     what.add_argument(
         "--scale", action="store_true", help="step time and memory for 1,000 to 1,000,000 clients instead"
     )
@@ -136,7 +139,11 @@ def engine_names(text: str) -> list[str]:
     for name in names:
         kind, plus, precision = name.partition("+")
         if kind not in KINDS or (plus and precision not in PRECISIONS):
-            raise unknown("engines", name, KINDS, also="one with +bf16")
+            raise unknown("engines", name, KINDS, also="one with +tf32 or +bf16")
+        if kind == "loop" and plus:
+            raise ValueError(
+                f"engines: {name} is not the published way of working; allowed: loop, or {precision} of others"
+            )
     return list(dict.fromkeys(names))
 
 
@@ -290,7 +297,7 @@ def engine_table(report: Json, title: str) -> Table:
     rates = {name: work / run["seconds"]["step"]["median"] for name, run in results.items()}
     table.add_row("GFLOP/s", *(f"{rate / 1e9:,.0f}" for rate in rates.values()))
     peaks = report["peaks"]
-    shares = (rate / peaks["bf16_flops" if "bf16" in name else "fp32_flops"] for name, rate in rates.items())
+    shares = (rate / peaks[f"{name.partition('+')[2] or 'fp32'}_flops"] for name, rate in rates.items())
     table.add_row("share of a matrix product's", *(f"{share:.0%}" for share in shares))
     hours = (PAPER_STEPS * run["seconds"]["step"]["median"] / 3600 for run in results.values())
     table.add_row(f"hours for {PAPER_STEPS:,} such steps", *(f"{hour:,.1f}" for hour in hours))

@@ -71,10 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked.check_effect(values)
 
         from costs import own_tables, paper_tables, reckoned  # noqa: PLC0415  (imports torch)
+        from simsfl.rules import with_precision  # noqa: PLC0415
 
         if arguments.accounting == "paper":
             tables, figures = paper_tables()
         else:
+            asked, _ = with_precision(asked)
             configs = {"as asked": asked} | {name: replace(asked, **changed) for name, changed in VARIANTS.items()}
             how = {"number_bytes": arguments.dtype and DTYPES[arguments.dtype], "measured": arguments.measured}
             rows = watched(list(configs.items()), "measuring") if arguments.measured else configs.items()

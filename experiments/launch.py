@@ -33,8 +33,13 @@ from simsfl.session import UNTRACED, Session
 from simsfl.signals import Stop
 from simsfl.simulation import NonFiniteLossError
 
-CHOICES = ("preset", "dataset", "device", "engine")
+CHOICES = ("preset", "dataset", "device", "precision", "engine")
 """What is chosen for those who do not say, so the output says why."""
+PRECISION_NOTES = {
+    "fp32": "products and convolutions without TF32",
+    "tf32": "TF32 in products and convolutions, all else in fp32",
+    "bf16": "forward passes and smashed data; weights, queue and loss in fp32",
+}
 ENGINE_NOTES = {
     "fused": "the cohort stacked into one batched program, with operators made for that",
     "vmap": "the cohort stacked into one batched program, of PyTorch's operators",
@@ -44,6 +49,9 @@ ENGINE_NOTES = {
 
 class Guests(Protocol):
     """Others who take part in a run, such as real devices (hw_profile/)."""
+
+    auto_precision: tuple[str, str]
+    """The precision that "auto" means where they take part, and why."""
 
     def prepare(self, simulation: Simulation) -> None:
         """See whether they can, before anything is written; raise a ValueError if not."""
@@ -124,7 +132,7 @@ def fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Gu
     stamp = time.strftime("%Y%m%d-%H%M%S")
     directory = RunDirectory(arguments.out or "runs")
     directory.check_free(overwrite=arguments.overwrite)
-    simulation = Simulation(config)
+    simulation = Simulation(config, auto_precision=guests.auto_precision if guests else None)
     check_profile(arguments.profile, simulation)
     recorder = recorder_of(arguments, simulation)
     if guests:
@@ -147,6 +155,8 @@ def fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Gu
         asked["dataset"] = "auto"
     if config.device == "auto":
         asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
+    if config.precision == "auto":
+        asked["precision"] = simulation.reasons["precision"]
     announce(session, asked | {"preset": why})
     return session
 
@@ -245,7 +255,8 @@ def announce(session: Session, why: dict[str, str]) -> None:
             f"{why['dataset']}: {data.origin}; {len(data.train_labels):,} train, {len(data.test):,} test images of "
             f"{data.image_size}x{data.image_size}",
         ),
-        ("device", config.device, f"{why['device']}; {device}, {config.precision}"),
+        ("device", config.device, f"{why['device']}; {device}"),
+        ("precision", config.precision, f"{why['precision']}; {PRECISION_NOTES[config.precision]}"),
         ("engine", config.engine, f"{why['engine']}; {ENGINE_NOTES[config.engine.partition(':')[0]]}"),
         (
             "clients",

@@ -29,6 +29,7 @@ from simsfl.cost import operations  # noqa: E402
 from simsfl.data import Dataset, make_dataset  # noqa: E402
 from simsfl.data.load import load_dataset  # noqa: E402
 from simsfl.data.shapes import shapes  # noqa: E402
+from simsfl.precision import arithmetic, has_tf32  # noqa: E402
 from simsfl.rules import device_of, resolve  # noqa: E402
 
 SECONDS_OF_PRODUCTS = 1.0
@@ -214,7 +215,12 @@ def main(what: str, fields: str, *rest: str) -> None:
     else:
         device = torch.device(device_of(config.device))
         names = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        peaks = {f"{name}_flops": peak_flops(device, dtype) for name, dtype in names.items()}
+        if has_tf32(device_of(config.device)):
+            names["tf32"] = torch.float32
+        peaks = {}
+        for name, dtype in names.items():
+            with arithmetic(name):
+                peaks[f"{name}_flops"] = peak_flops(device, dtype)
         emit(peaks | {"bytes": peak_copies(device), "step_flops": flops(config)})
 
 

@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Devices:
     """The devices that take part in a run (`launch.Guests`)."""
 
+    auto_precision = "fp32", "devices compute in fp32"
+
     def __init__(self, arguments: argparse.Namespace, stop: Stop):
         arguments.listen = arguments.listen or f"{'127.0.0.1' if arguments.insecure else '0.0.0.0'}:{PORT}"
         arguments.key = arguments.key or (None if arguments.insecure else KEY)

@@ -92,8 +92,16 @@ def as_in(there: tuple[str | None, dict[str, str] | None]) -> Iterator[None]:
 def key(operator: str, tensors: tuple[Tensor | None, ...], settings: tuple) -> str:
     """What a choice is made for, as one line."""
     shapes = " ".join("x".join(map(str, tensor.shape)) for tensor in tensors if tensor is not None)
-    first = tensors[0]
-    return f"{operator} {shapes} {settings} {str(first.dtype).removeprefix('torch.')} {first.device.type}"
+    return f"{operator} {shapes} {settings} {_number(tensors[0])} {tensors[0].device.type}"
+
+
+def _number(tensor: Tensor) -> str:
+    """Return what a tensor is computed in: its dtype, or "tf32" where cuDNN may round its float32 numbers to that."""
+    if tensor.device.type == "cuda" and tensor.dtype == torch.float32:
+        convolution = getattr(torch.backends.cudnn, "conv", None)  # before torch 2.9 there is only the older switch
+        if torch.backends.cudnn.allow_tf32 if convolution is None else convolution.fp32_precision == "tf32":
+            return "tf32"
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def fastest(

@@ -15,6 +15,7 @@ from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_mode
 from simsfl.notation import Bottleneck, Decoder, Unequal
 from simsfl.partition import Partition, make_partition
 from simsfl.plan import Group, client_groups
+from simsfl.precision import TF32_CAPABILITY, has_bf16, has_tf32, name_of
 from simsfl.privacy.decoders import decoder
 from simsfl.randomness import Purpose, torch_generator
 from simsfl.state import Sent, State, initial_state
@@ -201,18 +202,23 @@ def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) ->
 
 
 def dtype_of(precision: str, full: torch.dtype) -> torch.dtype:
-    """The dtype of a config's precision, where fp32 means `full`."""
+    """The dtype of a config's precision, where fp32 and tf32 mean `full`."""
     return torch.bfloat16 if precision == "bf16" else full
 
 
 def check_precision(config: RunConfig, image_size: int) -> None:
     """Raise a ValueError where the precision does not work with such images, or on the device."""
-    if config.precision == "fp32":
+    if config.precision == "tf32" and not has_tf32(config.device):
+        capability = ".".join(map(str, TF32_CAPABILITY))
+        raise ValueError(
+            f"precision: tf32 is not what {name_of(config.device)} has; "
+            f"allowed: fp32, or a CUDA device of compute capability {capability} or more"
+        )
+    if config.precision != "bf16":
         return
     if config.device != "cpu":
-        with torch.cuda.device(config.device):
-            if not torch.cuda.is_bf16_supported(including_emulation=False):
-                raise ValueError(f"precision: bf16 is not what {torch.cuda.get_device_name()} has; allowed: fp32")
+        if not has_bf16(config.device):
+            raise ValueError(f"precision: bf16 is not what {name_of(config.device)} has; allowed: fp32")
     elif image_size < BF16_IMAGE_SIZE:
         raise ValueError(
             f"precision: bf16 on the CPU does not work with images of {image_size}x{image_size}; "

@@ -36,7 +36,8 @@ from simsfl.notation import Bottleneck, Decoder, Unequal
 
 METHODS = ("mocosfl", "fl-moco", "fl-byol")
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
+STATE_DTYPES = ("fp32", "bf16")
 CLIENT_STATES = ("device", "host", "mmap")
 ARCHITECTURES = {
     "resnet8": 16,
@@ -285,7 +286,13 @@ class RunConfig:
 
     seed: int = setting(0, "run", "Seed of every draw.")
     device: str = setting("auto", "run", "cpu, cuda or cuda:N; auto is CUDA where there is one.")
-    precision: str = setting("fp32", "run", "Of forward passes and smashed data; weights stay fp32.", PRECISIONS)
+    precision: str = setting(
+        "auto",
+        "run",
+        "Of forward passes and smashed data; weights, queue and loss stay fp32. auto is bf16 on CUDA devices that have "
+        "it, else fp32; tf32 is fp32 whose products and convolutions may use TF32.",
+        ("auto", *PRECISIONS),
+    )
     engine: str = setting(
         "fused",
         "run",
@@ -299,7 +306,7 @@ class RunConfig:
         "Where the state of clients that do not take part is kept: device, host memory, or a file (mmap).",
         CLIENT_STATES,
     )
-    client_state_dtype: str = setting("fp32", "run", "How it is kept there; bf16 halves it.", PRECISIONS)
+    client_state_dtype: str = setting("fp32", "run", "How it is kept there; bf16 halves it.", STATE_DTYPES)
     checkpoint_every: int = setting(10, "run", "Rounds between checkpoints.")
 
     def __post_init__(self) -> None:

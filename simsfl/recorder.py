@@ -243,6 +243,8 @@ def chosen_client(simulation: Simulation, client: int | None) -> int:
             "record_trace: what simulated attackers do is not recorded; allowed: without --ressfl-lambda, such as "
             "frozen clients that start from an expert"
         )
+    if config.precision == "tf32":
+        raise ValueError("record_trace: devices that do it again have no TF32; allowed: --precision fp32 or bf16")
     if client is not None and not 0 <= client < config.clients:
         raise ValueError(f"trace_client: {client} is no client; allowed: 0 to {config.clients - 1}")
     first = simulation.finished_rounds

@@ -9,6 +9,7 @@ import torch
 from simsfl.config import ARCHITECTURES, ENGINES, RunConfig
 from simsfl.kernels import gpu
 from simsfl.models import layer_count
+from simsfl.precision import automatic
 
 FEDERATED_BATCH = 128
 """As in FedEMA (Zhuang et al., ICLR 2022)."""
@@ -23,7 +24,7 @@ def resolve(config: RunConfig, images_per_client: int | None = None) -> RunConfi
     Raises:
         ValueError: values that cannot work together, or on this machine.
     """
-    check_device(config.device)
+    config, _ = with_precision(config)
     check_engine(config.engine, config.device)
     deepest = layer_count(config.arch)
     if not 1 <= config.cut_layer <= deepest:
@@ -50,7 +51,25 @@ def resolve(config: RunConfig, images_per_client: int | None = None) -> RunConfi
 
 def left_to_rules(config: RunConfig) -> list[str]:
     """Names of the fields that rules fill in."""
-    return [spec.name for spec in fields(config) if getattr(config, spec.name) is None]
+    return [spec.name for spec in fields(config) if getattr(config, spec.name) is None] + (
+        ["precision"] if config.precision == "auto" else []
+    )
+
+
+def with_precision(config: RunConfig, usual: tuple[str, str] | None = None) -> tuple[RunConfig, str]:
+    """Return the config with the precision that "auto" means, and why it is that one.
+
+    Args:
+        usual: what "auto" means and why, instead of what suits the device.
+
+    Raises:
+        ValueError: the device cannot be used on this machine.
+    """
+    check_device(config.device)
+    if config.precision != "auto":
+        return config, "asked for"
+    precision, reason = usual or automatic(device_of(config.device))
+    return replace(config, precision=precision), f"auto, {reason}"
 
 
 def device_of(name: str) -> str:

@@ -106,13 +106,26 @@ class RunDirectory:
             temporary.mkdir()
             yield RunDirectory(temporary)
 
-    def record(self, config: RunConfig, by_rule: Sequence[str], dataset: Dataset, choices: Mapping[str, str]) -> None:
-        """Write down what the run is, and the versions of operators it uses."""
+    def record(
+        self,
+        config: RunConfig,
+        by_rule: Sequence[str],
+        reasons: Mapping[str, str],
+        dataset: Dataset,
+        choices: Mapping[str, str],
+    ) -> None:
+        """Write down what the run is, and the versions of operators it uses.
+
+        Args:
+            by_rule: names of the fields that rules filled in.
+            reasons: why a field is what it is, by name.
+        """
         write_json(
             self.config,
             {
                 "config": config.to_dict(),
                 "by_rule": list(by_rule),
+                "reasons": dict(reasons),
                 "dataset": {"name": dataset.name, "origin": dataset.origin, "sha256": dataset.checksum},
                 "versions": {
                     "python": platform.python_version(),

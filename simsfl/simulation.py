@@ -38,9 +38,10 @@ from simsfl.models import SplitModel
 from simsfl.observer import Observer
 from simsfl.partition import Partition
 from simsfl.plan import RoundPlan, plan_round, steps_per_round
+from simsfl.precision import arithmetic
 from simsfl.privacy.resistance import attackers_lr
 from simsfl.randomness import Purpose, numpy_generator
-from simsfl.rules import left_to_rules, resolve
+from simsfl.rules import left_to_rules, resolve, with_precision
 from simsfl.run_directory import RunDirectory
 from simsfl.state import completed_rounds, gather_, same_shape, scatter_, scatter_queue_
 from simsfl.sync import average_, average_statistics_, divergence, is_sync_step, receive_
@@ -77,10 +78,12 @@ class Simulation:
         dtype: of everything learnt, and with fp32 precision of what is computed; float64 is for tests.
         choices: versions of operators to use, where they are named, instead of finding out which are fastest.
         start: weights to start from, instead of loading ``config.init_client``.
+        auto_precision: the precision that "auto" means and why, instead of what suits the device.
 
     Attributes:
         config: the config with every rule applied (`simsfl.rules`).
         by_rule: names of its fields that rules filled in.
+        reasons: why a field is what it is, by name; the precision's.
         dataset: the images, on the device.
         partition: which images each client holds; `auxiliary`: of the auxiliary data set.
         model: the network, cut in two.
@@ -114,7 +117,9 @@ class Simulation:
         dtype: torch.dtype = torch.float32,
         choices: Mapping[str, str] | None = None,
         start: Weights | None = None,
+        auto_precision: tuple[str, str] | None = None,
     ):
+        config = self._with_precision(config, dtype, auto_precision)
         asked, config = config, resolve(config)
         dataset = dataset or load_dataset(
             config.dataset,
@@ -142,8 +147,7 @@ class Simulation:
             stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
         )
         self.start = start or (load_weights(config.init_client) if config.init_client else None)
-        derived = ["head", "key_dim"] * config.supervised + ["stream"] * (asked.stream == "auto")
-        self.by_rule = left_to_rules(asked) + derived
+        self.by_rule += ["head", "key_dim"] * config.supervised + ["stream"] * (asked.stream == "auto")
         self.device = torch.device(config.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # events and defaults, too, are this device's
@@ -164,6 +168,7 @@ class Simulation:
         self.choices: dict[str, str] = {}
         if engine != "loop":
             with (
+                arithmetic(config.precision),
                 accelerated(self.version),
                 tuning.remembering(choices or {}) as self.choices,
                 tuning.able(config.engine),
@@ -195,6 +200,14 @@ class Simulation:
     def sources(self) -> list[Partition]:
         """What clients hold: of the data set, and of the auxiliary one."""
         return [source for source in (self.partition, self.auxiliary) if source and len(source.indices)]
+
+    def _with_precision(self, asked: RunConfig, dtype: torch.dtype, auto: tuple[str, str] | None) -> RunConfig:
+        """Return the config with the precision that "auto" means; keep why, and what of the config rules fill in."""
+        if dtype != torch.float32:
+            auto = "fp32", f"everything is {str(dtype).removeprefix('torch.')}"
+        config, reason = with_precision(asked, auto)
+        self.by_rule, self.reasons = left_to_rules(asked), {"precision": reason}
+        return config
 
     def _network(self) -> SplitModel:
         """The network as the run begins with it."""
@@ -313,7 +326,7 @@ class Simulation:
                 if config.supervised
                 else None,
             )
-            with accelerated(self.version), choosing(self.choices):
+            with arithmetic(config.precision), accelerated(self.version), choosing(self.choices):
                 outcome = self._train_step(batch, hyper)
             self._tell("stepped", batch, outcome)
             if state.sent:
@@ -368,7 +381,7 @@ class Simulation:
                 s = order[self.step_index]
                 smashed = state.sent.smashed[s].to(self.device)
                 labels = state.sent.labels[s].to(self.device) if self.config.supervised else None
-                with accelerated(self.version), choosing(self.choices):
+                with arithmetic(self.config.precision), accelerated(self.version), choosing(self.choices):
                     lesson = step.learn_(self.model, state, smashed, server_lr, self.hyper, labels)
             self._note(lesson.loss, lesson.top1)
             if self.step_index == self.steps:
@@ -468,12 +481,12 @@ class Simulation:
 
         In the middle of a round the client model is the latest average.
         """
-        with self.clock("evaluation"):
+        with self.clock("evaluation"), arithmetic(self.config.precision):
             return EvaluationRecord(self.finished_rounds, self.evaluation.knn(self.encoder()))
 
     def evaluate_untrained(self) -> EvaluationRecord:
         """What learning has to beat: kNN accuracy of the network as it began, and of the raw pixels."""
-        with self.clock("evaluation"):
+        with self.clock("evaluation"), arithmetic(self.config.precision):
             model, to = self._network(), {"device": self.device, "dtype": self.step_metrics.dtype}
             client, server = (half.module(half.initial.to(**to)) for half in (model.client, model.server))
             encode = evaluate.encoder(client, server, self.config.eval_features)
@@ -498,7 +511,7 @@ class Simulation:
         shares = ([None] if config.linear_probe else []) + (list(LABELLED) if config.semi_supervised else [])
         if not shares:
             return []
-        with self.clock("evaluation"):
+        with self.clock("evaluation"), arithmetic(config.precision):
             train, test = self.evaluation.all_features(self.encoder())
             results = [self.evaluation.probe(train, test, share=share, epochs=config.probe_epochs) for share in shares]
         kinds = ["linear" if share is None else f"semi-{share:.0%}" for share in shares]
@@ -542,7 +555,7 @@ class Simulation:
             checkpoint.save(directory.checkpoints, name, tensors, meta)
         else:
             with directory.appearing() as new:
-                new.record(self.config, self.by_rule, self.dataset, self.choices)
+                new.record(self.config, self.by_rule, self.reasons, self.dataset, self.choices)
                 if self.start:
                     self.start.save(new.start)
                 checkpoint.save(new.checkpoints, name, tensors, meta)

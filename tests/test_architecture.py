@@ -19,7 +19,7 @@ import server
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"kernels"},
-    {"names", "files", "signals", "randomness", "clock", "allocator", "trace", "console"},
+    {"names", "files", "signals", "randomness", "clock", "allocator", "trace", "console", "precision"},
     {"notation", "limits", "arguments", "tensor_file"},
     {"config", "storage"},
     {"data", "models", "partition", "privacy", "privacy.similarity"},

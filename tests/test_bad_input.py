@@ -122,6 +122,7 @@ CASES = {
     "profile": (["--profile", "0"], ["profile: '0'", "1 or more"]),
     "client-state": (["--client-state", "hots"], ["client_state", "did you mean host"]),
     "precision": (["--precision", "fp16"], ["precision", "'fp16'", "bf16"]),
+    "client state in tf32": (["--client-state-dtype", "tf32"], ["client_state_dtype", "'tf32'", "fp32, bf16"]),
     "bf16 on tiny images": (["--precision", "bf16"], ["precision: bf16", "8x8", "16"]),
     "partition": (["--partition", "dirichlett"], ["partition", "did you mean dirichlet"]),
     "dashboard": (["--dashboard", "of"], ["dashboard", "did you mean off"]),

@@ -42,6 +42,8 @@ WRONG = {
     "engine": (["--engines", "fused,vampp"], "engines: 'vampp' is not known (did you mean vmap?)"),
     "no engine": (["--engines", "fused,"], "engines: '' is not known"),
     "precision": (["--engines", "fused+"], "engines: 'fused+' is not known"),
+    "no precision": (["--engines", "fused+auto"], "engines: 'fused+auto' is not known"),
+    "the loop's precision": (["--engines", "loop+bf16"], "engines: loop+bf16 is not the published way of working"),
     "nothing to compare": (["--scale", "--engines", "vmap"], "engines: has no effect with --scale"),
     "scale": (["--scale", "--clients", "10"], "clients: has no effect with --scale"),
     "start": (["--start", "--steps", "3"], "steps: has no effect with --start"),

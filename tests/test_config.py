@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 import run
 from presets import PRESETS, automatic
-from simsfl import RunConfig, assembly, models, partition, simulation
+from simsfl import RunConfig, models, partition, simulation
 from simsfl import config as settings
 from simsfl.data import load, sources
 from simsfl.rules import left_to_rules, resolve
@@ -74,7 +73,8 @@ def test_a_device_has_its_number(monkeypatch):
     """`torch.cuda.set_device` refuses a device without."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [resolve(RunConfig(device=d)).device for d in ("auto", "cuda", "cuda:1", "cpu")] == [
+    devices = ("auto", "cuda", "cuda:1", "cpu")
+    assert [resolve(RunConfig(device=device, precision="fp32")).device for device in devices] == [
         "cuda:0",
         "cuda:0",
         "cuda:1",
@@ -83,15 +83,6 @@ def test_a_device_has_its_number(monkeypatch):
     with pytest.raises(ValueError, match="device: cuda:2 does not exist; allowed: cuda:0 to cuda:1"):
         resolve(RunConfig(device="cuda:2"))
     assert automatic("cpu")[0] == "laptop"
-
-
-def test_a_precision_that_the_device_lacks(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old GPU")
-    with pytest.raises(ValueError, match="precision: bf16 is not what an old GPU has; allowed: fp32"):
-        assembly.check_precision(RunConfig(device="cuda:0", precision="bf16"), 32)
-    assembly.check_precision(RunConfig(device="cuda:0"), 32)
 
 
 def test_names_in_the_config_are_those_of_the_registries():

@@ -1,0 +1,94 @@
+"""The precision of a run: what a device has, what "auto" means on it, and PyTorch's switches for TF32.
+
+TF32 rounds the factors of float32 products to 10 bits of mantissa, for speed. PyTorch lets cuDNN's convolutions use it
+unless told otherwise, and matrix products not. Its switches are global, so they are set for a while: see `arithmetic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+TF32_CAPABILITY = (8, 0)
+"""The lowest compute capability of a CUDA device whose tensor cores have TF32."""
+
+
+def name_of(device: str) -> str:
+    """Return what a device ("cpu" or "cuda:N") is called."""
+    return "the CPU" if device == "cpu" else torch.cuda.get_device_name(device)
+
+
+def has_bf16(device: str) -> bool:
+    """Return whether a CUDA device computes in bfloat16 itself, without emulating it; False for the CPU."""
+    if device == "cpu":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def has_tf32(device: str) -> bool:
+    """Return whether a CUDA device has TF32; False for the CPU."""
+    return device != "cpu" and torch.cuda.get_device_capability(device) >= TF32_CAPABILITY
+
+
+def automatic(device: str) -> tuple[str, str]:
+    """Return the precision that "auto" means on a device ("cpu" or "cuda:N"), and why: "NVIDIA H200 has bf16"."""
+    if device == "cpu":
+        return "fp32", "no CUDA device in use"
+    if has_bf16(device):
+        return "bf16", f"{name_of(device)} has bf16"
+    return "fp32", f"{name_of(device)} has no bf16"
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Inside, products and convolutions of float32 tensors may use TF32 with "tf32", and are float32 with all others.
+
+    The switches are those of the whole process, and are put back as they were. A CUDA graph keeps the arithmetic that
+    it was recorded with.
+    """
+    switches = _switches()
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        older = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # somebody has set the newer switches alone, and the older ones cannot be read any more
+        older = "high" if before[0] == "tf32" else "highest", before[1] == "tf32"
+    _set_older("high" if precision == "tf32" else "highest", precision == "tf32")
+    for switch in switches:
+        switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        _set_older(*older)
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+def _set_older(products: str, convolutions: bool) -> None:
+    """Set the switches that all versions of PyTorch have, which torch.compile reads.
+
+    It refuses to compile where they contradict the newer ones, so both are always set.
+    """
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def _switches() -> list[Any]:
+    """Return PyTorch's switches by library and operator, from version 2.9 on; earlier versions have none.
+
+    One that is not set goes by ``torch.backends.fp32_precision``, and reads as if set to that. Recurrent networks are
+    among them, though there are none here, because the older switch of cuDNN is for them too.
+    """
+    backends = torch.backends
+    if not hasattr(backends, "fp32_precision"):
+        return []
+    return [
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+    ]
