@@ -84,6 +84,7 @@ class Layout:
         return torch.cat([(t.permute(0, 2, 3, 1) if t.ndim == 4 else t).reshape(-1) for t in tensors])
 
 
+@torch.no_grad()
 def prepare(flat_P: Tensor, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the weights ``[W]`` in `dtype`, and each row's mean and deviation plus epsilon, ``[R, 2]``.
 
@@ -111,9 +112,8 @@ def prepare(flat_P: Tensor, layout: Layout, dtype: torch.dtype) -> tuple[Tensor,
     return weights_W, moments_R2
 
 
-def prepare_backward_(
-    gradient_P: Tensor, grad_W: Tensor, flat_P: Tensor, moments_R2: Tensor, layout: Layout
-) -> None:
+@torch.no_grad()
+def prepare_backward_(gradient_P: Tensor, grad_W: Tensor, flat_P: Tensor, moments_R2: Tensor, layout: Layout) -> None:
     """Write the gradient of the flat parameters from that of the prepared weights.
 
     With c = w - mean and s = std + eps, the gradient of w is
@@ -125,9 +125,7 @@ def prepare_backward_(
         flat_P: what `prepare` was given; `moments_R2` is what it returned.
     """
     if gpu.usable(flat_P):
-        backward_kernel[(len(layout.rows),)](
-            grad_W, flat_P, layout.rows, moments_R2, gradient_P, EPSILON, BLOCK=BLOCK
-        )
+        backward_kernel[(len(layout.rows),)](grad_W, flat_P, layout.rows, moments_R2, gradient_P, EPSILON, BLOCK=BLOCK)
         return
     row = 0
     for matrix, grad in zip(layout.matrices, layout.split(grad_W), strict=True):

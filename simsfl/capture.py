@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,18 +49,32 @@ class CudaGraph:
         """See `Graph`; on a stream of its own, as recording is."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), fastest_convolutions():
             function()
         torch.cuda.current_stream().wait_stream(stream)
 
     def record(self, function: Callable[[], Outcome]) -> Outcome:
         """See `Graph`. What other threads do meanwhile is no part of it, and does not end it."""
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"), fastest_convolutions():
             return function()
 
     def replay(self) -> None:
         """See `Graph`."""
         self._graph.replay()
+
+
+@contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """Inside, cuDNN measures which of its algorithms is fastest when it first meets a shape, and remembers it.
+
+    A step that is replayed has the same shapes for ever, so this is worth the time.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @dataclass(frozen=True)

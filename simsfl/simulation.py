@@ -35,6 +35,7 @@ from simsfl.metrics import (
     SyncRecord,
 )
 from simsfl.models import SplitModel
+from simsfl.models.central import CentralModule
 from simsfl.observer import Observer
 from simsfl.partition import Partition
 from simsfl.plan import RoundPlan, plan_round, steps_per_round
@@ -59,8 +60,6 @@ LABELLED = (0.1, 0.01)
 """Shares of the labels that semi-supervised probes have."""
 RECENT = 50
 """Steps over which the pace is averaged that remaining time is told from."""
-LONG = 10_000
-"""Steps of a run on CUDA for which it is found out whether to compile the server's network, which takes a minute."""
 FLUSH_SECONDS = 0.5
 """How long losses may stay on a GPU before they are read, which makes the host wait."""
 
@@ -158,9 +157,11 @@ class Simulation:
         assembly.check_batch_norm(config, self.model)
         self.state = assembly.state(config, self.model, self.steps, dtype)
         self.hyper = assembly.hyperparameters(config, self.model, dtype)
+        engine, _, version = config.engine.partition(":")
+        if engine == "fused" and self.device.type == "cuda":
+            self.model = replace(self.model, server=CentralModule(self.model.server, self.hyper.precision, self.device))
         if self.device.type == "cpu":
             keep_memory()  # from now on: what was needed to set up goes back to the system
-        engine, _, version = config.engine.partition(":")
         captured = engine == "fused" and self.device.type == "cuda" and not self.model.attacker
         stacked, looped = TRAIN_STEPS[config.method]
         self.train_step = CapturedStep(stacked) if captured else looped if engine == "loop" else stacked
@@ -173,7 +174,7 @@ class Simulation:
                 tuning.remembering(choices or {}) as self.choices,
                 tuning.able(config.engine),
             ):
-                self._tune(dtype, compile_server=captured and config.rounds * self.steps >= LONG)
+                self._tune(dtype)
         self.cost = client_cost(
             self.model, number_bytes=self.hyper.precision.itemsize, align_momentum=config.align_momentum
         )
@@ -217,8 +218,8 @@ class Simulation:
             self.start.initialise(model, server=config.init_server)
         return model
 
-    def _tune(self, dtype: torch.dtype, *, compile_server: bool) -> None:
-        """Find out what is fastest here: clients run together, versions of operators, and the server's network."""
+    def _tune(self, dtype: torch.dtype) -> None:
+        """Find out what is fastest here: how many clients are run together, and versions of operators."""
         for group in sorted(self.groups, key=lambda group: group.images):  # the largest has the last word
             chunk = tuning.chunk_of(
                 self.model.client,
@@ -233,14 +234,11 @@ class Simulation:
         self.hyper = replace(self.hyper, chunk=chunk)
         if self.device.type == "cpu" or not self.model.server.size:
             return  # on a CPU the server uses no versions of operators
-        config, central, plain = self.config, self.model.server, not len(self.model.server.initial_statistics)
+        config, plain = self.config, not len(self.model.server.initial_statistics)
         both = config.symmetric and config.feature_sharing and not config.supervised and plain
         rows = sum(group.images for group in self.groups) * (2 if both else 1)
         smashed = torch.zeros(rows, *self.model.smashed_shape, device=self.device, dtype=self.hyper.precision)
-        tuning.server_passes(central, self.hyper, self.state.server.online, smashed)
-        if compile_server and plain:
-            network = tuning.quickest_server(central, self.hyper, self.state.server.online, smashed)
-            self.model = replace(self.model, server=network)
+        tuning.server_passes(self.model.server, self.hyper, self.state.server.online, smashed)
 
     def train(self) -> Iterator[Record]:
         """Train to the end, yielding each record as it becomes known.

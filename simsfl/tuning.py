@@ -24,7 +24,6 @@ from simsfl.kernels import (
     accelerating,
     are_choices,
     choosing,
-    fastest,
     measuring,
     preferred,
 )
@@ -127,35 +126,21 @@ def chunk_of(
     return size
 
 
-def quickest_server(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> FlatModule:
-    """The server's network, compiled where a pass forward and back is faster so.
+def server_passes(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> None:
+    """Run the server's network forward and back, which changes nothing.
+
+    Operators make their choices on the way, and one that cannot run is known of before training.
 
     Args:
         parameters: ``[Q]``.
-        smashed: ``[n, c, h, w]`` like that of a step, in the dtype and on the device of the computation.
+        smashed: ``[n, c, h, w]`` like that of a step.
     """
-
-    def trying(candidate: FlatModule) -> Callable[..., FlatModule]:
-        def passes(smashed: Tensor, *_settings: object) -> FlatModule:
-            server_passes(candidate, hyper, parameters, smashed)
-            return candidate
-
-        return passes
-
-    versions = {"eager": trying(model), "compiled": trying(model.compiled())}
-    return fastest("server", versions, (smashed,), model.size, str(hyper.precision))
-
-
-def server_passes(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> None:
-    """A pass of the server's network forward and back, which changes nothing; see `quickest_server`.
-
-    Operators make their choices on the way, and one that cannot run is known of before training.
-    """
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in model.named(parameters.clone()).items()}
+    leaves = model.leaves(parameters)
     statistics = model.named_statistics(model.initial_statistics.to(parameters, copy=True))
     with hyper.autocast(smashed.device):
-        output = server.embed(model, leaves, statistics, smashed.detach().requires_grad_())
+        output = server.embed(model, leaves.tensors, statistics, smashed.detach().requires_grad_())
     output.sum().backward()
+    leaves.gradient()
 
 
 def quickest_chunk(passes: Callable[[int], None], sizes: Sequence[int]) -> str:

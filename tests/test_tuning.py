@@ -5,14 +5,13 @@ import logging
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 
 from simsfl import Simulation, server, tuning
 from simsfl.files import cache_directory
-from simsfl.kernels import CHOICES, CannotRunError, accelerated, choice, choosing
+from simsfl.kernels import CHOICES, CannotRunError, accelerated, choosing
 from simsfl.run_directory import RunDirectory
 
 
@@ -134,20 +133,3 @@ def test_lack_of_memory_is_left_to_those_who_know_what_needs_less():
     error = CannotRunError("version unfold of conv2d cannot run: OutOfMemoryError: Tried to allocate 20 GB")
     with pytest.raises(CannotRunError, match="Tried to allocate"), tuning.able("fused:unfold"):
         raise error
-
-
-def test_a_compiled_server_is_the_same_network(config, dataset, monkeypatch):
-    """As on CUDA, but without code being made, and without measuring which is faster."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(choice, "preferred", lambda seconds, clearly: list(seconds)[-1])
-    config = replace(config, engine="fused", rounds=1)
-    eager, compiled = (Simulation(config, dataset, dtype=torch.float64) for _ in range(2))
-    smashed = torch.zeros(4, *eager.model.smashed_shape, dtype=torch.float64)
-    with tuning.remembering({}) as used:
-        network = tuning.quickest_server(eager.model.server, eager.hyper, eager.state.server.online, smashed)
-    assert list(used.values()) == ["compiled"]
-    compiled.model = replace(compiled.model, server=network)
-    for simulation in (eager, compiled):
-        list(simulation.rounds())
-    for name, tensor in eager.state.tensors().items():
-        torch.testing.assert_close(compiled.state.tensors()[name], tensor, rtol=1e-9, atol=1e-12)

@@ -80,15 +80,6 @@ class FlatModule:
         """The module's output for `x`, with parameters and buffers by name."""
         return functional_call(self.template, tensors, (x,))
 
-    def compiled(self) -> FlatModule:
-        """The same, run as one program of TorchInductor's; it is compiled for each shape and dtype when first run.
-
-        From the operators' PyTorch references, which it can fuse, and lay out channels-last.
-        """
-        result = copy.copy(self)
-        result.run = torch.compile(self.run, dynamic=False, fullgraph=True)
-        return result
-
     def module(self, flat: Tensor, statistics: Tensor | None = None) -> nn.Module:
         """An ordinary module whose parameters and buffers are views into ``flat [P]`` and ``statistics [S]``.
 

@@ -1,0 +1,462 @@
+"""What is measured on a CUDA device besides whole steps: ``python benchmarks/parts_of_a_step.py records|parts|profile|train``.
+
+`benchmarks/cuda.sh` calls it. ``records`` trains two rounds with each engine and compares with the CPU. ``parts`` times
+the parts of a step in the ways they could be done, in the paper's setting. ``profile`` lists a step's kernels by time.
+``train`` runs the paper's setting for as long as it is told to, its learning rates over as many rounds as fit.
+
+With ``SIMSFL_CUDA_REHEARSAL=1`` everything runs on the CPU at tiny sizes, so that a mistake shows without a device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise, product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simsfl import RunConfig, Simulation, clients, step
+from simsfl.data import make_dataset
+from simsfl.data.shapes import shapes
+from simsfl.kernels import accelerated, group_norm_nhwc, info_nce, sgd_
+from simsfl.models.central import CentralModule
+from simsfl.precision import arithmetic
+
+ROOT = Path(__file__).parent.parent
+REHEARSAL = os.environ.get("SIMSFL_CUDA_REHEARSAL") == "1"
+DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
+REPEATS = 3 if REHEARSAL else 50
+PAPER = {
+    "clients": 1000,
+    "rounds": 2000,
+    "eval_every": 0,
+    "dataset": "shapes",
+    "device": str(DEVICE),
+    **({"clients": 6, "width": 8, "key_dim": 16, "queue_length": 40} if REHEARSAL else {}),
+}
+"""Of the paper's setting; everything else is by default."""
+OUT = Path(os.environ.get("OUT", "cuda-results"))
+
+Json = dict[str, Any]
+
+
+def main(what: str, *rest: str) -> int:
+    """Do what the first argument says; the exit code."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    return {"records": records, "parts": parts, "profile": profile, "train": train}[what](*rest)
+
+
+def milliseconds(function: Callable[[], object]) -> float:
+    """Median time of a call: of replays of a CUDA graph, so that what launches it does not count."""
+    if REHEARSAL:
+        times = []
+        for _ in range(REPEATS):
+            begin = time.perf_counter()
+            function()
+            times.append(1000 * (time.perf_counter() - begin))
+        return median(times)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    graph.replay()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
+    events[0].record()
+    for event in events[1:]:
+        graph.replay()
+        event.record()
+    torch.cuda.synchronize()
+    return median(a.elapsed_time(b) for a, b in pairwise(events))
+
+
+class Report:
+    """Times by name, printed and written down as they come, so that what breaks off leaves what came before."""
+
+    def __init__(self, path: Path):
+        self.path, self.content = path, {"device": name(), "torch": torch.__version__, "times": {}, "failed": {}}
+
+    def time(self, label: str, function: Callable[[], object], *, flops: float = 0.0, moved: float = 0.0) -> float:
+        """Time a call, and what share of the peaks it reaches by so many operations, or bytes moved.
+
+        One that fails is reported and does not stop the next.
+        """
+        try:
+            ms = milliseconds(function)
+        except Exception as error:  # of compilers and libraries, of whatever type
+            self.content["failed"][label] = f"{type(error).__name__}: {str(error)[:300]}"
+            print(f"{label:58s} FAILED {type(error).__name__}: {str(error)[:160]}", flush=True)
+            if not REHEARSAL:
+                torch.cuda.synchronize()
+            self.write()
+            return float("nan")
+        rates = {"TFLOP/s": flops / ms / 1e9, "TB/s": moved / ms / 1e9}
+        rates = {unit: rate for unit, rate in rates.items() if rate}
+        self.content["times"][label] = {"ms": ms} | rates
+        words = " ".join(f"{rate:7.2f} {unit}" for unit, rate in rates.items())
+        print(f"{label:58s} {ms:9.4f} ms {words}", flush=True)
+        self.write()
+        return ms
+
+    def write(self) -> None:
+        """Write what is known so far."""
+        self.path.write_text(json.dumps(self.content, indent=1), encoding="utf-8")
+
+
+def name() -> str:
+    """What it is measured on."""
+    return torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu (rehearsal)"
+
+
+def simulation(**fields: object) -> Simulation:
+    """The paper's setting on shapes, with one image per client and step, as it is after its first step."""
+    dataset = make_dataset("shapes", "built in", shapes(0, train=60 if REHEARSAL else 50_000, test=100))
+    return Simulation(RunConfig(**{**PAPER, **fields}), dataset)
+
+
+def records() -> int:
+    """Two rounds with each engine, in fp32 and bf16, against the loop on the CPU; 1 if they differ."""
+    small = {
+        "clients": 12, "cohort": 6, "rounds": 2, "arch": "resnet8", "width": 16, "key_dim": 64, "queue_length": 600,
+        "dataset": "shapes", "eval_every": 0, "syncs_per_round": 2, "lr": 0.02,
+    }  # fmt: skip
+    dataset = make_dataset("shapes", "built in", shapes(0, train=240, test=50))
+
+    def losses(engine: str, device: str, precision: str) -> list[float]:
+        run = Simulation(RunConfig(**small, engine=engine, device=device, precision=precision), dataset)
+        return [record.loss for _ in range(2) for record in run.round() if record.event == "step"]
+
+    expected, failed = losses("loop", "cpu", "fp32"), False
+    for engine in ("loop", "vmap", "fused"):
+        for precision, near in (("fp32", 2e-3), ("tf32", 1e-2), ("bf16", 5e-2)):
+            if (REHEARSAL and precision != "fp32") or (engine == "loop" and precision == "bf16"):
+                continue
+            try:
+                own = losses(engine, DEVICE.type, precision)
+            except Exception as error:  # the next engine may work
+                print(f"{engine:8s} {precision:5s} FAILED {type(error).__name__}: {str(error)[:300]}", flush=True)
+                failed = True
+                continue
+            worst = max(abs(a - b) / abs(b) for a, b in zip(own, expected, strict=True))
+            failed |= worst > near
+            print(f"{engine:8s} {precision:5s} {len(own)} losses within {worst:.1e} of the CPU's", flush=True)
+    return int(failed)
+
+
+def parts() -> int:
+    """Time the parts of a step."""
+    report = Report(OUT / "parts.json")
+    peaks(report)
+    run = simulation(engine="fused", precision="fp32")
+    server_parts(report, run)
+    client_parts(report)
+    norms(report)
+    convolutions(report)
+    losses_and_optimiser(report, run)
+    return 0
+
+
+def peaks(report: Report) -> None:
+    """What the device can do: large products and a large copy."""
+    size = 256 if REHEARSAL else 8192
+    a, b = (torch.randn(size, size, device=DEVICE) for _ in range(2))
+    flops = 2 * size**3
+    half = [t.bfloat16() for t in (a, b)]
+    report.time("peak: product, bf16", lambda: half[0] @ half[1], flops=flops)
+    for precision in ("fp32",) if REHEARSAL else ("tf32", "fp32"):
+        with arithmetic(precision):
+            report.time(f"peak: product, {precision}", lambda: a @ b, flops=flops)
+    big = torch.randn(1 << (16 if REHEARSAL else 29), device=DEVICE)
+    target = torch.empty_like(big)
+    report.time("peak: copy", lambda: target.copy_(big), moved=2 * big.nbytes)
+
+
+def server_flops(run: Simulation) -> float:
+    """Operations of the server's three passes and their gradients in a step."""
+    from simsfl.cost import operations  # noqa: PLC0415
+
+    rows = 2 * run.config.cohort * run.config.batch_size
+    return rows * operations(run.model.server, run.model.smashed_shape).products()
+
+
+def server_parts(report: Report, run: Simulation) -> None:
+    """The server's part of a step, in every way that it could be done."""
+    network = run.model.server
+    plain = simulation(engine="vmap", precision="fp32").model.server
+    rows, flops = 2 * run.config.cohort * run.config.batch_size, server_flops(run)
+    smashed = torch.randn(rows, *run.model.smashed_shape, device=DEVICE).relu()
+
+    def whole(model: object, dtype: torch.dtype) -> Callable[[], object]:
+        split, hyper = replace(run.model, server=model), replace(run.hyper, precision=dtype)
+        rate, sent = torch.full((), 1e-4, device=DEVICE), smashed.to(dtype)
+        return lambda: step.learn_(split, run.state, sent, rate, hyper)
+
+    for precision in ("bf16", "fp32") if REHEARSAL else ("bf16", "tf32", "fp32"):
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        with arithmetic(precision):
+            own = CentralModule(network, dtype, DEVICE)
+            report.time(f"server: own operators, channels-last, {precision}", whole(own, dtype), flops=flops)
+            with accelerated("fastest"):
+                report.time(f"server: stacked operators, {precision}", whole(plain, dtype), flops=flops)
+            report.time(f"server: PyTorch's operators, {precision}", whole(plain, dtype), flops=flops)
+    dtype = torch.bfloat16
+    own = CentralModule(network, dtype, DEVICE)
+    sent, central = smashed.to(dtype), run.state.server
+    report.time("server: standardise all weights", lambda: own.weights(central.online), moved=6 * own.size)
+    weights = own.weights(central.online)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return own.run(weights, sent)
+
+    def both_ways() -> Tensor:
+        leaves, x = own.leaves(central.online), sent.detach().requires_grad_()
+        own.run(leaves.tensors, x).float().square().sum().backward()
+        return leaves.gradient()
+
+    report.time("server: forward without graph, bf16", forward, flops=flops / 4)
+    report.time("server: forward and back, bf16", both_ways, flops=flops * 3 / 4)
+    if not REHEARSAL and os.environ.get("SIMSFL_COMPILE", "1") == "1":
+        compiled(report, plain, smashed, flops)
+
+
+def compiled(report: Report, plain: object, smashed: Tensor, flops: float) -> None:
+    """The same passes as TorchInductor compiles them, in bf16, contiguous and channels-last."""
+    flat = plain.initial if plain.initial is not None else torch.randn(plain.size) * 0.02
+    flat = flat.to(DEVICE)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        begin = time.perf_counter()
+        sent = smashed.bfloat16().contiguous(memory_format=layout)
+        run = torch.compile(plain.run, dynamic=False, fullgraph=True)
+
+        def passes(sent: Tensor = sent, run: Callable = run) -> Tensor:
+            parameters = flat.detach().requires_grad_()
+            with accelerated(None), torch.autocast("cuda", torch.bfloat16):
+                with torch.no_grad():
+                    run(plain.named(flat), sent)
+                out = run(plain.named(parameters), sent.detach().requires_grad_())
+            out.float().square().sum().backward()
+            return parameters.grad
+
+        words = str(layout).removeprefix("torch.")
+        report.time(f"server: compiled, {words}, three passes, bf16", passes, flops=flops)
+        print(f"  compiling and timing took {time.perf_counter() - begin:.1f} s", flush=True)
+
+
+def client_parts(report: Report) -> None:
+    """The clients' forward and backward passes by version of the convolution, and the views."""
+    for cut in (1, 2):
+        for precision in ("fp32",) if REHEARSAL else ("bf16", "fp32"):
+            for version in ("grouped", "unfold") if REHEARSAL else ("grouped", "unfold", "triton", None):
+                label = f"clients: cut {cut}, {version or 'vmap'}, {precision}, forward twice and back"
+                engine = f"fused:{version}" if version else "vmap"
+                try:
+                    run = simulation(engine=engine, precision=precision, cut_layer=cut)
+                except Exception as error:  # a version may not run here
+                    report.content["failed"][label] = str(error)
+                    print(f"{label:58s} FAILED {str(error)[:160]}", flush=True)
+                    continue
+                cohort, model = run.state.cohort, run.model.client
+                images = [torch.randn(run.config.cohort, 1, 3, 32, 32, device=DEVICE)]
+                autocast = run.hyper.autocast(DEVICE)
+
+                def passes(run=run, cohort=cohort, model=model, images=images, autocast=autocast) -> Tensor:
+                    with accelerated(run.version):
+                        with autocast:
+                            sent = clients.forward(model, cohort.online, cohort.online_statistics, images)
+                            with torch.no_grad():
+                                clients.forward(model, cohort.momentum, cohort.momentum_statistics, images)
+                        grad = torch.cat(sent).flatten(0, 1).detach()
+                        return clients.backward(cohort.online, sent, grad)
+
+                with arithmetic(precision):
+                    report.time(label, passes)
+    run = simulation(engine="vmap", precision="fp32")
+    plan, images = run.plan(0), run.dataset.train
+    group = plan.groups[0]
+    pixels, views = images.pixels[group.indices[0]], group.views.map(lambda t: t[0])
+    for version, label in ((None, "PyTorch"), ("fastest", "kernel")):
+        with accelerated(version):
+            report.time(f"views: {label}", lambda: images.augmented(pixels, views, torch.float32))
+    report.content["plan_ms"] = timed(lambda: run.plan(1))
+    print(f"{'a round drawn and sent, on the host':58s} {report.content['plan_ms']:9.2f} ms", flush=True)
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Milliseconds of a call on the host, the median of five."""
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        function()
+        times.append(1000 * (time.perf_counter() - begin))
+    return median(times)
+
+
+STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))
+"""Channels and height of ResNet-18's maps."""
+ROWS = 4 if REHEARSAL else 200
+"""Images that go through the server in a step."""
+
+
+def norms(report: Report) -> None:
+    """GroupNorm with residual and ReLU in channels-last, by how much a program holds; PyTorch's beside it."""
+    own = sys.modules["simsfl.kernels.group_norm_nhwc"]
+    usual = own.TILE, own.HELD, own.WARPS
+    tried = [usual] if REHEARSAL else product((8192, 16384, 32768), ((2048, 4), (4096, 8), (8192, 8), (16384, 16)))
+    settings = [usual] if REHEARSAL else [(tile, *rest) for tile, rest in tried]
+    for (ch, side), setting in product(STAGES, settings):
+        own.TILE, own.HELD, own.WARPS = setting
+        norm_of_stage(report, ch, side, f"tile {setting[0]}, held {setting[1]}, {setting[2]} warps")
+    own.TILE, own.HELD, own.WARPS = usual
+
+
+def norm_of_stage(report: Report, ch: int, side: int, setting: str) -> None:
+    """Ours in one setting, and PyTorch's."""
+    own = sys.modules["simsfl.kernels.group_norm_nhwc"]
+    x, residual, grad = (channels_last(ROWS, ch, side) for _ in range(3))
+    weight, bias = torch.ones(ch, device=DEVICE), torch.zeros(ch, device=DEVICE)
+    label = f"norm {ch}x{side}x{side}"
+
+    def forward() -> Tensor:
+        return group_norm_nhwc(x, ch // 4, weight, bias, residual=residual, relu=True)
+
+    def theirs() -> Tensor:
+        return F.group_norm(x, ch // 4, weight.to(x.dtype), bias.to(x.dtype)).add_(residual).relu_()
+
+    report.time(f"{label}: {setting}, forward", forward, moved=3 * x.nbytes)
+    if not REHEARSAL:
+        y, mean, rstd = own.operator(x, weight, bias, residual, ch // 4, True, 1e-5)
+
+        def back() -> tuple[Tensor, ...]:
+            return own.backward_operator(grad, y, x, weight, mean, rstd, ch // 4, True)
+
+        report.time(f"{label}: {setting}, back", back, moved=5 * x.nbytes)
+    if f"{label}: PyTorch, forward" not in report.content["times"]:
+        report.time(f"{label}: PyTorch, forward", theirs, moved=3 * x.nbytes)
+
+
+def channels_last(rows: int, ch: int, side: int) -> Tensor:
+    """Random images in bf16."""
+    images = torch.randn(rows, ch, side, side, device=DEVICE, dtype=torch.bfloat16)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def convolutions(report: Report) -> None:
+    """cuDNN's convolutions of each stage, forward and back: what none of ours can beat."""
+    for (ch, side), layout in product(STAGES, (torch.channels_last, torch.contiguous_format)):
+        convolution_of_stage(report, ch, side, layout)
+
+
+def convolution_of_stage(report: Report, ch: int, side: int, layout: torch.memory_format) -> None:
+    """A 3x3 convolution with as many outputs as inputs, and its two gradients."""
+    x = torch.randn(ROWS, ch, side, side, device=DEVICE, dtype=torch.bfloat16).contiguous(memory_format=layout)
+    w = torch.randn(ch, ch, 3, 3, device=DEVICE, dtype=torch.bfloat16).contiguous(memory_format=layout)
+    flops = 2 * ROWS * side**2 * ch**2 * 9
+    label = f"conv {ch}x{side}x{side}, {str(layout).removeprefix('torch.')}"
+
+    def back(*mask: bool) -> tuple[Tensor, ...]:
+        ones = [1, 1]
+        return torch.ops.aten.convolution_backward(x, x, w, None, ones, ones, ones, False, [0, 0], 1, list(mask))
+
+    report.time(f"{label}, forward", lambda: F.conv2d(x, w, None, 1, 1), flops=flops)
+    report.time(f"{label}, images' gradient", lambda: back(True, False, False), flops=flops)
+    report.time(f"{label}, weights' gradient", lambda: back(False, True, False), flops=flops)
+
+
+def losses_and_optimiser(report: Report, run: Simulation) -> None:
+    """InfoNCE of a step, and the server's descent and moving average."""
+    rows, dim = 2 * run.config.cohort, run.config.key_dim
+    query, key = (F.normalize(torch.randn(rows, dim, device=DEVICE), dim=1) for _ in range(2))
+    keys = F.normalize(torch.randn(1, run.config.queue_length, dim, device=DEVICE), dim=2)
+
+    def loss() -> Tensor:
+        leaf = query.detach().requires_grad_()
+        info_nce(leaf, key, keys, 0.1)[0].backward()
+        return leaf.grad
+
+    report.time("info_nce: PyTorch's cross-entropy, forward and back", loss)
+    with accelerated("fastest"):
+        report.time("info_nce: ours, forward and back", loss)
+    central, rate = run.state.server, torch.full((), 1e-4, device=DEVICE)
+    grad = torch.randn_like(central.online) * 1e-3
+    for version, label in ((None, "PyTorch's operations"), ("fastest", "a kernel")):
+        with accelerated(version):
+            descend = lambda: sgd_(central.online, grad, central.velocity, rate, 0.9, 5e-4)  # noqa: E731
+            report.time(f"server's descent: {label}", descend, moved=20 * len(grad))
+    report.time("server's moving average", lambda: central.momentum.lerp_(central.online, 0.01), moved=12 * len(grad))
+
+
+def profile() -> int:
+    """List the kernels of a step by time, and time steps of whole rounds."""
+    run = simulation(engine="fused", precision="auto", rounds=8)
+    run.flush_seconds = 1e9
+    times = []
+    for _ in range(1 if REHEARSAL else 5):
+        begin = time.perf_counter()
+        list(run.round())
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - begin) / run.steps)
+    print("ms per step of whole rounds:", " ".join(f"{t:.3f}" for t in times), run.clock.seconds(), flush=True)
+    activities = [torch.profiler.ProfilerActivity.CPU if REHEARSAL else torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        list(run.round())
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+    key = "self_cpu_time_total" if REHEARSAL else "self_device_time_total"
+    events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, key))
+    total = sum(getattr(e, key) for e in events)
+    lines = [f"{run.steps} steps, {total / run.steps:.1f} us of kernels a step"]
+    lines += [f"{getattr(e, key) / run.steps:9.2f} us {e.count / run.steps:7.2f} x {e.key[:110]}" for e in events]
+    (OUT / "kernels.txt").write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines[:60]), flush=True)
+    return 0
+
+
+def train(seconds: str, *flags: str) -> int:
+    """The paper's setting for so many seconds, its schedules over as many rounds as fit, then a linear probe."""
+    run = simulation(engine="fused", precision="auto", rounds=100)
+    list(run.round())
+    begin = time.perf_counter()
+    list(run.round())
+    pace = time.perf_counter() - begin
+    rounds = 2 if REHEARSAL else max(10, min(2000, int(float(seconds) / pace)))
+    print(f"{pace:.2f} s a round of shapes; {rounds} rounds", flush=True)
+    fields = PAPER if REHEARSAL else {}
+    small = [part for name, value in fields.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "run"
+        command = [
+            *(sys.executable, str(ROOT / "experiments" / "run.py"), "--preset", "paper", *small),
+            *("--rounds", str(rounds), "--out", str(out), "--eval-every", str(max(1, rounds // 4))),
+            *("--checkpoint-every", str(rounds), "--dashboard", "off", "--linear-probe", *flags),
+        ]
+        code = subprocess.run(command, check=False).returncode
+        for name in ("config.json", "summary.json", "live.json"):
+            if (out / name).exists():
+                shutil.copy(out / name, OUT / f"paper-{name}")
+        if (out / "metrics.jsonl").exists():
+            lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["event"] != "step"]
+            (OUT / "paper-metrics.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""The server's network as CUDA devices run it is the same network, in float64 on the CPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from simsfl import server
+from simsfl.models import split_model
+from simsfl.models.central import CentralModule
+from simsfl.models.layers import Style
+from simsfl.notation import Bottleneck
+from simsfl.state import KeyQueue, ServerState
+
+NETWORKS = {
+    "resnet8": {},
+    "bottleneck": {"bottleneck": Bottleneck.parse("C4S2")},
+    "resnet50": {"arch": "resnet50"},
+    "mobilenetv2": {"arch": "mobilenetv2", "width": 8},
+    "batch-norm": {"style": Style("batch", False)},
+    "vgg-with-the-large-head": {"arch": "vgg11", "width": 8, "head": "large-mlp", "cut_layer": 3},
+    "not-standardised": {"style": Style("group", False)},
+}
+
+
+@pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.parametrize("settings", NETWORKS.values(), ids=NETWORKS)
+def test_loss_keys_and_gradients_are_those_of_the_plain_network(settings, block):
+    usual = {"arch": "resnet8", "width": 4, "cut_layer": 1, "head": "mlp"}
+    generator = torch.Generator().manual_seed(0)
+    model = split_model(**{**usual, **settings}, image_size=32, key_dim=16, generator=generator)
+    flat, statistics = model.server.initial.double(), model.server.initial_statistics.double()
+    smashed = torch.randn(8, *model.smashed_shape, generator=generator, dtype=torch.float64)
+    keys = F.normalize(torch.randn(1, 50, 16, generator=generator, dtype=torch.float64), dim=2)
+
+    def lesson(network):
+        state = ServerState(flat, 0.9 * flat, torch.zeros_like(flat), statistics.clone(), statistics.clone())
+        queue = KeyQueue(keys, torch.zeros(1, dtype=torch.long))
+        result = server.contrast(network, state, smashed, queue, 0.1, symmetric=True, block=block)
+        return {**vars(result), "statistics": state.online_statistics, "keys": torch.cat(result.keys)}
+
+    ours, theirs = lesson(CentralModule(model.server, torch.float64, flat.device)), lesson(model.server)
+    for name, wanted in theirs.items():
+        torch.testing.assert_close(ours[name], wanted, rtol=1e-8, atol=1e-11, msg=name)
