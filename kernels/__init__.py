@@ -5,12 +5,13 @@ an operator sees tensors and returns tensors. Names ending in ``_`` change their
 argument in place. Inside `accelerated`, operators use what is fastest.
 """
 
-from simsfl.kernels.augment import ViewParameters, augment
+from simsfl.kernels.augment import augment
 from simsfl.kernels.choice import CHOICES, accelerated, are_choices, choosing, fastest, measuring, preferred
 from simsfl.kernels.conv2d import conv2d
 from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.info_nce import info_nce
 from simsfl.kernels.sgd_ema import ema_, sgd_
+from simsfl.kernels.view_parameters import ViewParameters
 
 __all__ = [
     "CHOICES",
