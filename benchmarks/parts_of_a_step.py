@@ -1,8 +1,9 @@
-"""What is measured on a CUDA device besides whole steps: ``python benchmarks/parts_of_a_step.py records|parts|profile|train``.
+"""What is measured on a CUDA device besides whole steps: ``python benchmarks/parts_of_a_step.py WHAT``.
 
 `benchmarks/cuda.sh` calls it. ``records`` trains two rounds with each engine and compares with the CPU. ``parts`` times
 the parts of a step in the ways they could be done, in the paper's setting. ``profile`` lists a step's kernels by time.
 ``train`` runs the paper's setting for as long as it is told to, its learning rates over as many rounds as fit.
+``summary`` prints what came of all, shortly.
 
 With ``SIMSFL_CUDA_REHEARSAL=1`` everything runs on the CPU at tiny sizes, so that a mistake shows without a device.
 """
@@ -55,7 +56,7 @@ Json = dict[str, Any]
 def main(what: str, *rest: str) -> int:
     """Do what the first argument says; the exit code."""
     OUT.mkdir(parents=True, exist_ok=True)
-    return {"records": records, "parts": parts, "profile": profile, "train": train}[what](*rest)
+    return {"records": records, "parts": parts, "profile": profile, "train": train, "summary": summary}[what](*rest)
 
 
 def milliseconds(function: Callable[[], object]) -> float:
@@ -456,6 +457,20 @@ def train(seconds: str, *flags: str) -> int:
             kept = [line for line in lines if json.loads(line)["event"] != "step"]
             (OUT / "paper-metrics.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
     return code
+
+
+def summary() -> int:
+    """Print how each section ended, and the figures that matter most."""
+    sections = OUT / "sections.txt"
+    print(sections.read_text(encoding="utf-8") if sections.exists() else "nothing was run")
+    file = OUT / "parts.json"
+    times = json.loads(file.read_text(encoding="utf-8"))["times"] if file.exists() else {}
+    for label in (label for label in times if label.startswith(("peak", "server", "views", "clients: cut 1"))):
+        print(f"{label:70s} {times[label]['ms']:9.4f} ms")
+    file = OUT / "engines.json"
+    for name, run in (json.loads(file.read_text(encoding="utf-8"))["engines"] if file.exists() else {}).items():
+        print(f"step of {name:20s} {1000 * run['seconds']['step']['median']:9.3f} ms")
+    return 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def augment(
 
     Args:
         pixels: ``[B, 3, H, H]`` uint8.
-        parameters: the fields of `kernels.augment.ViewParameters`, with leading dimensions ``[V, B]``: V views of each
+        parameters: the fields of `kernels.ViewParameters`, with leading dimensions ``[V, B]``: V views of each
             image.
         mean: of each channel of pixels in [0, 1]; as `std`.
 

@@ -5,7 +5,7 @@ an operator sees tensors and returns tensors. Names ending in ``_`` change their
 argument in place. Inside `accelerated`, operators use what is fastest.
 """
 
-from simsfl.kernels.augment import ViewParameters, augment
+from simsfl.kernels.augment import augment
 from simsfl.kernels.choice import (
     CHOICES,
     CannotRunError,
@@ -22,6 +22,7 @@ from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.group_norm_nhwc import group_norm_nhwc
 from simsfl.kernels.info_nce import info_nce
 from simsfl.kernels.sgd_ema import ema_, sgd_
+from simsfl.kernels.view_parameters import ViewParameters
 
 __all__ = [
     "CHOICES",

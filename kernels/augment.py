@@ -10,46 +10,16 @@ through 8-bit PIL images).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-
 import torch
 from torch import Tensor
 
-BLUR_RADIUS = 6
-"""Pixels to either side: three of the widest sigma (2)."""
+from simsfl.kernels import gpu
+from simsfl.kernels.augment_triton import triton_augment
+from simsfl.kernels.choice import accelerating
+from simsfl.kernels.view_parameters import BLUR_RADIUS, CONTRAST, HUE, LUMA, SATURATION, ViewParameters
+
 BLOCK_BYTES = 1 << 22
 """Images that a CPU has in hand: they should stay in cache."""
-LUMA = (0.2989, 0.587, 0.114)
-"""Red, green and blue in a gray image (ITU-R 601)."""
-
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""Columns of `ViewParameters.jitter`, and the operations in `ViewParameters.blends`."""
-
-
-@dataclass(frozen=True)
-class ViewParameters:
-    """Parameters of views, all with the same leading dimensions ``[...]``."""
-
-    crop: Tensor
-    """``[..., 4]`` float: top, left, height, width in pixels, all whole numbers."""
-    flip: Tensor
-    """``[...]`` bool."""
-    jitter: Tensor
-    """``[..., 4]`` float: brightness, contrast and saturation factors, hue shift in turns. Where the
-    jitter is not applied: 1, 1, 1, 0."""
-    blends: Tensor
-    """``[..., 3]`` int64: brightness (0), contrast (1) and saturation (2) in the order applied."""
-    hue_slot: Tensor
-    """``[...]`` int64: how many of the three blends come before the hue shift."""
-    gray: Tensor
-    """``[...]`` bool."""
-    sigma: Tensor
-    """``[...]`` float: standard deviation of the blur in pixels, 0 for none."""
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> ViewParameters:
-        """Apply `function` to every tensor, such as ``lambda t: t[step]``."""
-        return replace(self, **{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
 
 def augment(
@@ -65,16 +35,26 @@ def augment(
         pixels: ``[C, B, 3, H, H]`` uint8.
         views: leading dimensions ``[V, C, B]``: V views of each image.
         mean: ``[3, 1, 1]`` per channel, of pixels in [0, 1]; as `std`.
-        dtype: of the result, and of what is computed.
+        dtype: of the result, and of what is computed. Where Triton is used, that is float32 throughout.
 
     Returns:
         ``[V, C, B, 3, H, H]``.
     """
     shape = views.flip.shape
+    result = torch.empty(*shape, *pixels.shape[2:], dtype=dtype, device=pixels.device)
+    if accelerating() and gpu.usable(result):
+        triton_augment(pixels, views, mean, std, result)
+    else:
+        reference(pixels, views, mean, std, result)
+    return result
+
+
+def reference(pixels: Tensor, views: ViewParameters, mean: Tensor, std: Tensor, out: Tensor) -> None:
+    """Write the views into `out`, a few at a time on a CPU."""
+    dtype, result = out.dtype, out.flatten(0, 2)
     images = pixels.flatten(0, 1)
-    rows = torch.arange(len(images), device=pixels.device).expand(shape[0], -1).flatten()
+    rows = torch.arange(len(images), device=pixels.device).expand(len(out), -1).flatten()
     views = views.map(lambda t: t.flatten(0, 2).to(dtype) if t.is_floating_point() else t.flatten(0, 2))
-    result = torch.empty(len(rows), *images.shape[1:], dtype=dtype, device=pixels.device)
     count = len(rows) if result.is_cuda else max(1, BLOCK_BYTES // (result[0].numel() * dtype.itemsize))
     for start in range(0, len(rows), count):
         part = slice(start, start + count)
@@ -83,7 +63,6 @@ def augment(
         x = color_jitter(x, block.jitter, block.blends, block.hue_slot)
         x = gaussian_blur(x, block.sigma)
         finish(x, block.gray, mean.to(dtype), std.to(dtype), out=result[part])
-    return result.unflatten(0, shape)
 
 
 def mix(images: Tensor, matrix: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:

@@ -22,9 +22,12 @@ except ImportError as error:
     triton = cdiv = next_power_of_2 = None
 
     class tl:
-        """Stands for ``triton.language``, which annotations name."""
+        """Stands for ``triton.language``, which annotations and constants name."""
 
-        constexpr = int
+        @staticmethod
+        def constexpr(value):
+            """Leave a constant as it is."""
+            return value
 
     def jit(function):
         """Leave a kernel that nobody will call as it is."""

@@ -23,7 +23,7 @@ import numpy as np
 
 FORMAT = 1
 VIEWS = {"crop": (4,), "flip": (), "jitter": (4,), "blends": (3,), "hue_slot": (), "gray": (), "sigma": ()}
-"""The parameters of views, as in `kernels.augment.ViewParameters`, and what each is of an image."""
+"""The parameters of views, as in `kernels.ViewParameters`, and what each is of an image."""
 STATE = ("online", "online_statistics", "momentum", "momentum_statistics", "velocity")
 """What a client has: flat vectors ``[P]``, of running statistics ``[S]``."""
 PRECISIONS = ("fp32", "bf16")
