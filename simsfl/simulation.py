@@ -38,7 +38,7 @@ from simsfl.models import SplitModel
 from simsfl.models.central import CentralModule
 from simsfl.observer import Observer
 from simsfl.partition import Partition
-from simsfl.plan import RoundPlan, plan_round, steps_per_round
+from simsfl.plan import PlanAhead, RoundPlan, plan_round, steps_per_round
 from simsfl.precision import arithmetic
 from simsfl.privacy.resistance import attackers_lr
 from simsfl.randomness import Purpose, numpy_generator
@@ -103,6 +103,7 @@ class Simulation:
         recent: seconds per step of the latest steps.
         observers: told of what clients do; `wire`: what lies between them and the server.
         flush_seconds: how long losses may stay on a GPU; 0 for those who time single steps.
+        plans: draws the rounds, the next one while a GPU works on this one.
 
     Raises:
         ValueError: config and data do not fit together.
@@ -185,8 +186,7 @@ class Simulation:
         self.step_metrics = torch.zeros(self.steps, figures, device=self.device, dtype=dtype)
         self.divergences: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.absences: dict[int, list[int]] = {}
-        self.communication = Communication()
-        self.traffic = Traffic()
+        self.communication, self.traffic = Communication(), Traffic()
         self.round_index = self.step_index = 0
         self.seconds = 0.0
         self.metrics_bytes = self.earlier_peak = 0
@@ -194,6 +194,7 @@ class Simulation:
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)
         self.flush_seconds = FLUSH_SECONDS
+        self.plans = PlanAhead(self.device, config.rounds)
         self.observers: list[Observer] = []
         self.wire = Wire()
 
@@ -295,7 +296,7 @@ class Simulation:
         config, state = self.config, self.state
         hyper = replace(self.hyper, clients_learn=self.hyper.clients_learn and self.communication.state == "A")
         with self.clock("data"):
-            plan = self.plan(self.round_index)
+            plan = self.plans.take(self.plan, self.round_index)
         with self.clock("sync"):
             if self.step_index == 0:
                 gather_(state, plan.cohort)
@@ -326,6 +327,7 @@ class Simulation:
             )
             with arithmetic(config.precision), accelerated(self.version), choosing(self.choices):
                 outcome = self._train_step(batch, hyper)
+            self.plans.begin(self.plan, self.round_index + 1)  # not before a step, which may have to be recorded
             self._tell("stepped", batch, outcome)
             if state.sent:
                 state.sent.keep_(s, outcome.smashed, batch.labels)

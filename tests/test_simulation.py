@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors import safe_open
 
 import run
 from simsfl import RunConfig, Simulation, assembly, communication, plan, server, step, tuning
+from simsfl import simulation as simulation_module
 from simsfl.cost import client_flops
 from simsfl.data import Arrays, make_dataset
 from simsfl.kernels import CHOICES
@@ -268,7 +270,7 @@ def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, featu
     eager.train_step = step.train_step
     list(eager.rounds())
     next(captured.rounds())  # records
-    assert captured.train_step.graphs
+    assert captured.train_step.recordings
     torch.cuda.set_sync_debug_mode("error")
     try:
         deque(captured._client_steps(), maxlen=0)  # a round, with its draws and averagings, but for reading its losses
@@ -276,6 +278,86 @@ def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, featu
         torch.cuda.set_sync_debug_mode("default")
     replayed, _ = trained(config, dataset)
     assert_moved_alike(eager, replayed, Simulation(config, dataset), 0.05)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Notes which rounds are drawn, and in which thread: "MainThread" or "plan_0"."""
+    rounds, honest = [], simulation_module.plan_round
+
+    def plan_round(sources, round_index, **how):
+        rounds.append((round_index, threading.current_thread().name))
+        return honest(sources, round_index, **how)
+
+    monkeypatch.setattr(simulation_module, "plan_round", plan_round)
+    return rounds
+
+
+def ahead(rounds):
+    """Draws ahead as on CUDA."""
+    return plan.PlanAhead(torch.device("cpu"), rounds, threaded=True)
+
+
+def test_rounds_drawn_ahead_are_the_same(config, dataset, drawn, tmp_path):
+    """As on CUDA. A run that is resumed, or goes on from another round, draws that one itself."""
+    expected, records = trained(config, dataset)
+    assert drawn == [(r, "MainThread") for r in range(3)]
+    del drawn[:]
+    simulation = Simulation(config, dataset)
+    simulation.plans = ahead(config.rounds)
+    assert list(simulation.train()) == records
+    assert_same_state(simulation, expected)
+    assert drawn == [(0, "MainThread"), (1, "plan_0"), (2, "plan_0")]  # and none after the last
+    del drawn[:]
+    simulation = Simulation(config, dataset)
+    simulation.plans = ahead(config.rounds)
+    steps = simulation.round()
+    for _ in range(2):
+        next(steps)
+    simulation.save(tmp_path / "run")
+    loaded = Simulation.load(tmp_path / "run", dataset)
+    loaded.plans = ahead(config.rounds)
+    list(loaded.rounds())
+    assert_same_state(loaded, expected)
+    assert [one for one in drawn if one[1] == "MainThread"] == [(0, "MainThread")] * 2
+    assert [r for r, thread in drawn if thread == "plan_0"] == [1, 1, 2]
+
+
+def test_another_round_than_the_one_begun_is_drawn_at_once():
+    plans, calls = ahead(9), []
+
+    def draw(index):
+        calls.append((index, threading.current_thread().name))
+        return f"round {index}"
+
+    for begun, taken in ((4, 4), (5, 8), (6, 6), (9, 9)):
+        plans.begin(draw, begun)
+        plans.begin(draw, begun)
+        assert plans.take(draw, taken) == f"round {taken}"
+    assert plans.take(draw, 6) == "round 6"  # each is given once
+    (by_thread, at_once) = ([r for r, name in calls if name == thread] for thread in ("plan_0", "MainThread"))
+    assert [r for r in by_thread if r != 5] == [4, 6]  # the thread may have begun with 5, or not
+    assert at_once == [8, 9, 6]  # 9 is behind the last
+
+
+def test_what_goes_wrong_in_drawing_ahead_is_raised_where_the_plan_is_used():
+    plans = ahead(9)
+    plans.begin(lambda index: 1 / index, 0)
+    with pytest.raises(ZeroDivisionError):
+        plans.take(lambda index: 1 / index, 0)
+    assert plans.take(lambda index: "drawn", 0) == "drawn"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5], ids=["idle", "at work"])
+def test_a_program_ends_though_a_round_has_been_drawn_ahead(seconds):
+    code = f"""
+import time, torch
+from simsfl.plan import PlanAhead
+PlanAhead(torch.device("cpu"), 9, threaded=True).begin(lambda index: time.sleep({seconds}), 1)
+time.sleep(0.2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 def test_save_and_load_in_python(config, dataset, tmp_path):
