@@ -265,7 +265,8 @@ def test_the_phases_explain_the_time(config, dataset):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("feature_sharing", [True, False])
 def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, feature_sharing):
-    config = replace(config, device="cuda", engine="fused", feature_sharing=feature_sharing, rounds=2, lr=0.005)
+    config = replace(config, device="cuda", precision="fp32", engine="fused", rounds=2, lr=0.005)
+    config = replace(config, feature_sharing=feature_sharing)
     eager, captured = Simulation(config, dataset), Simulation(config, dataset)
     eager.train_step = step.train_step
     list(eager.rounds())
