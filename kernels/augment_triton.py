@@ -46,8 +46,8 @@ def augment_kernel(
 ):  # fmt: skip
     """View ``v`` of image ``v % IMAGES``, in passes over its pixels; a barrier comes where one reads another's.
 
-    What comes before the contrast, and the image's mean there; the rest of the colours; and only where there is a
-    blur, the same `across` each row, then down each column.
+    The first pass makes `planes` of all that comes before the contrast, and takes their mean; the second does the rest
+    of the colours. Only where there is a blur, two more blur `across` each row, then down each column.
     """
     AREA: tl.constexpr = SIZE * SIZE
     view = tl.program_id(0).to(tl.int64)
@@ -68,7 +68,7 @@ def augment_kernel(
         pixel = start + tl.arange(0, BLOCK)
         red, green, blue = resized_crop(pixels, pixel, crop, flipped, SIZE)
         red, green, blue = color_jitter(red, green, blue, jitter, blends, hue_step, contrast_step, True, 0.0)
-        total += tl.where(pixel < AREA, luma(red, green, blue), 0.0)
+        total += luma(red, green, blue)  # black beyond the last pixel: what comes before the contrast keeps it
         store(planes, pixel, red, green, blue, AREA)
     average = tl.sum(total, axis=0) / AREA
 
@@ -141,7 +141,8 @@ def taps(order, start, extent, SIZE: tl.constexpr):
     start, extent = start.to(tl.int32), extent.to(tl.int32)
     steps = tl.minimum(tl.maximum((2 * order + 1) * extent - SIZE, 0), 2 * SIZE * (extent - 1))
     first = start + steps // (2 * SIZE)
-    return first, tl.minimum(first + 1, SIZE - 1), steps % (2 * SIZE) / (2.0 * SIZE)
+    second = tl.minimum(first + 1, SIZE - 1)  # beyond the image its share is 0, but nothing there may be read
+    return first, second, steps % (2 * SIZE) / (2.0 * SIZE)
 
 
 @jit

@@ -1,23 +1,33 @@
-"""Views, image by image, against torchvision's functional transforms given the same parameters."""
+"""Views, image by image, against torchvision's functional transforms given the same parameters.
 
+Triton's views are held against those of the PyTorch version in float64, which the former show to be right.
+"""
+
+import itertools
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
+from agreement import DEVICE, TRITON, run_interpreted
 from simsfl import views as draws
 from simsfl.config import RECIPES
-from simsfl.kernels import augment
+from simsfl.kernels import ViewParameters, accelerated, augment, augment_triton
 
 kernel = sys.modules[augment.__module__]
 
 TOLERANCE = 2e-6
 """Of pixels in [0, 1], float32: a few roundings. The hue goes through a division by the chroma."""
 HUE_TOLERANCE = 2e-5
+NORMALISED_TOLERANCE = 1e-5
+"""Of views in float32, after the division by a standard deviation of a fifth."""
 COUNT = 48
 
 
@@ -161,3 +171,117 @@ def test_no_blur_in_v1_and_crop_scale_is_kept():
     assert (view.sigma == 0).all()
     area = view.crop[:, 2] * view.crop[:, 3]
     assert area.min() >= 0.45 * 32 * 32
+
+
+def bytes_of_images(seed, clients, batch, size):
+    """Random images ``[C, B, 3, H, H]``, every second one of four levels, so that channels are often alike."""
+    pixels = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (clients, batch, 3, size, size), np.uint8))
+    pixels.flatten(0, 1)[::2].floor_divide_(64).mul_(85)
+    return pixels
+
+
+def any_views(seed, shape, size):
+    """Views with whatever crop, order and strength, far beyond those of the recipes."""
+    rng = np.random.default_rng(seed)
+    extent = rng.integers(1, size + 1, (*shape, 2))
+    start = rng.integers(0, size - extent + 1)
+    jitter = np.concatenate([rng.uniform(0, 2.5, (*shape, 3)), rng.uniform(-1, 1, (*shape, 1))], axis=-1)
+    return ViewParameters(
+        crop=torch.from_numpy(np.concatenate([start, extent], axis=-1)).float(),
+        flip=torch.from_numpy(rng.random(shape) < 0.5),
+        jitter=torch.from_numpy(jitter).float(),
+        blends=torch.from_numpy(rng.random((*shape, 3)).argsort(axis=-1)),
+        hue_slot=torch.from_numpy(rng.integers(0, 4, shape)),
+        gray=torch.from_numpy(rng.random(shape) < 0.3),
+        sigma=torch.from_numpy(np.where(rng.random(shape) < 0.3, 0.0, rng.uniform(0.1, 2, shape))).float(),
+    )
+
+
+def assert_triton_agrees(version, pixels, view, dtype=torch.float32, rtol=0.0):
+    """Views by Triton in `dtype` against those by PyTorch in float64; that Triton made them is checked too."""
+    pixels, view = pixels.to(DEVICE), view.map(lambda t: t.to(DEVICE))
+    mean, std = (
+        torch.tensor(values, device=DEVICE).view(3, 1, 1) for values in ([0.49, 0.48, 0.45], [0.2, 0.19, 0.21])
+    )
+    expected = augment(pixels, view, mean, std, torch.float64)
+    with accelerated(version), mock.patch.object(kernel, "triton_augment", wraps=kernel.triton_augment) as made:
+        ours = augment(pixels, view, mean, std, dtype)
+    made.assert_called_once()
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.double(), expected, rtol=rtol, atol=NORMALISED_TOLERANCE)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("size", [8, 32, 33])
+@pytest.mark.parametrize("version", [TRITON])
+def test_views_of_a_recipe(version, size, recipe):
+    uniforms = np.random.default_rng(size).random((2, 5, 2, draws.UNIFORMS))
+    assert_triton_agrees(version, bytes_of_images(0, 5, 2, size), draws.sample(uniforms, recipe, size))
+
+
+@pytest.mark.parametrize("version", [TRITON])
+def test_every_order_of_strong_colours(version):
+    orders = list(itertools.product(itertools.permutations(range(3)), range(4)))
+    view = any_views(3, (1, len(orders), 2), 8)
+    for place, (blends, hue_slot) in enumerate(orders):
+        view.blends[:, place] = torch.tensor(blends)
+        view.hue_slot[:, place] = hue_slot
+    assert_triton_agrees(version, bytes_of_images(1, len(orders), 2, 8), view)
+
+
+@pytest.mark.parametrize("version", [TRITON])
+def test_image_of_many_blocks(version, monkeypatch):
+    """Where a pixel's neighbours and the mean's summands are in other blocks, with all that a view has on and off."""
+    monkeypatch.setattr(augment_triton, "PIXELS", 512)
+    options = list(itertools.product([False, True], [False, True], [0.0, 0.1, 2.0]))
+    size, view = 40, any_views(4, (1, len(options), 1), 40)
+    for place, (flip, gray, sigma) in enumerate(options):
+        view.flip[:, place], view.gray[:, place], view.sigma[:, place] = flip, gray, sigma
+    assert_triton_agrees(version, bytes_of_images(2, len(options), 1, size), view)
+
+
+@pytest.mark.parametrize("version", [TRITON])
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(*[st.integers(1, 2)] * 3),
+    size=st.sampled_from([1, 7, 13]),  # each is compiled
+)
+def test_whatever_is_drawn(version, seed, shape, size):
+    with mock.patch.object(augment_triton, "PIXELS", 128):
+        assert_triton_agrees(version, bytes_of_images(seed, *shape[1:], size), any_views(seed, shape, size))
+
+
+@pytest.mark.parametrize("version", [TRITON])
+def test_gray_black_and_white_images(version):
+    pixels = bytes_of_images(5, 2, 3, 9)
+    pixels[:, 0], pixels[:, 1], pixels[:, 2] = 0, 255, pixels[:, 2, :1]
+    assert_triton_agrees(version, pixels, any_views(5, (2, 2, 3), 9))
+
+
+@pytest.mark.parametrize("version", [TRITON])
+def test_result_in_half_the_bits(version):
+    assert_triton_agrees(
+        version, bytes_of_images(6, 3, 2, 16), any_views(6, (2, 3, 2), 16), torch.bfloat16, rtol=2.0**-7
+    )
+
+
+@pytest.mark.parametrize("version", [TRITON])
+def test_arguments_that_are_not_contiguous(version):
+    pixels = bytes_of_images(7, 4, 2, 12)[:, :, :, :8, 2:10]
+    view = any_views(7, (2, 4, 2), 8)
+    assert_triton_agrees(version, pixels[1:3], view.map(lambda t: t[:, 1:3]))
+
+
+@pytest.mark.parametrize("version", [TRITON])
+def test_double_precision_is_not_for_it(version):
+    """Float64 asks for more than the float32 that the kernel computes in."""
+    pixels, view = bytes_of_images(8, 1, 1, 8).to(DEVICE), any_views(8, (1, 1, 1), 8).map(lambda t: t.to(DEVICE))
+    mean, std = torch.zeros(3, 1, 1, device=DEVICE), torch.ones(3, 1, 1, device=DEVICE)
+    expected = augment(pixels, view, mean, std, torch.float64)
+    with accelerated(version):
+        torch.testing.assert_close(augment(pixels, view, mean, std, torch.float64), expected, rtol=0, atol=0)
+
+
+def test_triton_under_its_interpreter():
+    run_interpreted(__file__)
