@@ -160,19 +160,14 @@ def records() -> int:
     return int(failed)
 
 
-def parts() -> int:
-    """Time the parts of a step."""
+def parts(*names: str) -> int:
+    """Time the parts of a step: those that are named, or all."""
     report = Report(OUT / "parts.json")
     torch.backends.cudnn.benchmark = True  # as in steps that are recorded
-    peaks(report)
-    run = simulation(engine="fused", precision="fp32")
-    server_parts(report, run)
-    losses_and_optimiser(report, run)
-    convolutions(report)
-    client_parts(report)
-    norms(report)
-    if not REHEARSAL:
-        compiled(report, run)
+    all_of_them = (peaks, server_parts, losses_and_optimiser, convolutions, client_parts, norms, compiled)
+    for part in all_of_them:
+        if not names or part.__name__ in names:
+            part(report)
     return 0
 
 
@@ -199,8 +194,9 @@ def server_flops(run: Simulation) -> float:
     return rows * operations(run.model.server, run.model.smashed_shape).products()
 
 
-def server_parts(report: Report, run: Simulation) -> None:
+def server_parts(report: Report) -> None:
     """The server's part of a step, in every way that it could be done."""
+    run = simulation(engine="fused", precision="fp32")
     network = run.model.server
     plain = simulation(engine="vmap", precision="fp32").model.server
     rows, flops = 2 * run.config.cohort * run.config.batch_size, server_flops(run)
@@ -238,9 +234,12 @@ def server_parts(report: Report, run: Simulation) -> None:
     report.time("server: forward and back, bf16", both_ways, flops=flops * 3 / 4)
 
 
-def compiled(report: Report, run: Simulation) -> None:
+def compiled(report: Report) -> None:
     """The server's passes as TorchInductor compiles them from PyTorch's operators, in bf16 and channels-last."""
-    plain, flat = simulation(engine="vmap", precision="fp32").model.server, run.state.server.online
+    if REHEARSAL:
+        return
+    run = simulation(engine="vmap", precision="fp32")
+    plain, flat = run.model.server, run.state.server.online
     sent = channels_last(ROWS, *run.model.smashed_shape[:2])
     program = torch.compile(plain.run, dynamic=False, fullgraph=True)
 
@@ -316,12 +315,18 @@ ROWS = 4 if REHEARSAL else 200
 def norms(report: Report) -> None:
     """GroupNorm with residual and ReLU in channels-last, by how much a program holds; PyTorch's beside it."""
     own = sys.modules["simsfl.kernels.group_norm_nhwc"]
-    usual = own.TILE, own.HELD, own.WARPS
-    others = [(16384, 2048, 4), (16384, 8192, 8), (16384, 16384, 16), (32768, 4096, 8), (8192, 4096, 8)]
+    usual = own.TILE, own.HELD, own.WARPS, own.NARROWEST
+    others = [
+        (8192, 8192, 16, 16),
+        (16384, 16384, 32, 16),
+        (16384, 4096, 8, 16),
+        (8192, 2048, 4, 8),
+        (4096, 4096, 8, 8),
+    ]
     for (ch, side), setting in product(STAGES[::2], [usual] if REHEARSAL else [usual, *others]):
-        own.TILE, own.HELD, own.WARPS = setting
-        norm_of_stage(report, ch, side, f"tile {setting[0]}, held {setting[1]}, {setting[2]} warps")
-    own.TILE, own.HELD, own.WARPS = usual
+        own.TILE, own.HELD, own.WARPS, own.NARROWEST = setting
+        norm_of_stage(report, ch, side, "tile {}, held {}, {} warps, {} channels".format(*setting))
+    own.TILE, own.HELD, own.WARPS, own.NARROWEST = usual
 
 
 def norm_of_stage(report: Report, ch: int, side: int, setting: str) -> None:
@@ -339,10 +344,11 @@ def norm_of_stage(report: Report, ch: int, side: int, setting: str) -> None:
 
     report.time(f"{label}: {setting}, forward", forward, moved=3 * x.nbytes)
     if not REHEARSAL:
-        y, mean, rstd = own.operator(x, weight, bias, residual, ch // 4, True, 1e-5)
+        each = [p.expand(len(x), -1) for p in (weight, bias)]
+        y, mean, rstd = own.operator(x, *each, residual, ch // 4, True, 1e-5)
 
         def back() -> tuple[Tensor, ...]:
-            return own.backward_operator(grad, y, x, weight, mean, rstd, ch // 4, True)
+            return own.backward_operator(grad, y, x, *each, mean, rstd, ch // 4, True, True)
 
         report.time(f"{label}: {setting}, back", back, moved=5 * x.nbytes)
     if f"{label}: PyTorch, forward" not in report.content["times"]:
@@ -377,8 +383,9 @@ def convolution_of_stage(report: Report, ch: int, side: int, layout: torch.memor
     report.time(f"{label}, weights' gradient", lambda: back(False, True, False), flops=flops)
 
 
-def losses_and_optimiser(report: Report, run: Simulation) -> None:
+def losses_and_optimiser(report: Report) -> None:
     """InfoNCE of a step, and the server's descent and moving average."""
+    run = simulation(engine="vmap", precision="fp32")
     rows, dim = 2 * run.config.cohort, run.config.key_dim
     query, key = (F.normalize(torch.randn(rows, dim, device=DEVICE), dim=1) for _ in range(2))
     keys = F.normalize(torch.randn(1, run.config.queue_length, dim, device=DEVICE), dim=2)

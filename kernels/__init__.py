@@ -21,6 +21,7 @@ from simsfl.kernels.conv2d import conv2d
 from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.group_norm_nhwc import group_norm_nhwc
 from simsfl.kernels.info_nce import info_nce
+from simsfl.kernels.layout import channels_last, contiguous
 from simsfl.kernels.sgd_ema import ema_, sgd_
 from simsfl.kernels.view_parameters import ViewParameters
 
@@ -32,7 +33,9 @@ __all__ = [
     "accelerating",
     "are_choices",
     "augment",
+    "channels_last",
     "choosing",
+    "contiguous",
     "conv2d",
     "ema_",
     "fastest",

@@ -88,6 +88,7 @@ def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.has_residual = residual is not None
     ctx.save_for_backward(y if relu else None, x, weight, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
 
 
 def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -125,6 +126,7 @@ def native_forward(
     """PyTorch's own, all images of all clients as the channels of one: its affine map is per channel."""
     c, b, ch, h, w = x.shape
     flat = (c * b * ch,)
+    own = weight.dtype
     weight, bias = (p[:, None].expand(c, b, ch).reshape(flat) for p in (weight, bias))
     if x.is_cuda:  # only on a CPU may the two have different dtypes
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
@@ -134,7 +136,8 @@ def native_forward(
     y = y.view_as(x)
     if residual is not None:
         y.add_(residual)
-    return y.relu_() if relu else y, mean.view(c, -1), rstd.view(c, -1)
+    statistics = (s.to(own).view(c, -1) for s in (mean, rstd))
+    return y.relu_() if relu else y, *statistics
 
 
 def native_backward(
@@ -143,19 +146,20 @@ def native_backward(
     """The same backwards."""
     c, b, ch, h, w = x.shape
     flat = (c * b * ch,)
+    used = x.dtype if x.is_cuda else weight.dtype  # only on a CPU may the two be different
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
         grad.view(1, *flat, h, w),
         x.view(1, *flat, h, w),
-        mean.view(1, -1),
-        rstd.view(1, -1),
-        weight[:, None].expand(c, b, ch).reshape(flat),
+        mean.view(1, -1).to(used),
+        rstd.view(1, -1).to(used),
+        weight[:, None].expand(c, b, ch).reshape(flat).to(used),
         1,
         *flat,
         h * w,
         c * b * groups,
         [True, True, True],
     )
-    return grad_x.view_as(x), *(p.view(c, b, ch).sum(dim=1) for p in (grad_weight, grad_bias))
+    return grad_x.view_as(x), *(p.view(c, b, ch).sum(dim=1).to(weight.dtype) for p in (grad_weight, grad_bias))
 
 
 def triton_forward(

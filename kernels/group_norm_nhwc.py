@@ -8,7 +8,7 @@ clients. The server has its own version because cuDNN's fastest bfloat16 convolu
 channels-last tensors, which PyTorch's GroupNorm would copy to the contiguous format and back.
 
 One kernel forward and one backward, residual and ReLU included. A program does all pixels of a block of channels of an
-image, in several passes; a block is small enough for the later passes to find it in the caches.
+image. Where they fit, they stay in its registers from the sums to the result, so that memory is read once.
 """
 
 import torch
@@ -17,15 +17,16 @@ from torch import Tensor
 
 from simsfl.kernels import gpu
 from simsfl.kernels.gpu import jit, tl
+from simsfl.kernels.layout import channels_last
 from simsfl.kernels.stacking import custom_op
 
-TILE = 16384
+TILE = 8192
 """Values that one program normalises, where the image has so many pixels, or fewer."""
-HELD = 4096
+HELD = 8192
 """Values that it holds in registers at a time."""
-WARPS = 8
-NARROWEST = 16
-"""Channels that a program reads of a pixel, at least: 32 bytes in bfloat16 are what memory is read by."""
+WARPS = 16
+NARROWEST = 8
+"""Channels that a program reads of a pixel, at least: 16 bytes in bfloat16 are what a thread reads at once."""
 
 
 def group_norm_nhwc(
@@ -43,12 +44,15 @@ def group_norm_nhwc(
     Args:
         x: ``[N, ch, H, W]``; one that is not channels-last is copied.
         groups: number of groups, which divides ch.
-        weight: ``[ch]`` float32, or of the dtype of `x`; as `bias`.
+        weight: ``[ch]``, or ``[N, ch]`` of each image, in float32 or the dtype of `x`; as `bias`. Where it is of each
+            image, such as an expanded vector, so is its gradient.
         residual: ``[N, ch, H, W]``, added before the ReLU.
     """
     if gpu.usable(x) and is_power_of_2(x.shape[1] // groups):
+        weight, bias = (p.expand(len(x), -1) for p in (weight, bias))
         return operator(x, weight, bias, residual, groups, relu, eps)[0]
-    y = F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    weight, bias = (p.to(x.dtype)[..., None, None] for p in (weight, bias))
+    y = F.group_norm(x, groups, eps=eps) * weight + bias
     y = y if residual is None else y + residual
     return y.relu() if relu else y
 
@@ -56,11 +60,6 @@ def group_norm_nhwc(
 def is_power_of_2(number: int) -> bool:
     """Return whether a positive number is a power of two; Triton's blocks hold such numbers of values."""
     return number & (number - 1) == 0
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """Return `x` ``[N, ch, H, W]`` in the channels-last memory format, copied only where it is in another."""
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def forward(
@@ -73,32 +72,30 @@ def forward(
     mean = torch.empty(n, groups, device=x.device)
     rstd = torch.empty_like(mean)
     block, channels = tile_of(h * w, ch, ch // groups)
-    forward_kernel[(n, gpu.cdiv(ch, channels))](
-        x, weight, bias, x if residual is None else residual, y, mean, rstd, ch, groups, h * w, eps,
-        RESIDUAL=residual is not None, RELU=relu, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
+    forward_kernel[(gpu.cdiv(ch, channels), n)](
+        x, weight, bias, residual, y, mean, rstd, weight.stride(0), bias.stride(0), eps, ch, h * w,
+        RELU=relu, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
     )  # fmt: skip
     return y, mean, rstd
 
 
 def backward(
-    grad: Tensor, y: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int, residual: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, of weight and bias together ``[2, ch]``, and of the residual (empty if none).
-
-    Args:
-        y: the output where it went through a ReLU, else None.
-    """
+    grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor,
+    groups: int, relu: bool, residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of x, weight and bias, each ``[N, ch]``, and of the residual (empty if there was none)."""
     grad, x = channels_last(grad), channels_last(x)
     n, ch, h, w = x.shape
     grad_x = torch.empty_like(x)
     grad_residual = torch.empty_like(x if residual else x[:0])
-    affine = torch.empty(n, 2, ch, device=x.device)
+    grad_weight, grad_bias = torch.empty(2, n, ch, device=x.device).unbind()
     block, channels = tile_of(h * w, ch, ch // groups)
-    backward_kernel[(n, gpu.cdiv(ch, channels))](
-        grad, x if y is None else y, x, weight, mean, rstd, grad_x, grad_residual, affine, ch, groups, h * w,
-        RESIDUAL=residual, RELU=y is not None, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
+    backward_kernel[(gpu.cdiv(ch, channels), n)](
+        grad, y if relu and residual else None, x, weight, bias, mean, rstd, grad_x,
+        grad_residual if residual else None, grad_weight, grad_bias, weight.stride(0), bias.stride(0), ch, h * w,
+        RELU=relu, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
     )  # fmt: skip
-    return grad_x, affine.sum(dim=0), grad_residual
+    return grad_x, grad_weight, grad_bias, grad_residual
 
 
 def tile_of(pixels: int, ch: int, width: int) -> tuple[int, int]:
@@ -109,19 +106,23 @@ def tile_of(pixels: int, ch: int, width: int) -> tuple[int, int]:
 
 
 def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep what the backward pass needs; a ReLU's output is kept by the next convolution anyway."""
-    x, weight, bias, residual, ctx.groups, relu, _ = inputs
+    """Keep what the backward pass needs; the output is kept by the next convolution anyway."""
+    x, weight, bias, residual, ctx.groups, ctx.relu, _ = inputs
     y, mean, rstd = output
-    ctx.residual, ctx.dtypes = residual is not None, (weight.dtype, bias.dtype)
-    ctx.save_for_backward(y if relu else None, x, weight, mean, rstd)
+    ctx.residual = residual is not None
+    ctx.save_for_backward(y, x, weight, bias, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
 
 
 def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     """Call the backward operator."""
-    grad_x, affine, grad_residual = backward_operator(grad, *ctx.saved_tensors, ctx.groups, ctx.residual)
-    weight, bias = (own.to(dtype) for own, dtype in zip(affine, ctx.dtypes, strict=True))
-    return grad_x, weight, bias, grad_residual if ctx.residual else None, None, None, None
+    _, _, weight, bias, _, _ = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias, grad_residual = backward_operator(
+        grad, *ctx.saved_tensors, ctx.groups, ctx.relu, ctx.residual
+    )
+    affine = grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
+    return grad_x, *affine, grad_residual if ctx.residual else None, None, None, None
 
 
 def forward_shapes(
@@ -133,11 +134,13 @@ def forward_shapes(
 
 
 def backward_shapes(
-    grad: Tensor, y: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int, residual: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor,
+    groups: int, relu: bool, residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return tensors like those of `backward`, uncomputed."""
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-    return grad_x, x.new_empty(2, x.shape[1], dtype=torch.float32), torch.empty_like(grad_x if residual else grad_x[:0])
+    grad_weight, grad_bias = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
+    return grad_x, grad_weight, grad_bias, torch.empty_like(grad_x if residual else grad_x[:0])
 
 
 operator = custom_op(
@@ -159,88 +162,105 @@ def across_group(sums, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @jit
+def load(images, place, mask):
+    """Return values of images ``[pixels, channels]`` in float32, 0 where there are none."""
+    return tl.load(images + place, mask=mask, other=0.0).to(tl.float32)
+
+
+@jit
 def forward_kernel(
-    x, weight, bias, residual, y, mean, rstd, CH, GROUPS, PIXELS, eps,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
+    x, weight, bias, residual, y, mean, rstd, weight_stride, bias_stride, eps,
+    CH: tl.constexpr, PIXELS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Normalise a block of channels of one image: mean, then variance, then the values, `BLOCK` pixels at a time."""
-    image = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    image = tl.program_id(1).to(tl.int64)
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     present = channel < CH
-    first = image * PIXELS * CH + channel
+    first = image * PIXELS * CH + channel[None, :]
     count = 1.0 * WIDTH * PIXELS
-    total = tl.zeros((CHANNELS,), dtype=tl.float32)
+    total = tl.zeros((BLOCK, CHANNELS), dtype=tl.float32)
     for start in range(0, PIXELS, BLOCK):
-        pixel = start + tl.arange(0, BLOCK)
-        mask = (pixel < PIXELS)[:, None] & present[None, :]
-        total += tl.sum(tl.load(x + first[None, :] + pixel[:, None] * CH, mask=mask, other=0.0).to(tl.float32), axis=0)
-    centre = across_group(total, CHANNELS, WIDTH) / count
-    total = tl.zeros((CHANNELS,), dtype=tl.float32)
+        pixel = start + tl.arange(0, BLOCK)[:, None]
+        total += load(x, first + pixel * CH, (pixel < PIXELS) & present[None, :])
+    centre = across_group(tl.sum(total, axis=0), CHANNELS, WIDTH) / count
+    total = tl.zeros((BLOCK, CHANNELS), dtype=tl.float32)
     for start in range(0, PIXELS, BLOCK):
-        pixel = start + tl.arange(0, BLOCK)
-        mask = (pixel < PIXELS)[:, None] & present[None, :]
-        value = tl.load(x + first[None, :] + pixel[:, None] * CH, mask=mask, other=0.0).to(tl.float32)
-        value = tl.where(mask, value - centre[None, :], 0.0)
-        total += tl.sum(value * value, axis=0)
-    inverse = 1.0 / tl.sqrt(across_group(total, CHANNELS, WIDTH) / count + eps)
-    scale = tl.load(weight + channel, mask=present, other=0.0).to(tl.float32) * inverse
-    shift = tl.load(bias + channel, mask=present, other=0.0).to(tl.float32) - centre * scale
+        pixel = start + tl.arange(0, BLOCK)[:, None]
+        mask = (pixel < PIXELS) & present[None, :]
+        centred = tl.where(mask, load(x, first + pixel * CH, mask) - centre[None, :], 0.0)
+        total += centred * centred
+    inverse = 1.0 / tl.sqrt(across_group(tl.sum(total, axis=0), CHANNELS, WIDTH) / count + eps)
+    factor = tl.load(weight + image * weight_stride + channel, mask=present, other=0.0).to(tl.float32)
+    shift = tl.load(bias + image * bias_stride + channel, mask=present, other=0.0).to(tl.float32)
+    scale = factor * inverse
+    shift -= centre * scale
     for start in range(0, PIXELS, BLOCK):
-        pixel = start + tl.arange(0, BLOCK)
-        mask = (pixel < PIXELS)[:, None] & present[None, :]
-        place = first[None, :] + pixel[:, None] * CH
-        value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * scale[None, :] + shift[None, :]
-        if RESIDUAL:
-            value += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
+        pixel = start + tl.arange(0, BLOCK)[:, None]
+        mask = (pixel < PIXELS) & present[None, :]
+        value = load(x, first + pixel * CH, mask) * scale[None, :] + shift[None, :]
+        if residual is not None:
+            value += load(residual, first + pixel * CH, mask)
         if RELU:
             value = tl.maximum(value, 0.0)
-        tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)
-    group = image * GROUPS + channel // WIDTH
+        tl.store(y + first + pixel * CH, value.to(y.dtype.element_ty), mask=mask)
+    group = image * (CH // WIDTH) + channel // WIDTH
     leading = present & (channel % WIDTH == 0)
     tl.store(mean + group, centre, mask=leading)
     tl.store(rstd + group, inverse, mask=leading)
 
 
 @jit
+def through_relu(gradient, value, y, place, mask, scale, shift, RELU: tl.constexpr):
+    """Return the gradient where the output was not cut off; that is known of y, or of what it was made of."""
+    if RELU:
+        if y is None:
+            gradient = tl.where(value * scale[None, :] + shift[None, :] > 0.0, gradient, 0.0)
+        else:
+            gradient = tl.where(load(y, place, mask) > 0.0, gradient, 0.0)
+    return gradient
+
+
+@jit
 def backward_kernel(
-    grad, y, x, weight, mean, rstd, grad_x, grad_residual, affine, CH, GROUPS, PIXELS,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
+    grad, y, x, weight, bias, mean, rstd, grad_x, grad_residual, grad_weight, grad_bias, weight_stride, bias_stride,
+    CH: tl.constexpr, PIXELS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradient and its product with the normalised values over pixels, then write the images' gradient."""
-    image = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    image = tl.program_id(1).to(tl.int64)
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     present = channel < CH
-    first = image * PIXELS * CH + channel
-    group = image * GROUPS + channel // WIDTH
+    first = image * PIXELS * CH + channel[None, :]
+    group = image * (CH // WIDTH) + channel // WIDTH
     centre = tl.load(mean + group, mask=present, other=0.0)
     inverse = tl.load(rstd + group, mask=present, other=0.0)
-    plain = tl.zeros((CHANNELS,), dtype=tl.float32)
-    scaled = tl.zeros((CHANNELS,), dtype=tl.float32)
+    factor = tl.load(weight + image * weight_stride + channel, mask=present, other=0.0).to(tl.float32)
+    shift = tl.load(bias + image * bias_stride + channel, mask=present, other=0.0).to(tl.float32)
+    scale = factor * inverse
+    shift -= centre * scale
+    plain = tl.zeros((BLOCK, CHANNELS), dtype=tl.float32)
+    product = tl.zeros((BLOCK, CHANNELS), dtype=tl.float32)
     for start in range(0, PIXELS, BLOCK):
-        pixel = start + tl.arange(0, BLOCK)
-        mask = (pixel < PIXELS)[:, None] & present[None, :]
-        place = first[None, :] + pixel[:, None] * CH
-        g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
-        if RELU:
-            g = tl.where(tl.load(y + place, mask=mask, other=0.0).to(tl.float32) > 0.0, g, 0.0)
-        normal = (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - centre[None, :]) * inverse[None, :]
-        plain += tl.sum(g, axis=0)
-        scaled += tl.sum(g * normal, axis=0)
-    tl.store(affine + image * 2 * CH + channel, scaled, mask=present)
-    tl.store(affine + image * 2 * CH + CH + channel, plain, mask=present)
-    factor = tl.load(weight + channel, mask=present, other=0.0).to(tl.float32)
+        pixel = start + tl.arange(0, BLOCK)[:, None]
+        place, mask = first + pixel * CH, (pixel < PIXELS) & present[None, :]
+        value = load(x, place, mask)
+        g = through_relu(load(grad, place, mask), value, y, place, mask, scale, shift, RELU)
+        plain += g
+        product += g * (value - centre[None, :])
+    sum_plain, sum_scaled = tl.sum(plain, axis=0), tl.sum(product, axis=0) * inverse
     count = 1.0 * WIDTH * PIXELS
-    mean_plain = across_group(plain * factor, CHANNELS, WIDTH) / count
-    mean_scaled = across_group(scaled * factor, CHANNELS, WIDTH) / count
+    mean_plain = across_group(sum_plain * factor, CHANNELS, WIDTH) / count
+    mean_scaled = across_group(sum_scaled * factor, CHANNELS, WIDTH) / count
     for start in range(0, PIXELS, BLOCK):
-        pixel = start + tl.arange(0, BLOCK)
-        mask = (pixel < PIXELS)[:, None] & present[None, :]
-        place = first[None, :] + pixel[:, None] * CH
-        g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
-        if RELU:
-            g = tl.where(tl.load(y + place, mask=mask, other=0.0).to(tl.float32) > 0.0, g, 0.0)
-        if RESIDUAL:
+        pixel = start + tl.arange(0, BLOCK)[:, None]
+        place, mask = first + pixel * CH, (pixel < PIXELS) & present[None, :]
+        value = load(x, place, mask)
+        g = through_relu(load(grad, place, mask), value, y, place, mask, scale, shift, RELU)
+        normal = (value - centre[None, :]) * inverse[None, :]
+        change = (g * factor[None, :] - mean_plain[None, :] - normal * mean_scaled[None, :]) * inverse[None, :]
+        tl.store(grad_x + place, change.to(grad_x.dtype.element_ty), mask=mask)
+        if grad_residual is not None:
             tl.store(grad_residual + place, g.to(grad_residual.dtype.element_ty), mask=mask)
-        normal = (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - centre[None, :]) * inverse[None, :]
-        value = (g * factor[None, :] - mean_plain[None, :] - normal * mean_scaled[None, :]) * inverse[None, :]
-        tl.store(grad_x + place, value.to(grad_x.dtype.element_ty), mask=mask)
+    tl.store(grad_weight + image * CH + channel, sum_scaled, mask=present)
+    tl.store(grad_bias + image * CH + channel, sum_plain, mask=present)

@@ -88,6 +88,7 @@ def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, top1, gradient_ND = output
     ctx.save_for_backward(gradient_ND)
     ctx.mark_non_differentiable(top1, gradient_ND)
+    ctx.set_materialize_grads(False)
 
 
 def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from simsfl.kernels import contiguous
 from simsfl.models import FlatModule
 
 
@@ -41,6 +42,7 @@ def backward(parameters: Tensor, smashed: Sequence[Tensor], gradient: Tensor) ->
 
     One call for all: no client's smashed data depends on another's parameters.
     """
+    gradient = contiguous(gradient)  # a server may have it channels-last
     rows = gradient.split([chunk.shape[:2].numel() for chunk in smashed])
     own = [row.view_as(chunk).to(chunk.dtype) for row, chunk in zip(rows, smashed, strict=True)]
     return torch.autograd.grad(smashed, parameters, own)[0]

@@ -54,7 +54,7 @@ def contrast(
             at a time; None for all. It changes nothing but rounding.
         autocast: what the network is called in; None for nothing.
     """
-    rows = len(smashed_2Nchw) // 2
+    rows, smashed_2Nchw = len(smashed_2Nchw) // 2, model.received(smashed_2Nchw)
     online_side = smashed_2Nchw if symmetric else smashed_2Nchw[:rows]
     momentum_side = smashed_2Nchw if symmetric else smashed_2Nchw[rows:]
     whole = server.online_statistics.numel() > 0  # BatchNorm mixes the rows of a direction, and may mix no others
@@ -95,7 +95,7 @@ def classify(
     autocast: AbstractContextManager[object] | None = None,
 ) -> Lesson:
     """The cross-entropy of the images' labels, and its gradients: supervised split learning. See `contrast`."""
-    rows = len(smashed_Nchw)
+    rows, smashed_Nchw = len(smashed_Nchw), model.received(smashed_Nchw)
     whole = server.online_statistics.numel() > 0
     parts = blocks([1] * rows, rows, rows if whole else block, apart=whole)
 

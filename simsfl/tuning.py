@@ -138,7 +138,7 @@ def server_passes(model: FlatModule, hyper: Hyperparameters, parameters: Tensor,
     leaves = model.leaves(parameters)
     statistics = model.named_statistics(model.initial_statistics.to(parameters, copy=True))
     with hyper.autocast(smashed.device):
-        output = server.embed(model, leaves.tensors, statistics, smashed.detach().requires_grad_())
+        output = server.embed(model, leaves.tensors, statistics, model.received(smashed).detach().requires_grad_())
     output.sum().backward()
     leaves.gradient()
 

@@ -1,10 +1,15 @@
 """Shared fixtures: a data set small enough to train on in a second, and runs on it."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
 from simsfl import RunConfig
 from simsfl.data import Arrays, make_dataset
+
+collect_ignore = [] if find_spec("zmq") else ["hw_profile", "test_architecture.py"]
+"""Without pyzmq (the extra "device") the programs for real devices cannot be imported, nor what imports them."""
 
 TINY = {
     "clients": 8,

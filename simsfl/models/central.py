@@ -8,17 +8,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from simsfl.kernels import accelerated
+from simsfl.kernels import accelerated, channels_last
 from simsfl.kernels.standardise import Layout, Matrix, prepare, prepare_backward_
 from simsfl.models.flat import FlatModule, Leaves
 from simsfl.models.layers import BatchNorm, ConvNorm
+
+NORMS = "norms"
+"""Name of the leaf with the parameters of all GroupNorm layers."""
 
 
 class CentralModule(FlatModule):
     """The same network as a `FlatModule`'s, which computes in `dtype` whatever its parameters are kept in.
 
     Its weights are standardised, rounded and laid out by one kernel for all layers (`kernels.standardise`), and so is
-    their gradient on the way back. Parameters of normalisation layers stay as they are. Activations are channels-last.
+    their gradient on the way back. Parameters of normalisation layers are used as they are. Their gradients come back
+    for each image, and are summed over images for all GroupNorm layers at once. Activations are channels-last.
 
     Args:
         network: the network.
@@ -30,16 +34,20 @@ class CentralModule(FlatModule):
         vars(self).update(vars(network))
         self.dtype = dtype
         self.template = copy.deepcopy(network.template)
-        norms, standardised = set(), set()
+        group_norms, others, standardised = [], set(), set()
         for path, module in self.template.named_modules():
-            if isinstance(module, (nn.GroupNorm, BatchNorm)):
-                norms |= {f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
+            names = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+            if isinstance(module, nn.GroupNorm):
+                group_norms += names
+            if isinstance(module, BatchNorm):
+                others |= set(names)
             if isinstance(module, ConvNorm):
                 standardised |= {f"{path}.conv.weight"} if module.standardise else set()
                 module.standardise, module.channels_last = False, True
+        self.group_norms = {name: self.shapes[name].numel() for name in group_norms}
         start, matrices = 0, {}
         for name, shape in self.shapes.items():
-            if name not in norms:
+            if name not in self.group_norms and name not in others:
                 matrices[name] = Matrix(start, tuple(shape), name in standardised)
             start += shape.numel()
         self.layout, self.matrices = Layout(list(matrices.values()), device), list(matrices)
@@ -49,27 +57,41 @@ class CentralModule(FlatModule):
         return self._weights(flat)[0]
 
     def _weights(self, flat: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return what `run` takes, and what the backward pass through its preparation needs."""
         prepared, moments = prepare(flat, self.layout, self.dtype)
         return self.named(flat) | dict(zip(self.matrices, self.layout.split(prepared), strict=True)), moments
 
     def leaves(self, flat: Tensor) -> Leaves:
         """Return the weights as leaves of a graph, and how their gradients become that of ``flat [Q]``."""
         tensors, moments = self._weights(flat)
+        if self.group_norms:
+            tensors[NORMS] = torch.cat([tensors.pop(name) for name in self.group_norms])
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
-        others = [name for name in leaves if name not in self.matrices]
 
         def gradient() -> Tensor:
             result = torch.empty_like(flat)
             grad = self.layout.join([leaves[name].grad for name in self.matrices])
             prepare_backward_(result, grad, flat, moments, self.layout)
-            parts = self.named(result)
-            if others:
-                torch._foreach_copy_([parts[name] for name in others], [leaves[name].grad for name in others])
+            rest = {name: leaf.grad for name, leaf in leaves.items() if name not in self.matrices}
+            if self.group_norms:
+                own = rest.pop(NORMS).split(list(self.group_norms.values()))
+                rest |= dict(zip(self.group_norms, own, strict=True))
+            if rest:
+                parts = self.named(result)
+                torch._foreach_copy_([parts[name] for name in rest], list(rest.values()))
             return result
 
         return Leaves(leaves, gradient)
 
+    def received(self, x: Tensor) -> Tensor:
+        """Return smashed data in `dtype`, channels-last."""
+        return channels_last(x.to(self.dtype))
+
     def run(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Return the network's output for `x`, in `dtype`, from what `weights` gave and buffers by name."""
+        """Return the network's output for `x`, in `dtype`, from what `weights` or `leaves` gave and buffers by name."""
+        if NORMS in tensors:
+            norms = tensors[NORMS].expand(len(x), -1).split(list(self.group_norms.values()), dim=1)
+            others = {name: tensor for name, tensor in tensors.items() if name != NORMS}
+            tensors = others | dict(zip(self.group_norms, norms, strict=True))
         with accelerated(None):  # PyTorch's convolutions keep the memory format
-            return super().run(tensors, x.to(self.dtype, memory_format=torch.channels_last))
+            return super().run(tensors, x)

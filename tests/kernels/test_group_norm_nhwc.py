@@ -75,7 +75,10 @@ def test_what_comes_out_and_goes_back_is_channels_last(version):
 
 @pytest.mark.parametrize("version", [TRITON])
 def test_half_precision_images_with_full_precision_weights(version):
-    """The sums are in float32, so the result is as near as bfloat16 can be: a unit in the last place (Triton's interpreter cuts off)."""
+    """The sums are in float32, so the result is within a unit in bfloat16's last place.
+
+    Half a unit on a device; Triton's interpreter cuts off instead of rounding.
+    """
     x, weight, bias, residual = inputs(SHAPES["a-stage-of-resnet18"], True)
     x, residual = x.bfloat16(), residual.bfloat16()
     exact = formula(16, True, True)(x.double(), weight.float().double(), bias.float().double(), residual.double())

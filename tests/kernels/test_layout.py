@@ -1,0 +1,37 @@
+"""Images between the contiguous and the channels-last memory format: the same values, elsewhere."""
+
+import pytest
+import torch
+
+from agreement import DEVICE, TRITON, normal, run_interpreted
+from simsfl.kernels import channels_last, contiguous, gpu
+
+SHAPES = [(2, 3, 5, 7), (1, 64, 8, 8), (3, 70, 9, 9), (2, 1, 4, 4), (2, 8, 1, 1), (0, 4, 2, 2)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("version", ["pytorch", TRITON])
+def test_values_stay_and_places_change(version, dtype, shape):
+    dtype = torch.float64 if version == "pytorch" and dtype == torch.float32 else dtype
+    if version == "triton":
+        assert gpu.usable(torch.empty(0, device=DEVICE, dtype=dtype))
+    images = normal(1, *shape, dtype=dtype)
+    last = channels_last(images)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, images)
+    back = contiguous(last)
+    assert back.is_contiguous()
+    assert torch.equal(back, images)
+
+
+@pytest.mark.parametrize("version", ["pytorch", TRITON])
+def test_what_is_in_neither_format_is_copied(version):
+    images = normal(2, 3, 4, 6, 5).transpose(2, 3)
+    assert torch.equal(channels_last(images), images)
+    assert torch.equal(contiguous(images), images)
+    assert channels_last(images).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_triton_under_its_interpreter():
+    run_interpreted(__file__)
