@@ -19,9 +19,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simsfl import RunConfig, Simulation, clients, step
-from simsfl.data import make_dataset
+from simsfl.data import Dataset, make_dataset
 from simsfl.data.shapes import shapes
 from simsfl.kernels import accelerated, group_norm_nhwc, info_nce, sgd_
 from simsfl.models.central import CentralModule
@@ -56,7 +57,14 @@ Json = dict[str, Any]
 def main(what: str, *rest: str) -> int:
     """Do what the first argument says; the exit code."""
     OUT.mkdir(parents=True, exist_ok=True)
-    return {"records": records, "parts": parts, "profile": profile, "train": train, "summary": summary}[what](*rest)
+    return {
+        "records": records,
+        "precisions": precisions,
+        "parts": parts,
+        "profile": profile,
+        "train": train,
+        "summary": summary,
+    }[what](*rest)
 
 
 def milliseconds(function: Callable[[], object]) -> float:
@@ -125,10 +133,15 @@ def name() -> str:
     return torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu (rehearsal)"
 
 
+@cache
+def images() -> Dataset:
+    """As many of the built-in shapes as CIFAR-10 has images."""
+    return make_dataset("shapes", "built in", shapes(0, train=60 if REHEARSAL else 50_000, test=100))
+
+
 def simulation(**fields: object) -> Simulation:
-    """The paper's setting on shapes, with one image per client and step, as it is after its first step."""
-    dataset = make_dataset("shapes", "built in", shapes(0, train=60 if REHEARSAL else 50_000, test=100))
-    return Simulation(RunConfig(**{**PAPER, **fields}), dataset)
+    """The paper's setting on shapes."""
+    return Simulation(RunConfig(**{**PAPER, **fields}), images())
 
 
 def records() -> int:
@@ -158,6 +171,23 @@ def records() -> int:
             failed |= worst > near
             print(f"{engine:8s} {precision:5s} {len(own)} losses within {worst:.1e} of the CPU's", flush=True)
     return int(failed)
+
+
+def precisions() -> int:
+    """200 steps of the paper's setting in each precision; 1 if bf16's mean loss is 1 % or more from fp32's."""
+    losses = {}
+    for precision in ("fp32",) if REHEARSAL else ("fp32", "tf32", "bf16"):
+        run = simulation(engine="fused", precision=precision)
+        steps = [record.loss for _ in range(1 if REHEARSAL else 4) for record in run.round() if record.event == "step"]
+        losses[precision] = steps
+        pairs = zip(steps, losses["fp32"], strict=True)
+        apart = max(abs(own - full) / full for own, full in pairs)
+        print(
+            f"{precision}: mean loss {mean(steps):.4f}, last {steps[-1]:.4f}, single steps within {apart:.2%}",
+            flush=True,
+        )
+    (OUT / "precisions.json").write_text(json.dumps(losses), encoding="utf-8")
+    return int(any(abs(mean(own) / mean(losses["fp32"]) - 1) >= 0.01 for own in losses.values()))
 
 
 def parts(*names: str) -> int:
