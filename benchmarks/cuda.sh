@@ -8,9 +8,11 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-cuda-results} PYTHONUNBUFFERED=1 PYTHON=${PYTHON:-python3}
 export SIMSFL_CACHE=${SIMSFL_CACHE:-$(mktemp -d)}
-ONLY=${ONLY:-tests records parts profile engines scale train}
+ONLY=${ONLY:-tests records precisions parts profile engines scale train}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
+exec > >(tee -a "$OUT/log.txt") 2>&1
+ended=()
 
 tiny=()
 if [[ ${SIMSFL_CUDA_REHEARSAL:-} == 1 ]]; then
@@ -26,8 +28,8 @@ section() {
     shift 2
     [[ " $ONLY " == *" $name "* ]] || return 0
     echo "== $name"
-    timeout "$limit" "$@" > >(tee "$OUT/$name.log") 2>&1 || code=$?
-    echo "== $name: exit $code after $((SECONDS - begin)) s" | tee -a "$OUT/sections.txt"
+    timeout "$limit" "$@" || code=$?
+    ended+=("$name: exit $code after $((SECONDS - begin)) s")
 }
 
 if ! "$PYTHON" -c 'import simsfl, simsfl.kernels' 2> /dev/null; then
@@ -39,6 +41,7 @@ else
     section tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider -m cuda
 fi
 section records 60 "$PYTHON" benchmarks/parts_of_a_step.py records
+section precisions 60 "$PYTHON" benchmarks/parts_of_a_step.py precisions
 section parts 150 "$PYTHON" benchmarks/parts_of_a_step.py parts
 section profile 60 "$PYTHON" benchmarks/parts_of_a_step.py profile
 section engines 90 "$PYTHON" experiments/bench.py --dataset shapes --steps "$turns" --json "$OUT/engines.json" \
@@ -50,5 +53,5 @@ if [[ -n ${CIFAR10:-} ]]; then
     section train $((${SECONDS_TO_TRAIN:-240} + 90)) \
         "$PYTHON" benchmarks/parts_of_a_step.py train "${SECONDS_TO_TRAIN:-240}" --dataset cifar10
 fi
-echo "== whole: $SECONDS s" | tee -a "$OUT/sections.txt"
 "$PYTHON" benchmarks/parts_of_a_step.py summary
+printf '%s\n' "${ended[@]}" "whole: $SECONDS s"

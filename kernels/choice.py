@@ -180,9 +180,9 @@ def measure(function: Callable[..., object], tensors: tuple[Tensor | None, ...],
 
     On CUDA it is those of a graph's replays, as in training: what it takes the host to launch a call does not count.
     """
-    function(*tensors, *settings)
     if tensors[0].device.type == "cuda":
         return min(replays(lambda: function(*tensors, *settings)))
+    function(*tensors, *settings)
     best = float("inf")
     for _ in range(TRIES):
         begin = time.perf_counter()
@@ -192,10 +192,10 @@ def measure(function: Callable[..., object], tensors: tuple[Tensor | None, ...],
 
 
 def replays(function: Callable[[], object]) -> list[float]:
-    """Seconds of `TRIES` replays of a CUDA graph of a call, after one to warm up."""
+    """Return the seconds of `TRIES` replays of a CUDA graph of a call, after one to warm up."""
     torch.cuda.synchronize()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream), gpu.fastest_convolutions():
         function()
         torch.cuda.synchronize()
         graph.capture_begin(capture_error_mode="thread_local")

@@ -5,6 +5,8 @@ Elsewhere `jit` leaves a function as it is, never to be called, and operators do
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -42,3 +44,17 @@ def runs_on(device: torch.device) -> bool:
 def usable(tensor: Tensor) -> bool:
     """Whether Triton kernels take this tensor: they compute in float32."""
     return runs_on(tensor.device) and tensor.dtype in (torch.float32, torch.bfloat16)
+
+
+@contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """Inside, cuDNN measures which of its algorithms is fastest when it first meets a shape, and remembers it.
+
+    A step that is recorded and replayed has the same shapes for ever, so this is worth the time.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -8,7 +8,7 @@ clients. The server has its own version because cuDNN's fastest bfloat16 convolu
 channels-last tensors, which PyTorch's GroupNorm would copy to the contiguous format and back.
 
 One kernel forward and one backward, residual and ReLU included. A program does all pixels of a block of channels of an
-image. Where they fit, they stay in its registers from the sums to the result, so that memory is read once.
+image, in two passes; what the second reads is still in the caches, or in registers where all of it fits there.
 """
 
 import torch
@@ -20,13 +20,13 @@ from simsfl.kernels.gpu import jit, tl
 from simsfl.kernels.layout import channels_last
 from simsfl.kernels.stacking import custom_op
 
-TILE = 8192
+TILE = 4096
 """Values that one program normalises, where the image has so many pixels, or fewer."""
-HELD = 8192
+HELD = 4096
 """Values that it holds in registers at a time."""
-WARPS = 16
-NARROWEST = 8
-"""Channels that a program reads of a pixel, at least: 16 bytes in bfloat16 are what a thread reads at once."""
+WARPS = 8
+NARROWEST = 32
+"""Channels that a program reads of a pixel, at least: 64 bytes in bfloat16."""
 
 
 def group_norm_nhwc(
@@ -155,10 +155,21 @@ backward_operator = custom_op("group_norm_nhwc_backward", backward, shapes=backw
 
 
 @jit
-def across_group(sums, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
-    """Return the sum over each channel's group ``[CHANNELS]`` of ``sums [CHANNELS]``."""
-    groups = tl.sum(tl.reshape(sums, (CHANNELS // WIDTH, WIDTH)), axis=1)
+def add_both(a, b, c, d):
+    """Add two pairs of numbers."""
+    return a + c, b + d
+
+
+@jit
+def of_channels(groups, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return for each channel ``[CHANNELS]`` what its group has in ``groups [CHANNELS // WIDTH]``."""
     return tl.reshape(tl.broadcast_to(groups[:, None], (CHANNELS // WIDTH, WIDTH)), (CHANNELS,))
+
+
+@jit
+def of_groups(channels, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the sum over each group ``[CHANNELS // WIDTH]`` of ``channels [CHANNELS]``."""
+    return tl.sum(tl.reshape(channels, (CHANNELS // WIDTH, WIDTH)), axis=1)
 
 
 @jit
@@ -173,24 +184,32 @@ def forward_kernel(
     CH: tl.constexpr, PIXELS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Normalise a block of channels of one image: mean, then variance, then the values, `BLOCK` pixels at a time."""
+    """Normalise a block of channels of one image, `BLOCK` pixels at a time: sums over groups, then the values.
+
+    Values are summed less each group's first, and so are their squares: then the variance does not suffer where the
+    mean is far from 0.
+    """
+    GROUPS: tl.constexpr = CHANNELS // WIDTH
     image = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     present = channel < CH
     first = image * PIXELS * CH + channel[None, :]
-    count = 1.0 * WIDTH * PIXELS
-    total = tl.zeros((BLOCK, CHANNELS), dtype=tl.float32)
-    for start in range(0, PIXELS, BLOCK):
-        pixel = start + tl.arange(0, BLOCK)[:, None]
-        total += load(x, first + pixel * CH, (pixel < PIXELS) & present[None, :])
-    centre = across_group(tl.sum(total, axis=0), CHANNELS, WIDTH) / count
-    total = tl.zeros((BLOCK, CHANNELS), dtype=tl.float32)
+    anchor = load(x, image * PIXELS * CH + channel // WIDTH * WIDTH, present)
+    total = tl.zeros((BLOCK, GROUPS), dtype=tl.float32)
+    squares = tl.zeros((BLOCK, GROUPS), dtype=tl.float32)
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)[:, None]
         mask = (pixel < PIXELS) & present[None, :]
-        centred = tl.where(mask, load(x, first + pixel * CH, mask) - centre[None, :], 0.0)
-        total += centred * centred
-    inverse = 1.0 / tl.sqrt(across_group(tl.sum(total, axis=0), CHANNELS, WIDTH) / count + eps)
+        value = tl.where(mask, load(x, first + pixel * CH, mask) - anchor[None, :], 0.0)
+        value = tl.reshape(value, (BLOCK, GROUPS, WIDTH))
+        total += tl.sum(value, axis=2)
+        squares += tl.sum(value * value, axis=2)
+    total_G, squares_G = tl.reduce((total, squares), 0, add_both)
+    count = 1.0 * WIDTH * PIXELS
+    shifted = total_G / count
+    variance = tl.maximum(squares_G / count - shifted * shifted, 0.0)
+    centre = anchor + of_channels(shifted, CHANNELS, WIDTH)
+    inverse = of_channels(1.0 / tl.sqrt(variance + eps), CHANNELS, WIDTH)
     factor = tl.load(weight + image * weight_stride + channel, mask=present, other=0.0).to(tl.float32)
     shift = tl.load(bias + image * bias_stride + channel, mask=present, other=0.0).to(tl.float32)
     scale = factor * inverse
@@ -248,10 +267,11 @@ def backward_kernel(
         g = through_relu(load(grad, place, mask), value, y, place, mask, scale, shift, RELU)
         plain += g
         product += g * (value - centre[None, :])
-    sum_plain, sum_scaled = tl.sum(plain, axis=0), tl.sum(product, axis=0) * inverse
+    sum_plain, sum_scaled = tl.reduce((plain, product), 0, add_both)
+    sum_scaled *= inverse
     count = 1.0 * WIDTH * PIXELS
-    mean_plain = across_group(sum_plain * factor, CHANNELS, WIDTH) / count
-    mean_scaled = across_group(sum_scaled * factor, CHANNELS, WIDTH) / count
+    mean_plain = of_channels(of_groups(sum_plain * factor, CHANNELS, WIDTH), CHANNELS, WIDTH) / count
+    mean_scaled = of_channels(of_groups(sum_scaled * factor, CHANNELS, WIDTH), CHANNELS, WIDTH) / count
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)[:, None]
         place, mask = first + pixel * CH, (pixel < PIXELS) & present[None, :]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from simsfl.kernels.gpu import fastest_convolutions
 from simsfl.models import SplitModel
 from simsfl.state import State
 from simsfl.step import Batch, Clock, Hyperparameters, Outcome
@@ -61,20 +61,6 @@ class CudaGraph:
     def replay(self) -> None:
         """See `Graph`."""
         self._graph.replay()
-
-
-@contextmanager
-def fastest_convolutions() -> Iterator[None]:
-    """Inside, cuDNN measures which of its algorithms is fastest when it first meets a shape, and remembers it.
-
-    A step that is replayed has the same shapes for ever, so this is worth the time.
-    """
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 @dataclass(frozen=True)
