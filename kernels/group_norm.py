@@ -168,7 +168,7 @@ def triton_forward(
     rstd = torch.empty_like(mean)
     forward_kernel[(c * b * groups,)](
         x, weight, bias, x if residual is None else residual, y, mean, rstd, b, ch, groups, h * w, eps,
-        RESIDUAL=residual is not None, RELU=relu, BLOCK=block_size(h * w), WIDTH=gpu.next_power_of_2(ch // groups),
+        RESIDUAL=residual is not None, RELU=relu, **blocks(h * w, ch // groups),
     )  # fmt: skip
     return y, mean, rstd
 
@@ -183,14 +183,18 @@ def triton_backward(
     grad_bias = torch.empty_like(grad_weight)
     backward_kernel[(c * b * groups,)](
         grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, b, ch, groups, h * w,
-        BLOCK=block_size(h * w), WIDTH=gpu.next_power_of_2(ch // groups),
+        **blocks(h * w, ch // groups),
     )  # fmt: skip
     return grad_x, grad_weight.sum(dim=1), grad_bias.sum(dim=1)
 
 
-def block_size(pixels: int) -> int:
-    """Pixels that a program handles at once."""
-    return min(gpu.next_power_of_2(pixels), 1024)
+def blocks(pixels: int, channels: int) -> dict[str, int]:
+    """Return how many pixels (BLOCK) and channels (WIDTH) of a group of this size a program handles at once.
+
+    Together at most 4,096 values, 32 a thread: those of more would not stay in registers.
+    """
+    width = gpu.next_power_of_2(channels)
+    return {"BLOCK": min(gpu.next_power_of_2(pixels), 1024, max(1, 4096 // width)), "WIDTH": width}
 
 
 FORWARD = {"native": native_forward, "triton": triton_forward}
@@ -241,6 +245,12 @@ def forward_kernel(
 
 
 @jit
+def add_both(a, b, c, d):
+    """Add two pairs of numbers."""
+    return a + c, b + d
+
+
+@jit
 def backward_kernel(
     grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, B, CH, G, PIXELS,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr,
@@ -250,7 +260,8 @@ def backward_kernel(
     image, width = program // G, CH // G
     inner = tl.arange(0, WIDTH)
     channel = program % G * width + inner
-    rows = (image * CH + channel) * PIXELS
+    first = program * width * PIXELS
+    rows = inner[:, None] * PIXELS
     present = inner < width
     centre = tl.load(mean + program).to(tl.float32)
     inverse = tl.load(rstd + program).to(tl.float32)
@@ -259,11 +270,12 @@ def backward_kernel(
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)
         mask = present[:, None] & (pixel < PIXELS)[None, :]
-        place = rows[:, None] + pixel[None, :]
-        g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
-        normal = (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - centre) * inverse
-        plain += tl.sum(g, axis=1)
-        scaled += tl.sum(g * normal, axis=1)
+        place = rows + pixel[None, :]
+        g = tl.load(grad + first + place, mask=mask, other=0.0).to(tl.float32)
+        normal = (tl.load(x + first + place, mask=mask, other=0.0).to(tl.float32) - centre) * inverse
+        sum_plain, sum_scaled = tl.reduce((g, g * normal), 1, add_both)
+        plain += sum_plain
+        scaled += sum_scaled
     tl.store(grad_bias + image * CH + channel, plain.to(grad_bias.dtype.element_ty), mask=present)
     tl.store(grad_weight + image * CH + channel, scaled.to(grad_weight.dtype.element_ty), mask=present)
     factor = tl.load(weight + image // B * CH + channel, mask=present, other=0.0).to(tl.float32)
@@ -273,8 +285,8 @@ def backward_kernel(
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)
         mask = present[:, None] & (pixel < PIXELS)[None, :]
-        place = rows[:, None] + pixel[None, :]
-        g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32) * factor[:, None]
-        normal = (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - centre) * inverse
+        place = rows + pixel[None, :]
+        g = tl.load(grad + first + place, mask=mask, other=0.0).to(tl.float32) * factor[:, None]
+        normal = (tl.load(x + first + place, mask=mask, other=0.0).to(tl.float32) - centre) * inverse
         value = (g - mean_plain - normal * mean_scaled) * inverse
-        tl.store(grad_x + place, value.to(grad_x.dtype.element_ty), mask=mask)
+        tl.store(grad_x + first + place, value.to(grad_x.dtype.element_ty), mask=mask)
