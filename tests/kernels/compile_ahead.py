@@ -35,6 +35,11 @@ RESOURCES = re.compile(
 """What the assembler says of a kernel."""
 CALLED = re.compile(r"tt\.call @([\w.]+?)__")
 """A function that a kernel calls, in its intermediate code."""
+COMPUTED = re.compile(
+    r"(?:arith\.\w+f|math\.\w+) [^:\n]*: (?:tensor<[\dx]*x)?(b?f\d+)>?(?: loc|$)|tt\.dot .*-> tensor<[\dx]*x(b?f\d+)",
+    re.MULTILINE,
+)
+"""The floating-point type of a result in a kernel's intermediate code; conversions have two types, and are left out."""
 RECORDED = []
 """What is to be compiled: (architecture, source, options). Forked processes see it; it cannot be sent to them."""
 
@@ -93,9 +98,11 @@ def compiled(number):
         with redirect_stdout(log):
             result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     except Exception as error:
-        return kernel | {"error": f"{type(error).__name__}: {error}", "called": []}
+        return kernel | {"error": f"{type(error).__name__}: {error}", "called": [], "computed": []}
     resources = {name: int(text) for name, text in RESOURCES.search(log.getvalue()).groupdict().items()}
-    return kernel | resources | {"called": CALLED.findall(result.asm["source"])}
+    computed = {kind for kinds in COMPUTED.findall(result.asm["ttir"]) for kind in kinds if kind}
+    called = set(CALLED.findall(result.asm["source"]))
+    return kernel | resources | {"computed": sorted(computed), "called": sorted(called)}
 
 
 def main():
