@@ -218,6 +218,8 @@ def columns(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 
 TILE = 32
 """Rows, columns and depth of the blocks that Triton's programs multiply."""
+TILES = {"TILE": TILE, "num_stages": 2}
+"""How the kernels are launched. With more blocks on their way from memory, their addresses leave too few registers."""
 
 
 def triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> Tensor:
@@ -225,7 +227,7 @@ def triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups:
     (c, b, i), o, (h, w) = x.shape[:3], weight.shape[1], sides(x, weight, stride, padding)
     y = x.new_empty(c, b, o, h, w)
     grid = (c * b, gpu.cdiv(h * w, TILE), gpu.cdiv(o, TILE))
-    forward_kernel[grid](x, weight, y, b, i, o, *x.shape[3:], h, w, *weight.shape[3:], stride, padding, TILE)
+    forward_kernel[grid](x, weight, y, b, i, o, *x.shape[3:], h, w, *weight.shape[3:], stride, padding, **TILES)
     return y
 
 
@@ -234,14 +236,15 @@ def triton_backward(
 ) -> tuple[Tensor | None, Tensor]:
     """The same backwards: the weights' gradient sums over images in the program, the images' is gathered."""
     (c, b, i), o = x.shape[:3], weight.shape[1]
-    sizes = (b, i, o, *x.shape[3:], *grad.shape[3:], *weight.shape[3:], stride, padding, TILE)
+    sizes = (b, i, o, *x.shape[3:], *grad.shape[3:], *weight.shape[3:], stride, padding)
     grad_weight = torch.empty_like(weight)
     grid = (c, gpu.cdiv(o, TILE), gpu.cdiv(weight[0, 0].numel(), TILE))
-    weight_kernel[grid](grad, x, grad_weight, *sizes)
+    weight_kernel[grid](grad, x, grad_weight, *sizes, **TILES)
     if not images_too:
         return None, grad_weight
     grad_x = torch.empty_like(x)
-    image_kernel[c * b, gpu.cdiv(x[0, 0, 0].numel(), TILE), gpu.cdiv(i, TILE)](grad, weight, grad_x, *sizes)
+    grid = (c * b, gpu.cdiv(x[0, 0, 0].numel(), TILE), gpu.cdiv(i, TILE))
+    image_kernel[grid](grad, weight, grad_x, *sizes, **TILES)
     return grad_x, grad_weight
 
 
@@ -250,29 +253,35 @@ BACKWARD = {"grouped": grouped_backward, "unfold": unfold_backward, "triton": tr
 
 
 @jit
-def forward_kernel(x, weight, y, B, IN, OUT, H, W, OH, OW, KH, KW, stride, padding, TILE: tl.constexpr):
+def forward_kernel(
+    x, weight, y, B, IN, OUT, H, W, OH, OW,
+    KH: tl.constexpr, KW: tl.constexpr, stride: tl.constexpr, padding: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """A tile of one image's output: ``[outputs, pixels]`` = weights @ patches."""
     image = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * TILE + tl.arange(0, TILE)
     output = tl.program_id(2) * TILE + tl.arange(0, TILE)
     row, column = pixel // OW * stride - padding, pixel % OW * stride - padding
     depth = IN * KH * KW
-    weights = weight + image // B * OUT * depth
+    weights, images = weight + image // B * OUT * depth, x + image * IN * H * W
     total = tl.zeros((TILE, TILE), dtype=tl.float32)
     for start in range(0, depth, TILE):
         k = start + tl.arange(0, TILE)
         r, q = row[None, :] + (k // KW % KH)[:, None], column[None, :] + (k % KW)[:, None]
         inside = (k < depth)[:, None] & (pixel < OH * OW)[None, :] & (r >= 0) & (r < H) & (q >= 0) & (q < W)
-        patches = tl.load(x + ((image * IN + (k // (KH * KW))[:, None]) * H + r) * W + q, mask=inside, other=0.0)
+        patches = tl.load(images + ((k // (KH * KW))[:, None] * H + r) * W + q, mask=inside, other=0.0)
         held = (output < OUT)[:, None] & (k < depth)[None, :]
         block = tl.load(weights + output[:, None] * depth + k[None, :], mask=held, other=0.0)
         total += tl.dot(block, patches, input_precision="ieee")
-    place = y + (image * OUT + output[:, None]) * OH * OW + pixel[None, :]
+    place = y + image * OUT * OH * OW + output[:, None] * OH * OW + pixel[None, :]
     tl.store(place, total.to(y.dtype.element_ty), mask=(output < OUT)[:, None] & (pixel < OH * OW)[None, :])
 
 
 @jit
-def weight_kernel(grad, x, grad_weight, B, IN, OUT, H, W, OH, OW, KH, KW, stride, padding, TILE: tl.constexpr):
+def weight_kernel(
+    grad, x, grad_weight, B, IN, OUT, H, W, OH, OW,
+    KH: tl.constexpr, KW: tl.constexpr, stride: tl.constexpr, padding: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """A tile of one client's weight gradient: ``[outputs, IN*KH*KW]`` = sum over its pixels of gradient @ patches^T."""
     client = tl.program_id(0).to(tl.int64)
     output = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -286,26 +295,29 @@ def weight_kernel(grad, x, grad_weight, B, IN, OUT, H, W, OH, OW, KH, KW, stride
         q = (place % OW * stride - padding)[:, None] + (k % KW)[None, :]
         held = pixel < B * OH * OW
         inside = held[:, None] & (k < depth)[None, :] & (r >= 0) & (r < H) & (q >= 0) & (q < W)
-        patches = tl.load(
-            x + ((image[:, None] * IN + (k // (KH * KW))[None, :]) * H + r) * W + q, mask=inside, other=0.0
-        )
+        images, gradients = x + image * IN * H * W, grad + image * OUT * OH * OW + place
+        patches = tl.load(images[:, None] + ((k // (KH * KW))[None, :] * H + r) * W + q, mask=inside, other=0.0)
         block = tl.load(
-            grad + (image[None, :] * OUT + output[:, None]) * OH * OW + place[None, :],
+            gradients[None, :] + output[:, None] * OH * OW,
             mask=(output < OUT)[:, None] & held[None, :],
             other=0.0,
         )
         total += tl.dot(block, patches, input_precision="ieee")
-    place = grad_weight + (client * OUT + output[:, None]) * depth + k[None, :]
+    place = grad_weight + client * OUT * depth + output[:, None] * depth + k[None, :]
     tl.store(place, total.to(grad_weight.dtype.element_ty), mask=(output < OUT)[:, None] & (k < depth)[None, :])
 
 
 @jit
-def image_kernel(grad, weight, grad_x, B, IN, OUT, H, W, OH, OW, KH, KW, stride, padding, TILE: tl.constexpr):
+def image_kernel(
+    grad, weight, grad_x, B, IN, OUT, H, W, OH, OW,
+    KH: tl.constexpr, KW: tl.constexpr, stride: tl.constexpr, padding: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """A tile of one image's gradient: ``[inputs, pixels]``; each pixel gathers from the outputs it went into."""
     image = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * TILE + tl.arange(0, TILE)
     channel = tl.program_id(2) * TILE + tl.arange(0, TILE)
     depth = OUT * KH * KW
+    weights, gradients = weight + image // B * depth * IN, grad + image * OUT * OH * OW
     total = tl.zeros((TILE, TILE), dtype=tl.float32)
     for start in range(0, depth, TILE):
         k = start + tl.arange(0, TILE)
@@ -314,16 +326,12 @@ def image_kernel(grad, weight, grad_x, B, IN, OUT, H, W, OH, OW, KH, KW, stride,
         output = k // (KH * KW)
         fits = (r >= 0) & (q >= 0) & (r % stride == 0) & (q % stride == 0)
         fits = fits & (r // stride < OH) & (q // stride < OW) & (k < depth)[:, None] & (pixel < H * W)[None, :]
-        gradients = tl.load(
-            grad + ((image * OUT + output[:, None]) * OH + r // stride) * OW + q // stride, mask=fits, other=0.0
-        )
+        patches = tl.load(gradients + (output[:, None] * OH + r // stride) * OW + q // stride, mask=fits, other=0.0)
         block = tl.load(
-            weight
-            + ((image // B * OUT + output[None, :]) * IN + channel[:, None]) * KH * KW
-            + (k % (KH * KW))[None, :],
+            weights + (output[None, :] * IN + channel[:, None]) * KH * KW + (k % (KH * KW))[None, :],
             mask=(channel < IN)[:, None] & (k < depth)[None, :],
             other=0.0,
         )
-        total += tl.dot(block, gradients, input_precision="ieee")
-    place = grad_x + (image * IN + channel[:, None]) * H * W + pixel[None, :]
+        total += tl.dot(block, patches, input_precision="ieee")
+    place = grad_x + image * IN * H * W + channel[:, None] * H * W + pixel[None, :]
     tl.store(place, total.to(grad_x.dtype.element_ty), mask=(channel < IN)[:, None] & (pixel < H * W)[None, :])

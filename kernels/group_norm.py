@@ -256,6 +256,12 @@ def add_both(a, b, c, d):
 
 
 @jit
+def add_both(a, b, c, d):
+    """Add two pairs of numbers."""
+    return a + c, b + d
+
+
+@jit
 def backward_kernel(
     grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, B, CH, G, PIXELS,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr,

@@ -94,21 +94,7 @@ def prepare(flat_P: Tensor, layout: Layout, dtype: torch.dtype) -> tuple[Tensor,
     """
     weights_W = torch.empty(layout.size, device=flat_P.device, dtype=dtype)
     moments_R2 = torch.empty(len(layout.rows), 2, device=flat_P.device, dtype=flat_P.dtype)
-    if gpu.usable(flat_P):
-        forward_kernel[(len(layout.rows),)](flat_P, layout.rows, weights_W, moments_R2, EPSILON, BLOCK=BLOCK)
-        return weights_W, moments_R2
-    row = 0
-    for matrix, out in zip(layout.matrices, layout.split(weights_W), strict=True):
-        weight = matrix_of(flat_P, matrix)
-        moments = moments_R2[row : row + len(weight)]
-        row += len(weight)
-        if matrix.standardised:
-            std, mean = torch.std_mean(weight, dim=1, keepdim=True)
-            moments.copy_(torch.cat([mean, std + EPSILON], dim=1))
-        else:
-            moments.copy_(moments.new_tensor([0.0, 1.0]))
-        mean, scale = moments.split(1, dim=1)
-        out.copy_(((weight - mean) / scale).view(matrix.shape))
+    (triton_prepare_ if gpu.usable(flat_P) else plain_prepare_)(flat_P, layout, weights_W, moments_R2)
     return weights_W, moments_R2
 
 
@@ -124,9 +110,30 @@ def prepare_backward_(gradient_P: Tensor, grad_W: Tensor, flat_P: Tensor, moment
         grad_W: of what `prepare` returned.
         flat_P: what `prepare` was given; `moments_R2` is what it returned.
     """
-    if gpu.usable(flat_P):
-        backward_kernel[(len(layout.rows),)](grad_W, flat_P, layout.rows, moments_R2, gradient_P, EPSILON, BLOCK=BLOCK)
-        return
+    version = triton_prepare_backward_ if gpu.usable(flat_P) else plain_prepare_backward_
+    version(gradient_P, grad_W, flat_P, moments_R2, layout)
+
+
+def plain_prepare_(flat_P: Tensor, layout: Layout, weights_W: Tensor, moments_R2: Tensor) -> None:
+    """Write the weights and moments of `prepare` tensor by tensor."""
+    row = 0
+    for matrix, out in zip(layout.matrices, layout.split(weights_W), strict=True):
+        weight = matrix_of(flat_P, matrix)
+        moments = moments_R2[row : row + len(weight)]
+        row += len(weight)
+        if matrix.standardised:
+            std, mean = torch.std_mean(weight, dim=1, keepdim=True)
+            moments.copy_(torch.cat([mean, std + EPSILON], dim=1))
+        else:
+            moments.copy_(moments.new_tensor([0.0, 1.0]))
+        mean, scale = moments.split(1, dim=1)
+        out.copy_(((weight - mean) / scale).view(matrix.shape))
+
+
+def plain_prepare_backward_(
+    gradient_P: Tensor, grad_W: Tensor, flat_P: Tensor, moments_R2: Tensor, layout: Layout
+) -> None:
+    """Write the gradient of `prepare_backward_` tensor by tensor."""
     row = 0
     for matrix, grad in zip(layout.matrices, layout.split(grad_W), strict=True):
         out, weight = matrix_of(gradient_P, matrix), matrix_of(flat_P, matrix)
@@ -138,6 +145,18 @@ def prepare_backward_(gradient_P: Tensor, grad_W: Tensor, flat_P: Tensor, moment
             through = (g * c).sum(dim=1, keepdim=True) / (scale * std.clamp(min=1e-12) * (weight.shape[1] - 1))
             g = (g - g.mean(dim=1, keepdim=True) - c * through) / scale
         out.copy_(g)
+
+
+def triton_prepare_(flat_P: Tensor, layout: Layout, weights_W: Tensor, moments_R2: Tensor) -> None:
+    """Write the weights and moments of `prepare`: one program a row."""
+    forward_kernel[(len(layout.rows),)](flat_P, layout.rows, weights_W, moments_R2, EPSILON, BLOCK=BLOCK)
+
+
+def triton_prepare_backward_(
+    gradient_P: Tensor, grad_W: Tensor, flat_P: Tensor, moments_R2: Tensor, layout: Layout
+) -> None:
+    """Write the gradient of `prepare_backward_`: one program a row."""
+    backward_kernel[(len(layout.rows),)](grad_W, flat_P, layout.rows, moments_R2, gradient_P, EPSILON, BLOCK=BLOCK)
 
 
 def matrix_of(flat_P: Tensor, matrix: Matrix) -> Tensor:

@@ -1,0 +1,121 @@
+"""Compile every kernel that `launches.py` launches, for each architecture, and print what each needs, as JSON.
+
+No GPU is needed. A driver that stands for one names its architecture, and Triton does with a launch what it would do
+there, up to where it would compile the kernel: that is done later, in several processes. This is a program of its own
+since `simsfl.kernels` takes up Triton, or does not, when it is imported.
+"""
+
+import io
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from unittest.mock import patch
+
+import torch
+
+with patch("torch.cuda.is_available", return_value=True):
+    import launches
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = [80, 90, 100]
+"""Compute capabilities times ten: A100, H100 and H200, B200."""
+RESOURCES = re.compile(
+    r"(?P<stack>\d+) bytes stack frame, (?P<spill_stores>\d+) bytes spill stores, (?P<spill_loads>\d+) bytes spill "
+    r"loads.*?Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+"""What the assembler says of a kernel."""
+CALLED = re.compile(r"tt\.call @([\w.]+?)__")
+"""A function that a kernel calls, in its intermediate code."""
+COMPUTED = re.compile(
+    r"(?:arith\.\w+f|math\.\w+) [^:\n]*: (?:tensor<[\dx]*x)?(b?f\d+)>?(?: loc|$)|tt\.dot .*-> tensor<[\dx]*x(b?f\d+)",
+    re.MULTILINE,
+)
+"""The floating-point type of a result in a kernel's intermediate code; conversions have two types, and are left out."""
+RECORDED = []
+"""What is to be compiled: (architecture, source, options). Forked processes see it; it cannot be sent to them."""
+
+
+class Driver:
+    """Stands for the driver of a GPU: Triton is told its architecture, which is its number among devices too."""
+
+    architecture = None
+
+    def get_current_device(self):
+        return self.architecture
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def record():
+    """Fill `RECORDED` with one of each combination of kernel, architecture, pointers' types and constants."""
+    distinct = {}
+
+    def take_down(*, fn, compile, **_):
+        data = json.loads(compile["specialization_data"])
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in data["options"].items()}
+        source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
+        pointers = [kind for kind in source.signature.values() if kind.startswith("*")]
+        key = str((driver.architecture, fn.module, fn.name, pointers, source.constants, options))
+        distinct.setdefault(key, (driver.architecture, source, options))
+        return True  # it is not compiled now, nor launched
+
+    driver = Driver()
+    triton.runtime.driver.set_active(driver)
+    triton.knobs.runtime.jit_cache_hook = take_down
+    for driver.architecture in ARCHITECTURES:
+        for dtype in (torch.float32, torch.bfloat16):
+            for name, launch in vars(launches).items():
+                if name.startswith("launch_"):
+                    launch(dtype)
+    RECORDED.extend(distinct.values())
+
+
+def compiled(number):
+    """Compile what has this number in `RECORDED`; return what it is, and what it needs or why it cannot be compiled."""
+    architecture, source, options = RECORDED[number]
+    names = source.fn.arg_names
+    kernel = {
+        "kernel": f"{source.fn.module}.{source.fn.__name__}",
+        "architecture": architecture,
+        "types": {name: kind for name, kind in source.signature.items() if kind != "constexpr"},
+        "constants": {names[path[0]]: value for path, value in source.constants.items()},
+    }
+    log = io.StringIO()
+    try:
+        with redirect_stdout(log):
+            result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    except Exception as error:
+        return kernel | {"error": f"{type(error).__name__}: {error}", "called": [], "computed": []}
+    resources = {name: int(text) for name, text in RESOURCES.search(log.getvalue()).groupdict().items()}
+    computed = {kind for kinds in COMPUTED.findall(result.asm["ttir"]) for kind in kinds if kind}
+    called = set(CALLED.findall(result.asm["source"]))
+    return kernel | resources | {"computed": sorted(computed), "called": sorted(called)}
+
+
+def main():
+    """Compile everything without a cache, since the assembler reports only of what it assembles."""
+    record()
+    with tempfile.TemporaryDirectory() as directory:
+        triton.knobs.cache.dir = directory
+        triton.knobs.compilation.always_compile = True
+        triton.knobs.nvidia.dump_ptxas_log = True
+        cores = len(os.sched_getaffinity(0))
+        with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork")) as processes:
+            json.dump(list(processes.map(compiled, range(len(RECORDED)))), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

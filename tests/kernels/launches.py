@@ -1,0 +1,158 @@
+"""Launches of every Triton kernel, at the shapes that presets, odd sizes and all group widths lead to.
+
+A function whose name begins with `launch_` calls the launchers of an operator with tensors without values, whose
+floating-point numbers have the given dtype. `compile_ahead.py` takes down with what constants and types the kernels
+are launched, and compiles them. A new kernel needs such a function here, or `test_compiled.py` fails.
+"""
+
+import sys
+from dataclasses import replace
+from functools import cache, partial
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from presets import PRESETS
+from simsfl import rules
+from simsfl.assembly import network, with_attacker
+from simsfl.kernels import standardise
+from simsfl.kernels.augment_triton import triton_augment
+from simsfl.kernels.conv2d import sides
+from simsfl.kernels.conv2d import triton_backward as conv2d_backward
+from simsfl.kernels.conv2d import triton_forward as conv2d_forward
+from simsfl.kernels.group_norm import triton_backward as group_norm_backward
+from simsfl.kernels.group_norm import triton_forward as group_norm_forward
+from simsfl.kernels.layout import turned
+from simsfl.kernels.sgd_ema import triton_sgd_
+from simsfl.models import layers
+from simsfl.models.central import CentralModule
+from simsfl.views import UNIFORMS, sample
+
+group_norm_nhwc = sys.modules["simsfl.kernels.group_norm_nhwc"]  # the package has a function of this name
+
+GROUP_WIDTHS = [1, 2, 3, 8, 16, 32]
+"""Channels of a group; those of presets have 4."""
+ODD_SIDES = [(1, 1), (5, 3), (17, 19), (33, 35)]
+"""Heights and widths of maps that fill no block of pixels, and of maps that take several."""
+
+
+def empty(*shape, dtype=torch.float32):
+    """Return a tensor on the meta device: a shape and a dtype."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def halves():
+    """Yield every network of the presets: a module, how many there are, and the shape of the images each takes.
+
+    Clients are a cohort of models with a batch each. The server is one, with two views of the images of all clients.
+    """
+    for preset in PRESETS.values():
+        config = rules.resolve(replace(preset(), device="cpu", image_size=32))
+        model = with_attacker(config, network(config, weights=False))
+        yield model.client, config.cohort, (config.batch_size, 3, 32, 32)
+        yield model.server, 1, (2 * config.cohort * config.batch_size, *model.smashed_shape)
+        if model.attacker is not None:
+            yield model.attacker, config.cohort, (config.batch_size, *model.smashed_shape)
+
+
+@cache
+def of_presets():
+    """Return the group norms and the convolutions of `halves`: lists of shapes and settings, without repetitions."""
+    norms, convolutions = set(), set()
+
+    def group_norm(stack, x, groups, weight, bias, *, residual, relu, eps):
+        norms.add(((stack, *x.shape), groups, residual is not None, relu))
+        return x
+
+    def conv2d(stack, x, weight, stride, padding, groups, *, standardise):
+        convolutions.add(((stack, *x.shape), (stack, *weight.shape), stride, padding))
+        return x.new_empty(len(x), len(weight), *sides(x[None], weight[None], stride, padding))
+
+    for half, stack, shape in halves():
+        with patch.multiple(layers, group_norm=partial(group_norm, stack), conv2d=partial(conv2d, stack)):
+            half.template(empty(*shape))
+    return sorted(norms), sorted(convolutions)
+
+
+def launch_group_norm(dtype):
+    """The norms of presets; then other widths of groups and odd sizes, the weights of `dtype` too."""
+    for shape, groups, has_residual, relu in of_presets()[0]:
+        norm(shape, groups, dtype, has_residual=has_residual, relu=relu)
+    for width in GROUP_WIDTHS:
+        norm((2, 3, 3 * width, 32, 32), 3, dtype)
+    for side in ODD_SIDES:
+        norm((2, 3, 9, *side), 3, dtype, weights=dtype, has_residual=True)
+
+
+def norm(shape, groups, dtype, *, weights=torch.float32, has_residual=False, relu=False):
+    """One group norm, forwards and backwards."""
+    x, weight = empty(*shape, dtype=dtype), empty(shape[0], shape[2], dtype=weights)
+    y, mean, rstd = group_norm_forward(x, weight, weight, x if has_residual else None, groups, relu, 1e-5)
+    group_norm_backward(y, x, weight, mean, rstd, groups)
+
+
+def launch_conv2d(dtype):
+    """The convolutions of presets, and an odd one."""
+    for shape, weight, stride, padding in of_presets()[1]:
+        convolution(shape, weight, stride, padding, dtype)
+    convolution((2, 3, 5, 11, 9), (2, 7, 5, 7, 7), 2, 3, dtype)
+
+
+def convolution(shape, weight, stride, padding, dtype):
+    """One convolution, forwards and backwards."""
+    x, weight = empty(*shape, dtype=dtype), empty(*weight, dtype=dtype)
+    y = conv2d_forward(x, weight, stride, padding, 1)
+    conv2d_backward(y, x, weight, stride, padding, 1, True)
+
+
+def launch_group_norm_nhwc(dtype):
+    """The norms of presets' servers; then other widths of groups and odd sizes, the weights of `dtype` too."""
+    for (_, *shape), groups, has_residual, relu in of_presets()[0]:
+        central_norm(shape, groups, dtype, has_residual=has_residual, relu=relu)
+    for width in (1, 2, 8, 16, 32):
+        central_norm((2, 3 * width, 32, 32), 3, dtype)
+    for side in ODD_SIDES:
+        central_norm((2, 12, *side), 3, dtype, weights=dtype, has_residual=True)
+
+
+def central_norm(shape, groups, dtype, *, weights=torch.float32, has_residual=False, relu=False):
+    """One group norm of channels-last images, forwards and backwards."""
+    x = empty(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = empty(shape[1], dtype=weights).expand(len(x), -1)
+    y, mean, rstd = group_norm_nhwc.forward(x, weight, weight, x if has_residual else None, groups, relu, 1e-5)
+    group_norm_nhwc.backward(y, y, x, weight, weight, mean, rstd, groups, relu, has_residual)
+
+
+def launch_standardise(dtype):
+    """All weights of each preset's server, in one launch each way."""
+    for half, stack, _ in halves():
+        if stack == 1 and dtype == torch.float32:
+            layout, flat = CentralModule(half, dtype, torch.device("meta")).layout, empty(half.size)
+            for prepared in (torch.float32, torch.bfloat16):
+                weights, moments = empty(layout.size, dtype=prepared), empty(len(layout.rows), 2)
+                standardise.triton_prepare_(flat, layout, weights, moments)
+                standardise.triton_prepare_backward_(flat, weights, flat, moments, layout)
+
+
+def launch_layout(dtype):
+    """Maps as they are at the cut, and an odd one, there and back."""
+    for shape in ((200, 64, 32, 32), (3, 7, 5, 9)):
+        images = empty(*shape, dtype=dtype)
+        turned(turned(images, torch.channels_last), torch.contiguous_format)
+
+
+def launch_augment(dtype):
+    """Views of images of all usual sizes, of one that fills no block, and of one that takes several."""
+    for size in (8, 32, 33, 64, 96, 224):
+        pixels, views = empty(4, 2, 3, size, size, dtype=torch.uint8), sample(np.zeros((2, 4, 2, UNIFORMS)), "v2", size)
+        out = empty(2, 4, 2, 3, size, size, dtype=dtype)
+        triton_augment(pixels, views.map(lambda t: t.to("meta")), empty(3, 1, 1), empty(3, 1, 1), out)
+
+
+def launch_sgd(dtype):
+    """Clients with a rate of each one's own, and one model; an odd number of parameters."""
+    for count in (1728, 1001):
+        stack, row = empty(100, count, dtype=dtype), empty(count, dtype=dtype)
+        triton_sgd_(stack, stack, stack, empty(100, 1), 0.9, 5e-4)
+        triton_sgd_(row, row, row, empty(), 0.9, 5e-4)

@@ -1,0 +1,53 @@
+"""Every Triton kernel compiles for the GPUs it is meant for, and fits into their registers; no GPU is needed."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def kernels_in_the_source():
+    """Return the full names of all functions of `simsfl.kernels` that are decorated with `jit`."""
+    return [
+        f"simsfl.kernels.{file.stem}.{node.name}"
+        for file in sorted((ROOT / "kernels").glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(name) for name in node.decorator_list)
+    ]
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Return what `compile_ahead.py` prints: one dictionary for each compiled kernel."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "experiments")])
+    command = [sys.executable, str(Path(__file__).with_name("compile_ahead.py"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("kernel", kernels_in_the_source())
+def test_compiles_without_spills(compiled, kernel):
+    """A function that kernels call is compiled as a part of them."""
+    cases = [case for case in compiled if kernel in (case["kernel"], *case["called"])]
+    types = {(case["architecture"], kind) for case in cases for kind in case["types"].values()}
+    missing = {(architecture, kind) for architecture in (80, 90, 100) for kind in ("*fp32", "*bf16")} - types
+    assert not missing, f"tests/kernels/launches.py does not launch {kernel} with {sorted(missing)}"
+    assert [case for case in cases if "error" in case] == []
+    assert [case for case in cases if case["stack"] or case["spill_stores"] or case["spill_loads"]] == []
+
+
+@pytest.mark.parametrize("kernel", kernels_in_the_source())
+def test_bfloat16_is_computed_in_float32(compiled, kernel):
+    """So that what the interpreter does in float32 stands for it, but for the rounding of what is loaded and stored."""
+    cases = [case for case in compiled if kernel in (case["kernel"], *case["called"])]
+    computed = {kind for case in cases if "*bf16" in case["types"].values() for kind in case["computed"]}
+    assert computed == {"f32"}
