@@ -36,6 +36,12 @@ except ImportError as error:
         return function
 
 
+@jit
+def add_both(a, b, c, d):
+    """Add two pairs of numbers."""
+    return a + c, b + d
+
+
 def runs_on(device: torch.device) -> bool:
     """Whether Triton kernels do."""
     return triton is not None and (device.type == "cuda" or INTERPRETED)

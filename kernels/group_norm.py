@@ -15,7 +15,7 @@ from torch.func import vmap
 
 from simsfl.kernels import gpu
 from simsfl.kernels.choice import accelerating, as_in, fastest, setting
-from simsfl.kernels.gpu import jit, tl
+from simsfl.kernels.gpu import add_both, jit, tl
 from simsfl.kernels.stacking import custom_op
 
 
@@ -247,18 +247,6 @@ def forward_kernel(
         if RELU:
             value = tl.maximum(value, 0.0)
         tl.store(y + first + place, value.to(y.dtype.element_ty), mask=mask)
-
-
-@jit
-def add_both(a, b, c, d):
-    """Add two pairs of numbers."""
-    return a + c, b + d
-
-
-@jit
-def add_both(a, b, c, d):
-    """Add two pairs of numbers."""
-    return a + c, b + d
 
 
 @jit

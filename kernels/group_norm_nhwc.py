@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simsfl.kernels import gpu
-from simsfl.kernels.gpu import jit, tl
+from simsfl.kernels.gpu import add_both, jit, tl
 from simsfl.kernels.layout import channels_last
 from simsfl.kernels.stacking import custom_op
 
@@ -152,12 +152,6 @@ operator = custom_op(
     backward=differentiate,
 )
 backward_operator = custom_op("group_norm_nhwc_backward", backward, shapes=backward_shapes, stacked=False)
-
-
-@jit
-def add_both(a, b, c, d):
-    """Add two pairs of numbers."""
-    return a + c, b + d
 
 
 @jit
