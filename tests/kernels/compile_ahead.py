@@ -28,8 +28,7 @@ from triton.compiler import ASTSource
 ARCHITECTURES = [80, 90, 100]
 """Compute capabilities times ten: A100, H100 and H200, B200."""
 RESOURCES = re.compile(
-    r"(?P<stack>\d+) bytes stack frame, (?P<spill_stores>\d+) bytes spill stores, (?P<spill_loads>\d+) bytes spill "
-    r"loads.*?Used (?P<registers>\d+) registers",
+    r"(?P<stack>\d+) bytes stack frame, (?P<spill_stores>\d+) bytes spill stores.*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
 """What the assembler says of a kernel."""
@@ -39,7 +38,7 @@ COMPUTED = re.compile(
     r"(?:arith\.\w+f|math\.\w+) [^:\n]*: (?:tensor<[\dx]*x)?(b?f\d+)>?(?: loc|$)|tt\.dot .*-> tensor<[\dx]*x(b?f\d+)",
     re.MULTILINE,
 )
-"""The floating-point type of a result in a kernel's intermediate code; conversions have two types, and are left out."""
+"""The type of a floating-point result in a kernel's intermediate code; a conversion names two types and is left out."""
 RECORDED = []
 """What is to be compiled: (architecture, source, options). Forked processes see it; it cannot be sent to them."""
 
@@ -86,12 +85,11 @@ def record():
 def compiled(number):
     """Compile what has this number in `RECORDED`; return what it is, and what it needs or why it cannot be compiled."""
     architecture, source, options = RECORDED[number]
-    names = source.fn.arg_names
     kernel = {
         "kernel": f"{source.fn.module}.{source.fn.__name__}",
         "architecture": architecture,
         "types": {name: kind for name, kind in source.signature.items() if kind != "constexpr"},
-        "constants": {names[path[0]]: value for path, value in source.constants.items()},
+        "constants": {source.fn.arg_names[path[0]]: value for path, value in source.constants.items()},
     }
     log = io.StringIO()
     try:
@@ -100,8 +98,8 @@ def compiled(number):
     except Exception as error:
         return kernel | {"error": f"{type(error).__name__}: {error}", "called": [], "computed": []}
     resources = {name: int(text) for name, text in RESOURCES.search(log.getvalue()).groupdict().items()}
-    computed = {kind for kinds in COMPUTED.findall(result.asm["ttir"]) for kind in kinds if kind}
-    called = set(CALLED.findall(result.asm["source"]))
+    code = result.asm["source"]
+    computed, called = {first or second for first, second in COMPUTED.findall(code)}, set(CALLED.findall(code))
     return kernel | resources | {"computed": sorted(computed), "called": sorted(called)}
 
 
@@ -111,6 +109,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         triton.knobs.cache.dir = directory
         triton.knobs.compilation.always_compile = True
+        triton.knobs.compilation.store_binary_only = True
         triton.knobs.nvidia.dump_ptxas_log = True
         cores = len(os.sched_getaffinity(0))
         with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork")) as processes:

@@ -80,9 +80,9 @@ def launch_group_norm(dtype):
     for shape, groups, has_residual, relu in of_presets()[0]:
         norm(shape, groups, dtype, has_residual=has_residual, relu=relu)
     for width in GROUP_WIDTHS:
-        norm((2, 3, 3 * width, 32, 32), 3, dtype)
+        norm((2, 3, 3 * width, 32, 32), 3, dtype, relu=True)
     for side in ODD_SIDES:
-        norm((2, 3, 9, *side), 3, dtype, weights=dtype, has_residual=True)
+        norm((2, 3, 9, *side), 3, dtype, weights=dtype, has_residual=True, relu=True)
 
 
 def norm(shape, groups, dtype, *, weights=torch.float32, has_residual=False, relu=False):

@@ -34,20 +34,29 @@ def compiled():
     return json.loads(done.stdout)
 
 
+def of(kernel, compiled):
+    """Return the cases of a kernel; those of a function that kernels call are theirs, which it is compiled into."""
+    return [case for case in compiled if kernel in (case["kernel"], *case["called"])]
+
+
+def lines(cases):
+    """Return a line of text about each of these cases, which should not be there."""
+    return "".join(f"\n{case}" for case in cases)
+
+
 @pytest.mark.parametrize("kernel", kernels_in_the_source())
 def test_compiles_without_spills(compiled, kernel):
-    """A function that kernels call is compiled as a part of them."""
-    cases = [case for case in compiled if kernel in (case["kernel"], *case["called"])]
-    types = {(case["architecture"], kind) for case in cases for kind in case["types"].values()}
+    types = {(case["architecture"], kind) for case in of(kernel, compiled) for kind in case["types"].values()}
     missing = {(architecture, kind) for architecture in (80, 90, 100) for kind in ("*fp32", "*bf16")} - types
     assert not missing, f"tests/kernels/launches.py does not launch {kernel} with {sorted(missing)}"
-    assert [case for case in cases if "error" in case] == []
-    assert [case for case in cases if case["stack"] or case["spill_stores"] or case["spill_loads"]] == []
+    failed = lines(case for case in of(kernel, compiled) if "error" in case)
+    assert not failed
+    spilling = lines(case for case in of(kernel, compiled) if case["stack"] or case["spill_stores"])
+    assert not spilling
 
 
 @pytest.mark.parametrize("kernel", kernels_in_the_source())
 def test_bfloat16_is_computed_in_float32(compiled, kernel):
     """So that what the interpreter does in float32 stands for it, but for the rounding of what is loaded and stored."""
-    cases = [case for case in compiled if kernel in (case["kernel"], *case["called"])]
-    computed = {kind for case in cases if "*bf16" in case["types"].values() for kind in case["computed"]}
-    assert computed == {"f32"}
+    cases = [case for case in of(kernel, compiled) if "*bf16" in case["types"].values()]
+    assert {kind for case in cases for kind in case["computed"]} == {"f32"}
