@@ -22,9 +22,9 @@ from simsfl.kernels.stacking import custom_op
 
 TILE = 4096
 """Values that one program normalises, where the image has so many pixels, or fewer."""
-HELD = 4096
+HELD = 2048
 """Values that it holds in registers at a time."""
-WARPS = 8
+WARPS = 4
 NARROWEST = 32
 """Channels that a program reads of a pixel, at least: 64 bytes in bfloat16."""
 

@@ -12,6 +12,7 @@ from simsfl.allocator import free_memory
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
 from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_model
+from simsfl.models.central import CentralModule
 from simsfl.notation import Bottleneck, Decoder, Unequal
 from simsfl.partition import Partition, make_partition
 from simsfl.plan import Group, client_groups
@@ -94,6 +95,17 @@ def network(config: RunConfig, *, weights: bool = True) -> SplitModel:
         bottleneck=Bottleneck.parse(config.bottleneck) if config.bottleneck else None,
         client_residual=config.client_residual,
     )
+
+
+def as_run(config: RunConfig, model: SplitModel, precision: torch.dtype) -> SplitModel:
+    """Return the network as the config's engine runs it on the config's device; the state stays what it is.
+
+    On a CUDA device the fused engine has a server of its own (`simsfl.models.central`).
+    """
+    device = torch.device(config.device)
+    if device.type == "cpu" or not config.engine.startswith("fused") or not model.server.size:
+        return model
+    return replace(model, server=CentralModule(model.server, precision, device))
 
 
 def with_attacker(config: RunConfig, model: SplitModel) -> SplitModel:

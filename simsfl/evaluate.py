@@ -217,7 +217,7 @@ def train_probe(
         probe = nn.Sequential(*layers)
     initialise_(probe, generator)
     probe.to(train.device, train.dtype)
-    optimizer = torch.optim.Adam(probe.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(probe.parameters(), lr=1e-3, fused=train.is_cuda)  # else the host is too slow
     count = len(train) - (1 if hidden and len(train) % batch_size == 1 else 0)  # BatchNorm takes no batch of one
     steps = -(-count // batch_size)
     schedule = (

@@ -35,7 +35,6 @@ from simsfl.metrics import (
     SyncRecord,
 )
 from simsfl.models import SplitModel
-from simsfl.models.central import CentralModule
 from simsfl.observer import Observer
 from simsfl.partition import Partition
 from simsfl.plan import PlanAhead, RoundPlan, plan_round, steps_per_round
@@ -158,11 +157,10 @@ class Simulation:
         assembly.check_batch_norm(config, self.model)
         self.state = assembly.state(config, self.model, self.steps, dtype)
         self.hyper = assembly.hyperparameters(config, self.model, dtype)
-        engine, _, version = config.engine.partition(":")
-        if engine == "fused" and self.device.type == "cuda":
-            self.model = replace(self.model, server=CentralModule(self.model.server, self.hyper.precision, self.device))
+        self.model = assembly.as_run(config, self.model, self.hyper.precision)
         if self.device.type == "cpu":
             keep_memory()  # from now on: what was needed to set up goes back to the system
+        engine, _, version = config.engine.partition(":")
         captured = engine == "fused" and self.device.type == "cuda" and not self.model.attacker
         stacked, looped = TRAIN_STEPS[config.method]
         self.train_step = CapturedStep(stacked) if captured else looped if engine == "loop" else stacked
@@ -188,8 +186,7 @@ class Simulation:
         self.absences: dict[int, list[int]] = {}
         self.communication, self.traffic = Communication(), Traffic()
         self.round_index = self.step_index = 0
-        self.seconds = 0.0
-        self.metrics_bytes = self.earlier_peak = 0
+        self.seconds, self.metrics_bytes, self.earlier_peak = 0.0, 0, 0
         self.passed_over: list[str] = []
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.clock = PhaseClock(self.device)

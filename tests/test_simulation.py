@@ -263,6 +263,7 @@ def test_the_phases_explain_the_time(config, dataset):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("feature_sharing", [True, False])
 def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, feature_sharing):
     config = replace(config, device="cuda", precision="fp32", engine="fused", rounds=2, lr=0.005)
