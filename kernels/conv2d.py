@@ -227,7 +227,7 @@ def triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups:
     (c, b, i), o, (h, w) = x.shape[:3], weight.shape[1], sides(x, weight, stride, padding)
     y = x.new_empty(c, b, o, h, w)
     grid = (c * b, gpu.cdiv(h * w, TILE), gpu.cdiv(o, TILE))
-    forward_kernel[grid](x, weight, y, b, i, o, *x.shape[3:], h, w, *weight.shape[3:], stride, padding, **TILES)
+    conv2d_forward_kernel[grid](x, weight, y, b, i, o, *x.shape[3:], h, w, *weight.shape[3:], stride, padding, **TILES)
     return y
 
 
@@ -239,12 +239,12 @@ def triton_backward(
     sizes = (b, i, o, *x.shape[3:], *grad.shape[3:], *weight.shape[3:], stride, padding)
     grad_weight = torch.empty_like(weight)
     grid = (c, gpu.cdiv(o, TILE), gpu.cdiv(weight[0, 0].numel(), TILE))
-    weight_kernel[grid](grad, x, grad_weight, *sizes, **TILES)
+    conv2d_weight_kernel[grid](grad, x, grad_weight, *sizes, **TILES)
     if not images_too:
         return None, grad_weight
     grad_x = torch.empty_like(x)
     grid = (c * b, gpu.cdiv(x[0, 0, 0].numel(), TILE), gpu.cdiv(i, TILE))
-    image_kernel[grid](grad, weight, grad_x, *sizes, **TILES)
+    conv2d_image_kernel[grid](grad, weight, grad_x, *sizes, **TILES)
     return grad_x, grad_weight
 
 
@@ -253,7 +253,7 @@ BACKWARD = {"grouped": grouped_backward, "unfold": unfold_backward, "triton": tr
 
 
 @jit
-def forward_kernel(
+def conv2d_forward_kernel(
     x, weight, y, B, IN, OUT, H, W, OH, OW,
     KH: tl.constexpr, KW: tl.constexpr, stride: tl.constexpr, padding: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -278,7 +278,7 @@ def forward_kernel(
 
 
 @jit
-def weight_kernel(
+def conv2d_weight_kernel(
     grad, x, grad_weight, B, IN, OUT, H, W, OH, OW,
     KH: tl.constexpr, KW: tl.constexpr, stride: tl.constexpr, padding: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -308,7 +308,7 @@ def weight_kernel(
 
 
 @jit
-def image_kernel(
+def conv2d_image_kernel(
     grad, weight, grad_x, B, IN, OUT, H, W, OH, OW,
     KH: tl.constexpr, KW: tl.constexpr, stride: tl.constexpr, padding: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip

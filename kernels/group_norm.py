@@ -170,7 +170,7 @@ def triton_forward(
     y = torch.empty_like(x)
     mean = weight.new_empty(c, b * groups)
     rstd = torch.empty_like(mean)
-    forward_kernel[(c * b * groups,)](
+    group_norm_forward_kernel[(c * b * groups,)](
         x, weight, bias, x if residual is None else residual, y, mean, rstd, b, ch, groups, h * w, eps,
         RESIDUAL=residual is not None, RELU=relu, **blocks(h * w, ch // groups),
     )  # fmt: skip
@@ -185,7 +185,7 @@ def triton_backward(
     grad_x = torch.empty_like(x)
     grad_weight = weight.new_empty(c, b, ch)
     grad_bias = torch.empty_like(grad_weight)
-    backward_kernel[(c * b * groups,)](
+    group_norm_backward_kernel[(c * b * groups,)](
         grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, b, ch, groups, h * w,
         **blocks(h * w, ch // groups),
     )  # fmt: skip
@@ -206,16 +206,16 @@ BACKWARD = {"native": native_backward, "triton": triton_backward}
 
 
 @jit
-def forward_kernel(
+def group_norm_forward_kernel(
     x, weight, bias, residual, y, mean, rstd, B, CH, G, PIXELS, eps,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Group ``g`` of one image: sums, then the normalised, mapped, added and clipped values."""
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     image, width = program // G, CH // G
     inner = tl.arange(0, WIDTH)
     channel = program % G * width + inner
-    first = program * width * PIXELS
+    first = program.to(tl.int64) * width * PIXELS
     rows = inner[:, None] * PIXELS
     present = inner < width
     count = 1.0 * width * PIXELS
@@ -250,16 +250,16 @@ def forward_kernel(
 
 
 @jit
-def backward_kernel(
+def group_norm_backward_kernel(
     grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, B, CH, G, PIXELS,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Group ``g`` of one image: sums of the gradient and of its product with the normalised values, then grad_x."""
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     image, width = program // G, CH // G
     inner = tl.arange(0, WIDTH)
     channel = program % G * width + inner
-    first = program * width * PIXELS
+    first = program.to(tl.int64) * width * PIXELS
     rows = inner[:, None] * PIXELS
     present = inner < width
     centre = tl.load(mean + program).to(tl.float32)

@@ -20,10 +20,8 @@ from simsfl.kernels.gpu import add_both, jit, tl
 from simsfl.kernels.layout import channels_last
 from simsfl.kernels.stacking import custom_op
 
-TILE = 4096
-"""Values that one program normalises, where the image has so many pixels, or fewer."""
-HELD = 2048
-"""Values that it holds in registers at a time."""
+TILE = 2048
+"""Values that a program holds at a time."""
 WARPS = 4
 NARROWEST = 32
 """Channels that a program reads of a pixel, at least: 64 bytes in bfloat16."""
@@ -72,7 +70,7 @@ def forward(
     mean = torch.empty(n, groups, device=x.device)
     rstd = torch.empty_like(mean)
     block, channels = tile_of(h * w, ch, ch // groups)
-    forward_kernel[(gpu.cdiv(ch, channels), n)](
+    group_norm_nhwc_forward_kernel[(gpu.cdiv(ch, channels), n)](
         x, weight, bias, residual, y, mean, rstd, weight.stride(0), bias.stride(0), eps, ch, h * w,
         RELU=relu, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
     )  # fmt: skip
@@ -90,7 +88,7 @@ def backward(
     grad_residual = torch.empty_like(x if residual else x[:0])
     grad_weight, grad_bias = torch.empty(2, n, ch, device=x.device).unbind()
     block, channels = tile_of(h * w, ch, ch // groups)
-    backward_kernel[(gpu.cdiv(ch, channels), n)](
+    group_norm_nhwc_backward_kernel[(gpu.cdiv(ch, channels), n)](
         grad, y if relu and residual else None, x, weight, bias, mean, rstd, grad_x,
         grad_residual if residual else None, grad_weight, grad_bias, weight.stride(0), bias.stride(0), ch, h * w,
         RELU=relu, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
@@ -100,9 +98,9 @@ def backward(
 
 def tile_of(pixels: int, ch: int, width: int) -> tuple[int, int]:
     """Return how many pixels and channels a program handles at once: powers of two, the channels in whole groups."""
-    fitting = max(NARROWEST, TILE // gpu.next_power_of_2(pixels), width)
-    channels = min(gpu.next_power_of_2(ch), fitting)
-    return min(gpu.next_power_of_2(pixels), max(1, HELD // channels)), channels
+    pixels = gpu.next_power_of_2(pixels)
+    channels = min(gpu.next_power_of_2(ch), max(NARROWEST, TILE // pixels, width))
+    return min(pixels, max(1, TILE // channels)), channels
 
 
 def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -173,7 +171,7 @@ def load(images, place, mask):
 
 
 @jit
-def forward_kernel(
+def group_norm_nhwc_forward_kernel(
     x, weight, bias, residual, y, mean, rstd, weight_stride, bias_stride, eps,
     CH: tl.constexpr, PIXELS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -187,14 +185,17 @@ def forward_kernel(
     image = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     present = channel < CH
-    first = image * PIXELS * CH + channel[None, :]
-    anchor = load(x, image * PIXELS * CH + channel // WIDTH * WIDTH, present)
+    x += image * PIXELS * CH  # offsets within an image are of 32 bits, which takes fewer registers
+    y += image * PIXELS * CH
+    if residual is not None:
+        residual += image * PIXELS * CH
+    anchor = load(x, channel // WIDTH * WIDTH, present)
     total = tl.zeros((BLOCK, GROUPS), dtype=tl.float32)
     squares = tl.zeros((BLOCK, GROUPS), dtype=tl.float32)
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)[:, None]
         mask = (pixel < PIXELS) & present[None, :]
-        value = tl.where(mask, load(x, first + pixel * CH, mask) - anchor[None, :], 0.0)
+        value = tl.where(mask, load(x, pixel * CH + channel[None, :], mask) - anchor[None, :], 0.0)
         value = tl.reshape(value, (BLOCK, GROUPS, WIDTH))
         total += tl.sum(value, axis=2)
         squares += tl.sum(value * value, axis=2)
@@ -211,12 +212,12 @@ def forward_kernel(
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)[:, None]
         mask = (pixel < PIXELS) & present[None, :]
-        value = load(x, first + pixel * CH, mask) * scale[None, :] + shift[None, :]
+        value = load(x, pixel * CH + channel[None, :], mask) * scale[None, :] + shift[None, :]
         if residual is not None:
-            value += load(residual, first + pixel * CH, mask)
+            value += load(residual, pixel * CH + channel[None, :], mask)
         if RELU:
             value = tl.maximum(value, 0.0)
-        tl.store(y + first + pixel * CH, value.to(y.dtype.element_ty), mask=mask)
+        tl.store(y + pixel * CH + channel[None, :], value.to(y.dtype.element_ty), mask=mask)
     group = image * (CH // WIDTH) + channel // WIDTH
     leading = present & (channel % WIDTH == 0)
     tl.store(mean + group, centre, mask=leading)
@@ -235,7 +236,7 @@ def through_relu(gradient, value, y, place, mask, scale, shift, RELU: tl.constex
 
 
 @jit
-def backward_kernel(
+def group_norm_nhwc_backward_kernel(
     grad, y, x, weight, bias, mean, rstd, grad_x, grad_residual, grad_weight, grad_bias, weight_stride, bias_stride,
     CH: tl.constexpr, PIXELS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -244,7 +245,13 @@ def backward_kernel(
     image = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     present = channel < CH
-    first = image * PIXELS * CH + channel[None, :]
+    grad += image * PIXELS * CH
+    x += image * PIXELS * CH
+    grad_x += image * PIXELS * CH
+    if y is not None:
+        y += image * PIXELS * CH
+    if grad_residual is not None:
+        grad_residual += image * PIXELS * CH
     group = image * (CH // WIDTH) + channel // WIDTH
     centre = tl.load(mean + group, mask=present, other=0.0)
     inverse = tl.load(rstd + group, mask=present, other=0.0)
@@ -256,7 +263,7 @@ def backward_kernel(
     product = tl.zeros((BLOCK, CHANNELS), dtype=tl.float32)
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)[:, None]
-        place, mask = first + pixel * CH, (pixel < PIXELS) & present[None, :]
+        place, mask = pixel * CH + channel[None, :], (pixel < PIXELS) & present[None, :]
         value = load(x, place, mask)
         g = through_relu(load(grad, place, mask), value, y, place, mask, scale, shift, RELU)
         plain += g
@@ -268,7 +275,7 @@ def backward_kernel(
     mean_scaled = of_channels(of_groups(sum_scaled * factor, CHANNELS, WIDTH), CHANNELS, WIDTH) / count
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)[:, None]
-        place, mask = first + pixel * CH, (pixel < PIXELS) & present[None, :]
+        place, mask = pixel * CH + channel[None, :], (pixel < PIXELS) & present[None, :]
         value = load(x, place, mask)
         g = through_relu(load(grad, place, mask), value, y, place, mask, scale, shift, RELU)
         normal = (value - centre[None, :]) * inverse[None, :]

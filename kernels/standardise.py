@@ -149,14 +149,16 @@ def plain_prepare_backward_(
 
 def triton_prepare_(flat_P: Tensor, layout: Layout, weights_W: Tensor, moments_R2: Tensor) -> None:
     """Write the weights and moments of `prepare`: one program a row."""
-    forward_kernel[(len(layout.rows),)](flat_P, layout.rows, weights_W, moments_R2, EPSILON, BLOCK=BLOCK)
+    standardise_forward_kernel[(len(layout.rows),)](flat_P, layout.rows, weights_W, moments_R2, EPSILON, BLOCK=BLOCK)
 
 
 def triton_prepare_backward_(
     gradient_P: Tensor, grad_W: Tensor, flat_P: Tensor, moments_R2: Tensor, layout: Layout
 ) -> None:
     """Write the gradient of `prepare_backward_`: one program a row."""
-    backward_kernel[(len(layout.rows),)](grad_W, flat_P, layout.rows, moments_R2, gradient_P, EPSILON, BLOCK=BLOCK)
+    standardise_backward_kernel[(len(layout.rows),)](
+        grad_W, flat_P, layout.rows, moments_R2, gradient_P, EPSILON, BLOCK=BLOCK
+    )
 
 
 def matrix_of(flat_P: Tensor, matrix: Matrix) -> Tensor:
@@ -166,7 +168,7 @@ def matrix_of(flat_P: Tensor, matrix: Matrix) -> Tensor:
 
 
 @jit
-def forward_kernel(flat, rows, weights, moments, EPS, BLOCK: tl.constexpr):
+def standardise_forward_kernel(flat, rows, weights, moments, EPS, BLOCK: tl.constexpr):
     """Prepare one row: mean, then deviation, then the weights in the order in which they are stored."""
     row = tl.program_id(0)
     source, target = tl.load(rows + row * 5).to(tl.int64), tl.load(rows + row * 5 + 1).to(tl.int64)
@@ -194,7 +196,7 @@ def forward_kernel(flat, rows, weights, moments, EPS, BLOCK: tl.constexpr):
 
 
 @jit
-def backward_kernel(grad, flat, rows, moments, gradient, EPS, BLOCK: tl.constexpr):
+def standardise_backward_kernel(grad, flat, rows, moments, gradient, EPS, BLOCK: tl.constexpr):
     """Write the gradient of one row's weights: two sums over the row, then the values."""
     row = tl.program_id(0)
     source, target = tl.load(rows + row * 5).to(tl.int64), tl.load(rows + row * 5 + 1).to(tl.int64)

@@ -31,10 +31,9 @@ from simsfl.views import UNIFORMS, sample
 
 group_norm_nhwc = sys.modules["simsfl.kernels.group_norm_nhwc"]  # the package has a function of this name
 
-GROUP_WIDTHS = [1, 2, 3, 8, 16, 32]
-"""Channels of a group; those of presets have 4."""
-ODD_SIDES = [(1, 1), (5, 3), (17, 19), (33, 35)]
-"""Heights and widths of maps that fill no block of pixels, and of maps that take several."""
+ODD_NORMS = [(1, 1, 1), (2, 5, 3), (3, 17, 19), (8, 33, 35), (16, 32, 32), (32, 32, 32)]
+"""Channels of a group, which presets have 4 of, and heights and widths of maps: some fill no block of pixels, some take
+several."""
 
 
 def empty(*shape, dtype=torch.float32):
@@ -42,18 +41,24 @@ def empty(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+@cache
 def halves():
-    """Yield every network of the presets: a module, how many there are, and the shape of the images each takes.
+    """Return every network of the presets: a module, how many there are, and the shape of the images each takes.
 
     Clients are a cohort of models with a batch each. The server is one, with two views of the images of all clients.
     """
+    found = {}
     for preset in PRESETS.values():
         config = rules.resolve(replace(preset(), device="cpu", image_size=32))
-        model = with_attacker(config, network(config, weights=False))
-        yield model.client, config.cohort, (config.batch_size, 3, 32, 32)
-        yield model.server, 1, (2 * config.cohort * config.batch_size, *model.smashed_shape)
-        if model.attacker is not None:
-            yield model.attacker, config.cohort, (config.batch_size, *model.smashed_shape)
+        shape = (config.batch_size, 3, 32, 32)
+        key = str((config.network(), config.ressfl_decoder if config.ressfl_lambda else None, config.cohort, shape))
+        if key not in found:
+            model = with_attacker(config, network(config, weights=False))
+            sent = (config.batch_size, *model.smashed_shape)
+            found[key] = [(model.client, config.cohort, shape)]
+            found[key] += [(model.server, 1, (2 * config.cohort * config.batch_size, *model.smashed_shape))]
+            found[key] += [(model.attacker, config.cohort, sent)] if model.attacker else []
+    return [half for halves in found.values() for half in halves]
 
 
 @cache
@@ -76,13 +81,11 @@ def of_presets():
 
 
 def launch_group_norm(dtype):
-    """The norms of presets; then other widths of groups and odd sizes, the weights of `dtype` too."""
-    for shape, groups, has_residual, relu in of_presets()[0]:
+    """The norms of presets' clients; then other widths of groups and odd sizes, the weights of `dtype` too."""
+    for shape, groups, has_residual, relu in (case for case in of_presets()[0] if case[0][0] > 1):
         norm(shape, groups, dtype, has_residual=has_residual, relu=relu)
-    for width in GROUP_WIDTHS:
-        norm((2, 3, 3 * width, 32, 32), 3, dtype, relu=True)
-    for side in ODD_SIDES:
-        norm((2, 3, 9, *side), 3, dtype, weights=dtype, has_residual=True, relu=True)
+    for width, *sides in ODD_NORMS:
+        norm((2, 3, 3 * width, *sides), 3, dtype, weights=dtype, has_residual=True, relu=True)
 
 
 def norm(shape, groups, dtype, *, weights=torch.float32, has_residual=False, relu=False):
@@ -93,8 +96,8 @@ def norm(shape, groups, dtype, *, weights=torch.float32, has_residual=False, rel
 
 
 def launch_conv2d(dtype):
-    """The convolutions of presets, and an odd one."""
-    for shape, weight, stride, padding in of_presets()[1]:
+    """The convolutions of presets' clients, and an odd one."""
+    for shape, weight, stride, padding in (case for case in of_presets()[1] if case[0][0] > 1):
         convolution(shape, weight, stride, padding, dtype)
     convolution((2, 3, 5, 11, 9), (2, 7, 5, 7, 7), 2, 3, dtype)
 
@@ -108,12 +111,12 @@ def convolution(shape, weight, stride, padding, dtype):
 
 def launch_group_norm_nhwc(dtype):
     """The norms of presets' servers; then other widths of groups and odd sizes, the weights of `dtype` too."""
-    for (_, *shape), groups, has_residual, relu in of_presets()[0]:
-        central_norm(shape, groups, dtype, has_residual=has_residual, relu=relu)
-    for width in (1, 2, 8, 16, 32):
-        central_norm((2, 3 * width, 32, 32), 3, dtype)
-    for side in ODD_SIDES:
-        central_norm((2, 12, *side), 3, dtype, weights=dtype, has_residual=True)
+    for (stack, *shape), groups, has_residual, relu in of_presets()[0]:
+        if stack == 1:
+            central_norm(shape, groups, dtype, has_residual=has_residual, relu=relu)
+    for width, *sides in ODD_NORMS:
+        if width != 3:  # which is left to PyTorch
+            central_norm((2, 3 * width, *sides), 3, dtype, weights=dtype, has_residual=True, relu=True)
 
 
 def central_norm(shape, groups, dtype, *, weights=torch.float32, has_residual=False, relu=False):
@@ -144,7 +147,7 @@ def launch_layout(dtype):
 
 def launch_augment(dtype):
     """Views of images of all usual sizes, of one that fills no block, and of one that takes several."""
-    for size in (8, 32, 33, 64, 96, 224):
+    for size in (8, 32, 33, 224):
         pixels, views = empty(4, 2, 3, size, size, dtype=torch.uint8), sample(np.zeros((2, 4, 2, UNIFORMS)), "v2", size)
         out = empty(2, 4, 2, 3, size, size, dtype=dtype)
         triton_augment(pixels, views.map(lambda t: t.to("meta")), empty(3, 1, 1), empty(3, 1, 1), out)

@@ -59,4 +59,5 @@ def test_compiles_without_spills(compiled, kernel):
 def test_bfloat16_is_computed_in_float32(compiled, kernel):
     """So that what the interpreter does in float32 stands for it, but for the rounding of what is loaded and stored."""
     cases = [case for case in of(kernel, compiled) if "*bf16" in case["types"].values()]
-    assert {kind for case in cases for kind in case["computed"]} == {"f32"}
+    computes = "transpose" not in kernel  # which moves values, whatever they are
+    assert {kind for case in cases for kind in case["computed"]} == ({"f32"} if computes else set())
