@@ -84,8 +84,8 @@ def launch_group_norm(dtype):
     """The norms of presets' clients; then other widths of groups and odd sizes, the weights of `dtype` too."""
     for shape, groups, has_residual, relu in (case for case in of_presets()[0] if case[0][0] > 1):
         norm(shape, groups, dtype, has_residual=has_residual, relu=relu)
-    for width, *sides in ODD_NORMS:
-        norm((2, 3, 3 * width, *sides), 3, dtype, weights=dtype, has_residual=True, relu=True)
+    for width, *size in ODD_NORMS:
+        norm((2, 3, 3 * width, *size), 3, dtype, weights=dtype, has_residual=True, relu=True)
 
 
 def norm(shape, groups, dtype, *, weights=torch.float32, has_residual=False, relu=False):
@@ -114,9 +114,9 @@ def launch_group_norm_nhwc(dtype):
     for (stack, *shape), groups, has_residual, relu in of_presets()[0]:
         if stack == 1:
             central_norm(shape, groups, dtype, has_residual=has_residual, relu=relu)
-    for width, *sides in ODD_NORMS:
+    for width, *size in ODD_NORMS:
         if width != 3:  # which is left to PyTorch
-            central_norm((2, 3 * width, *sides), 3, dtype, weights=dtype, has_residual=True, relu=True)
+            central_norm((2, 3 * width, *size), 3, dtype, weights=dtype, has_residual=True, relu=True)
 
 
 def central_norm(shape, groups, dtype, *, weights=torch.float32, has_residual=False, relu=False):
@@ -147,7 +147,7 @@ def launch_layout(dtype):
 
 def launch_augment(dtype):
     """Views of images of all usual sizes, of one that fills no block, and of one that takes several."""
-    for size in (8, 32, 33, 224):
+    for size in (8, 32, 33):
         pixels, views = empty(4, 2, 3, size, size, dtype=torch.uint8), sample(np.zeros((2, 4, 2, UNIFORMS)), "v2", size)
         out = empty(2, 4, 2, 3, size, size, dtype=dtype)
         triton_augment(pixels, views.map(lambda t: t.to("meta")), empty(3, 1, 1), empty(3, 1, 1), out)
