@@ -7,19 +7,24 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-cuda-results} PYTHONUNBUFFERED=1 PYTHON=${PYTHON:-python3}
-export SIMSFL_CACHE=${SIMSFL_CACHE:-$(mktemp -d)}
+if [[ -z ${SIMSFL_CACHE:-} ]]; then
+    SIMSFL_CACHE=$(mktemp -d)
+    trap 'rm -rf "$SIMSFL_CACHE"' EXIT
+fi
+export SIMSFL_CACHE
 ONLY=${ONLY:-tests records precisions parts profile engines scale train}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 exec > >(tee -a "$OUT/log.txt") 2>&1
-ended=()
+ended=() failed=0
 
-tiny=()
+tests=(-m cuda) tiny=() steps=20 scale=1000000 engines=loop,vmap,vmap+bf16,fused,fused+tf32,fused+bf16
 if [[ ${SIMSFL_CUDA_REHEARSAL:-} == 1 ]]; then
-    tiny=(--device cpu --clients 8 --cohort 4 --width 8 --key-dim 16 --queue-length 40)
-    turns=2
-else
-    turns=20
+    tests=(tests/kernels/test_info_nce.py) steps=2 scale=50 engines=loop,vmap,fused
+    tiny=(--device cpu --cohort 4 --width 8 --key-dim 16 --queue-length 40)
+fi
+if "$PYTHON" -c 'import xdist' 2> /dev/null; then
+    tests+=(-n 4 -p no:benchmark) # most of the time goes into compiling
 fi
 
 # section NAME SECONDS COMMAND...: runs a command for so long at most; a failure does not stop the next.
@@ -29,29 +34,29 @@ section() {
     [[ " $ONLY " == *" $name "* ]] || return 0
     echo "== $name"
     timeout "$limit" "$@" || code=$?
+    ((code == 0)) || failed=1
     ended+=("$name: exit $code after $((SECONDS - begin)) s")
 }
 
 if ! "$PYTHON" -c 'import simsfl, simsfl.kernels' 2> /dev/null; then
     "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 fi
-if [[ ${SIMSFL_CUDA_REHEARSAL:-} == 1 ]]; then
-    section tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider tests/kernels/test_info_nce.py
-else
-    section tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider -m cuda
-fi
+section tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider "${tests[@]}"
 section records 60 "$PYTHON" benchmarks/parts_of_a_step.py records
 section precisions 60 "$PYTHON" benchmarks/parts_of_a_step.py precisions
 section parts 150 "$PYTHON" benchmarks/parts_of_a_step.py parts
 section profile 60 "$PYTHON" benchmarks/parts_of_a_step.py profile
-section engines 90 "$PYTHON" experiments/bench.py --dataset shapes --steps "$turns" --json "$OUT/engines.json" \
-    --engines loop,vmap+fp32,fused+fp32,fused+tf32,fused+bf16 "${tiny[@]}"
-section scale 90 "$PYTHON" experiments/bench.py --scale --steps "$turns" --json "$OUT/scale.json"
-if [[ -n ${CIFAR10:-} ]]; then
+section engines 90 "$PYTHON" experiments/bench.py --dataset shapes --steps "$steps" --engines "$engines" \
+    --json "$OUT/engines.json" "${tiny[@]}"
+section scale 90 "$PYTHON" experiments/bench.py --scale "$scale" --steps "$steps" --json "$OUT/scale.json" "${tiny[@]}"
+if [[ ${SIMSFL_CUDA_REHEARSAL:-} == 1 ]]; then
+    section train 120 "$PYTHON" benchmarks/parts_of_a_step.py train 1 --dataset shapes
+elif [[ -n ${CIFAR10:-} ]]; then
     [[ -e $SIMSFL_CACHE/cifar10.safetensors ]] ||
         "$PYTHON" benchmarks/pack_cifar10.py unpack "$CIFAR10"/*.zip --out "$SIMSFL_CACHE"
-    section train $((${SECONDS_TO_TRAIN:-240} + 90)) \
+    section train $((${SECONDS_TO_TRAIN:-240} + 150)) \
         "$PYTHON" benchmarks/parts_of_a_step.py train "${SECONDS_TO_TRAIN:-240}" --dataset cifar10
 fi
 "$PYTHON" benchmarks/parts_of_a_step.py summary
 printf '%s\n' "${ended[@]}" "whole: $SECONDS s"
+exit "$failed"

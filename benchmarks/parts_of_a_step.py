@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -466,24 +467,27 @@ def train(seconds: str, *flags: str) -> int:
     pace = time.perf_counter() - begin
     rounds = 2 if REHEARSAL else max(10, min(2000, int(float(seconds) / pace)))
     print(f"{pace:.2f} s a round of shapes; {rounds} rounds", flush=True)
-    fields = PAPER if REHEARSAL else {}
+    fields = PAPER | {"clients": 5000, "cohort": 4, "knn_bank": 200, "knn_test": 50} if REHEARSAL else {}
     small = [part for name, value in fields.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory) / "run"
-        command = [
-            *(sys.executable, str(ROOT / "experiments" / "run.py"), "--preset", "paper", *small),
-            *("--rounds", str(rounds), "--out", str(out), "--eval-every", str(max(1, rounds // 2))),
-            *("--checkpoint-every", str(rounds), "--dashboard", "off", "--linear-probe", *flags),
-        ]
-        code = subprocess.run(command, check=False).returncode
-        paper = {}
-        for name in ("config", "summary", "live"):
-            if (out / f"{name}.json").exists():
-                paper[name] = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-        if (out / "metrics.jsonl").exists():
-            lines = map(json.loads, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-            paper["records"] = [record for record in lines if record["event"] != "step"]
-        (OUT / "paper.json").write_text(json.dumps(paper), encoding="utf-8")
+    out = Path(os.environ.get("RUN") or Path(tempfile.mkdtemp()) / "run")
+    new = [
+        *("--preset", "paper", *small, "--rounds", str(rounds), "--out", str(out)),
+        *("--eval-every", str(max(1, rounds // 2)), "--checkpoint-every", str(rounds)),
+        *(*(() if REHEARSAL else ("--linear-probe",)), *flags),
+    ]
+    what = ["--resume", str(out)] if out.exists() else new
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the run stops by it, and what it wrote is still collected
+    run_py = str(ROOT / "experiments" / "run.py")
+    code = subprocess.run([sys.executable, run_py, *what, "--dashboard", "off"], check=False).returncode
+    paper = {}
+    for name in ("config", "summary", "live"):
+        if (out / f"{name}.json").exists():
+            paper[name] = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+    if (out / "metrics.jsonl").exists():
+        lines = map(json.loads, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        paper["records"] = [record for record in lines if record["event"] != "step"]
+    (OUT / "paper.json").write_text(json.dumps(paper), encoding="utf-8")
+    print(f"the run is in {out}", flush=True)
     return code
 
 

@@ -71,7 +71,12 @@ def parser() -> Parser:
         "--engines", help=f"by comma; +tf32 or +bf16 behind one is its precision (default: {','.join(ENGINES)})"
     )
     what.add_argument(
-        "--scale", action="store_true", help="step time and memory for 1,000 to 1,000,000 clients instead"
+        "--scale",
+        type=whole_number,
+        nargs="?",
+        const=max(CLIENTS),
+        metavar="N",
+        help="step time and memory for 1,000 clients to N (default: 1,000,000) instead",
     )
     what.add_argument("--start", action="store_true", help="time from the start to the first step instead")
     what.add_argument("--steps", type=whole_number, help="steps timed (default: 10)")
@@ -96,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_device(config.device)
         report = {"machine": machine(), "config": fields}
         if arguments.scale:
-            report["scale"] = scale(fields, steps)
+            report["scale"] = scale(fields, steps, arguments.scale)
         elif arguments.start:
             report["start"] = start(fields)
         else:
@@ -180,10 +185,10 @@ def turn_lengths(steps: int) -> list[int]:
     return [min(TURN, steps - done) for done in range(0, steps, TURN)]
 
 
-def scale(fields: Json, steps: int) -> Json:
-    """Step time and memory by number of clients, each in a process of its own."""
+def scale(fields: Json, steps: int, most: int) -> Json:
+    """Step time and memory by number of clients, at most so many, each in a process of its own."""
     results = {}
-    for clients in watched(CLIENTS, "Measuring"):
+    for clients in watched([clients for clients in CLIENTS if clients < most] + [most], "Measuring"):
         run = one("scale", fields | {"clients": clients, "dataset": "shapes"}, str(steps))
         results[str(clients)] = run | {"step": summary(run["step_seconds"])}
     return results
