@@ -70,7 +70,7 @@ def forward(
     mean = torch.empty(n, groups, device=x.device)
     rstd = torch.empty_like(mean)
     block, channels = tile_of(h * w, ch, ch // groups)
-    group_norm_nhwc_forward_kernel[(gpu.cdiv(ch, channels), n)](
+    group_norm_nhwc_forward_kernel[(n * gpu.cdiv(ch, channels),)](
         x, weight, bias, residual, y, mean, rstd, weight.stride(0), bias.stride(0), eps, ch, h * w,
         RELU=relu, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def backward(
     grad_residual = torch.empty_like(x if residual else x[:0])
     grad_weight, grad_bias = torch.empty(2, n, ch, device=x.device).unbind()
     block, channels = tile_of(h * w, ch, ch // groups)
-    group_norm_nhwc_backward_kernel[(gpu.cdiv(ch, channels), n)](
+    group_norm_nhwc_backward_kernel[(n * gpu.cdiv(ch, channels),)](
         grad, y if relu and residual else None, x, weight, bias, mean, rstd, grad_x,
         grad_residual if residual else None, grad_weight, grad_bias, weight.stride(0), bias.stride(0), ch, h * w,
         RELU=relu, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
@@ -182,8 +182,9 @@ def group_norm_nhwc_forward_kernel(
     mean is far from 0.
     """
     GROUPS: tl.constexpr = CHANNELS // WIDTH
-    image = tl.program_id(1).to(tl.int64)
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    BLOCKS: tl.constexpr = (CH + CHANNELS - 1) // CHANNELS
+    image = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    channel = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
     present = channel < CH
     x += image * PIXELS * CH  # offsets within an image are of 32 bits, which takes fewer registers
     y += image * PIXELS * CH
@@ -242,8 +243,9 @@ def group_norm_nhwc_backward_kernel(
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradient and its product with the normalised values over pixels, then write the images' gradient."""
-    image = tl.program_id(1).to(tl.int64)
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    BLOCKS: tl.constexpr = (CH + CHANNELS - 1) // CHANNELS
+    image = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    channel = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
     present = channel < CH
     grad += image * PIXELS * CH
     x += image * PIXELS * CH

@@ -41,3 +41,15 @@ def test_loss_keys_and_gradients_are_those_of_the_plain_network(settings, block)
     ours, theirs = lesson(CentralModule(model.server, torch.float64, flat.device)), lesson(model.server)
     for name, wanted in theirs.items():
         torch.testing.assert_close(ours[name], wanted, rtol=1e-8, atol=1e-11, msg=name)
+
+
+def test_an_ordinary_module_made_of_it_is_the_plain_network():
+    """Evaluation, attacks and export use such modules, which standardise their weights themselves."""
+    generator = torch.Generator().manual_seed(0)
+    model = split_model("resnet8", width=4, cut_layer=1, image_size=32, head="mlp", key_dim=16, generator=generator)
+    flat = torch.randn(model.server.size, generator=generator, dtype=torch.float64)
+    central = CentralModule(model.server, torch.float64, flat.device)
+    smashed = torch.randn(3, *model.smashed_shape, generator=generator, dtype=torch.float64)
+    expected = model.server.run(model.server.named(flat), smashed)
+    torch.testing.assert_close(central.module(flat)(smashed), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(central.run(central.weights(flat), smashed), expected, rtol=1e-8, atol=1e-10)

@@ -282,6 +282,18 @@ def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, featu
     assert_moved_alike(eager, replayed, Simulation(config, dataset), 0.05)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_what_is_evaluated_on_cuda_is_the_network_that_a_cpu_would_load(config, dataset, tmp_path):
+    simulation = Simulation(replace(config, device="cuda", precision="fp32", engine="fused", rounds=1), dataset)
+    list(simulation.rounds())
+    simulation.save(tmp_path / "run")
+    loaded = Simulation.load(tmp_path / "run", dataset, device="cpu")
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = loaded.encoder()(images)
+    torch.testing.assert_close(simulation.encoder()(images.cuda()).cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """Notes which rounds are drawn, and in which thread: "MainThread" or "plan_0"."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from simsfl.kernels import accelerated, channels_last
 from simsfl.kernels.standardise import Layout, Matrix, prepare, prepare_backward_
@@ -33,9 +34,9 @@ class CentralModule(FlatModule):
     def __init__(self, network: FlatModule, dtype: torch.dtype, device: torch.device):
         vars(self).update(vars(network))
         self.dtype = dtype
-        self.template = copy.deepcopy(network.template)
+        self.twin = copy.deepcopy(network.template)  # the template itself stays what modules are made of
         group_norms, others, standardised = [], set(), set()
-        for path, module in self.template.named_modules():
+        for path, module in self.twin.named_modules():
             names = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
             if isinstance(module, nn.GroupNorm):
                 group_norms += names
@@ -94,4 +95,4 @@ class CentralModule(FlatModule):
             others = {name: tensor for name, tensor in tensors.items() if name != NORMS}
             tensors = others | dict(zip(self.group_norms, norms, strict=True))
         with accelerated(None):  # PyTorch's convolutions keep the memory format
-            return super().run(tensors, x)
+            return functional_call(self.twin, tensors, (x,))
