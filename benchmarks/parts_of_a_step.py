@@ -118,10 +118,19 @@ class Report:
         rates = {"TFLOP/s": flops / ms / 1e9, "TB/s": moved / ms / 1e9}
         rates = {unit: rate for unit, rate in rates.items() if rate}
         self.content["times"][label] = {"ms": ms} | rates
-        words = " ".join(f"{rate:7.2f} {unit}" for unit, rate in rates.items())
-        print(f"{label:58s} {ms:9.4f} ms {words}", flush=True)
+        shares = [self.share(label, unit, rate) for unit, rate in rates.items()]
+        print(f"{label:70s} {ms:9.4f} ms {' '.join(shares)}", flush=True)
         self.write()
         return ms
+
+    def share(self, label: str, unit: str, rate: float) -> str:
+        """Return a rate in words, and its share of the peak in the precision that the label names, if it is known."""
+        precision = next((name for name in ("tf32", "fp32") if name in label), "bf16")
+        peak = self.content["times"].get("peak: copy" if unit == "TB/s" else f"peak: product, {precision}")
+        if peak is None:
+            return f"{rate:7.2f} {unit}"
+        self.content["times"][label][f"share of peak {unit}"] = rate / peak[unit]
+        return f"{rate:7.2f} {unit} ({rate / peak[unit]:.0%} of the peak)"
 
     def write(self) -> None:
         """Write what is known so far."""
@@ -196,7 +205,7 @@ def parts(*names: str) -> int:
     torch.backends.cudnn.benchmark = True  # as in steps that are recorded
     all_of_them = (peaks, server_parts, losses_and_optimiser, convolutions, client_parts, norms, compiled)
     for part in all_of_them:
-        if not names or part.__name__ in names:
+        if not names or part.__name__ in (*names, "peaks"):
             part(report)
     return 0
 

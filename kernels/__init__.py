@@ -21,7 +21,7 @@ from simsfl.kernels.conv2d import conv2d
 from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.group_norm_nhwc import group_norm_nhwc
 from simsfl.kernels.info_nce import info_nce
-from simsfl.kernels.layout import channels_last, contiguous
+from simsfl.kernels.memory_format import channels_last, contiguous
 from simsfl.kernels.sgd_ema import ema_, sgd_
 from simsfl.kernels.view_parameters import ViewParameters
 

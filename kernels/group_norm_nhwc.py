@@ -17,7 +17,7 @@ from torch import Tensor
 
 from simsfl.kernels import gpu
 from simsfl.kernels.gpu import add_both, jit, tl
-from simsfl.kernels.layout import channels_last
+from simsfl.kernels.memory_format import channels_last
 from simsfl.kernels.stacking import custom_op
 
 TILE = 2048

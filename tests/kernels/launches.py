@@ -23,7 +23,7 @@ from simsfl.kernels.conv2d import triton_backward as conv2d_backward
 from simsfl.kernels.conv2d import triton_forward as conv2d_forward
 from simsfl.kernels.group_norm import triton_backward as group_norm_backward
 from simsfl.kernels.group_norm import triton_forward as group_norm_forward
-from simsfl.kernels.layout import turned
+from simsfl.kernels.memory_format import turned
 from simsfl.kernels.sgd_ema import triton_sgd_
 from simsfl.models import layers
 from simsfl.models.central import CentralModule
@@ -138,7 +138,7 @@ def launch_standardise(dtype):
                 standardise.triton_prepare_backward_(flat, weights, flat, moments, layout)
 
 
-def launch_layout(dtype):
+def launch_memory_format(dtype):
     """Maps as they are at the cut, and an odd one, there and back."""
     for shape in ((200, 64, 32, 32), (3, 7, 5, 9)):
         images = empty(*shape, dtype=dtype)
