@@ -5,16 +5,18 @@
 #
 # With SIMSFL_CUDA_REHEARSAL=1 every line runs on the CPU at tiny sizes.
 set -uo pipefail
+export OUT=${OUT:-cuda-results} PYTHONUNBUFFERED=1 PYTHON=${PYTHON:-python3} PIP_BREAK_SYSTEM_PACKAGES=1
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+CIFAR10=${CIFAR10:+$(cd "$CIFAR10" && pwd)}
+export RUN=${RUN:+$(realpath -m "$RUN")}
 cd "$(dirname "$0")/.."
-export OUT=${OUT:-cuda-results} PYTHONUNBUFFERED=1 PYTHON=${PYTHON:-python3}
 if [[ -z ${SIMSFL_CACHE:-} ]]; then
     SIMSFL_CACHE=$(mktemp -d)
     trap 'rm -rf "$SIMSFL_CACHE"' EXIT
 fi
 export SIMSFL_CACHE
 ONLY=${ONLY:-tests records precisions parts profile engines scale train}
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
 exec > >(tee -a "$OUT/log.txt") 2>&1
 ended=() failed=0
 
@@ -39,16 +41,16 @@ section() {
 }
 
 if ! "$PYTHON" -c 'import simsfl, simsfl.kernels' 2> /dev/null; then
-    "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+    "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index --editable . || exit 1
 fi
 section tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider "${tests[@]}"
-section records 60 "$PYTHON" benchmarks/parts_of_a_step.py records
-section precisions 60 "$PYTHON" benchmarks/parts_of_a_step.py precisions
-section parts 150 "$PYTHON" benchmarks/parts_of_a_step.py parts
-section profile 60 "$PYTHON" benchmarks/parts_of_a_step.py profile
-section engines 90 "$PYTHON" experiments/bench.py --dataset shapes --steps "$steps" --engines "$engines" \
+section records 45 "$PYTHON" benchmarks/parts_of_a_step.py records
+section precisions 45 "$PYTHON" benchmarks/parts_of_a_step.py precisions
+section parts 120 "$PYTHON" benchmarks/parts_of_a_step.py parts
+section profile 30 "$PYTHON" benchmarks/parts_of_a_step.py profile
+section engines 75 "$PYTHON" experiments/bench.py --dataset shapes --steps "$steps" --engines "$engines" \
     --json "$OUT/engines.json" "${tiny[@]}"
-section scale 90 "$PYTHON" experiments/bench.py --scale "$scale" --steps "$steps" --json "$OUT/scale.json" "${tiny[@]}"
+section scale 75 "$PYTHON" experiments/bench.py --scale "$scale" --steps "$steps" --json "$OUT/scale.json" "${tiny[@]}"
 if [[ ${SIMSFL_CUDA_REHEARSAL:-} == 1 ]]; then
     section train 120 "$PYTHON" benchmarks/parts_of_a_step.py train 1 --dataset shapes
 elif [[ -n ${CIFAR10:-} ]]; then

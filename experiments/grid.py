@@ -18,6 +18,7 @@ from simsfl import RunConfig, Simulation
 from simsfl.allocator import keep_memory
 from simsfl.notation import Decoder
 from simsfl.plan import steps_per_round
+from simsfl.precision import arithmetic
 from simsfl.privacy.decoders import decoder
 from simsfl.privacy.inversion import train_decoder
 from simsfl.rules import resolve
@@ -177,7 +178,8 @@ def image_seconds(simulation: Simulation) -> float:
     rows = torch.arange(min(200, len(images)))
 
     def features() -> torch.Tensor:
-        return simulation.evaluation.features(encode, images, rows).cpu()
+        with arithmetic(simulation.config.precision):
+            return simulation.evaluation.features(encode, images, rows).cpu()
 
     return min(timed(features) for _ in range(STEPS)) / len(rows)
 

@@ -27,6 +27,7 @@ from simsfl.arguments import Parser, fail, path
 from simsfl.dashboard import number, time_text
 from simsfl.metrics import History, read_records
 from simsfl.plan import Group, plan_round
+from simsfl.precision import arithmetic
 from simsfl.run_directory import RunDirectory
 
 PAIRS = 12
@@ -298,7 +299,8 @@ def features(simulation: Simulation) -> Figure:
     data = simulation.dataset
     rows = torch.arange(min(PCA_IMAGES, len(data.test)), device=simulation.device)
     encode = simulation.encoder()
-    embedded = torch.nn.functional.normalize(evaluate.embed(encode, data.test, rows), dim=1)
+    with arithmetic(simulation.config.precision):
+        embedded = torch.nn.functional.normalize(evaluate.embed(encode, data.test, rows), dim=1)
     centred = (embedded - embedded.mean(dim=0)).double()
     _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
     points = (centred @ directions[:2].T).cpu().numpy()

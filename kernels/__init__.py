@@ -16,6 +16,8 @@ from simsfl.kernels.choice import (
     fastest,
     measuring,
     preferred,
+    reason,
+    try_triton,
 )
 from simsfl.kernels.conv2d import conv2d
 from simsfl.kernels.group_norm import group_norm
@@ -44,5 +46,7 @@ __all__ = [
     "info_nce",
     "measuring",
     "preferred",
+    "reason",
     "sgd_",
+    "try_triton",
 ]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from simsfl.kernels import gpu
+from simsfl.kernels.memory_format import turned
 
 CHOICES: dict[str, str] = {}
 """Name of the version by what was measured."""
@@ -26,6 +27,8 @@ noise turns round would make equal runs differ."""
 log = logging.getLogger(__name__)
 _WARNED: set[tuple[str, str]] = set()
 """Operators and versions that this process has warned of already."""
+_FAILED: set[tuple[str, str]] = set()
+"""Choices that could not run, each with what it was made for."""
 _VERSION: ContextVar[str | None] = ContextVar("version", default=None)
 _USED: ContextVar[dict[str, str] | None] = ContextVar("used", default=None)
 
@@ -122,7 +125,7 @@ def fastest(
         what = key(operator, tensors, settings)
         used = _USED.get()
         choice = (used or {}).get(what) or CHOICES.get(what)
-        if choice not in versions:
+        if choice not in versions or (choice, what) in _FAILED:
             choice = CHOICES[what] = preferred(measured(operator, versions, tensors, settings), CLEARLY)
         if used is not None:
             used[what] = choice
@@ -130,7 +133,19 @@ def fastest(
         return versions[choice](*tensors, *settings)
     except Exception as error:  # Triton and its compilers have types of their own
         what = key(operator, tensors, settings)
+        if choice != _VERSION.get() and len(versions) > 1 and (choice, what) not in _FAILED:
+            _FAILED.add((choice, what))  # it was chosen earlier, perhaps elsewhere, and cannot run any more
+            return fastest(operator, versions, tensors, *settings)
         raise CannotRunError(f"version {choice} of {what} cannot run: {reason(error)}") from error
+
+
+def try_triton(device: torch.device) -> None:
+    """Run a small Triton kernel on a CUDA device; where that fails, Triton is given up, with a warning."""
+    try:
+        turned(torch.zeros(1, 2, 1, 2, device=device), torch.channels_last)
+        torch.cuda.synchronize(device)
+    except Exception as error:  # there may be no compiler, or a device that is too new or too old
+        gpu.give_up(reason(error))
 
 
 def measured(

@@ -42,9 +42,20 @@ def add_both(a, b, c, d):
     return a + c, b + d
 
 
+_broken = False
+
+
+def give_up(reason: str) -> None:
+    """Use no Triton kernels from now on in this process, and warn of the reason."""
+    global _broken  # noqa: PLW0603  (whether it works is a fact of the process)
+    if not _broken:
+        logging.getLogger(__name__).warning("Triton cannot run, and PyTorch's operators are used: %s", reason)
+    _broken = True
+
+
 def runs_on(device: torch.device) -> bool:
-    """Whether Triton kernels do."""
-    return triton is not None and (device.type == "cuda" or INTERPRETED)
+    """Return whether Triton kernels run on this device."""
+    return triton is not None and not _broken and (device.type == "cuda" or INTERPRETED)
 
 
 def usable(tensor: Tensor) -> bool:

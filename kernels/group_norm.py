@@ -93,6 +93,8 @@ def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
 
 def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     """Go back through the ReLU, where there is one, then call the backward operator."""
+    if grad is None:
+        return (None,) * 7
     y, *saved = ctx.saved_tensors
     if y is not None:
         grad = torch.ops.aten.threshold_backward(grad, y, 0)

@@ -47,10 +47,10 @@ def group_norm_nhwc(
         residual: ``[N, ch, H, W]``, added before the ReLU.
     """
     if gpu.usable(x) and is_power_of_2(x.shape[1] // groups):
-        weight, bias = (p.expand(len(x), -1) for p in (weight, bias))
+        weight, bias = ((p if p.stride(-1) == 1 else p.contiguous()).expand(len(x), -1) for p in (weight, bias))
         return operator(x, weight, bias, residual, groups, relu, eps)[0]
     weight, bias = (p.to(x.dtype)[..., None, None] for p in (weight, bias))
-    y = F.group_norm(x, groups, eps=eps) * weight + bias
+    y = F.group_norm(x, groups, eps=eps).to(x.dtype) * weight + bias  # autocast makes it float32
     y = y if residual is None else y + residual
     return y.relu() if relu else y
 
@@ -115,6 +115,8 @@ def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
 
 def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     """Call the backward operator."""
+    if grad is None:
+        return (None,) * 7
     _, _, weight, bias, _, _ = ctx.saved_tensors
     grad_x, grad_weight, grad_bias, grad_residual = backward_operator(
         grad, *ctx.saved_tensors, ctx.groups, ctx.relu, ctx.residual

@@ -94,7 +94,7 @@ def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
 def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     """By the query alone."""
     (gradient_ND,) = ctx.saved_tensors
-    return grad * gradient_ND, None, None, None
+    return None if grad is None else grad * gradient_ND, None, None, None
 
 
 operator = custom_op("info_nce", streamed, shapes=shapes, stacked=False, setup_context=remember, backward=differentiate)

@@ -2,7 +2,7 @@
 
 The values stay the same, and so does the shape ``[N, ch, H, W]``; what changes is which of them lie beside each other.
 PyTorch's own copy between the two reads or writes single values on CUDA devices, which takes four times as long as
-memory allows; ours moves square tiles.
+memory allows; ours moves square tiles. It has no gradient, so images that need one are left to PyTorch.
 """
 
 import torch
@@ -17,14 +17,14 @@ TILE = 64
 
 def channels_last(images: Tensor) -> Tensor:
     """Return ``images [N, ch, H, W]`` in the channels-last memory format, copied only where they are in another."""
-    if gpu.usable(images) and images.is_contiguous():
+    if gpu.usable(images) and images.is_contiguous() and not images.requires_grad:
         return turned(images, torch.channels_last)
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def contiguous(images: Tensor) -> Tensor:
     """Return ``images [N, ch, H, W]`` in the contiguous memory format, copied only where they are in another."""
-    if gpu.usable(images) and images.is_contiguous(memory_format=torch.channels_last):
+    if gpu.usable(images) and images.is_contiguous(memory_format=torch.channels_last) and not images.requires_grad:
         return turned(images, torch.contiguous_format)
     return images.contiguous()
 

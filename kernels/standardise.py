@@ -125,7 +125,8 @@ def plain_prepare_(flat_P: Tensor, layout: Layout, weights_W: Tensor, moments_R2
             std, mean = torch.std_mean(weight, dim=1, keepdim=True)
             moments.copy_(torch.cat([mean, std + EPSILON], dim=1))
         else:
-            moments.copy_(moments.new_tensor([0.0, 1.0]))
+            moments[:, 0].zero_()  # not copied from the host, which a recorded step may not
+            moments[:, 1].fill_(1.0)
         mean, scale = moments.split(1, dim=1)
         out.copy_(((weight - mean) / scale).view(matrix.shape))
 

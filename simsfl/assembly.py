@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from math import prod
 
@@ -19,9 +20,12 @@ from simsfl.plan import Group, client_groups
 from simsfl.precision import TF32_CAPABILITY, has_bf16, has_tf32, name_of
 from simsfl.privacy.decoders import decoder
 from simsfl.randomness import Purpose, torch_generator
+from simsfl.rules import device_of
 from simsfl.state import Sent, State, initial_state
 from simsfl.step import Hyperparameters
 from simsfl.storage import Storage
+
+log = logging.getLogger(__name__)
 
 BF16_IMAGE_SIZE = 16
 """Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its
@@ -236,6 +240,16 @@ def check_precision(config: RunConfig, image_size: int) -> None:
             f"precision: bf16 on the CPU does not work with images of {image_size}x{image_size}; "
             f"allowed: fp32, or --image-size {BF16_IMAGE_SIZE} or more"
         )
+
+
+def with_possible_precision(config: RunConfig) -> RunConfig:
+    """Return the config, in fp32 where its device has not its precision, with a warning; its image size is known."""
+    try:
+        check_precision(replace(config, device=device_of(config.device)), config.image_size)
+    except ValueError as error:
+        log.warning("%s; it is fp32 from here on", error)
+        return replace(config, precision="fp32")
+    return config
 
 
 def check_batch_norm(config: RunConfig, model: SplitModel) -> None:

@@ -10,10 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import record_function
 
-PHASES = (
-    *("data", "capture", "step", "client forward", "server", "attackers", "client backward"),
-    *("sync", "evaluation"),
-)
+PHASES = ["data", "capture", "step", "client forward", "server", "attackers", "client backward", "sync", "evaluation"]
 """In the order of a round. Attackers there are in attacker-aware training. Where a step is recorded ("capture") and
 replayed as a whole ("step"), its own phases cannot be told apart."""
 

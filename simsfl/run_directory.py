@@ -156,9 +156,12 @@ class RunDirectory:
         return content
 
     def check_same(self, config: RunConfig, dataset: Dataset) -> None:
-        """Raise a ValueError unless the run here is of this config, on whatever device, and these images."""
+        """Raise a ValueError unless the run here is of this config, on whatever device, and these images.
+
+        The precision may be another where the device has not that of the run.
+        """
         saved = self.read_config()
-        same = saved["config"] | {"device": config.device} == config.to_dict()
+        same = saved["config"] | {"device": config.device, "precision": config.precision} == config.to_dict()
         if not same or saved["dataset"]["sha256"] != dataset.checksum:
             raise ValueError(f"out: {self.path} holds another run; allowed: another directory")
 

@@ -23,7 +23,7 @@ from simsfl.config import RunConfig
 from simsfl.cost import Traffic, client_cost
 from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
-from simsfl.kernels import accelerated, choosing
+from simsfl.kernels import accelerated, choosing, try_triton
 from simsfl.metrics import (
     AbsenceRecord,
     EvaluationRecord,
@@ -218,6 +218,8 @@ class Simulation:
 
     def _tune(self, dtype: torch.dtype) -> None:
         """Find out what is fastest here: how many clients are run together, and versions of operators."""
+        if self.device.type == "cuda":
+            try_triton(self.device)
         for group in sorted(self.groups, key=lambda group: group.images):  # the largest has the last word
             chunk = tuning.chunk_of(
                 self.model.client,
@@ -230,13 +232,17 @@ class Simulation:
                 dtype=dtype,
             )
         self.hyper = replace(self.hyper, chunk=chunk)
-        if self.device.type == "cpu" or not self.model.server.size:
-            return  # on a CPU the server uses no versions of operators
+        if self.device.type == "cpu":
+            return  # there the rest has no versions
+        tuning.views_and_descent(self.dataset.train, self.plan(0), self.state.cohort.online.detach())
+        if not self.model.server.size:
+            return
         config, plain = self.config, not len(self.model.server.initial_statistics)
         both = config.symmetric and config.feature_sharing and not config.supervised and plain
         rows = sum(group.images for group in self.groups) * (2 if both else 1)
         smashed = torch.zeros(rows, *self.model.smashed_shape, device=self.device, dtype=self.hyper.precision)
-        tuning.server_passes(self.model.server, self.hyper, self.state.server.online, smashed)
+        network = tuning.working_server(self.model.server, self.hyper, self.state.server.online, smashed)
+        self.model = replace(self.model, server=network)
 
     def train(self) -> Iterator[Record]:
         """Train to the end, yielding each record as it becomes known.
@@ -563,7 +569,7 @@ class Simulation:
 
         Args:
             dataset: the images, instead of loading the run's.
-            device: to continue on, instead of the run's.
+            device: to continue on, instead of the run's; in fp32, with a warning, where it has not the run's precision.
 
         Raises:
             ValueError: no run there, no usable checkpoint, or the data set is not the run's.
@@ -571,6 +577,8 @@ class Simulation:
         directory = RunDirectory(path)
         saved = directory.read_config()
         config = RunConfig.from_dict(saved["config"] | ({"device": device} if device else {}))
+        if device:
+            config = assembly.with_possible_precision(config)
         start = load_weights(str(directory.start)) if config.init_client else None
         simulation = cls(config, dataset, choices=saved["choices"], start=start)
         if simulation.dataset.checksum != saved["dataset"]["sha256"]:

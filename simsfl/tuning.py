@@ -17,6 +17,7 @@ from torch import Tensor
 
 from simsfl import clients, server
 from simsfl.allocator import is_out_of_memory
+from simsfl.data import Images
 from simsfl.files import cache_directory, write_json
 from simsfl.kernels import (
     CHOICES,
@@ -26,14 +27,18 @@ from simsfl.kernels import (
     choosing,
     measuring,
     preferred,
+    reason,
+    sgd_,
 )
 from simsfl.models import FlatModule
+from simsfl.models.central import CentralModule
+from simsfl.plan import RoundPlan
 from simsfl.step import Hyperparameters
 
 CHUNKS = (100, 50, 25, 10)
 """Clients run together on a CPU: what is tried, the usual first. On a GPU it is all of them."""
 MEASURED = 100
-"""Clients it is tried with, if there are so many."""
+"""Clients it is tried with on a CPU, if there are so many."""
 CLEARLY = 0.85
 """Another chunk than the usual has to take no more than this share of its time."""
 OTHERS_BYTES = 64 << 20
@@ -101,7 +106,7 @@ def chunk_of(
     images_each = f"{cohort}x{batch_size} images of {image_size}"
     how = "fastest" if measuring() else "plain"
     what = f"chunk {how}, {model.size} parameters, {images_each}, {hyper.precision} {device.type}"
-    total = min(cohort, MEASURED)
+    total = cohort if device.type == "cuda" else min(cohort, MEASURED)  # all shapes of a step are to be known
     parameters = model.initial.to(device, dtype).expand(total, -1).clone().requires_grad_()
     statistics = model.initial_statistics.to(device, dtype).expand(total, -1).clone()
     images = torch.zeros(total, batch_size, 3, image_size, image_size, device=device, dtype=dtype)
@@ -126,14 +131,46 @@ def chunk_of(
     return size
 
 
-def server_passes(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> None:
-    """Run the server's network forward and back, which changes nothing.
-
-    Operators make their choices on the way, and one that cannot run is known of before training.
+def working_server(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> FlatModule:
+    """Return the server's network after a try; where one of its own for CUDA cannot run, the plain one, with a warning.
 
     Args:
         parameters: ``[Q]``.
         smashed: ``[n, c, h, w]`` like that of a step.
+    """
+    try:
+        server_passes(model, hyper, parameters, smashed)
+    except Exception as error:  # of Triton and its compilers, of whatever type
+        if not isinstance(model, CentralModule) or is_out_of_memory(error):
+            raise
+        log.warning("the server's own kernels cannot run, and PyTorch's operators are used: %s", reason(error))
+        return working_server(model.plain, hyper, parameters, smashed)
+    return model
+
+
+def views_and_descent(images: Images, plan: RoundPlan, online: Tensor) -> None:
+    """Call the operators of a step that have a single version for the device, so that it is known whether they run.
+
+    Args:
+        plan: of any round.
+        online: ``[C, P]`` the cohort's models, which stay as they are.
+
+    Raises:
+        CannotRunError: one of them cannot.
+    """
+    try:
+        for group in plan.groups:
+            images.augmented(images.pixels[group.indices[0]], group.views.map(lambda t: t[0]), online.dtype)
+        zeros = torch.zeros_like(online)
+        sgd_(zeros, zeros.clone(), zeros.clone(), zeros[:, :1].clone(), 0.0, 0.0)
+    except Exception as error:
+        raise CannotRunError(f"views or descent of the fused engine cannot run: {reason(error)}") from error
+
+
+def server_passes(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> None:
+    """Run the server's network forward and back, which changes nothing.
+
+    Operators make their choices on the way, and one that cannot run is known of before training.
     """
     leaves = model.leaves(parameters)
     statistics = model.named_statistics(model.initial_statistics.to(parameters, copy=True))

@@ -1,10 +1,13 @@
 """The server's network as CUDA devices run it is the same network, in float64 on the CPU."""
 
+import logging
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from simsfl import server
+from simsfl import Simulation, assembly, server, tuning
 from simsfl.models import split_model
 from simsfl.models.central import CentralModule
 from simsfl.models.layers import Style
@@ -53,3 +56,61 @@ def test_an_ordinary_module_made_of_it_is_the_plain_network():
     expected = model.server.run(model.server.named(flat), smashed)
     torch.testing.assert_close(central.module(flat)(smashed), expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(central.run(central.weights(flat), smashed), expected, rtol=1e-8, atol=1e-10)
+
+
+RUNS = {
+    "usual": {},
+    "supervised": {"supervised": True},
+    "queues of their own": {"feature_sharing": False},
+    "one direction": {"symmetric": False},
+    "BatchNorm": {"norm": "batch", "head": "large-mlp"},
+    "bottleneck": {"bottleneck": "C4S2"},
+    "rich and poor": {"unequal": "0.5_0.5|2|0.5_0.5", "cohort": 4, "batch_size": 1},
+    "frozen clients": {"client_lr": 0.0},
+    "attackers": {"ressfl_lambda": 1.0, "ressfl_decoder": "custom"},
+    "saving communication": {"loss_threshold": 100.0, "rounds": 3},
+    "federated": {"method": "fl-moco", "queue_length": 8},
+}
+"""Settings that the server's part of a step depends on."""
+
+
+def on_cuda(monkeypatch):
+    """Have simulations use the server that they use on CUDA devices."""
+
+    def as_run(config, model, precision):
+        server = CentralModule(model.server, precision, torch.device("cpu")) if model.server.size else model.server
+        return replace(model, server=server)
+
+    monkeypatch.setattr(assembly, "as_run", as_run)
+
+
+@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+def test_runs_learn_and_are_evaluated_as_with_the_plain_network(settings, config, dataset, monkeypatch):
+    config = replace(config, **{"rounds": 1, "knn_bank": 40, "knn_test": 20, **settings})
+    plain = Simulation(config, dataset, dtype=torch.float64)
+    on_cuda(monkeypatch)
+    ours = Simulation(config, dataset, dtype=torch.float64)
+    for simulation in (plain, ours):
+        list(simulation.rounds())
+    for name, tensor in plain.state.tensors().items():
+        torch.testing.assert_close(ours.state.tensors()[name], tensor, rtol=1e-8, atol=1e-10, msg=name)
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(ours.encoder()(images), plain.encoder()(images), rtol=1e-8, atol=1e-10)
+    assert ours.evaluate() == plain.evaluate()
+
+
+def test_where_its_kernels_cannot_run_the_plain_network_is_used_with_one_warning(config, dataset, monkeypatch, caplog):
+    def broken(self, tensors, x):
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(CentralModule, "run", broken)
+    simulation = Simulation(config, dataset)
+    plain = simulation.model.server
+    central = CentralModule(plain, torch.float32, torch.device("cpu"))
+    smashed = torch.zeros(4, *simulation.model.smashed_shape)
+    with caplog.at_level(logging.WARNING):
+        network = tuning.working_server(central, simulation.hyper, simulation.state.server.online, smashed)
+    assert network is plain
+    assert [record.getMessage() for record in caplog.records] == [
+        "the server's own kernels cannot run, and PyTorch's operators are used: RuntimeError: no compiler"
+    ]

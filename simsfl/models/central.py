@@ -26,13 +26,14 @@ class CentralModule(FlatModule):
     for each image, and are summed over images for all GroupNorm layers at once. Activations are channels-last.
 
     Args:
-        network: the network.
+        network: the network; not one of this class.
         dtype: of activations and weight matrices.
         device: where it runs.
     """
 
     def __init__(self, network: FlatModule, dtype: torch.dtype, device: torch.device):
         vars(self).update(vars(network))
+        self.plain = network
         self.dtype = dtype
         self.twin = copy.deepcopy(network.template)  # the template itself stays what modules are made of
         group_norms, others, standardised = [], set(), set()
@@ -71,9 +72,10 @@ class CentralModule(FlatModule):
 
         def gradient() -> Tensor:
             result = torch.empty_like(flat)
-            grad = self.layout.join([leaves[name].grad for name in self.matrices])
+            grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+            grad = self.layout.join([grads[name] for name in self.matrices])
             prepare_backward_(result, grad, flat, moments, self.layout)
-            rest = {name: leaf.grad for name, leaf in leaves.items() if name not in self.matrices}
+            rest = {name: grad for name, grad in grads.items() if name not in self.matrices}
             if self.group_norms:
                 own = rest.pop(NORMS).split(list(self.group_norms.values()))
                 rest |= dict(zip(self.group_norms, own, strict=True))

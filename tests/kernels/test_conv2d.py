@@ -142,6 +142,28 @@ def test_a_version_that_cannot_run_is_told_of_once(monkeypatch, caplog):
     assert len(caplog.records) == 4
 
 
+def test_a_kept_choice_that_cannot_run_any_more_is_made_anew(monkeypatch, caplog):
+    versions = {"usual": lambda x: "usual", "other": raising(RuntimeError("made on another machine"))}
+    x = torch.zeros(3, 2)
+    monkeypatch.setattr(choice, "CHOICES", {choice.key("stack", (x,), ()): "other"})
+    monkeypatch.setattr(choice, "_WARNED", set())
+    monkeypatch.setattr(choice, "_FAILED", set())
+    with accelerated(), choosing() as used:
+        assert [fastest("stack", versions, (x,)) for _ in range(2)] == ["usual", "usual"]
+    assert set(used.values()) == {"usual"}
+    assert len(caplog.records) == 1
+
+
+def test_triton_that_does_not_work_at_all_is_given_up_with_one_warning(monkeypatch, caplog):
+    monkeypatch.setattr(gpu, "_broken", False)
+    monkeypatch.setattr(choice, "turned", raising(OSError("no C compiler\nis found")))
+    for _ in range(2):
+        choice.try_triton(torch.device("cpu"))
+    assert not gpu.runs_on(torch.device("cuda"))
+    message = "Triton cannot run, and PyTorch's operators are used: OSError: no C compiler"
+    assert [record.getMessage() for record in caplog.records] == [message]
+
+
 def test_no_version_can_run_or_not_the_one_that_was_asked_for(monkeypatch, caplog):
     monkeypatch.setattr(choice, "CHOICES", {})
     one, other, x = raising(KeyError("one")), raising(torch.OutOfMemoryError()), torch.zeros(3, 2)

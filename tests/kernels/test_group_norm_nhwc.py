@@ -53,6 +53,31 @@ def test_values_and_gradients(version, shape, residual, relu):
 
 
 @pytest.mark.parametrize("version", ["pytorch", TRITON])
+def test_weights_that_do_not_lie_beside_each_other(version):
+    dtype = torch.float32 if version == "triton" else torch.float64
+    x, weight, bias = inputs(SHAPES["usual"], False)
+    assert_agree(
+        lambda x, w, b: group_norm_nhwc(x, 2, w[::2], b[::2]),
+        lambda x, w, b: formula(2, False, False)(x, w[::2], b[::2]),
+        [x, weight.repeat_interleave(2) * torch.arange(16), bias.repeat(2)],
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("version", ["pytorch", TRITON])
+def test_gradients_of_each_image_add_up_to_those_of_all(version):
+    dtype = torch.float32 if version == "triton" else torch.float64
+    x, weight, bias, residual = (t.to(dtype) for t in inputs(SHAPES["usual"], True))
+    each = [p.expand(len(x), -1).clone().requires_grad_() for p in (weight, bias)]
+    together = [p.clone().requires_grad_() for p in (weight, bias)]
+    for parameters in (each, together):
+        group_norm_nhwc(x, 2, *parameters, residual=residual, relu=True).square().sum().backward()
+    for own, summed in zip(each, together, strict=True):
+        assert own.grad.shape == (len(x), 8)
+        torch.testing.assert_close(own.grad.sum(dim=0), summed.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("version", ["pytorch", TRITON])
 def test_three_channels_a_group_are_left_to_pytorch(version):
     dtype = torch.float32 if version == "triton" else torch.float64
     assert_agree(

@@ -26,6 +26,13 @@ def test_values_stay_and_places_change(version, dtype, shape):
 
 
 @pytest.mark.parametrize("version", ["pytorch", TRITON])
+def test_images_that_need_a_gradient_get_one(version):
+    images = normal(3, 2, 3, 4, 4, dtype=torch.float32).requires_grad_()
+    contiguous(channels_last(images)).square().sum().backward()
+    torch.testing.assert_close(images.grad, 2 * images.detach())
+
+
+@pytest.mark.parametrize("version", ["pytorch", TRITON])
 def test_what_is_in_neither_format_is_copied(version):
     images = normal(2, 3, 4, 6, 5).transpose(2, 3)
     assert torch.equal(channels_last(images), images)
