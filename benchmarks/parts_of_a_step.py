@@ -39,6 +39,7 @@ from simsfl.precision import arithmetic
 ROOT = Path(__file__).parent.parent
 REHEARSAL = os.environ.get("SIMSFL_CUDA_REHEARSAL") == "1"
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
+CONTIGUOUS = torch.contiguous_format
 REPEATS = 3 if REHEARSAL else 50
 PAPER = {
     "clients": 1000,
@@ -240,9 +241,9 @@ def server_parts(report: Report) -> None:
     rows, flops = 2 * run.config.cohort * run.config.batch_size, server_flops(run)
     smashed = torch.randn(rows, *run.model.smashed_shape, device=DEVICE).relu()
 
-    def whole(model: object, dtype: torch.dtype) -> Callable[[], object]:
+    def whole(model: object, dtype: torch.dtype, layout: torch.memory_format = CONTIGUOUS) -> Callable[[], object]:
         split, hyper = replace(run.model, server=model), replace(run.hyper, precision=dtype)
-        rate, sent = torch.full((), 1e-4, device=DEVICE), smashed.to(dtype)
+        rate, sent = torch.full((), 1e-4, device=DEVICE), smashed.to(dtype, memory_format=layout)
         return lambda: step.learn_(split, run.state, sent, rate, hyper)
 
     for precision in ("bf16", "fp32") if REHEARSAL else ("bf16", "tf32", "fp32"):
@@ -252,7 +253,9 @@ def server_parts(report: Report) -> None:
             with accelerated("fastest"):
                 report.time(f"server: own operators, channels-last, {precision}", whole(own, dtype), flops=flops)
                 report.time(f"server: stacked operators, {precision}", whole(plain, dtype), flops=flops)
-            report.time(f"server: PyTorch's operators, {precision}", whole(plain, dtype), flops=flops)
+            for layout in (CONTIGUOUS, torch.channels_last):
+                label = f"server: PyTorch's operators, {str(layout).removeprefix('torch.')}, {precision}"
+                report.time(label, whole(plain, dtype, layout), flops=flops)
     dtype = torch.bfloat16
     own = CentralModule(plain, dtype, DEVICE)
     sent, central = own.received(smashed), run.state.server
@@ -392,7 +395,7 @@ def channels_last(rows: int, ch: int, side: int) -> Tensor:
 
 def convolutions(report: Report) -> None:
     """cuDNN's convolutions of each stage, forward and back: what none of ours can beat."""
-    for (ch, side), layout in product(STAGES, (torch.channels_last, torch.contiguous_format)):
+    for (ch, side), layout in product(STAGES, (torch.channels_last, CONTIGUOUS)):
         convolution_of_stage(report, ch, side, layout)
 
 
