@@ -49,7 +49,7 @@ PAPER = {
     "device": str(DEVICE),
     **({"clients": 6, "batch_size": 1, "width": 8, "key_dim": 16, "queue_length": 40} if REHEARSAL else {}),
 }
-"""Of the paper's setting; everything else is by default."""
+"""Config fields of the paper's setting; everything else is by default."""
 OUT = Path(os.environ.get("OUT", "cuda-results"))
 
 Json = dict[str, Any]
@@ -139,7 +139,7 @@ class Report:
 
 
 def name() -> str:
-    """What it is measured on."""
+    """Return the name of what it is measured on."""
     return torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu (rehearsal)"
 
 
@@ -364,7 +364,7 @@ def norms(report: Report) -> None:
 
 
 def norm_of_stage(report: Report, ch: int, side: int, setting: str) -> None:
-    """Ours in one setting, and PyTorch's."""
+    """Time our norm in one setting, forward and back, and PyTorch's, for the maps of one stage."""
     x, residual, grad = (channels_last(ROWS, ch, side) for _ in range(3))
     weight, bias = torch.ones(ch, device=DEVICE), torch.zeros(ch, device=DEVICE)
     label = f"norm {ch}x{side}x{side}"

@@ -77,7 +77,7 @@ def choosing(used: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
 
 
 def setting() -> tuple[str | None, dict[str, str] | None]:
-    """How operators are told which versions to use here; what `as_in` takes."""
+    """Return how operators are told which versions to use here, as `as_in` takes it."""
     return _VERSION.get(), _USED.get()
 
 
@@ -174,7 +174,7 @@ def measured(
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return what an error says, in one line: its type and its first words."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 

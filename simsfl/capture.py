@@ -46,7 +46,7 @@ class CudaGraph:
         self._graph = torch.cuda.CUDAGraph()
 
     def warm_up(self, function: Callable[[], object]) -> None:
-        """See `Graph`; on a stream of its own, as recording is."""
+        """Call the function once, on a stream of its own, as recording does (see `Graph`)."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), fastest_convolutions():

@@ -53,7 +53,7 @@ class RoundPlan:
     groups: list[GroupPlan]
 
     def on_device(self) -> list[Tensor]:
-        """Its tensors that are on the device."""
+        """Return the plan's tensors that are on the device."""
         return [tensor for group in self.groups for tensor in (group.indices, *vars(group.views).values())]
 
 
@@ -82,7 +82,7 @@ class PlanAhead:
             self._begun = round_index, self._thread.submit(self._drawn, draw, round_index)
 
     def take(self, draw: Callable[[int], RoundPlan], round_index: int) -> RoundPlan:
-        """The plan of a round: the one that `begin` asked for, or drawn now if that is none or another round's.
+        """Return the plan of a round: the one that `begin` asked for, or one drawn now if that was another round's.
 
         What `draw` raised in the thread is raised here.
         """
@@ -105,7 +105,7 @@ class PlanAhead:
         self._begun = None
 
     def _drawn(self, draw: Callable[[int], RoundPlan], round_index: int) -> RoundPlan:
-        """The plan, on the way to the device."""
+        """Return the plan of a round, which is then on its way to the device."""
         with ExitStack() as stack:
             if self._stream:
                 stack.enter_context(torch.cuda.device(self._device))

@@ -53,11 +53,11 @@ class Batch:
     """How what clients send gets to the server, and back."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """The same batch with `function` applied to every tensor that differs from batch to batch."""
+        """Return the batch with `function` applied to every tensor that differs from batch to batch."""
         return _mapped(self, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)
 
     def leaves(self) -> list[object]:
-        """All that the batch holds, in a fixed order: the tensors of `map`, and as they are constants and all else."""
+        """Return all that the batch holds, in a fixed order: the tensors that `map` sees, constants, and all else."""
         found: list[object] = []
         _mapped(self, lambda leaf: found.append(leaf) or leaf)
         return found
