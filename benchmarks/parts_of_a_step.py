@@ -394,23 +394,36 @@ def channels_last(rows: int, ch: int, side: int) -> Tensor:
 
 
 def convolutions(report: Report) -> None:
-    """cuDNN's convolutions of each stage, forward and back: what none of ours can beat."""
+    """Time cuDNN's convolutions of each stage, forward and back: what none of ours can beat.
+
+    The strided ones are also timed with cuDNN free to try all its algorithms, not the ten that PyTorch lets it try: on an
+    H200 it chose one for 64 to 128 channels that took three times as long as it should.
+    """
     for (ch, side), layout in product(STAGES, (torch.channels_last, CONTIGUOUS)):
-        convolution_of_stage(report, ch, side, layout)
+        convolution(report, ROWS, ch, ch, side, layout)
+    before = torch.backends.cudnn.benchmark_limit
+    for rows, limit in ((ROWS, before), (ROWS + 1, 0)):  # a choice is kept for its shape, so the second needs another
+        torch.backends.cudnn.benchmark_limit = limit
+        for (ch, side), (outputs, _) in pairwise(STAGES):
+            convolution(report, rows, ch, outputs, side, torch.channels_last, f"{limit or 'all'} algorithms tried, ")
+    torch.backends.cudnn.benchmark_limit = before
 
 
-def convolution_of_stage(report: Report, ch: int, side: int, layout: torch.memory_format) -> None:
-    """A 3x3 convolution with as many outputs as inputs, and its two gradients."""
-    x = torch.randn(ROWS, ch, side, side, device=DEVICE, dtype=torch.bfloat16).contiguous(memory_format=layout)
-    w = torch.randn(ch, ch, 3, 3, device=DEVICE, dtype=torch.bfloat16).contiguous(memory_format=layout)
-    flops = 2 * ROWS * side**2 * ch**2 * 9
-    label = f"conv {ch}x{side}x{side}, {str(layout).removeprefix('torch.')}"
+def convolution(
+    report: Report, rows: int, inputs: int, outputs: int, side: int, layout: torch.memory_format, how: str = ""
+) -> None:
+    """Time a 3x3 convolution, of stride 2 where the channels become more, and its two gradients."""
+    stride = 1 if inputs == outputs else 2
+    shapes = (rows, inputs, side, side), (outputs, inputs, 3, 3), (rows, outputs, side // stride, side // stride)
+    x, w, grad = (torch.randn(s, device=DEVICE, dtype=torch.bfloat16).contiguous(memory_format=layout) for s in shapes)
+    flops = 2 * grad.numel() * inputs * 9
+    label = f"conv {inputs}x{side}x{side} to {outputs}, {how}{str(layout).removeprefix('torch.')}"
 
     def back(*mask: bool) -> tuple[Tensor, ...]:
-        ones = [1, 1]
-        return torch.ops.aten.convolution_backward(x, x, w, None, ones, ones, ones, False, [0, 0], 1, list(mask))
+        settings = None, [stride, stride], [1, 1], [1, 1], False, [0, 0], 1, list(mask)
+        return torch.ops.aten.convolution_backward(grad, x, w, *settings)
 
-    report.time(f"{label}, forward", lambda: F.conv2d(x, w, None, 1, 1), flops=flops)
+    report.time(f"{label}, forward", lambda: F.conv2d(x, w, None, stride, 1), flops=flops)
     report.time(f"{label}, images' gradient", lambda: back(True, False, False), flops=flops)
     report.time(f"{label}, weights' gradient", lambda: back(False, True, False), flops=flops)
 
