@@ -396,8 +396,8 @@ def channels_last(rows: int, ch: int, side: int) -> Tensor:
 def convolutions(report: Report) -> None:
     """Time cuDNN's convolutions of each stage, forward and back: what none of ours can beat.
 
-    The strided ones are also timed with cuDNN free to try all its algorithms, not the ten that PyTorch lets it try: on an
-    H200 it chose one for 64 to 128 channels that took three times as long as it should.
+    The strided ones are also timed with cuDNN free to try all its algorithms, not the ten that PyTorch lets it try.
+    On an H200 it chose one for 64 to 128 channels that took three times as long as it should.
     """
     for (ch, side), layout in product(STAGES, (torch.channels_last, CONTIGUOUS)):
         convolution(report, ROWS, ch, ch, side, layout)
