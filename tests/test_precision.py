@@ -286,6 +286,25 @@ def test_a_run_from_before_loads(npz, tmp_path, bf16_by_rule):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_run_in_a_precision_that_is_not_here_can_be_opened_and_goes_on_in_fp32(config, dataset, tmp_path, caplog):
+    simulation = Simulation(config, dataset)
+    next(simulation.rounds())
+    simulation.save(tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["precision"] = "tf32"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="precision: tf32 is not what the CPU has"):
+        Simulation.load(tmp_path / "run", dataset)
+    opened = Simulation.load(tmp_path / "run", dataset, device="cpu")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("precision: tf32 is not what the CPU has; ")
+    assert record.getMessage().endswith("; it is fp32 from here on")
+    assert opened.config.precision == "fp32"
+    next(opened.rounds())
+    opened.save(tmp_path / "run")
+
+
 def test_tf32_without_cuda(npz, tmp_path, capfd):
     wanted = (
         "error: precision: tf32 is not what the CPU has; allowed: fp32, or a CUDA device of compute capability 8.0 or "
