@@ -5,18 +5,37 @@
 #
 # With SIMSFL_CUDA_REHEARSAL=1 every line runs on the CPU at tiny sizes.
 set -uo pipefail
+sections="tests records precisions parts profile engines scale train"
+ONLY=${ONLY:-$sections}
+# refuse WORDS...: says what is wrong with a variable, and ends.
+refuse() {
+    echo "error: $*" >&2
+    exit 2
+}
+for name in $ONLY; do
+    [[ " $sections " == *" $name "* ]] || refuse "ONLY: '$name' is no section; allowed: $sections"
+done
+[[ ${SIMSFL_CUDA_REHEARSAL:-0} == [01] ]] || refuse "SIMSFL_CUDA_REHEARSAL: '$SIMSFL_CUDA_REHEARSAL'; allowed: 0, 1"
+[[ -z ${CIFAR10:-} || -d $CIFAR10 ]] || refuse "CIFAR10: there is no directory $CIFAR10; allowed: one with the slices"
+[[ ${SECONDS_TO_TRAIN:-240} =~ ^[1-9][0-9]*$ ]] || refuse "SECONDS_TO_TRAIN: '$SECONDS_TO_TRAIN'; allowed: 1 or more"
+if [[ $ONLY == train && -z ${CIFAR10:-} && ${SIMSFL_CUDA_REHEARSAL:-0} == 0 ]]; then
+    refuse "CIFAR10: is not set, and there is nothing to train on; allowed: a directory with the slices"
+fi
 export OUT=${OUT:-cuda-results} PYTHONUNBUFFERED=1 PYTHON=${PYTHON:-python3} PIP_BREAK_SYSTEM_PACKAGES=1
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 CIFAR10=${CIFAR10:+$(cd "$CIFAR10" && pwd)}
 export RUN=${RUN:+$(realpath -m "$RUN")}
+SIMSFL_CACHE=${SIMSFL_CACHE:+$(realpath -m "$SIMSFL_CACHE")}
+if [[ $PYTHON == */* ]]; then
+    PYTHON=$(realpath -s "$PYTHON") # a link in a virtual environment stays one
+fi
 cd "$(dirname "$0")/.."
 if [[ -z ${SIMSFL_CACHE:-} ]]; then
     SIMSFL_CACHE=$(mktemp -d)
     trap 'rm -rf "$SIMSFL_CACHE"' EXIT
 fi
 export SIMSFL_CACHE
-ONLY=${ONLY:-tests records precisions parts profile engines scale train}
 exec > >(tee -a "$OUT/log.txt") 2>&1
 ended=() failed=0
 
@@ -60,6 +79,6 @@ elif [[ -n ${CIFAR10:-} ]]; then
     section train $((${SECONDS_TO_TRAIN:-240} + 150)) \
         "$PYTHON" benchmarks/parts_of_a_step.py train "${SECONDS_TO_TRAIN:-240}" --dataset cifar10
 fi
-"$PYTHON" benchmarks/parts_of_a_step.py summary
+"$PYTHON" benchmarks/parts_of_a_step.py summary $ONLY
 printf '%s\n' "${ended[@]}" "whole: $SECONDS s"
 exit "$failed"

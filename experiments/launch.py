@@ -194,7 +194,10 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: 
     if guests:
         guests.prepare(simulation)
     session = Session(simulation, directory, console, stop, recorder)
-    announce(session, dict.fromkeys(CHOICES, "as configured"))
+    why = dict.fromkeys(CHOICES, "as configured")
+    if simulation.config.precision != saved["config"]["precision"]:
+        why["precision"] = f"{saved['config']['precision']} as configured is not to be had here"
+    announce(session, why)
     console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")
     threads = saved["threads"]
     if simulation.device.type == "cpu" and torch.get_num_threads() != threads:

@@ -20,7 +20,7 @@ from simsfl.plan import Group, client_groups
 from simsfl.precision import TF32_CAPABILITY, has_bf16, has_tf32, name_of
 from simsfl.privacy.decoders import decoder
 from simsfl.randomness import Purpose, torch_generator
-from simsfl.rules import device_of
+from simsfl.rules import check_device, device_of
 from simsfl.state import Sent, State, initial_state
 from simsfl.step import Hyperparameters
 from simsfl.storage import Storage
@@ -243,7 +243,12 @@ def check_precision(config: RunConfig, image_size: int) -> None:
 
 
 def with_possible_precision(config: RunConfig) -> RunConfig:
-    """Return the config, in fp32 where its device has not its precision, with a warning; its image size is known."""
+    """Return the config, in fp32 where its device has not its precision, with a warning; its image size is known.
+
+    Raises:
+        ValueError: the device cannot be used on this machine.
+    """
+    check_device(config.device)
     try:
         check_precision(replace(config, device=device_of(config.device)), config.image_size)
     except ValueError as error:

@@ -305,6 +305,22 @@ def test_a_run_in_a_precision_that_is_not_here_can_be_opened_and_goes_on_in_fp32
     opened.save(tmp_path / "run")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "fp32"])
+def test_a_run_of_a_cuda_machine_is_not_resumed_where_there_is_none(precision, config, dataset, tmp_path, capfd):
+    Simulation(config, dataset).save(tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    content = json.loads(path.read_text())
+    content["config"] |= {"precision": precision, "device": "cuda:0"}
+    path.write_text(json.dumps(content))
+    for more, wanted in (
+        ([], "device: cuda:0 is not available, this machine has no CUDA; allowed: auto, cpu"),
+        (["--device", "cuda:x"], "device: 'cuda:x' is not known; allowed: auto, cpu, cuda, cuda:N"),
+    ):
+        assert run.main(["--resume", str(tmp_path / "run"), *more]) == 2
+        assert capfd.readouterr().err == f"error: {wanted}\n"
+
+
 def test_tf32_without_cuda(npz, tmp_path, capfd):
     wanted = (
         "error: precision: tf32 is not what the CPU has; allowed: fp32, or a CUDA device of compute capability 8.0 or "
