@@ -2,8 +2,8 @@
 
 `benchmarks/cuda.sh` calls it. ``records`` trains two rounds with each engine and compares with the CPU. ``precisions``
 compares fp32, TF32 and bf16 over 200 steps. ``parts`` times the parts of a step in the ways they could be done, in the
-paper's setting. ``profile`` lists a step's kernels by time. ``train`` runs the paper's setting for as long as it is told
-to, its learning rates over as many rounds as fit. ``summary`` prints what came of all, shortly.
+paper's setting. ``profile`` lists a step's kernels by time. ``train`` runs the paper's setting for as long as it is
+told to, its learning rates over as many rounds as fit. ``summary`` prints what came of all, shortly.
 
 With ``SIMSFL_CUDA_REHEARSAL=1`` everything runs on the CPU at tiny sizes, so that a mistake shows without a device.
 """
@@ -498,7 +498,7 @@ def train(seconds: str, *flags: str) -> int:
     new = [
         *("--preset", "paper", *small, "--rounds", str(rounds), "--out", str(out)),
         *("--eval-every", str(max(1, rounds // 2)), "--checkpoint-every", str(max(1, rounds // 20))),
-        *(*(() if REHEARSAL else ("--linear-probe",)), *flags),
+        *(*("--no-linear-probe" if REHEARSAL else "--linear-probe",), *flags),
     ]
     what = ["--resume", str(out)] if out.exists() else new
     signal.signal(signal.SIGTERM, lambda *_: None)  # the run stops by it, and what it wrote is still collected
