@@ -498,7 +498,7 @@ def train(seconds: str, *flags: str) -> int:
     new = [
         *("--preset", "paper", *small, "--rounds", str(rounds), "--out", str(out)),
         *("--eval-every", str(max(1, rounds // 2)), "--checkpoint-every", str(max(1, rounds // 20))),
-        *(*("--no-linear-probe" if REHEARSAL else "--linear-probe",), *flags),
+        *("--no-linear-probe" if REHEARSAL else "--linear-probe", *flags),
     ]
     what = ["--resume", str(out)] if out.exists() else new
     signal.signal(signal.SIGTERM, lambda *_: None)  # the run stops by it, and what it wrote is still collected
