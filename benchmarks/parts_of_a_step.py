@@ -30,9 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simsfl import RunConfig, Simulation, clients, step
+from simsfl.cost import operations
 from simsfl.data import Dataset, make_dataset
 from simsfl.data.shapes import shapes
-from simsfl.kernels import accelerated, group_norm_nhwc, info_nce, sgd_
+from simsfl.kernels import accelerated, group_norm_nhwc, info_nce, reason, sgd_
+from simsfl.kernels.choice import replays
 from simsfl.models.central import CentralModule
 from simsfl.precision import arithmetic
 
@@ -73,31 +75,18 @@ def main(what: str, *rest: str) -> int:
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """Median time of a call: of replays of a CUDA graph, so that what launches it does not count."""
-    if REHEARSAL:
-        times = []
-        for _ in range(REPEATS):
-            begin = time.perf_counter()
-            function()
-            times.append(1000 * (time.perf_counter() - begin))
-        return median(times)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    """Return the median time of a call: of replays of a CUDA graph, so that what launches it does not count."""
+    return on_host(function) if REHEARSAL else 1000 * median(replays(function, REPEATS))
+
+
+def on_host(function: Callable[[], object]) -> float:
+    """Return the median time of a call on the host, in milliseconds."""
+    times = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
         function()
-    graph.replay()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
-    torch.cuda.synchronize()
-    return median(a.elapsed_time(b) for a, b in pairwise(events))
+        times.append(1000 * (time.perf_counter() - begin))
+    return median(times)
 
 
 class Report:
@@ -106,7 +95,7 @@ class Report:
     def __init__(self, path: Path):
         self.path, self.content = path, {"device": name(), "torch": torch.__version__, "times": {}, "failed": {}}
 
-    def time(self, label: str, function: Callable[[], object], *, flops: float = 0.0, moved: float = 0.0) -> float:
+    def time(self, label: str, function: Callable[[], object], *, flops: float = 0.0, moved: float = 0.0) -> None:
         """Time a call, and what share of the peaks it reaches by so many operations, or bytes moved.
 
         One that fails is reported and does not stop the next.
@@ -114,19 +103,20 @@ class Report:
         try:
             ms = milliseconds(function)
         except Exception as error:  # of compilers and libraries, of whatever type
-            self.content["failed"][label] = f"{type(error).__name__}: {str(error)[:300]}"
-            print(f"{label:58s} FAILED {type(error).__name__}: {str(error)[:160]}", flush=True)
-            if not REHEARSAL:
-                torch.cuda.synchronize()
-            self.write()
-            return float("nan")
+            self.fail(label, error)
+            return
         rates = {"TFLOP/s": flops / ms / 1e9, "TB/s": moved / ms / 1e9}
         rates = {unit: rate for unit, rate in rates.items() if rate}
         self.content["times"][label] = {"ms": ms} | rates
         shares = [self.share(label, unit, rate) for unit, rate in rates.items()]
         print(f"{label:70s} {ms:9.4f} ms {' '.join(shares)}", flush=True)
         self.write()
-        return ms
+
+    def fail(self, label: str, error: Exception) -> None:
+        """Print and write down why something could not be timed."""
+        self.content["failed"][label] = reason(error)
+        print(f"{label:70s} FAILED {reason(error)}", flush=True)
+        self.write()
 
     def share(self, label: str, unit: str, rate: float) -> str:
         """Return a rate in words, and its share of the peak in the precision that the label names, if it is known."""
@@ -149,12 +139,12 @@ def name() -> str:
 
 @cache
 def images() -> Dataset:
-    """As many of the built-in shapes as CIFAR-10 has images."""
+    """Return as many images of the built-in shapes as CIFAR-10 has, made once."""
     return make_dataset("shapes", "built in", shapes(0, train=60 if REHEARSAL else 50_000, test=100))
 
 
 def simulation(**fields: object) -> Simulation:
-    """The paper's setting on shapes."""
+    """Return a simulation of the paper's setting on the built-in shapes, with these config fields changed."""
     return Simulation(RunConfig(**{**PAPER, **fields}), images())
 
 
@@ -178,7 +168,7 @@ def records() -> int:
             try:
                 own = losses(engine, DEVICE.type, precision)
             except Exception as error:  # the next engine may work
-                print(f"{engine:8s} {precision:5s} FAILED {type(error).__name__}: {str(error)[:300]}", flush=True)
+                print(f"{engine:8s} {precision:5s} FAILED {reason(error)}", flush=True)
                 failed = True
                 continue
             worst = max(abs(a - b) / abs(b) for a, b in zip(own, expected, strict=True))
@@ -232,8 +222,6 @@ def peaks(report: Report) -> None:
 
 def server_flops(run: Simulation) -> float:
     """Operations of the server's three passes and their gradients in a step."""
-    from simsfl.cost import operations  # noqa: PLC0415
-
     rows = 2 * run.config.cohort * run.config.batch_size
     return rows * operations(run.model.server, run.model.smashed_shape).products()
 
@@ -302,33 +290,10 @@ def compiled(report: Report) -> None:
 
 
 def client_parts(report: Report) -> None:
-    """The clients' forward and backward passes by version of the convolution, and the views."""
-    for cut in (1, 2):
-        for precision in ("fp32",) if REHEARSAL else ("bf16", "fp32"):
-            for version in ("grouped", "unfold") if REHEARSAL else ("grouped", "unfold", "triton", None):
-                label = f"clients: cut {cut}, {version or 'vmap'}, {precision}, forward twice and back"
-                engine = f"fused:{version}" if version else "vmap"
-                try:
-                    run = simulation(engine=engine, precision=precision, cut_layer=cut)
-                except Exception as error:  # a version may not run here
-                    report.content["failed"][label] = str(error)
-                    print(f"{label:58s} FAILED {str(error)[:160]}", flush=True)
-                    continue
-                cohort, model = run.state.cohort, run.model.client
-                images = [torch.randn(run.config.cohort, 1, 3, 32, 32, device=DEVICE)]
-                autocast = run.hyper.autocast(DEVICE)
-
-                def passes(run=run, cohort=cohort, model=model, images=images, autocast=autocast) -> Tensor:
-                    with accelerated(run.version):
-                        with autocast:
-                            sent = clients.forward(model, cohort.online, cohort.online_statistics, images)
-                            with torch.no_grad():
-                                clients.forward(model, cohort.momentum, cohort.momentum_statistics, images)
-                        grad = torch.cat(sent).flatten(0, 1).detach()
-                        return clients.backward(cohort.online, sent, grad)
-
-                with arithmetic(precision):
-                    report.time(label, passes)
+    """Time the clients' passes by version of the convolution, the views, and the draws of a round."""
+    versions = ("grouped", "unfold") if REHEARSAL else ("grouped", "unfold", "triton", None)
+    for cut, precision, version in product((1, 2), ("fp32",) if REHEARSAL else ("bf16", "fp32"), versions):
+        client_passes(report, cut, precision, version)
     run = simulation(engine="vmap", precision="fp32")
     plan, images = run.plan(0), run.dataset.train
     group = plan.groups[0]
@@ -336,18 +301,33 @@ def client_parts(report: Report) -> None:
     for version, label in ((None, "PyTorch"), ("fastest", "kernel")):
         with accelerated(version):
             report.time(f"views: {label}", lambda: images.augmented(pixels, views, torch.float32))
-    report.content["plan_ms"] = timed(lambda: run.plan(1))
-    print(f"{'a round drawn and sent, on the host':58s} {report.content['plan_ms']:9.2f} ms", flush=True)
+    report.content["plan_ms"] = on_host(lambda: run.plan(1))
+    print(f"{'a round drawn and sent, on the host':70s} {report.content['plan_ms']:9.4f} ms", flush=True)
+    report.write()
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Milliseconds of a call on the host, the median of five."""
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        function()
-        times.append(1000 * (time.perf_counter() - begin))
-    return median(times)
+def client_passes(report: Report, cut: int, precision: str, version: str | None) -> None:
+    """Time the clients' two forward passes and the one back, with a version of the convolution; None is vmap's own."""
+    label = f"clients: cut {cut}, {version or 'vmap'}, {precision}, forward twice and back"
+    try:
+        run = simulation(engine=f"fused:{version}" if version else "vmap", precision=precision, cut_layer=cut)
+    except Exception as error:  # a version may not run here, for whatever reason
+        report.fail(label, error)
+        return
+    cohort, model = run.state.cohort, run.model.client
+    images = [torch.randn(run.config.cohort, 1, 3, 32, 32, device=DEVICE)]
+
+    def passes() -> Tensor:
+        with accelerated(run.version):
+            with run.hyper.autocast(DEVICE):
+                sent = clients.forward(model, cohort.online, cohort.online_statistics, images)
+                with torch.no_grad():
+                    clients.forward(model, cohort.momentum, cohort.momentum_statistics, images)
+            grad = torch.cat(sent).flatten(0, 1).detach()
+            return clients.backward(cohort.online, sent, grad)
+
+    with arithmetic(precision):
+        report.time(label, passes)
 
 
 STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))
@@ -380,13 +360,13 @@ def norm_of_stage(report: Report, ch: int, side: int, setting: str) -> None:
         return F.group_norm(x, ch // 4, weight.to(x.dtype), bias.to(x.dtype)).add_(residual).relu_()
 
     report.time(f"{label}: {setting}, forward", forward, moved=3 * x.nbytes)
-    leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias, residual)]
-    y = group_norm_nhwc(*leaves[:1], ch // 4, *leaves[1:3], residual=leaves[3], relu=True)
 
-    def back() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y, leaves, grad, retain_graph=True)
+    def both_ways() -> tuple[Tensor, ...]:  # a graph records no backward pass of what was computed outside
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias, residual)]
+        y = group_norm_nhwc(leaves[0], ch // 4, leaves[1], leaves[2], residual=leaves[3], relu=True)
+        return torch.autograd.grad(y, leaves, grad)
 
-    report.time(f"{label}: {setting}, back", back, moved=5 * x.nbytes)
+    report.time(f"{label}: {setting}, forward and back", both_ways, moved=8 * x.nbytes)
     if f"{label}: PyTorch, forward" not in report.content["times"]:
         report.time(f"{label}: PyTorch, forward", theirs, moved=3 * x.nbytes)
 
@@ -451,8 +431,11 @@ def losses_and_optimiser(report: Report) -> None:
     grad = torch.randn_like(central.online) * 1e-3
     for version, label in ((None, "PyTorch's operations"), ("fastest", "a kernel")):
         with accelerated(version):
-            descend = lambda: sgd_(central.online, grad, central.velocity, rate, 0.9, 5e-4)  # noqa: E731
-            report.time(f"server's descent: {label}", descend, moved=20 * len(grad))
+            report.time(
+                f"server's descent: {label}",
+                lambda: sgd_(central.online, grad, central.velocity, rate, 0.9, 5e-4),
+                moved=20 * len(grad),
+            )
     report.time("server's moving average", lambda: central.momentum.lerp_(central.online, 0.01), moved=12 * len(grad))
 
 

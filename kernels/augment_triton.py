@@ -158,7 +158,7 @@ def between(row, pixel, left, right, later, AREA: tl.constexpr):
 
 @jit
 def color_jitter(red, green, blue, jitter, blends, hue_step, contrast_step, EARLY: tl.constexpr, average):
-    """Those of an image's four steps that are before its contrast where `EARLY`, else the contrast and the rest.
+    """Do those of an image's four colour steps that precede its contrast if `EARLY`, else the contrast and the rest.
 
     The steps are its three blends in their order, and the hue at `hue_step`.
     """

@@ -206,8 +206,8 @@ def measure(function: Callable[..., object], tensors: tuple[Tensor | None, ...],
     return best
 
 
-def replays(function: Callable[[], object]) -> list[float]:
-    """Return the seconds of `TRIES` replays of a CUDA graph of a call, after one to warm up."""
+def replays(function: Callable[[], object], count: int = TRIES) -> list[float]:
+    """Return the seconds of so many replays of a CUDA graph of a call, after one to warm up."""
     torch.cuda.synchronize()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.cuda.stream(stream), gpu.fastest_convolutions():
@@ -218,7 +218,7 @@ def replays(function: Callable[[], object]) -> list[float]:
             function()
         finally:
             graph.capture_end()
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(TRIES + 1)]
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
         graph.replay()
         events[0].record()
         for event in events[1:]:

@@ -19,7 +19,7 @@ NORMS = "norms"
 
 
 class CentralModule(FlatModule):
-    """The same network as a `FlatModule`'s, which computes in `dtype` whatever its parameters are kept in.
+    """A network that computes in `dtype`, whatever its parameters are kept in, in the way that CUDA devices do fastest.
 
     Its weights are standardised, rounded and laid out by one kernel for all layers (`kernels.standardise`), and so is
     their gradient on the way back. Parameters of normalisation layers are used as they are. Their gradients come back

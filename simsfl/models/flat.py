@@ -21,7 +21,7 @@ class Leaves:
     """A network's weights as leaves of a graph, whose gradients add up from one backward pass to the next."""
 
     tensors: dict[str, Tensor]
-    """By parameter name, as `FlatModule.run` takes them."""
+    """The leaves by parameter name, as `FlatModule.run` takes them."""
     gradient: Callable[[], Tensor]
     """Return the gradient of the flat parameters ``[P]``, after the last backward pass."""
 

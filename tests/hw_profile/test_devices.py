@@ -244,7 +244,7 @@ def test_a_trace_can_be_recorded_meanwhile(dataset, tmp_path):
 
 
 def test_replayed_steps_are_eager_while_there_are_devices(dataset):
-    """Of a simulation whose steps are replayed, as on CUDA; when the devices have gone, they are again."""
+    """Steps that are replayed, as on CUDA, are ordinary ones while devices take part, and are replayed again after."""
     config = RunConfig(**{**EVERYONE, "rounds": 2})
     eager, captured = Simulation(config, dataset), Simulation(config, dataset)
     captured.train_step = CapturedStep(step.train_step, Tape)

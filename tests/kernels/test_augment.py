@@ -27,7 +27,7 @@ TOLERANCE = 2e-6
 """Of pixels in [0, 1], float32: a few roundings. The hue goes through a division by the chroma."""
 HUE_TOLERANCE = 2e-5
 NORMALISED_TOLERANCE = 1e-5
-"""Of views in float32, after the division by a standard deviation of a fifth."""
+"""How far views in float32 may be off, after the division by a standard deviation of a fifth."""
 COUNT = 48
 
 
