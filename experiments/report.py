@@ -357,6 +357,7 @@ def cells(run: Run) -> dict[str, str]:
         "architecture, cut layer": f"{config['arch']}, {config['cut_layer']}",
         "clients, cohort": f"{config['clients']:,}, {config['cohort']:,}",
         "rounds": f"{len(history.rounds):,} of {config['rounds']:,}",
+        "precision, engine": f"{config['precision']}, {config['engine']}",
         "seed": str(config["seed"]),
         "loss": number(history.value("round", "loss"), ".3f"),
         "kNN of raw pixels [%]": number(history.untrained("pixel_knn_top1")),
