@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
 TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "scikit-image>=0.22", *DEVICE]
@@ -14,9 +14,15 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=["simsfl", "simsfl.data", "simsfl.models", "simsfl.privacy", "simsfl.kernels"],
-    package_data={"simsfl": ["experts/*"]},
-    package_dir={"simsfl": "simsfl", "simsfl.kernels": "kernels"},
+    packages=[
+        *find_packages(include=["simsfl*"]),
+        "simsfl.kernels",
+        "simsfl.hw_profile",
+        *(f"simsfl.hw_profile.{name}" for name in find_packages("hw_profile")),
+    ],
+    package_data={"simsfl.setup": ["experts/*"]},
+    package_dir={"simsfl.kernels": "kernels", "simsfl.hw_profile": "hw_profile"},
+    entry_points={"console_scripts": ["simsfl = simsfl.cli.main:main"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from simsfl.arguments import Parser, fail, path
 from simsfl.data import Arrays
 from simsfl.data.folder import with_bar
 from simsfl.data.sources import Unavailable, check, fetch, write_cache
-from simsfl.files import cache_directory, claimed, replacing
+from simsfl.system.files import cache_directory, claimed, replacing
+from simsfl.ui.arguments import Parser, fail, path
 
 SLICES = 2
 COLUMN = 500

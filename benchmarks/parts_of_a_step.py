@@ -29,14 +29,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simsfl import RunConfig, Simulation, clients, step
-from simsfl.cost import operations
+from simsfl import RunConfig, Simulation
+from simsfl.algorithm import clients, step
+from simsfl.cost.model import operations
 from simsfl.data import Dataset, make_dataset
 from simsfl.data.shapes import shapes
+from simsfl.engine.precision import arithmetic
 from simsfl.kernels import accelerated, group_norm_nhwc, info_nce, reason, sgd_
 from simsfl.kernels.choice import replays
 from simsfl.models.central import CentralModule
-from simsfl.precision import arithmetic
 
 ROOT = Path(__file__).parent.parent
 REHEARSAL = os.environ.get("SIMSFL_CUDA_REHEARSAL") == "1"

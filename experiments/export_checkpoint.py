@@ -1,44 +1,8 @@
-"""Write weights as the published program has them: ``python experiments/export_checkpoint.py RUN_DIR --out DIR``."""
-
-from __future__ import annotations
+"""Write weights as the published program has them: ``python experiments/export_checkpoint.py RUN_DIR``."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 
-import torch
-
-from simsfl import assembly
-from simsfl.arguments import Parser, fail, path
-from simsfl.rules import resolve
-from simsfl.weights import HALVES, load_weights, to_published
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read, write a file for each half, and weights as a file for --init-client; the exit code."""
-    parser = Parser(prog="export_checkpoint.py", description=__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="directory of a run, a file of weights, or an expert's name")
-    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="where to write")
-    parser.add_argument("--client-only", action="store_true", help="leave the server out, as experts do")
-    try:
-        arguments = parser.parse(argv)
-        weights = load_weights(arguments.source)
-        if arguments.client_only:
-            weights = replace(weights, server={})
-        config = resolve(replace(weights.config, device="cpu"))
-        model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        written = [arguments.out / "weights.safetensors"]
-        weights.save(written[0])
-        for half in HALVES:
-            if getattr(weights, half):
-                written.append(arguments.out / f"{half}.tar")
-                torch.save(to_published(getattr(model, half), getattr(weights, half)), written[-1])
-    except (ValueError, OSError) as error:
-        return fail(error)
-    print(f"wrote {', '.join(map(str, written))}")
-    return 0
-
+from simsfl.cli.main import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("export-checkpoint"))

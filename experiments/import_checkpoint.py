@@ -1,78 +1,8 @@
-"""Convert weights of the published program: ``python experiments/import_checkpoint.py FILE.tar --out FILE``."""
-
-from __future__ import annotations
+"""Convert weights of the published program: ``python experiments/import_checkpoint.py FILE.tar``."""
 
 import sys
-import warnings
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from flags import add_config_flags, config_values
-from presets import named
-from simsfl import assembly
-from simsfl.arguments import Parser, fail, path
-from simsfl.rules import resolve
-from simsfl.weights import HALVES, Weights, from_published, mismatch
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read, match, write; the exit code."""
-    parser = Parser(prog="import_checkpoint.py", description=__doc__)
-    parser.add_argument(
-        "files", type=path, nargs="+", metavar="CLIENT.tar SERVER.tar", help="state dicts; either may be left out"
-    )
-    parser.add_argument("--out", type=path, metavar="FILE", help="default: the first with .safetensors")
-    parser.add_argument("--preset", default="paper", help="whose network it is; flags override (default: paper)")
-    add_config_flags(parser)
-    try:
-        arguments = parser.parse(argv)
-        config = resolve(replace(named(arguments.preset)[0], **config_values(arguments)))
-        model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
-        halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
-        for file in arguments.files:
-            given = read(file)
-            wrong = {half: mismatch(getattr(model, half), given) for half in HALVES}
-            half = next((half for half in HALVES if wrong[half] is None), None)
-            if half is None:
-                half = max(HALVES, key=lambda half: wrong[half][0])
-                flags = f"--arch {config.arch}, --cut-layer {config.cut_layer}, --bottleneck {config.bottleneck}"
-                raise ValueError(f"{file}: {wrong[half][1]}; allowed: a {half} of {flags}, --norm {config.norm}")
-            if halves[half]:
-                raise ValueError(f"files: {file} is a second {half}; allowed: one client and one server")
-            halves[half] = from_published(getattr(model, half), given)
-        out = arguments.out or arguments.files[0].with_suffix(".safetensors")
-        Weights(", ".join(map(str, arguments.files)), config, **halves).save(out)
-    except (ValueError, OSError) as error:
-        return fail(error)
-    start = f"start from it with --init-client {out}" + " --init-server" * bool(halves["server"])
-    print(
-        f"wrote {out}: {start if halves['client'] else 'a server alone; import its client with it to start from both'}"
-    )
-    return 0
-
-
-def read(file: Path) -> dict[str, Tensor]:
-    """A state dict; nothing in the file is executed.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if not file.is_file():
-        raise ValueError(f"files: there is no file {file}; allowed: what torch.save wrote")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles by others: what is wrong with them is said below
-            given = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file can raise anything
-        raise ValueError(f"files: {file} is damaged, or holds more than tensors; allowed: a state dict") from error
-    if not isinstance(given, dict) or not given or not all(isinstance(value, Tensor) for value in given.values()):
-        raise ValueError(f"files: {file} holds no state dict; allowed: names with tensors")
-    return given
-
+from simsfl.cli.main import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("import-checkpoint"))

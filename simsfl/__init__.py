@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simsfl.config import RunConfig
@@ -11,9 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = ["RunConfig", "Simulation"]
 
+_HERE = Path(__file__).parent
+if not (_HERE / "kernels").is_dir():  # a checkout, where kernels/ and hw_profile/ lie beside this package
+    __path__.append(str(_HERE.parent))
+
 
 def __getattr__(name: str) -> type[Simulation]:
-    """`Simulation`, imported when it is first asked for: it brings torch along, which takes seconds."""
+    """Import `Simulation` when it is first asked for, since it brings torch along, which takes seconds."""
     if name == "Simulation":
         from simsfl.simulation import Simulation  # noqa: PLC0415
 

@@ -14,17 +14,28 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from simsfl import assembly, checkpoint, evaluate, federated, reference, schedule, step, tuning
-from simsfl.allocator import keep_memory, peak_memory_bytes
-from simsfl.capture import CapturedStep
-from simsfl.clock import PhaseClock
-from simsfl.communication import Communication
+from simsfl import evaluation
+from simsfl.algorithm import federated, reference, schedule, step
+from simsfl.algorithm.aggregation import average_, average_statistics_, divergence, is_sync_step, receive_
+from simsfl.algorithm.communication import Communication
+from simsfl.algorithm.observer import Observer
+from simsfl.algorithm.plan import PlanAhead, RoundPlan, plan_round, steps_per_round
+from simsfl.algorithm.state import completed_rounds, gather_, same_shape, scatter_, scatter_queue_
+from simsfl.algorithm.wire import Wire
 from simsfl.config import RunConfig
-from simsfl.cost import Traffic, client_cost
+from simsfl.cost.model import Traffic, client_cost
 from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
+from simsfl.data.partition import Partition
+from simsfl.defences.taressfl import attackers_lr
+from simsfl.engine import tuning
+from simsfl.engine.cuda_graph import CapturedStep
+from simsfl.engine.precision import arithmetic
 from simsfl.kernels import accelerated, choosing, try_triton
-from simsfl.metrics import (
+from simsfl.models import SplitModel
+from simsfl.runs import checkpoint
+from simsfl.runs.directory import RunDirectory
+from simsfl.runs.metrics import (
     AbsenceRecord,
     EvaluationRecord,
     ProbeRecord,
@@ -34,20 +45,13 @@ from simsfl.metrics import (
     StepRecord,
     SyncRecord,
 )
-from simsfl.models import SplitModel
-from simsfl.observer import Observer
-from simsfl.partition import Partition
-from simsfl.plan import PlanAhead, RoundPlan, plan_round, steps_per_round
-from simsfl.precision import arithmetic
-from simsfl.privacy.resistance import attackers_lr
-from simsfl.randomness import Purpose, numpy_generator
-from simsfl.rules import left_to_rules, resolve, with_precision
-from simsfl.run_directory import RunDirectory
-from simsfl.state import completed_rounds, gather_, same_shape, scatter_, scatter_queue_
-from simsfl.sync import average_, average_statistics_, divergence, is_sync_step, receive_
-from simsfl.tensor_file import Rows, blocks_of
-from simsfl.weights import Weights, load_weights
-from simsfl.wire import Wire
+from simsfl.setup import assembly
+from simsfl.setup.defaults import left_to_rules, resolve, with_precision
+from simsfl.setup.weights import Weights, load_weights
+from simsfl.system.clock import PhaseClock
+from simsfl.system.memory import keep_memory, peak_memory_bytes
+from simsfl.system.randomness import Purpose, numpy_generator
+from simsfl.system.tensor_file import Rows, blocks_of
 
 TRAIN_STEPS = {
     "mocosfl": (step.train_step, reference.train_step),
@@ -79,7 +83,7 @@ class Simulation:
         auto_precision: the precision that "auto" means and why, instead of what suits the device.
 
     Attributes:
-        config: the config with every rule applied (`simsfl.rules`).
+        config: the config with every rule applied (`simsfl.setup.defaults`).
         by_rule: names of its fields that rules filled in.
         reasons: why a field is what it is, by name; the precision's.
         dataset: the images, on the device.
@@ -177,7 +181,7 @@ class Simulation:
         self.cost = client_cost(
             self.model, number_bytes=self.hyper.precision.itemsize, align_momentum=config.align_momentum
         )
-        self.evaluation = evaluate.Evaluation(
+        self.evaluation = evaluation.Evaluation(
             self.dataset, seed=config.seed, bank=config.knn_bank, test=config.knn_test, dtype=dtype
         )
         figures = 4 if self.model.attacker else 2
@@ -492,8 +496,8 @@ class Simulation:
         with self.clock("evaluation"), arithmetic(self.config.precision):
             model, to = self._network(), {"device": self.device, "dtype": self.step_metrics.dtype}
             client, server = (half.module(half.initial.to(**to)) for half in (model.client, model.server))
-            encode = evaluate.encoder(client, server, self.config.eval_features)
-            knn, pixels = self.evaluation.knn(encode), self.evaluation.knn(evaluate.raw_pixels)
+            encode = evaluation.encoder(client, server, self.config.eval_features)
+            knn, pixels = self.evaluation.knn(encode), self.evaluation.knn(evaluation.raw_pixels)
             return EvaluationRecord(0, knn, pixel_knn_top1=pixels)
 
     def encoder(self, features: str | None = None) -> nn.Module:
@@ -501,7 +505,7 @@ class Simulation:
         clients, central = self.state.clients, self.state.server
         client = self.model.client.module(clients.online, clients.online_statistics)
         server = self.model.server.module(central.online, central.online_statistics)
-        return evaluate.encoder(client, server, features or self.config.eval_features)
+        return evaluation.encoder(client, server, features or self.config.eval_features)
 
     def client(self) -> nn.Module:
         """The averaged client model as a module, frozen: what sends smashed data."""

@@ -5,16 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-import table
 
-import attack
-import bench
-import client
-import cost
-import keys
-import pi_bench
-import run
-import server
+from simsfl.cli import attack, run
+from simsfl.cli.bench import program as bench
+from simsfl.cli.cost import program as cost
+from simsfl.cli.table import program as table
+from simsfl.hw_profile.bench import program as pi_bench
+from simsfl.hw_profile.devices import client, keys, server
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [

@@ -9,13 +9,14 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from simsfl import RunConfig, Simulation, communication
+from simsfl import RunConfig, Simulation
 from simsfl import config as fields
+from simsfl.algorithm import communication
 from simsfl.data import Arrays, Dataset, make_dataset
+from tests.conftest import TINY
 
 VALUES = {
     "method": ["mocosfl", "fl-moco", "fl-byol"],

@@ -11,21 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, flags
 from safetensors import safe_open
 
-import run
-from simsfl import RunConfig, Simulation, assembly, communication, plan, server, step, tuning
+from simsfl import RunConfig, Simulation
 from simsfl import simulation as simulation_module
-from simsfl.cost import client_flops
+from simsfl.algorithm import communication, plan, server, step
+from simsfl.algorithm.aggregation import is_sync_step
+from simsfl.algorithm.state import scatter_
+from simsfl.cli import run
+from simsfl.cost.model import client_flops
 from simsfl.data import Arrays, make_dataset
+from simsfl.data.partition import Partition, make_partition
+from simsfl.engine import tuning
 from simsfl.kernels import CHOICES
-from simsfl.metrics import EvaluationRecord, RoundRecord, StepRecord, read_records, to_dict
 from simsfl.models import split_model
-from simsfl.partition import Partition, make_partition
+from simsfl.runs.metrics import EvaluationRecord, RoundRecord, StepRecord, read_records, to_dict
+from simsfl.setup import assembly
 from simsfl.simulation import NonFiniteLossError
-from simsfl.state import scatter_
-from simsfl.sync import is_sync_step
+from tests.conftest import TINY, flags
 
 SUMMARY_KEYS = [
     "preset",

@@ -13,14 +13,14 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Protocol
 
-from board import Machine
-from meters.energy import Energy, Readings, Span, energy
-from meters.estimate import UtilisationModel
-from meters.ina import INA219, INA226
-from meters.log import Log
-from meters.pmic import Pmic
-from meters.rapl import Rapl
-from simsfl.names import unknown
+from simsfl.hw_profile.meters.board import Machine
+from simsfl.hw_profile.meters.energy import Energy, Readings, Span, energy
+from simsfl.hw_profile.meters.estimate import UtilisationModel
+from simsfl.hw_profile.meters.ina import INA219, INA226
+from simsfl.hw_profile.meters.log import Log
+from simsfl.hw_profile.meters.pmic import Pmic
+from simsfl.hw_profile.meters.rapl import Rapl
+from simsfl.system.messages import unknown
 
 __all__ = [
     "NAMES",

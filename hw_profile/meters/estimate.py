@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from board import Machine, model_of
+from simsfl.hw_profile.meters.board import Machine, model_of
 
 MODELS = {"Raspberry Pi 4 Model B": (2.286, 4.534), "Raspberry Pi 5 Model B": (4.403, 3.458)}
 """Watts of the idle board and of a busy processor besides, from the program PowerJoular (Noureddine, Intelligent

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from math import isfinite
 from pathlib import Path
 
-from meters.energy import Readings, Span
+from simsfl.hw_profile.meters.energy import Readings, Span
 
 NAMES = {
     "time": ("time", "timestamp", "date", "datetime", "date time", "unix", "epoch"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from board import Machine
+from simsfl.hw_profile.meters.board import Machine
 
 SLOPE, OFFSET = 1.1451, 0.5879
 """From the rails' sum to what the board takes: a fit to a USB-C power meter, by one of the community on their board

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from board import Machine
+from simsfl.hw_profile.meters.board import Machine
 
 DIRECTORY = "sys/class/powercap"
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from simsfl.config.constraints import SMALLEST
 from simsfl.kernels import ViewParameters, augment
-from simsfl.limits import SMALLEST
 
 if TYPE_CHECKING:
     from simsfl.data.folder import Pictures

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from simsfl.allocator import free_memory
 from simsfl.data import Arrays, Dataset, Images, make_dataset, measure, planes
+from simsfl.system.memory import free_memory
 
 DEFAULT_SIZE = 32
 """Height and width that pictures are brought to where no image size is asked for."""

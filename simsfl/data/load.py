@@ -11,7 +11,7 @@ from simsfl.data.folder import read_folder
 from simsfl.data.npz import read_npz
 from simsfl.data.shapes import shapes
 from simsfl.data.sources import SOURCES, Unavailable, fetch
-from simsfl.names import shortened, unknown
+from simsfl.system.messages import shortened, unknown
 
 FOLDERS = {
     "tiny-imagenet": ("tiny-imagenet-200", 64, ((0.5141, 0.5775, 0.3985), (0.2927, 0.2570, 0.1434))),

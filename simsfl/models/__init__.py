@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from simsfl.config.notation import Bottleneck
 from simsfl.models.cut import narrowing, widening
 from simsfl.models.flat import FlatModule
 from simsfl.models.layers import Backbone, BatchNorm, Style, initialise_
 from simsfl.models.mobilenetv2 import mobilenetv2
 from simsfl.models.resnet import BasicBlock, BottleneckBlock, Residual, ResNet, resnet8
 from simsfl.models.vgg import VGG
-from simsfl.notation import Bottleneck
 
 __all__ = [
     "ARCHITECTURES",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from simsfl.config.notation import Bottleneck
 from simsfl.models.layers import Convolution
-from simsfl.notation import Bottleneck
 
 
 def narrowing(bottleneck: Bottleneck, channels: int) -> list[nn.Module]:

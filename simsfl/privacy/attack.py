@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simsfl.config.notation import Decoder
 from simsfl.data import Images
-from simsfl.evaluate import Watch, embed, unwatched
-from simsfl.notation import Decoder
-from simsfl.partition import Partition
+from simsfl.data.partition import Partition
+from simsfl.evaluation import Watch, embed, unwatched
 from simsfl.privacy import inversion, similarity
 from simsfl.privacy.decoders import decoder as new_decoder
-from simsfl.randomness import Purpose, numpy_generator, torch_generator
+from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
 
 TARGETS = 128
 """Images that are reconstructed."""

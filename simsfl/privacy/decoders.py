@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from simsfl.config.notation import Decoder
 from simsfl.models.layers import BatchNorm, initialise_
-from simsfl.notation import Decoder
 
 
 def decoder(

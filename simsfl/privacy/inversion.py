@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simsfl.evaluate import Watch, unwatched
+from simsfl.evaluation import Watch, unwatched
 
 HELD_OUT = 0.1
 """Share of the attacker's pairs that choose the epoch."""

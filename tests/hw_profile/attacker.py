@@ -13,7 +13,8 @@ import zmq
 sys.path.insert(0, str(Path(__file__).parents[2] / "hw_profile"))
 
 import checkout  # noqa: F401  (makes simsfl importable)
-from messages import KINDS, Message, pack
+
+from simsfl.hw_profile.devices.messages import KINDS, Message, pack
 
 CLIENTS = (1, 3, 5)
 

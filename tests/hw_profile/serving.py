@@ -6,13 +6,13 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import zmq
-from conftest import TINY
 
-from client_work import make_client
-from device import Device, Refused
-from device_loop import DeviceLoop, about_run
-from hub import Hub
-from messages import pack
+from simsfl.hw_profile.devices.device import Device, Refused
+from simsfl.hw_profile.devices.hub import Hub
+from simsfl.hw_profile.devices.loop import DeviceLoop, about_run
+from simsfl.hw_profile.devices.messages import pack
+from simsfl.hw_profile.runtimes.client_work import make_client
+from tests.conftest import TINY
 
 CLIENTS = (1, 3, 5)
 LONG = 20.0

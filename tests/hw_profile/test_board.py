@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-import board as boards
-from board import Machine, board, model_of, temperature, throttling
+from simsfl.hw_profile.meters import board as boards
+from simsfl.hw_profile.meters.board import Machine, board, model_of, temperature, throttling
 
 CORE = "sys/devices/system/cpu/cpu0/cpufreq"
 DEBIAN = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nNAME="Debian GNU/Linux"\nVERSION_ID="12"\n'

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from conftest import TINY
 
-import keys
-from device import Device, Refused
-from messages import Message, pack, unpack
-from serving import CLIENTS, EVERYONE, LONG, Served, assert_same, finish, hub_of, trained, wait_for
 from simsfl import RunConfig, Simulation
+from simsfl.hw_profile.devices import keys
+from simsfl.hw_profile.devices.device import Device, Refused
+from simsfl.hw_profile.devices.messages import Message, pack, unpack
+from tests.conftest import TINY
+from tests.hw_profile.serving import CLIENTS, EVERYONE, LONG, Served, assert_same, finish, hub_of, trained, wait_for
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from device_panel import LiveView, PlainView
-from stopwatch import Stopwatch
+from simsfl.hw_profile.devices.panel import LiveView, PlainView
+from simsfl.hw_profile.meters.stopwatch import Stopwatch
 
 METER = SimpleNamespace(name="pmic", uncertainty=0.05, estimated=False)
 

@@ -9,10 +9,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import flags
-
-import keys
-from serving import EVERYONE, LONG
+from simsfl.hw_profile.devices import keys
+from tests.conftest import flags
+from tests.hw_profile.serving import EVERYONE, LONG
 
 PROGRAMS = Path(__file__).parents[2] / "hw_profile"
 

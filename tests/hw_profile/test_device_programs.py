@@ -6,12 +6,10 @@ import socket
 import numpy as np
 import pytest
 import zmq
-from conftest import TINY, flags
 
-import client
-import keys
-import server
-from messages import digest
+from simsfl.hw_profile.devices import client, keys, server
+from simsfl.hw_profile.devices.messages import digest
+from tests.conftest import TINY, flags
 
 
 def error_of(code, capsys):

@@ -7,20 +7,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY
-from tape import Tape
 
-import client
-from device import Device
-from device_loop import about_run, own_images
-from serving import CLIENTS, EVERYONE, LONG, Served, assert_same, finish, hub_of, trained, wait_for
-from simsfl import RunConfig, Simulation, step
-from simsfl.capture import CapturedStep
-from simsfl.console import Output
-from simsfl.observer import Observer
-from simsfl.recorder import Recorder
-from simsfl.session import Stopped
-from simsfl.trace import Trace
+from simsfl import RunConfig, Simulation
+from simsfl.algorithm import step
+from simsfl.algorithm.observer import Observer
+from simsfl.cli.session import Stopped
+from simsfl.engine.cuda_graph import CapturedStep
+from simsfl.hw_profile.devices import client
+from simsfl.hw_profile.devices.device import Device
+from simsfl.hw_profile.devices.loop import about_run, own_images
+from simsfl.runs.client_trace import Trace
+from simsfl.runs.recorder import Recorder
+from simsfl.ui.console import Output
+from tests.conftest import TINY
+from tests.engine.tape import Tape
+from tests.hw_profile.serving import CLIENTS, EVERYONE, LONG, Served, assert_same, finish, hub_of, trained, wait_for
 
 SETTINGS = {
     "loop": {"engine": "loop", "cohort": 4},

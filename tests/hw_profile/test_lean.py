@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-import lean_client
-import lean_views
-from lean_client import LeanClient
-from simsfl import views
+from simsfl.algorithm.single_client import SingleClient
+from simsfl.config.notation import Bottleneck
+from simsfl.data import views
+from simsfl.hw_profile.runtimes import lean_client, lean_views
+from simsfl.hw_profile.runtimes.lean_client import LeanClient
 from simsfl.kernels import augment
 from simsfl.models import split_model
-from simsfl.notation import Bottleneck
-from simsfl.single import SingleClient
 
 PAPER = {"arch": "resnet18", "width": 64, "cut_layer": 1, "image_size": 32}
 SMALL = {"arch": "resnet8", "width": 8, "cut_layer": 2, "image_size": 32}

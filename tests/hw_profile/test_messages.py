@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-import keys
-from messages import KINDS, LARGEST, Message, pack, unpack
+from simsfl.hw_profile.devices import keys
+from simsfl.hw_profile.devices.messages import KINDS, LARGEST, Message, pack, unpack
 
 MESSAGE = Message(
     "smashed",

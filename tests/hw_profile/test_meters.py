@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-import meters
-from board import Machine
-from meters import Log, Sampler, choose, energy
-from meters.estimate import UtilisationModel
-from meters.ina import INA219, INA226
-from meters.pmic import Pmic, rails
-from meters.rapl import Rapl
+from simsfl.hw_profile import meters
+from simsfl.hw_profile.meters import Log, Sampler, choose, energy
+from simsfl.hw_profile.meters.board import Machine
+from simsfl.hw_profile.meters.estimate import UtilisationModel
+from simsfl.hw_profile.meters.ina import INA219, INA226
+from simsfl.hw_profile.meters.pmic import Pmic, rails
+from simsfl.hw_profile.meters.rapl import Rapl
 
 PI_5 = "Raspberry Pi 5 Model B Rev 1.0"
 PMIC = """\

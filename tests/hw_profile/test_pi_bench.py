@@ -11,21 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
 
-import pi_bench
-import plots
-from client_work import Comparison, difference, make_client, perform
-from findings import duration, session, with_charge
-from measuring import standard_trace
 from simsfl import RunConfig, Simulation
-from simsfl.cost import client_cost, memory
+from simsfl.cost.model import client_cost, memory
 from simsfl.data import make_dataset
+from simsfl.hw_profile.bench import plots
+from simsfl.hw_profile.bench import program as pi_bench
+from simsfl.hw_profile.bench.findings import duration, session, with_charge
+from simsfl.hw_profile.bench.measuring import standard_trace
+from simsfl.hw_profile.bench.worker import tensor_bytes
+from simsfl.hw_profile.meters.stopwatch import SAMPLE, Times
+from simsfl.hw_profile.runtimes.client_work import Comparison, difference, make_client, perform
 from simsfl.models import split_model
-from simsfl.recorder import Recorder
-from simsfl.trace import Trace
-from stopwatch import SAMPLE, Times
-from worker import tensor_bytes
+from simsfl.runs.client_trace import Trace
+from simsfl.runs.recorder import Recorder
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 RAIL = "VDD_CORE_A current(7)=2.0A\nVDD_CORE_V volt(15)=0.9V\n"
@@ -102,7 +102,7 @@ def test_the_standard_trace_of_a_deep_cut_is_not_long(tmp_path):
 
 
 def _c4s2():
-    from simsfl.notation import Bottleneck  # noqa: PLC0415
+    from simsfl.config.notation import Bottleneck  # noqa: PLC0415
 
     return Bottleneck.parse("C4S2")
 

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 
 with patch("torch.cuda.is_available", return_value=True):
-    import launches
+    from tests.kernels import launches
 
 import triton
 from triton.backends.compiler import GPUTarget

@@ -13,9 +13,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from presets import PRESETS
-from simsfl import rules
-from simsfl.assembly import network, with_attacker
+from simsfl.cli.presets import PRESETS
+from simsfl.data.views import UNIFORMS, sample
 from simsfl.kernels import standardise
 from simsfl.kernels.augment_triton import triton_augment
 from simsfl.kernels.conv2d import sides
@@ -27,7 +26,8 @@ from simsfl.kernels.memory_format import turned
 from simsfl.kernels.sgd_ema import triton_sgd_
 from simsfl.models import layers
 from simsfl.models.central import CentralModule
-from simsfl.views import UNIFORMS, sample
+from simsfl.setup import defaults
+from simsfl.setup.assembly import network, with_attacker
 
 group_norm_nhwc = sys.modules["simsfl.kernels.group_norm_nhwc"]  # the package has a function of this name
 
@@ -49,7 +49,7 @@ def halves():
     """
     found = {}
     for preset in PRESETS.values():
-        config = rules.resolve(replace(preset(), device="cpu", image_size=32))
+        config = defaults.resolve(replace(preset(), device="cpu", image_size=32))
         shape = (config.batch_size, 3, 32, 32)
         key = str((config.network(), config.ressfl_decoder if config.ressfl_lambda else None, config.cohort, shape))
         if key not in found:

@@ -16,10 +16,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
-from agreement import DEVICE, TRITON, run_interpreted
-from simsfl import views as draws
 from simsfl.config import RECIPES
+from simsfl.data import views as draws
 from simsfl.kernels import ViewParameters, accelerated, augment, augment_triton
+from tests.kernels.agreement import DEVICE, TRITON, run_interpreted
 
 kernel = sys.modules[augment.__module__]
 

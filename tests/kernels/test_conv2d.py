@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import vmap
 
-from agreement import DEVICE, TRITON, assert_agree, normal, run_interpreted
 from simsfl.kernels import CHOICES, CannotRunError, accelerated, choosing, conv2d, fastest, gpu
+from tests.kernels.agreement import DEVICE, TRITON, assert_agree, normal, run_interpreted
 
 choice = sys.modules[accelerated.__module__]
 SHAPES = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.func import vmap
 
-from agreement import TRITON, assert_agree, normal, run_interpreted
 from simsfl.kernels import accelerated, group_norm
+from tests.kernels.agreement import TRITON, assert_agree, normal, run_interpreted
 
 SHAPES = {
     "usual": (3, 2, 8, 5, 3, 2),

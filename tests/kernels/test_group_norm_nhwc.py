@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from agreement import TRITON, assert_agree, normal, run_interpreted
 from simsfl.kernels import gpu, group_norm_nhwc
+from tests.kernels.agreement import TRITON, assert_agree, normal, run_interpreted
 
 SHAPES = {
     "usual": (3, 8, 5, 3, 2),

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from agreement import assert_agree
 from simsfl.kernels import accelerated, info_nce
 from simsfl.kernels.info_nce import reference
+from tests.kernels.agreement import assert_agree
 
 
 def rows(seed, *shape):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from agreement import DEVICE, TRITON, normal, run_interpreted
 from simsfl.kernels import channels_last, contiguous, gpu
+from tests.kernels.agreement import DEVICE, TRITON, normal, run_interpreted
 
 SHAPES = [(2, 3, 5, 7), (1, 64, 8, 8), (3, 70, 9, 9), (2, 1, 4, 4), (2, 8, 1, 1), (0, 4, 2, 2)]
 

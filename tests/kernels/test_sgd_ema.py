@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from agreement import DEVICE, TOLERANCES, TRITON, normal, run_interpreted
 from simsfl.kernels import accelerated, ema_, sgd_
+from tests.kernels.agreement import DEVICE, TOLERANCES, TRITON, normal, run_interpreted
 
 
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.0, 0.0), (0.5, 0.1)])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from agreement import DEVICE, TRITON, normal, run_interpreted
 from simsfl.kernels import gpu
 from simsfl.kernels.standardise import Layout, Matrix, prepare, prepare_backward_
+from tests.kernels.agreement import DEVICE, TRITON, normal, run_interpreted
 
 MATRICES = [
     Matrix(5, (6, 3, 3, 3), True),

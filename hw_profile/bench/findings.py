@@ -1,0 +1,275 @@
+"""What was measured, as figures with their source: the content of ``result.json``, and tables and a report of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from simsfl.hw_profile.bench.plots import bars, curve
+from simsfl.hw_profile.runtimes.client_work import PHASES
+
+PAPER = {"memory_mb": {1: 0.8, 2: 3.2}, "watts": 2.26, "mah": 9100}
+"""Li et al., ICLR 2023, on a Raspberry Pi 4B: memory by cut layer, mean power, charge of a session at 5 V."""
+BATTERY_WH = 37.0
+"""A power bank of 10,000 mAh at 3.7 V."""
+USB_VOLTS = 5.0
+MB = 1e6
+
+
+def session(about: Mapping[str, Any], step_seconds: float) -> dict[str, Any]:
+    """A whole session at this pace: steps, seconds, what it sends and receives."""
+    seconds = about["session"]["steps"] * step_seconds
+    return {**about["session"], "seconds": seconds, "wh": None, "mah_at_5v": None, "share_of_10000_mah": None}
+
+
+def with_charge(session: Mapping[str, Any], watts: float, source: str) -> dict[str, Any]:
+    """The same with its energy at so much power, which comes from a `source`."""
+    wh = watts * session["seconds"] / 3600
+    share = wh / BATTERY_WH
+    return {
+        **session,
+        "wh": wh,
+        "mah_at_5v": 1000 * wh / USB_VOLTS,
+        "share_of_10000_mah": share,
+        "charge_source": source,
+    }
+
+
+def operations(about: Mapping[str, Any], batch_size: int, latency: Mapping[str, Any], done: Mapping[str, Any]) -> Any:
+    """Floating-point operations of a step and its phases, a second, and as a share of the machine's peak."""
+    phases = {phase: batch_size * count for phase, count in about["cost"]["flops"].items() if phase in latency}
+    total = sum(phases.values())
+    rate = total / latency["step"]["mean"]
+    return {
+        "per_step": total,
+        "per_second": rate,
+        "phases_per_second": {phase: count / latency[phase]["mean"] for phase, count in phases.items()},
+        "peak_per_second": done["peak_flops"],
+        "peak_source": "measured: the best of several products of large matrices, in fp32, on as many threads",
+        "share_of_peak": rate / done["peak_flops"],
+    }
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Latency by phase; everything else, beside the paper."""
+    return [latency_table(result), summary_table(result)]
+
+
+def latency_table(result: Mapping[str, Any]) -> Table:
+    """Of each phase and of the step."""
+    flops = result["operations"]["phases_per_second"]
+    table = Table(title=escape(f"A step of {result['steps']:,}: {what(result)}"), box=SIMPLE)
+    for column in ("", "median [ms]", "p95 [ms]", "share", "GFLOP/s"):
+        table.add_column(column, justify="right" if column else "left")
+    latency = result["latency"]
+    for phase in (*PHASES, "step"):
+        if phase not in latency:
+            continue
+        own = latency[phase]
+        share = (
+            "" if phase == "step" else f"{own['mean'] * own['count'] / latency['step']['mean'] / result['steps']:.0%}"
+        )
+        rate = flops[phase] / 1e9 if phase in flops else None
+        if phase == "step":
+            rate = result["operations"]["per_second"] / 1e9
+        table.add_row(
+            phase,
+            f"{1000 * own['median']:.3f}",
+            f"{1000 * own['p95']:.3f}",
+            share,
+            "" if rate is None else f"{rate:.2f}",
+            style="bold" if phase == "step" else "",
+        )
+    return table
+
+
+def summary_table(result: Mapping[str, Any]) -> Table:
+    """One row a figure: here, in the paper, where it is from."""
+    energy = result["energy"]
+    caption = f"{energy['meter']}: {energy['source']}" if energy else None
+    table = Table(title=escape(result["board"]["model"]), caption=caption and escape(caption), box=SIMPLE)
+    table.add_column("")
+    table.add_column("here", justify="right")
+    table.add_column("paper", justify="right")
+    table.add_column("source")
+    for row in summary(result):
+        table.add_row(*map(escape, row))
+    return table
+
+
+def summary(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Name, figure here, the paper's, source."""
+    return [*work_rows(result), *power_rows(result), *session_rows(result), *board_rows(result)]
+
+
+def work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Of agreement, speed and memory."""
+    memory, speed, verified = result["memory"], result["operations"], result["verified"]
+    above, paper = memory["process_above_idle"], result["trace"]["paper"]
+    published = PAPER["memory_mb"].get(result["trace"]["cut_layer"]) if paper else None
+    return [
+        (
+            "agreement",
+            f"{max(verified['activations'], verified['weights']):.1e}",
+            "",
+            f"largest relative difference of activations and weights from the trace; allowed {verified['tolerance']:g}",
+        ),
+        (
+            "speed",
+            f"{speed['per_second'] / 1e9:.2f} GFLOP/s",
+            "",
+            f"{speed['share_of_peak']:.1%} of {speed['peak_per_second'] / 1e9:.1f}: a matrix product here",
+        ),
+        (
+            "memory, tensors",
+            f"{memory['tensors'] / MB:.2f} MB",
+            f"{published} MB" if published else "",
+            f"{memory['tensors_source']}; reckoned {memory['reckoned'] / MB:.2f} MB",
+        ),
+        (
+            "memory, process",
+            "-" if above is None else f"{above / MB:.1f} MB",
+            "",
+            "the system does not tell"
+            if above is None
+            else "private memory above the idle process, runtime and trace loaded",
+        ),
+    ]
+
+
+def power_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Of power and energy."""
+    energy, published = result["energy"], f"{PAPER['watts']} W" if result["trace"]["paper"] else ""
+    if energy is None:
+        return [("power", "-", published, result["energy_note"])]
+    source, step = energy["label"], result["latency"]["step"]["mean"]
+    above = energy["above_idle_watts"]
+    spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
+    failed = f"; {energy['failed_readings']} readings failed" if energy["failed_readings"] else ""
+    return [
+        ("power", f"{energy['mean_watts']:.2f} W", published, f"{source}{failed}"),
+        (
+            "power above idle",
+            f"{above:.2f} W",
+            "",
+            f"±{spread:.2f} W, {source}; idle {energy['idle_before']:.2f} W before, {energy['idle_after']:.2f} W after",
+        ),
+        (
+            "energy of a step",
+            f"{1000 * energy['mean_watts'] * step:.2f} mJ",
+            "",
+            f"{source}; above idle {1000 * above * step:.2f} mJ ±{1000 * spread * step:.2f}",
+        ),
+    ]
+
+
+def session_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Of a whole session."""
+    whole, paper = result["session"], result["trace"]["paper"]
+    rows = [
+        (
+            "session",
+            duration(whole["seconds"]),
+            "",
+            f"{whole['steps']:,} steps, of a client in a whole run, at the mean; server and network not counted",
+        ),
+        (
+            "traffic",
+            f"{whole['bytes_up'] / MB:,.1f} / {whole['bytes_down'] / MB:,.1f} MB",
+            "",
+            "of a session, up / down, by the cost model",
+        ),
+    ]
+    if whole["wh"] is not None:
+        rows.append(
+            (
+                "charge of a session",
+                f"{whole['mah_at_5v']:,.0f} mAh",
+                f"{PAPER['mah']:,} mAh" if paper else "",
+                f"{whole['charge_source']}; at 5 V: {whole['wh']:.2f} Wh, {whole['share_of_10000_mah']:.1%} of a power "
+                "bank of 10,000 mAh",
+            )
+        )
+    return rows
+
+
+def board_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Of how the board fared."""
+    rows, temperature, flags = [], result["temperature"], result["throttling"]
+    if temperature is not None:
+        first = f"{temperature['first']:.0f} °C at the start; the system's thermal zone of the processor"
+        rows.append(("temperature", f"{temperature['highest']:.0f} °C", "", first))
+    if flags is None:
+        rows.append(("throttling", "-", "", "the board does not tell"))
+    else:
+        words = f"{', '.join(flags)}: figures are not the board's best" if flags else "in this run, by vcgencmd"
+        rows.append(("throttling", "yes" if flags else "none", "", words))
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there is one."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def what(result: Mapping[str, Any]) -> str:
+    """What was run, in a few words."""
+    trace = result["trace"]
+    narrowed = f" {trace['bottleneck']}" if trace["bottleneck"] else ""
+    return (
+        f"{trace['arch']}, cut layer {trace['cut_layer']}{narrowed}, batch {trace['batch_size']}, {result['runtime']}, "
+        f"{result['dtype']}, threads {result['threads']}"
+    )
+
+
+def report(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """The Markdown report, and its plots as SVG by file name."""
+    board, latency = result["board"], result["latency"]
+    phases = [phase for phase in PHASES if phase in latency]
+    plots = {
+        "latency.svg": bars(
+            "Milliseconds by phase: median, line to p95",
+            {phase: 1000 * latency[phase]["median"] for phase in phases},
+            "ms",
+            {phase: 1000 * latency[phase]["p95"] for phase in phases},
+        ),
+        "memory.svg": bars(
+            "Memory of the client's training, reckoned by category, and measured",
+            {name: size / 1000 for name, size in result["memory"]["by_category"].items()}
+            | {
+                "all, reckoned": result["memory"]["reckoned"] / 1000,
+                "all, measured": result["memory"]["tensors"] / 1000,
+            },
+            "kB",
+        ),
+    }
+    if result["readings"]:
+        spans = {name: tuple(span) for name, span in result["spans"].items()}
+        source = "estimated" if result["energy"]["estimated"] else result["energy"]["meter"]
+        plots["power.svg"] = curve(f"Power ({source})", result["readings"], "watts", spans)
+    lines = [f"# {board['model']}: {what(result)}", ""]
+    lines += [f"{name}: {value}  " for name, value in facts(result).items()]
+    lines += ["", "| | here | paper | source |", "|---|--:|--:|---|"]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in summary(result)]
+    if result["energy"]:
+        lines += ["", f"Power by {result['energy']['meter']}: {result['energy']['source']}."]
+    lines += ["", "| phase | median [ms] | p95 [ms] |", "|---|--:|--:|"]
+    lines += [
+        f"| {name} | {1000 * latency[name]['median']:.3f} | {1000 * latency[name]['p95']:.3f} |"
+        for name in [*phases, "step"]
+    ]
+    lines += [""] + [f"![{name.removesuffix('.svg')}]({name})" for name in plots]
+    return "\n".join(lines) + "\n", plots
+
+
+def facts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the machine and what ran on it."""
+    known = {name: value for name, value in result["board"].items() if value is not None and name != "model"}
+    return known | result["versions"]

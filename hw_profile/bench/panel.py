@@ -1,0 +1,112 @@
+"""How a measurement is going: a live panel on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from simsfl.hw_profile.runtimes.client_work import PHASES
+
+LEVELS = "▁▂▃▄▅▆▇█"
+BAR = 30
+STAGES = {
+    "starting": "loading the runtime and the trace",
+    "verifying": "doing all of it once, and comparing",
+    "idle": "the idle machine",
+    "working": "at work",
+    "memory and peak": "memory of tensors, peak of the machine",
+}
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Values as a row of blocks, from 0."""
+    high = max(values, default=0.0) or 1.0
+    return "".join(LEVELS[min(int(value / high * len(LEVELS)), len(LEVELS) - 1)] for value in values)
+
+
+def power_text(watts: Sequence[float], source: str) -> str:
+    """The latest reading, and those before."""
+    return f"{watts[-1]:6.2f} W  {sparkline(watts[-BAR:])}  {source}"
+
+
+def phase_bars(latest: Mapping[str, float]) -> Table:
+    """Milliseconds of the latest step's phases."""
+    table, longest = Table.grid(padding=(0, 2)), max(latest.values())
+    table.add_column(min_width=12)
+    table.add_column(justify="right", min_width=9)
+    table.add_column()
+    for phase in PHASES:
+        if phase in latest:
+            bar = "█" * max(1, round(BAR * latest[phase] / longest))
+            table.add_row(phase, f"{1000 * latest[phase]:.2f} ms", Text(bar, style="cyan"))
+    return table
+
+
+class PlainView:
+    """A line for each stage."""
+
+    def __init__(self, console: Console, title: str, seconds: float, meter: str):
+        self._console, self._stage = console, ""
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to undo."""
+
+    def show(self, stage: str, **what: Any) -> None:
+        """A stage is under way."""
+        if stage != self._stage:
+            self._stage = stage
+            self._console.print(f"{STAGES[stage]} ...", highlight=False)
+
+
+class LiveView:
+    """A panel that is redrawn."""
+
+    def __init__(self, console: Console, title: str, seconds: float, meter: str):
+        self._title, self._seconds, self._meter = escape(title), seconds, meter
+        self._stage, self._what = "starting", {}
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, screen=True)
+
+    def __enter__(self) -> LiveView:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._live.__exit__(kind, error, at)
+
+    def show(self, stage: str, **what: Any) -> None:
+        """A stage is under way."""
+        self._stage, self._what = stage, what
+
+    def _render(self) -> Panel:
+        what = self._what
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(min_width=12, style="bold")
+        rows.add_column()
+        of = {"verifying": what.get("of"), "idle": what.get("of"), "working": self._seconds}.get(self._stage)
+        done = what.get("done" if self._stage == "verifying" else "seconds", 0)
+        bar = ProgressBar(total=of, completed=done, width=BAR) if of else Text("")
+        rows.add_row("stage", STAGES[self._stage])
+        rows.add_row("", bar)
+        if "steps" in what:
+            rows.add_row("steps", f"{what['steps']:,}  ({what['steps'] / max(what['seconds'], 1e-9):,.0f} a second)")
+        if what.get("watts"):
+            rows.add_row("power", power_text(what["watts"], self._meter))
+        if what.get("temperature") is not None:
+            rows.add_row("temperature", f"{what['temperature']:.1f} °C")
+        parts: list[Any] = [rows]
+        if "latest" in what:
+            parts += [Text(""), phase_bars(what["latest"])]
+        return Panel(Group(*parts), title=self._title, padding=(1, 2))

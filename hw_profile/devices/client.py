@@ -1,0 +1,268 @@
+"""A device that takes part in a simulation: ``python hw_profile/client.py --server HOST:PORT --key FILE``"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simsfl.hw_profile.bench.measuring import IDLE_SECONDS, idle
+from simsfl.hw_profile.devices.device import Device, Refused
+from simsfl.hw_profile.devices.keys import Keys, asked_for, checked
+from simsfl.hw_profile.devices.messages import digest
+from simsfl.hw_profile.devices.panel import LiveView, PlainView, latency_text
+from simsfl.hw_profile.meters import Log, Meter, Sampler, Span, account, choose
+from simsfl.hw_profile.meters.board import Machine, board
+from simsfl.hw_profile.meters.stopwatch import Stopwatch
+from simsfl.hw_profile.runtimes.client_work import RUNTIMES, Client, import_runtime, make_client, versions
+from simsfl.system.files import claimed, write_json
+from simsfl.system.signals import Stop
+from simsfl.ui.arguments import (
+    Parser,
+    add_dashboard_flag,
+    fail,
+    one_of,
+    path,
+    print_error,
+    seconds,
+    value_of,
+    whole_number,
+)
+from simsfl.ui.console import Output
+
+RESULT = "result.json"
+
+
+def parser() -> Parser:
+    """All flags of this program."""
+    result = Parser(prog="client.py", description=__doc__)
+    who = result.add_argument_group("whom to work for, and as whom")
+    who.add_argument("--server", required=True, metavar="HOST:PORT", help="where server.py listens")
+    who.add_argument("--key", type=path, metavar="FILE", help="device-N.key, which keys.py wrote")
+    who.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
+    who.add_argument(
+        "--client-id",
+        type=value_of(int, "a whole number"),
+        metavar="ID",
+        help="who it is (default: the one whose --images are given, or any that is free)",
+    )
+    who.add_argument(
+        "--images",
+        type=path,
+        metavar="FILE.npy",
+        help="its own, (n, 3, H, H) uint8, such as server.py --export-images writes (default: from the run's data set)",
+    )
+    who.add_argument(
+        "--own-images", action="store_true", help="which are others than the simulation has for this client"
+    )
+    who.add_argument(
+        "--patience",
+        type=seconds,
+        default=60.0,
+        metavar="S",
+        help="how long to try to reach the server, at first and when the connection is lost (default: 60)",
+    )
+    how = result.add_argument_group("how")
+    how.add_argument(
+        "--runtime", type=one_of(RUNTIMES), default="torch", metavar="{torch,lean}", help="(default: torch)"
+    )
+    how.add_argument("--threads", type=whole_number, metavar="N", help="(default: what the runtime takes)")
+    where = result.add_argument_group("measuring and output")
+    where.add_argument(
+        "--meter", default="none", metavar="NAME", help="records energy, as that of pi_bench.py does (default: none)"
+    )
+    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-client-<process>)")
+    add_dashboard_flag(where)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Take part until the server ends the run; the exit code."""
+    console = Output()
+    with Stop() as stop:
+        try:
+            arguments = parser().parse(argv)
+            server, machine = checked(arguments.server, "server"), Machine()
+            exposed = "another machine; allowed: --key FILE"
+            keys = asked_for("device", arguments.key, server, insecure=arguments.insecure, exposed=exposed)
+            meter = choose(arguments.meter, machine)
+            out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-client-{os.getpid()}"
+            if arguments.own_images and not arguments.images:
+                raise ValueError("own_images: there are none; allowed: with --images FILE")
+            if arguments.threads and arguments.runtime == "lean":
+                raise ValueError("threads: NumPy's are set from outside; allowed: OPENBLAS_NUM_THREADS=N, with lean")
+            import_runtime(arguments.runtime)  # what is missing is told before the server waits for this device
+            with claimed(out, RESULT):
+                result = take_part(console, arguments, keys, meter, stop)
+                write_json(out / RESULT, {"board": asdict(board(machine)), **result})
+            conclude(console, result, out)
+        except (ValueError, OSError) as error:  # a TimeoutError is one of the latter
+            return fail(error)
+        except KeyboardInterrupt:
+            print_error("interrupted; nothing was written")
+            return 128 + stop.received
+        if result["problem"]:
+            print_error(f"{result['problem']}; what was done until then is written")
+            return 2
+        return 128 + stop.received if stop.received else 0
+
+
+def take_part(
+    console: Output, arguments: Any, keys: Keys | None, meter: Meter | Log | None, stop: Stop
+) -> dict[str, Any]:
+    """Connect, and work until the run is over; the content of ``result.json``."""
+    kind = LiveView if console.is_live(arguments.dashboard) else PlainView
+    watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
+    idle_seconds = IDLE_SECONDS if meter else 0.0
+    images = from_file(arguments.images) if arguments.images else None
+    ended = ""
+    with Sampler(sampled) as sampler, kind(console) as view:
+        before = quiet(view, idle_seconds)
+        view.tell(f"trying to reach {arguments.server}")
+        device = Device(
+            arguments.server,
+            keys,
+            arguments.client_id,
+            arguments.patience,
+            images=None if images is None or arguments.own_images else digest(images),
+            tell=view.tell,
+            is_over=lambda: bool(stop.received),
+        )
+        try:
+            view.follow(device, watch, sampler)
+            stop.patient = True
+            begin = time.time()
+            device.connect()
+            if not device.connected:
+                raise KeyboardInterrupt
+            client = made(device, arguments)
+            images = own_images(device.about, device.client, images, others=arguments.own_images)
+            device.work(client, images, watch, view.step_done)
+        except (Refused, TimeoutError) as error:
+            if not device.done:
+                raise
+            ended = str(error)
+        finally:
+            device.close()
+        work = begin, time.time()
+        after = quiet(view, idle_seconds)
+    result = {
+        "versions": versions(arguments.runtime),
+        "runtime": arguments.runtime,
+        "server": arguments.server,
+        "run": device.run,
+        "client": device.client,
+        "network": device.about["network"],
+        "steps": device.done,
+        "bytes_up": device.up,
+        "bytes_down": device.down,
+        "step": device.seconds,
+        "latency": {phase: times.spread() for phase, times in watch.phases.items()},
+        "ended": ended or ("stopped here" if stop.received else f"the server has {device.ended} the run"),
+        "spans": {"idle before": before, "work": work, "idle after": after},
+        "meter_asked": arguments.meter,
+        "energy": None,
+        "problem": ended,
+        "readings": sampler.readings,
+        "summary": f"{device.done:,} steps in {work[1] - work[0]:.1f} s; a step: {latency_text(device) or '-'}; "
+        f"{device.up / 1e6:,.2f} MB sent, {device.down / 1e6:,.2f} MB received",
+    }
+    if meter:
+        try:
+            energy, readings = account(
+                meter, sampler.readings, [before, work, after], (sampler.failures, sampler.last_error)
+            )
+            result |= {"energy": energy, "readings": readings}
+        except ValueError as error:  # all else is known
+            result["problem"] = "; ".join(filter(None, (ended, str(error))))
+    return result
+
+
+def quiet(view: LiveView | PlainView, seconds: float) -> Span:
+    """Watch the idle machine for so long; from when to when."""
+    if seconds:
+        view.tell("measuring the idle machine")
+    return idle(seconds, lambda stage, **what: None)
+
+
+def made(device: Device, arguments: Any) -> Client:
+    """What does the client's computing."""
+    client = make_client(device.about, arguments.runtime, precision="fp32")
+    if arguments.threads:
+        import torch  # noqa: PLC0415  (of one runtime)
+
+        torch.set_num_threads(arguments.threads)
+    return client
+
+
+def from_file(file: Path) -> np.ndarray:
+    """What `numpy.save` wrote; raises a ValueError where it did not."""
+    allowed = "allowed: what server.py --export-images wrote"
+    try:
+        return np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise ValueError(f"images: {file} cannot be read ({error.strerror}); {allowed}") from error
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"images: {file} holds no array; {allowed}") from error
+
+
+def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None, *, others: bool) -> np.ndarray:
+    """The client's images ``[n, 3, H, H]`` uint8: those given, or of the data set that the run's config names.
+
+    Args:
+        others: whether they may be others than the simulation has.
+
+    Raises:
+        ValueError: they are not of the shape that they should have, or the data set is not to be had here, or another.
+    """
+    size, held = about["network"]["image_size"], about["held"]
+    images = from_data_set(about["config"], client) if given is None else given
+    shape = (held["count"], 3, size, size)
+    if images.shape != shape or images.dtype != np.uint8:
+        raise ValueError(f"images: {images.dtype} of shape {images.shape}; allowed: uint8 of {shape}")
+    if not others and digest(images) != held["sha256"]:
+        whose = "the data set here has others" if given is None else "they are others"
+        raise ValueError(
+            f"images: {whose} than the simulation has for client {client}; allowed: those of --export-images, or "
+            "--own-images where that is meant"
+        )
+    return images
+
+
+def from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
+    """A client's images, of the data set and partition that the run's config names."""
+    try:
+        from simsfl.config import RunConfig  # noqa: PLC0415
+        from simsfl.data.load import load_dataset  # noqa: PLC0415
+        from simsfl.setup import assembly  # noqa: PLC0415  (bring torch along)
+
+        own = RunConfig.from_dict(config)
+        dataset = load_dataset(
+            own.dataset, data_dir="data", image_size=own.image_size, seed=own.seed, stream="never", auxiliary=None
+        )
+        return dataset.train.pixels[assembly.partition(own, dataset, least=1)[client]].numpy()
+    except (ValueError, OSError, ImportError) as error:
+        raise ValueError(
+            f"images: there are none of the server's data set here ({error}); allowed: --images FILE, which server.py "
+            "--export-images writes"
+        ) from error
+
+
+def conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
+    """Tell what came of it."""
+    lines = [result["ended"], result["summary"]]
+    if energy := result["energy"]:
+        spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
+        lines += [
+            f"power {energy['mean_watts']:.2f} W, {energy['above_idle_watts']:.2f} ±{spread:.2f} W above idle; "
+            f"{energy['joules']:.1f} J ({energy['label']}: {energy['source']})"
+        ]
+    elif result["meter_asked"] == "auto":
+        lines += ["no meter found"]
+    for line in [*lines, f"wrote {out / RESULT}"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

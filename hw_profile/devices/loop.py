@@ -1,0 +1,289 @@
+"""Devices in a simulation: some of the cohort's clients are real, and the rest of it is as it is without them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simsfl.algorithm.aggregation import is_sync_step
+from simsfl.algorithm.observer import Observer
+from simsfl.algorithm.plan import RoundPlan, draw_cohort
+from simsfl.algorithm.state import completed_rounds
+from simsfl.algorithm.wire import DeviceStatus, Wire
+from simsfl.cli.session import Stopped
+from simsfl.hw_profile.devices.hub import Ask, Hub
+from simsfl.hw_profile.devices.messages import Message, digest
+from simsfl.runs.client_trace import STATE, VIEWS
+from simsfl.runs.recorder import about_part, array, averaged
+from simsfl.simulation import Simulation
+from simsfl.ui.arguments import seeds_of
+
+log = logging.getLogger("devices")
+
+WAIT_SECONDS = 0.2
+LARGER = 1000.0
+"""How many times as large a device's numbers may be as the simulation's."""
+
+
+class DeviceLoop(Observer, Wire):
+    """Puts what devices send where the simulation has computed it, and brings them what they need.
+
+    A device that does not answer in time, or has gone, is absent from then on. One that comes, or comes back, takes
+    part from the next averaging on, where all clients have the same weights, or the next round. Should all clients of
+    the cohort be devices, and the last of them go in the middle of a step, what the simulation has computed of those
+    lost in that step stands in for them, and before the next step somebody is waited for.
+
+    Args:
+        simulation: which it observes, and whose `wire` it becomes.
+        hub: where the devices are.
+        timeout: seconds that a device has for an answer.
+
+    Attributes:
+        waiting: called now and then while devices are waited for.
+        is_over: whether the run is to end, asked where nobody is left in the round, and one has to be waited for.
+        missed: answers that were due and did not come.
+        done: steps that each client's device has taken part in; `due`: those it would have, had it been there.
+
+    Raises:
+        ValueError: there is something in the run that devices do not do.
+    """
+
+    def __init__(self, simulation: Simulation, hub: Hub, timeout: float):
+        check(simulation)
+        self.simulation, self.hub, self.timeout = simulation, hub, timeout
+        self.waiting: Callable[[], None] = lambda: None
+        self.is_over: Callable[[], bool] = lambda: False
+        self.missed = 0
+        self.due, self.done = dict.fromkeys(hub.accounts, 0), dict.fromkeys(hub.accounts, 0)
+        self._learns = simulation.hyper.clients_learn
+        self._names = averaged(simulation, learns=self._learns)
+        self._positions: dict[int, int] = {}
+        """Of the round's clients that are devices, there or not, in the cohort."""
+        self._there: list[int] = []
+        simulation.observers.append(self)
+        simulation.wire = self
+
+    def end(self, how: str) -> None:
+        """The run has ended, and the devices are told how."""
+        self.simulation.observers.remove(self)
+        self.simulation.wire = Wire()
+        self.hub.end(how)
+
+    def round_begins(self, plan: RoundPlan) -> None:
+        """See `Observer`: the devices of the cohort get what they need for the round."""
+        self._plan = plan
+        self._positions = {
+            client: position for position, client in enumerate(plan.cohort.tolist()) if client in self.hub.accounts
+        }
+        self._there, self.absent = [], frozenset()
+        self._admit()
+        self._wait_for_somebody()
+        if self._nobody_is_left():
+            raise Stopped
+
+    def step_is_over(self) -> None:
+        """See `Observer`: the next step begins with somebody."""
+        if self.simulation.step_index < self.simulation.steps:
+            self._wait_for_somebody()
+
+    def up(self, smashed_2Nchw: Tensor) -> Tensor:
+        """See `Wire`."""
+        for client in self._positions:
+            self.due[client] += 1
+        if not self._there:
+            return smashed_2Nchw
+        whole = smashed_2Nchw.clone().unflatten(0, (2, -1))
+        for client, sent in self._collect().items():
+            rows = self._rows(client)
+            self._put(client, sent, {"query": whole[0, rows], "key": whole[1, rows]})
+        for client in self._there:
+            self.done[client] += 1
+        return whole.flatten(0, 1)
+
+    def down(self, gradient_Nchw: Tensor) -> None:
+        """See `Wire`; clients that do not learn are told to go on."""
+        step = self.simulation.step_index
+        asks = self._ask("weights", step) if self._syncs(step) and self._names else self._ask("smashed", step + 1)
+        for client in self._there:
+            arrays = {"gradient": array(gradient_Nchw[self._rows(client)])} if self._learns else {}
+            self._tell(client, "gradient", step, arrays, asks)
+
+    def averaging(self) -> None:
+        """See `Observer`: the devices' own weights are averaged."""
+        if self._names and self._there:
+            cohort = self.simulation.state.cohort
+            for client, sent in self._collect().items():
+                position = self._positions[client]
+                self._put(client, sent, {name: getattr(cohort, name)[position] for name in self._names})
+
+    def averaged(self) -> None:
+        """See `Observer`: the devices go on with the average."""
+        step = self.simulation.step_index - 1
+        if self._names:
+            for client in self._there:
+                self._tell(client, "average", step, self._have(client, self._names), self._ask("smashed", step + 1))
+        if step + 1 < self.simulation.steps:
+            self._admit()
+
+    def devices(self) -> list[DeviceStatus]:
+        """See `Wire`."""
+        present, simulation = self.hub.present(), self.simulation
+        at_work = self._there if simulation.finished_rounds < simulation.config.rounds else ()
+        presence = {
+            client: "away" if client not in present else "at work" if client in at_work else "here"
+            for client in self.hub.accounts
+        }
+        return [DeviceStatus(c, presence[c], **asdict(account)) for c, account in self.hub.accounts.items()]
+
+    def _admit(self) -> None:
+        """Let those in who are there and not in the round."""
+        for client in self._positions.keys() & self.hub.present() - set(self._there):
+            fresh = self.hub.is_fresh(client)
+            message = self._round(client, whole=fresh)
+            if self.hub.send(client, message, self._ask("smashed", message.step), whole=fresh):
+                self._there.append(client)
+        self._see_absent()
+
+    def _see_absent(self) -> None:
+        absent = frozenset(position for client, position in self._positions.items() if client not in self._there)
+        if len(absent) < len(self.simulation.hyper.batches):
+            self.absent = absent
+
+    def _nobody_is_left(self) -> bool:
+        return not self._there and len(self._positions) == len(self.simulation.hyper.batches)
+
+    def _collect(self) -> dict[int, Mapping[str, np.ndarray]]:
+        """What all devices answer that are there; those of whom nothing comes are not, from then on."""
+        answers = self.hub.collect(self._there, self.timeout, self.waiting)
+        self.missed += len(self._there) - len(answers)
+        self._there = [client for client in self._there if client in answers]
+        self._see_absent()
+        return {client: message.arrays for client, message in answers.items()}
+
+    def _wait_for_somebody(self) -> None:
+        """Until there is a client in the round, or the run is to end."""
+        if self._nobody_is_left():
+            log.warning("no client is left in the round: waiting")
+        while self._nobody_is_left() and not self.is_over():
+            self.hub.wait(WAIT_SECONDS)
+            self.waiting()
+            self._admit()
+
+    @torch.no_grad()
+    def _put(self, client: int, arrays: Mapping[str, np.ndarray], places: Mapping[str, Tensor]) -> None:
+        """What a device has sent, where the simulation has its own; a device that sent something else is turned away.
+
+        Its images may be others than the simulation has, but hardly so that anything is a thousand times as large.
+        """
+        for name, place in places.items():
+            sent, shape = arrays.get(name), tuple(place.shape)
+            limit = LARGER * max(1.0, float(place.abs().max()))
+            if sent is None or sent.shape != shape or sent.dtype != np.float32 or not np.abs(sent).max() <= limit:
+                allowed = f"float32 of shape {shape}, {limit:.1e} at most"
+                self.hub.dismiss(client, f"{name}: is not as it should be; allowed: {allowed}")
+                self._there.remove(client)
+                self._see_absent()
+                return
+        for name, place in places.items():
+            place.copy_(torch.from_numpy(arrays[name]))
+
+    def _rows(self, client: int) -> slice:
+        """Of the client in the cohort's batch."""
+        batches, position = self.simulation.hyper.batches, self._positions[client]
+        first = sum(batches[:position])
+        return slice(first, first + batches[position])
+
+    def _syncs(self, step: int) -> bool:
+        return is_sync_step(step, self.simulation.steps, self.simulation.config.syncs_per_round)
+
+    def _ask(self, kind: str, step: int) -> Ask | None:
+        """The answer that is expected in the round under way; none behind its end."""
+        return (kind, self.simulation.round_index, step) if step < self.simulation.steps else None
+
+    def _tell(self, client: int, kind: str, step: int, arrays: Mapping[str, np.ndarray], asks: Ask | None) -> None:
+        self.hub.send(client, Message(kind, self.hub.run, client, self.simulation.round_index, step, arrays), asks)
+
+    def _have(self, client: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """What the simulation has of a client."""
+        cohort, position = self.simulation.state.cohort, self._positions[client]
+        return {name: array(getattr(cohort, name)[position]) for name in names if getattr(cohort, name).shape[1]}
+
+    def _round(self, client: int, *, whole: bool) -> Message:
+        """All that a device needs for what is left of a round: weights, which images and views, learning rates."""
+        simulation, position = self.simulation, self._positions[client]
+        (group,) = self._plan.groups
+        places = {row: place for place, row in enumerate(simulation.partition[client].tolist())}
+        rows = group.indices[:, position].tolist()
+        done = completed_rounds(simulation.state, self._plan.cohort) * simulation.steps
+        arrays = self._have(client, STATE if whole else self._names)
+        arrays |= {f"views/{name}": array(getattr(group.views, name)[:, :, position]) for name in VIEWS}
+        arrays["rows"] = np.array([[places[row] for row in step] for step in rows])
+        about = {
+            "lr": [float(simulation.client_lr(done + step)[position]) for step in range(simulation.steps)],
+            "syncs": [step for step in range(simulation.steps) if self._syncs(step)],
+        }
+        return Message("round", self.hub.run, client, simulation.round_index, simulation.step_index, arrays, about)
+
+
+def about_run(simulation: Simulation, client: int) -> dict[str, Any]:
+    """What the device of a client is told of the run when it comes."""
+    learns, pixels = simulation.hyper.clients_learn, own_images(simulation, client)
+    return {
+        **about_part(simulation, client),
+        "learns": learns,
+        "averaged": averaged(simulation, learns=learns),
+        "config": simulation.config.to_dict(),
+        "held": {"count": len(pixels), "sha256": digest(pixels)},
+    }
+
+
+def own_images(simulation: Simulation, client: int) -> np.ndarray:
+    """``[n, 3, H, H]`` uint8: a client's."""
+    return simulation.dataset.train.pixels[torch.from_numpy(simulation.partition[client])].cpu().numpy()
+
+
+def chosen_clients(simulation: Simulation, asked: str | None, count: int | None) -> list[int]:
+    """The clients that are devices: those asked for, or the first so many to take part.
+
+    Raises:
+        ValueError: there are no such clients, or not so many.
+    """
+    clients = simulation.config.clients
+    if asked is not None:
+        ids = seeds_of(asked, "device_clients")
+        if len(ids) < len(asked.split(",")):
+            raise ValueError(f"device_clients: {asked} names one twice; allowed: each once")
+        if not all(client < clients for client in ids):
+            raise ValueError(f"device_clients: {asked} are not all clients; allowed: 0 to {clients - 1}, by comma")
+        if count not in (None, len(ids)):
+            raise ValueError(f"devices: {count} are not as many as the device_clients; allowed: {len(ids)}, or none")
+        return ids
+    ids, count = [], count or 1
+    for index in range(simulation.config.rounds):
+        cohort = np.concatenate(draw_cohort(simulation.groups, index, simulation.config.seed))
+        ids += [client for client in cohort.tolist() if client not in ids]
+        if len(ids) >= count:
+            return sorted(ids[:count])
+    raise ValueError(f"devices: {count} are more than the clients that take part; allowed: 1 to {len(ids)}")
+
+
+def check(simulation: Simulation) -> None:
+    """Raise a ValueError for runs that devices take no part in."""
+    config = simulation.config
+    if config.method != "mocosfl" or config.supervised:
+        raise ValueError("devices: take part in contrastive split learning alone; allowed: --method mocosfl")
+    for name in ("unequal", "loss_threshold", "ressfl_lambda", "aux_dataset", "divergence_tau"):
+        if getattr(config, name):
+            raise ValueError(f"{name}: is not for runs with devices; allowed: without it")
+    if config.client_state_dtype != "fp32":
+        raise ValueError(
+            f"client_state_dtype: {config.client_state_dtype} is not what devices keep; allowed: fp32 in such runs"
+        )
+    if config.precision != "fp32":
+        raise ValueError(f"precision: {config.precision} is not for runs with devices; allowed: fp32")

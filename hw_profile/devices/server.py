@@ -1,0 +1,228 @@
+"""A simulation that real devices take part in: ``python hw_profile/server.py --clients 1000 --devices 1``
+
+All flags of ``experiments/run.py`` are this program's, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import resource
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simsfl.cli import run
+from simsfl.cli.main import command
+from simsfl.hw_profile.devices.hub import Counts, Hub
+from simsfl.hw_profile.devices.keys import SERVER, asked_for, checked
+from simsfl.system.signals import Stop
+from simsfl.ui.arguments import Parser, fail, path, print_error, seconds, value_of, whole_number
+from simsfl.ui.console import Output
+
+POLL_SECONDS = 0.2
+PORT = 5555
+KEY = Path("keys", SERVER)
+
+
+def parser() -> Parser:
+    """All flags of this program."""
+    result = run.parser()
+    result.prog, result.description = "server.py", __doc__
+    devices = result.add_argument_group("devices")
+    devices.add_argument("--devices", type=whole_number, metavar="N", help="how many take part (default: 1)")
+    devices.add_argument(
+        "--device-clients", metavar="ID,ID", help="which clients they are (default: the first to take part)"
+    )
+    devices.add_argument(
+        "--listen", metavar="HOST:PORT", help=f"(default: 0.0.0.0:{PORT}; with --insecure 127.0.0.1:{PORT})"
+    )
+    devices.add_argument("--key", type=path, metavar="FILE", help=f"which keys.py wrote (default: {KEY})")
+    devices.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
+    devices.add_argument(
+        "--device-timeout",
+        type=seconds,
+        default=30.0,
+        metavar="S",
+        help="a round goes on without a device that does not answer for so long (default: 30)",
+    )
+    devices.add_argument(
+        "--wait-for",
+        type=value_of(int, "a whole number"),
+        metavar="N",
+        help="devices to wait for before training (default: all)",
+    )
+    devices.add_argument("--export-images", type=path, metavar="DIR", help="write each device's images there first")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train with devices; the exit code."""
+    devices = None
+    with Stop() as stop:
+        try:
+            arguments = parser().parse(argv)
+            devices = Devices(arguments, stop)  # mistakes in its flags answer at once
+            from simsfl.cli.launch import launch  # noqa: PLC0415  (imports torch: --help and mistakes answer at once)
+
+            with closing(devices):
+                return launch(arguments, stop, devices)
+        except (ValueError, OSError) as error:
+            return fail(error)
+        except KeyboardInterrupt:
+            waited = ", while waiting for devices; the run begins with --resume" if devices and devices.waits else ""
+            print_error(f"interrupted before training{waited}")
+            return 128 + (stop.received or 2)
+
+
+class Devices:
+    """The devices that take part in a run (`launch.Guests`)."""
+
+    auto_precision = "fp32", "devices compute in fp32"
+
+    def __init__(self, arguments: argparse.Namespace, stop: Stop):
+        arguments.listen = arguments.listen or f"{'127.0.0.1' if arguments.insecure else '0.0.0.0'}:{PORT}"
+        arguments.key = arguments.key or (None if arguments.insecure else KEY)
+        self._arguments, self._stop = arguments, stop
+        self._keys = asked_for(
+            "server",
+            arguments.key,
+            checked(arguments.listen, "listen"),
+            insecure=arguments.insecure,
+            exposed="open to others; allowed: with --listen 127.0.0.1:PORT",
+        )
+        self._hub: Hub | None = None
+        self.waits = False
+
+    def prepare(self, simulation: Any) -> None:
+        """Choose the clients, and open the port.
+
+        Raises:
+            ValueError: there are no such clients, the port is taken, or devices cannot take part in such a run.
+        """
+        from simsfl.hw_profile.devices.loop import DeviceLoop, about_run, chosen_clients  # noqa: PLC0415  (imports torch)
+
+        arguments = self._arguments
+        clients = chosen_clients(simulation, arguments.device_clients, arguments.devices)
+        self._wanted = len(clients) if arguments.wait_for is None else arguments.wait_for
+        if not 0 <= self._wanted <= len(clients):
+            raise ValueError(f"wait_for: {self._wanted} is out of range; allowed: 0 to {len(clients)}")
+        allow_files()
+        about = {client: about_run(simulation, client) for client in clients}
+        self._hub = Hub(arguments.listen, self._keys, secrets.token_hex(4), about)
+        self._loop = DeviceLoop(simulation, self._hub, arguments.device_timeout)
+        if arguments.export_images:
+            export(simulation, clients, arguments.export_images)
+
+    def resuming(self) -> list[str]:
+        """The command that goes on with the run, but for its directory."""
+        arguments = self._arguments
+        how = ["--insecure"] if arguments.insecure else ["--key", str(arguments.key)]
+        clients = ["--device-clients", ",".join(map(str, self._hub.accounts))]
+        wait_for = [] if arguments.wait_for is None else ["--wait-for", str(arguments.wait_for)]
+        timeout = ["--device-timeout", f"{arguments.device_timeout:g}"]
+        return [*command("server"), *clients, "--listen", arguments.listen, *how, *wait_for, *timeout, "--resume"]
+
+    @contextmanager
+    def during(self, session: Any) -> Iterator[None]:
+        """Wait for the devices, and let them take part."""
+        hub, loop, console, file = self._hub, self._loop, session.console, session.directory.devices
+        loop.waiting = lambda: session.refresh("waiting for devices")
+        loop.is_over = lambda: bool(self._stop.received or console.deserted)
+        real = f"client{'s' * (len(hub.accounts) > 1)} {', '.join(map(str, hub.accounts))}"
+        with ExitStack() as stack:
+            stack.enter_context(
+                logged(logging.FileHandler(file, delay=True, encoding="utf-8", errors="backslashreplace"))
+            )
+            try:
+                tell(console, f"run {hub.run}, real: {real}; listening at {hub.address}")
+                if self._arguments.export_images:
+                    tell(console, f"their images are in {self._arguments.export_images}")
+                with logged(Shown(console)):
+                    self._wait(console)
+                if not console.is_live(self._arguments.dashboard):  # then the screen is the view's
+                    stack.enter_context(logged(Shown(console)))
+                yield
+            finally:
+                with suppress(KeyboardInterrupt):  # of one who does not wait for a device that hangs
+                    loop.end("finished" if session.result else "stopped")
+                done = (f"client {client} {count:,} of {loop.due[client]:,}" for client, count in loop.done.items())
+                tell(console, f"steps done: {', '.join(done)}")
+                tell(console, f"{summary(hub.counts)}, {loop.missed} answers missed; {file}")
+
+    def _wait(self, console: Output) -> None:
+        """Until so many devices are there as are wanted."""
+        self.waits = True
+        with console.status("") as status:
+            while len(there := self._hub.present()) < self._wanted:
+                if console.deserted:
+                    raise KeyboardInterrupt
+                status.update(f"waiting for devices: {len(there)} of {self._wanted} are there and ready")
+                self._hub.wait(POLL_SECONDS)
+        self.waits = False
+
+    def close(self) -> None:
+        """Let go of the port."""
+        if self._hub:
+            self._hub.close()
+
+
+def allow_files() -> None:
+    """As many open files as the system lets this process have: connections of strangers are files, too."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS has a limit of its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class Shown(logging.Handler):
+    """Shows who comes and goes."""
+
+    def __init__(self, console: Output):
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line."""
+        tell(self._console, record.getMessage())
+
+
+def tell(console: Output, text: str) -> None:
+    """A line about the devices."""
+    console.print(f"devices   {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def logged(handler: logging.Handler) -> Iterator[None]:
+    """What is told of devices goes there, too."""
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("devices")
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def summary(counts: Counts) -> str:
+    """Bytes, and what was refused."""
+    reasons = ", ".join(f"{kind} {count:,}" for kind, count in counts.refused.items())
+    return (
+        f"{counts.up / 1e6:,.2f} MB up, {counts.down / 1e6:,.2f} MB down, {sum(counts.refused.values()):,} frames "
+        f"refused{f' ({reasons})' if reasons else ''}"
+    )
+
+
+def export(simulation: Any, clients: Sequence[int], directory: Path) -> None:
+    """Write each device's images, to be copied there."""
+    from simsfl.hw_profile.devices.loop import own_images  # noqa: PLC0415  (imports torch)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for client in clients:
+        np.save(directory / f"client-{client}.npy", own_images(simulation, client))

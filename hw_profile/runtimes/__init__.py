@@ -1,0 +1,1 @@
+"""What computes a client's part on a device: PyTorch, or NumPy alone."""

@@ -1,0 +1,258 @@
+"""The oracle: one step as a plain loop over separate client modules.
+
+`train_step`, `moco_step` and `byol_step` have the signatures of those in `simsfl.algorithm.step` and `simsfl.algorithm.federated`, and
+change the same state, through ordinary `nn.Module` and `torch.optim.SGD` objects, one client after the other, with the
+loss from a plain loop over rows. Slow, and meant to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simsfl.algorithm.single_client import SingleClient, move_towards
+from simsfl.algorithm.state import Cohort, KeyQueue, State
+from simsfl.algorithm.step import Batch, Clock, Hyperparameters, Outcome, untimed
+from simsfl.models import FlatModule, SplitModel
+from simsfl.privacy.similarity import ssim
+
+
+def train_step(
+    model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed
+) -> Outcome:
+    """See `simsfl.algorithm.step.train_step`."""
+    cohort = state.cohort
+    clients = [single(model.client, cohort, c) for c in range(len(cohort.online))]
+    owned = [
+        (pixels[c : c + 1], views.map(lambda t, c=c: t[:, c : c + 1]))
+        for pixels, views in zip(batch.pixels, batch.views, strict=True)
+        for c in range(len(pixels))
+    ]
+    seen, queries, keys = [], [], []
+    for client, (pixels, views) in zip(clients, owned, strict=True):
+        with clock("data"):
+            query_images, key_images = batch.images.augmented(pixels, views, cohort.online.dtype)[:, 0]
+            seen.append(query_images)
+        with clock("client forward"), hyper.autocast(cohort.online.device):
+            queries.append(client.query(query_images).detach().to(hyper.precision))
+            client.move(hyper.tau)
+            if not batch.labels:
+                keys.append(client.key(key_images).to(hyper.precision))
+
+    with clock("server"):
+        sent = batch.wire.up(torch.cat([*queries, *keys]))
+        lengths = [len(own) for own in queries]
+        arrived = sent.split([*lengths, *lengths] if keys else lengths)
+        there = [c for c in range(len(clients)) if c not in batch.wire.absent]
+        query = torch.cat([arrived[c] for c in there]).requires_grad_()
+        loss, top1 = learn(model, state, batch, query, {c: arrived[len(clients) + c] for c in there if keys}, hyper)
+        gradients = [torch.zeros_like(own) for own in queries]
+        for c, gradient in zip(there, query.grad.split([lengths[c] for c in there]), strict=True):
+            gradients[c] = gradient
+        batch.wire.down(torch.cat(gradients))
+
+    attackers_ssim: tuple[Tensor, ...] = ()
+    if hyper.clients_learn and model.attacker:
+        with clock("attackers"):
+            attackers_ssim = resist_all(model, state, batch, seen, queries, gradients, hyper)
+
+    if hyper.clients_learn:
+        with clock("client backward"):
+            for client, gradient in zip(clients, gradients, strict=True):
+                client.backward(gradient)
+            for client, lr in zip(clients, batch.client_lr, strict=True):
+                # only now: the rows share a tensor, which backward must find unchanged
+                client.descend(float(lr), hyper.momentum, hyper.weight_decay)
+
+    return Outcome(loss, top1, sent, torch.cat(gradients), attackers_ssim)
+
+
+def learn(
+    model: SplitModel, state: State, batch: Batch, query: Tensor, keys: Mapping[int, Tensor], hyper: Hyperparameters
+) -> tuple[Tensor, Tensor]:
+    """The server's part of a step; loss and accuracy. The gradient by `query` is left in it.
+
+    Args:
+        keys: of each client that is there, by its position.
+    """
+    central, queue = state.server, state.queue
+    server = model.server.module(central.online, central.online_statistics)
+    server_momentum = model.server.module(central.momentum, central.momentum_statistics)
+    autocast = hyper.autocast(query.device)
+    move_towards(server_momentum, server, hyper.tau)
+    directions = []
+    if batch.labels:
+        every = [own for labels in batch.labels for own in labels]
+        labels = torch.cat([own for c, own in enumerate(every) if c not in batch.wire.absent])
+        with autocast:
+            scores = server(query)
+        loss = F.cross_entropy(scores.to(central.online.dtype), labels)
+        top1 = 100.0 * (scores.detach().argmax(dim=1) == labels).to(loss.dtype).mean()
+    else:
+        key = torch.cat(list(keys.values()))
+        with autocast:
+            q1, k2 = embed(server, query), embed(server_momentum, key).detach()
+            directions.append((q1, k2))
+            if hyper.symmetric:
+                q2, k1 = embed(server, key), embed(server_momentum, query).detach()
+                directions.append((q2, k1))
+        shared = len(queue.keys) == 1
+        owners = [0 if shared else c for c, rows in keys.items() for _ in rows]
+        results = [contrast(q, k, [queue.keys[row] for row in owners], hyper.temperature) for q, k in directions]
+        loss = sum(loss for loss, _ in results)
+        top1 = sum(top1 for _, top1 in results) / len(results)
+    loss.backward()
+    descend(model.server, server, central.velocity, float(batch.server_lr), hyper)
+    for _, k in reversed(directions):
+        for row, one in zip(owners, k, strict=True):
+            enqueue(queue, row, one)
+    return loss.detach(), top1
+
+
+def resist_all(
+    model: SplitModel,
+    state: State,
+    batch: Batch,
+    seen: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    gradients: list[Tensor],
+    hyper: Hyperparameters,
+) -> tuple[Tensor, ...]:
+    """Add to each client's gradient what resists its attacker; their mean SSIM before they learnt and after."""
+    figures = []
+    for c, (images, sent) in enumerate(zip(seen, queries, strict=True)):
+        attacker = state.attackers.cohort[c]
+        added, *figure = resist(model, attacker, batch.images.restore(images), sent, batch.attackers_lr, hyper)
+        gradients[c] = gradients[c] + added
+        figures.append(torch.stack(figure))
+    return tuple(torch.stack(figures).mean(dim=0))
+
+
+def resist(
+    model: SplitModel, attacker: Tensor, images: Tensor, sent: Tensor, lr: Tensor, hyper: Hyperparameters
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one client: the gradient that makes its attacker's work harder, and SSIM before it learnt and after."""
+    parameters, first, second = attacker[:-1].chunk(3)
+    decoder = model.attacker.module(parameters)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=float(lr), foreach=False)
+    averages = (model.attacker.named(average).values() for average in (first, second))
+    for parameter, one, two in zip(decoder.parameters(), *averages, strict=True):
+        optimizer.state[parameter] = {"step": attacker[-1].clone(), "exp_avg": one, "exp_avg_sq": two}
+    smashed = sent.detach().to(attacker.dtype).requires_grad_()
+    before = ssim(decoder(smashed.detach()), images).mean()
+    (-before).backward()
+    optimizer.step()
+    attacker[-1] += 1
+    after = ssim(decoder(smashed), images).mean()
+    if after <= hyper.target_ssim:
+        return torch.zeros_like(sent), before.detach(), after.detach()
+    (hyper.resistance * (after - hyper.target_ssim)).backward()
+    return smashed.grad.to(sent.dtype), before.detach(), after.detach()
+
+
+def moco_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed) -> Outcome:
+    """See `simsfl.algorithm.federated.moco_step`: MoCo on each client."""
+
+    def own_loss(c: int, online: nn.Module, target: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        q = embed(online, query)
+        with torch.no_grad():
+            k = embed(target, key)
+        return *contrast(q, k, [state.queue.keys[c]] * len(q), hyper.temperature), k
+
+    return federated_step(own_loss, model, state, batch, hyper, clock)
+
+
+def byol_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed) -> Outcome:
+    """See `simsfl.algorithm.federated.byol_step`: BYOL on each client."""
+
+    def own_loss(c: int, online: nn.Module, target: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        prediction = online(query).to(state.cohort.online.dtype).chunk(2, dim=1)[1]
+        with torch.no_grad():
+            projection = target(key).to(prediction).chunk(2, dim=1)[0]
+        hits = []
+        for row in prediction:
+            similar = F.cosine_similarity(row[None], projection)
+            hits.append(similar[len(hits)] >= similar.max())
+        top1 = 100.0 * torch.stack(hits).to(prediction.dtype).mean()
+        return (2.0 - 2.0 * F.cosine_similarity(prediction, projection)).mean(), top1, projection
+
+    return federated_step(own_loss, model, state, batch, hyper, clock)
+
+
+def federated_step(
+    own_loss: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    model: SplitModel,
+    state: State,
+    batch: Batch,
+    hyper: Hyperparameters,
+    clock: Clock,
+) -> Outcome:
+    """Each client by itself, with a loss of its own, which is given with its accuracy and its keys."""
+    cohort, (pixels,), (views,) = state.cohort, batch.pixels, batch.views
+    losses, top1s = [], []
+    for c in range(len(pixels)):
+        client = single(model.client, cohort, c)
+        with clock("data"):
+            own_views = views.map(lambda t, c=c: t[:, c : c + 1])
+            first, second = batch.images.augmented(pixels[c : c + 1], own_views, cohort.online.dtype)[:, 0]
+        with clock("client forward"), hyper.autocast(cohort.online.device):
+            client.move(hyper.tau)
+            pairs = [(first, second), (second, first)] if hyper.symmetric else [(first, second)]
+            results = [own_loss(c, client.online, client.momentum, query, key) for query, key in pairs]
+        loss = sum(loss for loss, _, _ in results)
+        with clock("client backward"):
+            if hyper.clients_learn:
+                loss.backward()
+                client.descend(float(batch.client_lr[c]), hyper.momentum, hyper.weight_decay)
+            for _, _, keys in reversed(results):
+                for key in keys if state.queue.keys.numel() else ():
+                    enqueue(state.queue, c, key)
+        losses.append(loss.detach())
+        top1s.append(sum(top1 for _, top1, _ in results) / len(results))
+    nothing = cohort.online.new_empty(0)
+    return Outcome(torch.stack(losses).mean(), torch.stack(top1s).mean(), nothing, nothing)
+
+
+def single(model: FlatModule, cohort: Cohort, c: int) -> SingleClient:
+    """A client of the cohort by itself: what it does to its weights is done in the stacks."""
+    return SingleClient(
+        model.module(cohort.online[c], cohort.online_statistics[c]),
+        model.module(cohort.momentum[c], cohort.momentum_statistics[c]),
+        model.named(cohort.velocity[c]).values(),
+    )
+
+
+def embed(module: nn.Module, smashed: Tensor) -> Tensor:
+    """Unit rows of the server's output, in the dtype of its weights."""
+    return F.normalize(module(smashed).to(next(module.parameters()).dtype), dim=1)
+
+
+def enqueue(queue: KeyQueue, row: int, key: Tensor) -> None:
+    """Write one key into one of the rings."""
+    slot = int(queue.pointer[row])
+    queue.keys[row, slot] = key
+    queue.pointer[row] = (slot + 1) % queue.keys.shape[1]
+
+
+def contrast(query: Tensor, key: Tensor, queues: Sequence[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE row by row: minus the log of the positive's share of the exponentials; a queue ``[K, D]`` for each."""
+    losses, hits = [], []
+    for q, k, queue in zip(query, key, queues, strict=True):
+        positive = torch.dot(q, k) / temperature
+        scores = torch.cat([positive[None], queue @ q / temperature])
+        losses.append(torch.logsumexp(scores, dim=0) - positive)
+        hits.append((scores.detach().argmax() == 0).to(query.dtype))
+    return torch.stack(losses).mean(), 100.0 * torch.stack(hits).mean()
+
+
+def descend(model: FlatModule, module: nn.Module, velocity: Tensor, lr: float, hyper: Hyperparameters) -> None:
+    """One step of `torch.optim.SGD`, its momentum buffers laid over `velocity`."""
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=lr, momentum=hyper.momentum, weight_decay=hyper.weight_decay, foreach=False
+    )
+    for parameter, buffer in zip(module.parameters(), model.named(velocity).values(), strict=True):
+        optimizer.state[parameter]["momentum_buffer"] = buffer
+    optimizer.step()

@@ -1,0 +1,186 @@
+"""Reconstruct a client's images from what it sends: ``python experiments/attack.py RUN_DIR``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from simsfl import Simulation
+from simsfl.cli.progress import watched
+from simsfl.config.notation import Decoder
+from simsfl.engine.precision import arithmetic
+from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
+from simsfl.runs.directory import RunDirectory
+from simsfl.system.files import write_json
+from simsfl.system.memory import is_out_of_memory
+from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_number
+from simsfl.ui.dashboard import number
+
+DESCENT = "descent"
+SHOWN = 12
+"""Images on the sheet."""
+
+
+def parser() -> Parser:
+    """All flags of this program."""
+    result = Parser(prog="attack.py", description=__doc__)
+    result.add_argument("run", type=path, metavar="RUN_DIR", help="directory of a run of mocosfl")
+    result.add_argument(
+        "--decoder",
+        default="res_normN4C64",
+        metavar="NAME",
+        help="custom, conv_normN{blocks}C{channels}, res_normN{blocks}C{channels}, or descent: on the image itself, "
+        "with no data of the attacker's (default: res_normN4C64)",
+    )
+    result.add_argument(
+        "--attacker-data",
+        type=value_of(float, "a number"),
+        metavar="SHARE",
+        help="of the training images, drawn at random, that the attacker has (default: 0.01)",
+    )
+    result.add_argument("--attack-seeds", default="0", metavar="N,N", help="an attack for each (default: 0)")
+    result.add_argument("--attack-epochs", type=whole_number, metavar="N", help="default: 50")
+    result.add_argument(
+        "--target-client",
+        type=value_of(int, "a whole number"),
+        default=0,
+        metavar="ID",
+        help="whose images are reconstructed, and the next clients' until there are 128 (default: 0)",
+    )
+    result.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: auto)")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Attack, and write down what came of it; the exit code."""
+    try:
+        arguments = parser().parse(argv)
+        seeds = seeds_of(arguments.attack_seeds, "attack_seeds")
+        decoder = None if arguments.decoder == DESCENT else Decoder.parse(arguments.decoder)
+        if decoder is None and (arguments.attacker_data is not None or arguments.attack_epochs):
+            raise ValueError("decoder: descent trains none; allowed: without --attacker-data and --attack-epochs")
+        arguments.attacker_data = 0.01 if arguments.attacker_data is None else arguments.attacker_data
+        arguments.attack_epochs = arguments.attack_epochs or 50
+        if not 0 < arguments.attacker_data <= 1:
+            raise ValueError(f"attacker_data: {arguments.attacker_data:g} is no share; allowed: more than 0, up to 1")
+        simulation = Simulation.load(arguments.run, device=arguments.device)
+        with arithmetic(simulation.config.precision):
+            carry_out(arguments, simulation, decoder, seeds)
+    except (ValueError, OSError, ArithmeticError) as error:
+        return fail(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail(ValueError(f"memory: this attack does not fit ({error}); allowed: less --attacker-data"))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, seeds: list[int]) -> None:
+    """An attack for each seed, the sheet, the curves and the figures.
+
+    Raises:
+        ValueError: the run has no smashed data, or no such client.
+    """
+    config = simulation.config
+    if config.method != "mocosfl":
+        raise ValueError(f"run: clients of {config.method} send no smashed data; allowed: a run of mocosfl")
+    if not 0 <= arguments.target_client < config.clients:
+        raise ValueError(f"target_client: {arguments.target_client} is no client; allowed: 0 to {config.clients - 1}")
+    images, count = simulation.dataset.train, len(simulation.dataset.train_labels)
+    rows = targets(simulation.sources[0], arguments.target_client)
+    client = simulation.client()
+    results = [
+        attack(
+            client,
+            images,
+            rows,
+            attackers_rows(count, arguments.attacker_data, rows, seed),
+            decoder=decoder,
+            seed=seed,
+            epochs=arguments.attack_epochs,
+            watch=lambda title, items, seed=seed: watched(items, f"{title}, seed {seed}"),
+        )
+        for seed in seeds
+    ]
+    name, out = arguments.decoder, RunDirectory(arguments.run).attacks
+    out.mkdir(exist_ok=True)
+    scores = {score: spread([getattr(result, score) for result in results]) for score in ("mse", "ssim", "psnr")}
+    own = {score: [getattr(result, score) for result in results] for score in scores}
+    mean_image = mean_image_mse(simulation, rows)
+    write_json(
+        out / f"{name}.json",
+        {
+            "decoder": name,
+            "attacker_data": arguments.attacker_data,
+            "epochs": arguments.attack_epochs,
+            "target_client": arguments.target_client,
+            "targets": len(rows),
+            "seeds": seeds,
+            "rounds": simulation.round_index,
+            **scores,
+            "by_seed": own,
+            "mean_image_mse": mean_image,
+            "training": [asdict(result.training) if result.training else None for result in results],
+        },
+    )
+    figures = {name: sheet(pixels(images, rows[:SHOWN]).cpu(), results[0], name)}
+    if decoder:
+        figures[f"{name}-curves"] = curves(results, seeds)
+    for stem, figure in figures.items():
+        figure.savefig(out / f"{stem}.png")
+        plt.close(figure)
+    console = Console()
+    table = Table(title=f"{name} against client {arguments.target_client}, {len(rows)} images")
+    for column in ("", "mean", "std"):
+        table.add_column(column, justify="right")
+    for score, unit in (("mse", ""), ("ssim", ""), ("psnr", " dB")):
+        table.add_row(score.upper(), *(number(scores[score][part], ".4f", unit) for part in ("mean", "std")))
+    table.caption = f"MSE of the mean image: {mean_image:.4f}"
+    console.print(table)
+    console.print(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}", highlight=False, soft_wrap=True)
+
+
+def mean_image_mse(simulation: Simulation, rows: torch.Tensor) -> float:
+    """What an attacker who knows nothing but the mean of all images has."""
+    originals = pixels(simulation.dataset.train, rows)
+    return (originals - originals.mean(dim=0)).square().mean().item()
+
+
+def sheet(originals: torch.Tensor, result: Result, name: str) -> Figure:
+    """Originals above their reconstructions."""
+    figure, axes = plt.subplots(
+        2, len(originals), figsize=(0.85 * len(originals) + 0.6, 2.1), squeeze=False, layout="constrained"
+    )
+    made = result.reconstructions[: len(originals)]
+    for line, title, row in zip(axes, ("original", "made of it"), (originals, made), strict=True):
+        for axis, image in zip(line, row, strict=True):
+            axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(title, fontsize=8)
+    figure.suptitle(f"{name}: SSIM {result.ssim:.3f}, MSE {result.mse:.4f}", fontsize=9)
+    return figure
+
+
+def curves(results: Sequence[Result], seeds: Sequence[int]) -> Figure:
+    """The decoder's error by epoch."""
+    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for result, seed in zip(results, seeds, strict=True):
+        (line,) = axis.plot(result.training.train, label=f"seed {seed}, trained on")
+        axis.plot(result.training.held_out, "--", color=line.get_color(), label=f"seed {seed}, held out")
+    axis.set(xlabel="epoch", ylabel="mean squared error", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return figure

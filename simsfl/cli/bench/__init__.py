@@ -1,0 +1,1 @@
+"""The program ``simsfl bench``: engines timed side by side."""

@@ -1,0 +1,1 @@
+"""The program ``simsfl cost``: what taking part costs a client."""

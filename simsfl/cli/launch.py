@@ -1,0 +1,366 @@
+"""What ``run.py`` does once its flags are read: set a run up, tell of it, carry it out, tell what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import tempfile
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from simsfl import RunConfig, Simulation
+from simsfl.cli.flags import config_values
+from simsfl.cli.main import command
+from simsfl.cli.presets import PRESETS, automatic, named
+from simsfl.cli.session import UNTRACED, Session
+from simsfl.config import ARCHITECTURES, DATASETS
+from simsfl.models import layer_count
+from simsfl.runs.directory import RunDirectory
+from simsfl.runs.recorder import Recorder
+from simsfl.simulation import NonFiniteLossError
+from simsfl.system.memory import is_out_of_memory
+from simsfl.system.messages import count_text
+from simsfl.system.signals import Stop
+from simsfl.ui.arguments import print_error
+from simsfl.ui.console import Output
+from simsfl.ui.dashboard import number, time_text
+
+CHOICES = ("preset", "dataset", "device", "precision", "engine")
+"""What is chosen for those who do not say, so the output says why."""
+PRECISION_NOTES = {
+    "fp32": "products and convolutions without TF32",
+    "tf32": "TF32 in products and convolutions, all else in fp32",
+    "bf16": "forward passes and smashed data; weights, queue and loss in fp32",
+}
+ENGINE_NOTES = {
+    "fused": "the cohort stacked into one batched program, with operators made for that",
+    "vmap": "the cohort stacked into one batched program, of PyTorch's operators",
+    "loop": "clients one by one, the slow reference",
+}
+
+
+class Guests(Protocol):
+    """Others who take part in a run, such as real devices (hw_profile/)."""
+
+    auto_precision: tuple[str, str]
+    """The precision that "auto" means where they take part, and why."""
+
+    def prepare(self, simulation: Simulation) -> None:
+        """See whether they can, before anything is written; raise a ValueError if not."""
+
+    def resuming(self) -> list[str]:
+        """The command that goes on with a run, but for its directory."""
+
+    def during(self, session: Session) -> AbstractContextManager[object]:
+        """Entered while the session goes on."""
+
+
+def launch(
+    arguments: argparse.Namespace,
+    stop: Stop,
+    guests: Guests | None = None,
+) -> int:
+    """Carry out what the flags ask for; the exit code.
+
+    Args:
+        guests: who take part besides.
+
+    Raises:
+        ValueError: they ask for what cannot be.
+        KeyboardInterrupt: stopped before training.
+    """
+    console = Output(force_terminal=True) if arguments.dashboard == "on" else Output()
+    if arguments.list:
+        print_names(console)
+        return 0
+    try:
+        session = (resumed if arguments.resume else fresh)(arguments, console, stop, guests)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(f"memory: this run does not fit ({error}); allowed: a smaller network or queue") from error
+    if session is None:
+        return 0
+    if stop.received:  # while something imported would not be interrupted
+        raise KeyboardInterrupt
+    try:
+        with guests.during(session) if guests else nullcontext():
+            finished = session.go(
+                live=console.is_live(arguments.dashboard),
+                profile=arguments.profile,
+            )
+    except (NonFiniteLossError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        print_error(f"{error}; the last good checkpoint is kept in {session.directory.checkpoints}")
+        return 1
+    if not finished:
+        begin = guests.resuming() if guests else [*command("run"), "--resume"]
+        again = shlex.join([*begin, str(session.directory.path)])
+        console.print(f"stopped by {stop.received.name}; go on with: {again}", markup=False, soft_wrap=True)
+        tell_of_trace(console, session.recorder)
+        return 128 + stop.received
+    conclude(console, session.directory, session.result)
+    tell_of_trace(console, session.recorder)
+    return 0
+
+
+def tell_of_trace(console: Output, recorder: Recorder | None) -> None:
+    """Say where the trace is, or why there is none, if one was asked for."""
+    if recorder is None:
+        return
+    if recorder.problem:
+        console.print(f"[yellow]{escape(str(recorder.path))} could not be written: {escape(str(recorder.problem))}[/]")
+        return
+    what = f"what client {recorder.client} did; python hw_profile/pi_bench.py --replay FILE does it again"
+    console.print(f"  {escape(str(recorder.path))}  [dim]{what}[/]", highlight=False, soft_wrap=True)
+
+
+def fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session:
+    """A new run, from a preset or a config file and the flags over it."""
+    if arguments.overwrite and not arguments.out:
+        raise ValueError("overwrite: has no effect without --out; allowed with --out DIR")
+    config, why = chosen_config(arguments)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    directory = RunDirectory(arguments.out or "runs")
+    directory.check_free(overwrite=arguments.overwrite)
+    simulation = Simulation(config, auto_precision=guests.auto_precision if guests else None)
+    check_profile(arguments.profile, simulation)
+    recorder = recorder_of(arguments, simulation)
+    if guests:
+        guests.prepare(simulation)
+    if arguments.out is None:
+        directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
+    else:
+        directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes its time
+    directory.clear()
+    try:
+        simulation.save(directory.path)
+    except BaseException:
+        with suppress(OSError):  # it holds something: not this run's
+            directory.path.rmdir()
+        raise
+    session = Session(simulation, directory, console, stop, recorder)
+    origin = f"from {arguments.config}" if arguments.config else "by default"
+    asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in CHOICES}
+    if config.dataset == "auto":
+        asked["dataset"] = "auto"
+    if config.device == "auto":
+        asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
+    if config.precision == "auto":
+        asked["precision"] = simulation.reasons["precision"]
+    announce(session, asked | {"preset": why})
+    return session
+
+
+def resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session | None:
+    """The run in ``--resume``, which the other flags may repeat but not contradict; None if it is over."""
+    directory = RunDirectory(arguments.resume)
+    try:
+        saved = directory.read_config()
+    except ValueError as error:
+        raise ValueError(f"resume: {error}") from error
+    for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
+        if getattr(arguments, flag) != unset:
+            raise ValueError(f"{flag}: cannot be given with --resume, which goes on as configured")
+    if arguments.out and arguments.out.resolve() != directory.path.resolve():
+        raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
+    values = config_values(arguments)
+    device = values.pop("device", saved["config"]["device"])  # what a run is does not depend on where it goes on
+    for name, value in values.items():
+        if value != "auto" and same_file(value) != saved["config"][name]:
+            raise ValueError(
+                f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {saved['config'][name]!r}, "
+                "or leave the flag out"
+            )
+    simulation = Simulation.load(directory.path, device=device)
+    check_profile(arguments.profile, simulation)
+    recorder = recorder_of(arguments, simulation)
+    whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.metrics_bytes
+    if simulation.round_index == simulation.config.rounds and directory.summary.exists() and whole:
+        console.print(f"{escape(str(directory.path))} is over already", soft_wrap=True)
+        conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
+        return None
+    for problem in simulation.passed_over:
+        console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
+    if guests:
+        guests.prepare(simulation)
+    session = Session(simulation, directory, console, stop, recorder)
+    why = dict.fromkeys(CHOICES, "as configured")
+    if simulation.config.precision != saved["config"]["precision"]:
+        why["precision"] = f"{saved['config']['precision']} as configured is not to be had here"
+    announce(session, why)
+    console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")
+    threads = saved["threads"]
+    if simulation.device.type == "cpu" and torch.get_num_threads() != threads:
+        console.print(
+            f"[yellow]The run began with {count_text(threads, 'thread')}: with another number, sums are rounded "
+            "differently, and the result is not the same to the last bit.[/]"
+        )
+    return session
+
+
+def recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recorder | None:
+    """What records the client that is asked for, if one is."""
+    file = arguments.record_trace
+    if file is None:
+        if arguments.trace_client is not None:
+            raise ValueError("trace_client: has no effect without --record-trace; allowed with --record-trace FILE")
+        return None
+    if file.exists() or not file.parent.is_dir():
+        problem = "exists already" if file.exists() else f"cannot be written: there is no directory {file.parent}"
+        raise ValueError(f"record_trace: {file} {problem}; allowed: a new file")
+    with tempfile.TemporaryFile(dir=file.parent):  # an OSError now is better than one when the run is over
+        pass
+    return Recorder(simulation, arguments.trace_client, file)
+
+
+def check_profile(steps: int | None, simulation: Simulation) -> None:
+    """Raise a ValueError if there are not so many steps to profile."""
+    left = simulation.config.rounds * simulation.steps
+    left -= simulation.round_index * simulation.steps + simulation.step_index
+    if steps and steps > left - UNTRACED:
+        allowed = f"1 to {left - UNTRACED}" if left > UNTRACED else "no profile"
+        raise ValueError(
+            f"profile: {steps} steps and {UNTRACED} to warm up are more than the {left} to come; allowed: {allowed}"
+        )
+
+
+def announce(session: Session, why: dict[str, str]) -> None:
+    """Say what was chosen, and for the `CHOICES` why."""
+    console, simulation, config = session.console, session.simulation, session.simulation.config
+    data, sizes = simulation.dataset, simulation.partition.sizes
+    device = (
+        count_text(torch.get_num_threads(), "thread")
+        if simulation.device.type == "cpu"
+        else torch.cuda.get_device_name(simulation.device)
+    )
+    held = ("" if sizes.min() == sizes.max() else f"{sizes.min():,} to ") + count_text(sizes.max(), "image")
+    batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.groups)
+    unused = len(data.train_labels) - sizes.sum()
+    model = simulation.model
+    if "could not be had" in data.origin:
+        banner = "CIFAR-10 could not be had: this run uses the built-in shapes instead."
+        console.print(Panel(banner, style="bold yellow"))
+    for name, value, note in (
+        ("preset", config.preset, why["preset"]),
+        (
+            "dataset",
+            data.name,
+            f"{why['dataset']}: {data.origin}; {len(data.train_labels):,} train, {len(data.test):,} test images of "
+            f"{data.image_size}x{data.image_size}",
+        ),
+        ("device", config.device, f"{why['device']}; {device}"),
+        ("precision", config.precision, f"{why['precision']}; {PRECISION_NOTES[config.precision]}"),
+        ("engine", config.engine, f"{why['engine']}; {ENGINE_NOTES[config.engine.partition(':')[0]]}"),
+        (
+            "clients",
+            f"{config.clients:,}",
+            f"cohort {config.cohort:,}; {config.partition}, {held} each"
+            + (f", {count_text(unused, 'image')} unused" if unused else "")
+            + auxiliary_text(simulation),
+        ),
+        (
+            "model",
+            config.arch,
+            f"width {config.width}, cut layer {config.cut_layer}; {model.client.size:,} parameters on a client, "
+            f"{model.server.size:,} on the server",
+        ),
+        (
+            "schedule",
+            count_text(config.rounds, "round"),
+            f"{count_text(simulation.steps, 'step')} each, {batches} per client and step, "
+            f"{count_text(min(config.syncs_per_round, simulation.steps), 'averaging')}",
+        ),
+        ("output", session.directory.path, ""),
+    ):
+        line = f"{name:<9} [bold]{escape(str(value))}[/]  [dim]{escape(note)}[/]"
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def auxiliary_text(simulation: Simulation) -> str:
+    """What clients hold of the auxiliary data set, if there is one."""
+    if simulation.auxiliary is None:
+        return ""
+    held = int(simulation.auxiliary.sizes.min())
+    return f"; {count_text(held, 'image')} of {simulation.config.aux_dataset} each"
+
+
+def conclude(console: Output, directory: RunDirectory, summary: dict[str, Any]) -> None:
+    """Say how it went and where everything is."""
+    probes = "".join(f", {kind} probe {probe['top1']:.2f} %" for kind, probe in summary["probes"].items())
+    knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
+    console.print(
+        f"\nkNN [bold green]{knn}[/]{probes}  (untrained {untrained}, raw pixels {pixels}) "
+        f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training",
+        highlight=False,
+        soft_wrap=True,
+    )
+    path = directory.path
+    for name, text in (
+        ("config.json", "what was run"),
+        ("metrics.jsonl", "every step, round and evaluation"),
+        ("summary.json", "the figures above and more"),
+        ("checkpoints", "final state"),
+        ("trace.json", "profile, for chrome://tracing or ui.perfetto.dev"),
+    ):
+        if not (path / name).exists():
+            continue
+        console.print(f"  {escape(str(path / name))}  [dim]{text}[/]", highlight=False, soft_wrap=True)
+    figures = shlex.join([*command("report"), str(path)])
+    console.print(f"figures: {figures}", markup=False, highlight=False, soft_wrap=True)
+
+
+def chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
+    """The config asked for, and why its preset is what it is."""
+    values = config_values(arguments)
+    if arguments.config:
+        if arguments.preset != "auto":
+            raise ValueError("preset: cannot be given with --config; allowed: one of the two")
+        config, why = RunConfig.load(arguments.config), f"--config {arguments.config}"
+    else:
+        config, why = named(arguments.preset, values.get("device", "auto"))
+    config = replace(config, **values)
+    config.check_effect(values)
+    return config, why
+
+
+def same_file(value: Any) -> Any:
+    """The absolute path of what exists, as a saved config has it; anything else as it is."""
+    if isinstance(value, str) and Path(value).exists():
+        return str(Path(value).resolve())
+    return value
+
+
+def print_names(console: Output) -> None:
+    """What ``--preset``, ``--arch`` and ``--dataset`` take."""
+
+    def settings(config: RunConfig) -> str:
+        changed = config.changed_from(RunConfig())
+        return ", ".join(f"{name} {value}" for name, value in changed.items() if name != "preset")
+
+    sections = {
+        "presets": {"auto": f"the one that suits this machine: {automatic()[0]}"}
+        | {name: f"{preset.__doc__}\n[dim]{settings(preset())}[/]" for name, preset in PRESETS.items()},
+        "architectures": {name: f"cut layer 1 to {layer_count(name)}" for name in ARCHITECTURES},
+        "datasets": DATASETS
+        | {
+            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels",
+            "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/)",
+        },
+    }
+    table = Table.grid(padding=(0, 2))
+    for title, names in sections.items():
+        table.add_row(f"[bold]{title}[/]")
+        for name, text in names.items():
+            table.add_row(f"  {name}", text)
+    console.print(table)

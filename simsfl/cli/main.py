@@ -1,0 +1,99 @@
+"""The command ``simsfl``, and the doors in ``experiments/`` and ``hw_profile/``: find a program by name and start it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+DOORS = ("experiments", "hw_profile")
+"""Folders of a checkout with a file for each program, such as ``experiments/run.py``."""
+BASE = {"numpy": "numpy", "rich": "rich"}
+"""What every program imports, and the package that each comes with; a board may lack them."""
+DEVICES = {**BASE, "safetensors": "safetensors", "zmq": "pyzmq"}
+"""What the programs for real devices import."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One of the programs: where it is, and what it is for."""
+
+    module: str
+    """Module of the package whose ``main`` starts it."""
+    purpose: str
+    """One line of help."""
+    folder: str = "experiments"
+    """Folder of its door, which is named as the program with underscores."""
+    needs: dict[str, str] | None = None
+    """Modules that it imports, and the package that each comes with; None where the installation guarantees them."""
+
+
+PROGRAMS = {
+    "run": Program("simsfl.cli.run", "train, or go on with a run"),
+    "watch": Program("simsfl.cli.watch", "show a run that goes on elsewhere"),
+    "report": Program("simsfl.cli.report.program", "write a page and figures about runs"),
+    "table": Program("simsfl.cli.table.program", "run a table of the paper again"),
+    "attack": Program("simsfl.cli.attack", "reconstruct images from what clients send"),
+    "cost": Program("simsfl.cli.cost.program", "estimate what taking part costs a client"),
+    "bench": Program("simsfl.cli.bench.program", "time the engines side by side"),
+    "import-checkpoint": Program("simsfl.cli.import_checkpoint", "convert weights of the published program"),
+    "export-checkpoint": Program("simsfl.cli.export_checkpoint", "write weights as the published program has them"),
+    "prepare-imagenet12": Program("simsfl.cli.prepare_imagenet12", "make ImageNet-12 from a local ImageNet"),
+    "pi-bench": Program(
+        "simsfl.hw_profile.bench.program", "measure the work of a client on this machine", "hw_profile", BASE
+    ),
+    "server": Program(
+        "simsfl.hw_profile.devices.server",
+        "train with real devices",
+        "hw_profile",
+        {**DEVICES, "torch": "torch"},
+    ),
+    "client": Program("simsfl.hw_profile.devices.client", "take part in a run as a device", "hw_profile", DEVICES),
+    "keys": Program("simsfl.hw_profile.devices.keys", "make keys for a server and its devices", "hw_profile", DEVICES),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Start the program that the first argument names, with the others; return the exit code."""
+    name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        width = max(map(len, PROGRAMS))
+        print("usage: simsfl PROGRAM [flags]\n\nPrograms; each has a --help of its own:")
+        print("\n".join(f"  {known:<{width}}  {program.purpose}" for known, program in PROGRAMS.items()))
+        return 0
+    if name not in PROGRAMS:
+        near = get_close_matches(name.lower(), PROGRAMS, n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        print(f"error: program: {name!r} is not known{hint}; allowed: {', '.join(PROGRAMS)}", file=sys.stderr)
+        return 2
+    return start(name, arguments)
+
+
+def start(name: str, arguments: Sequence[str] | None = None) -> int:
+    """Start one of `PROGRAMS` with the given arguments, by default those of this process; return the exit code.
+
+    Where a package is missing, one line on stderr names it and the code is 2.
+    """
+    program = PROGRAMS[name]
+    missing = [package for module, package in (program.needs or {}).items() if find_spec(module) is None]
+    if missing:
+        allowed = f"pip install {' '.join(missing)}"
+        print(f"error: {missing[0]}: is not installed; allowed: {allowed}", file=sys.stderr)
+        return 2
+    return import_module(program.module).main(sys.argv[1:] if arguments is None else arguments)
+
+
+def command(name: str) -> list[str]:
+    """Return the words that start one of `PROGRAMS` in the way in which this process was started.
+
+    They are ``simsfl NAME``, or where the present program was started through its door, ``python DOOR``.
+    """
+    called = Path(sys.argv[0]).absolute()
+    if called.parent.name in DOORS and called.suffix == ".py":
+        door = called.parent.parent / PROGRAMS[name].folder / f"{name.replace('-', '_')}.py"
+        return ["python", str(door)]
+    return ["simsfl", name]

@@ -1,0 +1,160 @@
+"""Presets: functions that return a config, each of which flags can override field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from simsfl import RunConfig
+from simsfl.system.messages import unknown
+
+
+def paper() -> RunConfig:
+    """MocoSFL's V2 setting: ResNet-18 cut after the stem, 2 classes per client, 200 epochs."""
+    return RunConfig(preset="paper", linear_probe=True)
+
+
+def paper_v1() -> RunConfig:
+    """MocoSFL's V1 setting: no MLP head, keys of 128, asymmetric, no blur, rates in steps."""
+    return replace(
+        paper(),
+        preset="paper-v1",
+        head="linear",
+        key_dim=128,
+        symmetric=False,
+        views="v1",
+        lr_schedule="step",
+        client_lr_schedule="step",
+    )
+
+
+def paper_small() -> RunConfig:
+    """MocoSFL's smallV2 setting: as paper, keys of 512."""
+    return replace(paper(), preset="paper-small", key_dim=512)
+
+
+def paper_large() -> RunConfig:
+    """MocoSFL's largeV2 setting: hidden layer of 4,096 with BatchNorm, keys of 2,048."""
+    return replace(paper(), preset="paper-large", head="large-mlp", key_dim=2048)
+
+
+def laptop() -> RunConfig:
+    """The same clients and algorithm for two CPU cores: a small residual network, a few minutes."""
+    return RunConfig(
+        preset="laptop",
+        arch="resnet8",
+        width=16,
+        key_dim=512,
+        queue_length=2000,
+        crop_scale=0.2,
+        lr=0.06,
+        epochs=4,
+        knn_bank=10_000,
+        knn_test=2_000,
+    )
+
+
+def central() -> RunConfig:
+    """The laptop's network trained in one place, on all data: MoCo as it is."""
+    rounds_of_50_steps = {"batch_size": 100, "local_epochs": 0.1}  # as many as the laptop setting has
+    return replace(laptop(), preset="central", method="fl-moco", clients=1, partition="iid", **rounds_of_50_steps)
+
+
+def fl_moco() -> RunConfig:
+    """MoCo on each of five clients, the whole network of the laptop setting averaged every five epochs."""
+    return replace(laptop(), preset="fl-moco", method="fl-moco", clients=5, local_epochs=5, epochs=20)
+
+
+def fl_byol() -> RunConfig:
+    """The same with BYOL."""
+    return replace(fl_moco(), preset="fl-byol", method="fl-byol")
+
+
+def fedema() -> RunConfig:
+    """FedEMA: the same with divergence-aware mixing."""
+    return replace(fl_byol(), preset="fedema", divergence_tau=0.7)
+
+
+def supervised() -> RunConfig:
+    """The laptop setting trained on the labels: what there is to reach."""
+    return replace(laptop(), preset="supervised", supervised=True, linear_probe=True)
+
+
+def random_init() -> RunConfig:
+    """The laptop setting untrained, one round at rate 0: what a random network is worth."""
+    return replace(
+        laptop(), preset="random-init", lr=0.0, client_lr=0.0, rounds=1, syncs_per_round=1, linear_probe=True
+    )
+
+
+def taressfl_pretrain() -> RunConfig:
+    """TAResSFL's expert: one trusted party, CIFAR-100 and no data of the target, a client that resists inversion."""
+    return replace(
+        laptop(),
+        preset="taressfl-pretrain",
+        clients=1,
+        batch_size=128,
+        partition="iid",
+        bottleneck="C4S2",
+        aux_dataset="cifar100",
+        data_proportion=0.0,
+        ressfl_lambda=2.0,
+        epochs=1,
+        local_epochs=0.1,
+    )
+
+
+def paper_supervised() -> RunConfig:
+    """The paper's setting trained on the labels: what there is to reach."""
+    return replace(paper(), preset="paper-supervised", supervised=True)
+
+
+def paper_random_init() -> RunConfig:
+    """The paper's setting untrained: what a random network is worth."""
+    return replace(paper(), preset="paper-random-init", lr=0.0, client_lr=0.0, rounds=1, syncs_per_round=1)
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "paper": paper,
+    "paper-v1": paper_v1,
+    "paper-small": paper_small,
+    "paper-large": paper_large,
+    "taressfl-pretrain": taressfl_pretrain,
+    "paper-supervised": paper_supervised,
+    "paper-random-init": paper_random_init,
+    "laptop": laptop,
+    "central": central,
+    "fl-moco": fl_moco,
+    "fl-byol": fl_byol,
+    "fedema": fedema,
+    "supervised": supervised,
+    "random-init": random_init,
+}
+
+
+def named(name: str, device: str = "auto") -> tuple[RunConfig, str]:
+    """The config of a preset, and why it was chosen.
+
+    Args:
+        name: one of `PRESETS`, or "auto": the one that suits `device`.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if name == "auto":
+        name, why = automatic(device)
+        return PRESETS[name](), why
+    if name not in PRESETS:
+        raise unknown("preset", name, ("auto", *PRESETS))
+    return PRESETS[name](), "--preset"
+
+
+def automatic(device: str = "auto") -> tuple[str, str]:
+    """The preset that suits a device of this machine, and why."""
+    if device == "cpu":
+        return "laptop", "--preset auto: --device cpu"
+    import torch  # noqa: PLC0415  (takes seconds)
+
+    if torch.cuda.is_available():
+        return "paper", f"--preset auto: CUDA device {torch.cuda.get_device_name()}"
+    return "laptop", "--preset auto: no CUDA device"

@@ -1,0 +1,1 @@
+"""The program ``simsfl report``: a page and figures about runs."""

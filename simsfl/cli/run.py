@@ -1,0 +1,66 @@
+"""Train one run: ``python experiments/run.py --clients 1000``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from simsfl.cli.flags import add_config_flags
+from simsfl.cli.presets import laptop
+from simsfl.system.signals import Stop
+from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, print_error, value_of, whole_number
+
+
+def parser() -> Parser:
+    """All flags of this program."""
+    result = Parser(prog="run.py", description=__doc__, epilog="Presets, architectures and data sets: --list")
+    what = result.add_argument_group("what to run")
+    what.add_argument(
+        "--preset", default="auto", help="auto, or one of --list; flags override its fields (default: auto)"
+    )
+    what.add_argument(
+        "--config",
+        type=path,
+        metavar="FILE",
+        help="start from a saved config.json instead of a preset",
+    )
+    what.add_argument("--resume", type=path, metavar="DIR", help="go on with the run in this directory, as configured")
+    what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
+    where = result.add_argument_group("output")
+    where.add_argument("--out", type=path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
+    where.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    add_dashboard_flag(where)
+    where.add_argument(
+        "--profile",
+        type=whole_number,
+        metavar="N",
+        help="write trace.json, a Chrome trace of N steps with their phases (chrome://tracing, ui.perfetto.dev)",
+    )
+    where.add_argument(
+        "--record-trace",
+        type=path,
+        metavar="FILE",
+        help="record what one client does, for hw_profile/pi_bench.py --replay",
+    )
+    where.add_argument(
+        "--trace-client",
+        type=value_of(int, "a whole number"),
+        metavar="ID",
+        help="which (default: one of the first cohort)",
+    )
+    add_config_flags(result, beside={"laptop": laptop()})
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, then do what was asked for; the exit code."""
+    with Stop() as stop:
+        try:
+            arguments = parser().parse(argv)
+            from simsfl.cli.launch import launch  # noqa: PLC0415  (imports torch: --help and mistakes answer at once)
+
+            return launch(arguments, stop)
+        except (ValueError, OSError) as error:
+            return fail(error)
+        except KeyboardInterrupt:
+            print_error("interrupted before training")
+            return 128 + stop.received

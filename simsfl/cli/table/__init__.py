@@ -1,0 +1,1 @@
+"""The program ``simsfl table``: tables of the paper, run again."""

@@ -1,0 +1,231 @@
+"""Rerun a table of the paper, its published figures beside the new: ``python experiments/table.py 3 --budget 20``."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from simsfl.cli.flags import add_config_flags, config_values
+from simsfl.cli.main import command
+from simsfl.cli.presets import named
+from simsfl.cli.progress import watched
+from simsfl.cli.table.cells import TABLES, Cell
+from simsfl.system.messages import unknown
+from simsfl.system.signals import Stop
+from simsfl.ui.arguments import Parser, fail, path, seeds_of
+
+RECKONED = {"1": "costs of hardware by the paper's reckoning", "hardware": "the same"}
+"""Tables that nothing is run for."""
+POLL = 0.2
+"""Seconds between looks at a run that goes on."""
+
+
+def parser() -> Parser:
+    """All flags of this program."""
+    titles = RECKONED | {name: table().title for name, table in TABLES.items()}
+    result = Parser(prog="table.py", description=__doc__.splitlines()[0], epilog="Tables: " + ", ".join(titles))
+    result.add_argument("table", metavar="TABLE", help="; ".join(f"{name}: {title}" for name, title in titles.items()))
+    what = result.add_argument_group("what to run")
+    what.add_argument("--seeds", default="0", metavar="N,N", help="a run of each cell for each (default: 0)")
+    what.add_argument("--only", metavar="TEXT", help='cells whose "row, column" contains this')
+    what.add_argument("--dry-run", action="store_true", help="print commands, steps and estimated times instead")
+    what.add_argument("--budget", type=float, metavar="MINUTES", help="shorten every run so that all fit")
+    what.add_argument("--out", type=path, metavar="DIR", help="results (default: tables/TABLE); goes on if it has any")
+    what.add_argument("--preset", default="auto", help="what cells are settings of, as in run.py (default: auto)")
+    add_config_flags(result, without=("seed",))
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan, run, and tell; the exit code."""
+    with Stop() as stop:
+        return tabulate(argv, stop)
+
+
+def tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
+    """The same, while signals are caught."""
+    try:
+        arguments = parser().parse(argv)
+        if arguments.table in RECKONED:
+            return show_costs(arguments.out)
+        cells = chosen_cells(arguments.table, arguments.only, arguments.seeds)
+        if arguments.budget is not None and not 0 < arguments.budget < float("inf"):
+            raise ValueError(f"budget: {arguments.budget:g} is no time; allowed: minutes, more than 0")
+        flags = config_values(arguments)
+        base = named(arguments.preset, flags.get("device", "auto"))[0]
+        replace(base, **flags)  # what is wrong with these is wrong with all
+        usual = {"linear_probe": True}
+        check_effect([replace(base, **usual | cell.concerned(flags) | cell.settings) for cell, _ in cells], flags)
+        return carry_out(arguments, cells, base, flags)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 128 + (stop.received or signal.SIGINT)
+
+
+def show_costs(out: Path | None) -> int:
+    """Print the paper's table of costs beside what they are here, and write it down if there is somewhere to."""
+    from simsfl.cli.cost.tables import paper_tables  # noqa: PLC0415  (imports torch)
+    from simsfl.ui.markdown import markdown  # noqa: PLC0415
+
+    tables, _ = paper_tables()
+    for table in tables:
+        Console().print(table)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "table.md").write_text("\n".join(map(markdown, tables)), encoding="utf-8")
+    return 0
+
+
+def check_effect(configs: Sequence[Any], flags: Iterable[str]) -> None:
+    """Raise a ValueError if a flag has no effect in any of the cells."""
+    for flag in flags:
+        problems = []
+        for config in configs:
+            try:
+                config.check_effect([flag])
+            except ValueError as error:
+                problems.append(error)
+        if len(problems) == len(configs):
+            raise problems[0]
+
+
+def chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, int]]:
+    """Cells with seeds.
+
+    Raises:
+        ValueError: there is no such table, cell or seed.
+    """
+    if table not in TABLES:
+        raise unknown("table", table, [*RECKONED, *TABLES])
+    cells = TABLES[table]().cells
+    if only is not None:
+        chosen = [cell for cell in cells if only.lower() in cell.name.lower()]
+        if not chosen:
+            near = difflib.get_close_matches(only.lower(), [cell.name.lower() for cell in cells], n=1, cutoff=0.0)[0]
+            nearest = next(cell.name for cell in cells if cell.name.lower() == near)
+            raise ValueError(f"only: {only!r} is in no cell of table {table}; allowed: part of such as {nearest!r}")
+        cells = chosen
+    first = [[cell.expert, cell] if cell.expert else [cell] for cell in cells]
+    return [(cell, seed) for together in first for seed in seeds_of(seeds) for cell in together]
+
+
+def carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: dict[str, Any]) -> int:
+    """Plan what is not planned, run what is not finished, write the page; the exit code."""
+    from simsfl.cli.table.grid import Plan, planned, read_grid  # noqa: PLC0415  (imports torch: mistakes answer at once)
+    from simsfl.cli.table.results import Results  # noqa: PLC0415
+    from simsfl.system.files import write_json  # noqa: PLC0415
+
+    out, console = arguments.out or Path("tables") / arguments.table, Console()
+    identity = {"table": arguments.table, "preset": base.preset, "flags": flags, "budget": arguments.budget}
+    kept = {name: run for name, run in read_grid(out / "grid.json", identity).items() if not run["problem"]}
+    names = {Plan(cell, seed, base, 0, 0.0).name: (cell, seed) for cell, seed in cells}
+    new = [pair for name, pair in names.items() if name not in kept]
+    spent = sum(run["seconds"] for run in kept.values())
+    fresh = {plan.name: plan for plan in planned(watched(new, "Probing"), base, flags, arguments.budget, spent)}
+    plans = [fresh.get(name) or Plan.kept(*pair, kept[name]) for name, pair in names.items()]
+    results = Results(TABLES[arguments.table](), plans, out, arguments.budget, flags)
+    if arguments.dry_run:
+        for plan in plans:
+            console.print(command_line(plan, out), markup=False, highlight=False, soft_wrap=True)
+        console.print(results.forecast())
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "grid.json", {"grid": identity, "runs": kept | {p.name: p.to_dict() for p in plans}})
+    run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], out, results.write)
+    results.write()
+    console.print(results.table())
+    console.print(f"wrote {out / 'table.md'} and {out / 'table.png'}", highlight=False)
+    return 0
+
+
+def run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None:
+    """Run what is not finished, one after the other, with a bar of the time that they were said to take."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("", total=sum(plan.seconds for plan in plans))
+        before = 0.0
+        for position, plan in enumerate(plans, start=1):
+            progress.update(task, description=f"{position}/{len(plans)} {plan.cell.name}, seed {plan.seed}")
+            begin = time.perf_counter()
+            if not plan.expert_has_ended(out):
+                continue
+            with (out / f"{plan.name}.log").open("w", encoding="utf-8") as log:
+                for argv in stages(plan, out):
+                    with running(argv, log) as process:
+                        while process.poll() is None:
+                            time.sleep(POLL)
+                            progress.update(task, completed=before + min(plan.seconds, time.perf_counter() - begin))
+                    if process.returncode:
+                        break
+            before += plan.seconds
+            after_each()
+
+
+def stages(plan: Any, out: Path) -> Iterator[list[str]]:
+    """What is left to do of a run: training, begun or resumed, and the attack on what comes of it."""
+    run, config = out / plan.name, out / f"{plan.name}.json"
+    config.write_text(json.dumps(plan.config_in(out).to_dict()), encoding="utf-8")
+    if not (run / "summary.json").exists():
+        begun = (run / "config.json").exists()
+        where = ["--resume", str(run)] if begun else ["--config", str(config), "--out", str(run)]
+        yield ["run", *where, "--dashboard", "off"]
+    if plan.attack_epochs:
+        yield attack_argv(plan, out)
+
+
+def attack_argv(plan: Any, out: Path) -> list[str]:
+    """The attack on a run."""
+    return ["attack", str(out / plan.name), "--attack-epochs", str(plan.attack_epochs), "--device", plan.config.device]
+
+
+@contextmanager
+def running(argv: list[str], log: Any) -> Iterator[subprocess.Popen]:
+    """A program in a process of its own; what it prints goes into the log."""
+    process = subprocess.Popen([sys.executable, "-m", "simsfl", *argv], stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+def command_line(plan: Any, out: Path) -> str:
+    """How to do a run by hand."""
+    from simsfl import RunConfig  # noqa: PLC0415
+
+    config = plan.config_in(out)
+    preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()
+    words = [*command("run"), "--preset", config.preset]
+    for name, value in config.changed_from(preset).items():
+        if has_effect(config, name):
+            flag = name.replace("_", "-")
+            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    lines = [shlex.join([*words, "--out", str(out / plan.name)])]
+    if plan.attack_epochs:
+        lines.append(shlex.join([*command("attack"), *attack_argv(plan, out)[1:]]))
+    return " && ".join(lines) + (f"   # {plan.problem}" if plan.problem else "")
+
+
+def has_effect(config: Any, name: str) -> bool:
+    """Whether ``run.py`` would take it."""
+    try:
+        config.check_effect([name])
+    except ValueError:
+        return False
+    return True

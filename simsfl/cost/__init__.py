@@ -1,0 +1,1 @@
+"""What taking part costs a client: estimated from the model, and measured."""

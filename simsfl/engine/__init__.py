@@ -1,0 +1,1 @@
+"""How fast a step runs, not what it computes."""

@@ -1,0 +1,335 @@
+"""The live view of a run, and plain lines where there is no terminal.
+
+Both see only what the run directory holds as well: the config, the records of ``metrics.jsonl`` and the
+status of ``live.json``; so a run can be watched from another process with the same code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from simsfl.algorithm.wire import DeviceStatus
+from simsfl.runs.metrics import History, Status
+from simsfl.system.clock import PHASES
+
+REFRESH_SECONDS = 1.0
+BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"
+BINS = 6
+"""Most rows of the participation histogram: as many as there are phases."""
+DEVICES = 6
+"""Most rows of real devices."""
+PRESENCE = {"at work": "green", "here": "cyan", "away": "red"}
+
+
+class Sparkline:
+    """A row of blocks as wide as its place, the latest value at the right."""
+
+    def __init__(self, values: Sequence[float], style: str):
+        self.values, self.style = values, style
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        values = squeeze(self.values, options.max_width)
+        if not values:
+            return
+        blocks = ASCII_BLOCKS if options.ascii_only else BLOCKS
+        low, high = min(values), max(values)
+        scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+        yield Text("".join(blocks[round((v - low) * scale)] for v in values), style=self.style)
+
+
+def squeeze(values: Sequence[float], width: int) -> list[float]:
+    """At most `width` values, each the mean of a run of them."""
+    count = len(values)
+    if count <= width:
+        return list(values)
+    edges = [i * count // width for i in range(width + 1)]
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+
+
+def bytes_text(count: float) -> str:
+    """Bytes with a decimal unit, as traffic is billed."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def time_text(seconds: float) -> str:
+    """Hours, minutes and seconds, or days and hours."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours > 99:
+        return f"{hours // 24:,} d {hours % 24} h"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
+    """A number for people, a dash where there is none yet."""
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def time_left(status: Status) -> float | None:
+    """Seconds to go at the pace of the latest steps, evaluations included; None before the first step."""
+    training = sum(status.phase_seconds.values()) - status.phase_seconds.get("evaluation", 0.0)
+    if not status.step_seconds or not training:
+        return None
+    done = status.round * status.steps + status.step
+    evaluations = 1 + status.phase_seconds.get("evaluation", 0.0) / training
+    return status.step_seconds * evaluations * (status.rounds * status.steps - done)
+
+
+def histogram(counts: Sequence[int]) -> list[tuple[str, int]]:
+    """Labels and client counts of at most `BINS` ranges of rounds taken part in."""
+    width = -(-len(counts) // BINS)
+    bins = []
+    for low in range(0, len(counts), width):
+        high = min(low + width, len(counts)) - 1
+        bins.append((str(low) if low == high else f"{low}-{high}", sum(counts[low : high + 1])))
+    return bins
+
+
+def render(config: Mapping[str, Any], history: History, status: Status | None) -> Group:
+    """The whole view, at most 22 lines, for any width from 80 columns."""
+    parts = [header(config, status.activity if status else "starting"), curves(history)]
+    if status:
+        parts.insert(1, progress(status))
+        parts.append(figures(history, status))
+        if status.devices:
+            parts.append(devices(status.devices))
+        else:
+            lower = Table.grid(expand=True, padding=(0, 1))
+            lower.add_column(ratio=1)
+            lower.add_column(ratio=1)
+            lower.add_row(phases(status.phase_seconds), participation(status.participation))
+            parts.append(lower)
+    return Group(*parts)
+
+
+def header(config: Mapping[str, Any], activity: str) -> Panel:
+    """What is being run, and what it is doing."""
+    text = Text.assemble(
+        (config["preset"], "bold cyan"),
+        "" if config["method"] in ("mocosfl", config["preset"]) else f"  {config['method']}",
+        f"  {config['dataset'].rsplit('/', 1)[-1]}  {config['device']}  ",
+        (f"{config['clients']:,} clients", "bold"),
+        f", cohort {config['cohort']:,}  {config['engine']}  {config['precision']}",
+    )
+    titles = {"title": "simsfl", "title_align": "left", "subtitle": activity, "subtitle_align": "right"}
+    return Panel(text, border_style="cyan", **titles)
+
+
+def progress(status: Status) -> Table:
+    """Bars of rounds and of the current round's steps, with the time they will take."""
+    left = time_left(status)
+    between = status.step == 0 and status.round > 0  # the last round's steps are all done
+    step = status.steps if between else status.step
+    step_left = None if status.step_seconds is None else status.step_seconds * (status.steps - step)
+    table = Table.grid(expand=True, padding=(0, 1))
+    table.add_column(width=8)
+    table.add_column(ratio=1)
+    table.add_column(justify="right", width=13)
+    table.add_column(justify="right", width=14)
+    for name, at, total, eta in (
+        ("rounds", status.round, status.rounds, left),
+        ("steps", step, status.steps, step_left),
+    ):
+        table.add_row(
+            name,
+            ProgressBar(total=total, completed=at),
+            f"{at:,}/{total:,}",
+            "" if eta is None else f"{time_text(eta)} left",
+        )
+    return table
+
+
+def curves(history: History) -> Table:
+    """Loss and contrastive accuracy of the latest step and of the round before; kNN now and at best; sparklines."""
+    knn = [record["knn_top1"] for record in history.evaluations]
+    pixels = history.untrained("pixel_knn_top1")
+    table = Table.grid(expand=True, padding=(0, 1))
+    table.add_column(width=8)
+    table.add_column(justify="right", width=8)
+    table.add_column(width=24, no_wrap=True)
+    table.add_column(ratio=1, no_wrap=True)
+    loss = [record["loss"] for record in history.rounds]
+    top1 = [record["contrast_top1"] for record in history.rounds]
+    against = f", pixels {pixels:.1f}" if pixels is not None else ""
+    ssim = [record["attackers_ssim"] for record in history.rounds if record["attackers_ssim"] is not None]
+    best = "untrained" if len(knn) == 1 else f"best {max(knn, default=0.0):.1f}"
+    for name, event, key, form, unit, values, note, style in (
+        ("loss", "step", "loss", ".3f", "", loss, f"round {loss[-1]:.3f}" if loss else "", "yellow"),
+        ("contrast", "step", "contrast_top1", ".1f", " %", top1, f"round {top1[-1]:.1f}" if top1 else "", "magenta"),
+        ("kNN", "evaluation", "knn_top1", ".1f", " %", knn, best + against if knn else "", "green"),
+    ):
+        table.add_row(name, number(history.value(event, key), form, unit), note, Sparkline(values, style))
+    if ssim:
+        before = number(history.value("round", "attackers_ssim_before"), ".3f")
+        table.add_row("attacker", f"{ssim[-1]:.3f}", f"SSIM, before {before}", Sparkline(ssim, "red"))
+    return table
+
+
+def figures(history: History, status: Status) -> Table:
+    """Speed, memory and traffic."""
+    table = Table.grid(expand=True, padding=(0, 1))
+    for _ in range(2):
+        table.add_column(ratio=1)
+    up, down = (history.value("round", f"bytes_{way}_per_client") for way in ("up", "down"))
+    table.add_row(
+        f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
+        f"{number(status.images_per_second, ',.0f')} images/s",
+        f"peak memory {bytes_text(status.peak_memory_bytes)}",
+    )
+    table.add_row(
+        f"per client  {bytes_text(up or 0)} up  {bytes_text(down or 0)} down{saving(history)}",
+        f"training {time_text(status.seconds)}",
+    )
+    return table
+
+
+def saving(history: History) -> str:
+    """The state of communication and what it has saved, where it saves."""
+    saved = history.value("round", "bytes_saved_per_client")
+    return f"  {bytes_text(saved)} saved ({history.value('round', 'communication')})" if saved else ""
+
+
+def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
+    """Labelled horizontal bars scaled to the longest."""
+    table = Table.grid(expand=True, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    table.add_column(justify="right", no_wrap=True)
+    top = max((value for _, value, _ in rows), default=0.0) or 1.0
+    for label, value, text in rows:
+        table.add_row(
+            label, ProgressBar(total=top, completed=value, complete_style="blue", finished_style="blue"), text
+        )
+    return Panel(table, title=title, title_align="left", border_style="dim")
+
+
+def phases(seconds: Mapping[str, float]) -> Panel:
+    """Share of the time that each phase took."""
+    total = sum(seconds.values()) or 1.0
+    usual = () if "step" in seconds else set(PHASES) - {"capture", "step", "attackers"}
+    names = [name for name in PHASES if name in seconds or name in usual]
+    rows = [(name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in names]
+    return bars("time per phase", rows)
+
+
+def participation(counts: Sequence[int]) -> Panel:
+    """How many clients took part in how many rounds."""
+    rows = [
+        (f"{label} round{'' if label == '1' else 's'}", float(count), f"{count:,}")
+        for label, count in histogram(counts)
+    ]
+    return bars("clients by rounds taken part in", rows)
+
+
+def devices(statuses: Sequence[DeviceStatus]) -> Panel:
+    """Connection, pace, bytes and latency of real devices; of the first ones, where there are many."""
+    table = Table.grid(expand=True, padding=(0, 1))
+    for title in ("client", "", "steps", "a second", "up", "down", "compute", "network"):
+        table.add_column(title, justify="left" if title in ("client", "") else "right", no_wrap=True)
+    table.add_row(*(Text(str(column.header), style="dim") for column in table.columns))
+    ordered = sorted(statuses, key=lambda status: list(PRESENCE).index(status.presence))
+    for status in ordered[:DEVICES]:
+        pace = status.step_seconds and 1 / status.step_seconds
+        table.add_row(
+            f"{status.client:,}",
+            Text(status.presence, style=PRESENCE[status.presence]),
+            f"{status.steps:,}",
+            number(pace, ".1f"),
+            bytes_text(status.bytes_up),
+            bytes_text(status.bytes_down),
+            milliseconds(status.compute_seconds),
+            milliseconds(status.network_seconds),
+        )
+    there = sum(status.presence != "away" for status in statuses)
+    left_out = f", {len(statuses) - DEVICES:,} not shown" if len(statuses) > DEVICES else ""
+    title = f"real devices: {there:,} of {len(statuses):,} there{left_out}"
+    return Panel(table, title=title, title_align="left", border_style="dim")
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Of a step's part."""
+    return number(seconds and 1000 * seconds, ".1f", " ms")
+
+
+class LiveView:
+    """The view on a terminal's second screen, drawn again at most once in `REFRESH_SECONDS`; its last stays behind."""
+
+    def __init__(self, config: Mapping[str, Any], history: History, console: Console):
+        self.config, self.history, self.console = config, history, console
+        self.live = Live(console=console, auto_refresh=False, screen=True)
+        self.picture: Group | None = None
+        self.drawn = 0.0
+
+    def __enter__(self) -> LiveView:
+        self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+        if self.picture:
+            self.console.print(self.picture)
+
+    def due(self) -> bool:
+        """Whether it is time to draw."""
+        return time.monotonic() - self.drawn >= REFRESH_SECONDS
+
+    def show(self, status: Status | None) -> None:
+        """Draw."""
+        self.drawn = time.monotonic()
+        self.picture = render(self.config, self.history, status)
+        self.live.update(self.picture, refresh=True)
+
+
+class PlainView:
+    """One line per round."""
+
+    def __init__(self, config: Mapping[str, Any], history: History, console: Console):
+        self.config, self.history, self.console = config, history, console
+        self.printed = len(history.rounds)
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def due(self) -> bool:
+        """Whether a round has ended since the last line."""
+        return len(self.history.rounds) > self.printed
+
+    def show(self, status: Status | None) -> None:
+        """Print the rounds that are not printed yet."""
+        if status is None:
+            return
+        knn = {record["round"]: f"  kNN {record['knn_top1']:.2f} %" for record in self.history.evaluations}
+        left = time_left(status)
+        for record in self.history.rounds[self.printed :]:
+            self.console.print(
+                f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
+                f"contrast {record['contrast_top1']:.2f} %{knn.get(record['round'], '')}  "
+                f"{'' if record['communication'] == 'A' else 'state ' + record['communication'] + '  '}"
+                f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
+                f"{'-' if left is None else time_text(left)} left",
+                highlight=False,
+                soft_wrap=True,
+            )
+        self.printed = len(self.history.rounds)

@@ -1,0 +1,111 @@
+"""The key queue against a naive ring, for every alignment of length, pointer and keys."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from simsfl.algorithm import server
+from simsfl.algorithm.state import KeyQueue, initial_state
+from simsfl.models import split_model
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("length", range(1, 6))
+def test_enqueue_wraps_around(groups, length):
+    for start, count in itertools.product(range(length), range(1, 2 * length + 2)):
+        ring = [[float(-g * 10 - i - 1) for i in range(length)] for g in range(groups)]
+        queue = KeyQueue(torch.tensor(ring)[:, :, None].clone(), torch.full((groups,), start))
+        keys = torch.arange(groups * count, dtype=torch.float32)
+        for g in range(groups):
+            for i in range(count):
+                ring[g][(start + i) % length] = float(g * count + i)
+        server.enqueue_(queue, keys[:, None])
+        assert queue.keys[:, :, 0].tolist() == ring
+        assert queue.pointer.tolist() == [(start + count) % length] * groups
+
+
+def small(head="mlp"):
+    model = split_model(
+        "resnet8",
+        width=4,
+        cut_layer=1,
+        image_size=16,
+        head=head,
+        key_dim=6,
+        generator=torch.Generator().manual_seed(0),
+    )
+    state = initial_state(
+        model,
+        clients=2,
+        cohort=2,
+        queue_length=9,
+        key_dim=6,
+        feature_sharing=True,
+        align_momentum=False,
+        generator=torch.Generator().manual_seed(1),
+        device=torch.device("cpu"),
+        dtype=torch.float64,
+    )
+    return model.server, state.server, state.queue
+
+
+def test_initial_queue_has_unit_keys():
+    _, _, queue = small()
+    torch.testing.assert_close(queue.keys.norm(dim=2), torch.ones(1, 9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("block", [None, 1, 3, 4, 5, 100])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_contrast_is_both_directions_by_the_book(symmetric, groups, block, monkeypatch):
+    """Against an ordinary module, torch's cross-entropy and one backward pass, whatever the blocks."""
+    rows_together = []
+    honest = server.embed
+
+    def embed(model, parameters, statistics, smashed):
+        rows_together.append(len(smashed))
+        return honest(model, parameters, statistics, smashed)
+
+    monkeypatch.setattr(server, "embed", embed)
+    model, state, _ = small()
+    generator = torch.Generator().manual_seed(2)
+    rings = F.normalize(torch.randn(groups, 9, 6, generator=generator, dtype=torch.float64), dim=2)
+    queue = KeyQueue(rings, torch.zeros(groups, dtype=torch.long))
+    state.momentum.add_(0.1)
+    smashed = torch.randn(8, 4, 8, 8, generator=generator, dtype=torch.float64)
+    lesson = server.contrast(model, state, smashed, queue, 0.1, symmetric=symmetric, block=block)
+
+    assert max(rows_together) <= max(block or 8, 4 // groups if groups > 1 else 1)
+
+    online, momentum = model.module(state.online.detach().clone()), model.module(state.momentum)
+    query, key = smashed[:4].clone().requires_grad_(), smashed[4:]
+    directions = [(query, key), (key, query)] if symmetric else [(query, key)]
+    loss, hits, keys = 0.0, [], []
+    for a, b in directions:
+        q, k = F.normalize(online(a), dim=1), F.normalize(momentum(b), dim=1).detach()
+        own = rings.repeat_interleave(4 // groups, dim=0)
+        scores = torch.cat([(q * k).sum(1, keepdim=True), torch.einsum("nd,nkd->nk", q, own)], dim=1) / 0.1
+        loss = loss + F.cross_entropy(scores, torch.zeros(4, dtype=torch.long))
+        hits.append(scores.argmax(dim=1) == 0)
+        keys.insert(0, k)
+    loss.backward()
+    near = {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(lesson.loss, loss.detach(), **near)
+    torch.testing.assert_close(lesson.top1, 100 * torch.cat(hits).double().mean(), **near)
+    torch.testing.assert_close(lesson.smashed_gradient, query.grad, **near)
+    torch.testing.assert_close(lesson.gradient, torch.cat([p.grad.flatten() for p in online.parameters()]), **near)
+    torch.testing.assert_close(torch.stack(lesson.keys), torch.stack(keys), **near)
+
+
+@pytest.mark.parametrize("head", ["mlp", "large-mlp"])
+def test_directions_do_not_mix(head):
+    """The keys of one direction do not depend on what the other brings, not even with BatchNorm."""
+    query, key, other = torch.randn(3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    results = []
+    for second in (key, other):
+        model, state, queue = small(head)
+        lesson = server.contrast(model, state, torch.cat([query, second]), queue, 0.1, symmetric=True, block=3)
+        results.append(lesson.keys[0])  # of the query activations
+    torch.testing.assert_close(results[0], results[1])

@@ -1,0 +1,79 @@
+"""The benchmark runs, and the stacked clients are faster than a loop over them, by a wide margin."""
+
+import json
+
+import pytest
+
+from simsfl.cli.bench import program as bench
+from tests.conftest import TINY, flags
+
+SMALL = {name: value for name, value in TINY.items() if name not in bench.NO_MATTER}
+
+
+def test_engines_take_turns_and_fused_is_faster_than_the_loop(npz, tmp_path, capsys):
+    wide = SMALL | {"clients": 40, "cohort": 40, "batch_size": 1, "syncs_per_round": 1}
+    report = tmp_path / "bench.json"
+    argv = [*flags(dataset=npz, json=report, **wide), "--steps", "5", "--engines", "loop,vmap,fused"]
+    assert bench.main(argv) == 0
+    results = json.loads(report.read_text())
+    assert list(results["engines"]) == ["loop", "vmap", "fused"]
+    seconds = {name: run["seconds"]["client phase"] for name, run in results["engines"].items()}
+    for spread in seconds.values():
+        assert 0 < spread["q1"] <= spread["median"] <= spread["q3"]
+    assert seconds["loop"]["median"] > 3 * seconds["fused"]["median"]
+    assert results["peaks"]["step_flops"]["server"] > 0
+    assert results["machine"]["torch"]
+    table = capsys.readouterr().out
+    for word in ("client backward", "times as fast", "fused"):
+        assert word in table
+
+
+def test_scale_and_start(monkeypatch, tmp_path, npz):
+    monkeypatch.setattr(bench, "CLIENTS", (20, 50))
+    report = tmp_path / "bench.json"
+    small = {name: value for name, value in SMALL.items() if name not in bench.IDLE["scale"]}
+    assert bench.main([*flags(json=report, **small | {"cohort": 4}), "--scale", "--steps", "2"]) == 0
+    scale = json.loads(report.read_text())["scale"]
+    assert list(scale) == ["20", "50"]
+    assert scale["20"]["bytes_per_client"] > 0
+
+
+WRONG = {
+    "engine": (["--engines", "fused,vampp"], "engines: 'vampp' is not known (did you mean vmap?)"),
+    "no engine": (["--engines", "fused,"], "engines: '' is not known"),
+    "precision": (["--engines", "fused+"], "engines: 'fused+' is not known"),
+    "no precision": (["--engines", "fused+auto"], "engines: 'fused+auto' is not known"),
+    "the loop's precision": (["--engines", "loop+bf16"], "engines: loop+bf16 is not the published way of working"),
+    "nothing to compare": (["--scale", "--engines", "vmap"], "engines: has no effect with --scale"),
+    "scale": (["--scale", "--clients", "10"], "clients: has no effect with --scale"),
+    "start": (["--start", "--steps", "3"], "steps: has no effect with --start"),
+    "alpha": (["--alpha", "0.3"], "alpha: has no effect where partition is shards"),
+    "json": (["--json", "/"], "json: / cannot be written"),
+    "evaluation": (["--linear-probe"], "flag: '--linear-probe' is not known"),
+    "worker": (["--dataset", "nowhere.npz", "--engines", "vmap"], "dataset: "),
+}
+
+
+@pytest.mark.parametrize(("argv", "message"), WRONG.values(), ids=WRONG)
+def test_bad_input(argv, message, capfd):
+    assert bench.main(argv) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: " + message)
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", [["--no-symmetric"], ["--views", "v1"], ["--no-feature-sharing"], ["--supervised"]])
+def test_what_the_loop_does_not_do_is_not_compared(flag, npz, capfd):
+    settings = {name: value for name, value in SMALL.items() if name not in ("key_dim", "queue_length")}
+    argv = [*flags(dataset=npz, **settings), "--steps", "1", "--engines", "loop", *flag]
+    assert bench.main(argv) == 2
+    name = flag[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+    assert f"error: {name}: " in capfd.readouterr().err
+
+
+def test_a_worker_that_is_killed_is_one_line():
+    with bench.Worker("engine", {"dataset": "shapes"}, "vmap") as worker:
+        worker.process.kill()
+        worker.process.wait()
+        with pytest.raises(ValueError, match="ended with -9"):
+            worker.step()

@@ -1,0 +1,193 @@
+"""Tables of the paper: what their cells are, and grids that are planned, run, broken off and gone on with."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from simsfl import RunConfig
+from simsfl.cli.presets import named
+from simsfl.cli.table import grid
+from simsfl.cli.table import program as table
+from simsfl.cli.table.cells import TABLES, Cell
+from simsfl.runs.directory import RunDirectory
+from tests.conftest import flags
+
+TINY = {
+    "dataset": "shapes",
+    "width": 4,
+    "key_dim": 8,
+    "queue_length": 40,
+    "knn_bank": 100,
+    "knn_test": 50,
+    "engine": "vmap",
+    "device": "cpu",
+}
+
+
+def run(*argv, out, **settings):
+    return table.main([*argv, "--preset", "laptop", *flags(out=out, **TINY | settings)])
+
+
+def test_cells_are_named_once_and_can_be_run():
+    base = named("paper")[0]
+    for name, build in TABLES.items():
+        cells = build().cells
+        assert len({cell.name for cell in cells}) == len(cells), name
+        for cell in cells:
+            replace(base, **cell.settings)
+    published = [cell.published for cell in TABLES["3"]().cells]
+    assert len(published) == 36
+    assert (published[0], published[-1]) == (87.29, 91.28)
+    few = {cell.name: cell for cell in TABLES["2"]().cells}
+    assert few["MocoSFL-3, CIFAR-100 N=20"].published == 57.52
+    assert few["MocoSFL-3, CIFAR-100 N=20"].settings["cohort"] == 5  # a quarter takes part
+
+
+def test_the_smoke_grids(tmp_path, capsys):
+    """Each in its budget, on shapes; the second with a data set that is not there."""
+    out = tmp_path / "2"
+    short = {"rounds": 2, "local_epochs": 0.02, "probe_epochs": 1}
+    assert run("2", "--budget", "3", "--only", "CIFAR-10 N=5", out=out, **short) == 0
+    text = capsys.readouterr().out
+    page = (out / "table.md").read_text()
+    for words in (
+        "| FL-BYOL |",
+        "| CIFAR-10 N=5 |",
+        "linear probe",
+        "| 83.34 |",
+        "| 87.81 |",
+        "| 87.29 |",
+        "†",
+        "fit 3 minutes",
+    ):
+        assert words in page
+    assert (out / "table.png").stat().st_size > 10_000
+    assert "table.md" in text
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*/summary.json")}
+    assert len(times) == 3
+    assert run("2", "--budget", "3", "--only", "CIFAR-10 N=5", out=out, **short) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in out.glob("*/summary.json")}  # finished cells are skipped
+
+    out = tmp_path / "3"
+    options = {name: value for name, value in TINY.items() if name != "dataset"}
+    argv = ["3", "--budget", "3", "--only", "MocoSFL-1 ImageNet-12 IID, 1,000", "--preset", "laptop"]
+    assert table.main([*argv, *flags(out=out, data_dir=tmp_path / "none", **options)]) == 0
+    page = (out / "table.md").read_text()
+    assert "91.76" in page
+    assert "imagenet-12" in page  # why it did not run
+    argv = ["3", "--budget", "3", "--only", "MocoSFL-3 CIFAR-10 non-IID", "--no-linear-probe"]
+    assert run(*argv, out=tmp_path / "all", rounds=1, local_epochs=0.02) == 0
+    page = (tmp_path / "all" / "table.md").read_text()
+    assert page.count("| kNN |") == 3
+
+
+def test_clients_that_resist_start_from_an_expert_and_are_attacked(npz, tmp_path, capsys):
+    out = tmp_path / "4"
+    argv = ["4", "--only", "cut layer 1, lambda 2, 0.5%", "--budget", "1", "--no-linear-probe"]
+    short = {"rounds": 2, "local_epochs": 0.01, "ressfl_decoder": "conv_normN0C4", "image_size": 16, "aux_dataset": npz}
+    assert run(*argv, out=out, **short) == 0
+    page = (out / "table.md").read_text()
+    assert "| 80.78 |" in page
+    assert "| 0.033 |" in page
+    (attacked,) = out.glob("*/attacks/res_normN4C64.json")
+    assert f"| {json.loads(attacked.read_text())['mse']['mean']:.3f} |" in page.replace(" † |", " |")
+    final = json.loads((attacked.parent.parent / "config.json").read_text())["config"]
+    assert (final["client_lr"], final["init_server"], final["ressfl_lambda"]) == (0.0, True, 0.0)
+    expert = json.loads((out / final["init_client"].rsplit("/", 1)[-1] / "config.json").read_text())["config"]
+    assert (expert["clients"], expert["aux_dataset"], expert["ressfl_lambda"]) == (1, str(npz), 2.0)
+    capsys.readouterr()
+    assert run(*argv, "--dry-run", out=out, **short) == 0
+    text = capsys.readouterr().out
+    assert "--init-client" in text
+    assert "attack.py" in text
+
+
+def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "grid"
+    argv = ["sync", "--only", "MocoSFL-1, IID, 1 per round", "--seeds", "0,1"]
+    interrupted = []
+
+    def stop_once(*arguments):
+        if not interrupted:
+            interrupted.append(1)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(table.time, "sleep", stop_once)
+    assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 130
+    monkeypatch.undo()
+    broken = out / "mocosfl-1-iid-1-per-round-seed-1"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 0
+    good = out / "mocosfl-1-iid-1-per-round-seed-0"
+    assert RunDirectory(good).summary.exists()
+    assert not RunDirectory(broken).summary.exists()
+    assert "1 of 2 seeds" in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["1", "hardware"])
+def test_tables_that_nothing_is_run_for(name, tmp_path, capsys):
+    assert table.main([name, "--out", str(tmp_path / "costs")]) == 0
+    assert "MocoSFL-1" in capsys.readouterr().out
+    assert "| 8,269.2 / 8,269.2 |" in (tmp_path / "costs" / "table.md").read_text()
+
+
+def test_dry_run_prints_commands_that_run(tmp_path, capsys):
+    out = tmp_path / "grid"
+    argv = ["participation", "--only", "MocoSFL-1, non-IID, 10%", "--dry-run"]
+    assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 0
+    text = capsys.readouterr().out
+    assert "--cohort 20" in text
+    assert "--clients 200" in text
+    assert "% " in text
+    assert not out.exists()
+
+
+def test_a_schedule_that_fits():
+    cell = Cell("row", "column", {})
+    config = RunConfig(preset="laptop", rounds=100, linear_probe=True, knn_bank=1000, knn_test=100)
+    cost = grid.Cost(
+        start=2.0, step=0.1, image=0.001, steps=50, steps_of_pass=50, train=50_000, images=60_000, compared=1100
+    )
+    for share in (10.0, 30.0, 100.0, 500.0):
+        plan = grid.fitted(grid.Plan(cell, 0, config, 10_000, share), config, cost, share)
+        assert cost.total(plan.config, plan.steps) <= share
+        assert cost.total(plan.config, plan.steps + plan.steps // 5 + 10) > share
+        assert plan.steps == plan.config.rounds * max(1, int(plan.config.local_epochs * 50))
+        assert plan.config.linear_probe == (share > 150)
+
+
+WRONG = {
+    "table": (["33"], "table: '33' is not known (did you mean 3?); allowed: 1, hardware, 2, 3, 4, cuts"),
+    "cell": (["3", "--only", "CIFAR-11"], "only: 'CIFAR-11' is in no cell"),
+    "seeds": (["3", "--seeds", "a"], "seeds: 'a'"),
+    "budget": (["3", "--budget", "0"], "budget: 0 is no time"),
+    "tiny budget": (["sync", "--only", "1 per round", "--budget", "0.001"], "budget: 0.001 minutes are too few"),
+    "flag": (["3", "--archs", "resnet8"], "flag: '--archs' is not known (did you mean --arch?)"),
+    "config": (["3", "--tau", "2"], "tau: 2.0 is out of range"),
+}
+
+
+@pytest.mark.parametrize(("argv", "message"), WRONG.values(), ids=WRONG)
+def test_bad_input(argv, message, tmp_path, capfd):
+    assert run(*argv, out=tmp_path / "grid") == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: " + message)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "grid").exists()
+
+
+def test_a_directory_of_another_grid_or_of_something_else(tmp_path, capfd):
+    out = tmp_path / "grid"
+    out.mkdir()
+    (out / "grid.json").write_text(json.dumps({"grid": {"table": "2"}, "runs": {}}))
+    assert run("sync", "--only", "1 per round", out=out) == 2
+    assert "is of another grid, with table '2' and not 'sync'" in capfd.readouterr().err
+    (out / "grid.json").write_text("{")
+    assert run("sync", "--only", "1 per round", out=out) == 2
+    assert "is damaged" in capfd.readouterr().err
+    (out / "grid.json").unlink()
+    (out / "mine.txt").touch()
+    assert run("sync", "--only", "1 per round", out=out) == 2
+    assert "holds something else" in capfd.readouterr().err

@@ -1,0 +1,201 @@
+"""The config: the paper's rule, what is refused, and that every field is a flag."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from simsfl import RunConfig, models, simulation
+from simsfl import config as settings
+from simsfl.algorithm.schedule import client_lr, decay, server_lr
+from simsfl.cli import run
+from simsfl.cli.presets import PRESETS, automatic
+from simsfl.data import load, partition, sources
+from simsfl.setup.defaults import left_to_rules, resolve
+
+
+@pytest.mark.parametrize(
+    ("clients", "cohort", "batch_size", "syncs", "rounds"),
+    [
+        (1, 1, 100, 10, 200),
+        (5, 5, 20, 10, 200),
+        (20, 20, 5, 10, 200),
+        (50, 50, 2, 10, 200),
+        (100, 100, 1, 10, 200),
+        (200, 100, 1, 5, 400),
+        (1000, 100, 1, 1, 2000),
+        (5000, 100, 1, 1, 10000),
+    ],
+)
+def test_auto_rule(clients, cohort, batch_size, syncs, rounds):
+    config = resolve(RunConfig(clients=clients))
+    assert (config.cohort, config.batch_size, config.syncs_per_round, config.rounds) == (
+        cohort,
+        batch_size,
+        syncs,
+        rounds,
+    )
+    assert resolve(config) == config
+
+
+def test_defaults_are_the_papers():
+    config = PRESETS["paper"]()
+    assert (config.arch, config.cut_layer, config.classes_per_client) == ("resnet18", 1, None)
+    assert (config.temperature, config.queue_length, config.key_dim) == (0.1, 6000, 1024)
+    assert (config.lr, config.momentum, config.weight_decay, config.tau) == (0.06, 0.9, 5e-4, 0.99)
+
+
+def test_every_field_has_a_flag_with_help_and_presets_are_valid():
+    helped = run.parser().format_help()
+    for spec in fields(RunConfig):
+        assert f"--{spec.name.replace('_', '-')}" in helped
+    for flag in ("--config", "--resume", "--list", "--out", "--overwrite", "--dashboard"):
+        assert flag in helped
+    for name, preset in PRESETS.items():
+        assert preset().preset == name
+        assert resolve(preset())
+    name, why = automatic()
+    assert name == ("paper" if torch.cuda.is_available() else "laptop")
+    assert "CUDA" in why
+
+
+def test_a_rule_gives_no_batch_that_a_client_does_not_hold():
+    assert resolve(RunConfig(clients=5), 12).batch_size == 12
+    assert resolve(RunConfig(clients=5), 12).syncs_per_round == 1000 // (12 * 5)
+    assert resolve(RunConfig(clients=5, batch_size=30), 12).batch_size == 30
+
+
+def test_a_device_has_its_number(monkeypatch):
+    """`torch.cuda.set_device` refuses a device without."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    devices = ("auto", "cuda", "cuda:1", "cpu")
+    assert [resolve(RunConfig(device=device, precision="fp32")).device for device in devices] == [
+        "cuda:0",
+        "cuda:0",
+        "cuda:1",
+        "cpu",
+    ]
+    with pytest.raises(ValueError, match="device: cuda:2 does not exist; allowed: cuda:0 to cuda:1"):
+        resolve(RunConfig(device="cuda:2"))
+    assert automatic("cpu")[0] == "laptop"
+
+
+def test_names_in_the_config_are_those_of_the_registries():
+    for names, registry in (
+        (settings.ARCHITECTURES, models.ARCHITECTURES),
+        (settings.HEADS, models.HEADS),
+        (settings.PARTITIONS, partition.PARTITIONS),
+        (settings.METHODS, simulation.TRAIN_STEPS),
+        ([name for name in settings.DATASETS if name not in ("auto", "shapes")], [*sources.SOURCES, *load.FOLDERS]),
+    ):
+        assert list(names) == list(registry)
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, run; run.parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(run.__file__).parent, check=False).returncode == 0
+
+
+def test_help_shows_what_laptop_changes():
+    helped = " ".join(run.parser().format_help().split())
+    assert "aims at. (default: 200, laptop: 4)" in helped
+
+
+def test_what_a_rule_set_it_sets_again(tmp_path):
+    asked = RunConfig(clients=300, lr=0.1)
+    assert left_to_rules(asked)[:3] == ["cohort", "batch_size", "rounds"]
+    saved = {"config": resolve(asked).to_dict(), "by_rule": left_to_rules(asked)}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    loaded = RunConfig.load(tmp_path / "config.json")
+    assert resolve(loaded) == resolve(asked)
+    assert resolve(replace(loaded, lr=0.2)).client_lr == 0.2
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"alpha": 0.1}, "alpha: .* partition is shards; allowed with partition dirichlet"),
+        ({"classes_per_client": 3, "partition": "iid"}, "classes_per_client: .* partition is iid"),
+        ({"epochs": 3, "rounds": 7}, "epochs: .* rounds is 7; allowed with rounds left to its rule"),
+        ({"align_momentum": True, "client_lr": 0.0}, "align_momentum: .* clients do not learn; .* other than 0.0"),
+        ({"syncs_per_round": 2, "client_lr": 0.0}, "syncs_per_round: .* nothing else is averaged"),
+        ({"client_lr_schedule": "step", "client_lr": 0.0}, "client_lr_schedule: .*"),
+        ({"temperature": 0.2, "supervised": True}, "temperature: .* supervised is True; allowed with no supervised"),
+        ({"queue_length": 9, "method": "fl-byol"}, "queue_length: .* fl-byol; allowed with method mocosfl or fl-moco"),
+        ({"client_residual": False}, "client_residual: .* cut_layer is 1"),
+        ({"client_residual": False, "cut_layer": 2, "arch": "vgg11"}, "client_residual: .* vgg11; .* mobilenetv2"),
+        ({"measure_divergence": True, "lr": 0.0}, "measure_divergence: .* clients do not learn"),
+        ({"lr": 0.1, "method": "fl-moco", "client_lr": 0.2}, "lr: .* client_lr 0.2; allowed with client_lr left to"),
+        ({"ressfl_target_ssim": 0.5}, "ressfl_target_ssim: .* ressfl_lambda is 0; allowed with more than 0"),
+        ({"init_server": True}, "init_server: .* no init_client"),
+        ({"probe_epochs": 3}, "probe_epochs: .* no probe .* linear_probe or semi_supervised"),
+        ({"stream": "always", "dataset": "x.npz"}, "stream: .* x.npz, which is read whole"),
+    ],
+)
+def test_what_has_no_effect_is_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        RunConfig(**values).check_effect(values)
+    RunConfig(**values).check_effect({"partition": 0, "rounds": 0})
+    RunConfig(alpha=0.1, partition="dirichlet", epochs=3).check_effect(["alpha", "epochs"])
+    RunConfig(method="fl-byol", head="large-mlp", client_lr=0.0).check_effect(["syncs_per_round"])
+    RunConfig(method="fl-moco", loss_threshold=0.0).check_effect(["loss_threshold"])  # as usual: no matter
+
+
+def test_round_trip_through_json_types():
+    config = resolve(RunConfig(clients=7, lr=1, client_lr=0.5))
+    assert RunConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("clients", 1.5),
+        ("clients", True),
+        ("lr", "fast"),
+        ("symmetric", 1),
+        ("dataset", None),
+        ("seed", None),
+    ],
+)
+def test_wrong_types_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}: .*allowed"):
+        RunConfig(**{field: value})
+
+
+def test_list_prints_what_there_is(capsys):
+    assert run.main(["--list"]) == 0
+    output = capsys.readouterr().out
+    for word in (*PRESETS, "resnet18", "shapes", "cifar100", "stl10", "svhn"):
+        assert word in output
+
+
+def test_cosine_and_step_follow_torchs_schedulers():
+    rounds = 20
+    for schedule, factor in (("cosine", None), ("step", 0.1)):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+        torchs = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, rounds)
+            if schedule == "cosine"
+            else torch.optim.lr_scheduler.MultiStepLR(optimizer, [12, 16], gamma=factor)
+        )
+        for r in range(rounds):
+            assert server_lr(0.3, schedule, r, rounds) == pytest.approx(torchs.get_last_lr()[0], abs=1e-12)
+            optimizer.step()
+            torchs.step()
+    assert decay("step", 19, 20, 0.2) == pytest.approx(0.04)
+
+
+def test_oscillating_is_torchs_cosine_stepped_at_every_batch():
+    rounds, steps = 4, 11
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, rounds)
+    for t in range(steps):
+        ours = client_lr(0.3, "oscillating", 0, rounds, torch.tensor([t]))
+        assert ours.item() == pytest.approx(torchs.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        torchs.step()

@@ -1,0 +1,193 @@
+"""The cost model against sums by hand, what the paper published, and what a run counted."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from simsfl import RunConfig, Simulation
+from simsfl.cli.cost import program as cost
+from simsfl.cli.cost import tables as costs
+from simsfl.cli.cost.tables import PUBLISHED, paper_way, reckoned
+from simsfl.config.notation import Bottleneck
+from simsfl.cost.measured import training_bytes
+from simsfl.cost.model import memory, operations
+from simsfl.data import make_dataset
+from simsfl.data.shapes import shapes
+from simsfl.models import split_model
+from tests.conftest import TINY
+
+
+def stem(width=8, size=16):
+    generator = torch.Generator()
+    return split_model(
+        "resnet18", width=width, cut_layer=1, image_size=size, head="mlp", key_dim=8, generator=generator
+    )
+
+
+def test_operations_of_a_stem_by_hand():
+    found = operations(stem().client, (3, 16, 16), of_images=True)
+    maps, macs = 8 * 16 * 16, 8 * 16 * 16 * 3 * 9
+    assert (found.macs, found.normalised) == (macs, maps)
+    assert found.forward == 2 * macs + 8 * maps
+    assert found.backward == 2 * macs + 16 * maps  # of the weights alone: the image needs no gradient
+    assert found.step() == 2 * found.forward + found.backward
+    assert found.step(learns=False) == 2 * found.forward
+
+
+def test_operations_of_a_server_are_those_of_its_layers():
+    """Counted here by hooks on ordinary modules."""
+    model = stem()
+    macs = 0
+
+    def count(module, inputs, output):
+        nonlocal macs
+        macs += output.numel() * module.weight[0].numel()
+
+    server = model.server.module(model.server.initial)
+    from simsfl.models.layers import ConvNorm  # noqa: PLC0415
+
+    for layer in server.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(count)
+        elif isinstance(layer, ConvNorm):
+            layer.register_forward_hook(lambda own, inputs, output: count(own.conv, inputs, output))
+    server(torch.zeros(1, *model.smashed_shape))
+    found = operations(model.server, model.smashed_shape)
+    assert found.macs == macs
+    assert found.backward == 4 * macs + 16 * found.normalised  # of the smashed data, too
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "resnet50", "vgg11", "mobilenetv2"])
+def test_operations_are_those_that_pytorch_counts(arch):
+    """Its counter takes a second to import, and so is not what counts."""
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
+
+    model = split_model(
+        arch,
+        width=8,
+        cut_layer=2,
+        image_size=32,
+        head="mlp",
+        key_dim=8,
+        generator=torch.Generator(),
+        bottleneck=Bottleneck.parse("C4S2"),
+    )
+    for half, shape in ((model.client, (3, 32, 32)), (model.server, model.smashed_shape)):
+        images = half is model.client
+        found = operations(half, shape, of_images=images)
+        module = half.module(half.initial)
+        with FlopCounterMode(display=False) as counter:
+            output = module(torch.rand(1, *shape, requires_grad=not images))
+            forward = counter.get_total_flops()
+            output.sum().backward()
+        assert forward == 2 * found.macs
+        if arch != "mobilenetv2":  # of grouped convolutions' weights it counts the gradient as if they were not
+            assert counter.get_total_flops() - forward == found.backward - 16 * found.normalised
+
+
+def test_memory_of_a_stem_by_hand():
+    """Image, convolution and output are kept for three images, and a mean and a deviation for each group."""
+    model = stem()
+    found = memory(model.client, (3, 16, 16), 3)
+    parameters = 4 * (8 * 3 * 9 + 16)
+    assert [found.weights, found.momentum, found.velocity, found.gradients] == [parameters] * 4
+    kept = 3 * 4 * (3 + 8 + 8) * 16 * 16
+    assert kept <= found.activations <= kept + 3 * 4 * 2 * 2 + 2 * parameters  # weights before and after standardising
+    assert found.workspace == 2 * 3 * 4 * 8 * 16 * 16
+    frozen = memory(model.client, (3, 16, 16), 3, learns=False)
+    assert frozen.total == 2 * parameters + frozen.workspace
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_memory_is_about_what_is_measured(learns):
+    """What comes in, a map's gradient, is measured besides."""
+    model = stem(width=16, size=32)
+    found = memory(model.client, (3, 32, 32), 2, learns=learns).total
+    measured = training_bytes(model.client, (3, 32, 32), 2, learns=learns)
+    assert 0.9 * found < measured < found + 2 * 4 * 16 * 32 * 32 + 0.1 * found
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_reckoning_gives_the_papers_figures(name):
+    found, published = paper_way(name), PUBLISHED[name]
+    for key in ("weights", "activations", "flops"):
+        if published[key] is not None:
+            assert found[key] == pytest.approx(published[key], abs=0.12)  # which are cut off, not rounded
+    if published["memory"] is not None:  # of a GPU's allocator
+        assert found["memory"] == pytest.approx(published["memory"], rel=0.05, abs=0.35)
+
+
+SETTINGS = {
+    "plain": {},
+    "shards": {"partition": "shards", "clients": 7, "classes_per_client": 3, "batch_size": 1},
+    "bottleneck": {"bottleneck": "C4S2", "align_momentum": True},
+    "frozen": {"client_lr": 0.0, "bottleneck": "C4S2", "norm": "batch"},
+    "unequal": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 4},
+    "supervised": {"supervised": True},
+    "bf16": {"precision": "bf16", "image_size": 16},
+    "federated": {"method": "fl-moco", "syncs_per_round": 1, "queue_length": 20},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_what_a_run_counts_is_what_was_reckoned(setting, arrays):
+    config = RunConfig(**{**TINY, "rounds": 2, "dataset": "made up", "image_size": 8, **setting})
+    dataset = make_dataset("tiny", "made up", arrays, image_size=config.image_size)
+    simulation = Simulation(replace(config, image_size=None), dataset)
+    last = list(simulation.rounds())[-1]
+    found = reckoned(replace(config, classes_per_client=config.classes_per_client or 1), 80)
+    assert found["steps_per_round"] == simulation.steps
+    assert found["bytes_per_session"] == {"up": last.bytes_up_per_client, "down": last.bytes_down_per_client}
+
+
+def test_a_second_data_set_is_counted(arrays, monkeypatch):
+    from simsfl.data import with_auxiliary  # noqa: PLC0415
+
+    monkeypatch.setitem(costs.SIZES, "svhn", (80, 8, 3))
+    config = RunConfig(**{**TINY, "rounds": 2, "dataset": "made up", "image_size": 8, "aux_dataset": "svhn"})
+    dataset = with_auxiliary(*(make_dataset("tiny", "made up", arrays) for _ in range(2)))
+    simulation = Simulation(replace(config, image_size=None), dataset)
+    last = list(simulation.rounds())[-1]
+    found = reckoned(config, 80)
+    assert found["steps_per_round"] == simulation.steps
+    assert found["bytes_per_session"] == {"up": last.bytes_up_per_client, "down": last.bytes_down_per_client}
+
+
+def test_the_program(tmp_path, capsys):
+    file = tmp_path / "cost.json"
+    assert cost.main(["--arch", "resnet8", "--json", str(file), "--dtype", "int8"]) == 0
+    found = json.loads(file.read_text())
+    assert {"as asked", "MocoSFL-1", "MocoSFL-3, TAResSFL", "FL-BYOL"} <= found.keys()
+    assert found["MocoSFL-1, TAResSFL"]["bytes_per_session"]["down"] == 0
+    assert found["MocoSFL-1"]["bytes_per_image"]["up"] == 2 * 16 * 16 * 16  # one byte each
+    assert "MocoSFL-3" in capsys.readouterr().out
+    assert cost.main(["--accounting", "paper"]) == 0
+    assert "8,269.2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dtype", "fp8"], "dtype: 'fp8'"),
+        (["--accounting", "paper", "--dtype", "int8"], "accounting: paper is of the paper's settings"),
+        (["--dataset", "mine.npz"], "images: how many mine.npz has"),
+        (["--cut-layer", "99"], "cut_layer: 99"),
+        (["--accounting", "mine"], "accounting: 'mine'"),
+        (["--clients", "100000"], "clients"),
+        (["--aux-dataset", "mine.npz"], "aux_dataset: how many images mine.npz has is not known"),
+    ],
+)
+def test_bad_input(argv, message, capsys):
+    assert cost.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: " + message)
+    assert error.count("\n") == 1
+
+
+def test_shapes_are_as_many_as_is_said():
+    from simsfl.cli.cost.tables import SIZES  # noqa: PLC0415
+
+    arrays = shapes(0)
+    assert SIZES["shapes"] == (len(arrays.train_x), arrays.train_x.shape[1], len(arrays.classes))

@@ -1,0 +1,94 @@
+"""Partitions: disjoint, complete, of the shape asked for, and clear about what cannot be."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simsfl.config.notation import Unequal
+from simsfl.data.partition import PARTITIONS, make_partition
+
+LABELS = np.random.default_rng(0).permutation(np.arange(5000) % 10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(list(PARTITIONS)),
+    clients=st.integers(1, 120),
+    per_client=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_no_image_belongs_to_two_clients(kind, clients, per_client, seed):
+    partition = make_partition(LABELS, clients, kind=kind, classes_per_client=per_client, alpha=5.0, seed=seed)
+    assert len(partition) == clients == len(partition.sizes)
+    assert len(np.unique(partition.indices)) == len(partition.indices) <= len(LABELS)
+    assert partition.sizes.min() >= 1
+    assert sorted(i for c in range(clients) for i in partition[c]) == sorted(partition.indices)
+    if kind == "dirichlet":
+        assert len(partition.indices) == len(LABELS)
+    else:
+        assert partition.sizes.min() == partition.sizes.max()
+
+
+@pytest.mark.parametrize("kind", PARTITIONS)
+def test_rich_clients_hold_more_and_a_share_of_the_data_is_a_share(kind):
+    unequal = Unequal.parse("0.2_0.8|16|0.8_0.2")
+    partition = make_partition(LABELS, 20, kind=kind, alpha=50.0, unequal=unequal)
+    sizes = partition.sizes
+    rich, poor = sizes[:4].mean(), sizes[4:].mean()
+    assert rich / poor == pytest.approx(16, rel=0.25)
+    half = make_partition(LABELS, 20, kind=kind, alpha=50.0, proportion=0.5)
+    assert len(half.indices) <= 2500
+    assert len(half.indices) > 2400
+    assert len(np.unique(half.indices)) == len(half.indices)
+    assert half.indices.max() > 4000  # from all over
+
+
+def test_shards_give_each_client_few_classes_of_equal_size():
+    partition = make_partition(LABELS, 50, kind="shards", classes_per_client=2)
+    counts = partition.class_counts(LABELS)
+    assert counts.shape == (50, 10)
+    assert ((counts > 0).sum(axis=1) <= 2).all()
+    assert (counts.sum(axis=1) == 100).all()
+    assert (counts.sum(axis=0) == 500).all()
+
+
+def test_iid_is_a_uniform_deal():
+    counts = make_partition(LABELS, 10, kind="iid").class_counts(LABELS)
+    chi_squared = ((counts - 50) ** 2 / 50).sum()
+    assert 40 < chi_squared < 140  # 81 degrees of freedom: mean 81, deviation 13
+
+
+@pytest.mark.parametrize(("alpha", "low", "high"), [(0.05, 0.5, 1.0), (1.0, 0.15, 0.5), (1000.0, 0.1, 0.13)])
+def test_alpha_sets_how_mixed_a_client_is(alpha, low, high):
+    counts = make_partition(LABELS, 20, kind="dirichlet", alpha=alpha).class_counts(LABELS)
+    largest_share = (counts.max(axis=1) / counts.sum(axis=1)).mean()
+    assert low < largest_share < high
+
+
+def test_the_seed_decides():
+    first, again, other = (make_partition(LABELS, 7, kind="shards", seed=seed) for seed in (1, 1, 2))
+    assert (first.indices == again.indices).all()
+    assert (first.indices != other.indices).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "clients", "batch_size", "words"),
+    [
+        ("iid", 100, 51, ["batch_size: 51", "50 images", "client 0", "98 clients", "5100 training images"]),
+        ("shards", 100, 51, ["batch_size: 51", "client 0", "96 clients", "5200 training images"]),
+        ("dirichlet", 3000, 1, ["clients: of 3000, client ", "no image", "clients, or a larger alpha"]),
+        ("iid", 5001, 1, ["clients: 5001", "5000 training images"]),
+        ("shrads", 10, 1, ["'shrads'", "did you mean shards"]),
+    ],
+)
+def test_errors_name_the_client_and_what_would_do(kind, clients, batch_size, words):
+    with pytest.raises(ValueError, match=r"allowed") as error:
+        make_partition(LABELS, clients, kind=kind, batch_size=batch_size, alpha=0.1)
+    for word in words:
+        assert word in str(error.value)
+    if kind in ("iid", "shards") and "clients, or" in str(error.value):
+        most = int(str(error.value).split("at most ")[1].split()[0])
+        make_partition(LABELS, most, kind=kind, batch_size=batch_size)
+        with pytest.raises(ValueError, match="batch_size"):
+            make_partition(LABELS, most + 1, kind=kind, batch_size=batch_size)

@@ -1,0 +1,273 @@
+"""Replayed steps: each tensor of a batch gets in, what is not a number is never frozen, and nothing else changes.
+
+A tape of the operations stands for the CUDA graph, so that all but the graph itself is tested without CUDA.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from simsfl import Simulation
+from simsfl.algorithm import step
+from simsfl.algorithm.observer import Observer
+from simsfl.algorithm.wire import Wire
+from simsfl.engine.cuda_graph import WARM_UP, CapturedStep
+from simsfl.kernels import ViewParameters
+from tests.engine.tape import Tape
+
+
+@dataclass(frozen=True)
+class Deeper:
+    """What somebody may add to a batch one day."""
+
+    pair: tuple[Tensor, Tensor]
+    name: str
+
+
+@dataclass(frozen=True)
+class LargerBatch(step.Batch):
+    added: Tensor | None = None
+    deeper: list[Deeper] | None = None
+
+
+def tensors_in(value, path=()):
+    """Every tensor below an object, by its path: whatever is a mapping, a sequence or has attributes is entered."""
+    if isinstance(value, Tensor):
+        return {path: value}
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    elif hasattr(value, "__dict__"):
+        value = vars(value)
+    found = {}
+    for name, part in value.items() if isinstance(value, Mapping) else ():
+        found |= tensors_in(part, (*path, name))
+    return found
+
+
+def changing(batch):
+    """The tensors of a batch that are not the data set's."""
+    return {path: tensor for path, tensor in tensors_in(batch).items() if path[0] != "images"}
+
+
+def full_batch(images):
+    """A batch with something in each of its fields, of two groups of clients."""
+    views = [
+        ViewParameters(**{one.name: torch.rand(2, 3, rows, 4) for one in fields(ViewParameters)}) for rows in (2, 1)
+    ]
+    return LargerBatch(
+        images=images,
+        pixels=[torch.randint(0, 256, (3, rows, 3, 8, 8), dtype=torch.uint8) for rows in (2, 1)],
+        views=views,
+        server_lr=torch.rand(()),
+        client_lr=torch.rand(3, 1),
+        labels=[torch.randint(0, 9, (3, rows)) for rows in (2, 1)],
+        attackers_lr=torch.rand(()),
+        added=torch.rand(5),
+        deeper=[Deeper((torch.rand(2), torch.rand(3)), "one"), Deeper((torch.rand(1), torch.rand(2)), "two")],
+    )
+
+
+class Figures:
+    """A step that takes in every tensor of a batch: its loss is a different mean for each."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, model, state, batch, hyper, clock=step.untimed):
+        self.calls += 1
+        loss = sum((i + 1) * tensor.double().mean() for i, tensor in enumerate(changing(batch).values()))
+        return step.Outcome(loss, loss, loss, loss)
+
+
+class Nothing:
+    """A state without tensors."""
+
+    queue = queues = None
+
+    def tensors(self):
+        return {}
+
+
+def replay(figures, *batches):
+    """The losses of a step captured with the first batch, then replayed with the others; and the `CapturedStep`."""
+    captured, model, state = CapturedStep(figures, Tape), object(), Nothing()
+    losses = [captured(model, state, batch, "hyper", step.untimed).loss.item() for batch in batches]
+    return losses, captured
+
+
+def test_every_tensor_of_a_batch_reaches_the_recorded_step(dataset):
+    first, second = full_batch(dataset.train), full_batch(dataset.train)
+    found = changing(first)
+    assert {path[0] for path in found} == {one.name for one in fields(LargerBatch)} - {"images", "wire"}
+    figures, plain = Figures(), Figures()
+    batches = [first, second]
+    for one in found.values():  # it is another, and all else as it was
+        batches.append(first.map(lambda tensor, one=one: tensor + 1 if tensor is one else tensor))
+    losses, _ = replay(figures, *batches)
+    assert figures.calls == WARM_UP + 1
+    assert losses == [plain(None, None, batch, "hyper").loss.item() for batch in batches]
+    assert len(set(losses)) == len(batches)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": None},
+        {"server_lr": torch.rand(1)},
+        {"server_lr": torch.rand((), dtype=torch.float64)},
+        {"labels": None},
+        {"added": 0.5},
+        {"deeper": [Deeper((torch.rand(2), torch.rand(3)), "one"), Deeper((torch.rand(1), torch.rand(2)), "three")]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_not_a_tensors_value_is_not_frozen(change, dataset, caplog):
+    first, second = full_batch(dataset.train), full_batch(dataset.train)
+    figures, plain, other = Figures(), Figures(), replace(second, **change)
+    if "images" in change:
+        other = replace(second, images=replace(dataset.train, mean=dataset.train.mean + 1))
+    losses, captured = replay(figures, first, other, second, other)
+    assert losses == [plain(None, None, batch, "hyper").loss.item() for batch in (first, other, second, other)]
+    assert figures.calls == WARM_UP + 1 + 2
+    captured(object(), Nothing(), first, "hyper", step.untimed)  # another model and another state
+    assert figures.calls == WARM_UP + 1 + 3
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "steps are not replayed as a CUDA graph, and take longer: more than the values of tensors changes from one to "
+        "the next"
+    ]
+
+
+def test_a_step_that_cannot_be_recorded_is_carried_out(dataset, caplog):
+    batches = [full_batch(dataset.train) for _ in range(3)]
+
+    def curious(model, state, batch, hyper, clock=step.untimed):
+        outcome = Figures()(model, state, batch, hyper)
+        return replace(outcome, loss=outcome.loss.new_tensor(outcome.loss.item()))
+
+    losses, captured = replay(curious, *batches)
+    assert losses == [Figures()(None, None, batch, "hyper").loss.item() for batch in batches]
+    assert not captured.recordings
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "steps are not replayed as a CUDA graph, and take longer: operation not permitted when stream is capturing"
+    ]
+
+
+class Counting:
+    """A training step that knows how often its Python has been run."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        return step.train_step(*arguments)
+
+
+def eager_and_captured(config, dataset):
+    """Two simulations, the second with recorded steps; and what counts its calls."""
+    eager, captured = Simulation(config, dataset), Simulation(config, dataset)
+    counting = Counting()
+    captured.train_step = CapturedStep(counting, Tape)
+    return eager, captured, counting
+
+
+def assert_same(one, two):
+    tensors = two.state.tensors()
+    for name, tensor in one.state.tensors().items():
+        assert torch.equal(tensor, tensors[name]), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"feature_sharing": False, "engine": "vmap"},
+        {"norm": "batch"},
+        {"supervised": True, "symmetric": False},
+        {"ressfl_lambda": 1.0, "ressfl_target_ssim": 0.1, "ressfl_decoder": "conv_normN2C4"},
+        {"unequal": "0.5_0.5|2|0.8_0.2"},
+    ],
+    ids=lambda settings: "-".join(settings) or "usual",
+)
+def test_replayed_rounds_are_the_eager_ones(settings, config, dataset, caplog):
+    caplog.set_level(logging.INFO)
+    eager, captured, counting = eager_and_captured(replace(config, **settings), dataset)
+    records = list(eager.rounds())
+    assert list(captured.rounds()) == records
+    assert_same(eager, captured)
+    assert counting.calls == WARM_UP + 1
+    assert [record.levelno for record in caplog.records if record.name == "simsfl.engine.cuda_graph"] == [logging.INFO]
+    phases = captured.clock.seconds()
+    assert phases["capture"] == pytest.approx(captured.train_step.capture_seconds, rel=0.5)
+    assert phases["step"] > 0
+    assert "client forward" not in phases
+
+
+class Rising(Wire):
+    """What arrives is different in each step, which only Python knows."""
+
+    def __init__(self):
+        self.factor = 1.0
+
+    def up(self, smashed_2Nchw):
+        self.factor += 0.25
+        return smashed_2Nchw * self.factor
+
+
+class Hooked(Observer):
+    """Has the clients' network multiply its output by a number that rises."""
+
+    needs_eager_steps = True
+
+    def __init__(self, simulation):
+        self.factor = 1.0
+        simulation.model.client.template.register_forward_hook(self.hook)
+
+    def hook(self, module, inputs, output):
+        self.factor += 0.25
+        return output * self.factor
+
+
+def put_wire(simulation):
+    simulation.wire = Rising()
+
+
+def put_observer(simulation):
+    simulation.observers.append(Hooked(simulation))
+
+
+@pytest.mark.parametrize("put", [put_wire, put_observer])
+@pytest.mark.parametrize("before", [0, 1], ids=["from the start", "later"])
+def test_python_between_the_tensors_makes_steps_eager(put, before, config, dataset, caplog):
+    """Whenever it comes; a warning says so once."""
+    eager, captured, counting = eager_and_captured(config, dataset)
+    for simulation in (eager, captured):
+        rounds = simulation.rounds()
+        for _ in range(before):
+            next(rounds)
+        put(simulation)
+        list(rounds)
+    assert_same(eager, captured)
+    assert counting.calls == (3 - before) * eager.steps + before * (WARM_UP + 1)
+    told = [record.getMessage() for record in caplog.records if record.name == "simsfl.engine.cuda_graph"]
+    assert len(told) == 1
+    assert "takes part in them" in told[0]
+
+
+def test_steps_are_replayed_again_when_they_can_be(config, dataset):
+    """Observers that only look do not change that, nor do wires that have gone."""
+    eager, captured, counting = eager_and_captured(config, dataset)
+    for simulation in (eager, captured):
+        simulation.observers.append(Observer())
+        rounds = simulation.rounds()
+        next(rounds)
+        put_wire(simulation)
+        next(rounds)
+        simulation.wire = Wire()
+        next(rounds)
+    assert_same(eager, captured)
+    assert counting.calls == WARM_UP + 1 + eager.steps

@@ -1,0 +1,99 @@
+"""kNN against a naive vote, the probe against data it must and cannot separate."""
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from simsfl import Simulation, evaluation
+
+
+def naive_knn(bank, bank_labels, test, k, temperature):
+    """Predictions by sorting neighbours one test row at a time."""
+    bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    predictions = []
+    for row in test / np.linalg.norm(test, axis=1, keepdims=True):
+        similarity = bank @ row
+        votes = defaultdict(float)
+        for i in sorted(range(len(bank)), key=lambda i: -similarity[i])[:k]:
+            votes[bank_labels[i]] += math.exp(similarity[i] / temperature)
+        predictions.append(max(votes, key=votes.get))
+    return predictions
+
+
+@pytest.mark.parametrize("k", [1, 7, 200])
+def test_knn(k, monkeypatch):
+    monkeypatch.setattr(evaluation, "CHUNK", 7)  # several blocks, the last one short
+    rng = np.random.default_rng(0)
+    bank, test = rng.normal(size=(60, 5)), rng.normal(size=(25, 5))
+    bank_labels, test_labels = rng.integers(0, 4, 60), rng.integers(0, 4, 25)
+    expected = np.mean(naive_knn(bank, bank_labels, test, k, 0.1) == test_labels) * 100
+    tensors = [torch.from_numpy(a) for a in (bank, bank_labels, test, test_labels)]
+    assert evaluation.knn_top1(*tensors, k=k) == pytest.approx(expected)
+
+
+def test_linear_probe_separates_what_can_be_separated():
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, 3, 600))
+    centres = torch.from_numpy(rng.normal(size=(3, 10)) * 4)
+    features = (centres[labels] + torch.from_numpy(rng.normal(size=(600, 10)))).float()
+    generator = torch.Generator().manual_seed(0)
+    last, best = evaluation.train_probe(
+        features[:500], labels[:500], features[500:], labels[500:], generator, classes=3, epochs=60, batch_size=8
+    )
+    assert best >= last > 95
+    noise = torch.randn(600, 10, generator=generator)
+    last, _ = evaluation.train_probe(
+        noise[:500], labels[:500], noise[500:], labels[500:], generator, classes=3, epochs=60, batch_size=8
+    )
+    assert last < 55
+
+
+def test_semi_supervised_probes_see_their_share_of_the_labels(config, dataset, monkeypatch):
+    """Random images of it, each with its own label, and rates that fall behind 60 and 80 % of the epochs."""
+    simulation = Simulation(replace(config, semi_supervised=True, probe_epochs=10), dataset)
+    seen, rates, honest = [], [], evaluation.train_probe
+
+    def train_probe(train, labels, *arguments, **options):
+        seen.append((train, labels))
+        return honest(train, labels, *arguments, **options)
+
+    def step(optimizer, closure=None):
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(evaluation, "train_probe", train_probe)
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    probes = simulation.probes()
+    assert [probe.kind for probe in probes] == ["semi-10%", "semi-1%"]
+    everything, _ = simulation.evaluation.all_features(simulation.encoder())
+    for (features, labels), count in zip(seen, (8, 2), strict=True):  # of 80; two at least
+        assert len(features) == count
+        rows = [(everything == own).all(dim=1).nonzero()[0].item() for own in features]
+        assert len(set(rows)) == count
+        assert rows != list(range(count))
+        assert labels.tolist() == dataset.train_labels[rows].tolist()
+    assert rates == pytest.approx(([1e-3] * 6 + [1e-4] * 2 + [1e-5] * 2) * 2)
+
+
+def test_evaluation_is_of_the_averaged_model_and_disturbs_nothing(config, dataset):
+    simulation = Simulation(config, dataset)
+    next(simulation.rounds())
+    before = {name: tensor.clone() for name, tensor in simulation.state.tensors().items()}
+    torch.manual_seed(7)
+    generator = torch.random.get_rng_state()
+    assert simulation.evaluate() == simulation.evaluate()
+    simulation.probes()
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    for name, tensor in simulation.state.tensors().items():
+        assert torch.equal(tensor, before[name]), name
+
+    encode = simulation.encoder()
+    images = dataset.test.plain(torch.arange(5))
+    client = simulation.model.client.module(simulation.state.clients.online)
+    server = simulation.model.server.module(simulation.state.server.online)
+    torch.testing.assert_close(encode(images), server.backbone(client(images)).mean(dim=(2, 3)))
+    projector = simulation.encoder("projector")
+    torch.testing.assert_close(projector(images), server(client(images)))

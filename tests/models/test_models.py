@@ -1,0 +1,211 @@
+"""Architectures: shapes, the cut, initialisation, and counts against torchvision's."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from simsfl.algorithm.clients import forward
+from simsfl.config import ARCHITECTURES as BASE_WIDTHS
+from simsfl.config import NORMS
+from simsfl.config.notation import Bottleneck
+from simsfl.models import ARCHITECTURES, HEADS, Style, layer_count, split_model
+from simsfl.models.layers import BatchNorm, ConvNorm
+
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def build(arch, cut_layer, width=8, **options):
+    options = {"image_size": 32, "head": "mlp", "key_dim": 16, **options}
+    width = width or BASE_WIDTHS[arch]
+    return split_model(arch, width=width, cut_layer=cut_layer, generator=torch.Generator().manual_seed(5), **options)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_cut_changes_nothing(arch):
+    outputs = []
+    for cut_layer in range(1, layer_count(arch) + 1):
+        model = build(arch, cut_layer, width=4)
+        smashed = model.client.module(model.client.initial)(IMAGES)
+        assert smashed.shape[1:] == model.smashed_shape
+        outputs.append(model.server.module(model.server.initial)(smashed))
+    assert outputs[0].shape == (3, 16)
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0])
+
+
+def test_resnet18_has_nine_layers_and_torchvisions_weights():
+    """Apart from the stem (7x7 there, 3x3 here) and the classifier, the convolutions coincide."""
+    assert layer_count("resnet18") == 9
+    model = build("resnet18", 9, width=64)
+    ours = sorted(tuple(shape) for shape in model.client.shapes.values() if len(shape) == 4)
+    theirs = sorted(tuple(p.shape) for p in torchvision.models.resnet18().parameters() if p.dim() == 4)
+    assert ours.count((64, 3, 3, 3)) == 1
+    ours.remove((64, 3, 3, 3))
+    theirs.remove((64, 3, 7, 7))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("size", "smashed"), [(32, (8, 32, 32)), (64, (8, 32, 32)), (96, (8, 96, 96)), (224, (8, 112, 112))]
+)
+def test_stem_of_each_image_size(size, smashed):
+    assert build("resnet18", 1, image_size=size).smashed_shape == smashed
+
+
+@pytest.mark.parametrize(("arch", "features", "mlp"), [("resnet8", 64, 24), ("resnet50", 256, 96)])
+@pytest.mark.parametrize("head", HEADS)
+def test_heads(head, arch, features, mlp):
+    """Behind blocks that are four times as wide outside, the MLP's hidden layer is, too."""
+    model = build(arch, 1, head=head, key_dim=24, width=8)
+    shapes = {name: tuple(shape) for name, shape in model.server.shapes.items() if "head" in name and len(shape) == 2}
+    hidden = {"linear": None, "mlp": mlp, "large-mlp": 4096}[head]
+    expected = [(24, features)] if hidden is None else [(hidden, features), (24, hidden)]
+    assert list(shapes.values()) == expected
+    assert bool(len(model.server.initial_statistics)) == (head == "large-mlp")
+
+
+def test_weight_standardisation_is_the_formula():
+    layer = ConvNorm(3, 5, 3, 2, Style()).double()
+    x = torch.randn(2, 3, 7, 7, dtype=torch.float64)
+    weight = torch.empty_like(layer.conv.weight)
+    for channel, w in enumerate(layer.conv.weight.detach()):
+        mean = w.sum() / w.numel()
+        std = (((w - mean) ** 2).sum() / (w.numel() - 1)).sqrt()
+        weight[channel] = (w - mean) / (std + 1e-5)
+    expected = layer.norm(nn.functional.conv2d(x, weight, stride=2, padding=1))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_initialisation_is_xavier_with_zero_bias_and_leaves_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    model = build("resnet18", 9, width=32, key_dim=256)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for flat in (model.client, model.server):
+        for name, value in flat.named(flat.initial).items():
+            if name.endswith("bias"):
+                assert (value == 0).all()
+            elif value.dim() >= 2:
+                receptive = value[0, 0].numel()
+                bound = (6 / ((value.shape[0] + value.shape[1]) * receptive)) ** 0.5
+                assert 0.9 * bound < value.abs().max() <= bound
+                assert value.std() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_parameters_are_torchvisions_but_for_the_listed_differences(arch, norm):
+    """Without the classifier; a norm has as many parameters of either kind.
+
+    ResNets differ in the stem (3x3 here, 7x7 there); MobileNetV2 in the 1x1 convolution of the first stage and in the
+    projections where channels change at stride 1, all of which are extra here; VGG in nothing.
+    """
+    if arch == "resnet8":
+        return  # is ours alone
+    model = build(arch, 1, width=None, style=Style(norm, norm == "group"), key_dim=4, head="linear")
+    ours = model.client.size + model.server.size - 4 * (model.feature_dim + 1)
+    if arch.startswith("resnet"):
+        extra = 64 * 3 * (3 * 3 - 7 * 7)
+    elif arch == "mobilenetv2":
+        projections = [(32, 16), (16, 24), (64, 96), (160, 320)]
+        extra = 32 * 32 + 2 * 32 + sum(i * o + 2 * o for i, o in projections)
+    else:
+        extra = 0
+    name = {"mobilenetv2": "mobilenet_v2"}.get(arch, f"{arch}_bn" if arch.startswith("vgg") else arch)
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, name)()
+    classifier = "fc." if arch.startswith("resnet") else "classifier."
+    count = sum(p.numel() for name, p in theirs.named_parameters() if not name.startswith(classifier))
+    assert ours == count + extra
+
+
+@pytest.mark.parametrize("size", [32, 64, 96, 224])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_takes_every_image_size(arch, size):
+    model = build(arch, 2, width=4, image_size=size)
+    smashed = model.client.module(model.client.initial)(torch.zeros(2, 3, size, size))
+    assert smashed.shape == (2, *model.smashed_shape)
+    assert model.server.module(model.server.initial).features(smashed).shape == (2, model.feature_dim)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("C4S2", (4, 16, 16)),
+        ("C8", (8, 32, 32)),
+        ("K1C2noReLU", (2, 32, 32)),
+        ("K5C3S4", (3, 8, 8)),
+        ("c4s1norelu", (4, 32, 32)),
+    ],
+)
+def test_bottleneck_narrows_on_the_client_and_widens_on_the_server(text, shape):
+    plain, model = build("resnet18", 2), build("resnet18", 2, bottleneck=Bottleneck.parse(text))
+    assert model.smashed_shape == shape
+    smashed = model.client.module(model.client.initial)(IMAGES)
+    assert (smashed.min() >= 0) == ("no" not in text)
+    backbone = model.server.module(model.server.initial).backbone
+    count = len(backbone) - len(plain.server.module(plain.server.initial).backbone)
+    assert backbone[:count](smashed).shape[1:] == plain.smashed_shape
+    for name, value in plain.client.named(plain.client.initial).items():  # the rest of the network is the same
+        assert torch.equal(value, model.client.named(model.client.initial)[name])
+
+
+@pytest.mark.parametrize("size", [24, 28, 36, 50])
+def test_a_bottleneck_brings_maps_of_any_size_back(size):
+    plain = build("resnet18", 4, width=4, image_size=size)
+    model = build("resnet18", 4, width=4, image_size=size, bottleneck=Bottleneck.parse("C2S4"))
+    smashed = model.client.module(model.client.initial)(torch.zeros(1, 3, size, size))
+    wide = model.server.module(model.server.initial).backbone[:4]
+    assert wide(smashed).shape[1:] == plain.smashed_shape
+
+
+def test_a_bottleneck_that_does_not_fit_is_told_where_it_would():
+    with pytest.raises(ValueError, match=r"maps of 4x4 .*; allowed: stride 1 to 4, or cut layer 1, 2"):
+        build("resnet18", 9, width=4, bottleneck=Bottleneck.parse("C4S8"))
+
+
+def test_no_client_residual_is_a_plain_stack_up_to_the_cut():
+    model = build("resnet18", 4, client_residual=False)
+    assert not any("shortcut" in name for name in model.client.shapes)
+    assert any("shortcut" in name for name in model.server.shapes)
+    client = model.client.module(model.client.initial)
+    block = client[3]
+    x = client[:3](IMAGES)
+    expected = block.conv2(block.conv1(x, relu=True)).relu()
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_batch_norm_of_stacked_clients_is_torchs_for_each():
+    style = Style("batch", standardise=False)
+    model = build("resnet8", 2, style=style)
+    generator = torch.Generator().manual_seed(1)
+    parameters = model.client.initial + 0.1 * torch.randn(3, model.client.size, generator=generator)
+    images = torch.randn(3, 2, 3, 32, 32, generator=generator)
+    statistics = model.client.initial_statistics.expand(3, -1).clone()
+    stacked = torch.cat(forward(model.client, parameters, statistics, [images]))
+    for row, own, x, output in zip(parameters, statistics, images, stacked, strict=True):
+        module = model.client.module(row)
+        for layer in list(module.modules()):
+            for name, child in layer.named_children():
+                if isinstance(child, BatchNorm):
+                    theirs = nn.BatchNorm2d(len(child.weight))
+                    theirs.load_state_dict(child.state_dict(), strict=False)
+                    setattr(layer, name, theirs)
+        torch.testing.assert_close(module(x), output, rtol=1e-4, atol=1e-5)
+        for name, value in model.client.named_statistics(own).items():
+            torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+        evaluated = model.client.module(row, own).eval()(x)
+        torch.testing.assert_close(evaluated, module.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cohort", [1, 7, 60])
+def test_stacked_forward_is_each_clients_own(cohort):
+    """More clients than one chunk, too."""
+    model = build("resnet8", 2)
+    generator = torch.Generator().manual_seed(1)
+    parameters = model.client.initial + 0.1 * torch.randn(cohort, model.client.size, generator=generator)
+    images = torch.randn(cohort, 2, 3, 32, 32, generator=generator)
+    statistics = torch.empty(cohort, 0)
+    stacked = torch.cat(forward(model.client, parameters, statistics, [images], chunk=25))
+    for row, x, output in zip(parameters, images, stacked, strict=True):
+        torch.testing.assert_close(model.client.module(row)(x), output, rtol=1e-4, atol=1e-5)

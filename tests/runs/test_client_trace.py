@@ -1,0 +1,305 @@
+"""A client's part in a run, recorded: held to a loop over ordinary modules, and read without PyTorch."""
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from simsfl import RunConfig, Simulation
+from simsfl.algorithm.single_client import SingleClient
+from simsfl.cli import run
+from simsfl.runs.client_trace import STATE, VIEWS, Trace, checksums
+from simsfl.runs.recorder import Recorder
+from tests.conftest import TINY, flags
+
+SETTINGS = {
+    "plain": {},
+    "cut 2, bottleneck": {"cut_layer": 2, "bottleneck": "C4S2"},
+    "aligned": {"align_momentum": True},
+    "batch norm": {"norm": "batch", "weight_standardisation": False},
+    "loop": {"engine": "loop"},
+    "mixing": {"divergence_tau": 0.5},
+    "supervised": {"supervised": True},
+    "frozen": {"client_lr": 0.0, "norm": "batch"},
+    "unequal": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 4},
+    "bf16": {"precision": "bf16", "image_size": 16},
+    "saving": {"loss_threshold": 1e6, "cohort": 8, "rounds": 14},
+}
+
+
+def recorded(setting, dataset, path, client=None):
+    config = RunConfig(**{**TINY, "rounds": 4, **setting})
+    simulation = Simulation(config, dataset)
+    with Recorder(simulation, client, path) as recorder:
+        list(simulation.rounds())
+    return simulation, recorder, Trace(path)
+
+
+def replayed(simulation, trace):
+    """Largest differences from the trace of a client of ordinary modules and `torch.optim.SGD`."""
+    model, optimiser, differences = simulation.model.client, trace.about["optimiser"], []
+    precision = simulation.hyper.precision
+    for visit in trace.visits:
+        state = {name: torch.from_numpy(visit.begin[name].copy()) for name in STATE}
+        online = model.module(state["online"], state["online_statistics"])
+        momentum = model.module(state["momentum"], state["momentum_statistics"])
+        sgd = torch.optim.SGD(
+            online.parameters(),
+            lr=1.0,
+            momentum=optimiser["momentum"],
+            weight_decay=optimiser["weight_decay"],
+            foreach=False,
+        )
+        for parameter, velocity in zip(online.parameters(), model.named(state["velocity"]).values(), strict=True):
+            sgd.state[parameter]["momentum_buffer"] = velocity
+        syncs = {sync.step: sync for sync in visit.syncs}
+
+        def check(names, state=state):
+            for name, expected in names.items():
+                if expected.size:
+                    differences.append(np.abs(state[name].numpy() - expected).max() / max(np.abs(expected).max(), 1e-9))
+
+        for step in range(visit.steps):
+            views = simulation.plan(0).groups[0].views
+            own = type(views)(**{name: torch.from_numpy(visit.views[name][step])[:, None] for name in VIEWS})
+            images = simulation.dataset.train.augmented(torch.from_numpy(visit.pixels[step])[None], own)[:, 0]
+            with simulation.hyper.autocast(torch.device("cpu")):
+                smashed = online(images[0])
+                for m, p in zip(momentum.parameters(), online.parameters(), strict=True):
+                    m.data.mul_(optimiser["tau"]).add_(p.data, alpha=1 - optimiser["tau"])
+                sent = [smashed, momentum(images[1])] if len(visit.checksums[step]) == 2 else [smashed]
+            for view, expected in zip(sent, visit.checksums[step], strict=True):
+                found = checksums(view.detach().to(precision).float().numpy())
+                differences.append(np.abs(found - expected).max() / np.abs(expected).max())
+            if visit.learns:
+                sgd.param_groups[0]["lr"] = float(visit.lr[step])
+                sgd.zero_grad()
+                smashed.backward(torch.from_numpy(visit.gradient(step)).to(smashed.dtype))
+                sgd.step()
+            if step == visit.steps - 1:
+                check(visit.end)
+            if step in syncs:
+                check(syncs[step].sent)
+                for name, array in syncs[step].received.items():
+                    state[name].copy_(torch.from_numpy(array))
+    return max(differences)
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_the_work_done_again_comes_to_the_same(setting, dataset, arrays, tmp_path):
+    if "image_size" in setting:
+        from simsfl.data import make_dataset  # noqa: PLC0415
+
+        dataset = make_dataset("tiny", "made up", arrays, image_size=setting["image_size"])
+    simulation, recorder, trace = recorded(setting, dataset, tmp_path / "trace")
+    assert trace.visits
+    assert trace.about["client"] == recorder.client
+    assert replayed(simulation, trace) < (0.02 if "precision" in setting else 2e-5)
+    if "loss_threshold" in setting:  # at last no gradients come in, then nothing is done
+        assert {visit.learns for visit in trace.visits} == {True, False}
+
+
+def test_a_visit_for_each_round_that_the_client_takes_part_in(dataset, tmp_path):
+    config = RunConfig(**{**TINY, "rounds": 6})
+    simulation = Simulation(config, dataset)
+    cohorts = [simulation.plan(index).cohort.tolist() for index in range(6)]
+    client = cohorts[1][2]
+    with Recorder(simulation, client, tmp_path / "trace"):
+        list(simulation.rounds())
+    trace = Trace(tmp_path / "trace")
+    assert len(trace.visits) == sum(client in cohort for cohort in cohorts)
+    assert trace.steps == len(trace.visits) * simulation.steps
+    first = simulation.plan(1).groups[0]
+    indices = first.indices[:, 2]
+    np.testing.assert_array_equal(
+        trace.visits[sum(client in cohort for cohort in cohorts[:1])].pixels,
+        simulation.dataset.train.pixels[indices].numpy(),
+    )
+
+
+def test_recording_changes_nothing(dataset, tmp_path):
+    plain = Simulation(RunConfig(**TINY), dataset)
+    list(plain.rounds())
+    simulation, *_ = recorded({"rounds": TINY["rounds"]}, dataset, tmp_path / "trace")
+    for name, tensor in plain.state.tensors().items():
+        torch.testing.assert_close(simulation.state.tensors()[name], tensor, rtol=0, atol=0)
+
+
+def test_a_descent_is_that_of_torchs_sgd():
+    torch.manual_seed(0)
+    module, other = torch.nn.Linear(7, 5), torch.nn.Linear(7, 5)
+    other.load_state_dict(module.state_dict())
+    velocity = [torch.zeros_like(parameter) for parameter in module.parameters()]
+    client = SingleClient(module, module, velocity)
+    sgd = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, foreach=False)
+    for _ in range(5):
+        x = torch.randn(3, 7)
+        for one in (module, other):
+            one(x).square().sum().backward()
+        client.descend(0.1, 0.9, 0.01)
+        sgd.step()
+        sgd.zero_grad()
+    for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_checksums_are_means_of_interleaved_values():
+    smashed = np.arange(2 * 3 * 8 * 8, dtype=np.float32).reshape(2, 3, 8, 8)
+    found = checksums(smashed)
+    assert found.shape == (2, 64)
+    assert found[1, 5] == smashed[1].ravel()[5::64].mean()
+    assert checksums(np.ones((1, 3, 5, 5))).shape == (1, 1)
+
+
+def test_a_trace_is_read_without_torch(dataset, tmp_path):
+    recorded({}, dataset, tmp_path / "trace")
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from simsfl.runs.client_trace import Trace; trace = Trace(sys.argv[1]); print(trace.visits[0].gradient(0).shape)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "trace"], check=True, capture_output=True, text=True
+    )
+    assert output.stdout.startswith("(2, ")
+    with zipfile.ZipFile(tmp_path / "trace") as file:
+        assert json.loads(file.read("trace.json"))["network"]["arch"] == "resnet8"
+
+
+def rewritten(path, change):
+    """With what `change` makes of its content: of what it is about, and of arrays by name."""
+    with zipfile.ZipFile(path) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    about = json.loads(content.pop("trace.json"))
+    change(about, content)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, own in {**content, "trace.json": json.dumps(about)}.items():
+            file.writestr(name, own)
+
+
+WRONG = {
+    "no network": lambda about, content: about.pop("network"),
+    "no width": lambda about, content: about["network"].pop("width"),
+    "no shapes": lambda about, content: about.update(shapes=[]),
+    "visits": lambda about, content: about.update(visits="all"),
+    "too many visits": lambda about, content: about.update(visits=about["visits"] + 1),
+    "no pixels": lambda about, content: content.pop("visits/0/pixels.npy"),
+    "no gradient": lambda about, content: content.pop("visits/0/gradients/1.npy"),
+    "other views": lambda about, content: content.update({"visits/0/views/crop.npy": content["visits/0/lr.npy"]}),
+    "other weights": lambda about, content: content.update(
+        {"visits/0/begin/online.npy": content["visits/0/begin/online_statistics.npy"]}
+    ),
+    "a precision that is none": lambda about, content: about["optimiser"].update(precision="fp8"),
+    "words for counts": lambda about, content: about["session"].update(steps="many"),
+    "other averages": lambda about, content: content.update(
+        {"visits/0/sync-4/sent/online.npy": content["visits/0/begin/online_statistics.npy"]}
+    ),
+    "strange averages": lambda about, content: content.update(
+        {"visits/0/sync-4/sent/colour.npy": content["visits/0/begin/online.npy"]}
+    ),
+    "pickled": lambda about, content: content.update({"visits/0/learns.npy": pickled()}),
+}
+
+
+def pickled():
+    file = io.BytesIO()
+    np.save(file, np.array([{}], dtype=object))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_a_trace_that_does_not_fit_together_is_refused(change, dataset, tmp_path):
+    recorded({}, dataset, tmp_path / "trace")
+    rewritten(tmp_path / "trace", change)
+    with pytest.raises(ValueError, match=r"replay: .*; allowed: a file that run.py --record-trace wrote"):
+        Trace(tmp_path / "trace")
+
+
+@pytest.mark.parametrize("damage", ["cut off", "flipped", "no zip", "other format"])
+def test_a_damaged_trace_is_refused(damage, dataset, tmp_path):
+    path = tmp_path / "trace"
+    recorded({}, dataset, path)
+    content = bytearray(path.read_bytes())
+    if damage == "cut off":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[2000] ^= 1
+        path.write_bytes(content)
+    elif damage == "no zip":
+        path.write_bytes(b"hello")
+    else:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("trace.json", json.dumps({"format": 99}))
+    with pytest.raises(ValueError, match=r"replay: .*allowed"):
+        Trace(path)
+
+
+def test_an_interrupted_round_is_recorded_as_far_as_it_went(dataset, tmp_path):
+    simulation = Simulation(RunConfig(**TINY), dataset)
+    with Recorder(simulation, None, tmp_path / "trace"):
+        steps = simulation.round()
+        next(steps), next(steps)
+    trace = Trace(tmp_path / "trace")
+    assert trace.steps == simulation.step_index
+    assert replayed(simulation, trace) < 2e-5
+
+
+def test_nothing_is_left_of_a_recording_that_failed(dataset, tmp_path):
+    simulation = Simulation(RunConfig(**TINY), dataset)
+    with pytest.raises(RuntimeError), Recorder(simulation, None, tmp_path / "trace"):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_run(dataset, tmp_path, monkeypatch):
+    def full(self, name, array):
+        raise OSError(28, "No space left on device")
+
+    simulation = Simulation(RunConfig(**TINY), dataset)
+    with Recorder(simulation, None, tmp_path / "trace") as recorder:
+        next(simulation.round())
+        monkeypatch.setattr("simsfl.runs.client_trace.TraceWriter.put", full)
+        list(simulation.rounds())
+    assert simulation.round_index == TINY["rounds"]
+    assert "No space left" in str(recorder.problem)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_poor_clients_trace_is_of_the_poor(dataset, tmp_path):
+    simulation, _, trace = recorded({**SETTINGS["unequal"], "rounds": 2}, dataset, tmp_path / "trace", client=7)
+    rich, poor = simulation.groups
+    assert trace.visits[0].batch_size == poor.batch_size < rich.batch_size
+    assert trace.about["session"]["steps"] == round(2 * poor.cohort / len(poor.clients) * simulation.steps)
+
+
+def test_the_program(npz, tmp_path, capsys):
+    file = tmp_path / "trace"
+    argv = flags(dataset=npz, out=tmp_path / "out", **TINY, dashboard="off", record_trace=file)
+    assert run.main(argv) == 0
+    assert Trace(file).steps
+    capsys.readouterr()
+    for changed, message in (
+        ({"record_trace": file}, f"record_trace: {file} exists already"),
+        ({"record_trace": tmp_path / "none" / "trace"}, "cannot be written: there is no directory"),
+        ({"trace_client": 3}, "trace_client: has no effect"),
+        ({"record_trace": tmp_path / "a", "trace_client": 8}, "trace_client: 8 is no client; allowed: 0 to 7"),
+        ({"record_trace": tmp_path / "a", "ressfl_lambda": 1.0}, "record_trace: what simulated attackers"),
+        ({"record_trace": tmp_path / "a", "method": "fl-byol"}, "record_trace: clients of fl-byol"),
+        ({"record_trace": tmp_path / "a", "rounds": 1, "cohort": 1, "trace_client": 0}, "takes part in none"),
+    ):
+        settings = {**TINY, "out": tmp_path / "other", **changed}
+        if "method" in changed:
+            settings.pop("queue_length")
+        if "trace_client" in changed and changed.get("cohort") == 1:
+            taken = Simulation(replace(RunConfig(**TINY), rounds=1, cohort=1, dataset=str(npz))).plan(0).cohort.tolist()
+            settings["trace_client"] = (taken[0] + 1) % 8
+        assert run.main(flags(dataset=npz, **settings)) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "other").exists()

@@ -1,0 +1,225 @@
+"""A run that is killed, stopped or damaged and then resumed ends like one that never was."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simsfl import RunConfig, Simulation
+from simsfl.cli import launch, run
+from simsfl.cli.session import Session
+from simsfl.simulation import NonFiniteLossError
+from tests.conftest import TINY, flags
+
+RUN = Path(run.__file__)
+SLOW = TINY | {"rounds": 12, "eval_every": 3, "checkpoint_every": 2, "measure_divergence": True, "dashboard": "off"}
+
+
+def start(*argv):
+    """The program in a process of its own, as a user runs it."""
+    return subprocess.Popen(
+        [sys.executable, str(RUN), *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(process, condition):
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.005)
+
+
+def final(directory):
+    """The metrics, and the bytes of the final checkpoint, which holds tensors alone."""
+    newest = json.loads((directory / "checkpoints" / "manifest.json").read_text())["checkpoints"][0]
+    weights = (directory / "checkpoints" / newest["file"]).read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == newest["sha256"]
+    return (directory / "metrics.jsonl").read_bytes(), newest["file"], weights
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(npz, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    process = start(*flags(dataset=npz, out=out, **SLOW))
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return final(out)
+
+
+def test_killed_again_and_again(npz, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    argv = flags(dataset=npz, out=out, **SLOW)
+    for lines_before_the_kill in (12, 35, 60):
+        process = start(*argv)
+        wait_for(process, lambda n=lines_before_the_kill: lines(out / "metrics.jsonl") >= n)
+        process.kill()
+        process.communicate()
+        assert not (out / "summary.json").exists()
+        argv = ["--resume", out]
+    process = start(*argv)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert final(out) == uninterrupted
+    assert (out / "summary.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_middle_of_a_round(number, npz, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    process = start(*flags(dataset=npz, out=out, **SLOW))
+    wait_for(process, lambda: lines(out / "metrics.jsonl") >= 30)
+    process.send_signal(number)
+    output, _ = process.communicate()
+    assert process.returncode == 128 + number, output
+    assert f"--resume {out}" in output
+    assert "Traceback" not in output
+    assert json.loads((out / "live.json").read_text())["activity"] == "stopped"
+    process = start("--resume", out)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert final(out) == uninterrupted
+
+
+def test_stopped_in_an_evaluation(npz, tmp_path, monkeypatch, capsys):
+    """At once, without waiting for it: it is done after resuming."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert run.main(flags(dataset=npz, out=whole, **SLOW)) == 0
+    honest = Session._watch
+
+    def watch(self, title, items):
+        if title == "kNN" and self.simulation.finished_rounds == 3:
+            self.stop.received = signal.SIGINT
+        yield from honest(self, title, items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_watch", watch)
+        assert run.main(flags(dataset=npz, out=out, **SLOW)) == 130
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["event"] == "step"
+    assert run.main(["--resume", str(out)]) == 0
+    assert "after round 2, step 5" in capsys.readouterr().out
+    assert final(out) == final(whole)
+
+
+def test_a_run_has_one_writer(npz, tmp_path, capfd):
+    out = tmp_path / "run"
+    process = start(*flags(dataset=npz, out=out, **SLOW | {"rounds": 500}))
+    wait_for(process, lambda: lines(out / "metrics.jsonl") >= 30)
+    for argv in (["--resume", out], flags(dataset=npz, out=out, **TINY, overwrite="")[:-1]):
+        capfd.readouterr()
+        assert run.main([str(part) for part in argv]) == 2
+        assert "being written to by another process" in capfd.readouterr().err
+    process.send_signal(signal.SIGHUP)
+    output, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGHUP, output
+    assert "Traceback" not in output
+
+
+def test_a_reader_that_goes_away_stops_the_run_with_a_checkpoint(npz, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    process = start(*flags(dataset=npz, out=out, **SLOW))
+    wait_for(process, lambda: process.stdout.readline().startswith("round 2/"))
+    process.stdout.close()
+    assert process.wait() == 128 + signal.SIGPIPE
+    assert lines(out / "metrics.jsonl") < uninterrupted[0].count(b"\n")
+    process = start("--resume", out)
+    output, _ = process.communicate()
+    assert "after round" in output
+    assert "after round 0, step 0" not in output
+    assert final(out) == uninterrupted
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(npz, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    process = start(*flags(dataset=npz, out=out, **SLOW))
+    wait_for(process, lambda: len(list((out / "checkpoints").glob("round-00000[46]*"))) == 2)
+    process.kill()
+    process.communicate()
+    newest = json.loads((out / "checkpoints" / "manifest.json").read_text())["checkpoints"][0]["file"]
+    damaged = bytearray((out / "checkpoints" / newest).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (out / "checkpoints" / newest).write_bytes(damaged)
+    process = start("--resume", out)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert newest in output.replace("\n", "")
+    assert "damaged" in output
+    assert final(out) == uninterrupted
+
+
+def test_resuming_a_finished_run_changes_nothing(npz, tmp_path, capfd):
+    out = tmp_path / "run"
+    argv = flags(dataset=npz, out=out, **TINY, probe_epochs=1, dashboard="off")
+    assert run.main([*argv, "--linear-probe"]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    text = capfd.readouterr().out
+    assert "is over already" in text
+    assert text.count("linear probe") == 2
+
+
+def test_a_damaged_final_checkpoint_is_made_again(npz, tmp_path, uninterrupted, capfd):
+    out = tmp_path / "run"
+    assert run.main(flags(dataset=npz, out=out, **TINY, dashboard="off")) == 0
+    before = final(out)
+    newest = max((out / "checkpoints").glob("*.safetensors"))
+    newest.write_bytes(b"damaged")
+    assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
+    assert "damaged" in capfd.readouterr().out
+    assert final(out) == before
+
+
+def test_a_run_saved_in_python_is_resumed_by_the_program(npz, tmp_path, capfd):
+    """Without metrics there is nothing to compare with, which is no reason to fail."""
+    simulation = Simulation(RunConfig(**TINY, dataset=str(npz)))
+    next(simulation.rounds())
+    simulation.save(tmp_path / "run")
+    assert run.main(["--resume", str(tmp_path / "run"), "--dashboard", "off"]) == 0
+    assert "raw pixels -" in capfd.readouterr().out
+    assert Simulation.load(tmp_path / "run").round_index == TINY["rounds"]
+
+
+def test_saving_over_another_run_is_refused(npz, tmp_path):
+    Simulation(RunConfig(**TINY, dataset=str(npz))).save(tmp_path / "run")
+    Simulation(RunConfig(**TINY, dataset=str(npz))).save(tmp_path / "run")  # the same run again
+    with pytest.raises(ValueError, match=r"out: .* another run"):
+        Simulation(RunConfig(**TINY, dataset=str(npz), seed=1)).save(tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_are_not_saved(npz, tmp_path):
+    simulation = Simulation(RunConfig(**TINY, dataset=str(npz)))
+    simulation.save(tmp_path / "run")
+    next(simulation.rounds())
+    simulation.state.clients.online[0] = float("inf")
+    with pytest.raises(NonFiniteLossError, match="weights are not finite"):
+        simulation.save(tmp_path / "run")
+    assert Simulation.load(tmp_path / "run").round_index == 0
+
+
+def test_runs_of_the_same_second_have_directories_of_their_own(npz, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch.time, "strftime", lambda form: "now")
+    for _ in range(3):
+        assert run.main([*flags(dataset=npz, **TINY), "--rounds", "1", "--dashboard", "off"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["now-laptop", "now-laptop+2", "now-laptop+3"]
+
+
+def test_resume_takes_flags_that_agree(npz, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    assert run.main(flags(dataset=npz, out=out, **TINY, dashboard="off")) == 0
+    monkeypatch.chdir(npz.parent)
+    agreeing = ["--dataset", npz.name, "--device", "auto", "--out", str(out), "--clients", "8"]
+    assert run.main(["--resume", str(out), "--dashboard", "off", *agreeing]) == 0

@@ -1,0 +1,207 @@
+"""The view: it fits a small terminal and shows what it should."""
+
+import io
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from rich.console import Console
+
+from simsfl.algorithm.wire import DeviceStatus
+from simsfl.cli import run, watch
+from simsfl.cli.report import program as report
+from simsfl.runs.metrics import History, Status
+from simsfl.ui.dashboard import Sparkline, histogram, render, time_left, time_text
+from tests.conftest import TINY, flags
+
+CONFIG = {
+    "preset": "paper",
+    "method": "mocosfl",
+    "dataset": "cifar10",
+    "device": "cuda",
+    "clients": 100_000,
+    "cohort": 1000,
+    "engine": "vmap",
+    "precision": "bf16",
+}
+STATUS = Status(
+    activity="linear probe 37/100",
+    updated=0.0,
+    round=1234,
+    step=12,
+    rounds=20_000,
+    steps=500,
+    seconds=98_765.4,
+    step_seconds=0.1,
+    client_steps_per_second=123_456.7,
+    images_per_second=1_234_567.8,
+    phase_seconds=dict.fromkeys(("data", "client forward", "server", "client backward", "sync", "evaluation"), 1.0),
+    peak_memory_bytes=123_456_789_012,
+    participation=[90_000, 5000, 3000, 1000, 500, 300, 100, 50, 40, 10],
+)
+
+
+def history(rounds=300):
+    result = History()
+    result.feed({"event": "evaluation", "round": 0, "knn_top1": 17.1, "pixel_knn_top1": 35.7})
+    for r in range(1, rounds + 1):
+        result.feed({"event": "step", "round": r, "step": 1, "loss": 12.3456, "contrast_top1": 12.34})
+        result.feed({"event": "evaluation", "round": r, "knn_top1": 17.1 + r / 10})
+        result.feed(
+            {
+                "event": "round",
+                "round": r,
+                "loss": 12 - r / 100,
+                "contrast_top1": r / 4,
+                "bytes_up_per_client": 123_456_789 * r,
+                "bytes_down_per_client": 12_345_678 * r,
+                "communication": "B",
+                "bytes_saved_per_client": 1_234_567 * r,
+                "attackers_ssim_before": 0.4,
+                "attackers_ssim": 0.35,
+            }
+        )
+    return result
+
+
+def drawn(width, height, *arguments):
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+    console.print(render(*arguments))
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 50)])
+def test_it_fits_the_terminal(width, height):
+    lines = drawn(width, height, CONFIG, history(), STATUS)
+    assert len(lines) <= height - 1
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "…" not in text
+    for word in (
+        "100,000 clients",
+        "cohort 1,000",
+        "1,234/20,000",
+        "47.1 %",
+        "best 47.1",
+        "pixels 35.7",
+        "bf16",
+        "linear probe 37/100",
+    ):
+        assert word in text, word
+    for phase in STATUS.phase_seconds:
+        assert phase in text
+    assert "123,457 clients/s" in text
+    assert "37.0 GB up" in text
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+def test_real_devices_are_shown_those_at_work_first(width, height):
+    devices = [
+        DeviceStatus(client, presence, 1_234_567, 123_456_789, 98_765_432, 0.0125, 0.0014, 1.2345)
+        for client, presence in enumerate(["away"] * 4 + ["here"] * 3 + ["at work"] * 3, start=99_990)
+    ]
+    devices[-1] = replace(devices[-1], steps=0, step_seconds=None, compute_seconds=None, network_seconds=None)
+    lines = drawn(width, height, CONFIG, history(), replace(STATUS, devices=devices))
+    assert len(lines) <= height - 1
+    assert max(map(len, lines)) <= width
+    (title,) = [row for row, line in enumerate(lines) if "real devices: 6 of 10 there, 4 not shown" in line]
+    rows = [line.strip("│ ").split() for line in lines[title + 2 : -1]]
+    assert [row[0] for row in rows] == ["99,997", "99,998", "99,999", "99,994", "99,995", "99,996"]
+    seen = ["at", "work", "1,234,567", "80.0", "123.5", "MB", "98.8", "MB", "1.4", "ms", "1234.5", "ms"]
+    assert rows[0][1:] == seen
+    assert rows[2][1:] == ["at", "work", "0", "-", "123.5", "MB", "98.8", "MB", "-", "-"]
+
+
+def test_the_status_comes_back_from_its_file(tmp_path):
+    status = replace(STATUS, devices=[DeviceStatus(3, "here", 1, 2, 3, None, 0.5, 0.25)])
+    (tmp_path / "live.json").write_text(json.dumps(asdict(status)))
+    assert Status.load(tmp_path / "live.json") == status
+
+
+def test_replayed_steps_are_one_phase():
+    status = replace(STATUS, phase_seconds={"data": 1.0, "capture": 2.0, "step": 9.0, "sync": 0.0})
+    text = "\n".join(drawn(120, 40, CONFIG, history(), status))
+    assert "step " in text
+    assert "capture " in text
+    assert "75 %" in text
+    assert "client forward" not in text
+
+
+def test_it_draws_before_anything_is_known():
+    empty = replace(
+        STATUS,
+        round=0,
+        step=0,
+        seconds=0.0,
+        step_seconds=None,
+        client_steps_per_second=None,
+        images_per_second=None,
+        phase_seconds={},
+        participation=[10],
+    )
+    for status in (None, empty):
+        assert drawn(80, 24, CONFIG, History(), status)
+
+
+def test_histogram_keeps_every_client():
+    for counts in ([5], [1, 2, 3], list(range(40))):
+        bins = histogram(counts)
+        assert len(bins) <= 6
+        assert sum(count for _, count in bins) == sum(counts)
+    assert histogram([7, 1]) == [("0", 7), ("1", 1)]
+
+
+def test_sparkline_spans_its_range():
+    console = Console(file=io.StringIO(), width=4)
+    console.print(Sparkline([0, 1, 2, 3], "red"))
+    assert console.file.getvalue().strip() == "▁▃▆█"
+    console = Console(file=io.StringIO(), width=3)
+    console.print(Sparkline([5.0] * 9, "red"))
+    assert console.file.getvalue().strip() == "▁▁▁"
+
+
+def test_times():
+    assert [time_text(s) for s in (0, 59.6, 61, 3600 * 30 + 5)] == ["0:00", "1:00", "1:01", "30:00:05"]
+    status = replace(STATUS, round=1, step=0, steps=10, rounds=3, step_seconds=2.0)
+    assert time_left(replace(status, phase_seconds={"server": 10.0})) == pytest.approx(40)
+    assert time_left(replace(status, phase_seconds={"server": 10.0, "evaluation": 5.0})) == pytest.approx(60)
+
+
+def test_a_terminal_that_knows_ascii_only():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Console(file=file, width=80, force_terminal=True).print(render(CONFIG, history(), STATUS))
+    file.flush()
+    assert b"47.1 %" in file.buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "5", "{", '{"activity": "finished"}'])
+def test_a_damaged_status_is_none(content, tmp_path):
+    (tmp_path / "live.json").write_text(content)
+    assert Status.load(tmp_path / "live.json") is None
+    (tmp_path / "live.json").write_text(json.dumps(asdict(STATUS) | {"updated": "x"}))
+    assert Status.load(tmp_path / "live.json") is None
+    (tmp_path / "live.json").write_text(json.dumps(asdict(STATUS)))
+    assert Status.load(tmp_path / "live.json") == STATUS
+
+
+def test_live_watch_and_report_of_a_real_run(npz, tmp_path, capfd):
+    out = tmp_path / "run"
+    assert run.main(flags(dataset=npz, out=out, **TINY, dashboard="on")) == 0
+    output = capfd.readouterr().out
+    assert "time per phase" in output
+    assert watch.main([str(out), "--once"]) == 0
+    watched = capfd.readouterr().out
+    assert "finished" in watched
+    assert "3/3" in watched
+    other = tmp_path / "other"
+    assert run.main(flags(dataset=npz, out=other, **(TINY | {"seed": 3}), dashboard="off")) == 0
+    assert report.main([str(out)]) == 0
+    assert report.main([str(out), str(other), "--out", str(tmp_path / "both")]) == 0
+    for page, figures in ((out, 4), (tmp_path / "both", 7)):
+        text = (page / "report.md").read_text()
+        pictures = sorted((page / "figures").glob("*.png"))
+        assert len(pictures) == figures
+        for picture in pictures:
+            assert f"figures/{picture.name}" in text
+    knn = json.loads((out / "summary.json").read_text())["knn_top1"]
+    assert f"{knn:.2f}" in (out / "report.md").read_text()
