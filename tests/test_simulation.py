@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from simsfl import RunConfig, Simulation
-from simsfl import simulation as simulation_module
+from simsfl.setup import parts
 from simsfl.algorithm import communication, plan, server, step
 from simsfl.algorithm.aggregation import is_sync_step
 from simsfl.algorithm.state import scatter_
@@ -27,7 +27,7 @@ from simsfl.kernels import CHOICES
 from simsfl.models import split_model
 from simsfl.runs.metrics import EvaluationRecord, RoundRecord, StepRecord, read_records, to_dict
 from simsfl.setup import assembly
-from simsfl.simulation import NonFiniteLossError
+from simsfl.rounds.progress import NonFiniteLossError
 from tests.conftest import TINY, flags
 
 SUMMARY_KEYS = [
@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, t
         calls.append(1)
         return replace(outcome, loss=outcome.loss * float("nan")) if len(calls) > 5 + poisoned else outcome
 
-    monkeypatch.setitem(run.sys.modules["simsfl.simulation"].TRAIN_STEPS, "mocosfl", (train_step, None))
+    monkeypatch.setitem(parts.TRAIN_STEPS, "mocosfl", (train_step, None))
     out = tmp_path / "out"
     assert run.main([*flags(dataset=npz, out=out, **TINY), "--dashboard", "off"]) == 1
     error = capfd.readouterr().err
@@ -197,8 +197,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, t
     manifest = json.loads((out / "checkpoints" / "manifest.json").read_text())
     assert manifest["checkpoints"][0]["meta"]["round"] == 1
     simulation = Simulation.load(out)
-    assert simulation.round_index == 1
-    assert simulation.passed_over == []
+    assert simulation.progress.round_index == 1
+    assert simulation.damaged == []
     assert json.loads((out / "live.json").read_text())["activity"] == "failed"
 
 
@@ -210,9 +210,9 @@ def test_a_client_holds_a_fifth_of_the_classes_by_rule(classes, shards, config):
     names = tuple(map(str, range(classes)))
     data = make_dataset("many", "made up", Arrays(images, labels, images[:4], labels[:4], names))
     simulation = Simulation(replace(config, partition="shards"), data)
-    held = (simulation.partition.class_counts(labels) > 0).sum(axis=1)
+    held = (simulation.parts.partition.class_counts(labels) > 0).sum(axis=1)
     assert simulation.config.classes_per_client == shards
-    assert "classes_per_client" in simulation.by_rule
+    assert "classes_per_client" in simulation.parts.by_rule
     assert held.max() <= 2 * shards  # a shard may go over into the next class
 
 
@@ -261,7 +261,7 @@ def test_a_profile_names_the_phases(npz, tmp_path, capfd):
 def test_the_phases_explain_the_time(config, dataset):
     simulation = Simulation(config, dataset)
     list(simulation.rounds())
-    assert sum(simulation.clock.seconds().values()) > 0.95 * simulation.seconds
+    assert sum(simulation.clock.seconds().values()) > 0.95 * simulation.progress.seconds
 
 
 @pytest.mark.cuda
@@ -272,10 +272,10 @@ def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, featu
     config = replace(config, device="cuda", precision="fp32", engine="fused", rounds=2, lr=0.005)
     config = replace(config, feature_sharing=feature_sharing)
     eager, captured = Simulation(config, dataset), Simulation(config, dataset)
-    eager.train_step = step.train_step
+    eager.parts.train_step = step.train_step
     list(eager.rounds())
     next(captured.rounds())  # records
-    assert captured.train_step.recordings
+    assert captured.parts.train_step.recordings
     torch.cuda.set_sync_debug_mode("error")
     try:
         deque(captured._client_steps(), maxlen=0)  # a round, with its draws and averagings, but for reading its losses
@@ -300,13 +300,13 @@ def test_what_is_evaluated_on_cuda_is_the_network_that_a_cpu_would_load(config, 
 @pytest.fixture
 def drawn(monkeypatch):
     """Notes which rounds are drawn, and in which thread: "MainThread" or "plan_0"."""
-    rounds, honest = [], simulation_module.plan_round
+    rounds, honest = [], parts.plan_round
 
     def plan_round(sources, round_index, **how):
         rounds.append((round_index, threading.current_thread().name))
         return honest(sources, round_index, **how)
 
-    monkeypatch.setattr(simulation_module, "plan_round", plan_round)
+    monkeypatch.setattr(parts, "plan_round", plan_round)
     return rounds
 
 
@@ -321,19 +321,19 @@ def test_rounds_drawn_ahead_are_the_same(config, dataset, drawn, tmp_path):
     assert drawn == [(r, "MainThread") for r in range(3)]
     del drawn[:]
     simulation = Simulation(config, dataset)
-    simulation.plans = ahead(config.rounds)
+    simulation._plans = ahead(config.rounds)
     assert list(simulation.train()) == records
     assert_same_state(simulation, expected)
     assert drawn == [(0, "MainThread"), (1, "plan_0"), (2, "plan_0")]  # and none after the last
     del drawn[:]
     simulation = Simulation(config, dataset)
-    simulation.plans = ahead(config.rounds)
+    simulation._plans = ahead(config.rounds)
     steps = simulation.round()
     for _ in range(2):
         next(steps)
     simulation.save(tmp_path / "run")
     loaded = Simulation.load(tmp_path / "run", dataset)
-    loaded.plans = ahead(config.rounds)
+    loaded._plans = ahead(config.rounds)
     list(loaded.rounds())
     assert_same_state(loaded, expected)
     assert [one for one in drawn if one[1] == "MainThread"] == [(0, "MainThread")] * 2
@@ -385,7 +385,7 @@ def test_save_and_load_in_python(config, dataset, tmp_path):
     simulation.save(tmp_path / "run")
     rest = [to_dict(r) for r in simulation.rounds()]
     loaded = Simulation.load(tmp_path / "run", dataset)
-    assert (loaded.round_index, loaded.step_index, loaded.passed_over) == (0, 2, [])
+    assert (loaded.progress.round_index, loaded.progress.step_index, loaded.damaged) == (0, 2, [])
     assert [to_dict(r) for r in loaded.rounds()] == rest
     assert_same_state(simulation, loaded)
 
@@ -461,9 +461,9 @@ def test_what_supervised_clients_sent_is_learnt_again_with_its_labels(config, da
     config = replace(config, supervised=True, loss_threshold=50.0, rounds=4)
     simulation, records = trained(config, dataset)
     assert [r.communication for r in records if isinstance(r, RoundRecord)] == ["A", "A", "B", "C"]
-    steps = simulation.steps
+    steps = simulation.parts.steps
     assert sorted(lessons[2 * steps : 3 * steps]) == sorted(lessons[3 * steps :])
-    sent = [dataset.train_labels[rows].flatten().tolist() for rows in simulation.plan(2).groups[0].indices]
+    sent = [dataset.train_labels[rows].flatten().tolist() for rows in simulation.parts.plan(2).groups[0].indices]
     assert sent == [labels for _, labels in lessons[2 * steps : 3 * steps]]
 
 
@@ -509,9 +509,10 @@ def test_scatter_after_gather_changes_nothing_for_others(config, dataset):
 def test_setting_up_does_not_import_the_compiler():
     """It takes a second and 200 MB; what runs on the meta device brings it in."""
     code = """
-import sys, conftest
+import sys
+from tests import conftest
 from simsfl import RunConfig, Simulation
 Simulation(RunConfig(**conftest.TINY | {"dataset": "shapes"}))
 sys.exit("torch._dynamo" in sys.modules)
 """
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

@@ -110,7 +110,7 @@ class Worker:
 
 
 def environment(threads: int | None) -> dict[str, str]:
-    """Return the environment of a process that imports `simsfl` and computes on so many threads, None for its own choice."""
+    """Return the environment of a process that imports `simsfl`, and computes on so many threads if that is given."""
     path = os.pathsep.join([HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, **(dict.fromkeys(THREADS, str(threads)) if threads else {})}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ from simsfl.algorithm.aggregation import is_sync_step
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan, draw_cohort
 from simsfl.algorithm.state import completed_rounds
-from simsfl.algorithm.wire import DeviceStatus, Wire
+from simsfl.algorithm.wire import NOBODY, DeviceStatus, Wire
 from simsfl.cli.session import Stopped
 from simsfl.hw_profile.devices.hub import Ask, Hub
 from simsfl.hw_profile.devices.messages import Message, digest
@@ -61,11 +61,12 @@ class DeviceLoop(Observer, Wire):
         self.is_over: Callable[[], bool] = lambda: False
         self.missed = 0
         self.due, self.done = dict.fromkeys(hub.accounts, 0), dict.fromkeys(hub.accounts, 0)
-        self._learns = simulation.hyper.clients_learn
+        self._learns = simulation.parts.hyper.clients_learn
         self._names = averaged(simulation, learns=self._learns)
         self._positions: dict[int, int] = {}
         """Of the round's clients that are devices, there or not, in the cohort."""
         self._there: list[int] = []
+        self._absent: Collection[int] = NOBODY
         simulation.observers.append(self)
         simulation.wire = self
 
@@ -81,7 +82,7 @@ class DeviceLoop(Observer, Wire):
         self._positions = {
             client: position for position, client in enumerate(plan.cohort.tolist()) if client in self.hub.accounts
         }
-        self._there, self.absent = [], frozenset()
+        self._there, self._absent = [], NOBODY
         self._admit()
         self._wait_for_somebody()
         if self._nobody_is_left():
@@ -89,52 +90,54 @@ class DeviceLoop(Observer, Wire):
 
     def step_is_over(self) -> None:
         """See `Observer`: the next step begins with somebody."""
-        if self.simulation.step_index < self.simulation.steps:
+        if self.simulation.progress.step_index < self.simulation.parts.steps:
             self._wait_for_somebody()
 
-    def up(self, smashed_2Nchw: Tensor) -> Tensor:
+    def up(self, smashed_2Nchw: Tensor) -> tuple[Tensor, Collection[int]]:
         """See `Wire`."""
         for client in self._positions:
             self.due[client] += 1
         if not self._there:
-            return smashed_2Nchw
+            return smashed_2Nchw, self._absent
         whole = smashed_2Nchw.clone().unflatten(0, (2, -1))
         for client, sent in self._collect().items():
             rows = self._rows(client)
             self._put(client, sent, {"query": whole[0, rows], "key": whole[1, rows]})
         for client in self._there:
             self.done[client] += 1
-        return whole.flatten(0, 1)
+        return whole.flatten(0, 1), self._absent
 
-    def down(self, gradient_Nchw: Tensor) -> None:
+    def down(self, gradient_Nchw: Tensor) -> Tensor:
         """See `Wire`; clients that do not learn are told to go on."""
-        step = self.simulation.step_index
+        step = self.simulation.progress.step_index
         asks = self._ask("weights", step) if self._syncs(step) and self._names else self._ask("smashed", step + 1)
         for client in self._there:
             arrays = {"gradient": array(gradient_Nchw[self._rows(client)])} if self._learns else {}
             self._tell(client, "gradient", step, arrays, asks)
+        return gradient_Nchw
 
-    def averaging(self) -> None:
-        """See `Observer`: the devices' own weights are averaged."""
+    def models_up(self) -> Collection[int]:
+        """See `Wire`: the devices' own weights are averaged."""
         if self._names and self._there:
             cohort = self.simulation.state.cohort
             for client, sent in self._collect().items():
                 position = self._positions[client]
                 self._put(client, sent, {name: getattr(cohort, name)[position] for name in self._names})
+        return self._absent
 
     def averaged(self) -> None:
         """See `Observer`: the devices go on with the average."""
-        step = self.simulation.step_index - 1
+        step = self.simulation.progress.step_index - 1
         if self._names:
             for client in self._there:
                 self._tell(client, "average", step, self._have(client, self._names), self._ask("smashed", step + 1))
-        if step + 1 < self.simulation.steps:
+        if step + 1 < self.simulation.parts.steps:
             self._admit()
 
     def devices(self) -> list[DeviceStatus]:
         """See `Wire`."""
         present, simulation = self.hub.present(), self.simulation
-        at_work = self._there if simulation.finished_rounds < simulation.config.rounds else ()
+        at_work = self._there if simulation.progress.finished_rounds < simulation.config.rounds else ()
         presence = {
             client: "away" if client not in present else "at work" if client in at_work else "here"
             for client in self.hub.accounts
@@ -152,11 +155,11 @@ class DeviceLoop(Observer, Wire):
 
     def _see_absent(self) -> None:
         absent = frozenset(position for client, position in self._positions.items() if client not in self._there)
-        if len(absent) < len(self.simulation.hyper.batches):
-            self.absent = absent
+        if len(absent) < len(self.simulation.parts.hyper.batches):
+            self._absent = absent
 
     def _nobody_is_left(self) -> bool:
-        return not self._there and len(self._positions) == len(self.simulation.hyper.batches)
+        return not self._there and len(self._positions) == len(self.simulation.parts.hyper.batches)
 
     def _collect(self) -> dict[int, Mapping[str, np.ndarray]]:
         """What all devices answer that are there; those of whom nothing comes are not, from then on."""
@@ -195,19 +198,21 @@ class DeviceLoop(Observer, Wire):
 
     def _rows(self, client: int) -> slice:
         """Of the client in the cohort's batch."""
-        batches, position = self.simulation.hyper.batches, self._positions[client]
+        batches, position = self.simulation.parts.hyper.batches, self._positions[client]
         first = sum(batches[:position])
         return slice(first, first + batches[position])
 
     def _syncs(self, step: int) -> bool:
-        return is_sync_step(step, self.simulation.steps, self.simulation.config.syncs_per_round)
+        return is_sync_step(step, self.simulation.parts.steps, self.simulation.config.syncs_per_round)
 
     def _ask(self, kind: str, step: int) -> Ask | None:
         """The answer that is expected in the round under way; none behind its end."""
-        return (kind, self.simulation.round_index, step) if step < self.simulation.steps else None
+        return (kind, self.simulation.progress.round_index, step) if step < self.simulation.parts.steps else None
 
     def _tell(self, client: int, kind: str, step: int, arrays: Mapping[str, np.ndarray], asks: Ask | None) -> None:
-        self.hub.send(client, Message(kind, self.hub.run, client, self.simulation.round_index, step, arrays), asks)
+        self.hub.send(
+            client, Message(kind, self.hub.run, client, self.simulation.progress.round_index, step, arrays), asks
+        )
 
     def _have(self, client: int, names: Iterable[str]) -> dict[str, np.ndarray]:
         """What the simulation has of a client."""
@@ -218,22 +223,33 @@ class DeviceLoop(Observer, Wire):
         """All that a device needs for what is left of a round: weights, which images and views, learning rates."""
         simulation, position = self.simulation, self._positions[client]
         (group,) = self._plan.groups
-        places = {row: place for place, row in enumerate(simulation.partition[client].tolist())}
+        places = {row: place for place, row in enumerate(simulation.parts.partition[client].tolist())}
         rows = group.indices[:, position].tolist()
-        done = completed_rounds(simulation.state, self._plan.cohort) * simulation.steps
+        done = completed_rounds(simulation.state, self._plan.cohort) * simulation.parts.steps
         arrays = self._have(client, STATE if whole else self._names)
         arrays |= {f"views/{name}": array(getattr(group.views, name)[:, :, position]) for name in VIEWS}
         arrays["rows"] = np.array([[places[row] for row in step] for step in rows])
         about = {
-            "lr": [float(simulation.client_lr(done + step)[position]) for step in range(simulation.steps)],
-            "syncs": [step for step in range(simulation.steps) if self._syncs(step)],
+            "lr": [
+                float(simulation.parts.client_lr(simulation.progress.round_index, done + step)[position])
+                for step in range(simulation.parts.steps)
+            ],
+            "syncs": [step for step in range(simulation.parts.steps) if self._syncs(step)],
         }
-        return Message("round", self.hub.run, client, simulation.round_index, simulation.step_index, arrays, about)
+        return Message(
+            "round",
+            self.hub.run,
+            client,
+            simulation.progress.round_index,
+            simulation.progress.step_index,
+            arrays,
+            about,
+        )
 
 
 def about_run(simulation: Simulation, client: int) -> dict[str, Any]:
     """What the device of a client is told of the run when it comes."""
-    learns, pixels = simulation.hyper.clients_learn, own_images(simulation, client)
+    learns, pixels = simulation.parts.hyper.clients_learn, own_images(simulation, client)
     return {
         **about_part(simulation, client),
         "learns": learns,
@@ -245,7 +261,7 @@ def about_run(simulation: Simulation, client: int) -> dict[str, Any]:
 
 def own_images(simulation: Simulation, client: int) -> np.ndarray:
     """``[n, 3, H, H]`` uint8: a client's."""
-    return simulation.dataset.train.pixels[torch.from_numpy(simulation.partition[client])].cpu().numpy()
+    return simulation.dataset.train.pixels[torch.from_numpy(simulation.parts.partition[client])].cpu().numpy()
 
 
 def chosen_clients(simulation: Simulation, asked: str | None, count: int | None) -> list[int]:
@@ -266,7 +282,7 @@ def chosen_clients(simulation: Simulation, asked: str | None, count: int | None)
         return ids
     ids, count = [], count or 1
     for index in range(simulation.config.rounds):
-        cohort = np.concatenate(draw_cohort(simulation.groups, index, simulation.config.seed))
+        cohort = np.concatenate(draw_cohort(simulation.parts.groups, index, simulation.config.seed))
         ids += [client for client in cohort.tolist() if client not in ids]
         if len(ids) >= count:
             return sorted(ids[:count])

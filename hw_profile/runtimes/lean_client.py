@@ -19,8 +19,8 @@ class LeanClient:
     """A client's side of a step, as `simsfl.algorithm.single_client.SingleClient`, with networks of its own.
 
     Args:
-        about: what a trace says it is of (`simsfl.runs.recorder.about_client`): how the network is made, the shape of each
-            parameter by name, in flat order, and what images are normalised by.
+        about: the contents of a trace's ``trace.json`` (`simsfl.runs.recorder.about_client`): how the network is made,
+            the shape of each parameter by name, in flat order, and what images are normalised by.
 
     Attributes:
         online: ``[P]`` parameters of the model that learns; values are to be copied into it, as into the next two.

@@ -65,7 +65,7 @@ def local_step(
             sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
         for keys_CBD in reversed(targets):  # those of the first view first
             if state.queue.keys.shape[1]:
-                server.enqueue_(state.queue, F.normalize(keys_CBD.flatten(0, 1), dim=1))
+                server.enqueue_(state.queue, F.normalize(keys_CBD.flatten(0, 1), dim=1), hyper.batches)
 
     nothing = cohort.online.new_empty(0)
     return Outcome(loss.detach(), sum(top1s) / len(top1s), nothing, nothing)

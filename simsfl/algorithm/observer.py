@@ -9,9 +9,9 @@ from simsfl.algorithm.step import Batch, Outcome
 class Observer:
     """Is told, and does nothing; the simulation's `state` is then as each method says.
 
-    On CUDA steps are recorded once and replayed (`simsfl.engine.cuda_graph`), which an observer need not care about as long as it
-    reads, or writes into the tensors of the state. What it is given of an outcome is overwritten by the next step: it
-    copies what it wants to keep.
+    On CUDA steps are recorded once and replayed (`simsfl.engine.cuda_graph`), which an observer need not care about as
+    long as it reads, or writes into the tensors of the state. What it is given of an outcome is overwritten by the next
+    step: it copies what it wants to keep.
 
     Attributes:
         needs_eager_steps: whether every step has to be carried out by Python while this observes, since it puts other

@@ -1,8 +1,8 @@
 """The oracle: one step as a plain loop over separate client modules.
 
-`train_step`, `moco_step` and `byol_step` have the signatures of those in `simsfl.algorithm.step` and `simsfl.algorithm.federated`, and
-change the same state, through ordinary `nn.Module` and `torch.optim.SGD` objects, one client after the other, with the
-loss from a plain loop over rows. Slow, and meant to be read.
+`train_step`, `moco_step` and `byol_step` have the signatures of those in `simsfl.algorithm.step` and
+`simsfl.algorithm.federated`, and change the same state, through ordinary `nn.Module` and `torch.optim.SGD` objects, one
+client after the other, with the loss from a plain loop over rows. It is slow, and meant to be read.
 """
 
 from __future__ import annotations
@@ -43,16 +43,19 @@ def train_step(
                 keys.append(client.key(key_images).to(hyper.precision))
 
     with clock("server"):
-        sent = batch.wire.up(torch.cat([*queries, *keys]))
+        sent, absent = batch.wire.up(torch.cat([*queries, *keys]))
         lengths = [len(own) for own in queries]
         arrived = sent.split([*lengths, *lengths] if keys else lengths)
-        there = [c for c in range(len(clients)) if c not in batch.wire.absent]
+        there = [c for c in range(len(clients)) if c not in absent]
         query = torch.cat([arrived[c] for c in there]).requires_grad_()
-        loss, top1 = learn(model, state, batch, query, {c: arrived[len(clients) + c] for c in there if keys}, hyper)
+        own_keys = {c: arrived[len(clients) + c] for c in there if keys}
+        own_labels = [labels for group in batch.labels for labels in group] if batch.labels else []
+        labels = torch.cat([own_labels[c] for c in there]) if batch.labels else None
+        loss, top1 = learn(model, state, query, own_keys, labels, float(batch.server_lr), hyper)
         gradients = [torch.zeros_like(own) for own in queries]
         for c, gradient in zip(there, query.grad.split([lengths[c] for c in there]), strict=True):
             gradients[c] = gradient
-        batch.wire.down(torch.cat(gradients))
+        gradients = list(batch.wire.down(torch.cat(gradients)).split(lengths))
 
     attackers_ssim: tuple[Tensor, ...] = ()
     if hyper.clients_learn and model.attacker:
@@ -67,16 +70,25 @@ def train_step(
                 # only now: the rows share a tensor, which backward must find unchanged
                 client.descend(float(lr), hyper.momentum, hyper.weight_decay)
 
-    return Outcome(loss, top1, sent, torch.cat(gradients), attackers_ssim)
+    return Outcome(loss, top1, sent, torch.cat(gradients), attackers_ssim, absent)
 
 
 def learn(
-    model: SplitModel, state: State, batch: Batch, query: Tensor, keys: Mapping[int, Tensor], hyper: Hyperparameters
+    model: SplitModel,
+    state: State,
+    query: Tensor,
+    keys: Mapping[int, Tensor],
+    labels: Tensor | None,
+    lr: float,
+    hyper: Hyperparameters,
 ) -> tuple[Tensor, Tensor]:
-    """The server's part of a step; loss and accuracy. The gradient by `query` is left in it.
+    """Do the server's part of a step; return loss and accuracy. The gradient by `query` is left in it.
 
     Args:
-        keys: of each client that is there, by its position.
+        query: activations of the online models of all clients that are there.
+        keys: activations of the momentum model of each client that is there, by its position.
+        labels: classes of the images in supervised training, else None.
+        lr: learning rate of the server.
     """
     central, queue = state.server, state.queue
     server = model.server.module(central.online, central.online_statistics)
@@ -84,9 +96,7 @@ def learn(
     autocast = hyper.autocast(query.device)
     move_towards(server_momentum, server, hyper.tau)
     directions = []
-    if batch.labels:
-        every = [own for labels in batch.labels for own in labels]
-        labels = torch.cat([own for c, own in enumerate(every) if c not in batch.wire.absent])
+    if labels is not None:
         with autocast:
             scores = server(query)
         loss = F.cross_entropy(scores.to(central.online.dtype), labels)
@@ -105,7 +115,7 @@ def learn(
         loss = sum(loss for loss, _ in results)
         top1 = sum(top1 for _, top1 in results) / len(results)
     loss.backward()
-    descend(model.server, server, central.velocity, float(batch.server_lr), hyper)
+    descend(model.server, server, central.velocity, lr, hyper)
     for _, k in reversed(directions):
         for row, one in zip(owners, k, strict=True):
             enqueue(queue, row, one)

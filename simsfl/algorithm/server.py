@@ -1,35 +1,48 @@
-"""The server phase: the contrastive step over the smashed data of all clients, and the key queue."""
+"""The server phase: the loss of the smashed data of all clients, its gradients, and the key queue.
+
+Names of tensors end in their shape: N rows of the cohort's batch, n rows of a block, D key dimension, Q parameters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simsfl.algorithm.blocks import blocks, owners
 from simsfl.algorithm.state import KeyQueue, ServerState
 from simsfl.kernels import accelerated, info_nce
 from simsfl.models import FlatModule
 
+BlockLoss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""Rows of a block and the network's output ``[n, D]`` for them, to the block's share of loss and accuracy (scalars)."""
+
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a step teaches the server, and what it sends back."""
+class Gradients:
+    """The loss of a batch on the server, and its gradients."""
 
     loss: Tensor
     """Scalar, summed over directions."""
     top1: Tensor
-    """Scalar, percent of queries whose own key scores highest."""
-    gradient: Tensor
-    """``[Q]`` of the loss by the server's parameters."""
-    smashed_gradient: Tensor
-    """``[N, c, h, w]`` by the query activations."""
+    """Scalar, percent of queries whose own key scores highest, or of images whose label does."""
+    parameters: Tensor
+    """``[Q]`` gradient with respect to the server's parameters."""
+    smashed: Tensor
+    """``[N, c, h, w]`` gradient with respect to the query activations."""
+
+
+@dataclass(frozen=True)
+class ServerOutcome:
+    """What a step of the server returns."""
+
+    gradients: Gradients
     keys: list[Tensor]
-    """``[N, D]`` of each direction, those of the query activations first."""
+    """``[N, D]`` unit keys of each direction, those of the query activations first; empty in supervised training."""
 
 
 def contrast(
@@ -40,27 +53,28 @@ def contrast(
     temperature: float,
     *,
     symmetric: bool,
-    batches: Sequence[int] = (),
+    batches: Sequence[int],
     block: int | None = None,
     autocast: AbstractContextManager[object] | None = None,
-) -> Lesson:
-    """The contrastive loss of all clients' smashed data, and its gradients.
+) -> ServerOutcome:
+    """Compute the contrastive loss of all clients' smashed data, and its gradients (Li et al., algorithm 1).
 
     Args:
-        smashed_2Nchw: of the online client models, then of the client momentum models.
-        symmetric: a second direction with the two roles swapped (V2). No gradient reaches the key side.
-        batches: rows of each client, in order, where each has a queue of its own; () for equally many.
-        block: rows that go through the network together, both forward and back, so that no more activations are held
-            at a time; None for all. It changes nothing but rounding.
-        autocast: what the network is called in; None for nothing.
+        smashed_2Nchw: activations of the online client models, then of the client momentum models.
+        queue: keys of earlier steps, one ring for all clients or one for each client of the cohort.
+        symmetric: whether a second direction with the roles of the two views swapped is added (V2). No gradient
+            reaches the key side.
+        batches: rows of each client, in cohort order.
+        block: most rows that go through the network together, forward and back, so that no more activations are
+            held at a time; None for no limit. It changes nothing but rounding.
+        autocast: context in which the network is called; None for none.
     """
     rows, smashed_2Nchw = len(smashed_2Nchw) // 2, model.received(smashed_2Nchw)
     online_side = smashed_2Nchw if symmetric else smashed_2Nchw[:rows]
     momentum_side = smashed_2Nchw if symmetric else smashed_2Nchw[rows:]
-    whole = server.online_statistics.numel() > 0  # BatchNorm mixes the rows of a direction, and may mix no others
-    shared = len(queue.keys) == 1
-    together = [1] * rows if shared else batches or equal_batches(rows, len(queue.keys))
-    parts = blocks(together, len(online_side), rows if whole else block, apart=whole or not shared)
+    tied, shared = _batch_norm_ties_rows(server), len(queue.keys) == 1
+    units = [1] * rows if shared else batches
+    parts = blocks(units, len(online_side), rows if tied else block, apart=tied or not shared)
 
     autocast = autocast or nullcontext()
     with torch.no_grad(), autocast:
@@ -75,14 +89,14 @@ def contrast(
         query_nD, key_nD = F.normalize(outputs_nD, dim=1), own_key_rD[part]
         everything = [(slice(0, len(query_nD)), slice(0, 1))]
         loss = top1 = 0.0
-        for piece, owners in everything if shared else owned(together, part.start % rows, len(query_nD)):
-            piece_loss, piece_top1 = info_nce(query_nD[piece], key_nD[piece], queue.keys[owners], temperature)
+        for piece, clients in everything if shared else owners(batches, part.start % rows, len(query_nD)):
+            piece_loss, piece_top1 = info_nce(query_nD[piece], key_nD[piece], queue.keys[clients], temperature)
             loss = loss + piece_loss * (piece.stop - piece.start) / rows
             top1 = top1 + piece_top1 * (piece.stop - piece.start) / len(online_side)
         return loss, top1
 
-    graded = study(model, server, online_side, parts, rows, block_loss, autocast)
-    return Lesson(*graded, list(keys_rD.split(rows)))
+    gradients = accumulate(model, server, online_side, parts, rows, block_loss, autocast)
+    return ServerOutcome(gradients, list(keys_rD.split(rows)))
 
 
 def classify(
@@ -93,33 +107,44 @@ def classify(
     *,
     block: int | None = None,
     autocast: AbstractContextManager[object] | None = None,
-) -> Lesson:
-    """The cross-entropy of the images' labels, and its gradients: supervised split learning. See `contrast`."""
+) -> ServerOutcome:
+    """Compute the cross-entropy of the images' labels, and its gradients: supervised split learning.
+
+    Args:
+        smashed_Nchw: activations of the online client models.
+        labels_N: class of each image, int64.
+        block: as in `contrast`, like `autocast`.
+    """
     rows, smashed_Nchw = len(smashed_Nchw), model.received(smashed_Nchw)
-    whole = server.online_statistics.numel() > 0
-    parts = blocks([1] * rows, rows, rows if whole else block, apart=whole)
+    tied = _batch_norm_ties_rows(server)
+    parts = blocks([1] * rows, rows, rows if tied else block, apart=tied)
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
         labels_n = labels_N[part]
         hits = (outputs_nD.detach().argmax(dim=1) == labels_n).to(outputs_nD.dtype)
         return F.cross_entropy(outputs_nD, labels_n, reduction="sum") / rows, 100.0 * hits.sum() / rows
 
-    return Lesson(*study(model, server, smashed_Nchw, parts, rows, block_loss, autocast or nullcontext()), keys=[])
+    gradients = accumulate(model, server, smashed_Nchw, parts, rows, block_loss, autocast or nullcontext())
+    return ServerOutcome(gradients, keys=[])
 
 
-def study(
+def accumulate(
     model: FlatModule,
     server: ServerState,
     smashed: Tensor,
-    parts: list[slice],
+    parts: Sequence[slice],
     graded: int,
-    block_loss: Callable[[slice, Tensor], tuple[Tensor, Tensor]],
+    block_loss: BlockLoss,
     autocast: AbstractContextManager[object],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, accuracy, and gradients by the parameters and by the first `graded` rows, summed block by block.
+) -> Gradients:
+    """Sum loss, accuracy and gradients over blocks of rows, each of which goes forward and back by itself.
 
     Args:
-        block_loss: of a block of rows and the network's output for it: its share of the loss and of the accuracy.
+        smashed: ``[r, c, h, w]`` activations of all rows.
+        parts: the blocks.
+        graded: number of rows, the first ones, whose gradient is wanted.
+        block_loss: the loss of a block.
+        autocast: context in which the network is called.
     """
     leaves, statistics = model.leaves(server.online), model.named_statistics(server.online_statistics)
     smashed_gradient = torch.empty_like(smashed[:graded])
@@ -134,73 +159,29 @@ def study(
             smashed_gradient[part] = smashed_nchw.grad[:graded]
         loss = loss + part_loss.detach()
         top1 = top1 + part_top1
-    return loss, top1, leaves.gradient(), smashed_gradient
-
-
-def blocks(together: Sequence[int], total: int, size: int | None, *, apart: bool) -> list[slice]:
-    """Cut `total` rows, in one direction or two, into blocks of about equal size.
-
-    Args:
-        together: of a direction, rows that stay in one block, in order.
-        size: of a block, at most, if they allow it; None for no limit.
-        apart: no block has rows of two directions.
-    """
-    rows, size = sum(together), size or total
-    if size >= total and not apart:
-        return [slice(0, total)]
-    target = -(-rows // -(-rows // size))
-    edges, before = [0], 0
-    for end in accumulate(together):
-        if end - edges[-1] > target and before > edges[-1]:
-            edges.append(before)
-        before = end
-    edges.append(rows)
-    return [slice(first + start, first + end) for first in range(0, total, rows) for start, end in pairwise(edges)]
-
-
-def owned(batches: Sequence[int], start: int, count: int) -> Iterator[tuple[slice, slice]]:
-    """Whose a block of `count` rows is: runs of clients with equally many rows, as rows of the block and as clients.
-
-    Args:
-        batches: rows of each client of a direction, in order.
-        start: of the block, at the first row of a client.
-    """
-    row = client = 0
-    for batch, same in groupby(batches):
-        clients = len(list(same))
-        first, last = max(row, start), min(row + clients * batch, start + count)
-        if first < last:
-            yield (
-                slice(first - start, last - start),
-                slice(client + (first - row) // batch, client + (last - row) // batch),
-            )
-        row, client = row + clients * batch, client + clients
-
-
-def equal_batches(rows: int, clients: int) -> list[int]:
-    """Rows of each client, where all have as many."""
-    return [rows // clients] * clients
+    return Gradients(loss, top1, leaves.gradient(), smashed_gradient)
 
 
 def embed(
     model: FlatModule, parameters: Mapping[str, Tensor], statistics: Mapping[str, Tensor], smashed_nchw: Tensor
 ) -> Tensor:
-    """The network's output ``[n, D]``."""
+    """Return the network's output ``[n, D]`` for smashed data, with the given parameters and running statistics."""
     on_cpu = smashed_nchw.device.type == "cpu"
     with accelerated(None) if on_cpu else nullcontext():  # there PyTorch's own operators are the best for one model
         return model.run({**parameters, **statistics}, smashed_nchw)
 
 
 @torch.no_grad()
-def enqueue_(queue: KeyQueue, keys_ND: Tensor, batches: Sequence[int] = ()) -> None:
-    """Write keys ``[N, D]`` into the ring, or each client's of `batches` (by default equally many) into its own.
+def enqueue_(queue: KeyQueue, keys_ND: Tensor, batches: Sequence[int]) -> None:
+    """Write keys into the ring, or those of each client into its own, with wrap-around.
 
-    There is wrap-around. More keys than a ring is long leave its last K.
+    Args:
+        keys_ND: keys of all clients, in cohort order. More of them than a ring is long leave its last K.
+        batches: rows of each client.
     """
-    groups, length, dim = queue.keys.shape
-    batches = [len(keys_ND)] if groups == 1 else batches or equal_batches(len(keys_ND), groups)
-    for rows, owners in owned(batches, 0, len(keys_ND)):
-        rings, pointers = queue.keys[owners], queue.pointer[owners]
+    shared, length, dim = len(queue.keys) == 1, *queue.keys.shape[1:]
+    for rows, clients in owners([len(keys_ND)] if shared else batches, 0, len(keys_ND)):
+        rings, pointers = queue.keys[clients], queue.pointer[clients]
         keys_GnD = keys_ND[rows].view(len(rings), -1, dim)
         count = keys_GnD.shape[1]
         kept = min(count, length)
@@ -208,3 +189,8 @@ def enqueue_(queue: KeyQueue, keys_ND: Tensor, batches: Sequence[int] = ()) -> N
         slot_Gn = (pointers[:, None] + offset) % length
         rings.scatter_(1, slot_Gn[:, :, None].expand(-1, -1, dim), keys_GnD[:, count - kept :])
         pointers.add_(count).remainder_(length)
+
+
+def _batch_norm_ties_rows(server: ServerState) -> bool:
+    """Return whether the server has BatchNorm, which mixes the rows of a direction, and may mix no others."""
+    return server.online_statistics.numel() > 0

@@ -9,20 +9,27 @@ that change state end in ``_``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simsfl.models import FlatModule, SplitModel
+from simsfl.models import FlatModule
 from simsfl.system.client_store import Storage
 from simsfl.system.tensor_file import Rows, rows_in_block
 
 if TYPE_CHECKING:
     from safetensors import safe_open
+
+
+LAZY = {"lazy": True}
+"""Metadata of a field: a stack with a row per client that holds nothing yet of those that have not taken part,
+so that a checkpoint has the rows of participants alone."""
+SAME_AS = "same as"
+"""In the metadata of a field of `State`: another field, which may be the same object; it is then saved once."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +39,28 @@ class Clients:
     online: Tensor
     """``[P]`` the latest average, the model every client has right after an averaging."""
     online_statistics: Tensor
-    """``[S]``."""
+    """``[S]`` the latest average of the running statistics."""
     initial: Tensor
     """``[P]`` the momentum model of those that have not taken part."""
     initial_statistics: Tensor
-    """``[S]``."""
-    momentum: Tensor
+    """``[S]`` the running statistics of those that have not taken part."""
+    momentum: Tensor = field(metadata=LAZY)
     """``[M, P]`` momentum models of those that have; ``[1, P]`` where they are averaged too (MonAcoSFL)."""
-    momentum_statistics: Tensor
-    """``[M, S]``, or ``[1, S]``."""
-    velocity: Tensor
+    momentum_statistics: Tensor = field(metadata=LAZY)
+    """``[M, S]`` running statistics of the momentum models, or ``[1, S]`` where these are averaged."""
+    velocity: Tensor = field(metadata=LAZY)
     """``[M, P]`` SGD velocity."""
-    own: Tensor
+    own: Tensor = field(metadata=LAZY)
     """``[M, P]`` online models before the latest averaging, where clients mix it with them; else ``[0, P]``."""
     scale: Tensor
-    """``[M, 1]`` by which each weighs its divergence then (`simsfl.algorithm.aggregation`), 0 until it is set; else ``[0, 1]``."""
+    """``[M, 1]`` factor of each client's divergence in mixing, 0 until it is set; else ``[0, 1]``."""
     participation: Tensor
-    """``[M]`` int64, rounds that each client has completed. Like the two stacks in `simsfl.system.client_store`."""
+    """``[M]`` int64, rounds that each client has completed."""
     storage: Storage
+    """Where the stacks lie."""
 
     def participants(self) -> Tensor:
-        """Ids ``[A]`` of the clients that have taken part."""
+        """Return the ids ``[A]`` of the clients that have taken part."""
         return self.participation.nonzero().flatten()
 
 
@@ -102,18 +110,18 @@ class KeyQueue:
 
 @dataclass(frozen=True)
 class Attackers:
-    """The simulated attackers that clients learn to resist (`simsfl.defences.taressfl`).
+    """The simulated attackers of TAResSFL, one for each client (`simsfl.defences.taressfl`).
 
     A row is an attacker: the R parameters of its decoder, Adam's averages of their gradients and of these squared, and
     how often it has learnt, ``A = 3R + 1`` numbers.
     """
 
     initial: Tensor
-    """``[A]`` of a client that has not taken part."""
-    own: Tensor
-    """``[M, A]`` of those that have, with the clients' state."""
+    """``[A]`` the attacker of a client that has not taken part."""
     cohort: Tensor
-    """``[C, A]``."""
+    """``[C, A]`` attackers of the cohort."""
+    own: Tensor = field(metadata=LAZY)
+    """``[M, A]`` attackers of clients that have taken part; they lie where the clients' state does."""
 
 
 @dataclass(frozen=True)
@@ -147,36 +155,29 @@ class State:
     cohort: Cohort
     server: ServerState
     queues: KeyQueue
-    queue: KeyQueue
+    queue: KeyQueue = field(metadata={SAME_AS: "queues"})
     sent: Sent | None
     attackers: Attackers | None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every distinct tensor by dotted name."""
-        named: dict[str, Tensor] = {}
-        for part in ("clients", "cohort", "server", "queues", "queue", "sent", "attackers"):
-            owner = getattr(self, part)
-            if owner is None or (part == "queue" and self.queue is self.queues):
-                continue
-            for field, value in vars(owner).items():
-                if isinstance(value, Tensor):
-                    named[f"{part}.{field}"] = value.detach()
-        return named
+        """Return every distinct tensor by dotted name."""
+        return {name: tensor for name, tensor, _ in self._named()}
 
     def saved(self, *, sent: bool) -> dict[str, Tensor | Rows]:
-        """What a checkpoint holds: every tensor, but of those with a row per client only rows of participants.
+        """Return what a checkpoint holds: every tensor, but of lazy stacks only the rows of participants.
 
         Args:
-            sent: whether what clients sent is needed again.
+            sent: whether what clients have sent is needed again.
         """
-        tensors, rows = self.tensors(), self.clients.participants()
-        if not sent:
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("sent.")}
-        release = self.clients.storage.release
-        return tensors | {name: Rows(tensors[name], rows, release) for name in self._lazy()}
+        rows, release = self.clients.participants(), self.clients.storage.release
+        return {
+            name: Rows(tensor, rows, release) if lazy and len(tensor) > 1 else tensor
+            for name, tensor, lazy in self._named()
+            if sent or not name.startswith("sent.")
+        }
 
     def restore_(self, file: safe_open, *, sent: bool) -> None:
-        """Take over what `saved` gave.
+        """Take over what `saved` has given.
 
         Raises:
             ValueError: a tensor has another shape.
@@ -188,118 +189,130 @@ class State:
                 held.copy_(same_shape(file.get_tensor(name), held))
                 continue
             saved, start = file.get_slice(name), 0
-            check_shape(saved.get_shape(), held.shape)
+            _check_shape(saved.get_shape(), held.shape)
             for rows in held.rows.split(rows_in_block(held.tensor)):
                 part = saved[start : start + len(rows)]
                 held.tensor[rows] = part.to(held.tensor.device, held.dtype)
                 start += len(rows)
                 held.done()
 
-    def _lazy(self) -> list[str]:
-        """Names of the stacks that hold nothing yet of clients which have not taken part."""
-        names = ("clients.momentum", "clients.momentum_statistics", "clients.velocity", "clients.own", "attackers.own")
-        tensors = self.tensors()
-        return [name for name in names if name in tensors and len(tensors[name]) > 1]
+    def _named(self) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield the dotted name of every distinct tensor, the tensor, and whether it is a lazy stack."""
+        for part in fields(self):
+            owner, twin = getattr(self, part.name), part.metadata.get(SAME_AS)
+            if owner is None or (twin and owner is getattr(self, twin)):
+                continue
+            for one in fields(owner):
+                value = getattr(owner, one.name)
+                if isinstance(value, Tensor):
+                    yield f"{part.name}.{one.name}", value.detach(), "lazy" in one.metadata
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor`, or a ValueError if it is not shaped as `like`."""
-    check_shape(tensor.shape, like.shape)
+    """Return `tensor`, or raise a ValueError if it is not shaped as `like`."""
+    _check_shape(tensor.shape, like.shape)
     return tensor
 
 
-def check_shape(shape: Sequence[int], wanted: Sequence[int]) -> None:
-    """Raise a ValueError if they differ."""
+def _check_shape(shape: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raise a ValueError if a shape is not the wanted one."""
     if list(shape) != list(wanted):
         raise ValueError(f"shape {list(shape)} is not {list(wanted)}")
 
 
-def initial_state(
-    model: SplitModel,
-    *,
+def initial_clients(
+    model: FlatModule,
     clients: int,
-    cohort: int,
-    queue_length: int,
-    key_dim: int,
-    feature_sharing: bool,
-    align_momentum: bool,
-    generator: torch.Generator,
+    storage: Storage,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    storage: Storage | None = None,
-    mixing: bool = False,
-    sent: Sent | None = None,
-) -> State:
-    """Allocate the state of a run: all models equal, velocities zero, the queue random unit keys.
-
-    The server's initial parameters, which may be most of a run's memory, are taken over from the model.
+    dtype: torch.dtype,
+    *,
+    align_momentum: bool,
+    mixing: bool,
+) -> Clients:
+    """Allocate what persists of `clients` clients, who all begin with the weights of `model`.
 
     Args:
-        queue_length: K; divided evenly among the clients where `feature_sharing` is off.
-        generator: a CPU generator, so that the queue does not depend on the device.
-        storage: of what persists per client; on the device, in `dtype`, by default.
-        mixing: clients mix the average with their own models.
-        sent: where what clients send is kept, if it is.
+        storage: where it is kept, and in which dtype.
+        device: of the averages, like `dtype`.
+        align_momentum: whether momentum models are averaged, so that one is enough for all.
+        mixing: whether clients mix the average with their own models, which are then kept.
     """
-    storage = storage or Storage("device", device, dtype)
-    to = {"device": device, "dtype": dtype}
-    client, server = model.client.initial.to(**to), model.server.take_initial().to(**to)
-    statistics, central = (half.initial_statistics.to(**to) for half in (model.client, model.server))
-    groups = 1 if feature_sharing else clients
-    keys = torch.randn(groups, queue_length // groups, key_dim, generator=generator).to(**to)
-    queues = KeyQueue(F.normalize(keys, dim=2), torch.zeros(groups, dtype=torch.long, device=device))
-    queue = queues if feature_sharing else KeyQueue(queues.keys[:cohort].clone(), queues.pointer[:cohort].clone())
-
-    def stack(one: Tensor, rows: int = cohort) -> Tensor:
-        return one.expand(rows, -1).clone()
+    online, statistics = (one.to(device, dtype) for one in (model.initial, model.initial_statistics))
 
     def persisting(one: Tensor) -> Tensor:
-        return stack(one, 1) if align_momentum or clients == 1 else storage.zeros(clients, len(one))
+        return _stack(one, 1) if align_momentum or clients == 1 else storage.zeros(clients, len(one))
 
-    return State(
-        clients=Clients(
-            online=client.clone(),
-            online_statistics=statistics.clone(),
-            initial=client.clone(),
-            initial_statistics=statistics.clone(),
-            momentum=persisting(client),
-            momentum_statistics=persisting(statistics),
-            velocity=storage.zeros(clients, len(client)),
-            own=storage.zeros(clients if mixing else 0, len(client)),
-            scale=torch.zeros(clients if mixing else 0, 1, device=storage.device, dtype=dtype),
-            participation=torch.zeros(clients, dtype=torch.long, device=storage.device),
-            storage=storage,
-        ),
-        cohort=Cohort(
-            ids=torch.arange(cohort, device=device),
-            online=stack(client).requires_grad_(),
-            online_statistics=stack(statistics),
-            momentum=stack(client),
-            momentum_statistics=stack(statistics),
-            velocity=torch.zeros(cohort, len(client), **to),
-        ),
-        server=ServerState(
-            online=server.clone(),
-            momentum=server,
-            velocity=torch.zeros_like(server),
-            online_statistics=central.clone(),
-            momentum_statistics=central.clone(),
-        ),
-        queues=queues,
-        queue=queue,
-        sent=sent,
-        attackers=initial_attackers(model.attacker, clients, cohort, storage, to) if model.attacker else None,
+    return Clients(
+        online=online.clone(),
+        online_statistics=statistics.clone(),
+        initial=online.clone(),
+        initial_statistics=statistics.clone(),
+        momentum=persisting(online),
+        momentum_statistics=persisting(statistics),
+        velocity=storage.zeros(clients, len(online)),
+        own=storage.zeros(clients if mixing else 0, len(online)),
+        scale=torch.zeros(clients if mixing else 0, 1, device=storage.device, dtype=dtype),
+        participation=torch.zeros(clients, dtype=torch.long, device=storage.device),
+        storage=storage,
     )
 
 
+def initial_cohort(model: FlatModule, cohort: int, device: torch.device, dtype: torch.dtype) -> Cohort:
+    """Allocate a cohort of `cohort` clients, who all begin with the weights of `model`."""
+    online, statistics = (one.to(device, dtype) for one in (model.initial, model.initial_statistics))
+    return Cohort(
+        ids=torch.arange(cohort, device=device),
+        online=_stack(online, cohort).requires_grad_(),
+        online_statistics=_stack(statistics, cohort),
+        momentum=_stack(online, cohort),
+        momentum_statistics=_stack(statistics, cohort),
+        velocity=torch.zeros(cohort, len(online), device=device, dtype=dtype),
+    )
+
+
+def initial_server(model: FlatModule, device: torch.device, dtype: torch.dtype) -> ServerState:
+    """Allocate the server, which takes over the weights of `model`: they may be most of a run's memory."""
+    online, statistics = model.take_initial().to(device, dtype), model.initial_statistics.to(device, dtype)
+    return ServerState(
+        online=online.clone(),
+        momentum=online,
+        velocity=torch.zeros_like(online),
+        online_statistics=statistics.clone(),
+        momentum_statistics=statistics.clone(),
+    )
+
+
+def initial_queues(
+    rings: int, length: int, dim: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
+) -> KeyQueue:
+    """Allocate rings of `length` random unit keys of `dim` numbers each.
+
+    Args:
+        generator: on the CPU, so that the keys do not depend on the device.
+    """
+    keys = torch.randn(rings, length, dim, generator=generator).to(device, dtype)
+    return KeyQueue(F.normalize(keys, dim=2), torch.zeros(rings, dtype=torch.long, device=device))
+
+
+def cohort_queues(queues: KeyQueue, cohort: int) -> KeyQueue:
+    """Allocate what a cohort has of `queues` with a ring for each client: a ring for each client of the cohort."""
+    return KeyQueue(queues.keys[:cohort].clone(), queues.pointer[:cohort].clone())
+
+
 def initial_attackers(
-    decoder: FlatModule, clients: int, cohort: int, storage: Storage, to: dict[str, Any]
+    decoder: FlatModule, clients: int, cohort: int, storage: Storage, device: torch.device, dtype: torch.dtype
 ) -> Attackers:
-    """All alike."""
-    parameters = decoder.initial.to(**to)
+    """Allocate the simulated attackers of all clients, which all begin with the weights of `decoder`."""
+    parameters = decoder.initial.to(device, dtype)
     initial = torch.cat([parameters, parameters.new_zeros(2 * len(parameters) + 1)])
-    own = storage.zeros(clients, len(initial), to["dtype"])  # too many steps for bfloat16 to count
-    return Attackers(initial, own, initial.repeat(cohort, 1))
+    own = storage.zeros(clients, len(initial), dtype)  # too many steps for bfloat16 to count
+    return Attackers(initial=initial, cohort=initial.repeat(cohort, 1), own=own)
+
+
+def _stack(one: Tensor, rows: int) -> Tensor:
+    """Return `rows` copies of a vector."""
+    return one.expand(rows, -1).clone()
 
 
 @torch.no_grad()

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from simsfl.algorithm import clients, server
 from simsfl.algorithm.state import State
-from simsfl.algorithm.wire import Wire
+from simsfl.algorithm.wire import NOBODY, Wire
 from simsfl.data import Images
 from simsfl.defences.taressfl import resist_
 from simsfl.kernels import ViewParameters, ema_, sgd_
 from simsfl.models import SplitModel
 
 Clock = Callable[[str], AbstractContextManager[object]]
-"""Called with a phase's name; the time inside the context belongs to that phase."""
+"""Called with the name of a phase; the time inside the context that it returns counts towards that phase."""
 CONSTANT = "constant"
 """In the metadata of a field of a `Batch`: it is the same in all batches of a run, with the tensors in it."""
 
@@ -87,9 +87,11 @@ class Outcome:
     smashed: Tensor
     """``[2N, c, h, w]`` what the clients sent: of the online models, then of the momentum models, if there are keys."""
     gradient: Tensor
-    """``[N, c, h, w]`` what they were sent back, and in attacker-aware training what they added."""
+    """``[N, c, h, w]`` what the clients got back, and with TAResSFL what they added to it."""
     attackers_ssim: tuple[Tensor, ...] = ()
     """Scalars: how well simulated attackers reconstruct images, before they learnt from this step and after."""
+    absent: Collection[int] = NOBODY
+    """Positions in the cohort of clients of whom nothing arrived."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ class Hyperparameters:
     tau: float
     momentum: float
     weight_decay: float
+    batches: tuple[int, ...]
+    """Images of each client of the cohort, in order."""
     precision: torch.dtype = torch.float32
     """Dtype on the wire, and in bfloat16 of the forward passes; the state keeps its own."""
-    batches: tuple[int, ...] = ()
-    """Images of each client of the cohort, in order; () where all have as many."""
     resistance: float = 0.0
     """TAResSFL's lambda."""
     target_ssim: float = 0.0
@@ -154,16 +156,12 @@ def train_step(
                 )
 
     with clock("server"):
-        smashed_2Nchw = batch.wire.up(cut([*queries, *keys], hyper.precision))
+        smashed_2Nchw, absent = batch.wire.up(cut([*queries, *keys], hyper.precision))
         del keys  # they are large
         labels_N = None if batch.labels is None else torch.cat([labels.flatten() for labels in batch.labels])
-        if batch.wire.absent:
-            lesson = learn_without_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, batch.wire.absent)
-        else:
-            lesson = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N)
+        gradients = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, absent)
 
-    gradient_Nchw, attackers_ssim = lesson.smashed_gradient, ()
-    batch.wire.down(gradient_Nchw)
+    gradient_Nchw, attackers_ssim = batch.wire.down(gradients.smashed), ()
     if hyper.clients_learn and model.attacker:
         with clock("attackers"):
             images_CB3HW = [batch.images.restore(images) for images in query_CB3HW]
@@ -184,7 +182,7 @@ def train_step(
             gradient_CP = clients.backward(cohort.online, queries, gradient_Nchw)
             sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
-    return Outcome(lesson.loss, lesson.top1, smashed_2Nchw, gradient_Nchw, attackers_ssim)
+    return Outcome(gradients.loss, gradients.top1, smashed_2Nchw, gradient_Nchw, attackers_ssim, absent)
 
 
 def learn_(
@@ -194,13 +192,22 @@ def learn_(
     server_lr: Tensor,
     hyper: Hyperparameters,
     labels_N: Tensor | None = None,
-) -> server.Lesson:
-    """The server's part of a step: momentum model, loss and gradients, SGD, queue."""
+    absent: Collection[int] = NOBODY,
+) -> server.Gradients:
+    """Do the server's part of a step, in place: momentum model, loss and gradients, SGD, queue.
+
+    Args:
+        smashed_2Nchw: what has arrived.
+        labels_N: class of each image in supervised training, else None.
+        absent: positions of clients whose rows are not used; their gradient is 0.
+    """
+    if absent:
+        return _learn_without_(model, state, smashed_2Nchw, server_lr, hyper, labels_N, absent)
     central = state.server
     ema_(central.momentum, central.online, hyper.tau)
     how = {"block": hyper.block, "autocast": hyper.autocast(central.online.device)}
     if labels_N is None:
-        lesson = server.contrast(
+        outcome = server.contrast(
             model.server,
             central,
             smashed_2Nchw,
@@ -211,14 +218,15 @@ def learn_(
             **how,
         )
     else:
-        lesson = server.classify(model.server, central, smashed_2Nchw, labels_N, **how)
-    sgd_(central.online, lesson.gradient, central.velocity, server_lr, hyper.momentum, hyper.weight_decay)
-    for keys_ND in lesson.keys:
+        outcome = server.classify(model.server, central, smashed_2Nchw, labels_N, **how)
+    gradients = outcome.gradients
+    sgd_(central.online, gradients.parameters, central.velocity, server_lr, hyper.momentum, hyper.weight_decay)
+    for keys_ND in outcome.keys:
         server.enqueue_(state.queue, keys_ND, hyper.batches)
-    return lesson
+    return gradients
 
 
-def learn_without_(
+def _learn_without_(
     model: SplitModel,
     state: State,
     smashed_2Nchw: Tensor,
@@ -226,16 +234,16 @@ def learn_without_(
     hyper: Hyperparameters,
     labels_N: Tensor | None,
     absent: Collection[int],
-) -> server.Lesson:
-    """The same from the rows of those clients that are there; the others' gradient is 0."""
-    batches = [0 if client in absent else rows for client, rows in enumerate(hyper.batches)]
+) -> server.Gradients:
+    """Do what `learn_` does with the rows of those clients that are there; the gradient of the others is 0."""
+    batches = tuple(0 if client in absent else rows for client, rows in enumerate(hyper.batches))
     there_N = torch.tensor([client not in absent for client, rows in enumerate(hyper.batches) for _ in range(rows)])
     rows = there_N.nonzero().flatten().to(smashed_2Nchw.device)
     some = smashed_2Nchw.unflatten(0, (-1, len(there_N)))[:, rows].flatten(0, 1)
-    own = replace(hyper, batches=tuple(batches))
-    lesson = learn_(model, state, some, server_lr, own, None if labels_N is None else labels_N[rows])
-    gradient = torch.zeros_like(smashed_2Nchw[: len(there_N)]).index_copy_(0, rows, lesson.smashed_gradient)
-    return replace(lesson, smashed_gradient=gradient)
+    labels_n = None if labels_N is None else labels_N[rows]
+    gradients = learn_(model, state, some, server_lr, replace(hyper, batches=batches), labels_n)
+    every = torch.zeros_like(smashed_2Nchw[: len(there_N)]).index_copy_(0, rows, gradients.smashed)
+    return replace(gradients, smashed=every)
 
 
 def cut(smashed: Sequence[Tensor], precision: torch.dtype) -> Tensor:

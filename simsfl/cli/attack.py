@@ -21,6 +21,7 @@ from simsfl.cli.progress import watched
 from simsfl.config.notation import Decoder
 from simsfl.engine.precision import arithmetic
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
+from simsfl.rounds import evaluating
 from simsfl.runs.directory import RunDirectory
 from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
@@ -100,8 +101,8 @@ def carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, s
     if not 0 <= arguments.target_client < config.clients:
         raise ValueError(f"target_client: {arguments.target_client} is no client; allowed: 0 to {config.clients - 1}")
     images, count = simulation.dataset.train, len(simulation.dataset.train_labels)
-    rows = targets(simulation.sources[0], arguments.target_client)
-    client = simulation.client()
+    rows = targets(simulation.parts.sources[0], arguments.target_client)
+    client = evaluating.client(simulation.parts)
     results = [
         attack(
             client,
@@ -129,7 +130,7 @@ def carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, s
             "target_client": arguments.target_client,
             "targets": len(rows),
             "seeds": seeds,
-            "rounds": simulation.round_index,
+            "rounds": simulation.progress.round_index,
             **scores,
             "by_seed": own,
             "mean_image_mse": mean_image,

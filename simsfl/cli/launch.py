@@ -26,7 +26,7 @@ from simsfl.config import ARCHITECTURES, DATASETS
 from simsfl.models import layer_count
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.recorder import Recorder
-from simsfl.simulation import NonFiniteLossError
+from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
 from simsfl.system.signals import Stop
@@ -157,7 +157,7 @@ def fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Gu
     if config.device == "auto":
         asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
     if config.precision == "auto":
-        asked["precision"] = simulation.reasons["precision"]
+        asked["precision"] = simulation.parts.reasons["precision"]
     announce(session, asked | {"preset": why})
     return session
 
@@ -185,12 +185,12 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: 
     simulation = Simulation.load(directory.path, device=device)
     check_profile(arguments.profile, simulation)
     recorder = recorder_of(arguments, simulation)
-    whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.metrics_bytes
-    if simulation.round_index == simulation.config.rounds and directory.summary.exists() and whole:
+    whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.progress.metrics_bytes
+    if simulation.progress.round_index == simulation.config.rounds and directory.summary.exists() and whole:
         console.print(f"{escape(str(directory.path))} is over already", soft_wrap=True)
         conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
         return None
-    for problem in simulation.passed_over:
+    for problem in simulation.damaged:
         console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
     if guests:
         guests.prepare(simulation)
@@ -199,9 +199,9 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: 
     if simulation.config.precision != saved["config"]["precision"]:
         why["precision"] = f"{saved['config']['precision']} as configured is not to be had here"
     announce(session, why)
-    console.print(f"resumed   after round {simulation.round_index}, step {simulation.step_index}")
+    console.print(f"resumed   after round {simulation.progress.round_index}, step {simulation.progress.step_index}")
     threads = saved["threads"]
-    if simulation.device.type == "cpu" and torch.get_num_threads() != threads:
+    if simulation.parts.device.type == "cpu" and torch.get_num_threads() != threads:
         console.print(
             f"[yellow]The run began with {count_text(threads, 'thread')}: with another number, sums are rounded "
             "differently, and the result is not the same to the last bit.[/]"
@@ -226,8 +226,8 @@ def recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Record
 
 def check_profile(steps: int | None, simulation: Simulation) -> None:
     """Raise a ValueError if there are not so many steps to profile."""
-    left = simulation.config.rounds * simulation.steps
-    left -= simulation.round_index * simulation.steps + simulation.step_index
+    left = simulation.config.rounds * simulation.parts.steps
+    left -= simulation.progress.round_index * simulation.parts.steps + simulation.progress.step_index
     if steps and steps > left - UNTRACED:
         allowed = f"1 to {left - UNTRACED}" if left > UNTRACED else "no profile"
         raise ValueError(
@@ -238,14 +238,14 @@ def check_profile(steps: int | None, simulation: Simulation) -> None:
 def announce(session: Session, why: dict[str, str]) -> None:
     """Say what was chosen, and for the `CHOICES` why."""
     console, simulation, config = session.console, session.simulation, session.simulation.config
-    data, sizes = simulation.dataset, simulation.partition.sizes
+    data, sizes = simulation.dataset, simulation.parts.partition.sizes
     device = (
         count_text(torch.get_num_threads(), "thread")
-        if simulation.device.type == "cpu"
-        else torch.cuda.get_device_name(simulation.device)
+        if simulation.parts.device.type == "cpu"
+        else torch.cuda.get_device_name(simulation.parts.device)
     )
     held = ("" if sizes.min() == sizes.max() else f"{sizes.min():,} to ") + count_text(sizes.max(), "image")
-    batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.groups)
+    batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.parts.groups)
     unused = len(data.train_labels) - sizes.sum()
     model = simulation.model
     if "could not be had" in data.origin:
@@ -278,8 +278,8 @@ def announce(session: Session, why: dict[str, str]) -> None:
         (
             "schedule",
             count_text(config.rounds, "round"),
-            f"{count_text(simulation.steps, 'step')} each, {batches} per client and step, "
-            f"{count_text(min(config.syncs_per_round, simulation.steps), 'averaging')}",
+            f"{count_text(simulation.parts.steps, 'step')} each, {batches} per client and step, "
+            f"{count_text(min(config.syncs_per_round, simulation.parts.steps), 'averaging')}",
         ),
         ("output", session.directory.path, ""),
     ):
@@ -289,9 +289,9 @@ def announce(session: Session, why: dict[str, str]) -> None:
 
 def auxiliary_text(simulation: Simulation) -> str:
     """What clients hold of the auxiliary data set, if there is one."""
-    if simulation.auxiliary is None:
+    if simulation.parts.auxiliary is None:
         return ""
-    held = int(simulation.auxiliary.sizes.min())
+    held = int(simulation.parts.auxiliary.sizes.min())
     return f"; {count_text(held, 'image')} of {simulation.config.aux_dataset} each"
 
 

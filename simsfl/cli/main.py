@@ -1,4 +1,4 @@
-"""The command ``simsfl``, and the doors in ``experiments/`` and ``hw_profile/``: find a program by name and start it."""
+"""The command ``simsfl`` and the files of ``experiments/`` and ``hw_profile/``: start a program by its name."""
 
 from __future__ import annotations
 

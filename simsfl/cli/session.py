@@ -16,7 +16,7 @@ from simsfl.algorithm.observer import Observer
 from simsfl.cost.model import client_flops
 from simsfl.evaluation import Item
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import History, MetricsLog, Record, RoundRecord, StepRecord, to_dict
+from simsfl.runs.metrics import History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
 from simsfl.runs.recorder import Recorder
 from simsfl.simulation import Simulation
 from simsfl.system.files import write_json
@@ -58,7 +58,7 @@ class Session:
     ):
         self.simulation, self.directory, self.console, self.stop = simulation, directory, console, stop
         self.recorder = recorder
-        self.log = MetricsLog(directory.metrics, simulation.metrics_bytes)
+        self.log = MetricsLog(directory.metrics, simulation.progress.metrics_bytes)
         self.history = History()
         for record in self.log.kept:
             self.history.feed(record)
@@ -78,7 +78,7 @@ class Session:
             OSError: something could not be written.
         """
         kind = LiveView if live else PlainView
-        self.simulation.evaluation.watch = self._watch
+        self.simulation.parts.evaluation.watch = self._watch
         ending = "failed"
         try:
             with (
@@ -104,16 +104,16 @@ class Session:
 
     def summary(self) -> dict[str, Any]:
         """The content of ``summary.json``."""
-        simulation, config, history = self.simulation, self.simulation.config, self.history
-        status = simulation.status()
+        progress, config, history = self.simulation.progress, self.simulation.config, self.history
+        status = self._status("finished")
         return {
             "preset": config.preset,
             "method": config.method,
             "dataset": config.dataset,
             "clients": config.clients,
             "cohort": config.cohort,
-            "rounds": simulation.round_index,
-            "steps": simulation.round_index * simulation.steps,
+            "rounds": progress.round_index,
+            "steps": progress.round_index * progress.steps,
             "loss": history.value("round", "loss"),
             "contrast_top1": history.value("round", "contrast_top1"),
             "knn_top1": history.value("evaluation", "knn_top1"),
@@ -124,7 +124,7 @@ class Session:
             },
             "knn_top1_untrained": history.untrained("knn_top1"),
             "knn_top1_pixels": history.untrained("pixel_knn_top1"),
-            "seconds": simulation.seconds,
+            "seconds": progress.seconds,
             "client_steps_per_second": status.client_steps_per_second,
             "images_per_second": status.images_per_second,
             "peak_memory_bytes": status.peak_memory_bytes,
@@ -135,11 +135,34 @@ class Session:
         }
 
     def _client_flops(self) -> int:
-        """Of the mean client's step; federated learning with both directions sees each image in both roles."""
-        simulation, config = self.simulation, self.simulation.config
-        views = 2 if config.method != "mocosfl" and config.symmetric else 1
-        image = client_flops(simulation.model, config.image_size, learns=simulation.hyper.clients_learn)
-        return round(views * image * sum(group.images for group in simulation.groups) / config.cohort)
+        """Return the operations of the mean client's step."""
+        parts, config = self.simulation.parts, self.simulation.config
+        image = client_flops(parts.model, config.image_size, learns=parts.hyper.clients_learn)
+        return round(config.passes_per_image * image * sum(group.images for group in parts.groups) / config.cohort)
+
+    def _status(self, activity: str) -> Status:
+        """Return how the run is going: everything timed, which is not in the records."""
+        simulation, config, progress = self.simulation, self.simulation.config, self.simulation.progress
+        steps = progress.round_index * progress.steps + progress.step_index
+        rate = steps * config.cohort / progress.seconds if progress.seconds else None
+        images = sum(group.images for group in simulation.parts.groups) / config.cohort
+        recent = simulation.recent
+        return Status(
+            activity=activity,
+            updated=time.time(),
+            round=progress.round_index,
+            step=progress.step_index,
+            rounds=config.rounds,
+            steps=progress.steps,
+            seconds=progress.seconds,
+            step_seconds=sum(recent) / len(recent) if recent else None,
+            client_steps_per_second=rate,
+            images_per_second=rate and rate * images,
+            phase_seconds=simulation.clock.seconds(),
+            peak_memory_bytes=simulation.peak_memory_bytes(),
+            participation=torch.bincount(simulation.state.clients.participation).tolist(),
+            devices=simulation.wire.devices(),
+        )
 
     @contextmanager
     def _profiling(self, steps: int) -> Iterator[None]:
@@ -192,7 +215,7 @@ class Session:
     def _may_save(self, record: Record) -> bool:
         """Whether the simulation stands exactly behind `record`."""
         if isinstance(record, StepRecord):
-            return record.step == self.simulation.step_index
+            return record.step == self.simulation.progress.step_index
         return isinstance(record, RoundRecord)
 
     def _watch(self, title: str, items: Sequence[Item]) -> Iterator[Item]:
@@ -218,7 +241,7 @@ class Session:
     def _write_live(self, activity: str) -> None:
         """Replace ``live.json``."""
         self.shown = time.monotonic()
-        self.status = self.simulation.status(activity)
+        self.status = self._status(activity)
         write_json(self.directory.live, asdict(self.status), durable=False)
 
 

@@ -354,6 +354,20 @@ class RunConfig:
         usual = other.to_dict()
         return {name: value for name, value in self.to_dict().items() if value != usual[name]}
 
+    @property
+    def views_sent(self) -> int:
+        """Return how many views of an image are used in a step: query and key, or the query alone with labels."""
+        return 1 if self.supervised else 2
+
+    @property
+    def passes_per_image(self) -> int:
+        """Return how often a client runs each of its models for an image in a step.
+
+        In symmetric federated learning either view goes through both models; on the clients of split learning, each
+        view goes through one.
+        """
+        return 2 if self.method != "mocosfl" and self.symmetric else 1
+
     def network(self) -> dict[str, Any]:
         """The fields that say how the network is made, but for what the method adds."""
         return {

@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import nn
 
+from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.plan import Group
 from simsfl.models import FlatModule, SplitModel
 from simsfl.models.layers import BatchNorm, ConvNorm
@@ -51,27 +52,34 @@ class ClientCost:
         steps: int,
         syncs: int,
         *,
-        communication: str = "A",
+        exchange: Exchange = Exchange.BOTH_WAYS,
         frozen: bool = False,
         views: int = 2,
     ) -> Traffic:
-        """Bytes of a whole round, of the cohort together.
+        """Return the bytes of a whole round, of the cohort together.
 
-        A client fetches the average at the start of a round and after each averaging but the last, whose
-        result it fetches when it next takes part: as many downloads as averagings. Frozen clients get neither
-        gradients nor weights, but average what running statistics they have. In state B of `simsfl.algorithm.communication`
-        it is the same, weights are fetched at its start unless all clients take part, and momentum models that are
-        averaged are at its end; in state C nothing travels. Supervised clients send one of two `views`, and the
-        label, which is not counted.
+        A client fetches the average at the start of a round and after each averaging but the last, whose result it
+        fetches when it next takes part: as many downloads as averagings. Frozen clients get neither gradients nor
+        weights, but average what running statistics they have. Where clients only send activations, the same holds
+        but weights are fetched at the start of the round unless all clients take part, and momentum models that are
+        averaged are fetched at its end. In a silent round nothing travels.
+
+        Args:
+            groups: clients by what they can do.
+            steps: steps of the round.
+            syncs: averagings of the round.
+            exchange: what clients and server exchange in it.
+            frozen: whether clients do not learn.
+            views: views of an image that are sent; labels of supervised training are not counted.
         """
-        if communication == "C":
+        if exchange is Exchange.SILENT:
             return Traffic()
         cohort = sum(group.cohort for group in groups)
         activations = steps * self.image_bytes * sum(group.images for group in groups)
         statistics = cohort * min(syncs, steps) * self.statistics_bytes
         if frozen:
             return Traffic(views * activations + statistics, statistics)
-        if communication == "B":
+        if exchange is Exchange.UP_ONLY:
             everyone = cohort == sum(len(group.clients) for group in groups)
             fetched = cohort * (self.momentum_bytes if everyone else self.sync_bytes)
             return Traffic(views * activations + cohort * self.momentum_bytes + statistics, fetched + statistics)

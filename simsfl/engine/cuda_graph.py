@@ -110,7 +110,7 @@ class CapturedStep:
     def __call__(self, model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock) -> Outcome:
         """See `simsfl.algorithm.step.train_step`. The result may be overwritten by the next call."""
         arguments = model, state, batch, hyper, clock
-        if type(batch.wire) is not Wire or batch.wire.absent:
+        if type(batch.wire) is not Wire:
             return self.eager("what is between clients and server takes part in them", *arguments)
         if hyper not in self.recordings and not self._problem:
             begin = time.perf_counter()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan, draw_cohort
 from simsfl.algorithm.step import Batch, Outcome
@@ -77,7 +78,8 @@ class Recorder(Observer):
 
     def _leave(self) -> None:
         """Be told no more."""
-        self.simulation.observers = [other for other in self.simulation.observers if other is not self]
+        if self in self.simulation.observers:
+            self.simulation.observers.remove(self)
 
     def round_begins(self, plan: RoundPlan) -> None:
         """See `Observer`."""
@@ -90,7 +92,9 @@ class Recorder(Observer):
         if self.client not in cohort:
             return
         self._position = cohort.index(self.client)
-        self._learns = self.simulation.hyper.clients_learn and self.simulation.communication.state == "A"
+        self._learns = self.simulation.parts.hyper.clients_learn and (
+            self.simulation.progress.communication.state is Exchange.BOTH_WAYS
+        )
         self._steps: list[Arrays] = []
         self._syncs: list[int] = []
         self._had: Arrays = {}  # before the averaging behind the latest step, if there was one
@@ -100,7 +104,7 @@ class Recorder(Observer):
         """See `Observer`."""
         if self._position is None:
             return
-        hyper, group, within = self.simulation.hyper, 0, self._position
+        hyper, group, within = self.simulation.parts.hyper, 0, self._position
         while within >= len(batch.pixels[group]):
             within, group = within - len(batch.pixels[group]), group + 1
         first, count = sum(hyper.batches[: self._position]), hyper.batches[self._position]
@@ -157,15 +161,15 @@ class Recorder(Observer):
 
 def about_part(simulation: Simulation, client: int) -> dict[str, Any]:
     """What is to be said of a client's part in a run: see `about_client`."""
-    config, hyper = simulation.config, simulation.hyper
-    (group,) = (group for group in simulation.groups if client in group.clients)
+    config, hyper = simulation.config, simulation.parts.hyper
+    (group,) = (group for group in simulation.parts.groups if client in group.clients)
     visits = config.rounds * group.cohort / len(group.clients)
-    traffic = simulation.cost.round_traffic(
+    traffic = simulation.parts.cost.round_traffic(
         [group],
-        simulation.steps,
+        simulation.parts.steps,
         config.syncs_per_round,
         frozen=not hyper.clients_learn,
-        views=1 if config.supervised else 2,
+        views=config.views_sent,
     )
     return about_client(
         simulation.model.client,
@@ -182,7 +186,7 @@ def about_part(simulation: Simulation, client: int) -> dict[str, Any]:
             "precision": config.precision,
         },
         session={
-            "steps": round(visits * simulation.steps),
+            "steps": round(visits * simulation.parts.steps),
             "bytes_up": round(visits * traffic.up / group.cohort),
             "bytes_down": round(visits * traffic.down / group.cohort),
         },
@@ -247,11 +251,12 @@ def chosen_client(simulation: Simulation, client: int | None) -> int:
         raise ValueError("record_trace: devices that do it again have no TF32; allowed: --precision fp32 or bf16")
     if client is not None and not 0 <= client < config.clients:
         raise ValueError(f"trace_client: {client} is no client; allowed: 0 to {config.clients - 1}")
-    first = simulation.finished_rounds
+    first = simulation.progress.finished_rounds
     if first == config.rounds:
         raise ValueError("record_trace: the run is over; allowed: with rounds to come")
     cohorts = (
-        np.concatenate(draw_cohort(simulation.groups, index, config.seed)) for index in range(first, config.rounds)
+        np.concatenate(draw_cohort(simulation.parts.groups, index, config.seed))
+        for index in range(first, config.rounds)
     )
     others = sorted(next(cohorts).tolist())
     if client is None:

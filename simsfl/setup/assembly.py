@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from math import prod
 
@@ -10,43 +9,50 @@ import numpy as np
 import torch
 
 from simsfl.algorithm.plan import Group, client_groups
-from simsfl.algorithm.state import Sent, State, initial_state
+from simsfl.algorithm.state import (
+    Sent,
+    State,
+    cohort_queues,
+    initial_attackers,
+    initial_clients,
+    initial_cohort,
+    initial_queues,
+    initial_server,
+)
 from simsfl.algorithm.step import Hyperparameters
 from simsfl.config import RunConfig
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
-from simsfl.engine.precision import TF32_CAPABILITY, has_bf16, has_tf32, name_of
 from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_model
 from simsfl.models.central import CentralModule
 from simsfl.privacy.decoders import decoder
-from simsfl.setup.defaults import check_device, device_of
+from simsfl.setup import defaults
+from simsfl.setup.checks import check_attackers, check_queues, free_on
 from simsfl.system.client_store import Storage
-from simsfl.system.memory import free_memory
 from simsfl.system.randomness import Purpose, torch_generator
 
-log = logging.getLogger(__name__)
-
-BF16_IMAGE_SIZE = 16
-"""Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its
-bfloat16 weight gradient unset (seen with torch 2.15)."""
 BLOCK_BYTES = 16 << 20
 """Smashed data that goes through the server together on a CPU: half as much takes 110 MB less, and 10 % more time
 (ResNet-18)."""
 
 
-def partition(config: RunConfig, dataset: Dataset, least: int) -> Partition:
-    """Who holds what of the data set; every client `least` images, or a ValueError."""
+def partition(config: RunConfig, dataset: Dataset) -> Partition:
+    """Divide the data set among the clients; what the config leaves to a rule may be left to it here.
+
+    Raises:
+        ValueError: a client would hold less than a batch, or no image.
+    """
     if config.data_proportion == 0:
         return Partition.of([np.empty(0)] * config.clients)
     return make_partition(
         dataset.train_labels.cpu().numpy(),
         config.clients,
         kind=config.partition,
-        classes_per_client=config.classes_per_client,
+        classes_per_client=config.classes_per_client or defaults.classes_per_client(len(dataset.classes)),
         alpha=config.alpha,
-        batch_size=config.batch_size,
-        least=least,
+        batch_size=config.batch_size or defaults.batch_size(config),
+        least=config.batch_size or 1,
         unequal=unequal(config),
         proportion=config.data_proportion,
         seed=config.seed,
@@ -62,7 +68,7 @@ def auxiliary(config: RunConfig, dataset: Dataset) -> Partition | None:
         np.zeros(dataset.auxiliary, dtype=np.int64),
         config.clients,
         kind="iid",
-        batch_size=config.batch_size,
+        batch_size=config.batch_size or defaults.batch_size(config),
         least=1,
         seed=config.seed,
     )
@@ -133,58 +139,34 @@ def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) 
     check_queues(config, storage.dtype)
     if model.attacker:
         check_attackers(config, 3 * model.attacker.size * dtype.itemsize, storage)
-    keys = {"mocosfl": config.queue_length, "fl-moco": config.clients * config.queue_length, "fl-byol": 0}
-    return initial_state(
-        model,
-        clients=config.clients,
-        cohort=config.cohort,
-        queue_length=keys[config.method],
-        key_dim=config.key_dim,
-        feature_sharing=config.feature_sharing and config.method == "mocosfl",
-        align_momentum=config.align_momentum,
-        generator=torch_generator(config.seed, Purpose.QUEUE),
-        device=device,
-        dtype=dtype,
-        storage=storage,
-        mixing=config.divergence_tau > 0,
+    mine = {"device": device, "dtype": dtype}
+    shared = config.feature_sharing and config.method == "mocosfl"
+    rings = 1 if shared else config.clients
+    length = {"mocosfl": config.queue_length // rings, "fl-moco": config.queue_length, "fl-byol": 0}[config.method]
+    queues = initial_queues(rings, length, config.key_dim, torch_generator(config.seed, Purpose.QUEUE), **mine)
+    return State(
+        clients=initial_clients(
+            model.client,
+            config.clients,
+            storage,
+            **mine,
+            align_momentum=config.align_momentum,
+            mixing=config.divergence_tau > 0,
+        ),
+        cohort=initial_cohort(model.client, config.cohort, **mine),
+        server=initial_server(model.server, **mine),
+        queues=queues,
+        queue=queues if shared else cohort_queues(queues, config.cohort),
         sent=room_for_sent(config, model, steps, storage, dtype) if config.loss_threshold else None,
+        attackers=initial_attackers(model.attacker, config.clients, config.cohort, storage, **mine)
+        if model.attacker
+        else None,
     )
-
-
-def free_on(device: str | torch.device) -> int:
-    """Bytes of memory that can be had there."""
-    device = torch.device(device)
-    return free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-
-
-def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
-    """Raise a ValueError if federated clients' queues, which all have whole ones, do not fit."""
-    if config.method != "fl-moco":
-        return
-    size, free = config.clients * config.queue_length * config.key_dim * dtype.itemsize, free_on(config.device)
-    if 2 * size > free:  # drawn, then normalised
-        raise ValueError(
-            f"queue_length: {config.queue_length} keys of {config.key_dim} numbers for each of {config.clients} "
-            f"clients take {size / 1e9:,.1f} GB, twice while they are drawn, and {free / 1e9:,.1f} GB are free; "
-            "allowed: fewer"
-        )
-
-
-def check_attackers(config: RunConfig, each: int, storage: Storage) -> None:
-    """Raise a ValueError if simulated attackers, of so many bytes each, do not fit."""
-    size = each * (config.cohort + (0 if storage.kind == "mmap" else config.clients))
-    free = free_on(storage.device)
-    if size > free:
-        raise ValueError(
-            f"ressfl_decoder: {config.ressfl_decoder} takes {size / 1e9:,.1f} GB for {config.clients} clients, and "
-            f"{free / 1e9:,.1f} GB are free; allowed: fewer channels, or --client-state mmap"
-        )
 
 
 def room_for_sent(config: RunConfig, model: SplitModel, steps: int, storage: Storage, dtype: torch.dtype) -> Sent:
     """Where what clients send in a round is kept; see `state`."""
-    views = 1 if config.supervised else 2
-    rows, row = views * sum(group.images for group in groups(config)), prod(model.smashed_shape)
+    rows, row = config.views_sent * sum(group.images for group in groups(config)), prod(model.smashed_shape)
     precision = dtype_of(config.precision, dtype)
     size, free = steps * rows * row * precision.itemsize, free_on(storage.device)
     if storage.kind != "mmap" and size > free:
@@ -220,57 +202,3 @@ def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) ->
 def dtype_of(precision: str, full: torch.dtype) -> torch.dtype:
     """The dtype of a config's precision, where fp32 and tf32 mean `full`."""
     return torch.bfloat16 if precision == "bf16" else full
-
-
-def check_precision(config: RunConfig, image_size: int) -> None:
-    """Raise a ValueError where the precision does not work with such images, or on the device."""
-    if config.precision == "tf32" and not has_tf32(config.device):
-        capability = ".".join(map(str, TF32_CAPABILITY))
-        raise ValueError(
-            f"precision: tf32 is not what {name_of(config.device)} has; "
-            f"allowed: fp32, or a CUDA device of compute capability {capability} or more"
-        )
-    if config.precision != "bf16":
-        return
-    if config.device != "cpu":
-        if not has_bf16(config.device):
-            raise ValueError(f"precision: bf16 is not what {name_of(config.device)} has; allowed: fp32")
-    elif image_size < BF16_IMAGE_SIZE:
-        raise ValueError(
-            f"precision: bf16 on the CPU does not work with images of {image_size}x{image_size}; "
-            f"allowed: fp32, or --image-size {BF16_IMAGE_SIZE} or more"
-        )
-
-
-def with_possible_precision(config: RunConfig) -> RunConfig:
-    """Return the config, in fp32 where its device has not its precision, with a warning; its image size is known.
-
-    Raises:
-        ValueError: the device cannot be used on this machine.
-    """
-    check_device(config.device)
-    try:
-        check_precision(replace(config, device=device_of(config.device)), config.image_size)
-    except ValueError as error:
-        log.warning("%s; it is fp32 from here on", error)
-        return replace(config, precision="fp32")
-    return config
-
-
-def check_batch_norm(config: RunConfig, model: SplitModel) -> None:
-    """Raise a ValueError if BatchNorm would have a single value to normalise; nothing is computed.
-
-    Halves without any are passed over: the meta device imports TorchDynamo, which takes a second and 200 MB.
-    """
-    images = torch.empty(config.batch_size, 3, config.image_size, config.image_size, device="meta")
-    smashed = torch.empty(config.cohort * config.batch_size, *model.smashed_shape, device="meta")
-    for half, batch, whose in ((model.client, images, "a client's"), (model.server, smashed, "a step's")):
-        if not len(half.initial_statistics):
-            continue
-        try:
-            half.template(batch)
-        except ValueError as error:
-            raise ValueError(
-                f"batch_size: {config.batch_size} leaves BatchNorm a single value of {whose} images to normalise; "
-                "allowed: 2 or more, a smaller cut layer, or networks and heads without it"
-            ) from error

@@ -1,59 +1,77 @@
-"""The rules that fill in what a config leaves open, and what of it this machine must be asked about."""
+"""The rules that fill in what a config leaves open (MocoSFL's "auto" rule, and this project's own)."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields, replace
 
-import torch
-
-from simsfl.config import ARCHITECTURES, ENGINES, RunConfig
+from simsfl.config import ARCHITECTURES, RunConfig
 from simsfl.engine.precision import automatic
-from simsfl.kernels import gpu
-from simsfl.models import layer_count
+from simsfl.setup.checks import check_device, check_machine, check_precision, device_of
 
 FEDERATED_BATCH = 128
-"""As in FedEMA (Zhuang et al., ICLR 2022)."""
+"""Images per client and step in federated learning, as in FedEMA (Zhuang et al., ICLR 2022)."""
+
+log = logging.getLogger(__name__)
 
 
-def resolve(config: RunConfig, images_per_client: int | None = None) -> RunConfig:
-    """The same run with every rule applied (MocoSFL's "auto" rule).
+def resolve(config: RunConfig, images_per_client: int | None = None, classes: int | None = None) -> RunConfig:
+    """Return the same run with every rule applied that can be without the images.
 
     Args:
-        images_per_client: what the client with the fewest holds; a batch size set by rule is not larger.
+        images_per_client: images of the client that holds the fewest, where that is known: a batch size that is set
+            by rule is not larger.
+        classes: classes of the data set, where they are known: they set the shards of a client, and the head of
+            supervised training.
 
     Raises:
-        ValueError: values that cannot work together, or on this machine.
+        ValueError: values that cannot work on this machine.
     """
     config, _ = with_precision(config)
-    check_engine(config.engine, config.device)
-    deepest = layer_count(config.arch)
-    if not 1 <= config.cut_layer <= deepest:
-        raise ValueError(f"cut_layer: {config.cut_layer} is out of range; allowed for {config.arch}: 1 to {deepest}")
-    clients = config.clients
+    check_machine(config)
+    clients, split = config.clients, config.method == "mocosfl"
     cohort = config.cohort or (100 if clients >= 200 else clients)
-    split = config.method == "mocosfl"
-    by_rule = FEDERATED_BATCH if not split else 100 // clients if clients <= 50 else 1
-    batch_size = config.batch_size or min(by_rule, images_per_client or by_rule)
+    images = config.batch_size or batch_size(config, images_per_client)
+    of_classes = {}
+    if classes:
+        of_classes["classes_per_client"] = config.classes_per_client or classes_per_client(classes)
+        of_classes |= {"head": "linear", "key_dim": classes} if config.supervised else {}
     return replace(
         config,
         cohort=cohort,
-        batch_size=batch_size,
+        batch_size=images,
         rounds=config.rounds or max(1, round(config.epochs * clients / cohort / config.local_epochs)),
-        syncs_per_round=config.syncs_per_round or (max(1, 1000 // (batch_size * clients)) if split else 1),
+        syncs_per_round=config.syncs_per_round or (max(1, 1000 // (images * clients)) if split else 1),
         width=config.width or ARCHITECTURES[config.arch],
         weight_standardisation=(
             config.norm == "group" if config.weight_standardisation is None else config.weight_standardisation
         ),
         client_lr=config.lr if config.client_lr is None else config.client_lr,
         device=device_of(config.device),
+        **of_classes,
     )
+
+
+def batch_size(config: RunConfig, images_per_client: int | None = None) -> int:
+    """Return the rule's batch size, which is not larger than what the client with the fewest images holds."""
+    clients = config.clients
+    by_rule = FEDERATED_BATCH if config.method != "mocosfl" else 100 // clients if clients <= 50 else 1
+    return min(by_rule, images_per_client or by_rule)
+
+
+def classes_per_client(classes: int) -> int:
+    """Return the rule's number of shards per client: a fifth of the classes."""
+    return max(1, classes // 5)
 
 
 def left_to_rules(config: RunConfig) -> list[str]:
-    """Names of the fields that rules fill in."""
-    return [spec.name for spec in fields(config) if getattr(config, spec.name) is None] + (
-        ["precision"] if config.precision == "auto" else []
-    )
+    """Return the names of the fields that rules fill in, or set to something else than was asked for."""
+    return [
+        *(spec.name for spec in fields(config) if getattr(config, spec.name) is None),
+        *["precision"] * (config.precision == "auto"),
+        *["head", "key_dim"] * config.supervised,
+        *["stream"] * (config.stream == "auto"),
+    ]
 
 
 def with_precision(config: RunConfig, usual: tuple[str, str] | None = None) -> tuple[RunConfig, str]:
@@ -72,31 +90,16 @@ def with_precision(config: RunConfig, usual: tuple[str, str] | None = None) -> t
     return replace(config, precision=precision), f"auto, {reason}"
 
 
-def device_of(name: str) -> str:
-    """The device that a config's `device` means: "auto" and "cuda" are the first CUDA device, "auto" else the CPU."""
-    if name not in ("auto", "cuda"):
-        return name
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+def with_possible_precision(config: RunConfig) -> RunConfig:
+    """Return the config, in fp32 where its device has not its precision, with a warning; its image size is known.
 
-
-def check_device(device: str) -> None:
-    """Raise a ValueError unless `device` ("auto", "cpu", "cuda" or "cuda:N") can be used on this machine."""
-    kind, _, index = device.partition(":")
-    if device in ("auto", "cpu"):
-        return
-    if kind != "cuda" or not (index.isdecimal() or device == "cuda"):
-        raise ValueError(f"device: {device!r} is not known; allowed: auto, cpu, cuda, cuda:N")
-    if not torch.cuda.is_available():
-        raise ValueError(f"device: {device} is not available, this machine has no CUDA; allowed: auto, cpu")
-    if int(index or 0) >= torch.cuda.device_count():
-        highest = torch.cuda.device_count() - 1
-        raise ValueError(f"device: {device} does not exist; allowed: cuda:0 to cuda:{highest}")
-
-
-def check_engine(engine: str, device: str) -> None:
-    """Raise a ValueError if `engine` forces operators that cannot run on `device`."""
-    device = device_of(device)
-    if engine == "fused:triton" and not gpu.runs_on(torch.device(device)):
-        lacking = "Triton, which is not installed" if device.startswith("cuda") else f"a CUDA device, not {device}"
-        others = ", ".join(name for name in ENGINES if name != engine)
-        raise ValueError(f"engine: {engine} needs {lacking}; allowed: {others}")
+    Raises:
+        ValueError: the device cannot be used on this machine.
+    """
+    check_device(config.device)
+    try:
+        check_precision(config, config.image_size)
+    except ValueError as error:
+        log.warning("%s; it is fp32 from here on", error)
+        return replace(config, precision="fp32")
+    return config

@@ -23,9 +23,9 @@ def flat(module):
 
 def views_of(simulation, r):
     """Of each step the images of both views by client, ``{id: ([B, 3, H, H], [B, 3, H, H])}``."""
-    plan = simulation.plan(r)
+    plan = simulation.parts.plan(r)
     (group,) = plan.groups
-    for s in range(simulation.steps):
+    for s in range(simulation.parts.steps):
         pixels = simulation.dataset.train.pixels[group.indices[s]]
         views = simulation.dataset.train.augmented(pixels, group.views.map(lambda t, s=s: t[s]), torch.float64)
         yield {i: (views[0, c], views[1, c]) for c, i in enumerate(plan.cohort.tolist())}
@@ -120,14 +120,14 @@ def test_federated_averaging_by_the_book(dataset, method, kind, symmetric):
     own = [kind(copy.deepcopy(average), queue, config) for queue in simulation.state.queues.keys]
     losses = []
     for r in range(config.rounds):
-        cohort = simulation.plan(r).cohort.tolist()
+        cohort = simulation.parts.plan(r).cohort.tolist()
         for i in cohort:
             own[i].online.load_state_dict(average.state_dict())
         lr = config.lr * (1 + math.cos(math.pi * r / config.rounds)) / 2
         losses += [sum(own[i].step(*views[i], lr) for i in cohort) / len(cohort) for views in views_of(simulation, r)]
         states = [own[i].online.state_dict() for i in cohort]
         average.load_state_dict({name: sum(s[name] for s in states) / len(states) for name in states[0]})
-    assert simulation.steps == 2 * (80 // (8 * 2))
+    assert simulation.parts.steps == 2 * (80 // (8 * 2))
     records = [record for record in simulation.train() if record.event == "step"]
     assert [record.loss for record in records] == pytest.approx(losses, rel=1e-9)
     torch.testing.assert_close(simulation.state.clients.online, flat(average), rtol=1e-8, atol=1e-9)
@@ -169,7 +169,7 @@ def test_only_weights_travel(dataset):
     simulation = Simulation(config, dataset)
     last = list(simulation.rounds())[-1]
     weights = 4 * simulation.model.client.size
-    syncs = min(config.syncs_per_round, simulation.steps)
+    syncs = min(config.syncs_per_round, simulation.parts.steps)
     assert last.bytes_up_per_client == last.bytes_down_per_client == 2 * syncs * weights * config.cohort // 8
 
 

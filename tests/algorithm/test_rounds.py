@@ -79,7 +79,7 @@ class Oracle:
 
     def train(self, r):
         c, s = self.c, self.s
-        plan = s.plan(r)
+        plan = s.parts.plan(r)
         self.cohort = cohort = plan.cohort.tolist()
         self.sent = []
         online = {i: copy.deepcopy(self.own.get(i, self.average)) for i in cohort}
@@ -301,7 +301,7 @@ def test_a_whole_run_with_evaluations_equals_the_oracles(setting, dataset, monke
     torch.testing.assert_close(queues.keys, torch.stack([torch.stack(rows) for rows in oracle.queues]), **near)
     assert queues.pointer.tolist() == oracle.pointers
     if config.loss_threshold == 0 and simulation.config.client_lr > 0:
-        assert (clients.participation * simulation.steps).tolist() == list(oracle.own_steps.values())
+        assert (clients.participation * simulation.parts.steps).tolist() == list(oracle.own_steps.values())
 
 
 def test_no_two_draws_are_the_same(config, dataset):
@@ -310,15 +310,15 @@ def test_no_two_draws_are_the_same(config, dataset):
 
     def draw(r):
         return plan_round(
-            s.sources,
+            s.parts.sources,
             r,
             groups=[Group(range(8), 8, 2)],
-            steps=s.steps,
+            steps=s.parts.steps,
             recipe="v2",
             image_size=8,
             crop_scale=0.08,
             seed=0,
-            device=s.device,
+            device=s.parts.device,
         )
 
     first, second = draw(0), draw(1)

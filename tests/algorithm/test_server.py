@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from simsfl.algorithm import server
-from simsfl.algorithm.state import KeyQueue, initial_state
+from simsfl.algorithm.state import KeyQueue
 from simsfl.models import split_model
+from tests.states import new_state
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -21,7 +22,7 @@ def test_enqueue_wraps_around(groups, length):
         for g in range(groups):
             for i in range(count):
                 ring[g][(start + i) % length] = float(g * count + i)
-        server.enqueue_(queue, keys[:, None])
+        server.enqueue_(queue, keys[:, None], [count] * groups)
         assert queue.keys[:, :, 0].tolist() == ring
         assert queue.pointer.tolist() == [(start + count) % length] * groups
 
@@ -36,17 +37,13 @@ def small(head="mlp"):
         key_dim=6,
         generator=torch.Generator().manual_seed(0),
     )
-    state = initial_state(
+    state = new_state(
         model,
         clients=2,
         cohort=2,
         queue_length=9,
         key_dim=6,
-        feature_sharing=True,
-        align_momentum=False,
         generator=torch.Generator().manual_seed(1),
-        device=torch.device("cpu"),
-        dtype=torch.float64,
     )
     return model.server, state.server, state.queue
 
@@ -75,7 +72,10 @@ def test_contrast_is_both_directions_by_the_book(symmetric, groups, block, monke
     queue = KeyQueue(rings, torch.zeros(groups, dtype=torch.long))
     state.momentum.add_(0.1)
     smashed = torch.randn(8, 4, 8, 8, generator=generator, dtype=torch.float64)
-    lesson = server.contrast(model, state, smashed, queue, 0.1, symmetric=symmetric, block=block)
+    outcome = server.contrast(
+        model, state, smashed, queue, 0.1, symmetric=symmetric, batches=[4 // groups] * groups, block=block
+    )
+    gradients = outcome.gradients
 
     assert max(rows_together) <= max(block or 8, 4 // groups if groups > 1 else 1)
 
@@ -92,11 +92,11 @@ def test_contrast_is_both_directions_by_the_book(symmetric, groups, block, monke
         keys.insert(0, k)
     loss.backward()
     near = {"rtol": 1e-10, "atol": 1e-12}
-    torch.testing.assert_close(lesson.loss, loss.detach(), **near)
-    torch.testing.assert_close(lesson.top1, 100 * torch.cat(hits).double().mean(), **near)
-    torch.testing.assert_close(lesson.smashed_gradient, query.grad, **near)
-    torch.testing.assert_close(lesson.gradient, torch.cat([p.grad.flatten() for p in online.parameters()]), **near)
-    torch.testing.assert_close(torch.stack(lesson.keys), torch.stack(keys), **near)
+    torch.testing.assert_close(gradients.loss, loss.detach(), **near)
+    torch.testing.assert_close(gradients.top1, 100 * torch.cat(hits).double().mean(), **near)
+    torch.testing.assert_close(gradients.smashed, query.grad, **near)
+    torch.testing.assert_close(gradients.parameters, torch.cat([p.grad.flatten() for p in online.parameters()]), **near)
+    torch.testing.assert_close(torch.stack(outcome.keys), torch.stack(keys), **near)
 
 
 @pytest.mark.parametrize("head", ["mlp", "large-mlp"])
@@ -106,6 +106,8 @@ def test_directions_do_not_mix(head):
     results = []
     for second in (key, other):
         model, state, queue = small(head)
-        lesson = server.contrast(model, state, torch.cat([query, second]), queue, 0.1, symmetric=True, block=3)
-        results.append(lesson.keys[0])  # of the query activations
+        outcome = server.contrast(
+            model, state, torch.cat([query, second]), queue, 0.1, symmetric=True, batches=[2, 2], block=3
+        )
+        results.append(outcome.keys[0])  # of the query activations
     torch.testing.assert_close(results[0], results[1])

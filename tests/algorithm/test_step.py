@@ -6,13 +6,14 @@ import torch
 
 from simsfl.algorithm import reference, step
 from simsfl.algorithm.aggregation import average_, receive_
-from simsfl.algorithm.state import gather_, initial_state, scatter_
+from simsfl.algorithm.state import gather_, scatter_
 from simsfl.algorithm.wire import Wire
 from simsfl.config.notation import Bottleneck
 from simsfl.data import Images, views
 from simsfl.kernels import accelerated
 from simsfl.models import Style, split_model
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
+from tests.states import new_state
 
 CLIENTS, BATCH, STEPS, SIZE = 6, 2, 5, 8
 
@@ -65,7 +66,7 @@ def train(
         generator=torch_generator(seed, Purpose.MODEL),
         **options,
     )
-    state = initial_state(
+    state = new_state(
         model,
         clients=CLIENTS,
         cohort=cohort,
@@ -74,8 +75,6 @@ def train(
         feature_sharing=shared,
         align_momentum=align,
         generator=torch_generator(seed, Purpose.QUEUE),
-        device=torch.device("cpu"),
-        dtype=dtype,
     )
     rng = numpy_generator(seed, Purpose.SHAPES)
     pixels = torch.from_numpy(rng.integers(0, 256, (40, 3, size, size), dtype=np.uint8))
@@ -111,7 +110,7 @@ def train(
             with accelerated(version):
                 outcome = module.train_step(model, state, batch, hyper)
             losses.append(torch.stack([outcome.loss, outcome.top1, outcome.smashed.sum(), outcome.gradient.sum()]))
-        average_(state, align_momentum=align, absent=wire.absent)
+        average_(state, align_momentum=align, absent=wire.models_up())
         scatter_(state)
         receive_(model.client, state, ids, 0.0)
     return {**state.tensors(), "losses": torch.stack(losses)}
@@ -125,13 +124,17 @@ class Shaky(Wire):
 
     def up(self, smashed_2Nchw):
         self.steps += 1
-        self.absent = [frozenset(), frozenset({0}), frozenset({1, 3})][self.steps % 3]
+        self._absent = [frozenset(), frozenset({0}), frozenset({1, 3})][self.steps % 3]
         other = smashed_2Nchw.clone()
         other.unflatten(0, (-1, 4 * BATCH))[:, 2 * BATCH : 3 * BATCH] *= 0.5
-        return other
+        return other, self._absent
 
     def down(self, gradient_Nchw):
         self.gradients.append(gradient_Nchw)
+        return gradient_Nchw
+
+    def models_up(self):
+        return self._absent
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

@@ -326,7 +326,7 @@ def test_a_disk_that_is_full(tmp_path, capfd, monkeypatch):
     honest, saved = Simulation.save, []
 
     def save(simulation, *args):
-        saved.append(simulation.round_index)
+        saved.append(simulation.progress.round_index)
         return honest(simulation, *args) if len(saved) < 3 else full("checkpoint")
 
     monkeypatch.setattr(Simulation, "save", save)

@@ -138,7 +138,7 @@ def test_what_a_run_counts_is_what_was_reckoned(setting, arrays):
     simulation = Simulation(replace(config, image_size=None), dataset)
     last = list(simulation.rounds())[-1]
     found = reckoned(replace(config, classes_per_client=config.classes_per_client or 1), 80)
-    assert found["steps_per_round"] == simulation.steps
+    assert found["steps_per_round"] == simulation.parts.steps
     assert found["bytes_per_session"] == {"up": last.bytes_up_per_client, "down": last.bytes_down_per_client}
 
 
@@ -151,7 +151,7 @@ def test_a_second_data_set_is_counted(arrays, monkeypatch):
     simulation = Simulation(replace(config, image_size=None), dataset)
     last = list(simulation.rounds())[-1]
     found = reckoned(config, 80)
-    assert found["steps_per_round"] == simulation.steps
+    assert found["steps_per_round"] == simulation.parts.steps
     assert found["bytes_per_session"] == {"up": last.bytes_up_per_client, "down": last.bytes_down_per_client}
 
 

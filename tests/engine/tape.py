@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Tape(TorchDispatchMode):
-    """A `simsfl.engine.cuda_graph.Graph`. As on CUDA, a step that asks for a number of a tensor's cannot be recorded."""
+    """A `simsfl.engine.cuda_graph.Graph`: as on CUDA, a step that reads a number of a tensor cannot be recorded."""
 
     def __init__(self):
         super().__init__()

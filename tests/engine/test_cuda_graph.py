@@ -171,7 +171,7 @@ def eager_and_captured(config, dataset):
     """Two simulations, the second with recorded steps; and what counts its calls."""
     eager, captured = Simulation(config, dataset), Simulation(config, dataset)
     counting = Counting()
-    captured.train_step = CapturedStep(counting, Tape)
+    captured.parts.train_step = CapturedStep(counting, Tape)
     return eager, captured, counting
 
 
@@ -202,7 +202,7 @@ def test_replayed_rounds_are_the_eager_ones(settings, config, dataset, caplog):
     assert counting.calls == WARM_UP + 1
     assert [record.levelno for record in caplog.records if record.name == "simsfl.engine.cuda_graph"] == [logging.INFO]
     phases = captured.clock.seconds()
-    assert phases["capture"] == pytest.approx(captured.train_step.capture_seconds, rel=0.5)
+    assert phases["capture"] == pytest.approx(captured.parts.train_step.capture_seconds, rel=0.5)
     assert phases["step"] > 0
     assert "client forward" not in phases
 
@@ -252,7 +252,7 @@ def test_python_between_the_tensors_makes_steps_eager(put, before, config, datas
         put(simulation)
         list(rounds)
     assert_same(eager, captured)
-    assert counting.calls == (3 - before) * eager.steps + before * (WARM_UP + 1)
+    assert counting.calls == (3 - before) * eager.parts.steps + before * (WARM_UP + 1)
     told = [record.getMessage() for record in caplog.records if record.name == "simsfl.engine.cuda_graph"]
     assert len(told) == 1
     assert "takes part in them" in told[0]
@@ -270,4 +270,4 @@ def test_steps_are_replayed_again_when_they_can_be(config, dataset):
         simulation.wire = Wire()
         next(rounds)
     assert_same(eager, captured)
-    assert counting.calls == WARM_UP + 1 + eager.steps
+    assert counting.calls == WARM_UP + 1 + eager.parts.steps

@@ -158,13 +158,13 @@ def test_what_is_set_for_all_operators_does_not_reach_a_run(precision, put_back)
 
 def spied(simulation, seen):
     """Note what PyTorch says of TF32 in each step."""
-    honest = simulation.train_step
+    honest = simulation.parts.train_step
 
     def train_step(*arguments):
         seen.append(tf32())
         return honest(*arguments)
 
-    simulation.train_step = train_step
+    simulation.parts.train_step = train_step
     return simulation
 
 
@@ -181,7 +181,9 @@ def test_each_run_has_its_own_arithmetic(config, dataset, arrays, with_tf32, mon
     for precision, simulation in runs.items():
         assert set(seen[precision]) == {WANTED[IN_TF32[precision]]}
         evaluated = []
-        monkeypatch.setattr(simulation.evaluation, "knn", lambda encode, seen=evaluated: seen.append(tf32()) or 1.0)
+        monkeypatch.setattr(
+            simulation.parts.evaluation, "knn", lambda encode, seen=evaluated: seen.append(tf32()) or 1.0
+        )
         simulation.evaluate()
         simulation.evaluate_untrained()
         assert evaluated == [WANTED[IN_TF32[precision]]] * 3
@@ -193,8 +195,8 @@ def test_probes_and_replayed_rounds_have_it_too(precision, config, arrays, with_
     larger = make_dataset("larger", "made up", arrays, image_size=16)
     simulation = Simulation(replace(config, precision=precision, linear_probe=True, loss_threshold=1e9), larger)
     seen = []
-    monkeypatch.setattr(simulation.evaluation, "all_features", lambda encode: (seen.append(tf32()), None))
-    monkeypatch.setattr(simulation.evaluation, "probe", lambda *data, **how: (seen.append(tf32()), 0.0))
+    monkeypatch.setattr(simulation.parts.evaluation, "all_features", lambda encode: (seen.append(tf32()), None))
+    monkeypatch.setattr(simulation.parts.evaluation, "probe", lambda *data, **how: (seen.append(tf32()), 0.0))
     monkeypatch.setattr("simsfl.algorithm.step.learn_", lambda *arguments: seen.append(tf32()) or pytest.fail("stop"))
     simulation.probes()
     assert len(seen) == 2
@@ -206,15 +208,15 @@ def test_probes_and_replayed_rounds_have_it_too(precision, config, arrays, with_
 def test_tf32_is_fp32_but_for_the_switches(config, dataset, with_tf32):
     """The CPU has no TF32, so that nothing at all may differ here."""
     exact, tensor = (Simulation(replace(config, precision=precision), dataset) for precision in ("fp32", "tf32"))
-    assert tensor.cost.image_bytes == exact.cost.image_bytes
+    assert tensor.parts.cost.image_bytes == exact.parts.cost.image_bytes
     assert list(map(vars, exact.rounds())) == list(map(vars, tensor.rounds()))
 
 
 def test_float64_is_not_halved(config, dataset, bf16_by_rule):
     simulation = Simulation(config, dataset, dtype=torch.float64)
     assert simulation.config.precision == "fp32"
-    assert simulation.reasons == {"precision": "auto, everything is float64"}
-    assert simulation.hyper.precision == torch.float64
+    assert simulation.parts.reasons == {"precision": "auto, everything is float64"}
+    assert simulation.parts.hyper.precision == torch.float64
 
 
 def test_a_choice_in_tf32_is_another():

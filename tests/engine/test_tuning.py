@@ -35,15 +35,15 @@ def kept():
 
 def test_choices_are_kept_for_the_next_process(config, dataset):
     first = Simulation(replace(config, engine="fused"), dataset)
-    assert {key.split()[0] for key in first.choices} == {"conv2d", "conv2d_backward", "chunk"}
-    assert kept() == {tuning.where(): first.choices}
-    (chunk,) = (key for key in first.choices if key.startswith("chunk"))
-    other = dict.fromkeys(first.choices, "grouped") | {chunk: "1" if first.hyper.chunk == 2 else "2"}
+    assert {key.split()[0] for key in first.parts.choices} == {"conv2d", "conv2d_backward", "chunk"}
+    assert kept() == {tuning.where(): first.parts.choices}
+    (chunk,) = (key for key in first.parts.choices if key.startswith("chunk"))
+    other = dict.fromkeys(first.parts.choices, "grouped") | {chunk: "1" if first.parts.hyper.chunk == 2 else "2"}
     tuning.write_choices(other)
     CHOICES.clear()
     second = Simulation(replace(config, engine="fused"), dataset)
-    assert second.choices.items() <= other.items()
-    assert str(second.hyper.chunk) == other[chunk]
+    assert second.parts.choices.items() <= other.items()
+    assert str(second.parts.hyper.chunk) == other[chunk]
 
 
 def test_those_of_another_version_or_machine_are_ignored_and_left(config, dataset, monkeypatch):
@@ -63,7 +63,7 @@ def test_a_damaged_file_is_made_anew_with_a_warning(content, config, dataset, ca
     with caplog.at_level(logging.WARNING):
         simulation = Simulation(replace(config, engine="fused"), dataset)
     assert "choices.json is damaged" in caplog.text
-    assert kept() == {tuning.where(): simulation.choices}
+    assert kept() == {tuning.where(): simulation.parts.choices}
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(config, dataset, monkeypatch, tmp_path):
@@ -77,13 +77,13 @@ def test_a_resumed_run_abides_by_its_own(config, dataset, tmp_path):
     simulation.save(tmp_path / "run")
     path = RunDirectory(tmp_path / "run").config
     content = json.loads(path.read_text())
-    assert content["choices"] == simulation.choices
+    assert content["choices"] == simulation.parts.choices
     content["choices"] = {key: "unfold" if key.startswith("conv2d") else "1" for key in content["choices"]}
     path.write_text(json.dumps(content))
     resumed = Simulation.load(tmp_path / "run", dataset)
-    assert resumed.choices.items() <= content["choices"].items()
-    assert "unfold" in resumed.choices.values()
-    assert resumed.hyper.chunk == 1
+    assert resumed.parts.choices.items() <= content["choices"].items()
+    assert "unfold" in resumed.parts.choices.values()
+    assert resumed.parts.hyper.chunk == 1
 
 
 def test_every_shape_is_known_before_training_and_a_resumed_runs_choices_are_its_own(
@@ -92,10 +92,10 @@ def test_every_shape_is_known_before_training_and_a_resumed_runs_choices_are_its
     monkeypatch.setattr(tuning, "CHUNKS", (3,))
     config = replace(config, engine="fused", cohort=8, rounds=1)
     simulation = Simulation(config, dataset)
-    before = dict(simulation.choices)
+    before = dict(simulation.parts.choices)
     assert sum(key.startswith("conv2d ") for key in before) == 2  # chunks of 3, and one of 2
     list(simulation.rounds())
-    assert simulation.choices == before
+    assert simulation.parts.choices == before
     simulation.save(tmp_path / "run")
     path = RunDirectory(tmp_path / "run").config
     content = json.loads(path.read_text())
@@ -113,7 +113,7 @@ def test_the_servers_operators_are_called_before_training_too(config, dataset, m
     central, smashed = simulation.model.server, torch.zeros(4, *simulation.model.smashed_shape)
     before = central.initial_statistics.clone()
     with accelerated(), choosing() as used:
-        tuning.server_passes(central, simulation.hyper, simulation.state.server.online, smashed)
+        tuning.server_passes(central, simulation.parts.hyper, simulation.state.server.online, smashed)
     assert torch.equal(central.initial_statistics, before)
     shape = "x".join(map(str, smashed.shape))
     assert any(key.startswith(f"conv2d 1x{shape} ") for key in used)
@@ -128,7 +128,7 @@ def test_the_servers_operators_are_called_before_training_too(config, dataset, m
         pytest.raises(ValueError, match=r"engine: fused:unfold .*conv2d_backward .*it is too much; allowed: fused, "),
         tuning.able("fused:unfold"),
     ):
-        tuning.server_passes(central, simulation.hyper, simulation.state.server.online, smashed)
+        tuning.server_passes(central, simulation.parts.hyper, simulation.state.server.online, smashed)
 
 
 def test_lack_of_memory_is_left_to_those_who_know_what_needs_less():

@@ -68,7 +68,7 @@ def test_semi_supervised_probes_see_their_share_of_the_labels(config, dataset, m
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     probes = simulation.probes()
     assert [probe.kind for probe in probes] == ["semi-10%", "semi-1%"]
-    everything, _ = simulation.evaluation.all_features(simulation.encoder())
+    everything, _ = simulation.parts.evaluation.all_features(simulation.encoder())
     for (features, labels), count in zip(seen, (8, 2), strict=True):  # of 80; two at least
         assert len(features) == count
         rows = [(everything == own).all(dim=1).nonzero()[0].item() for own in features]

@@ -5,14 +5,9 @@ Random bytes, real frames with a byte changed, other devices' answers, replays, 
 
 import random
 import sys
-from pathlib import Path
 
 import numpy as np
 import zmq
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "hw_profile"))
-
-import checkout  # noqa: F401  (makes simsfl importable)
 
 from simsfl.hw_profile.devices.messages import KINDS, Message, pack
 

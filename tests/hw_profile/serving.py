@@ -40,7 +40,7 @@ class Served(threading.Thread):
         super().__init__(daemon=True)
         self.left = threading.Event()
         self.device = Device(address, None, number, LONG, is_over=self.left.is_set)
-        self.pixels = simulation.dataset.train.pixels[torch.from_numpy(simulation.partition[number])].numpy()
+        self.pixels = simulation.dataset.train.pixels[torch.from_numpy(simulation.parts.partition[number])].numpy()
         self.runtime, self.leave_after, self.before_step = runtime, leave_after, before_step
         self.error = None
         if says:

@@ -99,7 +99,7 @@ def test_a_device_that_repeats_itself_and_mixes_things_up_changes_nothing(datase
     assert_same(found, expected)
     assert not loop.missed
     answers = len(said)
-    assert answers == 2 * (simulation.steps + simulation.config.syncs_per_round)
+    assert answers == 2 * (simulation.parts.steps + simulation.config.syncs_per_round)
     assert hub.counts.refused["frame"] == answers
     assert hub.counts.refused["stranger"] == hub.counts.refused["run"] == answers
     assert sum(hub.counts.refused.values()) == 8 * answers + sum(min(3, before) for before in range(answers))
@@ -142,12 +142,15 @@ def test_whatever_comes_over_the_wire_the_round_ends_with_the_right_weights(data
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as attacker:
             deadline = time.monotonic() + 120
             while (refused := sum(hub.counts.refused.values())) < 100_000 and time.monotonic() < deadline:
-                if refused > 20_000 * simulation.step_index and simulation.step_index < simulation.steps - 1:
+                if (
+                    refused > 20_000 * simulation.progress.step_index
+                    and simulation.progress.step_index < simulation.parts.steps - 1
+                ):
                     next(steps)  # in the middle of it
                 hub.wait(0.01)
             assert refused == 100_000
             assert attacker.stdout.readline() == b"sent\n"
-            assert 3 <= simulation.step_index < simulation.steps
+            assert 3 <= simulation.progress.step_index < simulation.parts.steps
             list(steps)
             attacker.stdin.close()
         list(simulation.rounds())

@@ -77,10 +77,15 @@ def test_bytes_are_the_cost_models_and_a_little_more(dataset):
         up, down = hub.counts.up - before[0], hub.counts.down - before[1]
     finish(*devices)
     share, syncs = len(CLIENTS) / 8, simulation.config.syncs_per_round
-    frames = 3 * len(CLIENTS) * (simulation.steps + syncs)
-    assert share * simulation.traffic.up <= up < share * simulation.traffic.up + 500 * frames
+    frames = 3 * len(CLIENTS) * (simulation.parts.steps + syncs)
+    traffic = simulation.progress.traffic
+    assert share * traffic.up <= up < share * traffic.up + 500 * frames
     plan = 3 * len(CLIENTS) * 6000  # which images and views a round has, and at first all that a client keeps
-    assert share * simulation.traffic.down <= down < share * simulation.traffic.down + 500 * frames + plan
+    assert (
+        share * simulation.progress.traffic.down
+        <= down
+        < share * simulation.progress.traffic.down + 500 * frames + plan
+    )
     assert sum(account.bytes_up for account in hub.accounts.values()) == hub.counts.up
     assert sum(account.bytes_down for account in hub.accounts.values()) == hub.counts.down
 
@@ -88,12 +93,12 @@ def test_bytes_are_the_cost_models_and_a_little_more(dataset):
 def test_a_device_that_leaves_is_done_without_and_may_return(dataset):
     simulation = Simulation(RunConfig(**{**EVERYONE, "rounds": 3}), dataset)
     with hub_of(simulation) as (hub, loop):
-        gone = Served(simulation, hub.address, 1, leave_after=simulation.steps + 1)
+        gone = Served(simulation, hub.address, 1, leave_after=simulation.parts.steps + 1)
         devices = [Served(simulation, hub.address, number) for number in (3, 5)]
         wait_for(hub, 3)
         records = [record for _ in range(2) for record in simulation.round()]
         absences = [(r.round, r.step, r.clients) for r in records if r.event == "absence"]
-        assert (loop.done[1], loop.due[1]) == (simulation.steps + 2, 2 * simulation.steps)
+        assert (loop.done[1], loop.due[1]) == (simulation.parts.steps + 2, 2 * simulation.parts.steps)
         assert absences == [(2, 3, [1])]  # it has sent what the second step begins with
         finish(gone)
         assert hub.present() == {3, 5}
@@ -118,7 +123,7 @@ def test_where_the_run_ends_in_the_middle_of_a_round_the_devices_end_too(dataset
 
 def test_a_device_that_hangs_is_dismissed_and_comes_back_at_an_averaging(dataset):
     simulation = Simulation(RunConfig(**{**EVERYONE, "rounds": 2, "syncs_per_round": 4}), dataset)
-    assert simulation.steps == 5
+    assert simulation.parts.steps == 5
     hung = threading.Event()
 
     def hang(device):
@@ -147,7 +152,7 @@ def test_where_nobody_is_left_somebody_is_waited_for_between_steps(dataset):
     expected = trained(Simulation(config, dataset))
     simulation, asked = Simulation(config, dataset), []
     with hub_of(simulation, clients=[0, 1]) as (hub, loop):
-        loop.waiting = lambda: asked.append(simulation.step_index)
+        loop.waiting = lambda: asked.append(simulation.progress.step_index)
         gone = [Served(simulation, hub.address, number, leave_after=2) for number in (0, 1)]
         wait_for(hub, 2)
         steps = simulation.round()
@@ -157,7 +162,7 @@ def test_where_nobody_is_left_somebody_is_waited_for_between_steps(dataset):
         later = threading.Timer(0.5, lambda: gone.extend(Served(simulation, hub.address, n) for n in (0, 1)))
         later.start()
         records = [record for record in steps if record.event == "step"]
-        assert records[-1].step == simulation.steps
+        assert records[-1].step == simulation.parts.steps
         assert asked
         wait_for(hub, 2)
         list(simulation.round())
@@ -241,26 +246,26 @@ def test_a_trace_can_be_recorded_meanwhile(dataset, tmp_path):
             list(simulation.rounds())
         assert simulation.observers == [loop]
     finish(device)
-    assert Trace(tmp_path / "client.trace").steps == simulation.steps
+    assert Trace(tmp_path / "client.trace").steps == simulation.parts.steps
 
 
 def test_replayed_steps_are_eager_while_there_are_devices(dataset):
     """Steps that are replayed, as on CUDA, are ordinary ones while devices take part, and are replayed again after."""
     config = RunConfig(**{**EVERYONE, "rounds": 2})
     eager, captured = Simulation(config, dataset), Simulation(config, dataset)
-    captured.train_step = CapturedStep(step.train_step, Tape)
+    captured.parts.train_step = CapturedStep(step.train_step, Tape)
     for simulation in (eager, captured):
         rounds = simulation.rounds()
         with hub_of(simulation, clients=[3]) as (hub, loop):
             device = Served(simulation, hub.address, 3)
             wait_for(hub, 1)
             next(rounds)
-            assert loop.done == {3: simulation.steps}
+            assert loop.done == {3: simulation.parts.steps}
         finish(device)
-        assert not captured.train_step.recordings
+        assert not captured.parts.train_step.recordings
     for simulation in (eager, captured):
         next(simulation.rounds())
-    assert captured.train_step.recordings
+    assert captured.parts.train_step.recordings
     assert_same(captured.state.tensors(), eager.state.tensors())
 
 
@@ -293,4 +298,4 @@ def test_energy_is_recorded_meanwhile(dataset, monkeypatch):
     assert energy["joules"] == pytest.approx(energy["mean_watts"] * (end - begin))
     assert energy["joules_above_idle"] == pytest.approx((energy["mean_watts"] - sum(idle) / 2) * (end - begin))
     assert "bench ±5%" in energy["label"]
-    assert found["steps"] == simulation.steps
+    assert found["steps"] == simulation.parts.steps

@@ -27,9 +27,8 @@ def compiled():
     """Return what `compile_ahead.py` prints: one dictionary for each compiled kernel."""
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "experiments")])
-    command = [sys.executable, str(Path(__file__).with_name("compile_ahead.py"))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.kernels.compile_ahead"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -41,8 +41,8 @@ def test_loss_keys_and_gradients_are_those_of_the_plain_network(settings, block)
     def lesson(network):
         state = ServerState(flat, 0.9 * flat, torch.zeros_like(flat), statistics.clone(), statistics.clone())
         queue = KeyQueue(keys, torch.zeros(1, dtype=torch.long))
-        result = server.contrast(network, state, smashed, queue, 0.1, symmetric=True, block=block)
-        return {**vars(result), "statistics": state.online_statistics, "keys": torch.cat(result.keys)}
+        result = server.contrast(network, state, smashed, queue, 0.1, symmetric=True, batches=[4], block=block)
+        return {**vars(result.gradients), "statistics": state.online_statistics, "keys": torch.cat(result.keys)}
 
     ours, theirs = lesson(CentralModule(model.server, torch.float64, flat.device)), lesson(model.server)
     for name, wanted in theirs.items():
@@ -112,7 +112,7 @@ def test_where_its_kernels_cannot_run_the_plain_network_is_used_with_one_warning
     central = CentralModule(plain, torch.float32, torch.device("cpu"))
     smashed = torch.zeros(4, *simulation.model.smashed_shape)
     with caplog.at_level(logging.WARNING):
-        network = tuning.working_server(central, simulation.hyper, simulation.state.server.online, smashed)
+        network = tuning.working_server(central, simulation.parts.hyper, simulation.state.server.online, smashed)
     assert network is plain
     assert [record.getMessage() for record in caplog.records] == [
         "the server's own kernels cannot run, and PyTorch's operators are used: RuntimeError: no compiler"

@@ -134,8 +134,8 @@ def test_the_best_epoch_is_kept():
 
 def test_who_knows_what(dataset):
     simulation = Simulation(RunConfig(**TINY), dataset)
-    rows = targets(simulation.partition, 3)
-    assert rows.tolist() == [row for c in (3, 4, 5, 6) for row in simulation.partition[c]]
+    rows = targets(simulation.parts.partition, 3)
+    assert rows.tolist() == [row for c in (3, 4, 5, 6) for row in simulation.parts.partition[c]]
     own = attackers_rows(80, 0.25, rows[:10], 0)
     assert len(own) == 20
     assert not set(own.tolist()) & set(rows[:10].tolist())
@@ -220,24 +220,24 @@ def test_a_resisting_run_resumes_and_clients_keep_their_attackers(dataset, tmp_p
     loaded = Simulation.load(tmp_path / "run", dataset)
     assert list(loaded.rounds()) == records
     counts = simulation.state.attackers.own[:, -1]
-    assert counts.tolist() == (simulation.state.clients.participation * simulation.steps).tolist()
+    assert counts.tolist() == (simulation.state.clients.participation * simulation.parts.steps).tolist()
 
 
 def test_auxiliary_images_are_half_of_each_batch(dataset, arrays):
     both = with_auxiliary(dataset, make_dataset("other", "made up", arrays))
     config = RunConfig(**{**TINY, "clients": 2, "cohort": 2, "aux_dataset": "other", "data_proportion": 0.5})
     simulation = Simulation(config, both)
-    assert simulation.steps == 80 // 2 // 2  # a pass over the larger
-    rows = simulation.plan(0).groups[0].indices
+    assert simulation.parts.steps == 80 // 2 // 2  # a pass over the larger
+    rows = simulation.parts.plan(0).groups[0].indices
     assert rows.shape == (20, 2, 4)
     own, other = rows[:, :, :2], rows[:, :, 2:]
     assert own.max() < 80 <= other.min()
     assert len(own.unique()) == 40
     assert len(other.unique()) == 80
-    train, _ = simulation.evaluation.all_features(simulation.encoder())
-    assert len(simulation.evaluation.bank) == len(train) == 80
+    train, _ = simulation.parts.evaluation.all_features(simulation.encoder())
+    assert len(simulation.parts.evaluation.bank) == len(train) == 80
     alone = Simulation(replace(config, data_proportion=0.0), both)
-    assert alone.plan(0).groups[0].indices.min() >= 80
+    assert alone.parts.plan(0).groups[0].indices.min() >= 80
     with pytest.raises(ValueError, match=r"aux_dataset: .* supervised"):
         replace(config, supervised=True)
     with pytest.raises(ValueError, match="data_proportion: 0 leaves"):

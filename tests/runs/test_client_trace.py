@@ -44,7 +44,7 @@ def recorded(setting, dataset, path, client=None):
 def replayed(simulation, trace):
     """Largest differences from the trace of a client of ordinary modules and `torch.optim.SGD`."""
     model, optimiser, differences = simulation.model.client, trace.about["optimiser"], []
-    precision = simulation.hyper.precision
+    precision = simulation.parts.hyper.precision
     for visit in trace.visits:
         state = {name: torch.from_numpy(visit.begin[name].copy()) for name in STATE}
         online = model.module(state["online"], state["online_statistics"])
@@ -66,10 +66,10 @@ def replayed(simulation, trace):
                     differences.append(np.abs(state[name].numpy() - expected).max() / max(np.abs(expected).max(), 1e-9))
 
         for step in range(visit.steps):
-            views = simulation.plan(0).groups[0].views
+            views = simulation.parts.plan(0).groups[0].views
             own = type(views)(**{name: torch.from_numpy(visit.views[name][step])[:, None] for name in VIEWS})
             images = simulation.dataset.train.augmented(torch.from_numpy(visit.pixels[step])[None], own)[:, 0]
-            with simulation.hyper.autocast(torch.device("cpu")):
+            with simulation.parts.hyper.autocast(torch.device("cpu")):
                 smashed = online(images[0])
                 for m, p in zip(momentum.parameters(), online.parameters(), strict=True):
                     m.data.mul_(optimiser["tau"]).add_(p.data, alpha=1 - optimiser["tau"])
@@ -108,14 +108,14 @@ def test_the_work_done_again_comes_to_the_same(setting, dataset, arrays, tmp_pat
 def test_a_visit_for_each_round_that_the_client_takes_part_in(dataset, tmp_path):
     config = RunConfig(**{**TINY, "rounds": 6})
     simulation = Simulation(config, dataset)
-    cohorts = [simulation.plan(index).cohort.tolist() for index in range(6)]
+    cohorts = [simulation.parts.plan(index).cohort.tolist() for index in range(6)]
     client = cohorts[1][2]
     with Recorder(simulation, client, tmp_path / "trace"):
         list(simulation.rounds())
     trace = Trace(tmp_path / "trace")
     assert len(trace.visits) == sum(client in cohort for cohort in cohorts)
-    assert trace.steps == len(trace.visits) * simulation.steps
-    first = simulation.plan(1).groups[0]
+    assert trace.steps == len(trace.visits) * simulation.parts.steps
+    first = simulation.parts.plan(1).groups[0]
     indices = first.indices[:, 2]
     np.testing.assert_array_equal(
         trace.visits[sum(client in cohort for cohort in cohorts[:1])].pixels,
@@ -161,7 +161,8 @@ def test_a_trace_is_read_without_torch(dataset, tmp_path):
     recorded({}, dataset, tmp_path / "trace")
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from simsfl.runs.client_trace import Trace; trace = Trace(sys.argv[1]); print(trace.visits[0].gradient(0).shape)"
+        "from simsfl.runs.client_trace import Trace\n"
+        "print(Trace(sys.argv[1]).visits[0].gradient(0).shape)"
     )
     output = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "trace"], check=True, capture_output=True, text=True
@@ -245,7 +246,7 @@ def test_an_interrupted_round_is_recorded_as_far_as_it_went(dataset, tmp_path):
         steps = simulation.round()
         next(steps), next(steps)
     trace = Trace(tmp_path / "trace")
-    assert trace.steps == simulation.step_index
+    assert trace.steps == simulation.progress.step_index
     assert replayed(simulation, trace) < 2e-5
 
 
@@ -265,16 +266,16 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(dataset, tmp_path, monke
         next(simulation.round())
         monkeypatch.setattr("simsfl.runs.client_trace.TraceWriter.put", full)
         list(simulation.rounds())
-    assert simulation.round_index == TINY["rounds"]
+    assert simulation.progress.round_index == TINY["rounds"]
     assert "No space left" in str(recorder.problem)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_poor_clients_trace_is_of_the_poor(dataset, tmp_path):
     simulation, _, trace = recorded({**SETTINGS["unequal"], "rounds": 2}, dataset, tmp_path / "trace", client=7)
-    rich, poor = simulation.groups
+    rich, poor = simulation.parts.groups
     assert trace.visits[0].batch_size == poor.batch_size < rich.batch_size
-    assert trace.about["session"]["steps"] == round(2 * poor.cohort / len(poor.clients) * simulation.steps)
+    assert trace.about["session"]["steps"] == round(2 * poor.cohort / len(poor.clients) * simulation.parts.steps)
 
 
 def test_the_program(npz, tmp_path, capsys):

@@ -14,10 +14,10 @@ import pytest
 from simsfl import RunConfig, Simulation
 from simsfl.cli import launch, run
 from simsfl.cli.session import Session
-from simsfl.simulation import NonFiniteLossError
+from simsfl.rounds.progress import NonFiniteLossError
 from tests.conftest import TINY, flags
 
-RUN = Path(run.__file__)
+RUN = Path(__file__).parents[2] / "experiments" / "run.py"
 SLOW = TINY | {"rounds": 12, "eval_every": 3, "checkpoint_every": 2, "measure_divergence": True, "dashboard": "off"}
 
 
@@ -100,7 +100,7 @@ def test_stopped_in_an_evaluation(npz, tmp_path, monkeypatch, capsys):
     honest = Session._watch
 
     def watch(self, title, items):
-        if title == "kNN" and self.simulation.finished_rounds == 3:
+        if title == "kNN" and self.simulation.progress.finished_rounds == 3:
             self.stop.received = signal.SIGINT
         yield from honest(self, title, items)
 

@@ -61,7 +61,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import conftest
+from tests import conftest
 from simsfl import RunConfig, Simulation
 
 settings = {"batch_size": 10, "rounds": 240, "dataset": sys.argv[1]}
@@ -76,7 +76,7 @@ print(sizes[240] - sizes[40])
 def test_memory_is_flat_over_200_rounds(npz):
     """In a process of its own: what other tests have left behind is given back at any time."""
     argv = [sys.executable, "-c", FLAT, str(npz)]
-    done = subprocess.run(argv, cwd=Path(__file__).parent, check=True, capture_output=True, text=True)
+    done = subprocess.run(argv, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True)
     assert int(done.stdout) < 1e6
 
 

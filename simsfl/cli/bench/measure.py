@@ -45,7 +45,7 @@ def engine(name: str, config: RunConfig) -> None:
     else:
         simulation = Simulation(replace(config, engine=engine), dataset_of(config))
         step, clock = simulated_step(simulation), simulation.clock
-        facts = {"chunk": simulation.hyper.chunk, "choices": simulation.choices}
+        facts = {"chunk": simulation.parts.hyper.chunk, "choices": simulation.parts.choices}
     device = torch.device(device_of(config.device))
     emit(facts | {"start_bytes": peak_memory_bytes(device)})
     before: dict[str, float] = {}
@@ -142,13 +142,17 @@ def scale(config: RunConfig, steps: int) -> None:
         times.append(time.perf_counter())
     clients = simulation.state.clients
     held = [clients.momentum, clients.velocity, clients.participation]
-    kept = sum(t.nbytes for t in held) + simulation.partition.indices.nbytes + simulation.partition.offsets.nbytes
+    kept = (
+        sum(t.nbytes for t in held)
+        + simulation.parts.partition.indices.nbytes
+        + simulation.parts.partition.offsets.nbytes
+    )
     emit(
         {
             "step_seconds": np.diff(times)[2:].tolist(),
             "start_seconds": start,
             "resident_bytes": resident_bytes(),
-            "peak_bytes": peak_memory_bytes(simulation.device),
+            "peak_bytes": peak_memory_bytes(simulation.parts.device),
             "data_bytes": data,
             "bytes_per_client": kept / config.clients,
         }

@@ -2,8 +2,8 @@
 
 One module, one optimiser, one schedule and one pipeline of PIL views per client, run one after the other; the server
 sees the two directions of the loss one after the other; weights are standardised by mean of means and torch.std. It
-computes what `simsfl.algorithm.reference` does but for the draws of its views, and trains models of its own, so that nothing of
-simsfl's state, operators or memory settings is in its way.
+computes what `simsfl.algorithm.reference` does but for the draws of its views, and trains models of its own, so that
+nothing of simsfl's state, operators or memory settings is in its way.
 """
 
 from __future__ import annotations

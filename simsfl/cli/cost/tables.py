@@ -60,7 +60,6 @@ def reckoned(
     count = images or count
     config = replace(
         config,
-        classes_per_client=config.classes_per_client or max(1, classes // 5),
         image_size=config.image_size or size,
         device="cpu" if config.device == "auto" else config.device,
     )
@@ -69,7 +68,7 @@ def reckoned(
         raise ValueError(
             f"clients: {config.clients} are more than the {count:,} training images; allowed: 1 to {count}"
         )
-    config = resolve(config, least)
+    config = resolve(config, least, classes)
     groups = assembly.groups(config)
     used = held(config.partition, int(config.data_proportion * count), config.clients, config.classes_per_client)
     sources = [Partition.of([range(used)])] if used else []
@@ -79,7 +78,7 @@ def reckoned(
     model = network(RunConfig(method=config.method, **config.network()))
     learns = config.client_lr > 0
     shape = (COLOURS, config.image_size, config.image_size)
-    views = 2 if config.method != "mocosfl" and config.symmetric else 1
+    passes, views = config.passes_per_image, config.views_sent
     one = operations(model.client, shape, of_images=True)
     sent = client_cost(
         model,
@@ -87,26 +86,25 @@ def reckoned(
         weight_bytes=number_bytes or WEIGHT_BYTES,
         align_momentum=config.align_momentum,
     )
-    sides = 1 if config.supervised else 2
-    a_round = sent.round_traffic(groups, steps, config.syncs_per_round, frozen=not learns, views=sides)
+    a_round = sent.round_traffic(groups, steps, config.syncs_per_round, frozen=not learns, views=views)
     batch_size = max(group.batch_size for group in groups)
-    own = memory(model.client, shape, views * batch_size, learns=learns)
+    own = memory(model.client, shape, passes * batch_size, learns=learns)
     return {
         "flops_per_image": {
-            "forward": views * one.forward,
-            "momentum_forward": (sides - 1) * views * one.forward,
-            "backward": views * one.backward if learns else 0,
-            "all": views * (one.step(learns=learns) - (2 - sides) * one.forward),
-            "forward_macs": views * one.macs,
+            "forward": passes * one.forward,
+            "momentum_forward": (views - 1) * passes * one.forward,
+            "backward": passes * one.backward if learns else 0,
+            "all": passes * (one.step(learns=learns) - (2 - views) * one.forward),
+            "forward_macs": passes * one.macs,
         },
         "server_flops_per_image": server_work(model, config.symmetric) if model.server.size else 0,
         "memory_bytes": {
             **asdict(own),
             "all": own.total,
-            "measured": training_bytes(model.client, shape, views * batch_size, learns=learns) if measured else None,
+            "measured": training_bytes(model.client, shape, passes * batch_size, learns=learns) if measured else None,
         },
         "bytes_per_image": {
-            "up": (sides if model.smashed_shape[0] else 0) * sent.image_bytes,
+            "up": (views if model.smashed_shape[0] else 0) * sent.image_bytes,
             "down": sent.image_bytes if learns else 0,
         },
         "bytes_per_round": {"up": a_round.up // config.cohort, "down": a_round.down // config.cohort},

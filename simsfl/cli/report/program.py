@@ -135,7 +135,7 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
         figures["privacy"] = ("Privacy against accuracy", privacy(runs))
     for run in watched(runs, "Drawing"):
         simulation = Simulation.load(run.path, device="auto")
-        for problem in simulation.passed_over:
+        for problem in simulation.damaged:
             print(f"{problem}; using the one before", file=sys.stderr)
         suffix = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '-', run.name)}" if len(runs) > 1 else ""
         of = f" of {run.name}" if len(runs) > 1 else ""
@@ -245,7 +245,7 @@ def privacy(runs: list[Run]) -> Figure:
 def partition(simulation: Simulation) -> Figure:
     """Heat map of clients against classes, clients in the order of their main class."""
     labels = simulation.dataset.train_labels.cpu().numpy()
-    counts = simulation.partition.class_counts(labels)
+    counts = simulation.parts.partition.class_counts(labels)
     order = np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))
     classes = simulation.dataset.classes
     figure, axis = plt.subplots(figsize=(6, 6), layout="constrained")
@@ -264,7 +264,7 @@ def view_pairs(simulation: Simulation) -> Figure:
     """Original, query view and key view of a few images of the first round."""
     config, data = simulation.config, simulation.dataset
     plan = plan_round(
-        simulation.sources[:1],
+        simulation.parts.sources[:1],
         0,
         groups=[Group(range(config.clients), min(PAIRS, config.clients), 1)],
         steps=1,
@@ -272,7 +272,7 @@ def view_pairs(simulation: Simulation) -> Figure:
         image_size=config.image_size,
         crop_scale=config.crop_scale,
         seed=config.seed,
-        device=simulation.device,
+        device=simulation.parts.device,
     )
     (group,) = plan.groups
     pixels = data.train.pixels[group.indices[0]]
@@ -297,7 +297,7 @@ def view_pairs(simulation: Simulation) -> Figure:
 def features(simulation: Simulation) -> Figure:
     """Test features on their first two principal components, coloured by class."""
     data = simulation.dataset
-    rows = torch.arange(min(PCA_IMAGES, len(data.test)), device=simulation.device)
+    rows = torch.arange(min(PCA_IMAGES, len(data.test)), device=simulation.parts.device)
     encode = simulation.encoder()
     with arithmetic(simulation.config.precision):
         embedded = torch.nn.functional.normalize(evaluation.embed(encode, data.test, rows), dim=1)

@@ -147,21 +147,23 @@ def measured(config: RunConfig, known: dict[tuple, tuple[float, float]], *, atta
     simulation.flush_seconds = 0.0
     start = time.perf_counter() - begin
     config = simulation.config
-    work = (*(getattr(config, name) for name in WORK), sum(group.images for group in simulation.groups))
+    work = (*(getattr(config, name) for name in WORK), sum(group.images for group in simulation.parts.groups))
     if work not in known:
         known[work] = step_seconds(simulation), image_seconds(simulation)
-    pass_ = steps_per_round(simulation.sources, simulation.groups)
-    data, evaluation = simulation.dataset, simulation.evaluation
+    pass_ = steps_per_round(simulation.parts.sources, simulation.parts.groups)
+    data, evaluation = simulation.dataset, simulation.parts.evaluation
     images, compared = len(data.train_labels) + len(data.test), len(evaluation.bank) + len(evaluation.test)
     attack = attack_seconds(simulation) if attacked else 0.0
-    return config, Cost(start, *known[work], simulation.steps, pass_, len(data.train_labels), images, compared, attack)
+    return config, Cost(
+        start, *known[work], simulation.parts.steps, pass_, len(data.train_labels), images, compared, attack
+    )
 
 
 def step_seconds(simulation: Simulation) -> float:
     """Of the fastest of a few steps: the first finds memory, and draws a whole round."""
 
     def steps() -> Iterator[object]:
-        while simulation.round_index < simulation.config.rounds:
+        while simulation.progress.round_index < simulation.config.rounds:
             yield from (record for record in simulation.round() if record.event == "step")
 
     times, begin = [], time.perf_counter()
@@ -179,7 +181,7 @@ def image_seconds(simulation: Simulation) -> float:
 
     def features() -> torch.Tensor:
         with arithmetic(simulation.config.precision):
-            return simulation.evaluation.features(encode, images, rows).cpu()
+            return simulation.parts.evaluation.features(encode, images, rows).cpu()
 
     return min(timed(features) for _ in range(STEPS)) / len(rows)
 
@@ -194,8 +196,8 @@ def timed(function: Callable[[], object]) -> float:
 def attack_seconds(simulation: Simulation) -> float:
     """Of an epoch of an attack with its usual decoder and images."""
     size, shape = simulation.dataset.image_size, simulation.model.smashed_shape
-    network = decoder(DECODER, shape, size, "batch", torch.Generator()).to(simulation.device)
-    smashed, images = (torch.zeros(32, *s, device=simulation.device) for s in (shape, (3, size, size)))
+    network = decoder(DECODER, shape, size, "batch", torch.Generator()).to(simulation.parts.device)
+    smashed, images = (torch.zeros(32, *s, device=simulation.parts.device) for s in (shape, (3, size, size)))
     steps = 0.01 * len(simulation.dataset.train_labels) / 32
 
     def step() -> float:

@@ -1,0 +1,150 @@
+"""How far a run has come, and what is known of its round under way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simsfl.algorithm.communication import Communication, Exchange
+from simsfl.cost.model import Traffic
+from simsfl.runs.metrics import AbsenceRecord, RoundRecord, StepRecord, SyncRecord
+from simsfl.setup.parts import Parts
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Training diverged; the message names round and step."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what is known of its round under way."""
+
+    figures: Tensor
+    """``[S, 2]`` loss and contrastive accuracy of each step of the round, on the device; with simulated attackers
+    ``[S, 4]``, the mean SSIM of their reconstructions before and after they have learnt from the step."""
+    round_index: int = 0
+    """Rounds that are finished, their evaluation too."""
+    step_index: int = 0
+    """Finished steps of the round under way."""
+    seconds: float = 0.0
+    """Seconds spent training, over all sessions of the run."""
+    metrics_bytes: int = 0
+    """Length of ``metrics.jsonl`` at the checkpoint that the run was loaded from."""
+    peak_memory_bytes: int = 0
+    """The most memory held in earlier sessions of the run."""
+    communication: Communication = field(default_factory=Communication)
+    """What the round under way exchanges, where communication is saved."""
+    traffic: Traffic = field(default_factory=Traffic)
+    """Bytes sent so far, by all clients together."""
+    absences: dict[int, list[int]] = field(default_factory=dict)
+    """Clients that are absent from a step on, by step; not yet reported."""
+    divergences: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """At the averaging after a step the ids of the cohort and their divergences ``[C]``, by step; not yet reported."""
+
+    @classmethod
+    def of(cls, parts: Parts) -> Progress:
+        """Return the progress of a run that has not begun."""
+        columns = 4 if parts.model.attacker else 2
+        return cls(torch.zeros(parts.steps, columns, device=parts.device, dtype=parts.dtype))
+
+    @property
+    def steps(self) -> int:
+        """Return the number of steps in a round."""
+        return len(self.figures)
+
+    @property
+    def round_is_over(self) -> bool:
+        """Return whether all steps of the round under way are finished."""
+        return self.step_index == self.steps
+
+    @property
+    def finished_rounds(self) -> int:
+        """Return the number of rounds all of whose steps are finished."""
+        return self.round_index + self.round_is_over
+
+    def finish_step(self, *figures: Tensor) -> None:
+        """Note the figures of a step, which is finished."""
+        for column, figure in enumerate(figures):
+            self.figures[self.step_index, column] = figure
+        self.step_index += 1
+
+    def records(self, first: int) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
+        """Read the losses of the finished steps from `first` on, which makes the host wait for the device.
+
+        Raises:
+            NonFiniteLossError: one of them is not finite.
+        """
+        now = self.round_index + 1
+        for s, (loss, top1, *_) in enumerate(self.figures[first : self.step_index].tolist(), start=first + 1):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(f"loss is {loss} in round {now}, step {s}")
+            if s in self.absences:  # before the step, as what follows: one who stops behind a step has all of it
+                yield AbsenceRecord(now, s, self.absences.pop(s))
+            if s in self.divergences:
+                ids, own = self.divergences.pop(s)
+                own = own.double().cpu()
+                mean, std = own.mean().item(), own.std(correction=0).item()
+                yield SyncRecord(now, s, mean, std, ids.tolist(), own.tolist())
+            yield StepRecord(now, s, loss, top1)
+
+    def note_absent(self, clients: Collection[int], known: list[int]) -> list[int]:
+        """Note who is absent after the latest step, where others are than were `known` to be; return their ids."""
+        absent = sorted(clients)
+        if absent != known:
+            self.absences[self.step_index] = absent
+        return absent
+
+    def finish_round(self, parts: Parts) -> RoundRecord:
+        """Go on to the next round; return the record of the one whose steps are finished."""
+        config, exchange = parts.config, self.communication.state
+        loss, top1, *ssim = self.figures.mean(dim=0).tolist()
+        lr = parts.server_lr(self.round_index)
+        usual, spent = (
+            parts.cost.round_traffic(
+                parts.groups,
+                self.steps,
+                config.syncs_per_round,
+                exchange=one,
+                frozen=not parts.hyper.clients_learn,
+                views=config.views_sent,
+            )
+            for one in (Exchange.BOTH_WAYS, exchange)
+        )
+        self.traffic += spent
+        self.round_index, self.step_index = self.round_index + 1, 0
+        if config.loss_threshold:
+            self.communication = self.communication.after(self.round_index, loss, config.loss_threshold)
+        up, down, kept_up, kept_down = (
+            round(total / config.clients)
+            for total in (
+                self.traffic.up,
+                self.traffic.down,
+                self.round_index * usual.up - self.traffic.up,
+                self.round_index * usual.down - self.traffic.down,
+            )
+        )
+        ssim = ssim if exchange is Exchange.BOTH_WAYS else ()  # else there was no gradient to resist with
+        return RoundRecord(self.round_index, loss, top1, lr, up, down, exchange.value, kept_up + kept_down, *ssim)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it beside the tensors, as JSON takes it."""
+        return {
+            "round": self.round_index,
+            "step": self.step_index,
+            "seconds": self.seconds,
+            "communication": self.communication.to_dict(),
+            "traffic": asdict(self.traffic),
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint holds beside the tensors."""
+        self.round_index, self.step_index = saved["round"], saved["step"]
+        self.seconds, self.metrics_bytes = saved["seconds"], saved["metrics_bytes"]
+        self.peak_memory_bytes = saved["peak_memory_bytes"]
+        self.communication = Communication.from_dict(saved["communication"])
+        self.traffic = Traffic(**saved["traffic"])

@@ -1,0 +1,166 @@
+"""The steps of a round: those of its clients, and those in which the server replays what clients have sent."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from simsfl.algorithm import step
+from simsfl.algorithm.aggregation import average_, average_statistics_, divergence, is_sync_step, receive_
+from simsfl.algorithm.communication import Exchange
+from simsfl.algorithm.observer import Observer
+from simsfl.algorithm.plan import RoundPlan
+from simsfl.algorithm.state import completed_rounds, gather_, scatter_, scatter_queue_
+from simsfl.algorithm.wire import Wire
+from simsfl.defences.taressfl import attackers_lr
+from simsfl.engine.cuda_graph import CapturedStep
+from simsfl.engine.plan_ahead import PlanAhead
+from simsfl.rounds.progress import Progress
+from simsfl.setup.parts import Parts
+from simsfl.system.clock import PhaseClock
+from simsfl.system.randomness import Purpose, numpy_generator
+
+
+def client_steps(
+    parts: Parts,
+    progress: Progress,
+    plans: PlanAhead,
+    wire: Wire,
+    observers: Sequence[Observer],
+    clock: PhaseClock,
+) -> Iterator[None]:
+    """Carry out the steps of a round, or what is left of it, with its cohort; yield after each.
+
+    Args:
+        plans: draws the rounds.
+        wire: what lies between clients and server.
+        observers: told of what clients do.
+        clock: adds up the time of each phase.
+    """
+    config, state = parts.config, parts.state
+    hyper = replace(
+        parts.hyper,
+        clients_learn=parts.hyper.clients_learn and progress.communication.state is Exchange.BOTH_WAYS,
+    )
+    with clock("data"):
+        plan = plans.take(parts.plan, progress.round_index)
+    with clock("sync"):
+        if progress.step_index == 0:
+            gather_(state, plan.cohort)
+            receive_(parts.model.client, state, plan.cohort, config.divergence_tau)
+        own_steps = completed_rounds(state, plan.cohort) * progress.steps
+    for observer in observers:
+        observer.round_begins(plan)
+    known_absent: list[int] = []
+    rates = _Rates(parts, progress.round_index, own_steps)
+    while not progress.round_is_over:
+        with clock("data"):
+            batch = _batch(parts, plan, progress.step_index, rates, wire)
+        outcome = _train_step(parts, batch, hyper, observers, clock)
+        plans.begin(parts.plan, progress.round_index + 1)  # not before a step, which may have to be recorded
+        for observer in observers:
+            observer.stepped(batch, outcome)
+        if state.sent:
+            state.sent.keep_(progress.step_index, outcome.smashed, batch.labels)
+        syncs = is_sync_step(progress.step_index, progress.steps, config.syncs_per_round)
+        progress.finish_step(outcome.loss, outcome.top1, *outcome.attackers_ssim)
+        with clock("sync"):
+            absent = outcome.absent
+            if syncs:
+                for observer in observers:
+                    observer.averaging()
+                absent = wire.models_up()
+                _average_(parts, progress, plan.cohort, absent, learn=hyper.clients_learn)
+            known_absent = progress.note_absent((plan.cohort[p].item() for p in absent), known_absent)
+            if progress.round_is_over:
+                scatter_(state)
+            if syncs:
+                if hyper.clients_learn:
+                    receive_(parts.model.client, state, plan.cohort, config.divergence_tau)
+                for observer in observers:
+                    observer.averaged()
+        yield
+
+
+def replayed_steps(parts: Parts, progress: Progress, clock: PhaseClock) -> Iterator[None]:
+    """Train the server, step by step, on what clients sent before, in a fresh order; yield after each step."""
+    state, lr = parts.state, _on_device(parts, parts.server_lr(progress.round_index))
+    order = numpy_generator(parts.config.seed, Purpose.REPLAY, progress.round_index).permutation(progress.steps)
+    while not progress.round_is_over:
+        with clock("server"):
+            s = order[progress.step_index]
+            smashed = state.sent.smashed[s].to(parts.device)
+            labels = state.sent.labels[s].to(parts.device) if parts.config.supervised else None
+            with parts.computing():
+                gradients = step.learn_(parts.model, state, smashed, lr, parts.hyper, labels)
+        progress.finish_step(gradients.loss, gradients.top1)
+        if progress.round_is_over:
+            scatter_queue_(state)
+        yield
+
+
+def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[int], *, learn: bool) -> None:
+    """Average the cohort's models, or where clients do not learn their running statistics alone."""
+    if not learn:
+        average_statistics_(parts.state, absent)
+        return
+    average_(parts.state, align_momentum=parts.config.align_momentum, absent=absent)
+    if parts.config.measure_divergence:
+        progress.divergences[progress.step_index] = ids, divergence(parts.model.client, parts.state)
+
+
+class _Rates:
+    """The learning rates of a round, on the device, as its steps take them.
+
+    Args:
+        own_steps: ``[C]`` steps that each client of the cohort had done before the round.
+    """
+
+    def __init__(self, parts: Parts, round_index: int, own_steps: Tensor):
+        self.server = _on_device(parts, parts.server_lr(round_index))
+        self.attackers = _on_device(parts, attackers_lr(round_index, parts.config.rounds))
+        self._parts, self._round_index, self._own_steps = parts, round_index, own_steps
+
+    def clients(self, step_index: int) -> Tensor:
+        """Return the clients' rates ``[C, 1]`` in a step counted from 0."""
+        return self._parts.client_lr(self._round_index, self._own_steps + step_index).to(self._parts.dtype)[:, None]
+
+
+def _on_device(parts: Parts, rate: float) -> Tensor:
+    """Return a learning rate as a scalar on the device."""
+    return torch.full((), rate, device=parts.device, dtype=parts.dtype)
+
+
+def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> step.Batch:
+    """Return what the cohort trains on in step `s` of a round, and have the next step's images read ahead."""
+    dataset = parts.dataset
+    pixels = [dataset.train.pixels[group.indices[s]] for group in plan.groups]
+    if s + 1 < parts.steps:
+        for group in plan.groups:
+            dataset.train.ahead(group.indices[s + 1])
+    labels = [dataset.train_labels[group.indices[s]] for group in plan.groups] if parts.config.supervised else None
+    return step.Batch(
+        images=dataset.train,
+        pixels=pixels,
+        views=[group.views.map(lambda t: t[s]) for group in plan.groups],
+        server_lr=rates.server,
+        client_lr=rates.clients(s),
+        attackers_lr=rates.attackers,
+        wire=wire,
+        labels=labels,
+    )
+
+
+def _train_step(
+    parts: Parts, batch: step.Batch, hyper: step.Hyperparameters, observers: Sequence[Observer], clock: PhaseClock
+) -> step.Outcome:
+    """Train on a batch, by a step that is replayed if it can be with these observers."""
+    train_step = parts.train_step
+    if isinstance(train_step, CapturedStep) and any(observer.needs_eager_steps for observer in observers):
+        train_step = partial(train_step.eager, "an observer takes part in them")
+    with parts.computing():
+        return train_step(parts.model, parts.state, batch, hyper, clock)

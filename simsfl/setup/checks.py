@@ -1,0 +1,125 @@
+"""Check what only the machine or the data can tell of a config; `simsfl.config.constraints` has all else."""
+
+from __future__ import annotations
+
+import torch
+
+from simsfl.config import ENGINES, RunConfig
+from simsfl.engine.precision import TF32_CAPABILITY, has_bf16, has_tf32, name_of
+from simsfl.kernels import gpu
+from simsfl.models import SplitModel, layer_count
+from simsfl.system.client_store import Storage
+from simsfl.system.memory import free_memory
+
+BF16_IMAGE_SIZE = 16
+"""Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its bfloat16 weight
+gradient unset (seen with torch 2.15)."""
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise a ValueError if the config's device, engine or cut layer cannot be had on this machine."""
+    check_device(config.device)
+    check_engine(config.engine, config.device)
+    deepest = layer_count(config.arch)
+    if not 1 <= config.cut_layer <= deepest:
+        raise ValueError(f"cut_layer: {config.cut_layer} is out of range; allowed for {config.arch}: 1 to {deepest}")
+
+
+def device_of(name: str) -> str:
+    """The device that a config's `device` means: "auto" and "cuda" are the first CUDA device, "auto" else the CPU."""
+    if name not in ("auto", "cuda"):
+        return name
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Raise a ValueError unless `device` ("auto", "cpu", "cuda" or "cuda:N") can be used on this machine."""
+    kind, _, index = device.partition(":")
+    if device in ("auto", "cpu"):
+        return
+    if kind != "cuda" or not (index.isdecimal() or device == "cuda"):
+        raise ValueError(f"device: {device!r} is not known; allowed: auto, cpu, cuda, cuda:N")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: {device} is not available, this machine has no CUDA; allowed: auto, cpu")
+    if int(index or 0) >= torch.cuda.device_count():
+        highest = torch.cuda.device_count() - 1
+        raise ValueError(f"device: {device} does not exist; allowed: cuda:0 to cuda:{highest}")
+
+
+def check_engine(engine: str, device: str) -> None:
+    """Raise a ValueError if `engine` forces operators that cannot run on `device`."""
+    device = device_of(device)
+    if engine == "fused:triton" and not gpu.runs_on(torch.device(device)):
+        lacking = "Triton, which is not installed" if device.startswith("cuda") else f"a CUDA device, not {device}"
+        others = ", ".join(name for name in ENGINES if name != engine)
+        raise ValueError(f"engine: {engine} needs {lacking}; allowed: {others}")
+
+
+def free_on(device: str | torch.device) -> int:
+    """Bytes of memory that can be had there."""
+    device = torch.device(device)
+    return free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+
+
+def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
+    """Raise a ValueError if federated clients' queues, which all have whole ones, do not fit."""
+    if config.method != "fl-moco":
+        return
+    size, free = config.clients * config.queue_length * config.key_dim * dtype.itemsize, free_on(config.device)
+    if 2 * size > free:  # drawn, then normalised
+        raise ValueError(
+            f"queue_length: {config.queue_length} keys of {config.key_dim} numbers for each of {config.clients} "
+            f"clients take {size / 1e9:,.1f} GB, twice while they are drawn, and {free / 1e9:,.1f} GB are free; "
+            "allowed: fewer"
+        )
+
+
+def check_attackers(config: RunConfig, each: int, storage: Storage) -> None:
+    """Raise a ValueError if simulated attackers, of so many bytes each, do not fit."""
+    size = each * (config.cohort + (0 if storage.kind == "mmap" else config.clients))
+    free = free_on(storage.device)
+    if size > free:
+        raise ValueError(
+            f"ressfl_decoder: {config.ressfl_decoder} takes {size / 1e9:,.1f} GB for {config.clients} clients, and "
+            f"{free / 1e9:,.1f} GB are free; allowed: fewer channels, or --client-state mmap"
+        )
+
+
+def check_precision(config: RunConfig, image_size: int) -> None:
+    """Raise a ValueError where the precision does not work with such images, or on the device."""
+    device = device_of(config.device)
+    if config.precision == "tf32" and not has_tf32(device):
+        capability = ".".join(map(str, TF32_CAPABILITY))
+        raise ValueError(
+            f"precision: tf32 is not what {name_of(device)} has; "
+            f"allowed: fp32, or a CUDA device of compute capability {capability} or more"
+        )
+    if config.precision != "bf16":
+        return
+    if device != "cpu":
+        if not has_bf16(device):
+            raise ValueError(f"precision: bf16 is not what {name_of(device)} has; allowed: fp32")
+    elif image_size < BF16_IMAGE_SIZE:
+        raise ValueError(
+            f"precision: bf16 on the CPU does not work with images of {image_size}x{image_size}; "
+            f"allowed: fp32, or --image-size {BF16_IMAGE_SIZE} or more"
+        )
+
+
+def check_batch_norm(config: RunConfig, model: SplitModel) -> None:
+    """Raise a ValueError if BatchNorm would have a single value to normalise; nothing is computed.
+
+    Halves without any are passed over: the meta device imports TorchDynamo, which takes a second and 200 MB.
+    """
+    images = torch.empty(config.batch_size, 3, config.image_size, config.image_size, device="meta")
+    smashed = torch.empty(config.cohort * config.batch_size, *model.smashed_shape, device="meta")
+    for half, batch, whose in ((model.client, images, "a client's"), (model.server, smashed, "a step's")):
+        if not len(half.initial_statistics):
+            continue
+        try:
+            half.template(batch)
+        except ValueError as error:
+            raise ValueError(
+                f"batch_size: {config.batch_size} leaves BatchNorm a single value of {whose} images to normalise; "
+                "allowed: 2 or more, a smaller cut layer, or networks and heads without it"
+            ) from error

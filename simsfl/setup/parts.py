@@ -1,0 +1,294 @@
+"""Build the parts of a simulation from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from simsfl.algorithm import federated, reference, schedule, step
+from simsfl.algorithm.plan import Group, RoundPlan, plan_round, steps_per_round
+from simsfl.algorithm.state import State
+from simsfl.algorithm.step import Hyperparameters, Outcome
+from simsfl.config import RunConfig
+from simsfl.cost.model import ClientCost, client_cost
+from simsfl.data import Dataset
+from simsfl.data.load import load_dataset
+from simsfl.data.partition import Partition
+from simsfl.engine import tuning
+from simsfl.engine.cuda_graph import CapturedStep
+from simsfl.engine.precision import arithmetic
+from simsfl.evaluation import Evaluation
+from simsfl.kernels import accelerated, choosing, try_triton
+from simsfl.models import SplitModel
+from simsfl.setup import assembly, checks, defaults
+from simsfl.setup.weights import Weights, load_weights
+from simsfl.system.memory import keep_memory
+
+TRAIN_STEPS: dict[str, tuple[Callable[..., Outcome], Callable[..., Outcome]]] = {
+    "mocosfl": (step.train_step, reference.train_step),
+    "fl-moco": (federated.moco_step, reference.moco_step),
+    "fl-byol": (federated.byol_step, reference.byol_step),
+}
+"""For each method its step with the cohort stacked, and its step with one client after the other."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a simulation is made of; only the tensors of `state` change."""
+
+    config: RunConfig
+    """The config with every rule applied (`simsfl.setup.defaults`)."""
+    by_rule: list[str]
+    """Names of the fields of the config that rules have filled in."""
+    reasons: dict[str, str]
+    """Why a field of the config is what it is, by name: the precision."""
+    dataset: Dataset
+    """The images, on the device."""
+    partition: Partition
+    """Which images of the data set each client holds."""
+    auxiliary: Partition | None
+    """Which images of the auxiliary data set each client holds, if there is one."""
+    start: Weights | None
+    """The expert that the run starts from, if there is one."""
+    groups: list[Group]
+    """Clients by what they can do."""
+    steps: int
+    """Steps in a round."""
+    model: SplitModel
+    """The network, cut in two."""
+    state: State
+    """Everything that is learnt."""
+    hyper: Hyperparameters
+    """What stays the same from step to step."""
+    train_step: Callable[..., Outcome]
+    """The step of the config's method and engine; see `simsfl.algorithm.step.train_step` for its arguments."""
+    version: str | None
+    """Version of operators that the fused engine uses; None for PyTorch's own operators."""
+    cost: ClientCost
+    """What an image and an averaging cost a client."""
+    evaluation: Evaluation
+    """How what is learnt is evaluated."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """Versions of operators in use, by operator and shape."""
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device that everything is computed on."""
+        return torch.device(self.config.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of weights and losses."""
+        return self.state.server.online.dtype
+
+    @property
+    def sources(self) -> list[Partition]:
+        """Return what clients hold: of the data set, and of the auxiliary one."""
+        return _sources(self.partition, self.auxiliary)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside, operators and their arithmetic are those of the config's engine and precision."""
+        with arithmetic(self.config.precision), accelerated(self.version), choosing(self.choices):
+            yield
+
+    def untrained(self) -> SplitModel:
+        """Return the network as the run begins with it, newly made."""
+        return _network(self.config, self.start)
+
+    def plan(self, round_index: int) -> RoundPlan:
+        """Draw a round counted from 0."""
+        config = self.config
+        return plan_round(
+            self.sources,
+            round_index,
+            groups=self.groups,
+            steps=self.steps,
+            recipe=config.views,
+            image_size=config.image_size,
+            crop_scale=config.crop_scale,
+            seed=config.seed,
+            device=self.device,
+        )
+
+    def server_lr(self, round_index: int) -> float:
+        """Return the server's learning rate in a round counted from 0."""
+        return schedule.server_lr(self.config.lr, self.config.lr_schedule, round_index, self.config.rounds)
+
+    def client_lr(self, round_index: int, own_steps: torch.Tensor) -> torch.Tensor:
+        """Return the learning rates ``[C]`` of clients that have done `own_steps` ``[C]`` steps each, in float64."""
+        config = self.config
+        return schedule.client_lr(config.client_lr, config.client_lr_schedule, round_index, config.rounds, own_steps)
+
+
+def build(
+    config: RunConfig,
+    dataset: Dataset | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    choices: Mapping[str, str] | None = None,
+    start: Weights | None = None,
+    auto_precision: tuple[str, str] | None = None,
+) -> Parts:
+    """Build the parts of a simulation.
+
+    Args:
+        config: what to run.
+        dataset: the images, instead of loading ``config.dataset``.
+        dtype: of everything that is learnt, and with fp32 precision of what is computed; float64 is for tests.
+        choices: versions of operators to use, where they are named, instead of finding out which are fastest.
+        start: weights to start from, instead of loading ``config.init_client``.
+        auto_precision: the precision that "auto" means, and why, instead of what suits the device.
+
+    Raises:
+        ValueError: config, data and machine do not fit together.
+    """
+    if dtype != torch.float32:
+        auto_precision = "fp32", f"everything is {str(dtype).removeprefix('torch.')}"
+    by_rule = defaults.left_to_rules(config)
+    asked, reason = defaults.with_precision(config, auto_precision)
+    checks.check_machine(asked)
+    dataset = dataset or _load(asked)
+    checks.check_precision(asked, dataset.image_size)
+    partition, auxiliary = assembly.partition(asked, dataset), assembly.auxiliary(asked, dataset)
+    sources = _sources(partition, auxiliary)
+    config = _settled(asked, dataset, smallest=min(int(source.sizes.min()) for source in sources))
+    start = start or (load_weights(config.init_client) if config.init_client else None)
+    device = torch.device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and defaults, too, are this device's
+    groups = assembly.groups(config)
+    steps = steps_per_round(sources, groups, config.local_epochs)
+    model = _network(config, start)
+    checks.check_batch_norm(config, model)
+    state = assembly.state(config, model, steps, dtype)
+    hyper = assembly.hyperparameters(config, model, dtype)
+    if device.type == "cpu":
+        keep_memory()  # from now on: what was needed to set up goes back to the system
+    model = assembly.as_run(config, model, hyper.precision)
+    dataset = dataset.to(device)
+    parts = Parts(
+        config=config,
+        by_rule=by_rule,
+        reasons={"precision": reason},
+        dataset=dataset,
+        partition=partition,
+        auxiliary=auxiliary,
+        start=start,
+        groups=groups,
+        steps=steps,
+        model=model,
+        state=state,
+        hyper=hyper,
+        train_step=_train_step(config, model),
+        version=_version(config.engine),
+        cost=client_cost(model, number_bytes=hyper.precision.itemsize, align_momentum=config.align_momentum),
+        evaluation=Evaluation(dataset, seed=config.seed, bank=config.knn_bank, test=config.knn_test, dtype=dtype),
+    )
+    return parts if config.engine == "loop" else _tuned(parts, choices or {})
+
+
+def _load(config: RunConfig) -> Dataset:
+    """Load the images that a config names."""
+    return load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        seed=config.seed,
+        stream=config.stream,
+        auxiliary=config.aux_dataset,
+    )
+
+
+def _sources(partition: Partition, auxiliary: Partition | None) -> list[Partition]:
+    """Return those of the two partitions that hold images."""
+    return [source for source in (partition, auxiliary) if source and len(source.indices)]
+
+
+def _settled(asked: RunConfig, dataset: Dataset, *, smallest: int) -> RunConfig:
+    """Return the config with every rule applied, and as it is recorded: a run is resumed from anywhere.
+
+    Args:
+        smallest: images of the client that holds the fewest.
+    """
+    config = defaults.resolve(asked, smallest, len(dataset.classes))
+    return replace(
+        config,
+        dataset=dataset.name,
+        data_dir=str(Path(config.data_dir).resolve()),
+        aux_dataset=_absolute(config.aux_dataset),
+        init_client=_absolute(config.init_client),
+        image_size=dataset.image_size,
+        stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
+    )
+
+
+def _absolute(name: str | None) -> str | None:
+    """Return the absolute path of a file or directory that exists, and any other name unchanged."""
+    return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
+
+
+def _network(config: RunConfig, start: Weights | None) -> SplitModel:
+    """Return the network as a run begins with it."""
+    model = assembly.with_attacker(config, assembly.network(config))
+    if start:
+        start.initialise(model, server=config.init_server)
+    return model
+
+
+def _train_step(config: RunConfig, model: SplitModel) -> Callable[..., Outcome]:
+    """Return the step of the config's method and engine: on CUDA the fused engine's is recorded and replayed."""
+    stacked, looped = TRAIN_STEPS[config.method]
+    if config.engine == "loop":
+        return looped
+    captured = _version(config.engine) and torch.device(config.device).type == "cuda" and not model.attacker
+    return CapturedStep(stacked) if captured else stacked
+
+
+def _version(engine: str) -> str | None:
+    """Return the version of operators that an engine uses, "fastest" where it does not say; None for PyTorch's."""
+    kind, _, version = engine.partition(":")
+    return (version or "fastest") if kind == "fused" else None
+
+
+def _tuned(parts: Parts, known: Mapping[str, str]) -> Parts:
+    """Find out what is fastest here: how many clients are run together, and versions of operators.
+
+    Args:
+        known: choices to keep to.
+    """
+    config, hyper, model, device = parts.config, parts.hyper, parts.model, parts.device
+    with (
+        arithmetic(config.precision),
+        accelerated(parts.version),
+        tuning.remembering(known) as choices,
+        tuning.able(config.engine),
+    ):
+        if device.type == "cuda":
+            try_triton(device)
+        for group in sorted(parts.groups, key=lambda group: group.images):  # the largest has the last word
+            chunk = tuning.chunk_of(
+                model.client,
+                hyper,
+                choices,
+                cohort=group.cohort,
+                batch_size=group.batch_size,
+                image_size=config.image_size,
+                device=device,
+                dtype=parts.dtype,
+            )
+        hyper = replace(hyper, chunk=chunk)
+        if device.type != "cpu":  # where the rest has no versions
+            tuning.views_and_descent(parts.dataset.train, parts.plan(0), parts.state.cohort.online.detach())
+            if model.server.size:
+                plain = not len(model.server.initial_statistics)
+                both = config.symmetric and config.feature_sharing and not config.supervised and plain
+                rows = sum(group.images for group in parts.groups) * (2 if both else 1)
+                smashed = torch.zeros(rows, *model.smashed_shape, device=device, dtype=hyper.precision)
+                server = tuning.working_server(model.server, hyper, parts.state.server.online, smashed)
+                model = replace(model, server=server)
+    return replace(parts, hyper=hyper, model=model, choices=choices)
