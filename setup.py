@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
-TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "scikit-image>=0.22", *DEVICE]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "scikit-image>=0.22", *DEVICE]
 
 setup(
     name="simsfl",

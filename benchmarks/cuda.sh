@@ -47,6 +47,8 @@ if [[ ${SIMSFL_CUDA_REHEARSAL:-} == 1 ]]; then
 fi
 if "$PYTHON" -c 'import xdist' 2> /dev/null; then
     tests+=(-n 4 -p no:benchmark) # most of the time goes into compiling
+else
+    tests+=(-o addopts=--import-mode=importlib)
 fi
 
 # section NAME SECONDS COMMAND...: runs a command for so long at most; a failure does not stop the next.

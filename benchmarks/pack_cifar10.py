@@ -22,7 +22,7 @@ from PIL import Image
 
 from simsfl.data import Arrays
 from simsfl.data.folder import with_bar
-from simsfl.data.sources import Unavailable, check, fetch, write_cache
+from simsfl.data.sources import CIFAR10, Unavailable, check, fetch, write_cache
 from simsfl.system.files import cache_directory, claimed, replacing
 from simsfl.ui.arguments import Parser, fail, path
 
@@ -83,7 +83,7 @@ def pack(out: Path, data_dir: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary:
             temporary.mkdir()  # before the long work, for it may not be allowed
-            arrays, origin = fetch("cifar10", data_dir)
+            arrays, origin = fetch(CIFAR10, data_dir)
             images = np.concatenate([arrays.train_x, arrays.test_x])
             starts = range(0, len(images), COLUMN)
             pictures = [encode(images[start : start + COLUMN]) for start in with_bar(starts, "Packing CIFAR-10")]

@@ -1,32 +1,119 @@
 """Bring what is generated in the documentation up to date: ``python docs/generate.py``.
 
-The tables of ``docs/performance.md`` stand between ``<!-- NAME.json -->`` and ``<!-- end -->``, and are made from
-``benchmarks/NAME.json``, which ``bench.py --json`` writes.
+The picture of the library in ``README.md`` is made from `ROOMS` and from the packages' docstrings. The tables of
+``docs/performance.md`` are made from ``benchmarks/NAME.json``, which ``bench.py --json`` writes. Each stands between
+``<!-- NAME -->`` and ``<!-- end -->``.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-
-from simsfl.cli.bench.program import tables
-from simsfl.ui.markdown import markdown
+from textwrap import wrap
 
 ROOT = Path(__file__).parent.parent
-PLACE = re.compile(r"(<!-- (\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+ROOMS = (
+    "hw_profile",
+    "cli",
+    "ui",
+    "simulation",
+    "rounds",
+    "setup",
+    "runs",
+    "cost",
+    "engine",
+    "algorithm",
+    "defences",
+    "privacy",
+    "evaluation",
+    "data",
+    "models",
+    "config",
+    "system",
+    "kernels",
+)
+"""The rooms of the library, from the top down; a room may import from those below it."""
+BESIDE = ("hw_profile", "kernels")
+"""Rooms that lie beside ``simsfl/`` in a checkout."""
+TABLE = re.compile(r"(<!-- (\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+PICTURE = re.compile(r"(<!-- rooms -->\n).*?(<!-- end -->)", re.DOTALL)
+WIDTH, COLUMN = 118, 23
+"""Characters of the picture's lines, and of the column of its rooms."""
 
 
 def main() -> int:
     """Rewrite the pages; return the exit code."""
-    page = ROOT / "docs" / "performance.md"
-    page.write_text(PLACE.sub(_filled, page.read_text(encoding="utf-8")), encoding="utf-8")
+    readme, performance = ROOT / "README.md", ROOT / "docs" / "performance.md"
+    _rewrite(readme, PICTURE, lambda place: place[1] + picture() + place[2])
+    _rewrite(performance, TABLE, _with_tables)
     return 0
 
 
-def _filled(place: re.Match[str]) -> str:
-    """Return the place with its tables."""
+def modules() -> Iterator[tuple[str, str, Path]]:
+    """Yield room, full name and file of each module of the library."""
+    for room in ROOMS:
+        top = ROOT / room if room in BESIDE else ROOT / "simsfl" / room
+        for file in sorted(top.rglob("*.py")) if top.is_dir() else [top.with_suffix(".py")]:
+            inside = file.relative_to(top.parent).with_suffix("").parts
+            yield room, ".".join(("simsfl", *inside)).removesuffix(".__init__"), file
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Yield the full name of what each import statement of a file names, but for those that type checkers alone see."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    hidden = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if node in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def picture() -> str:
+    """Return the picture of the rooms as a Markdown block: what each is for, and its modules."""
+    lines = []
+    for room in ROOMS:
+        own = [(name, file) for other, name, file in modules() if other == room]
+        purpose = ast.get_docstring(ast.parse(own[0][1].read_text(encoding="utf-8"))).splitlines()[0].rstrip(".")
+        place = "" if room in BESIDE else "simsfl/"
+        lines += _wrapped(f"{place}{room}{'/' if len(own) > 1 else '.py'}", purpose)
+        folders: dict[str, list[str]] = {}
+        for name, file in own[1:]:
+            *inside, last = name.removeprefix(f"simsfl.{room}.").split(".")
+            folders.setdefault("/".join(inside), []).extend([last] * (file.stem != "__init__"))
+        for folder, names in sorted(folders.items()):
+            lines += _wrapped("", f"{folder}/: {', '.join(names)}" if folder else ", ".join(names))
+    return "```\n" + "\n".join(lines) + "\n```\n"
+
+
+def _wrapped(left: str, text: str) -> list[str]:
+    """Return lines with `left` in a column of its own, and the text beside it."""
+    return wrap(text, WIDTH, initial_indent=f"{left:<{COLUMN}}", subsequent_indent=" " * COLUMN)
+
+
+def _rewrite(page: Path, place: re.Pattern[str], fill: object) -> None:
+    """Fill the places of a page."""
+    page.write_text(place.sub(fill, page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _with_tables(place: re.Match[str]) -> str:
+    """Return a place with the tables of its JSON file."""
+    from simsfl.cli.bench.program import tables  # noqa: PLC0415  (takes a second)
+    from simsfl.ui.markdown import markdown  # noqa: PLC0415
+
     report = json.loads((ROOT / "benchmarks" / place[2]).read_text(encoding="utf-8"))
     return place[1] + "\n".join(markdown(table) for table in tables(report)) + place[3]
 

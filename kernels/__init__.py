@@ -1,8 +1,8 @@
-"""Operators on stacks of clients: one operator a file, plain PyTorch reference first.
+"""Operators on stacks of clients, one operator per file, each with a plain PyTorch reference first.
 
-Installed as ``simsfl.kernels``. Nothing in here knows of models, configs or rounds:
-an operator sees tensors and returns tensors. Names ending in ``_`` change their first
-argument in place. Inside `accelerated`, operators use what is fastest.
+This package is installed as ``simsfl.kernels``. It does not depend on models, configs or rounds: an operator takes
+tensors and returns tensors. An operator whose name ends in ``_`` changes its first argument in place. Inside
+`accelerated`, operators use their fastest version.
 """
 
 from simsfl.kernels.augment import augment

@@ -1,11 +1,11 @@
 """Random views of images: crop, colour jitter, grayscale, blur, flip, normalisation.
 
 uint8 images ``[C, B, 3, H, H]`` and the parameters of ``[V, C, B]`` views give normalised floats
-``[V, C, B, 3, H, H]``. Every operation has parameters of its own per image, so a draw can be replayed, and each
-image compared with `torchvision.transforms.v2.functional` given the same numbers.
+``[V, C, B, 3, H, H]``. Every operation has its own parameters for each image, so a draw can be replayed, and each
+image can be compared with `torchvision.transforms.v2.functional` given the same numbers.
 
-Images are float planes in [0, 1] throughout; nothing is rounded to bytes in between (the published program goes
-through 8-bit PIL images).
+Between operations, images are float planes in [0, 1] that are never rounded to bytes (the published program converts
+to 8-bit PIL images in between).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from simsfl.kernels.choice import accelerating
 from simsfl.kernels.view_parameters import BLUR_RADIUS, CONTRAST, HUE, LUMA, SATURATION, ViewParameters
 
 BLOCK_BYTES = 1 << 22
-"""Images that a CPU has in hand: they should stay in cache."""
+"""Bytes of images that a CPU processes at a time, few enough to stay in its caches."""
 
 
 def augment(
@@ -29,28 +29,26 @@ def augment(
     std: Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Views of images, normalised.
+    """Return normalised views of images, ``[V, C, B, 3, H, H]`` in `dtype`.
 
     Args:
-        pixels: ``[C, B, 3, H, H]`` uint8.
-        views: leading dimensions ``[V, C, B]``: V views of each image.
-        mean: ``[3, 1, 1]`` per channel, of pixels in [0, 1]; as `std`.
-        dtype: of the result, and of what is computed. Where Triton is used, that is float32 throughout.
-
-    Returns:
-        ``[V, C, B, 3, H, H]``.
+        pixels: The images, ``[C, B, 3, H, H]`` uint8.
+        views: Parameters with leading dimensions ``[V, C, B]``: V views of each image.
+        mean: Mean of each channel, ``[3, 1, 1]``, of pixels in [0, 1].
+        std: Standard deviation of each channel, ``[3, 1, 1]``, of pixels in [0, 1].
+        dtype: Floating-point type of the result. PyTorch computes in it, too; Triton always computes in float32.
     """
     shape = views.flip.shape
     result = torch.empty(*shape, *pixels.shape[2:], dtype=dtype, device=pixels.device)
     if accelerating() and gpu.usable(result):
         triton_augment(pixels, views, mean, std, result)
     else:
-        reference(pixels, views, mean, std, result)
+        _reference(pixels, views, mean, std, result)
     return result
 
 
-def reference(pixels: Tensor, views: ViewParameters, mean: Tensor, std: Tensor, out: Tensor) -> None:
-    """Write the views into `out`, a few at a time on a CPU."""
+def _reference(pixels: Tensor, views: ViewParameters, mean: Tensor, std: Tensor, out: Tensor) -> None:
+    """Write the views into `out` ``[V, C, B, 3, H, H]``: all at once on a GPU, `BLOCK_BYTES` at a time on a CPU."""
     dtype, result = out.dtype, out.flatten(0, 2)
     images = pixels.flatten(0, 1)
     rows = torch.arange(len(images), device=pixels.device).expand(len(out), -1).flatten()
@@ -65,16 +63,19 @@ def reference(pixels: Tensor, views: ViewParameters, mean: Tensor, std: Tensor, 
         finish(x, block.gray, mean.to(dtype), std.to(dtype), out=result[part])
 
 
-def mix(images: Tensor, matrix: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
-    """The three planes of each image ``[n, 3, H, W]`` mixed by ``[n, 3, 3]``, plus ``[n, 3, 1]``."""
+def _mix(images: Tensor, matrix: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return images ``[n, 3, H, W]`` whose planes are mixed by `matrix` ``[n, 3, 3]``, plus `bias` ``[n, 3, 1]``.
+
+    `bias` may have any shape that broadcasts to that one. The result is written into `out` if it is given.
+    """
     flat = None if out is None else out.flatten(2)
     return torch.baddbmm(bias, matrix, images.flatten(2), out=flat).view_as(images)
 
 
-def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Resample ``[n, 3, H, W]`` by a matrix per image and axis: ``rows @ plane @ columns^T``.
+def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Resample images ``[n, 3, H, W]`` by a matrix per image and axis: ``rows @ plane @ columns^T``.
 
-    The three planes of an image go through each product together, side by side.
+    The three planes of an image lie side by side, so that one product per axis handles them all.
     """
     n, channels, height, width = images.shape
     y = rows @ images.transpose(1, 2).reshape(n, height, channels * width)
@@ -85,9 +86,9 @@ def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def resized_crop(images: Tensor, crop: Tensor, flip: Tensor) -> Tensor:
     """Cut ``crop [n, 4]`` (top, left, height, width) out of each image, resize it to full size, and `flip` ``[n]`` it.
 
-    Bilinear: each pixel is read at a point between two, moved in where that is beyond the crop. A crop is
-    never larger than the result, so antialiasing, which only matters when shrinking, changes nothing.
-    The flip commutes with everything that comes after it, so it costs nothing here.
+    Resizing is bilinear: each pixel is read at a point between two pixels per axis, and a point beyond the crop is
+    moved to its edge. A crop is never larger than the result, so antialiasing, which only matters when shrinking,
+    would change nothing. The flip commutes with all later operations, so it is done here, where it costs nothing.
     """
     size = images.shape[-1]
     position = torch.arange(size, device=images.device, dtype=images.dtype)
@@ -100,14 +101,16 @@ def resized_crop(images: Tensor, crop: Tensor, flip: Tensor) -> Tensor:
 
     top, left, height, width = crop.unbind(dim=1)
     columns = weights(left, width, torch.where(flip[:, None], position.flip(0), position))
-    return separable(images, weights(top, height, position), columns).clamp_(0.0, 1.0)
+    return _separable(images, weights(top, height, position), columns).clamp_(0.0, 1.0)
 
 
 def color_jitter(images: Tensor, jitter: Tensor, blends: Tensor, hue_slot: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue, each image in its own order.
+    """Change brightness, contrast, saturation and hue of each image ``[n, 3, H, W]``, in the image's own order.
 
-    Every image has three blends and one hue shift, so the hue is computed once: three blends come
-    before it and three after, those that are not an image's own with factor 1, which changes nothing.
+    `jitter` ``[n, 4]``, `blends` ``[n, 3]`` and `hue_slot` ``[n]`` are those of `ViewParameters`.
+
+    Every image has three blends and one hue shift, so the hue shift is computed once for all images, with three blends
+    before it and three after. A blend that an image does not have in that place gets factor 1, which changes nothing.
     """
     factors = jitter.gather(1, blends)
     for slot in range(3):
@@ -118,26 +121,28 @@ def color_jitter(images: Tensor, jitter: Tensor, blends: Tensor, hue_slot: Tenso
     return images
 
 
-def luma(images: Tensor) -> Tensor:
-    """`LUMA` ``[3]``, of the images' dtype. Filled in on the device: a copy from the host cannot be captured."""
+def _luma(images: Tensor) -> Tensor:
+    """Return `LUMA` ``[3]`` in the images' dtype, filled on their device: a copy from the host cannot be captured."""
     return torch.cat([images.new_full((1,), weight) for weight in LUMA])
 
 
 def blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
-    """Mix each image with black, its mean gray or its grayscale: brightness, contrast, saturation ``[n]``.
+    """Change the brightness, contrast or saturation of each image ``[n, 3, H, W]``, as `operation` ``[n]`` says.
 
-    Each is a mixture of an image's planes, so one product does for all three.
+    The result is `factor` ``[n]`` times the image, plus ``1 - factor`` times black (brightness), the image's mean gray
+    (contrast) or its grayscale (saturation), clamped to [0, 1]. Each is a linear mixture of an image's planes plus a
+    constant, so one matrix product handles all three.
     """
-    weights, rest = luma(images), 1.0 - factor
+    weights, rest = _luma(images), 1.0 - factor
     unit = torch.eye(3, dtype=images.dtype, device=images.device)
     matrix = factor[:, None, None] * unit + torch.where(operation == SATURATION, rest, 0.0)[:, None, None] * weights
     mean = images.mean(dim=(2, 3)) @ weights
     bias = torch.where(operation == CONTRAST, rest * mean, 0.0)
-    return mix(images, matrix, bias[:, None, None]).clamp_(0.0, 1.0)
+    return _mix(images, matrix, bias[:, None, None]).clamp_(0.0, 1.0)
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of each image by ``shift [n]`` turns, value and chroma unchanged (Smith 1978)."""
+    """Rotate the hue of each image by ``shift [n]`` turns, leaving value and chroma unchanged (Smith 1978)."""
     red, green, blue = images.unbind(dim=1)
     value, low = images.amax(dim=1), images.amin(dim=1)
     chroma = value - low
@@ -149,15 +154,15 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     )
     sector = sector + 6.0 * shift[:, None, None]
     channel = torch.arange(3, device=images.device)[:, None, None]
-    from_dip = sector[:, None] + (3 - 2 * channel)  # where a channel is lowest, modulo 6
+    from_dip = sector[:, None] + (3 - 2 * channel)  # 0 (modulo 6) where the channel is at its lowest
     from_dip = torch.add(from_dip, (from_dip / 6.0).round_(), alpha=-6).abs_()
     return value[:, None] - chroma[:, None] * (2.0 - from_dip).clamp_(0.0, 1.0)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image with its own ``sigma [n]``, the border reflected; sigma 0 leaves it as it is.
+    """Blur each image with its own ``sigma [n]`` in pixels, reflecting the border; sigma 0 leaves it unchanged.
 
-    The kernel reaches `BLUR_RADIUS` pixels, less where the image is smaller, and sums to one.
+    The Gaussian kernel reaches `BLUR_RADIUS` pixels to either side, fewer where the image is smaller, and sums to one.
     """
     size = images.shape[-1]
     radius = min(BLUR_RADIUS, size - 1)
@@ -169,14 +174,15 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     source = torch.where(source > size - 1, 2 * (size - 1) - source, source)
     matrix = images.new_zeros(len(images), size, size)
     matrix.scatter_add_(2, source.expand(len(images), -1, -1), kernel[:, None].expand(-1, size, -1))
-    return separable(images, matrix, matrix)
+    return _separable(images, matrix, matrix)
 
 
 def finish(images: Tensor, gray: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
-    """Take the colour out of those images that are `gray` ``[n]``, and normalise all.
+    """Turn the images that are `gray` ``[n]`` (bool) into grayscale, and normalise all by `mean` and `std`.
 
-    Grayscale comes before the blur in the recipe; both are linear, and the blur treats all planes alike.
+    In the recipe, grayscale comes before the blur. Doing it here, after the blur, gives the same: both are linear, and
+    the blur treats all planes alike.
     """
     unit = torch.eye(3, dtype=images.dtype, device=images.device)
-    matrix = torch.where(gray[:, None, None], luma(images).expand(3, 3), unit)
-    return mix(images, matrix / std.view(3, 1), (-mean / std).view(3, 1), out)
+    matrix = torch.where(gray[:, None, None], _luma(images).expand(3, 3), unit)
+    return _mix(images, matrix / std.view(3, 1), (-mean / std).view(3, 1), out)

@@ -1,8 +1,8 @@
-"""Which version of an operator is fastest for a shape, dtype and device: measured once, then remembered.
+"""The choice of an operator's fastest version for a shape, dtype and device, measured once and then remembered.
 
-No version wins everywhere (a grouped convolution was seen from 10 times slower to 4 times faster than the
-alternatives), and versions differ in rounding. So a choice, once made, stays: `CHOICES` can be read out, kept, and
-put back in another process, and `choosing` has its own go before them.
+No version is the fastest everywhere (a grouped convolution has been between 10 times slower and 4 times faster than
+the alternatives), and versions round differently. So a choice, once made, is kept: `CHOICES` can be saved and restored
+in another process, and the choices given to `choosing` take precedence over them.
 """
 
 import logging
@@ -19,30 +19,34 @@ from simsfl.kernels import gpu
 from simsfl.kernels.memory_format import turned
 
 CHOICES: dict[str, str] = {}
-"""Name of the version by what was measured."""
-TRIES = 3
-CLEARLY = 0.8
-"""Another version than the first is chosen where it takes no more than this share of its time: a choice that a little
-noise turns round would make equal runs differ."""
+"""Name of the chosen version by what it was chosen for (see `key`)."""
+_TRIES = 3
+"""Timed calls of each version, after one to warm up."""
+_CLEARLY = 0.8
+"""Share of the first version's time that another version must stay below to be chosen instead. Were it 1, a little
+noise could reverse a choice, and equal runs would differ."""
 log = logging.getLogger(__name__)
 _WARNED: set[tuple[str, str]] = set()
-"""Operators and versions that this process has warned of already."""
+"""Pairs of an operator and a version that this process has already warned about."""
 _FAILED: set[tuple[str, str]] = set()
-"""Choices that could not run, each with what it was made for."""
+"""Choices that failed to run: pairs of a version and what it was chosen for."""
 _VERSION: ContextVar[str | None] = ContextVar("version", default=None)
 _USED: ContextVar[dict[str, str] | None] = ContextVar("used", default=None)
 
 
 class CannotRunError(RuntimeError):
-    """A version of an operator cannot run for a shape: one that was asked for, or all there are."""
+    """Raised where an operator cannot run for a shape: the version that was asked for fails, or every version does."""
 
 
 @contextmanager
 def accelerated(version: str | None = "fastest") -> Iterator[None]:
-    """Inside, operators use their accelerated versions; outside, and with None, their plain PyTorch references.
+    """Make operators use their accelerated versions inside this context, or with None their plain PyTorch references.
+
+    Outside of any such context, operators use their references.
 
     Args:
-        version: "fastest" by measuring, or the name of one, used wherever an operator has it.
+        version: "fastest" to choose by measuring; or the name of a version, such as "grouped", which is used by every
+            operator that has it, while the others choose by measuring.
     """
     token = _VERSION.set(version)
     try:
@@ -52,21 +56,22 @@ def accelerated(version: str | None = "fastest") -> Iterator[None]:
 
 
 def accelerating() -> bool:
-    """Whether operators use their accelerated versions; a program that is compiled is made of their references."""
+    """Return whether operators use their accelerated versions; ``torch.compile`` always gets their references."""
     return not torch.compiler.is_compiling() and _VERSION.get() is not None
 
 
 def measuring() -> bool:
-    """Whether they use the fastest, and so may have to find out which it is."""
+    """Return whether operators use their fastest version, and so may have to measure which one that is."""
     return _VERSION.get() == "fastest"
 
 
 @contextmanager
 def choosing(used: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
-    """Gives the choices that operators make or go by inside.
+    """Collect the choices that operators use inside this context, and yield them.
 
     Args:
-        used: choices that they go by first, and that theirs are added to; those of `CHOICES` come after.
+        used: Choices that take precedence over those in `CHOICES`. All choices used inside are added to this
+            dictionary, which is what the context yields; by default it starts empty.
     """
     used = {} if used is None else used
     token = _USED.set(used)
@@ -77,13 +82,16 @@ def choosing(used: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
 
 
 def setting() -> tuple[str | None, dict[str, str] | None]:
-    """Return how operators are told which versions to use here, as `as_in` takes it."""
+    """Return the version and the choices that are in force here (see `accelerated`, `choosing`), for `as_in`."""
     return _VERSION.get(), _USED.get()
 
 
 @contextmanager
 def as_in(there: tuple[str | None, dict[str, str] | None]) -> Iterator[None]:
-    """Inside, versions are used as where `setting` was called. On CUDA, backward passes run in threads of their own."""
+    """Use the same versions and choices inside this context as where `setting` returned `there`.
+
+    Backward passes need this on CUDA: they run in other threads, which do not inherit context variables.
+    """
     version, used = there
     with accelerated(version):
         token = _USED.set(used)
@@ -94,15 +102,18 @@ def as_in(there: tuple[str | None, dict[str, str] | None]) -> Iterator[None]:
 
 
 def key(operator: str, tensors: tuple[Tensor | None, ...], settings: tuple) -> str:
-    """What a choice is made for, as one line."""
+    """Return one line that identifies what a choice is made for: operator, shapes, settings, number type and device.
+
+    Example: ``"conv2d 2x3x4x8x8 2x5x3x3x3 (1, 1, 1) float32 cpu"``.
+    """
     shapes = " ".join("x".join(map(str, tensor.shape)) for tensor in tensors if tensor is not None)
     return f"{operator} {shapes} {settings} {_number(tensors[0])} {tensors[0].device.type}"
 
 
 def _number(tensor: Tensor) -> str:
-    """Return what a tensor is computed in: its dtype, or "tf32" where cuDNN may round its float32 numbers to that."""
+    """Return the number type that a tensor is computed in: its dtype, or "tf32" where cuDNN may round float32 to it."""
     if tensor.device.type == "cuda" and tensor.dtype == torch.float32:
-        convolution = getattr(torch.backends.cudnn, "conv", None)  # before torch 2.9 there is only the older switch
+        convolution = getattr(torch.backends.cudnn, "conv", None)  # torch before 2.9 has only the older switch
         if torch.backends.cudnn.allow_tf32 if convolution is None else convolution.fp32_precision == "tf32":
             return "tf32"
     return str(tensor.dtype).removeprefix("torch.")
@@ -111,12 +122,23 @@ def _number(tensor: Tensor) -> str:
 def fastest(
     operator: str, versions: Mapping[str, Callable[..., object]], tensors: tuple[Tensor | None, ...], *settings: object
 ) -> object:
-    """Call the fastest of `versions` with `tensors` and `settings`, finding out which it is if need be.
+    """Call the fastest of `versions` with `tensors` and `settings`, after measuring them if no choice is known yet.
 
-    One called "triton" is passed over where Triton does not take the first of the tensors.
+    The version given to `accelerated` by name is called without measuring. A version named "triton" is skipped where
+    Triton does not support the first tensor.
+
+    Args:
+        operator: Name that identifies the operator in choices and messages.
+        versions: Functions by name that compute the same; the first is the default.
+        tensors: Arguments that a choice depends on by their shapes. The first is not None, and its dtype and device
+            count, too.
+        settings: Further arguments; a choice depends on their values.
+
+    Returns:
+        The result of the version that was called.
 
     Raises:
-        CannotRunError: the version that was asked for cannot run, or none can.
+        CannotRunError: The version that was asked for by name cannot run, or no version can.
     """
     if "triton" in versions and not gpu.usable(tensors[0]):
         versions = {name: version for name, version in versions.items() if name != "triton"}
@@ -126,42 +148,44 @@ def fastest(
         used = _USED.get()
         choice = (used or {}).get(what) or CHOICES.get(what)
         if choice not in versions or (choice, what) in _FAILED:
-            choice = CHOICES[what] = preferred(measured(operator, versions, tensors, settings), CLEARLY)
+            choice = CHOICES[what] = preferred(_measured(operator, versions, tensors, settings), _CLEARLY)
         if used is not None:
             used[what] = choice
     try:
         return versions[choice](*tensors, *settings)
-    except Exception as error:  # Triton and its compilers have types of their own
+    except Exception as error:  # Triton and its compilers raise exceptions of their own types
         what = key(operator, tensors, settings)
         if choice != _VERSION.get() and len(versions) > 1 and (choice, what) not in _FAILED:
-            _FAILED.add((choice, what))  # it was chosen earlier, perhaps elsewhere, and cannot run any more
+            _FAILED.add((choice, what))  # it was chosen earlier, perhaps by another process, and no longer runs
             return fastest(operator, versions, tensors, *settings)
         raise CannotRunError(f"version {choice} of {what} cannot run: {reason(error)}") from error
 
 
 def try_triton(device: torch.device) -> None:
-    """Run a small Triton kernel on a CUDA device; where that fails, Triton is given up, with a warning."""
+    """Run a small Triton kernel on a CUDA device; if it fails, log a warning and stop using Triton in this process."""
     try:
         turned(torch.zeros(1, 2, 1, 2, device=device), torch.channels_last)
         torch.cuda.synchronize(device)
-    except Exception as error:  # there may be no compiler, or a device that is too new or too old
+    except Exception as error:  # the compiler may be missing, or the device too new or too old
         gpu.give_up(reason(error))
 
 
-def measured(
+def _measured(
     operator: str, versions: Mapping[str, Callable[..., object]], tensors: tuple[Tensor | None, ...], settings: tuple
 ) -> dict[str, float]:
-    """Seconds of each of the versions that can run. Of another a warning is given, once a process.
+    """Return the seconds that each version takes, by name, leaving out those that cannot run.
+
+    A version that cannot run is logged as a warning, once per operator and process.
 
     Raises:
-        CannotRunError: none can.
+        CannotRunError: No version can run.
     """
     seconds, what = {}, key(operator, tensors, settings)
     reasons: dict[str, str] = {}
     for name, version in versions.items():
         try:
             seconds[name] = measure(version, tensors, settings)
-        except Exception as error:  # out of memory is one, too: another version may need less
+        except Exception as error:  # including out of memory: another version may need less
             reasons[name] = reason(error)
     if not seconds:
         everything = "; ".join(f"{name}: {why}" for name, why in reasons.items())
@@ -174,40 +198,41 @@ def measured(
 
 
 def reason(error: Exception) -> str:
-    """Return what an error says, in one line: its type and its first words."""
+    """Return an error in one line: its type, and the first line of its message that is not blank."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def preferred(seconds: Mapping[str, float], clearly: float) -> str:
-    """The name with the fewest seconds, if they are less than a share `clearly` of the first's; else the first."""
+    """Return the name with the fewest seconds if they are below `clearly` times the first's, else the first name."""
     first, quickest = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
     return quickest if seconds[quickest] < clearly * seconds[first] else first
 
 
 def are_choices(value: object) -> bool:
-    """Whether this, read from a file, can be choices: a name for each name."""
+    """Return whether a value that was read from a file has the form of `CHOICES`: a dictionary of text by text."""
     return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
 def measure(function: Callable[..., object], tensors: tuple[Tensor | None, ...], settings: tuple) -> float:
-    """Seconds of the quickest of `TRIES` calls after one to warm up.
+    """Return the seconds of the quickest of `_TRIES` calls of `function`, after one to warm up.
 
-    On CUDA it is those of a graph's replays, as in training: what it takes the host to launch a call does not count.
+    On CUDA, replays of a CUDA graph are timed, as in training: the time that the host takes to launch a call does not
+    count.
     """
     if tensors[0].device.type == "cuda":
         return min(replays(lambda: function(*tensors, *settings)))
     function(*tensors, *settings)
     best = float("inf")
-    for _ in range(TRIES):
+    for _ in range(_TRIES):
         begin = time.perf_counter()
         function(*tensors, *settings)
         best = min(best, time.perf_counter() - begin)
     return best
 
 
-def replays(function: Callable[[], object], count: int = TRIES) -> list[float]:
-    """Return the seconds of so many replays of a CUDA graph of a call, after one to warm up."""
+def replays(function: Callable[[], object], count: int = _TRIES) -> list[float]:
+    """Return the seconds of each of `count` replays of a CUDA graph of a call of `function`, after one to warm up."""
     torch.cuda.synchronize()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.cuda.stream(stream), gpu.fastest_convolutions():

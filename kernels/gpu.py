@@ -1,6 +1,6 @@
 """Triton where it can be used: on a CUDA device, or interpreted (``TRITON_INTERPRET=1``, for tests).
 
-Elsewhere `jit` leaves a function as it is, never to be called, and operators do without.
+Elsewhere, `jit` returns a kernel unchanged, which is then never called, and operators fall back to PyTorch.
 """
 
 import logging
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton kernels run in Triton's interpreter, on any device."""
 
 try:
     if not (torch.cuda.is_available() or INTERPRETED):
@@ -24,21 +25,21 @@ except ImportError as error:
     triton = cdiv = next_power_of_2 = None
 
     class tl:
-        """Stands for ``triton.language``, which annotations and constants name."""
+        """Stand-in for ``triton.language``, which annotations and module constants refer to."""
 
         @staticmethod
         def constexpr(value):
-            """Leave a constant as it is."""
+            """Return a constant unchanged."""
             return value
 
     def jit(function):
-        """Leave a kernel that nobody will call as it is."""
+        """Return a kernel unchanged; without Triton it is never called."""
         return function
 
 
 @jit
 def add_both(a, b, c, d):
-    """Add two pairs of numbers."""
+    """Return the sum of the pairs ``(a, b)`` and ``(c, d)``, to reduce two values at once."""
     return a + c, b + d
 
 
@@ -46,28 +47,31 @@ _broken = False
 
 
 def give_up(reason: str) -> None:
-    """Use no Triton kernels from now on in this process, and warn of the reason."""
-    global _broken  # noqa: PLW0603  (whether it works is a fact of the process)
+    """Stop using Triton kernels in this process, and log `reason` as a warning the first time."""
+    global _broken  # noqa: PLW0603  (whether Triton works is a fact about the process)
     if not _broken:
         logging.getLogger(__name__).warning("Triton cannot run, and PyTorch's operators are used: %s", reason)
     _broken = True
 
 
 def runs_on(device: torch.device) -> bool:
-    """Return whether Triton kernels run on this device."""
+    """Return whether Triton kernels can run on this device."""
     return triton is not None and not _broken and (device.type == "cuda" or INTERPRETED)
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether Triton kernels take this tensor: they compute in float32."""
+    """Return whether Triton kernels can run on this tensor's device, and it is float32 or bfloat16.
+
+    Triton kernels compute in float32, so tensors of other types, such as float64, are left to PyTorch.
+    """
     return runs_on(tensor.device) and tensor.dtype in (torch.float32, torch.bfloat16)
 
 
 @contextmanager
 def fastest_convolutions() -> Iterator[None]:
-    """Inside, cuDNN measures which of its algorithms is fastest when it first meets a shape, and remembers it.
+    """Let cuDNN measure which of its algorithms is fastest, once per shape, inside this context.
 
-    A step that is recorded and replayed has the same shapes for ever, so this is worth the time.
+    A step that is recorded and replayed always has the same shapes, so this is worth the time.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True

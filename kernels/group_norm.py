@@ -1,11 +1,11 @@
-"""Group normalisation with an affine map of each client's own, then optionally a residual added, then ReLU.
+"""Group normalisation in which each client has its own affine map, then optionally a residual, then ReLU.
 
     y = relu(weight[c] * (x - mean) / sqrt(var + eps) + bias[c] + residual)
 
 for x ``[C, B, ch, H, W]``, weight and bias ``[C, ch]``, mean and (biased) variance over the pixels of each group of
 channels of each image (Wu and He, ECCV 2018).
 
-A custom operator, so that it can be called for one client and mapped over all.
+The normalisation is a custom operator, so that code for one client can call it, and be mapped over all clients.
 """
 
 import torch
@@ -29,59 +29,62 @@ def group_norm(
     relu: bool = False,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise each client's images, with its own weight and bias.
+    """Return each client's images normalised with its own weight and bias, in the shape and dtype of `x`.
 
     Args:
-        x: ``[C, B, ch, H, W]``, or ``[B, ch, H, W]`` of one client.
-        groups: of channels, which they divide into.
-        weight: ``[C, ch]``, or ``[ch]``; as `bias`, which has the same dtype, float32 or that of `x`.
-        residual: as `x`; added before the ReLU.
-
-    Returns:
-        Of the shape and dtype of `x`.
+        x: Images, ``[C, B, ch, H, W]``, or ``[B, ch, H, W]`` for one client.
+        groups: Number of groups of channels, which divides ch.
+        weight: Scale of each channel, ``[C, ch]``, or ``[ch]`` for one client; float32 or the dtype of `x`.
+        bias: Shift of each channel, in the shape and dtype of `weight`.
+        residual: Added before the ReLU; in the shape of `x`.
+        relu: Whether to apply a ReLU at the end.
+        eps: Added to the variance.
     """
     if not accelerating():
         one = (
-            reference
+            _reference
             if x.ndim == 4
-            else vmap(reference, in_dims=(0, 0, 0, None if residual is None else 0, None, None, None))
+            else vmap(_reference, in_dims=(0, 0, 0, None if residual is None else 0, None, None, None))
         )
         return one(x, weight, bias, residual, groups, relu, eps)
     if x.ndim == 4:
         alone = None if residual is None else residual[None]
-        return operator(x[None], weight[None], bias[None], alone, groups, relu, eps)[0][0]
-    return operator(x, weight, bias, residual, groups, relu, eps)[0]
+        return _operator(x[None], weight[None], bias[None], alone, groups, relu, eps)[0][0]
+    return _operator(x, weight, bias, residual, groups, relu, eps)[0]
 
 
-def reference(
+def _reference(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
 ) -> Tensor:
-    """One client's: x ``[B, ch, H, W]``, weight and bias ``[ch]``. What follows the norm is done in place."""
+    """Return one client's result for x ``[B, ch, H, W]``, weight and bias ``[ch]``.
+
+    The residual and the ReLU are applied in place.
+    """
     y = F.group_norm(x, groups, weight, bias, eps)
     if residual is not None:
         y.add_(residual)
     return y.relu_() if relu else y
 
 
-def forward(
+def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Forward: y, and the mean and inverse deviation ``[C, B * groups]`` of each group."""
+    """Return y, and the mean and inverse deviation ``[C, B * groups]`` of each group, from the fastest version."""
     residual = None if residual is None else residual.contiguous()
     tensors = (x.contiguous(), weight.contiguous(), bias.contiguous(), residual)
-    return fastest("group_norm", FORWARD, tensors, groups, relu, eps)
+    return fastest("group_norm", _FORWARD, tensors, groups, relu, eps)
 
 
-def backward(
+def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias."""
+    """Return the gradients of x, weight and bias from `grad`, that of y before the ReLU."""
     tensors = (grad.contiguous(), x.contiguous(), weight.contiguous(), mean, rstd)
-    return fastest("group_norm_backward", BACKWARD, tensors, groups)
+    return fastest("group_norm_backward", _BACKWARD, tensors, groups)
 
 
-def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep what the backward pass needs."""
+def _remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Save what the backward pass needs on `ctx`: tensors, settings, and which versions operators use."""
     x, weight, _, residual, ctx.groups, relu, _ = inputs
     y, mean, rstd = output
     ctx.setting = setting()
@@ -91,46 +94,49 @@ def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
 
 
-def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Go back through the ReLU, where there is one, then call the backward operator."""
+def _differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the operator's inputs: through the ReLU, if it was applied, then through the norm."""
     if grad is None:
         return (None,) * 7
     y, *saved = ctx.saved_tensors
     if y is not None:
         grad = torch.ops.aten.threshold_backward(grad, y, 0)
     with as_in(ctx.setting):
-        gradients = backward_operator(grad, *saved, ctx.groups)
+        gradients = _backward_operator(grad, *saved, ctx.groups)
     return *gradients, grad if ctx.has_residual else None, None, None, None
 
 
-def forward_shapes(
+def _forward_shapes(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `forward` would return, uncomputed."""
+    """Return uninitialised tensors of the shapes and dtypes that `_forward` returns."""
     statistics = x.new_empty(len(x), x.shape[1] * groups, dtype=weight.dtype)
     return x.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
 
-def backward_shapes(
+def _backward_shapes(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `backward` would return, uncomputed."""
+    """Return uninitialised tensors of the shapes and dtypes that `_backward` returns."""
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
 
-operator = custom_op("group_norm", forward, shapes=forward_shapes, setup_context=remember, backward=differentiate)
-backward_operator = custom_op("group_norm_backward", backward, shapes=backward_shapes)
+_operator = custom_op("group_norm", _forward, shapes=_forward_shapes, setup_context=_remember, backward=_differentiate)
+_backward_operator = custom_op("group_norm_backward", _backward, shapes=_backward_shapes)
 
 
-def native_forward(
+def _native_forward(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's own, all images of all clients as the channels of one: its affine map is per channel."""
+    """Return what `_forward` does, from PyTorch's operator.
+
+    It gets the channels of all images of all clients as the channels of one image, since its affine map is per channel.
+    """
     c, b, ch, h, w = x.shape
     flat = (c * b * ch,)
     own = weight.dtype
     weight, bias = (p[:, None].expand(c, b, ch).reshape(flat) for p in (weight, bias))
-    if x.is_cuda:  # only on a CPU may the two have different dtypes
+    if x.is_cuda:  # PyTorch allows parameters in another dtype than `x` only on a CPU
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     y, mean, rstd = torch.ops.aten.native_group_norm(
         x.view(1, *flat, h, w), weight, bias, 1, *flat, h * w, c * b * groups, eps
@@ -142,13 +148,13 @@ def native_forward(
     return y.relu_() if relu else y, *statistics
 
 
-def native_backward(
+def _native_backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same backwards."""
+    """Return what `_backward` does, from PyTorch's operator with all images as the channels of one."""
     c, b, ch, h, w = x.shape
     flat = (c * b * ch,)
-    used = x.dtype if x.is_cuda else weight.dtype  # only on a CPU may the two be different
+    used = x.dtype if x.is_cuda else weight.dtype  # PyTorch allows two different dtypes only on a CPU
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
         grad.view(1, *flat, h, w),
         x.view(1, *flat, h, w),
@@ -167,14 +173,17 @@ def native_backward(
 def triton_forward(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One program a group: two passes over its pixels, everything fused into the second."""
+    """Return what `_forward` does, from one Triton program per group of each image.
+
+    A program takes the mean and the variance in passes over the group's pixels; the last pass does everything else.
+    """
     c, b, ch, h, w = x.shape
     y = torch.empty_like(x)
     mean = weight.new_empty(c, b * groups)
     rstd = torch.empty_like(mean)
     group_norm_forward_kernel[(c * b * groups,)](
         x, weight, bias, x if residual is None else residual, y, mean, rstd, b, ch, groups, h * w, eps,
-        RESIDUAL=residual is not None, RELU=relu, **blocks(h * w, ch // groups),
+        RESIDUAL=residual is not None, RELU=relu, **_blocks(h * w, ch // groups),
     )  # fmt: skip
     return y, mean, rstd
 
@@ -182,29 +191,34 @@ def triton_forward(
 def triton_backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One program a group; the affine map's gradients are summed over images after."""
+    """Return what `_backward` does, from one Triton program per group of each image.
+
+    The gradients of weight and bias are summed over images afterwards.
+    """
     c, b, ch, h, w = x.shape
     grad_x = torch.empty_like(x)
     grad_weight = weight.new_empty(c, b, ch)
     grad_bias = torch.empty_like(grad_weight)
     group_norm_backward_kernel[(c * b * groups,)](
         grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, b, ch, groups, h * w,
-        **blocks(h * w, ch // groups),
+        **_blocks(h * w, ch // groups),
     )  # fmt: skip
     return grad_x, grad_weight.sum(dim=1), grad_bias.sum(dim=1)
 
 
-def blocks(pixels: int, channels: int) -> dict[str, int]:
-    """Return how many pixels (BLOCK) and channels (WIDTH) of a group of this size a program handles at once.
+def _blocks(pixels: int, channels: int) -> dict[str, int]:
+    """Return how many pixels (BLOCK) and channels (WIDTH) a program handles at once, for the size of a group.
 
-    Together at most 4,096 values, 32 a thread: those of more would not stay in registers.
+    The two multiply to at most 4,096 values, 32 per thread, since more would not stay in registers.
     """
     width = gpu.next_power_of_2(channels)
     return {"BLOCK": min(gpu.next_power_of_2(pixels), 1024, max(1, 4096 // width)), "WIDTH": width}
 
 
-FORWARD = {"native": native_forward, "triton": triton_forward}
-BACKWARD = {"native": native_backward, "triton": triton_backward}
+_FORWARD = {"native": _native_forward, "triton": triton_forward}
+"""Versions of the forward pass by name; the first is the default."""
+_BACKWARD = {"native": _native_backward, "triton": triton_backward}
+"""Versions of the backward pass by name; the first is the default."""
 
 
 @jit
@@ -212,7 +226,7 @@ def group_norm_forward_kernel(
     x, weight, bias, residual, y, mean, rstd, B, CH, G, PIXELS, eps,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Group ``g`` of one image: sums, then the normalised, mapped, added and clipped values."""
+    """Normalise one group of one image: take its mean and variance, then write y with residual and ReLU applied."""
     program = tl.program_id(0)
     image, width = program // G, CH // G
     inner = tl.arange(0, WIDTH)
@@ -256,7 +270,7 @@ def group_norm_backward_kernel(
     grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, B, CH, G, PIXELS,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Group ``g`` of one image: sums of the gradient and of its product with the normalised values, then grad_x."""
+    """Sum the gradient of one group of one image, and its product with the normalised values, then write grad_x."""
     program = tl.program_id(0)
     image, width = program // G, CH // G
     inner = tl.arange(0, WIDTH)

@@ -1,4 +1,4 @@
-"""Group normalisation of one model's images that lie channels-last, then optionally a residual added, then ReLU.
+"""Group normalisation of one model's channels-last images, then optionally a residual, then ReLU.
 
     y = relu(weight[c] * (x - mean) / sqrt(var + eps) + bias[c] + residual)
 
@@ -7,8 +7,9 @@ over the pixels of each group of channels of each image (Wu and He, ECCV 2018). 
 clients. The server has its own version because cuDNN's fastest bfloat16 convolutions on CUDA devices read and write
 channels-last tensors, which PyTorch's GroupNorm would copy to the contiguous format and back.
 
-One kernel forward and one backward, residual and ReLU included. A program does all pixels of a block of channels of an
-image, in two passes; what the second reads is still in the caches, or in registers where all of it fits there.
+There is one kernel for the forward pass and one for the backward pass, residual and ReLU included. A program handles
+all pixels of a block of channels of one image, in two passes. What the second pass reads is still in the caches, or in
+registers if it fits there.
 """
 
 import torch
@@ -23,8 +24,9 @@ from simsfl.kernels.stacking import custom_op
 TILE = 2048
 """Values that a program holds at a time."""
 WARPS = 4
+"""Warps per program."""
 NARROWEST = 32
-"""Channels that a program reads of a pixel, at least: 64 bytes in bfloat16."""
+"""Minimum number of channels that a program reads of each pixel, if there are as many: 64 bytes in bfloat16."""
 
 
 def group_norm_nhwc(
@@ -39,37 +41,42 @@ def group_norm_nhwc(
 ) -> Tensor:
     """Return the normalised images, channels-last, in the shape and dtype of `x`.
 
+    Triton is used where it supports `x` and the number of channels per group is a power of two, PyTorch elsewhere.
+
     Args:
-        x: ``[N, ch, H, W]``; one that is not channels-last is copied.
-        groups: number of groups, which divides ch.
-        weight: ``[ch]``, or ``[N, ch]`` of each image, in float32 or the dtype of `x`; as `bias`. Where it is of each
-            image, such as an expanded vector, so is its gradient.
-        residual: ``[N, ch, H, W]``, added before the ReLU.
+        x: Images, ``[N, ch, H, W]``; Triton works on a copy if they are not channels-last.
+        groups: Number of groups of channels, which divides ch.
+        weight: Scale of each channel, ``[ch]``, or ``[N, ch]`` with one row per image, such as an expanded vector; its
+            gradient has the same shape. In float32 or the dtype of `x`.
+        bias: Shift of each channel, ``[ch]`` or ``[N, ch]`` like `weight`.
+        residual: Added before the ReLU, ``[N, ch, H, W]``.
+        relu: Whether to apply a ReLU at the end.
+        eps: Added to the variance.
     """
-    if gpu.usable(x) and is_power_of_2(x.shape[1] // groups):
+    if gpu.usable(x) and _is_power_of_2(x.shape[1] // groups):
         weight, bias = ((p if p.stride(-1) == 1 else p.contiguous()).expand(len(x), -1) for p in (weight, bias))
-        return operator(x, weight, bias, residual, groups, relu, eps)[0]
+        return _operator(x, weight, bias, residual, groups, relu, eps)[0]
     weight, bias = (p.to(x.dtype)[..., None, None] for p in (weight, bias))
-    y = F.group_norm(x, groups, eps=eps).to(x.dtype) * weight + bias  # autocast makes it float32
+    y = F.group_norm(x, groups, eps=eps).to(x.dtype) * weight + bias  # under autocast, group_norm returns float32
     y = y if residual is None else y + residual
     return y.relu() if relu else y
 
 
-def is_power_of_2(number: int) -> bool:
-    """Return whether a positive number is a power of two; Triton's blocks hold such numbers of values."""
+def _is_power_of_2(number: int) -> bool:
+    """Return whether a positive number is a power of two, as the sizes of Triton's blocks have to be."""
     return number & (number - 1) == 0
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, and the mean and inverse deviation ``[N, groups]`` in float32."""
+    """Return y ``[N, ch, H, W]``, and the mean and inverse deviation ``[N, groups]`` of each group in float32."""
     x, residual = channels_last(x), None if residual is None else channels_last(residual)
     n, ch, h, w = x.shape
     y = torch.empty_like(x)
     mean = torch.empty(n, groups, device=x.device)
     rstd = torch.empty_like(mean)
-    block, channels = tile_of(h * w, ch, ch // groups)
+    block, channels = _tile_of(h * w, ch, ch // groups)
     group_norm_nhwc_forward_kernel[(n * gpu.cdiv(ch, channels),)](
         x, weight, bias, residual, y, mean, rstd, weight.stride(0), bias.stride(0), eps, ch, h * w,
         RELU=relu, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
@@ -87,7 +94,7 @@ def backward(
     grad_x = torch.empty_like(x)
     grad_residual = torch.empty_like(x if residual else x[:0])
     grad_weight, grad_bias = torch.empty(2, n, ch, device=x.device).unbind()
-    block, channels = tile_of(h * w, ch, ch // groups)
+    block, channels = _tile_of(h * w, ch, ch // groups)
     group_norm_nhwc_backward_kernel[(n * gpu.cdiv(ch, channels),)](
         grad, y if relu and residual else None, x, weight, bias, mean, rstd, grad_x,
         grad_residual if residual else None, grad_weight, grad_bias, weight.stride(0), bias.stride(0), ch, h * w,
@@ -96,15 +103,15 @@ def backward(
     return grad_x, grad_weight, grad_bias, grad_residual
 
 
-def tile_of(pixels: int, ch: int, width: int) -> tuple[int, int]:
-    """Return how many pixels and channels a program handles at once: powers of two, the channels in whole groups."""
+def _tile_of(pixels: int, ch: int, width: int) -> tuple[int, int]:
+    """Return how many pixels and channels a program handles at once: powers of two, and whole groups of channels."""
     pixels = gpu.next_power_of_2(pixels)
     channels = min(gpu.next_power_of_2(ch), max(NARROWEST, TILE // pixels, width))
     return min(pixels, max(1, TILE // channels)), channels
 
 
-def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep what the backward pass needs; the output is kept by the next convolution anyway."""
+def _remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Save what the backward pass needs on `ctx`; the output costs nothing, since the next convolution keeps it too."""
     x, weight, bias, residual, ctx.groups, ctx.relu, _ = inputs
     y, mean, rstd = output
     ctx.residual = residual is not None
@@ -113,62 +120,62 @@ def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
 
 
-def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Call the backward operator."""
+def _differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the operator's inputs, those of weight and bias in their own dtypes."""
     if grad is None:
         return (None,) * 7
     _, _, weight, bias, _, _ = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias, grad_residual = backward_operator(
+    grad_x, grad_weight, grad_bias, grad_residual = _backward_operator(
         grad, *ctx.saved_tensors, ctx.groups, ctx.relu, ctx.residual
     )
     affine = grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
     return grad_x, *affine, grad_residual if ctx.residual else None, None, None, None
 
 
-def forward_shapes(
+def _forward_shapes(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tensors like those of `forward`, uncomputed."""
+    """Return uninitialised tensors of the shapes and dtypes that `forward` returns."""
     statistics = x.new_empty(len(x), groups, dtype=torch.float32)
     return torch.empty_like(x, memory_format=torch.channels_last), statistics, torch.empty_like(statistics)
 
 
-def backward_shapes(
+def _backward_shapes(
     grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor,
     groups: int, relu: bool, residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return tensors like those of `backward`, uncomputed."""
+    """Return uninitialised tensors of the shapes and dtypes that `backward` returns."""
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     grad_weight, grad_bias = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
     return grad_x, grad_weight, grad_bias, torch.empty_like(grad_x if residual else grad_x[:0])
 
 
-operator = custom_op(
+_operator = custom_op(
     "group_norm_nhwc",
     forward,
-    shapes=forward_shapes,
+    shapes=_forward_shapes,
     stacked=False,
-    setup_context=remember,
-    backward=differentiate,
+    setup_context=_remember,
+    backward=_differentiate,
 )
-backward_operator = custom_op("group_norm_nhwc_backward", backward, shapes=backward_shapes, stacked=False)
+_backward_operator = custom_op("group_norm_nhwc_backward", backward, shapes=_backward_shapes, stacked=False)
 
 
 @jit
-def of_channels(groups, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
-    """Return for each channel ``[CHANNELS]`` what its group has in ``groups [CHANNELS // WIDTH]``."""
+def _of_channels(groups, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return for each channel ``[CHANNELS]`` the value of its group in ``groups [CHANNELS // WIDTH]``."""
     return tl.reshape(tl.broadcast_to(groups[:, None], (CHANNELS // WIDTH, WIDTH)), (CHANNELS,))
 
 
 @jit
-def of_groups(channels, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
+def _of_groups(channels, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
     """Return the sum over each group ``[CHANNELS // WIDTH]`` of ``channels [CHANNELS]``."""
     return tl.sum(tl.reshape(channels, (CHANNELS // WIDTH, WIDTH)), axis=1)
 
 
 @jit
-def load(images, place, mask):
-    """Return values of images ``[pixels, channels]`` in float32, 0 where there are none."""
+def _load(images, place, mask):
+    """Return the values of images at the offsets `place` in float32, and 0 where `mask` is false."""
     return tl.load(images + place, mask=mask, other=0.0).to(tl.float32)
 
 
@@ -178,27 +185,27 @@ def group_norm_nhwc_forward_kernel(
     CH: tl.constexpr, PIXELS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Normalise a block of channels of one image, `BLOCK` pixels at a time: sums over groups, then the values.
+    """Normalise a block of channels of one image, `BLOCK` pixels at a time: sum over groups, then write the values.
 
-    Values are summed less each group's first, and so are their squares: then the variance does not suffer where the
-    mean is far from 0.
+    Each group's first value is subtracted before values and squares are summed, so that the variance stays accurate
+    where the mean is far from 0.
     """
     GROUPS: tl.constexpr = CHANNELS // WIDTH
     BLOCKS: tl.constexpr = (CH + CHANNELS - 1) // CHANNELS
     image = (tl.program_id(0) // BLOCKS).to(tl.int64)
     channel = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
     present = channel < CH
-    x += image * PIXELS * CH  # offsets within an image are of 32 bits, which takes fewer registers
+    x += image * PIXELS * CH  # offsets within an image can then be 32-bit, which takes fewer registers
     y += image * PIXELS * CH
     if residual is not None:
         residual += image * PIXELS * CH
-    anchor = load(x, channel // WIDTH * WIDTH, present)
+    anchor = _load(x, channel // WIDTH * WIDTH, present)
     total = tl.zeros((BLOCK, GROUPS), dtype=tl.float32)
     squares = tl.zeros((BLOCK, GROUPS), dtype=tl.float32)
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)[:, None]
         mask = (pixel < PIXELS) & present[None, :]
-        value = tl.where(mask, load(x, pixel * CH + channel[None, :], mask) - anchor[None, :], 0.0)
+        value = tl.where(mask, _load(x, pixel * CH + channel[None, :], mask) - anchor[None, :], 0.0)
         value = tl.reshape(value, (BLOCK, GROUPS, WIDTH))
         total += tl.sum(value, axis=2)
         squares += tl.sum(value * value, axis=2)
@@ -206,8 +213,8 @@ def group_norm_nhwc_forward_kernel(
     count = 1.0 * WIDTH * PIXELS
     shifted = total_G / count
     variance = tl.maximum(squares_G / count - shifted * shifted, 0.0)
-    centre = anchor + of_channels(shifted, CHANNELS, WIDTH)
-    inverse = of_channels(1.0 / tl.sqrt(variance + eps), CHANNELS, WIDTH)
+    centre = anchor + _of_channels(shifted, CHANNELS, WIDTH)
+    inverse = _of_channels(1.0 / tl.sqrt(variance + eps), CHANNELS, WIDTH)
     factor = tl.load(weight + image * weight_stride + channel, mask=present, other=0.0).to(tl.float32)
     shift = tl.load(bias + image * bias_stride + channel, mask=present, other=0.0).to(tl.float32)
     scale = factor * inverse
@@ -215,9 +222,9 @@ def group_norm_nhwc_forward_kernel(
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)[:, None]
         mask = (pixel < PIXELS) & present[None, :]
-        value = load(x, pixel * CH + channel[None, :], mask) * scale[None, :] + shift[None, :]
+        value = _load(x, pixel * CH + channel[None, :], mask) * scale[None, :] + shift[None, :]
         if residual is not None:
-            value += load(residual, pixel * CH + channel[None, :], mask)
+            value += _load(residual, pixel * CH + channel[None, :], mask)
         if RELU:
             value = tl.maximum(value, 0.0)
         tl.store(y + pixel * CH + channel[None, :], value.to(y.dtype.element_ty), mask=mask)
@@ -228,13 +235,16 @@ def group_norm_nhwc_forward_kernel(
 
 
 @jit
-def through_relu(gradient, value, y, place, mask, scale, shift, RELU: tl.constexpr):
-    """Return the gradient where the output was not cut off; that is known of y, or of what it was made of."""
+def _through_relu(gradient, value, y, place, mask, scale, shift, RELU: tl.constexpr):
+    """Return the gradient where the ReLU let the output through, else 0.
+
+    The output's sign is read from `y`, or computed again from `value`, the input, where `y` is None.
+    """
     if RELU:
         if y is None:
             gradient = tl.where(value * scale[None, :] + shift[None, :] > 0.0, gradient, 0.0)
         else:
-            gradient = tl.where(load(y, place, mask) > 0.0, gradient, 0.0)
+            gradient = tl.where(_load(y, place, mask) > 0.0, gradient, 0.0)
     return gradient
 
 
@@ -244,7 +254,7 @@ def group_norm_nhwc_backward_kernel(
     CH: tl.constexpr, PIXELS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Sum the gradient and its product with the normalised values over pixels, then write the images' gradient."""
+    """Sum the gradient, and its product with the normalised values, over pixels, then write the images' gradient."""
     BLOCKS: tl.constexpr = (CH + CHANNELS - 1) // CHANNELS
     image = (tl.program_id(0) // BLOCKS).to(tl.int64)
     channel = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
@@ -268,20 +278,20 @@ def group_norm_nhwc_backward_kernel(
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)[:, None]
         place, mask = pixel * CH + channel[None, :], (pixel < PIXELS) & present[None, :]
-        value = load(x, place, mask)
-        g = through_relu(load(grad, place, mask), value, y, place, mask, scale, shift, RELU)
+        value = _load(x, place, mask)
+        g = _through_relu(_load(grad, place, mask), value, y, place, mask, scale, shift, RELU)
         plain += g
         product += g * (value - centre[None, :])
     sum_plain, sum_scaled = tl.reduce((plain, product), 0, add_both)
     sum_scaled *= inverse
     count = 1.0 * WIDTH * PIXELS
-    mean_plain = of_channels(of_groups(sum_plain * factor, CHANNELS, WIDTH), CHANNELS, WIDTH) / count
-    mean_scaled = of_channels(of_groups(sum_scaled * factor, CHANNELS, WIDTH), CHANNELS, WIDTH) / count
+    mean_plain = _of_channels(_of_groups(sum_plain * factor, CHANNELS, WIDTH), CHANNELS, WIDTH) / count
+    mean_scaled = _of_channels(_of_groups(sum_scaled * factor, CHANNELS, WIDTH), CHANNELS, WIDTH) / count
     for start in range(0, PIXELS, BLOCK):
         pixel = start + tl.arange(0, BLOCK)[:, None]
         place, mask = pixel * CH + channel[None, :], (pixel < PIXELS) & present[None, :]
-        value = load(x, place, mask)
-        g = through_relu(load(grad, place, mask), value, y, place, mask, scale, shift, RELU)
+        value = _load(x, place, mask)
+        g = _through_relu(_load(grad, place, mask), value, y, place, mask, scale, shift, RELU)
         normal = (value - centre[None, :]) * inverse[None, :]
         change = (g * factor[None, :] - mean_plain[None, :] - normal * mean_scaled[None, :]) * inverse[None, :]
         tl.store(grad_x + place, change.to(grad_x.dtype.element_ty), mask=mask)

@@ -3,7 +3,7 @@
     loss_i = -log( exp(q_i.k_i / T) / (exp(q_i.k_i / T) + sum_j exp(q_i.queue_j / T)) )
 
 for unit rows q and k ``[N, D]`` and queue ``[G, K, D]`` (van den Oord et al. 2018, eq. 4; He et al., MoCo, CVPR 2020,
-eq. 1). The queue may be one for all rows or one per group of consecutive rows (a client's own queue).
+eq. 1). All rows may share one key queue, or each group of consecutive rows may have its own (one queue per client).
 """
 
 import torch
@@ -14,33 +14,32 @@ from simsfl.kernels.choice import accelerating
 from simsfl.kernels.stacking import custom_op
 
 BLOCK = 2048
-"""Keys that `streamed` looks at together on a CPU, so that their scores stay in its caches."""
-SCORES = 1 << 25
-"""Scores that it looks at together on a GPU, where fewer and larger operations are faster."""
+"""Keys that `_streamed` handles at a time on a CPU, few enough for their scores to stay in its caches."""
+_SCORES = 1 << 25
+"""Scores that `_streamed` handles at a time on a GPU, where fewer and larger operations are faster."""
 
 
 def info_nce(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Mean InfoNCE loss over N rows, and how often the positive ranks first.
+    """Return the mean InfoNCE loss over N rows, and the percentage of rows whose own key scores highest.
 
     Args:
-        query_ND: unit rows; the gradient flows here.
-        key_ND: unit rows, the positives; no gradient is wanted of them.
-        queue_GKD: unit rows, the negatives. Rows ``g*N/G`` to ``(g+1)*N/G`` of the
-            query see queue ``g``; G is 1 when all clients share one queue.
+        query_ND: The queries, ``[N, D]`` unit rows; the loss is differentiated with respect to them.
+        key_ND: The positives, ``[N, D]`` unit rows, which need no gradient.
+        queue_GKD: The negatives, ``[G, K, D]`` unit rows. Rows ``g*N/G`` to ``(g+1)*N/G`` of the query see queue ``g``;
+            G is 1 when all clients share one queue.
         temperature: T of the formula.
 
     Returns:
-        The scalar loss, and the scalar percentage of rows whose own key scores highest
-        (no gradient).
+        The scalar loss, and the scalar percentage, 0 to 100, which has no gradient.
     """
     if not accelerating():
         return reference(query_ND, key_ND, queue_GKD, temperature)
-    loss, top1, _ = operator(query_ND, key_ND, queue_GKD, temperature)
+    loss, top1, _ = _operator(query_ND, key_ND, queue_GKD, temperature)
     return loss, top1
 
 
 def reference(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The same as a cross-entropy of all scores."""
+    """Return the loss and the percentage of `info_nce`, computed as a cross-entropy of all scores ``[N, 1 + K]``."""
     groups, _, dim = queue_GKD.shape
     positive_N1 = (query_ND * key_ND).sum(dim=1, keepdim=True)
     negative_GnK = query_ND.view(groups, -1, dim) @ queue_GKD.transpose(1, 2)
@@ -50,11 +49,12 @@ def reference(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: 
     return F.cross_entropy(logits_NK1, target_N), top1
 
 
-def streamed(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, accuracy and the loss's gradient by the query, a block of keys at a time: nothing ``[N, K]`` is kept.
+def _streamed(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss and the percentage of `info_nce`, and the gradient of the loss with respect to the query.
 
-    What has been summed up so far is scaled down whenever a block has a higher score (as in FlashAttention, Dao et
-    al. 2022). The gradient is (sum of all keys, weighted by their share of the exponentials, - own key) / (T N).
+    Keys are handled in blocks, so that nothing of the size ``[N, K]`` is kept. The sums so far are scaled down whenever
+    a block has a higher score (as in FlashAttention, Dao et al. 2022). The gradient ``[N, D]`` is
+    (sum of all keys, weighted by their share of the exponentials, - own key) / (T N).
     """
     groups, length, dim = queue_GKD.shape
     query_GnD, key_GnD = query_ND.view(groups, -1, dim), key_ND.view(groups, -1, dim)
@@ -62,7 +62,7 @@ def streamed(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: f
     highest_Gn1 = positive_Gn1.clone()
     total_Gn1 = torch.ones_like(positive_Gn1)
     weighted_GnD = key_GnD.clone()
-    block = max(BLOCK, SCORES // len(query_ND)) if query_ND.is_cuda else BLOCK
+    block = max(BLOCK, _SCORES // len(query_ND)) if query_ND.is_cuda else BLOCK
     for start in range(0, length, block):
         block_GBD = queue_GKD[:, start : start + block]
         scores_GnB = (query_GnD @ block_GBD.transpose(1, 2)).div_(temperature)
@@ -78,23 +78,25 @@ def streamed(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: f
     return loss, top1, gradient_GnD.view_as(query_ND)
 
 
-def shapes(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What `streamed` would return, uncomputed."""
+def _shapes(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return uninitialised tensors of the shapes that `_streamed` returns."""
     return query_ND.new_empty(()), query_ND.new_empty(()), torch.empty_like(query_ND)
 
 
-def remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep the gradient, which is known already."""
+def _remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Save the gradient, which the forward pass has already computed, on `ctx`."""
     _, top1, gradient_ND = output
     ctx.save_for_backward(gradient_ND)
     ctx.mark_non_differentiable(top1, gradient_ND)
     ctx.set_materialize_grads(False)
 
 
-def differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    """By the query alone."""
+def _differentiate(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradient of the query; the other inputs get none."""
     (gradient_ND,) = ctx.saved_tensors
     return None if grad is None else grad * gradient_ND, None, None, None
 
 
-operator = custom_op("info_nce", streamed, shapes=shapes, stacked=False, setup_context=remember, backward=differentiate)
+_operator = custom_op(
+    "info_nce", _streamed, shapes=_shapes, stacked=False, setup_context=_remember, backward=_differentiate
+)

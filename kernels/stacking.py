@@ -1,4 +1,4 @@
-"""Custom operators on stacks of clients, which work under `vmap`: the mapped dimension lengthens the stack."""
+"""Custom operators on stacks of clients that work under `vmap`: the mapped dimension makes the stack longer."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.library import Library, infer_schema, register_autograd, register_fake, register_vmap
 
-LIBRARY = Library("simsfl", "DEF")
-"""Where operators are defined. `torch.library.custom_op` does the same, but its operators import TorchDynamo when they
-are first called: a second, and 120 MB."""
+_LIBRARY = Library("simsfl", "DEF")
+"""Library that the operators are defined in. `torch.library.custom_op` does the same, but its operators import
+TorchDynamo when they are first called, which takes a second and 120 MB."""
 
 
 def custom_op(
@@ -20,28 +20,35 @@ def custom_op(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., object] | None = None,
 ) -> Callable[..., object]:
-    """A custom operator.
+    """Define the custom operator ``simsfl::name``, and return it.
 
     Args:
-        function: what it does, with annotated arguments. It changes none of them, and returns none of them.
-        shapes: the same with nothing computed (a "fake" implementation).
-        stacked: its tensors have the clients first, and it may be mapped over more of them.
-        setup_context: with `backward` its gradient, as of an autograd function.
+        name: Name of the operator, unique in this library.
+        function: The implementation, with annotated arguments. It neither changes nor returns any of them.
+        shapes: The "fake" implementation, which takes the same arguments and returns uninitialised tensors of the
+            shapes and dtypes that `function` returns.
+        stacked: Whether all tensors have the clients as their first dimension. Such an operator works under `vmap`.
+        setup_context: Saves what `backward` needs, like that of a `torch.autograd.Function`.
+        backward: Returns the gradients of the arguments, like that of a `torch.autograd.Function`. Without it, the
+            operator has no gradient.
     """
-    LIBRARY.define(name + infer_schema(function, mutates_args=()))
-    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    _LIBRARY.define(name + infer_schema(function, mutates_args=()))
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     qualified = f"simsfl::{name}"
     operator = getattr(torch.ops.simsfl, name).default
-    register_fake(qualified, shapes, lib=LIBRARY)
+    register_fake(qualified, shapes, lib=_LIBRARY)
     if stacked:
-        register_vmap(qualified, lengthen(operator), lib=LIBRARY)
+        register_vmap(qualified, _lengthen(operator), lib=_LIBRARY)
     if backward:
-        register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
+        register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
     return operator
 
 
-def lengthen(stacked: Callable[..., object]) -> Callable[..., object]:
-    """The vmap rule of an operator whose tensors all have the clients first."""
+def _lengthen(stacked: Callable[..., object]) -> Callable[..., object]:
+    """Return the vmap rule of an operator whose tensors all have the clients as their first dimension.
+
+    The rule flattens the mapped dimension into the clients', calls the operator once, and splits the results again.
+    """
 
     def rule(info: object, in_dims: tuple[int | None, ...], *arguments: object) -> tuple[object, object]:
         size = info.batch_size

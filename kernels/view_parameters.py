@@ -1,4 +1,4 @@
-"""What is drawn for a view of an image, and the constants that both versions of `kernels.augment` go by."""
+"""The random parameters of a view of an image, and the constants that both versions of `kernels.augment` use."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor
 
 BLUR_RADIUS = 6
-"""Pixels to either side: three of the widest sigma (2)."""
+"""Pixels that the blur's kernel reaches to either side: three times the widest sigma, which is 2 pixels."""
 LUMA = (0.2989, 0.587, 0.114)
-"""Red, green and blue in a gray image (ITU-R 601)."""
+"""Weights of red, green and blue in a gray image (ITU-R 601)."""
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""Columns of `ViewParameters.jitter`, and the operations in `ViewParameters.blends`."""
+"""Columns of `ViewParameters.jitter`; the first three are also the operations in `ViewParameters.blends`."""
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """Parameters of views, all with the same leading dimensions ``[...]``."""
+    """Parameters of views of images, as tensors with the same leading dimensions ``[...]``."""
 
     crop: Tensor
-    """``[..., 4]`` float: top, left, height, width in pixels, all whole numbers."""
+    """Top, left, height and width of the crop in pixels, ``[..., 4]`` float, all whole numbers."""
     flip: Tensor
-    """``[...]`` bool."""
+    """Whether the view is flipped from left to right, ``[...]`` bool."""
     jitter: Tensor
-    """``[..., 4]`` float: brightness, contrast and saturation factors, hue shift in turns. Where the
-    jitter is not applied: 1, 1, 1, 0."""
+    """Factors of brightness, contrast and saturation, and the hue shift in turns, ``[..., 4]`` float. They are
+    1, 1, 1, 0 where no jitter is applied."""
     blends: Tensor
-    """``[..., 3]`` int64: brightness (0), contrast (1) and saturation (2) in the order applied."""
+    """Order in which brightness (0), contrast (1) and saturation (2) are changed, ``[..., 3]`` int64."""
     hue_slot: Tensor
-    """``[...]`` int64: how many of the three blends come before the hue shift."""
+    """Number of the three blends that come before the hue shift, ``[...]`` int64."""
     gray: Tensor
-    """``[...]`` bool."""
+    """Whether the view is turned into grayscale, ``[...]`` bool."""
     sigma: Tensor
-    """``[...]`` float: standard deviation of the blur in pixels, 0 for none."""
+    """Standard deviation of the blur in pixels, ``[...]`` float, 0 for no blur."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ViewParameters:
-        """Apply `function` to every tensor, such as ``lambda t: t[step]``."""
+        """Return parameters in which `function`, such as ``lambda t: t[step]``, has been applied to every tensor."""
         return replace(self, **{field.name: function(getattr(self, field.name)) for field in fields(self)})

@@ -1,15 +1,19 @@
-"""Shared fixtures: a data set small enough to train on in a second, and runs on it."""
+"""Shared fixtures and helpers: a data set small enough to train on in a second, and the config of such a run."""
 
+import os
 from importlib.util import find_spec
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side, one on each core
 
 import numpy as np
 import pytest
+import torch
 
 from simsfl import RunConfig
 from simsfl.data import Arrays, make_dataset
 
-collect_ignore = [] if find_spec("zmq") else ["hw_profile", "test_architecture.py"]
-"""Without pyzmq (the extra "device") the programs for real devices cannot be imported, nor what imports them."""
+collect_ignore = [] if find_spec("zmq") else ["hw_profile"]
+"""Folders that pytest skips: without pyzmq (the extra "device") the programs for real devices cannot be imported."""
 
 TINY = {
     "clients": 8,
@@ -25,20 +29,20 @@ TINY = {
     "eval_every": 1,
     "checkpoint_every": 1,
     "device": "cpu",
-    "engine": "fused:grouped",  # with nothing to be measured first
+    "engine": "fused:grouped",  # one version of the operators, so that none is measured first
 }
 """Config fields of a run that trains in about a second."""
 
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory, monkeypatch):
-    """No test sees or fills the user's cache."""
+    """Give each test a cache of its own, so that none reads or fills the user's."""
     monkeypatch.setenv("SIMSFL_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
 def arrays():
-    """80 training and 30 test images of 8x8, three classes that differ in colour."""
+    """Return 80 training and 30 test images of 8x8, in three classes that differ in colour."""
     rng = np.random.default_rng(0)
 
     def split(count):
@@ -52,11 +56,13 @@ def arrays():
 
 @pytest.fixture(scope="session")
 def dataset(arrays):
+    """Return the images of `arrays` as a data set."""
     return make_dataset("tiny", "made up", arrays)
 
 
 @pytest.fixture(scope="session")
 def npz(arrays, tmp_path_factory):
+    """Return the path of a file with the images of `arrays`."""
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
     np.savez(
         path,
@@ -70,10 +76,16 @@ def npz(arrays, tmp_path_factory):
 
 @pytest.fixture
 def config():
+    """Return the config of a run that trains in about a second."""
     return RunConfig(**TINY)
 
 
 def flags(**values):
-    """Config values as command-line flags; True is the flag alone."""
+    """Return config values as command-line flags; True becomes the flag alone."""
     pairs = ((f"--{name.replace('_', '-')}", value) for name, value in values.items())
     return [part for flag, value in pairs for part in ([flag] if value is True else [flag, str(value)])]
+
+
+def generator(seed=0):
+    """Return a generator of random tensors on the CPU, with this seed."""
+    return torch.Generator().manual_seed(seed)

@@ -13,9 +13,7 @@ from simsfl.algorithm.state import (
 from simsfl.system.client_store import Storage
 
 
-def new_state(
-    model, *, clients, cohort, queue_length, key_dim, generator, feature_sharing=True, align_momentum=False
-):
+def new_state(model, *, clients, cohort, queue_length, key_dim, generator, feature_sharing=True, align_momentum=False):
     """Return the state of a run of `model` that has not begun, in float64 on the CPU."""
     device, dtype = torch.device("cpu"), torch.float64
     storage = Storage("device", device, dtype)

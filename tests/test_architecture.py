@@ -1,98 +1,78 @@
-"""Imports run strictly downward, the old functorch is not used, and the README's example runs."""
+"""Imports run strictly downward without circles, the old functorch is not used, and the README is up to date."""
 
-import ast
 import re
-from pathlib import Path
+from graphlib import TopologicalSorter
 
 import pytest
 
+from docs import generate
 from simsfl.cli import attack, run
 from simsfl.cli.bench import program as bench
 from simsfl.cli.cost import program as cost
+from simsfl.cli.main import DOORS, PROGRAMS
 from simsfl.cli.table import program as table
-from simsfl.hw_profile.bench import program as pi_bench
-from simsfl.hw_profile.devices import client, keys, server
 
-ROOT = Path(__file__).parent.parent
-LAYERS = [
-    {"kernels"},
-    {"names", "files", "signals", "randomness", "clock", "allocator", "trace", "console", "precision"},
-    {"notation", "limits", "arguments", "tensor_file"},
-    {"config", "storage"},
-    {"data", "models", "partition", "privacy", "privacy.similarity"},
-    {"views", "state", "schedule", "communication", "rules", "privacy.decoders"},
-    {"plan", "clients", "single", "server", "sync", "wire", "privacy.resistance"},
-    {"step", "footprint"},
-    {"federated", "reference"},
-    {"tuning", "capture", "observer"},
-    {"assembly", "evaluate", "cost", "checkpoint", "metrics"},
-    {"run_directory", "privacy.inversion"},
-    {"weights", "privacy.attack"},
-    {"simulation", "dashboard"},
-    {"recorder"},
-    {"session"},
-]
-"""Lowest first; a module may import from the layers below its own. Packages are free within."""
+README = (generate.ROOT / "README.md").read_text()
+MODULES = list(generate.modules())
+IMPORTS = {name: list(generate.imports(file)) for _, name, file in MODULES}
+ROOM = {name: room for room, name, _ in MODULES}
 
 
-def modules():
-    for path in sorted((ROOT / "simsfl").rglob("*.py")):
-        parts = path.relative_to(ROOT / "simsfl").with_suffix("").parts
-        if parts != ("__init__",):
-            yield room(parts), path
-    for path in sorted((ROOT / "kernels").glob("*.py")):
-        yield "kernels", path
+def module_of(imported):
+    """Return the module that an import is of, which may name something in it; None if it is none of ours."""
+    return imported if imported in ROOM else parent if (parent := imported.rpartition(".")[0]) in ROOM else None
 
 
-def room(parts):
-    """The part of the library that a module is of; the modules of privacy/ are on several floors."""
-    return ".".join(parts[:2]) if parts[0] == "privacy" and parts[-1] != "__init__" else parts[0]
+def test_every_module_has_a_room():
+    inside = {file for _, _, file in MODULES}
+    doors = {generate.ROOT / "simsfl" / name for name in ("__init__.py", "__main__.py")}
+    assert set((generate.ROOT / "simsfl").rglob("*.py")) == {f for f in inside if "simsfl" in f.parts} | doors
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            if node.module == "simsfl":
-                yield from (f"simsfl.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+@pytest.mark.parametrize("name", IMPORTS)
+def test_imports_run_downward(name):
+    for imported in IMPORTS[name]:
+        top = imported.split(".")[0]
+        assert top not in ("functorch", "experiments", "tests", "benchmarks", ""), f"{name} imports {imported}"
+        other = module_of(imported)
+        assert other or top != "simsfl" or imported in ("simsfl.RunConfig", "simsfl.Simulation", "simsfl"), imported
+        if other and ROOM[other] != ROOM[name]:
+            below = generate.ROOMS.index(ROOM[other]) > generate.ROOMS.index(ROOM[name])
+            assert below, f"{name} imports {other}, which is not below it"
 
 
-@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: getattr(value, "stem", value))
-def test_imports_run_downward(module, path):
-    (layer,) = [i for i, names in enumerate(LAYERS) if module in names]
-    for name in imported(path):
-        parts = name.split(".")
-        assert parts[0] != "functorch", f"{path} imports functorch"
-        if parts[0] != "simsfl":
-            assert parts[0] not in ("experiments", "hw_profile", "flags", "presets")
-            continue
-        (other,) = [i for i, names in enumerate(LAYERS) if room(parts[1:]) in names]
-        assert other < layer or room(parts[1:]) == module, (
-            f"{path.relative_to(ROOT)} imports {name}, which is not below it"
-        )
+def test_there_are_no_circles():
+    graph = {name: {module_of(one) for one in imported} - {None, name} for name, imported in IMPORTS.items()}
+    for name, others in graph.items():  # a package imports its modules, which do not need what is in its own file
+        graph[name] = {other for other in others if not name.startswith(f"{other}.")}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
 
 
-def test_the_readmes_picture_lists_every_module():
-    (picture,) = re.findall(r"```\n(experiments/.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    for module, _ in modules():
-        assert re.search(rf"\b{module}\b", picture), module
-    for path in (ROOT / "kernels").glob("[!_]*.py"):
-        assert re.search(rf"\b{path.stem}\b", picture), path.stem
+def test_the_readmes_picture_is_up_to_date():
+    (shown,) = re.findall(r"<!-- rooms -->\n(.*?)<!-- end -->", README, flags=re.DOTALL)
+    assert shown == generate.picture(), "run: python docs/generate.py"
+
+
+def test_every_program_has_a_door():
+    for name, program in PROGRAMS.items():
+        assert program.folder in DOORS
+        door = generate.ROOT / program.folder / f"{name.replace('-', '_')}.py"
+        assert f'start("{name}")' in door.read_text()
 
 
 def test_the_readmes_python_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(example.splitlines()) <= 20
     exec(compile(example, "README.md", "exec"), {})
 
 
 def test_the_readmes_flags_exist():
-    text = (ROOT / "README.md").read_text() + (ROOT / "hw_profile" / "README.md").read_text()
+    pytest.importorskip("zmq")
+    from simsfl.hw_profile.bench import program as pi_bench  # noqa: PLC0415
+    from simsfl.hw_profile.devices import client, keys, server  # noqa: PLC0415
+
+    text = README + (generate.ROOT / "hw_profile" / "README.md").read_text()
     programs = (run, bench, table, cost, attack, pi_bench, server, client, keys)
     parsers = [program.parser() for program in programs]
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}

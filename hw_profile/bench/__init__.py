@@ -1,1 +1,1 @@
-"""The program ``pi_bench.py``: the work of a client, timed and metered."""
+"""The program ``pi_bench.py``: the work of one client, timed and measured with a power meter."""

@@ -1,4 +1,4 @@
-"""What was measured, as figures with their source: the content of ``result.json``, and tables and a report of it."""
+"""What was measured, as figures with their sources: the content of ``result.json``, tables and a report."""
 
 from __future__ import annotations
 
@@ -12,35 +12,55 @@ from rich.table import Table
 from simsfl.hw_profile.bench.plots import bars, curve
 from simsfl.hw_profile.runtimes.client_work import PHASES
 
-PAPER = {"memory_mb": {1: 0.8, 2: 3.2}, "watts": 2.26, "mah": 9100}
-"""Li et al., ICLR 2023, on a Raspberry Pi 4B: memory by cut layer, mean power, charge of a session at 5 V."""
-BATTERY_WH = 37.0
-"""A power bank of 10,000 mAh at 3.7 V."""
-USB_VOLTS = 5.0
-MB = 1e6
+_PAPER = {"memory_mb": {1: 0.8, 2: 3.2}, "watts": 2.26, "mah": 9100}
+"""Figures of Li et al. (ICLR 2023) on a Raspberry Pi 4B.
+
+They are megabytes of memory by cut layer, mean power in watts, and the charge of a session in mAh at 5 V."""
+_BATTERY_WH = 37.0
+"""Energy of a power bank of 10,000 mAh at 3.7 V, in watt-hours."""
+_USB_VOLTS = 5.0
+_MB = 1e6
 
 
 def session(about: Mapping[str, Any], step_seconds: float) -> dict[str, Any]:
-    """A whole session at this pace: steps, seconds, what it sends and receives."""
+    """Return the figures of a whole session at this pace: steps, seconds, bytes sent and received; no energy yet.
+
+    Args:
+        about: the content of a trace's ``trace.json``.
+        step_seconds: mean seconds per step.
+    """
     seconds = about["session"]["steps"] * step_seconds
     return {**about["session"], "seconds": seconds, "wh": None, "mah_at_5v": None, "share_of_10000_mah": None}
 
 
 def with_charge(session: Mapping[str, Any], watts: float, source: str) -> dict[str, Any]:
-    """The same with its energy at so much power, which comes from a `source`."""
+    """Return the session with its energy at a constant power.
+
+    Args:
+        session: figures that `session` returns.
+        watts: mean power.
+        source: where the power comes from, for people.
+    """
     wh = watts * session["seconds"] / 3600
-    share = wh / BATTERY_WH
+    share = wh / _BATTERY_WH
     return {
         **session,
         "wh": wh,
-        "mah_at_5v": 1000 * wh / USB_VOLTS,
+        "mah_at_5v": 1000 * wh / _USB_VOLTS,
         "share_of_10000_mah": share,
         "charge_source": source,
     }
 
 
 def operations(about: Mapping[str, Any], batch_size: int, latency: Mapping[str, Any], done: Mapping[str, Any]) -> Any:
-    """Floating-point operations of a step and its phases, a second, and as a share of the machine's peak."""
+    """Return floating-point operations per step, per second by phase and in all, and as a share of the machine's peak.
+
+    Args:
+        about: the content of a trace's ``trace.json``.
+        batch_size: images per step.
+        latency: times of the step and of each phase (`Times.spread`).
+        done: what the worker reports in the end, with its ``peak_flops``.
+    """
     phases = {phase: batch_size * count for phase, count in about["cost"]["flops"].items() if phase in latency}
     total = sum(phases.values())
     rate = total / latency["step"]["mean"]
@@ -55,14 +75,14 @@ def operations(about: Mapping[str, Any], batch_size: int, latency: Mapping[str, 
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """Latency by phase; everything else, beside the paper."""
-    return [latency_table(result), summary_table(result)]
+    """Return two tables: the times of each phase, and all other figures beside the paper's."""
+    return [_latency_table(result), _summary_table(result)]
 
 
-def latency_table(result: Mapping[str, Any]) -> Table:
-    """Of each phase and of the step."""
+def _latency_table(result: Mapping[str, Any]) -> Table:
+    """Return the table of the times of each phase and of the step."""
     flops = result["operations"]["phases_per_second"]
-    table = Table(title=escape(f"A step of {result['steps']:,}: {what(result)}"), box=SIMPLE)
+    table = Table(title=escape(f"A step of {result['steps']:,}: {_what(result)}"), box=SIMPLE)
     for column in ("", "median [ms]", "p95 [ms]", "share", "GFLOP/s"):
         table.add_column(column, justify="right" if column else "left")
     latency = result["latency"]
@@ -87,8 +107,8 @@ def latency_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def summary_table(result: Mapping[str, Any]) -> Table:
-    """One row a figure: here, in the paper, where it is from."""
+def _summary_table(result: Mapping[str, Any]) -> Table:
+    """Return a table with a row for each figure: here, in the paper, and its source."""
     energy = result["energy"]
     caption = f"{energy['meter']}: {energy['source']}" if energy else None
     table = Table(title=escape(result["board"]["model"]), caption=caption and escape(caption), box=SIMPLE)
@@ -96,21 +116,21 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     table.add_column("here", justify="right")
     table.add_column("paper", justify="right")
     table.add_column("source")
-    for row in summary(result):
+    for row in _summary(result):
         table.add_row(*map(escape, row))
     return table
 
 
-def summary(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Name, figure here, the paper's, source."""
-    return [*work_rows(result), *power_rows(result), *session_rows(result), *board_rows(result)]
+def _summary(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return a row for each figure: name, value here, value in the paper, source."""
+    return [*_work_rows(result), *_power_rows(result), *_session_rows(result), *_board_rows(result)]
 
 
-def work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Of agreement, speed and memory."""
+def _work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return rows of the summary as `_summary` does: agreement, speed and memory."""
     memory, speed, verified = result["memory"], result["operations"], result["verified"]
     above, paper = memory["process_above_idle"], result["trace"]["paper"]
-    published = PAPER["memory_mb"].get(result["trace"]["cut_layer"]) if paper else None
+    published = _PAPER["memory_mb"].get(result["trace"]["cut_layer"]) if paper else None
     return [
         (
             "agreement",
@@ -126,24 +146,24 @@ def work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         ),
         (
             "memory, tensors",
-            f"{memory['tensors'] / MB:.2f} MB",
+            f"{memory['tensors'] / _MB:.2f} MB",
             f"{published} MB" if published else "",
-            f"{memory['tensors_source']}; reckoned {memory['reckoned'] / MB:.2f} MB",
+            f"{memory['tensors_source']}; estimated {memory['reckoned'] / _MB:.2f} MB",
         ),
         (
             "memory, process",
-            "-" if above is None else f"{above / MB:.1f} MB",
+            "-" if above is None else f"{above / _MB:.1f} MB",
             "",
-            "the system does not tell"
+            "the system does not say"
             if above is None
             else "private memory above the idle process, runtime and trace loaded",
         ),
     ]
 
 
-def power_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Of power and energy."""
-    energy, published = result["energy"], f"{PAPER['watts']} W" if result["trace"]["paper"] else ""
+def _power_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return rows of the summary as `_summary` does: power and energy."""
+    energy, published = result["energy"], f"{_PAPER['watts']} W" if result["trace"]["paper"] else ""
     if energy is None:
         return [("power", "-", published, result["energy_note"])]
     source, step = energy["label"], result["latency"]["step"]["mean"]
@@ -167,8 +187,8 @@ def power_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def session_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Of a whole session."""
+def _session_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return rows of the summary as `_summary` does: a whole session."""
     whole, paper = result["session"], result["trace"]["paper"]
     rows = [
         (
@@ -179,7 +199,7 @@ def session_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         ),
         (
             "traffic",
-            f"{whole['bytes_up'] / MB:,.1f} / {whole['bytes_down'] / MB:,.1f} MB",
+            f"{whole['bytes_up'] / _MB:,.1f} / {whole['bytes_down'] / _MB:,.1f} MB",
             "",
             "of a session, up / down, by the cost model",
         ),
@@ -189,7 +209,7 @@ def session_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             (
                 "charge of a session",
                 f"{whole['mah_at_5v']:,.0f} mAh",
-                f"{PAPER['mah']:,} mAh" if paper else "",
+                f"{_PAPER['mah']:,} mAh" if paper else "",
                 f"{whole['charge_source']}; at 5 V: {whole['wh']:.2f} Wh, {whole['share_of_10000_mah']:.1%} of a power "
                 "bank of 10,000 mAh",
             )
@@ -197,14 +217,14 @@ def session_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def board_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Of how the board fared."""
+def _board_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return rows of the summary as `_summary` does: temperature and throttling of the board."""
     rows, temperature, flags = [], result["temperature"], result["throttling"]
     if temperature is not None:
         first = f"{temperature['first']:.0f} °C at the start; the system's thermal zone of the processor"
         rows.append(("temperature", f"{temperature['highest']:.0f} °C", "", first))
     if flags is None:
-        rows.append(("throttling", "-", "", "the board does not tell"))
+        rows.append(("throttling", "-", "", "the board does not say"))
     else:
         words = f"{', '.join(flags)}: figures are not the board's best" if flags else "in this run, by vcgencmd"
         rows.append(("throttling", "yes" if flags else "none", "", words))
@@ -212,15 +232,15 @@ def board_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit of which there is one."""
+    """Return a time in hours, minutes, seconds or milliseconds as text, in the largest unit that gives 1 or more."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
-def what(result: Mapping[str, Any]) -> str:
-    """What was run, in a few words."""
+def _what(result: Mapping[str, Any]) -> str:
+    """Return a short description of what was run."""
     trace = result["trace"]
     narrowed = f" {trace['bottleneck']}" if trace["bottleneck"] else ""
     return (
@@ -230,7 +250,7 @@ def what(result: Mapping[str, Any]) -> str:
 
 
 def report(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """The Markdown report, and its plots as SVG by file name."""
+    """Return the report as Markdown, and its plots as SVG by file name."""
     board, latency = result["board"], result["latency"]
     phases = [phase for phase in PHASES if phase in latency]
     plots = {
@@ -241,10 +261,10 @@ def report(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
             {phase: 1000 * latency[phase]["p95"] for phase in phases},
         ),
         "memory.svg": bars(
-            "Memory of the client's training, reckoned by category, and measured",
+            "Memory of the client's training, estimated by category, and measured",
             {name: size / 1000 for name, size in result["memory"]["by_category"].items()}
             | {
-                "all, reckoned": result["memory"]["reckoned"] / 1000,
+                "all, estimated": result["memory"]["reckoned"] / 1000,
                 "all, measured": result["memory"]["tensors"] / 1000,
             },
             "kB",
@@ -254,10 +274,10 @@ def report(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
         spans = {name: tuple(span) for name, span in result["spans"].items()}
         source = "estimated" if result["energy"]["estimated"] else result["energy"]["meter"]
         plots["power.svg"] = curve(f"Power ({source})", result["readings"], "watts", spans)
-    lines = [f"# {board['model']}: {what(result)}", ""]
-    lines += [f"{name}: {value}  " for name, value in facts(result).items()]
+    lines = [f"# {board['model']}: {_what(result)}", ""]
+    lines += [f"{name}: {value}  " for name, value in _facts(result).items()]
     lines += ["", "| | here | paper | source |", "|---|--:|--:|---|"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in summary(result)]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in _summary(result)]
     if result["energy"]:
         lines += ["", f"Power by {result['energy']['meter']}: {result['energy']['source']}."]
     lines += ["", "| phase | median [ms] | p95 [ms] |", "|---|--:|--:|"]
@@ -269,7 +289,7 @@ def report(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     return "\n".join(lines) + "\n", plots
 
 
-def facts(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the machine and what ran on it."""
+def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of the machine, and the versions of what ran on it."""
     known = {name: value for name, value in result["board"].items() if value is not None and name != "model"}
     return known | result["versions"]

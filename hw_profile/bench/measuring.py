@@ -18,45 +18,55 @@ import simsfl
 from simsfl.hw_profile.meters import Log, Meter, Readings, Sampler, Span
 from simsfl.hw_profile.meters.board import Machine, temperature, throttling
 
-HOME = str(Path(simsfl.__file__).parents[1])
-"""Directory that the package `simsfl` is imported from: a process of its own has to find it, too."""
+_HOME = str(Path(simsfl.__file__).parents[1])
+"""Directory from which the package `simsfl` is imported, which the worker's process has to find, too."""
 IDLE_SECONDS = 4.0
-"""For which the idle machine is measured, before and after."""
+"""Seconds for which the idle machine is measured before the work, and again after it."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Environment variables that set the number of threads of NumPy's libraries."""
 
 Watch = Callable[..., None]
-"""Told of a stage by name, with what is known of it."""
+"""Function that is called with the name of a stage, and keyword arguments with what is known of its progress."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """All that was seen."""
+    """Everything that was observed of the work, the machine and the meter."""
 
     verified: Mapping[str, Any]
+    """What the worker reports after the comparison with the trace."""
     worked: Mapping[str, Any]
+    """What the worker reports after the timed work."""
     done: Mapping[str, Any]
+    """What the worker reports in the end."""
     before: Span
+    """Span in which the idle machine was measured before the work."""
     after: Span
+    """Span in which the idle machine was measured after the work."""
     readings: Readings
+    """Unix seconds and watts of each of the meter's readings."""
     failures: int
-    """Of the meter's readings."""
+    """Number of the meter's readings that failed."""
     last_error: str
+    """Text of the latest reading's failure."""
     temperatures: Sequence[float]
+    """Temperatures of the processor in degrees Celsius, in order of time."""
     throttling_before: Sequence[str] | None
+    """What limited the board's speed before the work (`board.throttling`)."""
     throttling: Sequence[str] | None
-    """After it. None where the board does not say."""
+    """What limited the board's speed after the work; None where the board does not report it."""
 
     @property
     def work(self) -> Span:
-        """When the client worked."""
+        """Return the span of the timed work."""
         return self.worked["begin"], self.worked["end"]
 
 
-class Worker:
-    """``worker.py`` on a job, as a process.
+class _Worker:
+    """A process of ``worker.py`` that does a job.
 
     Args:
-        job: see there.
+        job: what to do; see `measure`.
     """
 
     def __init__(self, job: Mapping[str, Any]):
@@ -66,11 +76,11 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment(job["threads"]),
+            env=_environment(job["threads"]),
             text=True,
         )
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -79,14 +89,14 @@ class Worker:
         self._errors.close()
 
     def until(self, event: str, watch: Watch) -> dict[str, Any]:
-        """What it says when it is so far; of what comes before, `watch` is told.
+        """Return what the worker reports with an event; `watch` is called with each event before it.
 
         Raises:
-            ValueError: it ended with an error that is the user's.
-            RuntimeError: it ended otherwise.
+            ValueError: the worker ended with an error in what the user asked for.
+            RuntimeError: the worker ended otherwise.
         """
         for line in self._process.stdout:
-            if not line.startswith('{"event"'):  # a library had something to say
+            if not line.startswith('{"event"'):  # a line that a library printed
                 continue
             said = json.loads(line)
             name = said.pop("event")
@@ -96,7 +106,7 @@ class Worker:
         raise self._failure()
 
     def go_on(self) -> None:
-        """Let it do its next part; errors as of `until`."""
+        """Let the worker do its next part; raise the errors of `until` if it has ended."""
         try:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
@@ -106,17 +116,17 @@ class Worker:
     def _failure(self) -> Exception:
         code = self._process.wait()
         self._errors.seek(0)
-        return failure(self._errors.read(), code)
+        return _failure(self._errors.read(), code)
 
 
-def environment(threads: int | None) -> dict[str, str]:
-    """Return the environment of a process that imports `simsfl`, and computes on so many threads if that is given."""
-    path = os.pathsep.join([HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
+def _environment(threads: int | None) -> dict[str, str]:
+    """Return the environment of a process that imports `simsfl`; `threads` sets the number of NumPy's threads."""
+    path = os.pathsep.join([_HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, **(dict.fromkeys(THREADS, str(threads)) if threads else {})}
 
 
-def failure(errors: str, code: int) -> Exception:
-    """What to raise for a program that ended with these words and this code."""
+def _failure(errors: str, code: int) -> Exception:
+    """Return the exception for a program that ended with this error output and this exit code."""
     if code < 0:
         hint = " (systems without memory left do so)" if code == -signal.SIGKILL else ""
         return RuntimeError(f"the worker was ended by {signal.Signals(-code).name}{hint}")
@@ -127,31 +137,38 @@ def failure(errors: str, code: int) -> Exception:
 
 
 def standard_trace(path: Path, settings: Mapping[str, Any]) -> None:
-    """Have the standard trace written.
+    """Write the standard trace in a process of its own.
+
+    Args:
+        path: the file to write.
+        settings: ``cut_layer``, ``bottleneck`` and ``batch_size``.
 
     Raises:
-        ValueError: there is no such network.
-        RuntimeError: it could not be.
+        ValueError: there is no such network, or torch is not installed.
+        RuntimeError: the process failed.
     """
     program = [sys.executable, "-m", "simsfl.hw_profile.bench.standard", str(path), json.dumps(settings)]
-    done = subprocess.run(program, env=environment(None), capture_output=True, text=True, check=False)
+    done = subprocess.run(program, env=_environment(None), capture_output=True, text=True, check=False)
     if "ModuleNotFoundError" in done.stderr:
         raise ValueError(
             "replay: the standard trace is made with torch, which is not installed; allowed: --replay FILE"
         )
     if done.returncode:
-        raise failure(done.stderr, done.returncode)
+        raise _failure(done.stderr, done.returncode)
 
 
 def measure(
     job: Mapping[str, Any], meter: Meter | Log | None, machine: Machine, watch: Watch, idle_seconds: float
 ) -> Measurement:
-    """Have the work done and verified, then do it over and over; the idle machine before and after.
+    """Have the work done once and verified, then timed while it is repeated, between two spans of the idle machine.
 
     Args:
-        job: see ``worker.py``.
-        watch: is told of each stage, of the meter's latest readings, and of the temperature.
-        idle_seconds: for which the idle machine is watched, each time.
+        job: the work of ``worker.py``: ``trace`` (its file), ``runtime``, ``threads``, ``dtype``, ``compile`` and
+            ``seconds``.
+        meter: where power is read from; None, or a log that is read later, to read none now.
+        machine: access to the system.
+        watch: called with each stage, the meter's latest readings, and the temperature.
+        idle_seconds: seconds for which the idle machine is watched, before and after.
 
     Raises:
         ValueError: the job cannot be done.
@@ -166,7 +183,7 @@ def measure(
 
     before_work = throttling(machine)
     sampled = None if isinstance(meter, Log) else meter
-    with Sampler(sampled, also) as sampler, Worker(job) as worker:
+    with Sampler(sampled, also) as sampler, _Worker(job) as worker:
 
         def tell(stage: str, **what: Any) -> None:
             watch(stage, watts=sampler.latest, temperature=temperatures[-1] if temperatures else None, **what)
@@ -196,7 +213,7 @@ def measure(
 
 
 def idle(seconds: float, tell: Watch) -> Span:
-    """Wait, for a meter to see the machine idle."""
+    """Wait for some seconds, so that a meter sees the idle machine, and return the span of that time."""
     started, begin = time.time(), time.monotonic()
     while (waited := time.monotonic() - begin) < seconds:
         tell("idle", seconds=waited, of=seconds)

@@ -1,4 +1,4 @@
-"""How a measurement is going: a live panel on a terminal, lines elsewhere."""
+"""Progress of a measurement: a live panel on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,30 +16,33 @@ from rich.text import Text
 
 from simsfl.hw_profile.runtimes.client_work import PHASES
 
-LEVELS = "▁▂▃▄▅▆▇█"
+_LEVELS = "▁▂▃▄▅▆▇█"
+"""Blocks of a sparkline, from low to high."""
 BAR = 30
-STAGES = {
+"""Width of bars and sparklines, in characters."""
+_STAGES = {
     "starting": "loading the runtime and the trace",
     "verifying": "doing all of it once, and comparing",
     "idle": "the idle machine",
     "working": "at work",
     "memory and peak": "memory of tensors, peak of the machine",
 }
+"""Stages of a measurement, and how they are shown."""
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """Values as a row of blocks, from 0."""
+def _sparkline(values: Sequence[float]) -> str:
+    """Return a row of blocks for the values; the scale begins at 0."""
     high = max(values, default=0.0) or 1.0
-    return "".join(LEVELS[min(int(value / high * len(LEVELS)), len(LEVELS) - 1)] for value in values)
+    return "".join(_LEVELS[min(int(value / high * len(_LEVELS)), len(_LEVELS) - 1)] for value in values)
 
 
 def power_text(watts: Sequence[float], source: str) -> str:
-    """The latest reading, and those before."""
-    return f"{watts[-1]:6.2f} W  {sparkline(watts[-BAR:])}  {source}"
+    """Return the latest reading, a sparkline of the latest readings, and their source."""
+    return f"{watts[-1]:6.2f} W  {_sparkline(watts[-BAR:])}  {source}"
 
 
 def phase_bars(latest: Mapping[str, float]) -> Table:
-    """Milliseconds of the latest step's phases."""
+    """Return a table with a bar for each phase of the latest step, from its seconds by phase."""
     table, longest = Table.grid(padding=(0, 2)), max(latest.values())
     table.add_column(min_width=12)
     table.add_column(justify="right", min_width=9)
@@ -52,7 +55,7 @@ def phase_bars(latest: Mapping[str, float]) -> Table:
 
 
 class PlainView:
-    """A line for each stage."""
+    """Prints a line for each stage."""
 
     def __init__(self, console: Console, title: str, seconds: float, meter: str):
         self._console, self._stage = console, ""
@@ -62,17 +65,17 @@ class PlainView:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing to undo."""
+        """Do nothing, since nothing has to be undone."""
 
     def show(self, stage: str, **what: Any) -> None:
-        """A stage is under way."""
+        """Print the stage if it is a new one."""
         if stage != self._stage:
             self._stage = stage
-            self._console.print(f"{STAGES[stage]} ...", highlight=False)
+            self._console.print(f"{_STAGES[stage]} ...", highlight=False)
 
 
 class LiveView:
-    """A panel that is redrawn."""
+    """A panel that is redrawn eight times a second."""
 
     def __init__(self, console: Console, title: str, seconds: float, meter: str):
         self._title, self._seconds, self._meter = escape(title), seconds, meter
@@ -87,7 +90,7 @@ class LiveView:
         self._live.__exit__(kind, error, at)
 
     def show(self, stage: str, **what: Any) -> None:
-        """A stage is under way."""
+        """Note the stage and its progress, which the panel shows when it is redrawn."""
         self._stage, self._what = stage, what
 
     def _render(self) -> Panel:
@@ -98,7 +101,7 @@ class LiveView:
         of = {"verifying": what.get("of"), "idle": what.get("of"), "working": self._seconds}.get(self._stage)
         done = what.get("done" if self._stage == "verifying" else "seconds", 0)
         bar = ProgressBar(total=of, completed=done, width=BAR) if of else Text("")
-        rows.add_row("stage", STAGES[self._stage])
+        rows.add_row("stage", _STAGES[self._stage])
         rows.add_row("", bar)
         if "steps" in what:
             rows.add_row("steps", f"{what['steps']:,}  ({what['steps'] / max(what['seconds'], 1e-9):,.0f} a second)")

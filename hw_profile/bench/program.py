@@ -23,19 +23,23 @@ from simsfl.system.signals import Stop
 from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, print_error, value_of, whole_number
 from simsfl.ui.console import Output
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-TOLERANCES = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.05}
-"""Relative: of sums in another order over a whole trace, and of numbers with 8 and 11 bits."""
-LONGEST = 3600
-"""Seconds of work."""
-POINTS = 2000
-"""Of the power's curve, at most."""
-STANDARD = {"cut_layer": 1, "bottleneck": None, "batch_size": 1}
+_PRECISIONS = ("fp32", "bf16", "fp16")
+"""Precisions of the forward passes that can be asked for."""
+_TOLERANCES = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.05}
+"""Largest relative differences from the trace that are allowed, by precision.
+
+In fp32 sums are added in another order over a whole trace; bf16 and fp16 have 8 and 11 significant bits."""
+_LONGEST = 3600
+"""Largest number of seconds of timed work."""
+_POINTS = 2000
+"""Largest number of readings that are kept for the plot of the power."""
+_STANDARD = {"cut_layer": 1, "bottleneck": None, "batch_size": 1}
+"""Settings of the standard trace, and their defaults."""
 
 
 def parser() -> Parser:
-    """All flags of this program."""
-    result = Parser(prog="pi_bench.py", description=__doc__)
+    """Return the parser of this program's flags."""
+    result = Parser(description=__doc__)
     what = result.add_argument_group("what to do")
     what.add_argument(
         "--replay", type=path, metavar="FILE", help="the trace of run.py --record-trace (default: a standard one)"
@@ -49,7 +53,7 @@ def parser() -> Parser:
     )
     how.add_argument("--threads", type=whole_number, metavar="N", help="(default: what the runtime takes)")
     how.add_argument(
-        "--dtype", type=one_of(PRECISIONS), metavar="{fp32,bf16,fp16}", help="of forward passes (default: the trace's)"
+        "--dtype", type=one_of(_PRECISIONS), metavar="{fp32,bf16,fp16}", help="of forward passes (default: the trace's)"
     )
     how.add_argument("--compile", action="store_true", help="with torch.compile, which needs a C++ compiler")
     how.add_argument(
@@ -84,7 +88,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, show and write; the exit code: 1 where what was computed is not what the trace has."""
+    """Measure, show and write; return the exit code, which is 1 where the results differ from the trace's."""
     with Stop():
         return _run(argv)
 
@@ -94,15 +98,15 @@ def _run(argv: Sequence[str] | None) -> int:
     console = Output()
     try:
         arguments = parser().parse(argv)
-        check(arguments)
+        _check(arguments)
         if arguments.add_log:
-            return finish(console, arguments.add_log, with_log(arguments))
+            return _finish(console, arguments.add_log, _with_log(arguments))
         machine = Machine()
         meter = choose(arguments.meter, machine)
         out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-pi_bench"
         with claimed(out, "result.json"):
-            result = measured(console, arguments, meter, machine)
-        return finish(console, out, result)
+            result = _measured(console, arguments, meter, machine)
+        return _finish(console, out, result)
     except (ValueError, OSError) as error:
         return fail(error)
     except RuntimeError as error:
@@ -113,14 +117,14 @@ def _run(argv: Sequence[str] | None) -> int:
         return 130
 
 
-def check(arguments: Any) -> None:
-    """Raise a ValueError for flags that do not go together."""
+def _check(arguments: Any) -> None:
+    """Raise a ValueError if flags are out of range or do not go together."""
     if arguments.replay:
-        for name in STANDARD:
+        for name in _STANDARD:
             if getattr(arguments, name) is not None:
                 raise ValueError(f"{name}: is what the trace has; allowed: without --replay")
-    if not 0.1 <= arguments.seconds <= LONGEST:
-        raise ValueError(f"seconds: {arguments.seconds:g} is out of range; allowed: 0.1 to {LONGEST}")
+    if not 0.1 <= arguments.seconds <= _LONGEST:
+        raise ValueError(f"seconds: {arguments.seconds:g} is out of range; allowed: 0.1 to {_LONGEST}")
     cores = os.cpu_count() or 1
     if arguments.threads and arguments.threads > cores:
         raise ValueError(f"threads: {arguments.threads} are more than the cores; allowed: 1 to {cores}")
@@ -138,13 +142,13 @@ def check(arguments: Any) -> None:
         raise ValueError(f"{flag}: lean computes in fp32, and is not compiled; allowed: with --runtime torch")
 
 
-def measured(console: Output, arguments: Any, meter: Meter | Log | None, machine: Machine) -> dict[str, Any]:
-    """The whole measurement; the content of ``result.json``."""
+def _measured(console: Output, arguments: Any, meter: Meter | Log | None, machine: Machine) -> dict[str, Any]:
+    """Do the whole measurement, and return the content of ``result.json``."""
     with tempfile.TemporaryDirectory() as scratch:
         file = arguments.replay
         if file is None:
             file = Path(scratch) / "standard.trace"
-            settings = {name: getattr(arguments, name) or usual for name, usual in STANDARD.items()}
+            settings = {name: getattr(arguments, name) or usual for name, usual in _STANDARD.items()}
             with console.status("making the standard trace"):
                 standard_trace(file, settings)
         try:
@@ -165,47 +169,49 @@ def measured(console: Output, arguments: Any, meter: Meter | Log | None, machine
         title = f"{this.model}: cut layer {trace.about['network']['cut_layer']}, {arguments.runtime}"
         idle_seconds = 0.0 if arguments.meter == "none" else IDLE_SECONDS
         kind = LiveView if console.is_live(arguments.dashboard) else PlainView
-        with kind(console, title, arguments.seconds, metered(meter)) as view:
+        with kind(console, title, arguments.seconds, _metered(meter)) as view:
             seen = measure(job, meter, machine, view.show, idle_seconds)
-        result = figures(job, trace, seen, machine)
+        result = _figures(job, trace, seen, machine)
         result["trace"]["file"] = str(arguments.replay) if arguments.replay else "standard"
-    tolerance = arguments.tolerance or max(TOLERANCES[job["dtype"]], TOLERANCES[trace.about["optimiser"]["precision"]])
+    tolerance = arguments.tolerance or max(
+        _TOLERANCES[job["dtype"]], _TOLERANCES[trace.about["optimiser"]["precision"]]
+    )
     result["verified"] = {name: seen.verified[name] for name in ("activations", "weights")} | {"tolerance": tolerance}
     try:
-        result = with_energy(result, meter, seen.readings, (seen.failures, seen.last_error))
-        return result if meter else result | {"energy_note": absent(arguments.meter, machine)}
-    except ValueError as error:  # all else is measured
+        result = _with_energy(result, meter, seen.readings, (seen.failures, seen.last_error))
+        return result if meter else result | {"energy_note": _absent(arguments.meter, machine)}
+    except ValueError as error:  # all other results are still valid
         return result | {"energy": None, "energy_note": str(error), "energy_failed": True, "readings": []}
 
 
-def absent(spec: str, machine: Machine) -> str:
-    """Why there is no power: those that could be had with leave, or a package, say so."""
+def _absent(spec: str, machine: Machine) -> str:
+    """Return why there is no power, including what would make further meters available, such as a package."""
     if spec == "none":
         return "no meter asked for"
     reasons = [reason for reason in present(machine)[1].values() if " not here" not in reason]
     return "; ".join(["no meter found", *reasons])
 
 
-def usual_threads() -> int:
-    """That NumPy computes on where nothing is said."""
+def _usual_threads() -> int:
+    """Return the number of threads that NumPy uses by default."""
     named = next((os.environ[name] for name in THREADS if os.environ.get(name, "").isdecimal()), None)
     return int(named or os.cpu_count() or 1)
 
 
-def metered(meter: Meter | Log | None) -> str:
-    """What a meter's readings are called while they come in."""
+def _metered(meter: Meter | Log | None) -> str:
+    """Return the text that is shown beside a meter's readings as they come in."""
     return "" if meter is None or isinstance(meter, Log) else label(meter)
 
 
-def new_flags(seen: Measurement) -> list[str] | None:
-    """What held the board back in this run: not what it says has been since boot, and had been before."""
+def _new_flags(seen: Measurement) -> list[str] | None:
+    """Return what limited the board in this run, without what it reported before the work already."""
     if seen.throttling is None:
         return None
     return [flag for flag in seen.throttling if flag not in (seen.throttling_before or [])]
 
 
-def figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Machine) -> dict[str, Any]:
-    """What was measured but for the energy."""
+def _figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Machine) -> dict[str, Any]:
+    """Return all entries of the result but the energy."""
     about, network = trace.about, trace.about["network"]
     batch_size = trace.visits[0].batch_size
     latency, categories = seen.worked["latency"], about["cost"]["memory"]
@@ -217,7 +223,7 @@ def figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Ma
         "versions": seen.verified["versions"],
         "runtime": job["runtime"],
         "dtype": job["dtype"],
-        "threads": job["threads"] or seen.verified["versions"].get("threads", usual_threads()),
+        "threads": job["threads"] or seen.verified["versions"].get("threads", _usual_threads()),
         "compile": job["compile"],
         "trace": {
             "client": about["client"],
@@ -240,14 +246,18 @@ def figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Ma
         },
         "session": session(about, latency["step"]["mean"]),
         "temperature": {"first": temperatures[0], "highest": max(temperatures)} if temperatures else None,
-        "throttling": new_flags(seen),
+        "throttling": _new_flags(seen),
     }
 
 
-def with_energy(
+def _with_energy(
     result: dict[str, Any], meter: Meter | Log | None, readings: Sequence[Sequence[float]], failures: tuple[int, str]
 ) -> dict[str, Any]:
-    """The same with what a meter says, if there is one."""
+    """Return the result with the energy that a meter has measured, if there is a meter.
+
+    Raises:
+        ValueError: the meter has too few readings, or the idle machine was not watched.
+    """
     spans = [tuple(span) for span in result["spans"].values()]
     before, _, after = spans
     if meter is not None and not before[0] < before[1]:
@@ -257,22 +267,26 @@ def with_energy(
         found, readings = account(meter, readings, spans, failures)
         result["session"] = with_charge(result["session"], found["mean_watts"], found["label"])
     shown = [(at, watts) for at, watts in readings if before[0] <= at <= after[1]]
-    shown = shown[:: 1 + len(shown) // POINTS]
+    shown = shown[:: 1 + len(shown) // _POINTS]
     return result | {"energy": found, "energy_note": "", "energy_failed": False, "readings": shown}
 
 
-def with_log(arguments: Any) -> dict[str, Any]:
-    """An earlier result, with the energy of a log that came later."""
+def _with_log(arguments: Any) -> dict[str, Any]:
+    """Return an earlier result with the energy from a log that was copied later.
+
+    Raises:
+        ValueError: there is no such result, or the log cannot be used.
+    """
     file = arguments.add_log / "result.json"
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        return with_energy(result, choose(arguments.meter, Machine()), [], (0, ""))
+        return _with_energy(result, choose(arguments.meter, Machine()), [], (0, ""))
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"add_log: {file} is no result ({error}); allowed: what --out was") from error
 
 
-def finish(console: Output, out: Path, result: dict[str, Any]) -> int:
-    """Show it and write it down; the exit code."""
+def _finish(console: Output, out: Path, result: dict[str, Any]) -> int:
+    """Write and show the result, and return the exit code."""
     text, plots = report(result)
     try:
         write_json(out / "result.json", result)

@@ -1,7 +1,7 @@
-"""A standard trace: a MocoSFL client of the paper, 50 images of the built-in shapes, gradients drawn at random.
+"""A standard trace: a MocoSFL client of the paper with 50 images of the built-in shapes and random gradients.
 
-What it should come to is computed in float64, with the modules of the simulator's oracle. A program of its own, so that
-what it imports does not count towards the memory of what is measured.
+The expected results are computed in float64, with the modules of the simulator's oracle. This is a program of its own,
+so that what it imports does not count towards the memory of what is measured.
 """
 
 from __future__ import annotations
@@ -27,38 +27,47 @@ from simsfl.runs.recorder import about_client
 from simsfl.setup.defaults import resolve
 from simsfl.ui.arguments import fail
 
-BUDGET, FEWEST = 1 << 28, 2
-"""Bytes of a trace, about, and steps that it has at least: deep cuts have many weights."""
-IMAGES, EPOCHS = 50, 200
-"""Of a client among 1,000 on CIFAR-10; passes over them in the paper."""
-SIZE = 32
-GRADIENT = 4e-6
-"""Standard deviation of gradients, as measured in a run of ResNet-18 with 20 images a step."""
-LR = 0.06
-OPTIMISER = {"tau": 0.99, "momentum": 0.9, "weight_decay": 5e-4, "precision": "fp32"}
+_BUDGET, _FEWEST = 1 << 28, 2
+"""Approximate largest size of a trace in bytes, and its smallest number of steps: deep cuts have many weights."""
+_IMAGES, _EPOCHS = 50, 200
+"""Images of a client among 1,000 clients on CIFAR-10, and the paper's number of passes over them."""
+_SIZE = 32
+"""Height and width of an image, in pixels."""
+_GRADIENT = 4e-6
+"""Standard deviation of the gradients, as measured in a run of ResNet-18 with 20 images per step."""
+_LR = 0.06
+"""Learning rate of SGD."""
+_OPTIMISER = {"tau": 0.99, "momentum": 0.9, "weight_decay": 5e-4, "precision": "fp32"}
+"""Settings of the optimiser, as ``trace.json`` has them."""
 
 
-def write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -> None:
-    """Write a trace of one visit, with an averaging after each step with others who have learnt the same.
+def _write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -> None:
+    """Write a trace of one visit, with an averaging after each step with clients that have learnt the same.
 
-    So what is computed in float64 is gone on from, and differences in rounding do not grow, as they would: each step is
-    held to its own. What a session sends is reckoned with one averaging a pass, as with 1,000 clients.
+    Each averaging hands the client the results of float64, so that differences in rounding do not add up and each step
+    is compared by itself. The traffic of a session is computed with one averaging per pass, as with 1,000 clients.
+
+    Args:
+        path: the file to write.
+        cut_layer: number of layers on the client.
+        bottleneck: TAResSFL's bottleneck, such as ``C4S2``, or None.
+        batch_size: images per step.
 
     Raises:
-        ValueError: there is no such network, or so large a batch.
+        ValueError: there is no such network, or the batch is larger than the client's number of images.
     """
-    if batch_size > IMAGES:
-        raise ValueError(f"batch_size: {batch_size} is more than the client's images; allowed: 1 to {IMAGES}")
-    config = settings(cut_layer, bottleneck)
+    if batch_size > _IMAGES:
+        raise ValueError(f"batch_size: {batch_size} is more than the client's images; allowed: 1 to {_IMAGES}")
+    config = _settings(cut_layer, bottleneck)
     if cut_layer > (deepest := layer_count(config.arch)):
         raise ValueError(f"cut_layer: {cut_layer} is deeper than {config.arch}; allowed: 1 to {deepest}")
     model = model_of(config.network())
     start = torch.zeros(model.size)
     initialise_(model.module(start), torch.Generator().manual_seed(0))
     if bottleneck:
-        check_stride(Bottleneck.parse(bottleneck).stride, cut_layer)
-    smashed_bytes, step_bytes = sizes(model, batch_size)
-    steps = min(IMAGES // batch_size, max(FEWEST, BUDGET // step_bytes))
+        _check_stride(Bottleneck.parse(bottleneck).stride, cut_layer)
+    smashed_bytes, step_bytes = _sizes(model, batch_size)
+    steps = min(_IMAGES // batch_size, max(_FEWEST, _BUDGET // step_bytes))
     about = about_client(
         model,
         client=0,
@@ -67,74 +76,74 @@ def write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -
         std=torch.full((3,), 0.2),
         batch_size=batch_size,
         learns=True,
-        optimiser=OPTIMISER,
+        optimiser=_OPTIMISER,
         session={
-            "steps": EPOCHS * IMAGES // batch_size,
-            "bytes_up": EPOCHS * (2 * IMAGES * smashed_bytes + start.numpy().nbytes),
-            "bytes_down": EPOCHS * (IMAGES * smashed_bytes + start.numpy().nbytes),
+            "steps": _EPOCHS * _IMAGES // batch_size,
+            "bytes_up": _EPOCHS * (2 * _IMAGES * smashed_bytes + start.numpy().nbytes),
+            "bytes_down": _EPOCHS * (_IMAGES * smashed_bytes + start.numpy().nbytes),
         },
     )
     client = TorchClient(about, "fp64")
     writer = TraceWriter(path)
     put(client, {"online": start.numpy(), "momentum": start.numpy()})
     writer.put_all("begin", state_of(client))
-    train(client, writer, steps, batch_size)
+    _train(client, writer, steps, batch_size)
     writer.put_all("end", state_of(client))
     writer.visits = 1
     writer.close(about)
 
 
-def settings(cut_layer: int, bottleneck: str | None) -> RunConfig:
-    """Of the network: the paper's."""
-    return resolve(RunConfig(cut_layer=cut_layer, bottleneck=bottleneck, image_size=SIZE, device="cpu"))
+def _settings(cut_layer: int, bottleneck: str | None) -> RunConfig:
+    """Return a config with the paper's network."""
+    return resolve(RunConfig(cut_layer=cut_layer, bottleneck=bottleneck, image_size=_SIZE, device="cpu"))
 
 
-def sizes(model: FlatModule, batch_size: int) -> tuple[int, int]:
-    """Bytes of an image's smashed data, and of what a step takes of a trace: its gradient, and weights twice."""
+def _sizes(model: FlatModule, batch_size: int) -> tuple[int, int]:
+    """Return the bytes of an image's smashed data, and of a step in a trace: its gradient, and the weights twice."""
     with torch.no_grad():
-        smashed = model.module(torch.zeros(model.size))(torch.zeros(1, 3, SIZE, SIZE)).nbytes
+        smashed = model.module(torch.zeros(model.size))(torch.zeros(1, 3, _SIZE, _SIZE)).nbytes
     return smashed, batch_size * smashed + 2 * 4 * model.size
 
 
-def check_stride(stride: int, cut_layer: int) -> None:
-    """Raise a ValueError if a bottleneck's stride is more than the maps behind the cut layer."""
-    layers = model_of(settings(cut_layer, None).network())
-    side = layers.module(torch.zeros(layers.size))(torch.zeros(1, 3, SIZE, SIZE)).shape[-1]
+def _check_stride(stride: int, cut_layer: int) -> None:
+    """Raise a ValueError if a bottleneck's stride is larger than the maps behind the cut layer."""
+    layers = model_of(_settings(cut_layer, None).network())
+    side = layers.module(torch.zeros(layers.size))(torch.zeros(1, 3, _SIZE, _SIZE)).shape[-1]
     if stride > side:
         raise ValueError(f"bottleneck: stride {stride} is more than the maps of {side}x{side}; allowed: 1 to {side}")
 
 
-def train(client: TorchClient, writer: TraceWriter, steps: int, batch_size: int) -> None:
-    """Do the steps, and write what the client sees and sends."""
+def _train(client: TorchClient, writer: TraceWriter, steps: int, batch_size: int) -> None:
+    """Do the steps, and write what the client receives, sees and sends."""
     rng = np.random.default_rng(0)
-    pixels = shapes(0, train=IMAGES, test=len(CLASSES)).train_x[: steps * batch_size].transpose(0, 3, 1, 2)
-    pixels = pixels.reshape(steps, batch_size, 3, SIZE, SIZE)
-    drawn = sample(rng.random((steps, 2, batch_size, UNIFORMS)), "v2", SIZE)
+    pixels = shapes(0, train=_IMAGES, test=len(CLASSES)).train_x[: steps * batch_size].transpose(0, 3, 1, 2)
+    pixels = pixels.reshape(steps, batch_size, 3, _SIZE, _SIZE)
+    drawn = sample(rng.random((steps, 2, batch_size, UNIFORMS)), "v2", _SIZE)
     views = {name: getattr(drawn, name).numpy() for name in VIEWS}
     sums = []
     for step in range(steps):
         images = client.views(pixels[step], {name: values[step] for name, values in views.items()})
         query = client.query(images[0])
-        client.move(OPTIMISER["tau"])
+        client.move(_OPTIMISER["tau"])
         sums.append([checksums(query), checksums(client.key(images[1]))])
-        gradient = (GRADIENT * rng.standard_normal(query.shape)).astype(np.float32)
+        gradient = (_GRADIENT * rng.standard_normal(query.shape)).astype(np.float32)
         client.backward(gradient)
-        client.descend(LR, OPTIMISER["momentum"], OPTIMISER["weight_decay"])
+        client.descend(_LR, _OPTIMISER["momentum"], _OPTIMISER["weight_decay"])
         writer.put(f"gradients/{step}", gradient)
         for part in ("sent", "received"):
             writer.put_all(f"sync-{step}/{part}", {"online": client.online.astype(np.float32)})
     writer.put("syncs", np.arange(steps))
     writer.put("pixels", pixels)
-    writer.put("lr", np.full(steps, LR))
+    writer.put("lr", np.full(steps, _LR))
     writer.put("checksums", np.array(sums))
     writer.put("learns", np.array(True))
     writer.put_all("views", views)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The file to write, and as JSON what of; the exit code."""
+    """Write the trace; `argv` holds the file and its settings as JSON. Return the exit code."""
     try:
-        write(Path(argv[0]), **json.loads(argv[1]))
+        _write(Path(argv[0]), **json.loads(argv[1]))
     except (ValueError, OSError) as error:
         return fail(error)
     return 0

@@ -1,7 +1,7 @@
 """The measured process: a client's work on one runtime, and nothing else.
 
-``pi_bench.py`` starts it with a job as JSON, reads what it says as JSON lines, and writes a line whenever it is to go
-on: so that nothing of the measuring is in its memory or on its threads.
+``pi_bench.py`` starts it with a job as JSON, reads its events as lines of JSON, and writes a line whenever it may go
+on. So nothing of the measuring is in its memory or on its threads.
 """
 
 from __future__ import annotations
@@ -23,53 +23,56 @@ from simsfl.hw_profile.runtimes.client_work import Comparison, import_runtime, m
 from simsfl.runs.client_trace import Trace, Visit
 from simsfl.ui.arguments import fail
 
-REPORT_SECONDS = 0.1
-"""How often progress is told."""
-FEW = 3
-"""Steps in which memory has been as high as it gets."""
-SQUARE, TRIES = 768, 5
-"""Matrices whose product shows the machine's peak; the best of so many."""
+_REPORT_SECONDS = 0.1
+"""Seconds between two reports of progress."""
+_FEW = 3
+"""Number of steps after which memory has reached its peak."""
+_SQUARE, _TRIES = 768, 5
+"""Side of the square matrices whose product measures the machine's peak, and how often that is tried."""
 
 
-def untimed(phase: str) -> nullcontext[None]:
-    """The clock of those who do not ask."""
+def _untimed(phase: str) -> nullcontext[None]:
+    """Return a context manager that does nothing: the clock of work that is not timed."""
     return nullcontext()
 
 
-def say(event: str, **what: Any) -> None:
-    """Tell the parent."""
+def _say(event: str, **what: Any) -> None:
+    """Print an event for the parent process, as a line of JSON."""
     print(json.dumps({"event": event, **what}), flush=True)
 
 
-def wait() -> None:
-    """Until the parent says to go on; end where it has gone."""
+def _wait() -> None:
+    """Wait until the parent process says to go on; exit if it has ended."""
     if not sys.stdin.readline():
         raise SystemExit(1)
 
 
-def resident() -> int | None:
-    """Bytes of memory of this process, less what is mapped from files; None where the system does not tell."""
-    found = status()
+def _resident() -> int | None:
+    """Return the bytes of this process's memory without mapped files; None if the system does not report them."""
+    found = _status()
     return found.get("RssAnon")
 
 
-def peak() -> int | None:
-    """The most it has been since `forget_peak`."""
-    found = status()
+def _peak() -> int | None:
+    """Return the most bytes of memory since `_forget_peak` without mapped files; None if not reported."""
+    found = _status()
     return found["VmHWM"] - found["RssFile"] if {"VmHWM", "RssFile"} <= found.keys() else None
 
 
-def status() -> dict[str, int]:
-    """The sizes in /proc/self/status, in bytes."""
+def _status() -> dict[str, int]:
+    """Return the sizes in /proc/self/status, in bytes by name; empty where there is no such file."""
     with suppress(OSError):
         lines = [line.split() for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines()]
         return {line[0].rstrip(":"): 1024 * int(line[1]) for line in lines if line[-1] == "kB"}
     return {}
 
 
-def forget_peak() -> bool:
-    """Give free memory back, so that taking it again counts, and start anew; whether the system lets us (Linux)."""
-    with suppress(AttributeError, OSError):  # the C library of Linux has it
+def _forget_peak() -> bool:
+    """Return free memory to the system, so that taking it again counts, and reset the peak.
+
+    The result is whether the peak could be reset, which only Linux allows.
+    """
+    with suppress(AttributeError, OSError):  # only the C library of Linux has it
         ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -78,36 +81,40 @@ def forget_peak() -> bool:
     return True
 
 
-def first_steps(trace: Trace, job: dict[str, Any]) -> tuple[Any, dict[str, int | None]]:
-    """Make the client and let it do a few steps; and what that took of the process's memory."""
+def _first_steps(trace: Trace, job: dict[str, Any]) -> tuple[Any, dict[str, int | None]]:
+    """Return a client that has done a few steps, and the memory of the process before it and that it added."""
     visit = trace.visits[0]
-    _ = visit.pixels, visit.views, visit.lr, visit.begin, visit.checksums, visit.syncs  # in memory before it counts
+    _ = visit.pixels, visit.views, visit.lr, visit.begin, visit.checksums, visit.syncs  # read now, so not counted
     import_runtime(job["runtime"])
-    told = forget_peak()
-    before = resident()
+    told = _forget_peak()
+    before = _resident()
     client = make_client(trace.about, job["runtime"], precision=job["dtype"], compile=job["compile"])
-    for step in perform(client, trace, visit, untimed, None):
-        if step == FEW - 1:
+    for step in perform(client, trace, visit, _untimed, None):
+        if step == _FEW - 1:
             break
-    after = peak()
+    after = _peak()
     return client, {"idle": before, "above_idle": after - before if told and after and before else None}
 
 
-def verify(client: Any, trace: Trace) -> Comparison:
-    """Do all of it once, and compare."""
+def _verify(client: Any, trace: Trace) -> Comparison:
+    """Do all steps of the trace once, and return the comparison with what is recorded."""
     compare, done = Comparison(), 0
     told = time.monotonic()
     for visit in trace.visits:
-        for _ in perform(client, trace, visit, untimed, compare):
+        for _ in perform(client, trace, visit, _untimed, compare):
             done += 1
-            if time.monotonic() - told > REPORT_SECONDS:
+            if time.monotonic() - told > _REPORT_SECONDS:
                 told = time.monotonic()
-                say("verifying", done=done, of=trace.steps)
+                _say("verifying", done=done, of=trace.steps)
     return compare
 
 
-def work(client: Any, trace: Trace, seconds: float) -> dict[str, Any]:
-    """Do it over and over for so long; when, how many steps, and how long they and their phases took."""
+def _work(client: Any, trace: Trace, seconds: float) -> dict[str, Any]:
+    """Repeat the trace for some seconds, timed.
+
+    Returns:
+        Begin and end in unix seconds, the number of steps, and the times of the step and of each phase.
+    """
     watch, steps = Stopwatch(), Times()
     started, before = time.time(), 0.0
     begin = told = time.monotonic()
@@ -116,9 +123,9 @@ def work(client: Any, trace: Trace, seconds: float) -> dict[str, Any]:
             now = time.monotonic()
             steps.add(watch.total - before)
             before = watch.total
-            if now - told > REPORT_SECONDS:
+            if now - told > _REPORT_SECONDS:
                 told = now
-                say("working", steps=steps.count, seconds=now - begin, latest=watch.latest())
+                _say("working", steps=steps.count, seconds=now - begin, latest=watch.latest())
             if now - begin >= seconds:
                 break
         if time.monotonic() - begin >= seconds:
@@ -132,7 +139,10 @@ def work(client: Any, trace: Trace, seconds: float) -> dict[str, Any]:
 
 
 def tensor_bytes(client: Any, trace: Trace, runtime: str) -> int:
-    """The most that arrays or tensors took in a few steps, with what the client keeps, and with what comes in."""
+    """Return the most bytes that arrays or tensors take in a few steps.
+
+    They include the client's state and the gradient that comes in.
+    """
     visit: Visit = trace.visits[0]
     kept = state_of(client)
     if not visit.learns:
@@ -140,12 +150,12 @@ def tensor_bytes(client: Any, trace: Trace, runtime: str) -> int:
     state = sum(array.nbytes for array in kept.values())
 
     def steps() -> None:
-        for step in perform(client, trace, visit, untimed, None):
-            if step == FEW - 1:
+        for step in perform(client, trace, visit, _untimed, None):
+            if step == _FEW - 1:
                 break
 
     if runtime == "lean":
-        import tracemalloc  # noqa: PLC0415  (of one runtime)
+        import tracemalloc  # noqa: PLC0415  (only this runtime needs it)
 
         steps()
         tracemalloc.start()
@@ -153,56 +163,61 @@ def tensor_bytes(client: Any, trace: Trace, runtime: str) -> int:
         arrays = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return state + client.gradient.nbytes * visit.learns + arrays
-    from simsfl.cost.measured import peak_tensor_bytes  # noqa: PLC0415  (of one runtime)
+    from simsfl.cost.measured import peak_tensor_bytes  # noqa: PLC0415  (only this runtime needs it)
 
-    incoming = visit.gradient(0).nbytes if visit.learns else 0  # an array, which PyTorch does not count
+    incoming = visit.gradient(0).nbytes if visit.learns else 0  # a NumPy array, which PyTorch does not count
     return state + incoming + peak_tensor_bytes(steps)
 
 
-def peak_flops(runtime: str) -> float:
-    """Floating-point operations a second of a large matrix product, the most that this machine does."""
+def _peak_flops(runtime: str) -> float:
+    """Return the floating-point operations per second of a large matrix product, the best of several."""
     if runtime == "torch":
-        import torch  # noqa: PLC0415  (of one runtime)
+        import torch  # noqa: PLC0415  (only this runtime needs it)
 
-        one, product = torch.ones(SQUARE, SQUARE), torch.mm
+        one, product = torch.ones(_SQUARE, _SQUARE), torch.mm
     else:
-        one, product = np.ones((SQUARE, SQUARE), dtype=np.float32), np.matmul
+        one, product = np.ones((_SQUARE, _SQUARE), dtype=np.float32), np.matmul
     best = float("inf")
-    for _ in range(TRIES + 1):
+    for _ in range(_TRIES + 1):
         begin = time.perf_counter()
         product(one, one)
         best = min(best, time.perf_counter() - begin)
-    return 2 * SQUARE**3 / best
+    return 2 * _SQUARE**3 / best
 
 
-def carry_out(job: dict[str, Any]) -> None:
-    """The whole of it: see the events."""
+def _carry_out(job: dict[str, Any]) -> None:
+    """Do a job: verify, time and measure the work, with an event after each of them.
+
+    Raises:
+        ValueError: the runtime, the compiler or the trace cannot be used.
+        OSError: the trace cannot be read.
+    """
     if job["runtime"] == "torch" and job["threads"]:
-        import torch  # noqa: PLC0415  (of one runtime)
+        import torch  # noqa: PLC0415  (only this runtime needs it)
 
         torch.set_num_threads(job["threads"])
     trace = Trace(job["trace"])
     try:
-        client, memory = first_steps(trace, job)
+        client, memory = _first_steps(trace, job)
     except (ValueError, OSError):
         raise
-    except Exception as error:  # of whatever kind TorchInductor's are, or what a strange trace leads to
+    except Exception as error:  # TorchInductor's and those from an odd trace are of any kind
         what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         if job["compile"]:
             raise ValueError(f"compile: {what}; allowed: with a C++ compiler (g++), or without --compile") from error
         raise trace.wrong(f"cannot be replayed ({what})") from error
-    compare = verify(client, trace)
-    say("verified", activations=compare.activations, weights=compare.weights, versions=versions(job["runtime"]))
-    wait()
-    say("worked", memory=memory, **work(client, trace, job["seconds"]))
-    wait()
-    say("done", tensor_bytes=tensor_bytes(client, trace, job["runtime"]), peak_flops=peak_flops(job["runtime"]))
+    compare = _verify(client, trace)
+    _say("verified", activations=compare.activations, weights=compare.weights, versions=versions(job["runtime"]))
+    _wait()
+    _say("worked", memory=memory, **_work(client, trace, job["seconds"]))
+    _wait()
+    _say("done", tensor_bytes=tensor_bytes(client, trace, job["runtime"]), peak_flops=_peak_flops(job["runtime"]))
 
 
 def main(argv: Sequence[str]) -> int:
-    """A job as JSON; the exit code."""
+    """Do the job that `argv` holds as JSON, and return the exit code."""
     try:
-        carry_out(json.loads(argv[0]))
+        _carry_out(json.loads(argv[0]))
     except (ValueError, OSError, ImportError) as error:
         return fail(error)
     except KeyboardInterrupt:

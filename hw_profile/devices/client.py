@@ -35,12 +35,13 @@ from simsfl.ui.arguments import (
 )
 from simsfl.ui.console import Output
 
-RESULT = "result.json"
+_RESULT = "result.json"
+"""File name of the result in the output directory."""
 
 
 def parser() -> Parser:
-    """All flags of this program."""
-    result = Parser(prog="client.py", description=__doc__)
+    """Return the parser of this program's flags."""
+    result = Parser(description=__doc__)
     who = result.add_argument_group("whom to work for, and as whom")
     who.add_argument("--server", required=True, metavar="HOST:PORT", help="where server.py listens")
     who.add_argument("--key", type=path, metavar="FILE", help="device-N.key, which keys.py wrote")
@@ -82,7 +83,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Take part until the server ends the run; the exit code."""
+    """Take part until the server ends the run, and return the exit code."""
     console = Output()
     with Stop() as stop:
         try:
@@ -96,12 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError("own_images: there are none; allowed: with --images FILE")
             if arguments.threads and arguments.runtime == "lean":
                 raise ValueError("threads: NumPy's are set from outside; allowed: OPENBLAS_NUM_THREADS=N, with lean")
-            import_runtime(arguments.runtime)  # what is missing is told before the server waits for this device
-            with claimed(out, RESULT):
+            import_runtime(arguments.runtime)  # so that a missing package shows before the server waits for this device
+            with claimed(out, _RESULT):
                 result = take_part(console, arguments, keys, meter, stop)
-                write_json(out / RESULT, {"board": asdict(board(machine)), **result})
-            conclude(console, result, out)
-        except (ValueError, OSError) as error:  # a TimeoutError is one of the latter
+                write_json(out / _RESULT, {"board": asdict(board(machine)), **result})
+            _conclude(console, result, out)
+        except (ValueError, OSError) as error:  # a TimeoutError is an OSError
             return fail(error)
         except KeyboardInterrupt:
             print_error("interrupted; nothing was written")
@@ -115,14 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def take_part(
     console: Output, arguments: Any, keys: Keys | None, meter: Meter | Log | None, stop: Stop
 ) -> dict[str, Any]:
-    """Connect, and work until the run is over; the content of ``result.json``."""
+    """Connect and work until the run is over; return the content of ``result.json``."""
     kind = LiveView if console.is_live(arguments.dashboard) else PlainView
     watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
     idle_seconds = IDLE_SECONDS if meter else 0.0
     images = from_file(arguments.images) if arguments.images else None
     ended = ""
     with Sampler(sampled) as sampler, kind(console) as view:
-        before = quiet(view, idle_seconds)
+        before = _quiet(view, idle_seconds)
         view.tell(f"trying to reach {arguments.server}")
         device = Device(
             arguments.server,
@@ -140,7 +141,7 @@ def take_part(
             device.connect()
             if not device.connected:
                 raise KeyboardInterrupt
-            client = made(device, arguments)
+            client = _made(device, arguments)
             images = own_images(device.about, device.client, images, others=arguments.own_images)
             device.work(client, images, watch, view.step_done)
         except (Refused, TimeoutError) as error:
@@ -150,7 +151,7 @@ def take_part(
         finally:
             device.close()
         work = begin, time.time()
-        after = quiet(view, idle_seconds)
+        after = _quiet(view, idle_seconds)
     result = {
         "versions": versions(arguments.runtime),
         "runtime": arguments.runtime,
@@ -178,30 +179,30 @@ def take_part(
                 meter, sampler.readings, [before, work, after], (sampler.failures, sampler.last_error)
             )
             result |= {"energy": energy, "readings": readings}
-        except ValueError as error:  # all else is known
+        except ValueError as error:  # all other results are still valid
             result["problem"] = "; ".join(filter(None, (ended, str(error))))
     return result
 
 
-def quiet(view: LiveView | PlainView, seconds: float) -> Span:
-    """Watch the idle machine for so long; from when to when."""
+def _quiet(view: LiveView | PlainView, seconds: float) -> Span:
+    """Wait while the idle machine is measured, and return the span of that time."""
     if seconds:
         view.tell("measuring the idle machine")
     return idle(seconds, lambda stage, **what: None)
 
 
-def made(device: Device, arguments: Any) -> Client:
-    """What does the client's computing."""
+def _made(device: Device, arguments: Any) -> Client:
+    """Return the client that does the computing, as the flags ask for it."""
     client = make_client(device.about, arguments.runtime, precision="fp32")
     if arguments.threads:
-        import torch  # noqa: PLC0415  (of one runtime)
+        import torch  # noqa: PLC0415  (only this runtime needs it)
 
         torch.set_num_threads(arguments.threads)
     return client
 
 
 def from_file(file: Path) -> np.ndarray:
-    """What `numpy.save` wrote; raises a ValueError where it did not."""
+    """Return the array in a file that `numpy.save` wrote; raise a ValueError if it cannot be read as one."""
     allowed = "allowed: what server.py --export-images wrote"
     try:
         return np.load(file, allow_pickle=False)
@@ -212,16 +213,20 @@ def from_file(file: Path) -> np.ndarray:
 
 
 def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None, *, others: bool) -> np.ndarray:
-    """The client's images ``[n, 3, H, H]`` uint8: those given, or of the data set that the run's config names.
+    """Return the client's images, ``[n, 3, H, H]`` uint8.
 
     Args:
-        others: whether they may be others than the simulation has.
+        about: what the server said of the run.
+        client: id of the client.
+        given: images from a file; None to take those of the data set that the run's config names.
+        others: whether they may be other images than the simulation has.
 
     Raises:
-        ValueError: they are not of the shape that they should have, or the data set is not to be had here, or another.
+        ValueError: the images have another shape or type than the simulation's, are other ones, or the data set is not
+            available here.
     """
     size, held = about["network"]["image_size"], about["held"]
-    images = from_data_set(about["config"], client) if given is None else given
+    images = _from_data_set(about["config"], client) if given is None else given
     shape = (held["count"], 3, size, size)
     if images.shape != shape or images.dtype != np.uint8:
         raise ValueError(f"images: {images.dtype} of shape {images.shape}; allowed: uint8 of {shape}")
@@ -234,18 +239,22 @@ def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None, 
     return images
 
 
-def from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
-    """A client's images, of the data set and partition that the run's config names."""
+def _from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
+    """Return a client's images from the data set and partition that the run's config names.
+
+    Raises:
+        ValueError: the data set is not available here.
+    """
     try:
         from simsfl.config import RunConfig  # noqa: PLC0415
         from simsfl.data.load import load_dataset  # noqa: PLC0415
-        from simsfl.setup import assembly  # noqa: PLC0415  (bring torch along)
+        from simsfl.setup import assembly  # noqa: PLC0415  (these import torch)
 
         own = RunConfig.from_dict(config)
         dataset = load_dataset(
             own.dataset, data_dir="data", image_size=own.image_size, seed=own.seed, stream="never", auxiliary=None
         )
-        return dataset.train.pixels[assembly.partition(own, dataset, least=1)[client]].numpy()
+        return dataset.train.pixels[assembly.partition(own, dataset)[client]].numpy()
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(
             f"images: there are none of the server's data set here ({error}); allowed: --images FILE, which server.py "
@@ -253,8 +262,8 @@ def from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
         ) from error
 
 
-def conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
-    """Tell what came of it."""
+def _conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
+    """Print how the run ended, what the device did, and where the result is."""
     lines = [result["ended"], result["summary"]]
     if energy := result["energy"]:
         spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
@@ -264,5 +273,5 @@ def conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
         ]
     elif result["meter_asked"] == "auto":
         lines += ["no meter found"]
-    for line in [*lines, f"wrote {out / RESULT}"]:
+    for line in [*lines, f"wrote {out / _RESULT}"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""A device's end of the wire: it does a client's work when the server asks for it, with images of its own."""
+"""A device's end of the wire: it does a client's work with its own images when the server asks for it."""
 
 from __future__ import annotations
 
@@ -17,39 +17,44 @@ from simsfl.hw_profile.meters.stopwatch import smoothed
 from simsfl.hw_profile.runtimes.client_work import Client, Clock, put
 from simsfl.runs.client_trace import STATE, VIEWS
 
-POLL_SECONDS = 0.2
-SEND_SECONDS = 1.0
-"""For which a frame may wait to be taken; then the connection is no good."""
-RETRY_MS, LONGEST_RETRY_MS = 250, 8000
-"""Between attempts to reach the server: twice as long each time."""
+_POLL_SECONDS = 0.2
+"""Seconds to wait for a message before looking whether to leave."""
+_SEND_SECONDS = 1.0
+"""Seconds that a frame may wait until the connection takes it; after that the connection counts as lost."""
+_RETRY_MS, _LONGEST_RETRY_MS = 250, 8000
+"""Milliseconds between attempts to reach the server, at first and at most; each wait is twice the one before."""
 
 
 class Refused(ValueError):
-    """The server does not take this device."""
+    """Raised where the server does not accept this device."""
 
 
 class Device:
-    """One client, on the wire.
+    """One client that takes part in a simulation over the network.
 
     Args:
-        server: ``host:port``.
-        keys: the device's, and its server's; None for plain text.
-        client: the id that it wants to be; None for any, of the client that holds `images` if that is free.
-        images: their `messages.digest`, if the device has them already.
-        patience: seconds to try to reach the server for, at first and whenever the connection is lost.
-        tell: called with what happens, in words.
-        is_over: whether to leave.
+        server: address of the server, ``host:port``.
+        keys: keys of the device and of its server; None for plain text.
+        client: id of the client to be; None for any free one, preferably the one that holds `images`.
+        patience: seconds to try to reach the server, at first and whenever the connection is lost.
+        images: `messages.digest` of the client's images, if the device has them already.
+        tell: called with each event, in words.
+        is_over: returns whether to leave.
 
     Attributes:
-        about: what the server says of the run and the client, once `connect` is done.
-        run, client: the run's id, and the client's that this is.
+        about: what the server says of the run and the client, after `connect`.
+        run, client: id of the run, and id of the client that this device is.
         ended: how the run ended, in the server's words; empty before.
-        connected: whether the server is there, and has said welcome.
-        round, step, steps: the step under way, of how many in its round; None outside of rounds. Counted from 0.
-        done: steps.
-        up, down: bytes of whole frames.
-        seconds: of a step, of the latest: what this device "compute"d, what the "network" took, and what was waited
-            for the "server" and the other clients.
+        connected: whether the server is connected, and has welcomed this device.
+        round, step, steps: indices of the round and step under way, from 0, and number of steps in the round; None
+            outside of rounds.
+        done: number of steps done.
+        up, down: bytes of whole frames sent and received.
+        seconds: seconds of a step, averaged over the latest steps, by part: "compute" on this device, "network", and
+            "server" for the wait for the server and the other clients.
+
+    Raises:
+        ValueError: `server` is not an address.
     """
 
     def __init__(
@@ -78,9 +83,9 @@ class Device:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         prepare(self._socket, keys)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing waits for a connection: a new one begins with a hello
-        self._socket.setsockopt(zmq.RECONNECT_IVL, RETRY_MS)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, LONGEST_RETRY_MS)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # no frame waits for a connection: a new one begins with a hello
+        self._socket.setsockopt(zmq.RECONNECT_IVL, _RETRY_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RETRY_MS)
         if keys:
             self._socket.curve_serverkey = keys.peers[0].encode()
         self._monitor = self._socket.get_monitor_socket()
@@ -94,7 +99,7 @@ class Device:
             raise ValueError(f"server: {server} is no address ({error}); allowed: HOST:PORT") from error
 
     def close(self) -> None:
-        """Go, and say so."""
+        """Say bye if connected, and close the connection."""
         if self.connected:
             self._send(Message("bye", self.run, self.client))
             self.connected = False
@@ -104,11 +109,11 @@ class Device:
         self._context.term()
 
     def connect(self) -> None:
-        """Until the server says welcome, or it is over.
+        """Wait until the server welcomes this device, or `is_over` says to leave.
 
         Raises:
-            Refused: it does not want this device.
-            TimeoutError: it is not reached for as long as one is patient.
+            Refused: the server does not accept this device.
+            TimeoutError: there is no welcome within the device's patience.
         """
         while not self.connected and not self._is_over():
             self._listen()
@@ -116,16 +121,16 @@ class Device:
     def work(
         self, client: Client, images: np.ndarray, clock: Clock, step_done: Callable[[int, int], None] | None = None
     ) -> None:
-        """Take part until the server says bye, or it is over.
+        """Take part in rounds until the server says bye, or `is_over` says to leave.
 
         Args:
             client: does the computing (`client_work.make_client`).
-            images: ``[n, 3, H, H]`` uint8, the client's own.
-            clock: of the phases of a step.
-            step_done: told of each round and step.
+            images: ``[n, 3, H, H]`` uint8, the client's own images.
+            clock: times the phases of a step.
+            step_done: called with the round and step after each step.
 
         Raises:
-            Refused, TimeoutError: as `connect` does, later.
+            Refused, TimeoutError: as in `connect`, whenever the connection was lost.
         """
         self._loaded = True
         self._ready()
@@ -141,7 +146,7 @@ class Device:
         clock: Clock,
         step_done: Callable[[int, int], None] | None,
     ) -> Message | None:
-        """Do a round, or what is left of it; a message that begins another, if that comes in the middle."""
+        """Do a round or what is left of it; return the message of another round if one begins before the end."""
         put(client, {name: array for name, array in task.arrays.items() if name in STATE})
         rows, optimiser, learns = task.arrays["rows"], self.about["optimiser"], self.about["learns"]
         self.round, self.steps = task.round, len(rows)
@@ -178,7 +183,7 @@ class Device:
         return None
 
     def _ask(self, kind: str, arrays: Mapping[str, np.ndarray], answer: str) -> Message | None:
-        """Send what the server waits for; what it has to say to that, as `_next`."""
+        """Send what the server waits for, and return its answer, or what `_next` returns instead of it."""
         sent = time.perf_counter()
         about = {"compute": sent - self._heard}
         if kind == "smashed":
@@ -193,11 +198,11 @@ class Device:
         return message
 
     def _note(self, part: str, seconds: float) -> None:
-        """Average of the latest."""
+        """Update the average of one part of a step."""
         self.seconds[part] = smoothed(self.seconds.get(part), seconds)
 
     def _next(self, kind: str) -> Message | None:
-        """The next message of this kind to the step under way, or one that begins a round; None when it is over."""
+        """Return the next message of this kind for the present step, or one that begins a round; None at the end."""
         while not self._is_over() and not self.ended:
             message = self._listen()
             if message is None:
@@ -209,13 +214,13 @@ class Device:
         return None
 
     def _listen(self) -> Message | None:
-        """A message, if one comes soon. Where the connection has come about, or the server asks for it, say hello.
+        """Return a message if one comes soon; say hello after a connection is made or the server dismisses this device.
 
         Raises:
-            Refused: the server does not want this device.
-            TimeoutError: there has been no welcome for as long as one is patient.
+            Refused: the server does not accept this device.
+            TimeoutError: there has been no welcome within the device's patience.
         """
-        ready = dict(self._poller.poll(1000 * POLL_SECONDS))
+        ready = dict(self._poller.poll(1000 * _POLL_SECONDS))
         if self._monitor in ready:
             self._see(recv_monitor_message(self._monitor)["event"])
         if not self.connected and time.perf_counter() - self._away > self._patience:
@@ -224,7 +229,7 @@ class Device:
             return None
         try:
             frame = self._socket.recv(zmq.NOBLOCK)
-        except zmq.Again:  # it went with its connection
+        except zmq.Again:  # the frame was lost with its connection
             return None
         self.down += len(frame)
         try:
@@ -232,7 +237,7 @@ class Device:
         except ValueError as error:
             if str(error).startswith("version"):
                 raise Refused(f"server: {error}") from error
-            return None  # an empty frame asks whether anybody is there
+            return None  # such as the empty frame by which the server tests the connection
         if message.kind == "refused":
             raise Refused(str(message.about.get("reason", "server: it refuses this device"))[:300])
         if message.kind == "dismissed":
@@ -245,7 +250,7 @@ class Device:
         return message
 
     def _see(self, event: zmq.Event) -> None:
-        """What became of the connection."""
+        """React to an event of the connection."""
         if event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self._hello()
         elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
@@ -254,22 +259,26 @@ class Device:
             self._lost("the connection is lost; trying again")
 
     def _lost(self, text: str) -> None:
-        """There is no telling what the server makes of this device, until it says welcome again."""
+        """Note and report that the server may have dropped this device, until it is welcomed again."""
         self.connected, self._away = False, time.perf_counter()
         self.round = self.step = self.steps = None
         self._tell(text)
 
     def _hello(self) -> None:
-        """Ask to be let in, as who it is or wants to be."""
+        """Ask to be accepted, as the client that this device was before or wants to be."""
         wanted = self._wanted if self.client < 0 else self.client
         self._send(Message("hello", about={"client": wanted, "token": self._token, "images": self._images}))
 
     def _ready(self) -> None:
-        """Say that rounds may come."""
+        """Say that rounds may begin."""
         self._send(Message("ready", self.run, self.client))
 
     def _welcomed(self, message: Message) -> None:
-        """The server has let this device in."""
+        """Note what the server says of the run.
+
+        Raises:
+            Refused: the server has another run than before.
+        """
         if self.about and any(message.about.get(name) != self.about[name] for name in ("network", "held")):
             raise Refused(f"server: {self.server} has another run by now; allowed: start this device anew")
         self.about, self.run, self.client = message.about, message.run, message.client
@@ -279,8 +288,8 @@ class Device:
         self._tell(f"client {self.client} of run {self.run} at {self.server}")
 
     def _send(self, message: Message) -> None:
-        """A frame that nobody takes is lost, as is the connection, then: the next begins with a hello."""
+        """Send a message; if no connection takes it, it is lost together with the connection, and a hello follows."""
         frame = pack(message)
-        if self._socket.poll(1000 * SEND_SECONDS, zmq.POLLOUT):
+        if self._socket.poll(1000 * _SEND_SECONDS, zmq.POLLOUT):
             self._socket.send(frame, zmq.NOBLOCK)
             self.up += len(frame)

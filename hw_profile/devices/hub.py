@@ -1,4 +1,4 @@
-"""The server's end of the wire: which devices are there, and what they answer, heard by a thread of its own."""
+"""The server's end of the wire: which devices are there and what they answer, received by a background thread."""
 
 from __future__ import annotations
 
@@ -19,93 +19,110 @@ from simsfl.hw_profile.meters.stopwatch import smoothed
 
 log = logging.getLogger("devices")
 
-PRESENCE_SECONDS = 1.0
-"""How often it is found out who is there still."""
-PARTING_SECONDS = 10.0
-"""In which devices may end what they are computing."""
-WAITING_FRAMES = 16
-"""Of each sender: those of one who talks too much wait there."""
-FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_PRESENCE_SECONDS = 1.0
+"""Seconds between two tests of which devices are still there."""
+_PARTING_SECONDS = 10.0
+"""Seconds that devices have at the end of a run to finish what they are computing."""
+_WAITING_FRAMES = 16
+"""Frames of one sender that wait to be received; further frames of a flooding sender wait at the sender."""
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+"""Events of a connection that was refused during its handshake."""
 
 Ask = tuple[str, int, int]
-"""An answer that a device owes: kind, round and step."""
+"""An answer that a device owes: kind of message, round and step."""
 
 
-class Known:
-    """Lets in those whose public keys are known; asked by the authenticator, in its thread."""
+class _Known:
+    """Accepts connections whose public keys are known; the authenticator's thread asks it."""
 
     def __init__(self, peers: Collection[str]):
         self._peers = {peer.encode() for peer in peers}
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether a device with this key may talk."""
+        """Return whether a device with this key may connect."""
         return key in self._peers
 
 
 @dataclass
 class Account:
-    """What a client's device has sent and done, over all its connections; times are averages of the latest."""
+    """Traffic and steps of a client's device, over all its connections.
+
+    Times are averages over the latest steps; see `simsfl.algorithm.wire.DeviceStatus`.
+    """
 
     bytes_up: int = 0
-    """Of whole frames."""
+    """Bytes of whole frames that the device has sent."""
     bytes_down: int = 0
+    """Bytes of whole frames that the device was sent."""
     steps: int = 0
+    """Number of steps that the device has done."""
     step_seconds: float | None = None
+    """Seconds from one of the device's steps to the next in the same round."""
     compute_seconds: float | None = None
+    """Seconds of a step that the device computes, by its own clock."""
     network_seconds: float | None = None
+    """Seconds from the server's message to the device's answer, less those that the device computes."""
 
 
 @dataclass
-class Peer:
-    """A device that has said hello, by its connection."""
+class _Peer:
+    """A device that has said hello."""
 
     identity: bytes
+    """Id of its connection."""
     owner: str
-    """The device's public key; in plain text a word that it has given itself, and keeps over connections."""
+    """Public key of the device; in plain text a token of the device's own, which it keeps over connections."""
     ready: bool = False
     """Whether it has loaded what it needs."""
     fresh: bool = True
-    """Whether it has had no round yet, and so has no weights."""
+    """Whether it has not yet been sent a round, and so has no weights."""
     asked: Ask | None = None
+    """The answer that it owes, if any."""
     told: float = 0.0
-    """When it was asked, as `time.perf_counter` has it; `answered`: when its latest answer came."""
+    """Time of the latest message to it, by `time.perf_counter`."""
     answer: Message | None = None
+    """Its latest answer, until `collect` takes it."""
     answered: float | None = None
+    """Time of its latest answer, by `time.perf_counter`; None if a message was sent to it after that."""
     step: tuple[int, float] | None = None
     """Round and time of its latest step."""
 
 
 @dataclass
 class Counts:
-    """Bytes of whole frames, and what was refused, by reason."""
+    """Bytes of whole frames, and the number of refusals by reason."""
 
     up: int = 0
+    """Bytes received, including those of refused frames."""
     down: int = 0
+    """Bytes sent to devices."""
     refused: dict[str, int] = field(default_factory=dict)
+    """Number of refused frames and connections by reason."""
 
 
 class Hub:
-    """Talks to devices; whatever comes, it goes on.
+    """Communicates with devices; no frame, however malformed, ends it.
 
     Args:
-        address: ``host:port`` to listen at; port 0 for any that is free.
-        keys: the server's, and its devices'; None for plain text, on the loopback device alone.
-        run: the run's id, which every message has to carry.
-        about: what is said to a device that comes, by the client that it may be.
+        address: ``host:port`` to listen at; port 0 for any free port.
+        keys: keys of the server and of its devices; None for plain text, on the loopback device only.
+        run: id of the run, which every message has to carry.
+        about: what a device is told when it comes, by the client that it may be.
 
     Attributes:
-        address: where it listens.
-        accounts: of each client that may be a device.
+        address: where it listens, ``host:port``.
+        accounts: an `Account` for each client that may be a device.
+        counts: bytes and refusals of the whole run.
 
     Raises:
-        ValueError: the address is taken, or not to be had.
+        ValueError: the address is in use or not available.
     """
 
     def __init__(self, address: str, keys: Keys | None, run: str, about: Mapping[int, Mapping[str, Any]]):
         self.run, self._about = run, about
         self.accounts = {client: Account() for client in sorted(about)}
         self.counts = Counts()
-        self._peers: dict[int, Peer] = {}
+        self._peers: dict[int, _Peer] = {}
         self._news = threading.Condition()
         self._checked = 0.0
         self._came = self._disconnected = 0
@@ -115,15 +132,15 @@ class Hub:
         self._guard = ThreadAuthenticator(self._context) if keys else None
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._router.setsockopt(zmq.RCVHWM, WAITING_FRAMES)
+        self._router.setsockopt(zmq.RCVHWM, _WAITING_FRAMES)
         prepare(self._router, keys)
-        self._monitor = self._router.get_monitor_socket(FAILED | zmq.EVENT_DISCONNECTED)
+        self._monitor = self._router.get_monitor_socket(_FAILED | zmq.EVENT_DISCONNECTED)
         self._inlet, self._outlet = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._outlet.bind("inproc://out")
         self._inlet.connect("inproc://out")
         if keys:
             self._guard.start()
-            self._guard.configure_curve_callback("*", credentials_provider=Known(keys.peers))
+            self._guard.configure_curve_callback("*", credentials_provider=_Known(keys.peers))
             self._router.curve_server = True
         self._thread = threading.Thread(target=self._serve, daemon=True)
         try:
@@ -138,17 +155,19 @@ class Hub:
         self._thread.start()
 
     def end(self, how: str) -> None:
-        """Say bye to all devices, and wait until they have, too: what is not read yet goes with a connection.
+        """Say bye to all devices, and wait up to ten seconds until they have said bye, too.
+
+        It waits because frames that a device has not read yet are lost when the connection closes.
 
         Args:
-            how: the run has ended, for people.
+            how: the words after "the run has", such as "finished", for people.
         """
         with self._news:
             self._how = how
             there = list(self._peers)
         for client in there:
             self.send(client, self._bye(client), whole=True)
-        deadline = time.monotonic() + PARTING_SECONDS
+        deadline = time.monotonic() + _PARTING_SECONDS
         while self._peers and (left := deadline - time.monotonic()) > 0:
             self.wait(left)
 
@@ -159,7 +178,7 @@ class Hub:
         return Message("refused", self.run, about={"reason": reason})
 
     def close(self) -> None:
-        """Send what is to be sent, and let go of the port."""
+        """Send what is waiting to be sent, and release the port."""
         self._inlet.send(b"")
         self._thread.join()
         self._release()
@@ -173,21 +192,25 @@ class Hub:
         self._context.term()
 
     def present(self) -> set[int]:
-        """Clients whose devices are there, and ready."""
+        """Return the clients whose devices are connected and ready."""
         with self._news:
             return {client for client, peer in self._peers.items() if peer.ready}
 
     def is_fresh(self, client: int) -> bool:
-        """Whether the client's device is there, and has no weights yet."""
+        """Return whether the client's device is connected, and has no weights yet."""
         with self._news:
             return client in self._peers and self._peers[client].fresh
 
     def send(self, client: int, message: Message, asks: Ask | None = None, *, whole: bool = False) -> bool:
-        """To the device of a client; whether it is there, and has what it needs to make use of the message.
+        """Send a message to a client's device, and return whether it was sent.
+
+        It is not sent if the device is not connected, or has no weights yet that the message could refer to.
 
         Args:
+            client: id of the client.
+            message: what to send.
             asks: the answer that is expected.
-            whole: whether the message has all that a device needs that has just come.
+            whole: whether the message has all that a device needs that has no weights yet.
         """
         with self._news:
             peer, now = self._peers.get(client), time.perf_counter()
@@ -204,17 +227,24 @@ class Hub:
     def collect(
         self, clients: Collection[int], timeout: float, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, Message]:
-        """What these clients' devices answer to what they were last asked, by client.
+        """Return the answers of these clients' devices to what they were last asked, by client.
 
-        Those that do not in time are dismissed; those that have gone are not waited for. Where that takes long,
-        `meanwhile` is called now and then.
+        Devices that do not answer in time are dismissed, and those that have gone are not waited for.
+
+        Args:
+            clients: ids of the clients.
+            timeout: seconds to wait for answers.
+            meanwhile: called now and then during a long wait.
+
+        Raises:
+            RuntimeError: the background thread has ended.
         """
         deadline = time.monotonic() + timeout
         with self._news:
             while (late := [c for c in clients if c in self._peers and self._peers[c].asked]) and (
                 left := deadline - time.monotonic()
             ) > 0:
-                if not self._news.wait(min(left, PRESENCE_SECONDS)):
+                if not self._news.wait(min(left, _PRESENCE_SECONDS)):
                     meanwhile()
                 self._check()
             peers = {c: self._peers[c] for c in clients if c in self._peers and self._peers[c].answer}
@@ -226,33 +256,42 @@ class Hub:
         return answers
 
     def wait(self, seconds: float) -> None:
-        """Until somebody comes, goes or says something; so long at most."""
+        """Wait until a device comes, goes or sends something, but no longer than `seconds`.
+
+        Raises:
+            RuntimeError: the background thread has ended.
+        """
         with self._news:
             self._news.wait(seconds)
             self._check()
 
     def dismiss(self, client: int, reason: str = "") -> None:
-        """Go on without a client's device: it may say hello again, but not if there is a reason to turn it away."""
+        """Go on without a client's device.
+
+        Args:
+            client: id of the client.
+            reason: why it is refused for good; if empty, it may say hello again.
+        """
         with self._news:
             peer = self._peers.pop(client, None)
         if peer:
-            log.warning("client %d is done without: %s", client, reason or "it did not answer in time")
+            log.warning("client %d is left out: %s", client, reason or "it did not answer in time")
             said = self._refusal(reason) if reason else Message("dismissed", self.run, client)
             self._inlet.send_multipart([peer.identity, pack(said)])
 
     def _check(self) -> None:
-        """Raise what ended the thread, if it has ended."""
+        """Raise a RuntimeError if the thread has ended, from the error that ended it."""
         if self._failure:
             raise RuntimeError("the thread that hears devices has ended") from self._failure
 
     def _serve(self) -> None:
-        """The thread: pass on what is to be sent, hear what comes, see who is there."""
+        """Send what is to be sent, receive what comes, and test who is there: the body of the thread."""
         poller = zmq.Poller()
         for socket in (self._router, self._outlet, self._monitor):
             poller.register(socket, zmq.POLLIN)
         try:
             while True:
-                ready = dict(poller.poll(1000 * PRESENCE_SECONDS / 2))
+                ready = dict(poller.poll(1000 * _PRESENCE_SECONDS / 2))
                 if self._outlet in ready:
                     identity, *frame = self._outlet.recv_multipart()
                     if not frame:
@@ -263,15 +302,15 @@ class Hub:
                     self._hear(identity.bytes, frames)
                 if self._monitor in ready:
                     self._see(recv_monitor_message(self._monitor))
-                if time.monotonic() - self._checked > PRESENCE_SECONDS:
+                if time.monotonic() - self._checked > _PRESENCE_SECONDS:
                     self._see_who_is_there()
-        except Exception as error:  # it is raised where the simulation waits
+        except Exception as error:  # `_check` raises it where the simulation waits
             with self._news:
                 self._failure = error
                 self._news.notify_all()
 
     def _hear(self, identity: bytes, frames: Sequence[zmq.Frame]) -> None:
-        """Answer a hello, keep an answer that was asked for, and refuse whatever else it is."""
+        """Answer a hello, keep an answer that was asked for, and refuse everything else."""
         self.counts.up += sum(map(len, frames))
         kind = ""
         try:
@@ -288,15 +327,19 @@ class Hub:
         except ValueError as error:
             reason = str(error)
             self._refuse(reason)
-            if kind == "hello" or reason.startswith("version"):  # it may be a device, and should know
+            if kind == "hello" or reason.startswith("version"):  # the sender may be a device, and should learn why
                 self._deliver(identity, pack(self._refusal(reason)))
             elif reason.startswith("stranger") and message.run == self.run and not self._knows(identity):
                 self._deliver(identity, pack(Message("dismissed", self.run, message.client)))
-        except Exception:  # a mistake of ours: no frame may end a run
+        except Exception:  # an error in this program: no frame may end a run
             log.exception("a frame could not be dealt with")
 
     def _take(self, identity: bytes, message: Message, size: int) -> None:
-        """Keep an answer, or take note of who is ready and who leaves."""
+        """Keep an answer, or note that a device is ready or leaves.
+
+        Raises:
+            ValueError: the message is of another sender or run, or was not asked for.
+        """
         peer, now = self._peers.get(message.client), time.perf_counter()
         if peer is None or peer.identity != identity:
             raise ValueError(f"stranger: {message.kind} of one who is not client {message.client}")
@@ -326,25 +369,29 @@ class Hub:
             account.network_seconds = smoothed(account.network_seconds, now - peer.told - compute)
 
     def _refuse(self, reason: str) -> None:
-        """Write down what was not taken."""
+        """Count and log something that was refused."""
         kind = reason.partition(":")[0]
         count = self.counts.refused.get(kind, 0) + 1
-        self.counts.refused = {**self.counts.refused, kind: count}  # another thread may be reading it
-        if is_round(count):
+        self.counts.refused = {**self.counts.refused, kind: count}  # another thread may be reading the old one
+        if _is_round(count):
             log.warning("refused, number %d of %s: %s", count, kind, reason[:200])
 
     def _see(self, event: Mapping[str, Any]) -> None:
-        """What became of a connection: that there was none, or that it ended, as it does with a frame too large."""
-        if event["event"] & FAILED:
+        """Note that a handshake failed or a connection ended, as it does after a frame that is too large."""
+        if event["event"] & _FAILED:
             self._refuse("handshake: failed, as it does without a key that is known here")
             return
         self._disconnected += 1
-        if is_round(self._disconnected):
+        if _is_round(self._disconnected):
             log.debug("connections that have ended: %d", self._disconnected)
 
     def _welcome(self, identity: bytes, hello: Message, frame: zmq.Frame) -> None:
-        """Give a device the client id that it asks for, or any that is free; one that it had is its own again."""
-        owner, wanted, images = owner_of(frame, hello), hello.about.get("client"), hello.about.get("images")
+        """Give a device the client id that it asks for, or any free one; an id that it had before is still its own.
+
+        Raises:
+            ValueError: the id is not available, none is free, or the hello's token is missing or has changed.
+        """
+        owner, wanted, images = _owner_of(frame, hello), hello.about.get("client"), hello.about.get("images")
         if any(peer.identity == identity and peer.owner != owner for peer in self._peers.values()):
             raise ValueError("token: another than before")
         self._see_who_is_there()
@@ -362,7 +409,7 @@ class Hub:
             if peer.identity != identity:
                 gone = "server: another device has come with the key of this one; allowed: a key for each"
                 self._deliver(peer.identity, pack(self._refusal(gone)))
-        self._peers[wanted] = Peer(identity, owner)
+        self._peers[wanted] = _Peer(identity, owner)
         self.accounts[wanted].bytes_up += len(frame)
         answer = pack(Message("welcome", self.run, wanted, about=dict(self._about[wanted])))
         self._count_down(wanted, answer)
@@ -370,17 +417,20 @@ class Hub:
         if self._how:
             self._deliver(identity, pack(self._bye(wanted)))
         self._came += 1
-        if is_round(self._came) or self._came < 1000:
+        if _is_round(self._came) or self._came < 1000:
             log.info("client %d has come", wanted)
 
     def _knows(self, identity: bytes) -> bool:
-        """Whether it is the connection of a device that has said hello."""
+        """Return whether this is the connection of a device that has said hello."""
         with self._news:
             return any(peer.identity == identity for peer in self._peers.values())
 
     def _see_who_is_there(self) -> None:
-        """Send each device an empty frame, which tells who is gone; not too often, or whoever says hello can flood."""
-        if time.monotonic() - self._checked < PRESENCE_SECONDS / 20:
+        """Send each device an empty frame, which fails for devices that are gone.
+
+        Calls in quick succession are skipped, so that senders of many hellos cannot flood the devices.
+        """
+        if time.monotonic() - self._checked < _PRESENCE_SECONDS / 20:
             return
         self._checked = time.monotonic()
         with self._news:
@@ -395,19 +445,19 @@ class Hub:
         self.accounts[client].bytes_down += len(frame)
 
     def _deliver(self, identity: bytes, frame: bytes) -> bool:
-        """Send a frame; whether there is still somebody to take it."""
+        """Send a frame, and return whether the connection still exists and takes it."""
         try:
             self._router.send_multipart([identity, frame], flags=zmq.NOBLOCK)
-        except zmq.ZMQError:  # gone, or so much waits for it already that it might as well be
+        except zmq.ZMQError:  # the device is gone, or so much waits for it that it might as well be
             return False
         return True
 
 
-def owner_of(frame: zmq.Frame, hello: Message) -> str:
-    """Who has sent a hello: by the key that was shown, and in plain text by the hello's own word.
+def _owner_of(frame: zmq.Frame, hello: Message) -> str:
+    """Return the sender of a hello: its public key, or in plain text the token in the hello.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: it has neither.
     """
     try:
         return frame.get("User-Id")
@@ -418,6 +468,9 @@ def owner_of(frame: zmq.Frame, hello: Message) -> str:
     return token
 
 
-def is_round(count: int) -> bool:
-    """1, 2, 4, 8 and so on: what is logged of what may be sent without end, so that it fills no disk."""
+def _is_round(count: int) -> bool:
+    """Return whether the count is a power of two.
+
+    Events that may repeat without end are logged only at these counts, so that the log cannot fill a disk.
+    """
     return count & (count - 1) == 0

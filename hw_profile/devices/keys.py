@@ -24,45 +24,51 @@ OPTIONS = {
     zmq.LINGER: 500,
     zmq.MAXMSGSIZE: LARGEST,
     zmq.HEARTBEAT_IVL: 2000,
-    zmq.HEARTBEAT_TIMEOUT: 60_000,  # a machine that is gone; a frame on a slow network takes its time, too
+    zmq.HEARTBEAT_TIMEOUT: 60_000,  # for a peer that has vanished; a large frame on a slow network takes long, too
     zmq.HANDSHAKE_IVL: 10_000,
 }
-"""Of either end's socket; times in milliseconds."""
-ENDS = ("server", "device")
+"""Options of the sockets at both ends; times are in milliseconds."""
+_ENDS = ("server", "device")
+"""The two ends of the wire that keys are made for."""
 SERVER = "server.key"
-MOST = 10_000
-"""Devices."""
+"""File name of the server's keys."""
+_MOST = 10_000
+"""Largest number of devices that keys are made for."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """One end's own pair, and whom it talks to."""
+    """The key pair of one end of the wire, and the public keys of its peers."""
 
     end: str
-    """Whose they are: "server" or "device"."""
+    """Owner of the pair: "server" or "device"."""
     public: str
     secret: str
     peers: tuple[str, ...]
-    """Public keys: of the devices that the server takes, or of a device's server."""
+    """Public keys: at the server those of the devices it accepts, at a device that of its server."""
 
     def write(self, file: Path) -> None:
-        """As JSON that its owner alone may read."""
+        """Write the keys into a new file, as JSON that only its owner may read.
+
+        Raises:
+            OSError: the file exists already, or cannot be written.
+        """
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="ascii") as stream:
             json.dump(asdict(self), stream)
 
     @classmethod
     def read(cls, file: Path, end: str) -> Keys:
-        """What `write` wrote, for this end of the wire.
+        """Return the keys in a file that `write` wrote for this end of the wire.
 
         Raises:
-            ValueError: it cannot be read, holds no keys, or those of the other end.
+            ValueError: the file cannot be read, holds no keys, or holds those of the other end.
         """
         try:
             content = json.loads(file.read_text(encoding="ascii"))
             keys = cls(content["end"], content["public"], content["secret"], tuple(content["peers"]))
             whole = (
-                keys.end in ENDS
+                keys.end in _ENDS
                 and keys.peers
                 and all(len(z85.decode(key)) == 32 for key in (keys.public, keys.secret, *keys.peers))
                 and zmq.curve_public(keys.secret.encode()).decode() == keys.public
@@ -70,7 +76,7 @@ class Keys:
         except OSError as error:
             made = "allowed: a file that python hw_profile/keys.py makes"
             raise ValueError(f"key: {file} cannot be read ({error.strerror}); {made}") from error
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):  # whatever it holds
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):  # of any content
             whole = False
         if not whole:
             raise ValueError(f"key: {file} holds no keys; allowed: a file that python hw_profile/keys.py made")
@@ -79,8 +85,8 @@ class Keys:
         return keys
 
 
-def is_loopback(address: str) -> bool:
-    """Whether nobody but this machine gets there."""
+def _is_loopback(address: str) -> bool:
+    """Return whether the address ``host:port`` can be reached from this machine only."""
     host = address.rpartition(":")[0]
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -89,7 +95,7 @@ def is_loopback(address: str) -> bool:
 
 
 def checked(address: str, field: str) -> str:
-    """A ``host:port``; raises a ValueError for what is none."""
+    """Return the address if it has the form ``host:port``; raise a ValueError that names the `field` otherwise."""
     host, _, port = address.rpartition(":")
     if not host or ":" in host or not port.isdecimal() or not int(port) < 1 << 16:
         raise ValueError(f"{field}: {shortened(address)!r} is none; allowed: HOST:PORT, by name or IPv4 address")
@@ -97,15 +103,19 @@ def checked(address: str, field: str) -> str:
 
 
 def asked_for(end: str, file: Path | None, address: str, *, insecure: bool, exposed: str) -> Keys | None:
-    """The keys that flags ask for; None for plain text.
+    """Return the keys that the flags ask for; None for plain text.
 
     Args:
-        end: whose they are to be.
-        address: of the server.
-        exposed: what is wrong with plain text at an address that others get to, and what is allowed.
+        end: the end of the wire that needs them: "server" or "device".
+        file: the file of keys, if one is given.
+        address: address of the server.
+        insecure: whether plain text is asked for.
+        exposed: the end of the error for plain text at an address that others can reach: what is wrong with it, and
+            what is allowed.
 
     Raises:
-        ValueError: neither or both are asked for, or plain text where others could listen.
+        ValueError: neither or both are asked for, the file is no file of keys for this end, or others could listen to
+            plain text.
     """
     if file and insecure:
         raise ValueError("insecure: is plain text; allowed: without --key")
@@ -113,29 +123,33 @@ def asked_for(end: str, file: Path | None, address: str, *, insecure: bool, expo
         return Keys.read(file, end)
     if not insecure:
         raise ValueError("key: there is none; allowed: --key FILE, or --insecure with a server on this machine")
-    if not is_loopback(address):
+    if not _is_loopback(address):
         raise ValueError(f"insecure: {address} is {exposed}")
     return None
 
 
 def prepare(socket: zmq.Socket, keys: Keys | None) -> None:
-    """What either end's socket needs before it is bound or connected; no `keys` for plain text."""
+    """Set what a socket at either end needs before it is bound or connected; without `keys` it is plain text."""
     for option, value in OPTIONS.items():
         socket.setsockopt(option, value)
     if keys:
         socket.curve_secretkey, socket.curve_publickey = keys.secret.encode(), keys.public.encode()
 
 
-def make(directory: Path, devices: int) -> list[Path]:
-    """Keys for a server and so many devices, a file for each; the files.
+def _make(directory: Path, devices: int) -> list[Path]:
+    """Write keys for a server and its devices into a directory, a file for each, and return the files.
+
+    Args:
+        directory: where to write; it is made if it does not exist.
+        devices: number of devices.
 
     Raises:
-        ValueError: the directory holds keys already.
+        ValueError: the directory holds keys already, or the number of devices is too large.
     """
     if directory.is_dir() and any(directory.glob("*.key")):
         raise ValueError(f"out: {directory} holds keys already; allowed: a new directory")
-    if devices > MOST:
-        raise ValueError(f"devices: {devices:.3g} are too many; allowed: 1 to {MOST}")
+    if devices > _MOST:
+        raise ValueError(f"devices: {devices:.3g} are too many; allowed: 1 to {_MOST}")
     directory.mkdir(parents=True, exist_ok=True)
     server, *pairs = ([part.decode() for part in zmq.curve_keypair()] for _ in range(1 + devices))
     all_keys = {SERVER: Keys("server", *server, tuple(public for public, _ in pairs))}
@@ -146,18 +160,18 @@ def make(directory: Path, devices: int) -> list[Path]:
 
 
 def parser() -> Parser:
-    """All flags of this program."""
-    result = Parser(prog="keys.py", description=__doc__)
+    """Return the parser of this program's flags."""
+    result = Parser(description=__doc__)
     result.add_argument("--devices", type=whole_number, default=1, metavar="N", help="how many (default: 1)")
     result.add_argument("--out", type=path, default=Path("keys"), metavar="DIR", help="(default: keys)")
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make them; the exit code."""
+    """Make the keys, and return the exit code."""
     try:
         arguments = parser().parse(argv)
-        files = make(arguments.out, arguments.devices)
+        files = _make(arguments.out, arguments.devices)
     except ValueError as error:
         return fail(error)
     except OSError as error:

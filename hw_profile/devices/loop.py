@@ -1,4 +1,4 @@
-"""Devices in a simulation: some of the cohort's clients are real, and the rest of it is as it is without them."""
+"""Devices in a simulation: some clients of the cohort are real, and the others are simulated as ever."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from simsfl.algorithm.plan import RoundPlan, draw_cohort
 from simsfl.algorithm.state import completed_rounds
 from simsfl.algorithm.wire import NOBODY, DeviceStatus, Wire
 from simsfl.cli.session import Stopped
+from simsfl.config.constraints import DEVICES, check
 from simsfl.hw_profile.devices.hub import Ask, Hub
 from simsfl.hw_profile.devices.messages import Message, digest
 from simsfl.runs.client_trace import STATE, VIEWS
@@ -26,36 +27,38 @@ from simsfl.ui.arguments import seeds_of
 
 log = logging.getLogger("devices")
 
-WAIT_SECONDS = 0.2
-LARGER = 1000.0
-"""How many times as large a device's numbers may be as the simulation's."""
+_WAIT_SECONDS = 0.2
+"""Seconds between two looks while no client is left in the round."""
+_LARGER = 1000.0
+"""How many times as large as the simulation's numbers a device's numbers may be."""
 
 
 class DeviceLoop(Observer, Wire):
-    """Puts what devices send where the simulation has computed it, and brings them what they need.
+    """Replaces what the simulation computed for devices by what they send, and sends them what they need.
 
-    A device that does not answer in time, or has gone, is absent from then on. One that comes, or comes back, takes
-    part from the next averaging on, where all clients have the same weights, or the next round. Should all clients of
-    the cohort be devices, and the last of them go in the middle of a step, what the simulation has computed of those
-    lost in that step stands in for them, and before the next step somebody is waited for.
+    A device that does not answer in time, or has gone, is absent from then on. A device that comes, or comes back,
+    takes part from the next averaging on, where all clients have the same weights, or from the next round on. If all
+    clients of the cohort are devices and the last of them goes in the middle of a step, the simulation's own results
+    stand in for those that were lost in that step, and the next step waits until a device is there.
 
     Args:
-        simulation: which it observes, and whose `wire` it becomes.
-        hub: where the devices are.
+        simulation: the simulation to observe, whose `wire` this becomes.
+        hub: communicates with the devices.
         timeout: seconds that a device has for an answer.
 
     Attributes:
         waiting: called now and then while devices are waited for.
-        is_over: whether the run is to end, asked where nobody is left in the round, and one has to be waited for.
-        missed: answers that were due and did not come.
-        done: steps that each client's device has taken part in; `due`: those it would have, had it been there.
+        is_over: returns whether the run is to end; asked while nobody is left in the round.
+        missed: number of answers that were due and did not come.
+        done: number of steps that each client's device has taken part in.
+        due: number of steps that each client's device would have taken part in without absences.
 
     Raises:
-        ValueError: there is something in the run that devices do not do.
+        ValueError: the run has a setting that devices do not support.
     """
 
     def __init__(self, simulation: Simulation, hub: Hub, timeout: float):
-        check(simulation)
+        check(simulation.config, DEVICES)
         self.simulation, self.hub, self.timeout = simulation, hub, timeout
         self.waiting: Callable[[], None] = lambda: None
         self.is_over: Callable[[], bool] = lambda: False
@@ -64,20 +67,24 @@ class DeviceLoop(Observer, Wire):
         self._learns = simulation.parts.hyper.clients_learn
         self._names = averaged(simulation, learns=self._learns)
         self._positions: dict[int, int] = {}
-        """Of the round's clients that are devices, there or not, in the cohort."""
+        """Positions in the cohort of the round's clients that are devices, connected or not."""
         self._there: list[int] = []
         self._absent: Collection[int] = NOBODY
         simulation.observers.append(self)
         simulation.wire = self
 
     def end(self, how: str) -> None:
-        """The run has ended, and the devices are told how."""
+        """Stop observing, and tell the devices how the run has ended."""
         self.simulation.observers.remove(self)
         self.simulation.wire = Wire()
         self.hub.end(how)
 
     def round_begins(self, plan: RoundPlan) -> None:
-        """See `Observer`: the devices of the cohort get what they need for the round."""
+        """Send the cohort's devices what they need for the round, and wait until a client is there; see `Observer`.
+
+        Raises:
+            Stopped: the run is to end while no client is in the round.
+        """
         self._plan = plan
         self._positions = {
             client: position for position, client in enumerate(plan.cohort.tolist()) if client in self.hub.accounts
@@ -89,12 +96,12 @@ class DeviceLoop(Observer, Wire):
             raise Stopped
 
     def step_is_over(self) -> None:
-        """See `Observer`: the next step begins with somebody."""
+        """Wait before the next step until a client is left in the round; see `Observer`."""
         if self.simulation.progress.step_index < self.simulation.parts.steps:
             self._wait_for_somebody()
 
     def up(self, smashed_2Nchw: Tensor) -> tuple[Tensor, Collection[int]]:
-        """See `Wire`."""
+        """Return the smashed data with those of the devices in place, and the absent clients' positions; see `Wire`."""
         for client in self._positions:
             self.due[client] += 1
         if not self._there:
@@ -108,7 +115,7 @@ class DeviceLoop(Observer, Wire):
         return whole.flatten(0, 1), self._absent
 
     def down(self, gradient_Nchw: Tensor) -> Tensor:
-        """See `Wire`; clients that do not learn are told to go on."""
+        """Send the devices their gradients, or without learning the signal to go on; see `Wire`."""
         step = self.simulation.progress.step_index
         asks = self._ask("weights", step) if self._syncs(step) and self._names else self._ask("smashed", step + 1)
         for client in self._there:
@@ -117,7 +124,7 @@ class DeviceLoop(Observer, Wire):
         return gradient_Nchw
 
     def models_up(self) -> Collection[int]:
-        """See `Wire`: the devices' own weights are averaged."""
+        """Put the devices' own weights into the cohort's state before it is averaged; see `Wire`."""
         if self._names and self._there:
             cohort = self.simulation.state.cohort
             for client, sent in self._collect().items():
@@ -126,7 +133,7 @@ class DeviceLoop(Observer, Wire):
         return self._absent
 
     def averaged(self) -> None:
-        """See `Observer`: the devices go on with the average."""
+        """Send the devices the average, and admit new devices; see `Observer`."""
         step = self.simulation.progress.step_index - 1
         if self._names:
             for client in self._there:
@@ -135,7 +142,7 @@ class DeviceLoop(Observer, Wire):
             self._admit()
 
     def devices(self) -> list[DeviceStatus]:
-        """See `Wire`."""
+        """Return the status of each client that may be a device; see `Wire`."""
         present, simulation = self.hub.present(), self.simulation
         at_work = self._there if simulation.progress.finished_rounds < simulation.config.rounds else ()
         presence = {
@@ -145,7 +152,7 @@ class DeviceLoop(Observer, Wire):
         return [DeviceStatus(c, presence[c], **asdict(account)) for c, account in self.hub.accounts.items()]
 
     def _admit(self) -> None:
-        """Let those in who are there and not in the round."""
+        """Send the round to the cohort's devices that are connected but not in the round."""
         for client in self._positions.keys() & self.hub.present() - set(self._there):
             fresh = self.hub.is_fresh(client)
             message = self._round(client, whole=fresh)
@@ -162,7 +169,7 @@ class DeviceLoop(Observer, Wire):
         return not self._there and len(self._positions) == len(self.simulation.parts.hyper.batches)
 
     def _collect(self) -> dict[int, Mapping[str, np.ndarray]]:
-        """What all devices answer that are there; those of whom nothing comes are not, from then on."""
+        """Return what the devices in the round answer, by client; those that do not answer leave the round."""
         answers = self.hub.collect(self._there, self.timeout, self.waiting)
         self.missed += len(self._there) - len(answers)
         self._there = [client for client in self._there if client in answers]
@@ -170,23 +177,23 @@ class DeviceLoop(Observer, Wire):
         return {client: message.arrays for client, message in answers.items()}
 
     def _wait_for_somebody(self) -> None:
-        """Until there is a client in the round, or the run is to end."""
+        """Wait until a client is in the round, or the run is to end."""
         if self._nobody_is_left():
             log.warning("no client is left in the round: waiting")
         while self._nobody_is_left() and not self.is_over():
-            self.hub.wait(WAIT_SECONDS)
+            self.hub.wait(_WAIT_SECONDS)
             self.waiting()
             self._admit()
 
     @torch.no_grad()
     def _put(self, client: int, arrays: Mapping[str, np.ndarray], places: Mapping[str, Tensor]) -> None:
-        """What a device has sent, where the simulation has its own; a device that sent something else is turned away.
+        """Copy what a device has sent to where the simulation's own results are; refuse it if it is malformed.
 
-        Its images may be others than the simulation has, but hardly so that anything is a thousand times as large.
+        Its images may be other ones than the simulation's, which hardly makes any number a thousand times as large.
         """
         for name, place in places.items():
             sent, shape = arrays.get(name), tuple(place.shape)
-            limit = LARGER * max(1.0, float(place.abs().max()))
+            limit = _LARGER * max(1.0, float(place.abs().max()))
             if sent is None or sent.shape != shape or sent.dtype != np.float32 or not np.abs(sent).max() <= limit:
                 allowed = f"float32 of shape {shape}, {limit:.1e} at most"
                 self.hub.dismiss(client, f"{name}: is not as it should be; allowed: {allowed}")
@@ -197,7 +204,7 @@ class DeviceLoop(Observer, Wire):
             place.copy_(torch.from_numpy(arrays[name]))
 
     def _rows(self, client: int) -> slice:
-        """Of the client in the cohort's batch."""
+        """Return the client's rows in the cohort's batch."""
         batches, position = self.simulation.parts.hyper.batches, self._positions[client]
         first = sum(batches[:position])
         return slice(first, first + batches[position])
@@ -206,7 +213,7 @@ class DeviceLoop(Observer, Wire):
         return is_sync_step(step, self.simulation.parts.steps, self.simulation.config.syncs_per_round)
 
     def _ask(self, kind: str, step: int) -> Ask | None:
-        """The answer that is expected in the round under way; none behind its end."""
+        """Return the answer that is expected for a step of the present round; None after its last step."""
         return (kind, self.simulation.progress.round_index, step) if step < self.simulation.parts.steps else None
 
     def _tell(self, client: int, kind: str, step: int, arrays: Mapping[str, np.ndarray], asks: Ask | None) -> None:
@@ -215,12 +222,16 @@ class DeviceLoop(Observer, Wire):
         )
 
     def _have(self, client: int, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """What the simulation has of a client."""
+        """Return the client's state in the simulation, by name; empty arrays are left out."""
         cohort, position = self.simulation.state.cohort, self._positions[client]
         return {name: array(getattr(cohort, name)[position]) for name in names if getattr(cohort, name).shape[1]}
 
     def _round(self, client: int, *, whole: bool) -> Message:
-        """All that a device needs for what is left of a round: weights, which images and views, learning rates."""
+        """Return the message that begins a round, or what is left of it, at a device.
+
+        It has weights (with `whole` the whole state), view parameters, rows of the client's images, learning rates, and
+        the steps after which there is an averaging.
+        """
         simulation, position = self.simulation, self._positions[client]
         (group,) = self._plan.groups
         places = {row: place for place, row in enumerate(simulation.parts.partition[client].tolist())}
@@ -248,7 +259,7 @@ class DeviceLoop(Observer, Wire):
 
 
 def about_run(simulation: Simulation, client: int) -> dict[str, Any]:
-    """What the device of a client is told of the run when it comes."""
+    """Return the content of the welcome to a client's device: the run's settings, and the images it should have."""
     learns, pixels = simulation.parts.hyper.clients_learn, own_images(simulation, client)
     return {
         **about_part(simulation, client),
@@ -260,15 +271,21 @@ def about_run(simulation: Simulation, client: int) -> dict[str, Any]:
 
 
 def own_images(simulation: Simulation, client: int) -> np.ndarray:
-    """``[n, 3, H, H]`` uint8: a client's."""
+    """Return the client's images, ``[n, 3, H, H]`` uint8."""
     return simulation.dataset.train.pixels[torch.from_numpy(simulation.parts.partition[client])].cpu().numpy()
 
 
 def chosen_clients(simulation: Simulation, asked: str | None, count: int | None) -> list[int]:
-    """The clients that are devices: those asked for, or the first so many to take part.
+    """Return the ids of the clients that are devices.
+
+    Args:
+        simulation: the run.
+        asked: ids separated by commas; None for the first clients to take part.
+        count: number of devices; None for one, or for as many as are `asked` for.
 
     Raises:
-        ValueError: there are no such clients, or not so many.
+        ValueError: an id is no client's or is given twice, `count` differs from the number of ids, or fewer clients
+            take part.
     """
     clients = simulation.config.clients
     if asked is not None:
@@ -287,19 +304,3 @@ def chosen_clients(simulation: Simulation, asked: str | None, count: int | None)
         if len(ids) >= count:
             return sorted(ids[:count])
     raise ValueError(f"devices: {count} are more than the clients that take part; allowed: 1 to {len(ids)}")
-
-
-def check(simulation: Simulation) -> None:
-    """Raise a ValueError for runs that devices take no part in."""
-    config = simulation.config
-    if config.method != "mocosfl" or config.supervised:
-        raise ValueError("devices: take part in contrastive split learning alone; allowed: --method mocosfl")
-    for name in ("unequal", "loss_threshold", "ressfl_lambda", "aux_dataset", "divergence_tau"):
-        if getattr(config, name):
-            raise ValueError(f"{name}: is not for runs with devices; allowed: without it")
-    if config.client_state_dtype != "fp32":
-        raise ValueError(
-            f"client_state_dtype: {config.client_state_dtype} is not what devices keep; allowed: fp32 in such runs"
-        )
-    if config.precision != "fp32":
-        raise ValueError(f"precision: {config.precision} is not for runs with devices; allowed: fp32")

@@ -1,8 +1,8 @@
-"""What devices and the server say to each other: safetensors with a few words of JSON, never pickle.
+"""Messages between devices and the server: safetensors with a few words of JSON, never pickle.
 
-A frame is a safetensors file. Its metadata say which version of the protocol it is of, what kind it is, of which run,
-client, round and step. Whatever a frame holds, `unpack` gives a message whose fields have the types they should have,
-or raises a ValueError.
+A frame is a safetensors file. Its metadata state the version of the protocol, the kind of message, and the run, client,
+round and step that it belongs to. Whatever bytes a frame holds, `unpack` either returns a message whose fields have the
+declared types, or raises a ValueError.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 VERSION = 1
+"""Version of the protocol, which both ends must share."""
 KINDS = (
     "hello",
     "welcome",
@@ -31,31 +32,38 @@ KINDS = (
     "refused",
     "bye",
 )
-"""In the order of a session. A device says hello, is ready once it has loaded what it needs, and says bye when it
-leaves; one that is dismissed may say hello again, one that is refused may not."""
+"""Kinds of messages, in the order of a session.
+
+A device says hello, is ready once it has loaded what it needs, and says bye when it leaves. A device that is
+dismissed may say hello again; one that is refused may not."""
 LARGEST = 1 << 28
-"""Bytes of a frame."""
-HEADER_LARGEST = 1 << 20
+"""Largest size of a frame, in bytes."""
+_HEADER_LARGEST = 1 << 20
+"""Largest size of a frame's header, in bytes."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One of them."""
+    """One message of the protocol."""
 
     kind: str
-    """Of `KINDS`."""
+    """Kind of the message, one of `KINDS`."""
     run: str = ""
-    """The run's id; empty in a first hello."""
+    """Id of the run; empty in a device's first hello."""
     client: int = 0
+    """Id of the client that the device is."""
     round: int = 0
+    """Index of the round, from 0."""
     step: int = 0
+    """Index of the step in its round, from 0."""
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Arrays by name, such as smashed data, gradients or weights."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What else is to be said, as JSON takes it."""
+    """Further values that JSON can hold, by name."""
 
 
 def pack(message: Message) -> bytes:
-    """As a frame."""
+    """Return the message as a frame."""
     words = {
         "version": str(VERSION),
         "kind": message.kind,
@@ -69,17 +77,17 @@ def pack(message: Message) -> bytes:
 
 
 def unpack(frame: bytes) -> Message:
-    """What a frame says.
+    """Return the message that a frame holds.
 
     Raises:
-        ValueError: it is none, of another version, or has something that is not as it should be.
+        ValueError: the frame is no message, is of another version of the protocol, or has a malformed field.
     """
-    words = metadata(frame)
+    words = _metadata(frame)
     if words.get("version") != str(VERSION):
         raise ValueError(f"version: {words.get('version')!r} is not spoken here; allowed: {VERSION}")
     if words.get("kind") not in KINDS:
         raise ValueError(f"kind: {words.get('kind')!r} is not known; allowed: {', '.join(KINDS)}")
-    counts = {name: count(words.get(name, "")) for name in ("client", "round", "step")}
+    counts = {name: _count(words.get(name, "")) for name in ("client", "round", "step")}
     try:
         about = json.loads(words["about"])
         arrays = load(frame)
@@ -91,17 +99,21 @@ def unpack(frame: bytes) -> Message:
 
 
 def digest(pixels: np.ndarray) -> str:
-    """By which both ends see whether they mean the same images."""
+    """Return the SHA-256 of images as hexadecimal text, by which both ends check that they have the same images."""
     return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
 
 
-def metadata(frame: bytes) -> dict[str, str]:
-    """The words in a safetensors header, all of them text."""
+def _metadata(frame: bytes) -> dict[str, str]:
+    """Return the metadata in a safetensors header, all of them text.
+
+    Raises:
+        ValueError: the frame or its header is too large, or has no such metadata.
+    """
     if not 8 < len(frame) <= LARGEST:
         raise ValueError(f"frame: has {len(frame)} bytes; allowed: 9 to {LARGEST}")
     length = int.from_bytes(frame[:8], "little")
-    if length > min(HEADER_LARGEST, len(frame) - 8):
-        raise ValueError(f"frame: its header would have {length} bytes; allowed: what is there, and {HEADER_LARGEST}")
+    if length > min(_HEADER_LARGEST, len(frame) - 8):
+        raise ValueError(f"frame: its header would have {length} bytes; allowed: what is there, and {_HEADER_LARGEST}")
     try:
         words = json.loads(frame[8 : 8 + length])["__metadata__"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
@@ -111,8 +123,8 @@ def metadata(frame: bytes) -> dict[str, str]:
     return words
 
 
-def count(text: str) -> int:
-    """A whole number from 0."""
+def _count(text: str) -> int:
+    """Return a whole number of 0 or more; raise a ValueError if the text is not one."""
     if not (text.isascii() and text.isdecimal() and len(text) < 16):
         raise ValueError(f"count: {text[:20]!r} is none; allowed: 0 or more")
     return int(text)

@@ -1,4 +1,4 @@
-"""How a device fares that takes part in a simulation: a live panel on a terminal, lines elsewhere."""
+"""Progress of a device that takes part in a simulation: a live panel on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from simsfl.hw_profile.devices.device import Device
 from simsfl.hw_profile.meters import Sampler, label
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
 
-LATENCY = ("compute", "network", "server")
-"""Parts of a step, as `Device.seconds` has them."""
+_LATENCY = ("compute", "network", "server")
+"""Parts of a step, as in `Device.seconds`."""
 
 
 class PlainView:
-    """A line for whatever happens, and for each round."""
+    """Prints a line for each event and for each round."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -33,26 +33,26 @@ class PlainView:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing to undo."""
+        """Do nothing, since nothing has to be undone."""
 
     def follow(self, device: Device, watch: Stopwatch, sampler: Sampler) -> None:
-        """What to show."""
+        """Set the device to report on."""
         self._device = device
 
     def tell(self, text: str) -> None:
-        """Something has happened."""
+        """Print an event."""
         with suppress(OSError):  # a terminal that is closed
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step_done(self, round_index: int, step: int) -> None:
-        """So far it has come."""
+        """Print a line after the last step of a round."""
         device = self._device
         if step + 1 == device.steps:
             self.tell(f"round {round_index + 1}: {device.done:,} steps so far; a step: {latency_text(device)}")
 
 
 class LiveView:
-    """A panel that is redrawn."""
+    """A panel that is redrawn four times a second."""
 
     def __init__(self, console: Console):
         self._said, self._device = "", None
@@ -67,15 +67,15 @@ class LiveView:
             self._live.__exit__(kind, error, at)
 
     def follow(self, device: Device, watch: Stopwatch, sampler: Sampler) -> None:
-        """What to show."""
+        """Set what to show."""
         self._watch, self._sampler, self._device = watch, sampler, device
 
     def tell(self, text: str) -> None:
-        """Something has happened."""
+        """Show an event in place of the connection's state."""
         self._said = text
 
     def step_done(self, round_index: int, step: int) -> None:
-        """The panel looks by itself."""
+        """Do nothing, since the panel reads the device's state whenever it is redrawn."""
 
     def _render(self) -> Panel:
         device = self._device
@@ -94,7 +94,7 @@ class LiveView:
         return Panel(Group(*parts), title=escape(who), padding=(1, 2))
 
     def _rows(self, device: Device) -> dict[str, Any]:
-        """Name and what there is to say; of a moment, while the device works on."""
+        """Return the panel's rows, name and content; the device works on meanwhile."""
         round_index, step, steps = device.round, device.step, device.steps
         at_work = None not in (round_index, step, steps)
         if not device.connected:
@@ -116,5 +116,5 @@ class LiveView:
 
 
 def latency_text(device: Device) -> str:
-    """What a step is made of."""
-    return ", ".join(f"{part} {1000 * device.seconds[part]:.2f} ms" for part in LATENCY if part in device.seconds)
+    """Return the parts of a step in milliseconds, as text."""
+    return ", ".join(f"{part} {1000 * device.seconds[part]:.2f} ms" for part in _LATENCY if part in device.seconds)

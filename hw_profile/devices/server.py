@@ -24,24 +24,27 @@ from simsfl.system.signals import Stop
 from simsfl.ui.arguments import Parser, fail, path, print_error, seconds, value_of, whole_number
 from simsfl.ui.console import Output
 
-POLL_SECONDS = 0.2
-PORT = 5555
-KEY = Path("keys", SERVER)
+_POLL_SECONDS = 0.2
+"""Seconds between two looks while the server waits for devices."""
+_PORT = 5555
+"""Port to listen at, unless ``--listen`` names another."""
+_KEY = Path("keys", SERVER)
+"""File of the server's keys, unless ``--key`` names another."""
 
 
 def parser() -> Parser:
-    """All flags of this program."""
+    """Return the parser of this program's flags, which include those of ``run.py``."""
     result = run.parser()
-    result.prog, result.description = "server.py", __doc__
+    result.description = __doc__
     devices = result.add_argument_group("devices")
     devices.add_argument("--devices", type=whole_number, metavar="N", help="how many take part (default: 1)")
     devices.add_argument(
         "--device-clients", metavar="ID,ID", help="which clients they are (default: the first to take part)"
     )
     devices.add_argument(
-        "--listen", metavar="HOST:PORT", help=f"(default: 0.0.0.0:{PORT}; with --insecure 127.0.0.1:{PORT})"
+        "--listen", metavar="HOST:PORT", help=f"(default: 0.0.0.0:{_PORT}; with --insecure 127.0.0.1:{_PORT})"
     )
-    devices.add_argument("--key", type=path, metavar="FILE", help=f"which keys.py wrote (default: {KEY})")
+    devices.add_argument("--key", type=path, metavar="FILE", help=f"which keys.py wrote (default: {_KEY})")
     devices.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
     devices.add_argument(
         "--device-timeout",
@@ -61,13 +64,13 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train with devices; the exit code."""
+    """Train with devices, and return the exit code."""
     devices = None
     with Stop() as stop:
         try:
             arguments = parser().parse(argv)
-            devices = Devices(arguments, stop)  # mistakes in its flags answer at once
-            from simsfl.cli.launch import launch  # noqa: PLC0415  (imports torch: --help and mistakes answer at once)
+            devices = Devices(arguments, stop)  # before a slow import, so that wrong flags show at once
+            from simsfl.cli.launch import launch  # noqa: PLC0415  (imports torch, which is slow)
 
             with closing(devices):
                 return launch(arguments, stop, devices)
@@ -80,13 +83,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Devices:
-    """The devices that take part in a run (`launch.Guests`)."""
+    """The devices that take part in a run (`simsfl.cli.launch.Guests`).
+
+    Args:
+        arguments: the flags of `parser`; ``listen`` and ``key`` are filled in where they are not given.
+        stop: signals that were received.
+
+    Attributes:
+        waits: whether devices are waited for before training.
+
+    Raises:
+        ValueError: the address or the keys are wrong, or plain text is asked for where others could listen.
+    """
 
     auto_precision = "fp32", "devices compute in fp32"
+    """The precision that "auto" means with devices, and why."""
 
     def __init__(self, arguments: argparse.Namespace, stop: Stop):
-        arguments.listen = arguments.listen or f"{'127.0.0.1' if arguments.insecure else '0.0.0.0'}:{PORT}"
-        arguments.key = arguments.key or (None if arguments.insecure else KEY)
+        arguments.listen = arguments.listen or f"{'127.0.0.1' if arguments.insecure else '0.0.0.0'}:{_PORT}"
+        arguments.key = arguments.key or (None if arguments.insecure else _KEY)
         self._arguments, self._stop = arguments, stop
         self._keys = asked_for(
             "server",
@@ -102,7 +117,7 @@ class Devices:
         """Choose the clients, and open the port.
 
         Raises:
-            ValueError: there are no such clients, the port is taken, or devices cannot take part in such a run.
+            ValueError: there are no such clients, the port is not available, or devices do not support such a run.
         """
         from simsfl.hw_profile.devices.loop import DeviceLoop, about_run, chosen_clients  # noqa: PLC0415  (imports torch)
 
@@ -111,15 +126,15 @@ class Devices:
         self._wanted = len(clients) if arguments.wait_for is None else arguments.wait_for
         if not 0 <= self._wanted <= len(clients):
             raise ValueError(f"wait_for: {self._wanted} is out of range; allowed: 0 to {len(clients)}")
-        allow_files()
+        _allow_files()
         about = {client: about_run(simulation, client) for client in clients}
         self._hub = Hub(arguments.listen, self._keys, secrets.token_hex(4), about)
         self._loop = DeviceLoop(simulation, self._hub, arguments.device_timeout)
         if arguments.export_images:
-            export(simulation, clients, arguments.export_images)
+            _export(simulation, clients, arguments.export_images)
 
     def resuming(self) -> list[str]:
-        """The command that goes on with the run, but for its directory."""
+        """Return the words of the command that goes on with the run, without its directory."""
         arguments = self._arguments
         how = ["--insecure"] if arguments.insecure else ["--key", str(arguments.key)]
         clients = ["--device-clients", ",".join(map(str, self._hub.accounts))]
@@ -129,75 +144,75 @@ class Devices:
 
     @contextmanager
     def during(self, session: Any) -> Iterator[None]:
-        """Wait for the devices, and let them take part."""
+        """Return a context in which devices take part in the session; entering it waits for them."""
         hub, loop, console, file = self._hub, self._loop, session.console, session.directory.devices
         loop.waiting = lambda: session.refresh("waiting for devices")
         loop.is_over = lambda: bool(self._stop.received or console.deserted)
         real = f"client{'s' * (len(hub.accounts) > 1)} {', '.join(map(str, hub.accounts))}"
         with ExitStack() as stack:
             stack.enter_context(
-                logged(logging.FileHandler(file, delay=True, encoding="utf-8", errors="backslashreplace"))
+                _logged(logging.FileHandler(file, delay=True, encoding="utf-8", errors="backslashreplace"))
             )
             try:
-                tell(console, f"run {hub.run}, real: {real}; listening at {hub.address}")
+                _tell(console, f"run {hub.run}, real: {real}; listening at {hub.address}")
                 if self._arguments.export_images:
-                    tell(console, f"their images are in {self._arguments.export_images}")
-                with logged(Shown(console)):
+                    _tell(console, f"their images are in {self._arguments.export_images}")
+                with _logged(_Shown(console)):
                     self._wait(console)
-                if not console.is_live(self._arguments.dashboard):  # then the screen is the view's
-                    stack.enter_context(logged(Shown(console)))
+                if not console.is_live(self._arguments.dashboard):  # else the view fills the screen
+                    stack.enter_context(_logged(_Shown(console)))
                 yield
             finally:
-                with suppress(KeyboardInterrupt):  # of one who does not wait for a device that hangs
+                with suppress(KeyboardInterrupt):  # by a user who does not wait for a device that hangs
                     loop.end("finished" if session.result else "stopped")
                 done = (f"client {client} {count:,} of {loop.due[client]:,}" for client, count in loop.done.items())
-                tell(console, f"steps done: {', '.join(done)}")
-                tell(console, f"{summary(hub.counts)}, {loop.missed} answers missed; {file}")
+                _tell(console, f"steps done: {', '.join(done)}")
+                _tell(console, f"{_summary(hub.counts)}, {loop.missed} answers missed; {file}")
 
     def _wait(self, console: Output) -> None:
-        """Until so many devices are there as are wanted."""
+        """Wait until as many devices are ready as are wanted."""
         self.waits = True
         with console.status("") as status:
             while len(there := self._hub.present()) < self._wanted:
                 if console.deserted:
                     raise KeyboardInterrupt
                 status.update(f"waiting for devices: {len(there)} of {self._wanted} are there and ready")
-                self._hub.wait(POLL_SECONDS)
+                self._hub.wait(_POLL_SECONDS)
         self.waits = False
 
     def close(self) -> None:
-        """Let go of the port."""
+        """Release the port."""
         if self._hub:
             self._hub.close()
 
 
-def allow_files() -> None:
-    """As many open files as the system lets this process have: connections of strangers are files, too."""
+def _allow_files() -> None:
+    """Raise the limit of open files as far as the system allows: connections of strangers take files, too."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS has a limit of its own
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-class Shown(logging.Handler):
-    """Shows who comes and goes."""
+class _Shown(logging.Handler):
+    """Prints the log of devices that come and go."""
 
     def __init__(self, console: Output):
         super().__init__(logging.INFO)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A line."""
-        tell(self._console, record.getMessage())
+        """Print one record as a line."""
+        _tell(self._console, record.getMessage())
 
 
-def tell(console: Output, text: str) -> None:
-    """A line about the devices."""
+def _tell(console: Output, text: str) -> None:
+    """Print a line about the devices."""
     console.print(f"devices   {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def logged(handler: logging.Handler) -> Iterator[None]:
-    """What is told of devices goes there, too."""
+def _logged(handler: logging.Handler) -> Iterator[None]:
+    """Return a context in which the devices' log also goes to this handler."""
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log = logging.getLogger("devices")
     log.addHandler(handler)
@@ -210,8 +225,8 @@ def logged(handler: logging.Handler) -> Iterator[None]:
         handler.close()
 
 
-def summary(counts: Counts) -> str:
-    """Bytes, and what was refused."""
+def _summary(counts: Counts) -> str:
+    """Return the bytes and the refusals, as text."""
     reasons = ", ".join(f"{kind} {count:,}" for kind, count in counts.refused.items())
     return (
         f"{counts.up / 1e6:,.2f} MB up, {counts.down / 1e6:,.2f} MB down, {sum(counts.refused.values()):,} frames "
@@ -219,8 +234,8 @@ def summary(counts: Counts) -> str:
     )
 
 
-def export(simulation: Any, clients: Sequence[int], directory: Path) -> None:
-    """Write each device's images, to be copied there."""
+def _export(simulation: Any, clients: Sequence[int], directory: Path) -> None:
+    """Write the images of each client into a file, to be copied to its device."""
     from simsfl.hw_profile.devices.loop import own_images  # noqa: PLC0415  (imports torch)
 
     directory.mkdir(parents=True, exist_ok=True)

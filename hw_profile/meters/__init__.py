@@ -1,7 +1,7 @@
-"""Power meters: what a board, a chip or a log says of the power that a machine takes.
+"""Power meters: boards, chips and logs that power is read from.
 
-A meter's figures go nowhere without its source and uncertainty. `choose` finds one, `Sampler` reads it while something
-runs, `energy` makes energy of the readings.
+`choose` finds a meter, `Sampler` reads it in the background while something runs, and `energy` integrates the readings.
+A meter's figures are never reported without its source and its uncertainty.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from simsfl.hw_profile.meters.rapl import Rapl
 from simsfl.system.messages import unknown
 
 __all__ = [
-    "NAMES",
+    "METERS",
     "Energy",
     "Log",
     "Meter",
@@ -37,38 +38,61 @@ __all__ = [
     "present",
 ]
 
-NAMES = ("pmic", "ina226", "ina219", "rapl", "model")
-"""Those that may be found by themselves, the best first."""
 SECONDS = 0.1
-"""Between two readings."""
+"""Seconds between two readings."""
 
 
 class Meter(Protocol):
-    """Something that power is read from."""
+    """A device, counter or model that power is read from."""
 
     name: str
+    """Name of the meter, such as ``rapl``."""
     source: str
-    """What is measured, where and how: for people."""
+    """What is measured, where and how, in words for people."""
     uncertainty: float
-    """Of a figure, relative; as the source says where it does, else assumed."""
+    """Relative uncertainty of a reading; where the source does not state one, an assumed value."""
     estimated: bool
-    """Whether the figures come from a model, and not from the machine's current."""
+    """Whether the readings come from a model instead of a measurement of the machine."""
 
     def watts(self) -> float:
-        """The power now, or its mean since the last call.
+        """Return the power in watts: the present one, or the mean since the last call.
 
         Raises:
-            OSError: it cannot be read just now.
+            OSError: the meter cannot be read at the moment.
         """
 
 
-def choose(spec: str, machine: Machine) -> Meter | Log | None:
-    """The meter that ``--meter`` asks for: a name, ``csv:FILE``, ``none``, or ``auto`` for the best that there is.
+def _plain(name: str, meter: Callable[[Machine], Meter], text: str, machine: Machine) -> Meter:
+    """Return a meter that takes nothing behind a colon; raise a ValueError if there is something."""
+    if text:
+        raise ValueError(f"{name} takes nothing behind a colon")
+    return meter(machine)
 
-    The chips take their address and the shunt's resistance in ohm behind colons: ``ina219:0x41:0.01``.
+
+METERS: dict[str, Callable[[str, Machine], Meter]] = {
+    "pmic": partial(_plain, "pmic", Pmic),
+    "ina226": lambda text, machine: INA226(text),
+    "ina219": lambda text, machine: INA219(text),
+    "rapl": partial(_plain, "rapl", Rapl),
+    "model": partial(_plain, "model", UtilisationModel),
+}
+"""Meters by name, the best first, which is the order that ``auto`` looks for them.
+
+Each is a function of the text behind the name's colon and the machine, which returns the meter or raises a ValueError
+that says why there is none.
+"""
+
+
+def choose(spec: str, machine: Machine) -> Meter | Log | None:
+    """Return the meter that ``--meter`` asks for, or None for ``none`` and where ``auto`` finds no meter.
+
+    Args:
+        spec: one of `METERS`, ``csv:FILE``, ``none``, or ``auto`` for the best meter that is found here. For the chips,
+            the address and the resistance of the shunt in ohm may follow after colons: ``ina219:0x41:0.01``.
+        machine: access to the system.
 
     Raises:
-        ValueError: it is not here; those that are, are named.
+        ValueError: the name is unknown, or the meter is not available here; the error lists those that are.
     """
     name, _, rest = spec.partition(":")
     if rest and name in ("none", "auto"):
@@ -79,25 +103,27 @@ def choose(spec: str, machine: Machine) -> Meter | Log | None:
         return Log(rest)
     if name == "auto":
         return next(iter(present(machine)[0].values()), None)
-    if name not in NAMES:
-        raise unknown("meter", name, ["auto", *NAMES, "csv", "none"], allowed=f"auto, {', '.join(here(machine))}")
+    if name not in METERS:
+        raise unknown("meter", name, ["auto", *METERS, "csv", "none"], allowed=f"auto, {', '.join(_here(machine))}")
     try:
-        return make(name, rest, machine)
+        return METERS[name](rest, machine)
     except ValueError as error:
-        raise ValueError(f"meter: {error}; allowed here: {', '.join(here(machine))}") from error
+        raise ValueError(f"meter: {error}; allowed here: {', '.join(_here(machine))}") from error
 
 
 def account(
     meter: Meter | Log, readings: Readings, spans: Sequence[Span], failures: tuple[int, str]
 ) -> tuple[dict[str, Any], Readings]:
-    """What a meter says of some work, and the readings that it says so by: a log's are in the log.
+    """Return the result entries about the energy of some work, and the readings that they are computed from.
 
     Args:
-        spans: of the idle machine, of the work, and of the idle machine again.
-        failures: how many readings failed, and why the last did.
+        meter: a `Log` is read only now, and its readings replace the given ones.
+        readings: unix seconds and watts.
+        spans: the time spans of the idle machine before, of the work, and of the idle machine after.
+        failures: how many readings failed, and the error of the last failure.
 
     Raises:
-        ValueError: there are not enough readings.
+        ValueError: there are not enough readings, or the log cannot be read.
     """
     before, work, after = spans
     if isinstance(meter, Log):
@@ -117,50 +143,37 @@ def account(
 
 
 def label(meter: Meter) -> str:
-    """What goes with each figure that comes from a meter."""
+    """Return the short text that goes with each figure from a meter, such as ``rapl ±5%``."""
     return f"{'estimated, ' if meter.estimated else ''}{meter.name} ±{meter.uncertainty:.0%}"
 
 
-def here(machine: Machine) -> list[str]:
-    """What ``--meter`` may be here, besides ``auto``."""
+def _here(machine: Machine) -> list[str]:
+    """Return the values that ``--meter`` accepts on this machine, besides ``auto``."""
     return [*present(machine)[0], "csv:FILE", "none"]
 
 
-def make(name: str, rest: str, machine: Machine) -> Meter:
-    """One by name, with what stands behind its colon; raises a ValueError that says why it is not to be had."""
-    makers: dict[str, Callable[[], Meter]] = {
-        "pmic": lambda: Pmic(machine),
-        "ina226": lambda: INA226(rest),
-        "ina219": lambda: INA219(rest),
-        "rapl": lambda: Rapl(machine),
-        "model": lambda: UtilisationModel(machine),
-    }
-    if rest and not name.startswith("ina"):
-        raise ValueError(f"{name} takes nothing behind a colon")
-    return makers[name]()
-
-
 def present(machine: Machine) -> tuple[dict[str, Meter], dict[str, str]]:
-    """Those that can be read here, the best first; and why the others cannot."""
+    """Return the meters that can be read on this machine, the best first, and the reasons why the others cannot."""
     found, refused = {}, {}
-    for name in NAMES:
+    for name, meter in METERS.items():
         try:
-            found[name] = make(name, "", machine)
+            found[name] = meter("", machine)
         except ValueError as error:
             refused[name] = str(error)
     return found, refused
 
 
 class Sampler:
-    """Reads a meter again and again, in the background, while it is entered.
+    """Reads a meter repeatedly in a background thread while the context is entered.
 
     Args:
-        meter: None to read nothing but `also`.
-        also: called each time, such as for the temperature.
+        meter: the meter to read; None to call `also` only.
+        also: called before each reading, for example to read the temperature.
 
     Attributes:
-        readings: unix seconds and watts.
-        failures: readings that could not be had, and `last_error` why.
+        readings: unix seconds and watts of each reading.
+        failures: number of readings that failed.
+        last_error: text of the latest failure.
     """
 
     def __init__(self, meter: Meter | None, also: Callable[[], None] = lambda: None):
@@ -184,10 +197,10 @@ class Sampler:
                 self._also()
                 if self.meter:
                     self.readings.append((time.time(), self.meter.watts()))
-            except Exception as error:  # whatever it is, the next reading may do better
+            except Exception as error:  # of any kind: the next reading may succeed
                 self.failures, self.last_error = self.failures + 1, str(error)
 
     @property
     def latest(self) -> Sequence[float]:
-        """The latest readings, in watts."""
+        """Return the latest readings in watts, 60 at most."""
         return [watts for _, watts in self.readings[-60:]]

@@ -1,4 +1,7 @@
-"""What machine this is, and how it fares: read from the system's files and commands, never guessed."""
+"""The machine that this runs on, and its state, read from the system's files and commands.
+
+Nothing is guessed: what the system does not report is None.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-THROTTLING = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
-"""Bits of ``vcgencmd get_throttled``: as it is now; 16 higher, as it has been since boot."""
-SINCE_BOOT = 16
-SENSORS = ("cpu-thermal", "x86_pkg_temp", "soc-thermal")
-"""Kinds of thermal zones that are a processor's, best first."""
-CYCLE_FLOPS = {"Raspberry Pi 4": 8, "Raspberry Pi 5": 16}
-"""Floating-point operations in fp32 of a core in a cycle: of a Cortex-A72, one multiply-add of four numbers; of an A76,
-two (Arm's optimisation guides)."""
+_THROTTLING = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
+"""Bits of ``vcgencmd get_throttled`` that hold now; those `_SINCE_BOOT` places higher have held since boot."""
+_SINCE_BOOT = 16
+_SENSORS = ("cpu-thermal", "x86_pkg_temp", "soc-thermal")
+"""Types of thermal zones that belong to a processor, the best first."""
+_CYCLE_FLOPS = {"Raspberry Pi 4": 8, "Raspberry Pi 5": 16}
+"""fp32 operations that a core does in a cycle, by model of board (Arm's optimisation guides).
+
+A Cortex-A72 does one multiply-add of four numbers in a cycle, a Cortex-A76 two."""
 
 
-def run(command: Sequence[str]) -> str:
-    """What a command prints.
+def _run(command: Sequence[str]) -> str:
+    """Return what a command prints.
 
     Raises:
-        OSError: it is not there, fails, or hangs.
+        OSError: the command is not installed, fails, or takes more than two seconds.
     """
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
@@ -35,19 +39,19 @@ def run(command: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """Access to the system, so that what reads it can be tested on recordings."""
+    """Access to the system's files and commands, so that what reads them can be tested on recordings."""
 
     root: Path = Path("/")
-    run: Callable[[Sequence[str]], str] = run
+    run: Callable[[Sequence[str]], str] = _run
 
     def text(self, path: str) -> str | None:
-        """The content of a file, without blanks and NULs around it; None if it cannot be read."""
+        """Return the content of a file without surrounding blanks and NULs; None if it cannot be read."""
         with suppress(OSError, UnicodeDecodeError):
             return (self.root / path).read_text(encoding="utf-8").strip("\0 \n")
         return None
 
     def output(self, *command: str) -> str | None:
-        """What a command prints; None if it cannot be had."""
+        """Return what a command prints, without surrounding blanks; None if it cannot be run or fails."""
         with suppress(OSError):
             return self.run(command).strip()
         return None
@@ -55,7 +59,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Board:
-    """A machine, for people and for comparison; None where it does not say."""
+    """Description of a machine, for people and for comparisons; a field is None where the system does not report it."""
 
     model: str
     os: str
@@ -66,21 +70,21 @@ class Board:
     governor: str | None
     highest_hz: int | None
     nominal_flops: float | None
-    """In fp32 a second, of all cores at their highest frequency; of known boards."""
+    """fp32 operations a second of all cores at their highest frequency; known boards only."""
     python: str
 
 
 def board(machine: Machine) -> Board:
-    """The machine that this runs on."""
-    model, cores, highest = model_of(machine), os.cpu_count(), highest_hz(machine)
-    each = next((flops for name, flops in CYCLE_FLOPS.items() if name in model), None)
+    """Return the description of the machine that this runs on."""
+    model, cores, highest = model_of(machine), os.cpu_count(), _highest_hz(machine)
+    each = next((flops for name, flops in _CYCLE_FLOPS.items() if name in model), None)
     return Board(
         model=model,
-        os=system(machine),
+        os=_system(machine),
         kernel=platform.release(),
         architecture=platform.machine(),
         cores=cores,
-        memory_bytes=memory_bytes(machine),
+        memory_bytes=_memory_bytes(machine),
         governor=machine.text("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         highest_hz=highest,
         nominal_flops=float(each * cores * highest) if each and cores and highest else None,
@@ -89,15 +93,15 @@ def board(machine: Machine) -> Board:
 
 
 def model_of(machine: Machine) -> str:
-    """Of the board, else of its processor."""
+    """Return the model of the board, or if the system does not report one, of its processor."""
     found = machine.text("proc/device-tree/model")
     if not found and sys.platform == "darwin":
         found = machine.output("sysctl", "-n", "machdep.cpu.brand_string")
-    return found or labelled(machine.text("proc/cpuinfo"), "model name") or platform.machine()
+    return found or _labelled(machine.text("proc/cpuinfo"), "model name") or platform.machine()
 
 
-def labelled(text: str | None, label: str) -> str | None:
-    """What stands behind a label and a colon."""
+def _labelled(text: str | None, label: str) -> str | None:
+    """Return the value after `label` and a colon in the first line that has them; None if no line does."""
     for line in (text or "").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == label:
@@ -105,8 +109,8 @@ def labelled(text: str | None, label: str) -> str | None:
     return None
 
 
-def system(machine: Machine) -> str:
-    """The operating system's name and version."""
+def _system(machine: Machine) -> str:
+    """Return the name and version of the operating system."""
     if sys.platform == "darwin":
         return f"macOS {platform.mac_ver()[0]}"
     for line in (machine.text("etc/os-release") or "").splitlines():
@@ -115,26 +119,26 @@ def system(machine: Machine) -> str:
     return platform.system()
 
 
-def memory_bytes(machine: Machine) -> int | None:
-    """Of the whole machine."""
-    total = labelled(machine.text("proc/meminfo"), "MemTotal")
+def _memory_bytes(machine: Machine) -> int | None:
+    """Return the bytes of memory of the machine."""
+    total = _labelled(machine.text("proc/meminfo"), "MemTotal")
     if total:
         return 1024 * int(total.split()[0])
     found = machine.output("sysctl", "-n", "hw.memsize") if sys.platform == "darwin" else None
     return int(found) if found else None
 
 
-def highest_hz(machine: Machine) -> int | None:
-    """The highest frequency that the first core may have."""
+def _highest_hz(machine: Machine) -> int | None:
+    """Return the highest frequency of the first core, in hertz."""
     found = machine.text("sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
     return 1000 * int(found) if found else None
 
 
 def temperature(machine: Machine) -> float | None:
-    """Of the processor, in degrees Celsius."""
+    """Return the temperature of the processor in degrees Celsius; None if the system does not report it."""
     zones = sorted((machine.root / "sys/class/thermal").glob("thermal_zone*"))
     kinds = {(machine.text(str(zone.relative_to(machine.root) / "type")) or ""): zone for zone in reversed(zones)}
-    for kind in (*SENSORS, *reversed(kinds)):
+    for kind in (*_SENSORS, *reversed(kinds)):
         if kind in kinds:
             found = machine.text(str(kinds[kind].relative_to(machine.root) / "temp"))
             if found and found.lstrip("-").isdigit():
@@ -143,10 +147,13 @@ def temperature(machine: Machine) -> float | None:
 
 
 def throttling(machine: Machine) -> list[str] | None:
-    """What holds the board back or has since boot; empty for nothing, None where it does not say."""
+    """Return what limits the board's speed now, or has limited it since boot.
+
+    The list is empty where nothing has; it is None where the board does not report it.
+    """
     found = machine.output("vcgencmd", "get_throttled")
     if not found or "0x" not in found:
         return None
     bits = int(found.partition("=")[2], 16)
-    now = [text for bit, text in THROTTLING.items() if bits >> bit & 1]
-    return now + [f"{text} since boot" for bit, text in THROTTLING.items() if bits >> bit + SINCE_BOOT & 1]
+    now = [text for bit, text in _THROTTLING.items() if bits >> bit & 1]
+    return now + [f"{text} since boot" for bit, text in _THROTTLING.items() if bits >> bit + _SINCE_BOOT & 1]

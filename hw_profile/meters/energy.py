@@ -1,4 +1,4 @@
-"""Energy from readings of power."""
+"""Energy, integrated over readings of power."""
 
 from __future__ import annotations
 
@@ -8,56 +8,69 @@ from dataclasses import dataclass
 import numpy as np
 
 Readings = list[tuple[float, float]]
-"""Unix seconds and watts, in order."""
+"""Unix seconds and watts of each reading, in order of time."""
 Span = tuple[float, float]
-"""Begin and end, unix seconds."""
-LEAST = 2
-"""Readings that a span must have."""
-GAP_SECONDS, GAP_SHARE = 3.0, 0.05
-"""What a span may be without one: so long, or so much of it."""
+"""Begin and end of a time span, in unix seconds."""
+_LEAST = 2
+"""Number of readings that a span needs at least."""
+_GAP_SECONDS, _GAP_SHARE = 3.0, 0.05
+"""Longest gap between readings that is accepted, in seconds and as a share of the span; the larger of both counts."""
 
 
 @dataclass(frozen=True)
 class Energy:
-    """What some work took, beside the idle machine."""
+    """Power and energy of some work, compared with the idle machine before and after it."""
 
     seconds: float
+    """Seconds that the work took."""
     mean_watts: float
+    """Mean power during the work, in watts."""
     idle_before: float
-    """Mean watts of the idle machine before the work, and `idle_after` it."""
+    """Mean power of the idle machine before the work, in watts."""
     idle_after: float
+    """Mean power of the idle machine after the work, in watts."""
     above_idle_watts: float
+    """Mean power during the work less the mean of both idle spans, in watts."""
     joules: float
+    """Energy of the machine during the work, in joules."""
     joules_above_idle: float
+    """Energy during the work less what the idle machine takes in that time, in joules."""
     uncertainty_joules_above_idle: float
-    """The meter's share of all joules, and half of what the idle machine differed before and after."""
+    """Uncertainty of `joules_above_idle`, in joules.
+
+    It is the root of the sum of squares of the meter's share of `joules`, and of half the difference between both
+    idle powers over the time of the work."""
     readings: int
-    """During the work."""
+    """Number of readings during the work."""
 
 
 def energy(
     readings: Sequence[tuple[float, float]], before: Span, work: Span, after: Span, uncertainty: float
 ) -> Energy:
-    """Of the work in a span of time, by the trapezoid rule; the machine was idle in the spans `before` and `after`.
+    """Return the energy of the work in a span of time, integrated by the trapezoid rule.
 
     Args:
-        uncertainty: of the meter, relative.
+        readings: unix seconds and watts.
+        before: span in which the machine was idle before the work.
+        work: span of the work.
+        after: span in which the machine was idle after the work.
+        uncertainty: relative uncertainty of the meter.
 
     Raises:
-        ValueError: there are not enough readings in a span.
+        ValueError: a span has too few readings, or too long a gap between them.
     """
     times, watts = np.array(readings, dtype=np.float64).reshape(-1, 2).T
     for name, (begin, end) in (("before", before), ("during", work), ("after", after)):
         count = int(((times >= begin) & (times <= end)).sum())
-        if count < LEAST:
-            raise ValueError(f"meter: {count} readings {name} the work; allowed: {LEAST} or more, with --seconds")
+        if count < _LEAST:
+            raise ValueError(f"meter: {count} readings {name} the work; allowed: {_LEAST} or more, with --seconds")
         inside = times[(times >= begin) & (times <= end)]
-        gap, largest = float(np.diff([begin, *inside, end]).max()), max(GAP_SECONDS, GAP_SHARE * (end - begin))
+        gap, largest = float(np.diff([begin, *inside, end]).max()), max(_GAP_SECONDS, _GAP_SHARE * (end - begin))
         if gap > largest:
             raise ValueError(f"meter: no reading for {gap:.1f} s {name} the work; allowed: gaps of {largest:.1f} s")
     seconds = work[1] - work[0]
-    joules = integral(times, watts, work)
-    idle_before, idle_after = (integral(times, watts, span) / (span[1] - span[0]) for span in (before, after))
+    joules = _integral(times, watts, work)
+    idle_before, idle_after = (_integral(times, watts, span) / (span[1] - span[0]) for span in (before, after))
     idle = (idle_before + idle_after) / 2
     drift = abs(idle_after - idle_before) / 2 * seconds
     return Energy(
@@ -73,8 +86,8 @@ def energy(
     )
 
 
-def integral(times: np.ndarray, watts: np.ndarray, span: Span) -> float:
-    """Joules in a span; at its ends the power is interpolated."""
+def _integral(times: np.ndarray, watts: np.ndarray, span: Span) -> float:
+    """Return the joules in a span; the power at its ends is interpolated."""
     inside = (times > span[0]) & (times < span[1])
     x = np.concatenate([[span[0]], times[inside], [span[1]]])
     y = np.concatenate([[np.interp(span[0], times, watts)], watts[inside], [np.interp(span[1], times, watts)]])

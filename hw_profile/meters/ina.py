@@ -1,7 +1,7 @@
-"""Texas Instruments' INA219 and INA226: chips that measure a voltage and the drop across a shunt, on I2C.
+"""INA219 and INA226 of Texas Instruments: I2C chips that measure a voltage and the voltage drop across a shunt.
 
-Registers are words with the high byte first, and I2C's word reads have the low byte first (data sheets SBOS448 and
-SBOS547).
+The chips send the high byte of a register first, while a word read of SMBus takes the low byte first, so bytes are
+swapped here (data sheets SBOS448 and SBOS547).
 """
 
 from __future__ import annotations
@@ -9,68 +9,69 @@ from __future__ import annotations
 import errno
 from typing import Protocol
 
-BUS = 1
-ADDRESS, OHM = 0x40, 0.1
-"""As the boards with these chips usually come."""
-SETTINGS, SHUNT, VOLTAGE, MAKER = 0x00, 0x01, 0x02, 0xFE
-TEXAS_INSTRUMENTS = 0x5449
-HIGHEST_VOLTS = 26
-"""That an INA219 bears."""
+_BUS = 1
+"""Number of the I2C bus."""
+_ADDRESS, _OHM = 0x40, 0.1
+"""I2C address, and resistance of the shunt in ohm, that boards with these chips usually have."""
+_SETTINGS, _SHUNT, _VOLTAGE, _MAKER = 0x00, 0x01, 0x02, 0xFE
+_TEXAS_INSTRUMENTS = 0x5449
+_HIGHEST_VOLTS = 26
+"""Highest voltage that an INA219 may be connected to."""
 
 
 class Bus(Protocol):
-    """An I2C bus, as smbus2 has it."""
+    """An I2C bus with the interface of smbus2."""
 
     def read_word_data(self, address: int, register: int) -> int:
-        """A word, low byte first."""
+        """Return a word that is read with its low byte first."""
 
 
 class INA219:
-    """Power through the shunt.
+    """Power that flows through the shunt of an INA219.
 
     Args:
-        rest: ``ADDRESS`` or ``ADDRESS:OHM``, such as ``0x41:0.01``; may be empty.
-        bus: None to open the machine's.
+        rest: ``ADDRESS`` or ``ADDRESS:OHM``, such as ``0x41:0.01``; may be empty for 0x40 and 0.1 ohm.
+        bus: the I2C bus; None to open the machine's own.
 
     Raises:
-        ValueError: there is no such chip, or no leave to ask.
+        ValueError: `rest` is malformed, no such chip answers, or this user may not use the bus.
     """
 
     name, uncertainty, estimated = "ina219", 0.02, False
     shunt_volts, bus_volts, bus_shift = 10e-6, 4e-3, 3
-    """Of a step of each register; below the voltage are bits for other things."""
+    """Volts per unit of the shunt and the bus register; the lowest `bus_shift` bits of the latter are flags."""
 
     def __init__(self, rest: str = "", bus: Bus | None = None):
-        self._address, self._ohm = parsed(rest)
+        self._address, self._ohm = _parsed(rest)
         self.source = (
             f"{self.name.upper()} at {self._address:#x}, shunt of {self._ohm:g} ohm: what flows through it, at its "
             "far end (uncertainty of chip and shunt, assumed)"
         )
-        self._bus = bus or opened(self.name)
+        self._bus = bus or _opened(self.name)
         try:
-            self.check()
+            self._check()
         except PermissionError as error:
-            raise ValueError(no_leave()) from error
+            raise ValueError(_no_permission()) from error
         except OSError as error:
-            raise ValueError(f"no {self.name} answers at {self._address:#x} on I2C bus {BUS} ({error})") from error
+            raise ValueError(f"no {self.name} answers at {self._address:#x} on I2C bus {_BUS} ({error})") from error
 
-    def check(self) -> None:
-        """Raise an OSError if what answers is another chip, as far as one without an identity can be told.
+    def _check(self) -> None:
+        """Raise an OSError if another chip answers, as far as a chip without an identity register can be recognised.
 
-        Bits 15 and 14 of its settings are 0, where an INA226 has a 1; a servo driver, which often has this address,
-        would be at 29 V.
+        Bits 15 and 14 of an INA219's settings are 0, while an INA226 has a 1 there; a servo driver, which often has the
+        same address, would show 29 V.
         """
-        if self._register(SETTINGS) & 0xC000 or not 0 < self._volts() <= HIGHEST_VOLTS:
-            raise OSError(f"what answers is another chip, or has no voltage up to {HIGHEST_VOLTS} V to measure")
+        if self._register(_SETTINGS) & 0xC000 or not 0 < self._volts() <= _HIGHEST_VOLTS:
+            raise OSError(f"what answers is another chip, or has no voltage up to {_HIGHEST_VOLTS} V to measure")
 
     def watts(self) -> float:
-        """See `Meter`."""
-        drop = self._register(SHUNT)
-        drop -= (drop & 0x8000) << 1  # it has a sign
+        """Return the present power in watts; see `Meter.watts`."""
+        drop = self._register(_SHUNT)
+        drop -= (drop & 0x8000) << 1  # the register is signed, in two's complement
         return self._volts() * drop * self.shunt_volts / self._ohm
 
     def _volts(self) -> float:
-        return (self._register(VOLTAGE) >> self.bus_shift) * self.bus_volts
+        return (self._register(_VOLTAGE) >> self.bus_shift) * self.bus_volts
 
     def _register(self, register: int) -> int:
         word = self._bus.read_word_data(self._address, register)
@@ -78,22 +79,26 @@ class INA219:
 
 
 class INA226(INA219):
-    """The more exact one."""
+    """Power that flows through the shunt of an INA226, which is more exact than an INA219."""
 
     name, uncertainty = "ina226", 0.01
     shunt_volts, bus_volts, bus_shift = 2.5e-6, 1.25e-3, 0
 
-    def check(self) -> None:
-        """Raise an OSError if what answers is another chip."""
-        if self._register(MAKER) != TEXAS_INSTRUMENTS:
+    def _check(self) -> None:
+        """Raise an OSError if the maker's register does not name Texas Instruments."""
+        if self._register(_MAKER) != _TEXAS_INSTRUMENTS:
             raise OSError("what answers is another chip")
 
 
-def parsed(rest: str) -> tuple[int, float]:
-    """Address and ohms."""
+def _parsed(rest: str) -> tuple[int, float]:
+    """Return the I2C address and the ohms of the shunt in ``ADDRESS:OHM``; what is missing has its usual value.
+
+    Raises:
+        ValueError: the text is not an address and a positive resistance.
+    """
     address, _, ohm = rest.partition(":")
     try:
-        found = int(address, 0) if address else ADDRESS, float(ohm) if ohm else OHM
+        found = int(address, 0) if address else _ADDRESS, float(ohm) if ohm else _OHM
     except ValueError:
         found = (0, 0.0)
     if not (0x40 <= found[0] <= 0x4F and found[1] > 0):
@@ -101,24 +106,31 @@ def parsed(rest: str) -> tuple[int, float]:
     return found
 
 
-def opened(name: str) -> Bus:
-    """The machine's bus."""
+def _opened(name: str) -> Bus:
+    """Return the machine's I2C bus.
+
+    Args:
+        name: name of the chip, for error messages.
+
+    Raises:
+        ValueError: smbus2 is not installed, there is no such bus, or this user may not use it.
+    """
     try:
-        from smbus2 import SMBus  # noqa: PLC0415  (only those need it who have such a chip)
+        from smbus2 import SMBus  # noqa: PLC0415  (needed only with such a chip)
     except ImportError as error:
         raise ValueError(f"{name} needs the package smbus2 (pip install smbus2)") from error
     try:
-        return SMBus(BUS)
+        return SMBus(_BUS)
     except PermissionError as error:
-        raise ValueError(no_leave()) from error
+        raise ValueError(_no_permission()) from error
     except OSError as error:
         hint = ": sudo raspi-config, Interface Options, I2C" if error.errno == errno.ENOENT else ""
-        raise ValueError(f"{name} is not here (no I2C bus /dev/i2c-{BUS}{hint})") from error
+        raise ValueError(f"{name} is not here (no I2C bus /dev/i2c-{_BUS}{hint})") from error
 
 
-def no_leave() -> str:
-    """The error for those who may not use the bus."""
+def _no_permission() -> str:
+    """Return the error text for users who may not use the bus."""
     return (
-        f"no permission on /dev/i2c-{BUS}: it is for members of the group i2c (sudo usermod -aG i2c $USER, then log in "
-        "again)"
+        f"no permission on /dev/i2c-{_BUS}: it is for members of the group i2c (sudo usermod -aG i2c $USER, then log "
+        "in again)"
     )

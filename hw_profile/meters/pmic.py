@@ -1,4 +1,4 @@
-"""The Raspberry Pi 5's power management chip, which measures its rails."""
+"""The Raspberry Pi 5's power management chip, which measures the board's supply rails."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import re
 
 from simsfl.hw_profile.meters.board import Machine
 
-SLOPE, OFFSET = 1.1451, 0.5879
-"""From the rails' sum to what the board takes: a fit to a USB-C power meter, by one of the community on their board
-(github.com/jfikar/RPi5-power). What takes 5 V directly, such as USB devices and HATs, is on no rail."""
+_SLOPE, _OFFSET = 1.1451, 0.5879
+"""Factor and watts that turn the sum over the rails into the power of the board.
+
+A member of the community fitted them to a USB-C power meter on their own board (github.com/jfikar/RPi5-power). What
+is supplied with 5 V directly, such as USB devices and HATs, is on no rail."""
 
 
 class Pmic:
     """Current times voltage, summed over the rails and corrected for what they leave out.
 
     Raises:
-        ValueError: there is no such chip.
+        ValueError: this machine has no such chip.
     """
 
     name, uncertainty, estimated = "pmic", 0.05, False
     source = (
-        f"rails of the Pi 5's PMIC, corrected: {SLOPE} x sum + {OFFSET} W (a community fit to a power meter, "
+        f"rails of the Pi 5's PMIC, corrected: {_SLOPE} x sum + {_OFFSET} W (a community fit to a power meter, "
         "jfikar/RPi5-power; without USB devices and HATs; uncertainty assumed)"
     )
 
@@ -32,15 +34,18 @@ class Pmic:
             raise ValueError(f"pmic is not here (vcgencmd pmic_read_adc: {error})") from error
 
     def watts(self) -> float:
-        """See `Meter`."""
-        return SLOPE * rails(self._machine.run(["vcgencmd", "pmic_read_adc"])) + OFFSET
+        """Return the present power in watts; see `Meter.watts`."""
+        return _SLOPE * rails(self._machine.run(["vcgencmd", "pmic_read_adc"])) + _OFFSET
 
 
 def rails(text: str) -> float:
-    """Watts of all rails of which there are both a current and a voltage.
+    """Return the watts of all rails for which both a current and a voltage are printed.
+
+    Args:
+        text: the output of ``vcgencmd pmic_read_adc``.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no such rail in the text.
     """
     found = re.findall(r"(\w+)_([AV])\s+(?:current|volt)\(\d+\)=([\d.]+)[AV]", text)
     amperes, volts = ({name: float(value) for name, unit, value in found if unit == kind} for kind in "AV")

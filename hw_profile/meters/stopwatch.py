@@ -1,4 +1,4 @@
-"""Times of what is done over and over, in memory of bounded size."""
+"""Times of repeated work, in memory of bounded size."""
 
 from __future__ import annotations
 
@@ -11,25 +11,34 @@ from contextlib import contextmanager
 import numpy as np
 
 SAMPLE = 1 << 15
-"""Times that are remembered of a phase, at most."""
-LATEST = 0.1
-"""Weight of the newest in an average of the latest."""
+"""Largest number of times that are kept for one phase."""
+_LATEST = 0.1
+"""Weight of the newest time in the moving average."""
 
 
 def smoothed(average: float | None, newest: float) -> float:
-    """The average of the latest times, with the newest in it."""
-    return newest if average is None else average + LATEST * (newest - average)
+    """Return the exponential moving average after the `newest` time; `average` is None before the first."""
+    return newest if average is None else average + _LATEST * (newest - average)
 
 
 class Times:
-    """Of something that is done over and over: how often, how long in all, and a sample of bounded size."""
+    """Count, total and a bounded sample of the times of something that is done repeatedly.
+
+    Attributes:
+        count: number of times.
+        total: sum of all times, in seconds.
+        latest: the newest time, in seconds.
+    """
 
     def __init__(self) -> None:
         self.count, self.total, self.latest = 0, 0.0, 0.0
         self._every, self._sample = 1, array("d")
 
     def add(self, seconds: float) -> None:
-        """Once more. Where the sample is full, every other time is forgotten, and every other not taken any more."""
+        """Add a time.
+
+        When the sample is full, every other time in it is dropped, and from then on only half as many are sampled.
+        """
         if self.count % self._every == 0:
             self._sample.append(seconds)
             if len(self._sample) == SAMPLE:
@@ -37,7 +46,7 @@ class Times:
         self.count, self.total, self.latest = self.count + 1, self.total + seconds, seconds
 
     def spread(self) -> dict[str, float]:
-        """Mean, and percentiles that people ask for, in seconds."""
+        """Return the count, and in seconds the mean, the median, and the 5th and 95th percentile of the sample."""
         at = np.percentile(self._sample, (5, 50, 95))
         return {
             "count": self.count,
@@ -47,7 +56,12 @@ class Times:
 
 
 class Stopwatch:
-    """Times of each phase, and of all together."""
+    """Times of each phase, and of all phases together.
+
+    Attributes:
+        total: sum of the times of all phases, in seconds.
+        phases: the times of each phase by name.
+    """
 
     def __init__(self) -> None:
         self.total = 0.0
@@ -55,7 +69,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Time the block."""
+        """Return a context manager that times its block as a phase."""
         begin = time.perf_counter()
         yield
         took = time.perf_counter() - begin
@@ -63,5 +77,6 @@ class Stopwatch:
         self.total += took
 
     def latest(self) -> dict[str, float]:
-        """The latest time of each phase that there is."""
-        return {phase: times.latest for phase, times in list(self.phases.items())}  # a panel's thread may ask
+        """Return the latest time of each phase, in seconds."""
+        phases = list(self.phases.items())  # a copy, since a panel calls this from another thread
+        return {phase: times.latest for phase, times in phases}

@@ -1,1 +1,1 @@
-"""What computes a client's part on a device: PyTorch, or NumPy alone."""
+"""The runtimes that compute a client's part on a device: PyTorch, or NumPy alone."""

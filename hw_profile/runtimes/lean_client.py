@@ -11,30 +11,33 @@ import numpy as np
 from simsfl.hw_profile.runtimes.lean_layers import BasicBlock, ConvNorm, Convolution, Layout, ReLU
 from simsfl.hw_profile.runtimes.lean_views import augment
 
-BLOCKS = {"resnet8": (1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
-"""Residual blocks in each stage."""
+_BLOCKS = {"resnet8": (1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+"""Number of residual blocks in each stage, by architecture."""
 
 
 class LeanClient:
-    """A client's side of a step, as `simsfl.algorithm.single_client.SingleClient`, with networks of its own.
+    """A client's side of a step (`client_work.Client`) on NumPy, with networks of its own.
+
+    It computes what `simsfl.algorithm.single_client.SingleClient` computes on PyTorch.
 
     Args:
-        about: the contents of a trace's ``trace.json`` (`simsfl.runs.recorder.about_client`): how the network is made,
-            the shape of each parameter by name, in flat order, and what images are normalised by.
+        about: the content of a trace's ``trace.json`` (`simsfl.runs.recorder.about_client`): how the network is made,
+            the shape of each parameter by name in flat order, and the mean and standard deviation that normalise
+            images.
 
     Attributes:
-        online: ``[P]`` parameters of the model that learns; values are to be copied into it, as into the next two.
-        momentum: ``[P]`` of its moving average.
-        velocity: ``[P]`` of SGD.
-        online_statistics, momentum_statistics: ``[0]``; running statistics, of which there are none.
-        gradient: ``[P]`` after `backward`.
+        online: ``[P]`` parameters of the online model; write new values into it, as into the next two.
+        momentum: ``[P]`` parameters of the momentum encoder.
+        velocity: ``[P]`` velocity of SGD.
+        online_statistics, momentum_statistics: ``[0]``, because these networks have no running statistics.
+        gradient: ``[P]`` gradient of `online` after `backward`.
 
     Raises:
-        ValueError: a network that it cannot run, or shapes that are another network's.
+        ValueError: the network is not supported here, or its parameters have other shapes than here.
     """
 
     def __init__(self, about: Mapping[str, Any]):
-        layout, self.layers = client_layers(about["network"])
+        layout, self.layers = _client_layers(about["network"])
         given = about["shapes"].items()
         for mine, (name, shape) in zip_longest(layout.shapes.items(), given, fillvalue=("nothing", ())):
             if mine != (name, tuple(shape)):
@@ -48,57 +51,60 @@ class LeanClient:
         self.tapes: list[list | None] = []
 
     def views(self, pixels: np.ndarray, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Both views ``[2, B, 3, H, H]`` of images ``[B, 3, H, H]`` uint8; see `lean_views.augment`."""
+        """Return both views ``[2, B, 3, H, H]`` of ``pixels [B, 3, H, H]`` uint8; see `lean_views.augment`."""
         return augment(pixels, parameters, self.images["mean"], self.images["std"])
 
     def query(self, images: np.ndarray, *, learns: bool = True) -> np.ndarray:
-        """Smashed data ``[B, c, h, w]`` of images ``[B, 3, H, H]``; if it `learns`, what `backward` needs is kept."""
+        """Return the smashed data ``[B, c, h, w]`` of ``images [B, 3, H, H]``.
+
+        What `backward` needs is kept if the client `learns`.
+        """
         self.tapes = [[] if learns else None for _ in images]
-        return self.run(self.online, images, self.tapes)
+        return self._run(self.online, images, self.tapes)
 
     def move(self, tau: float) -> None:
-        """The momentum model follows."""
+        """Move the momentum encoder towards the online model: ``tau`` times itself plus ``1 - tau`` times that."""
         self.momentum *= tau
         self.momentum += (1.0 - tau) * self.online
 
     def key(self, images: np.ndarray) -> np.ndarray:
-        """Smashed data of the momentum model; nothing is kept."""
-        return self.run(self.momentum, images, [None] * len(images))
+        """Return the momentum encoder's smashed data ``[B, c, h, w]`` of ``images [B, 3, H, H]``; keep nothing."""
+        return self._run(self.momentum, images, [None] * len(images))
 
-    def run(self, flat: np.ndarray, images: np.ndarray, tapes: Sequence[list | None]) -> np.ndarray:
-        """Smashed data by the model with the parameters ``flat [P]``, one image after the other."""
+    def _run(self, flat: np.ndarray, images: np.ndarray, tapes: Sequence[list | None]) -> np.ndarray:
+        """Return the smashed data of the model with the parameters ``flat [P]``, computed image by image."""
         outputs = []
         for image, tape in zip(images, tapes, strict=True):
             x = image
             for layer in self.layers:
                 x = layer.forward(flat, x, tape)
             outputs.append(x)
-        return np.stack(outputs) if len(outputs) > 1 else x[None]  # the one is not copied
+        return np.stack(outputs) if len(outputs) > 1 else x[None]  # a single result need not be copied
 
     def backward(self, gradient: np.ndarray) -> None:
-        """From the gradient of the query's smashed data ``[B, c, h, w]`` to that of the parameters."""
+        """Compute `self.gradient` from the ``gradient [B, c, h, w]`` of the query's smashed data."""
         self.gradient[:] = 0.0
         for grad, tape in zip(np.ascontiguousarray(gradient, np.float32), self.tapes, strict=True):
             for layer in reversed(self.layers):
                 grad = layer.backward(self.online, self.gradient, grad, tape)  # noqa: PLW2901
 
     def descend(self, lr: float, momentum: float, weight_decay: float) -> None:
-        """A step of SGD, as `torch.optim.SGD`'s; the decay is added to the gradient."""
+        """Do a step of SGD as `torch.optim.SGD` does: weight decay is added to the gradient."""
         self.gradient += weight_decay * self.online
         self.velocity *= momentum
         self.velocity += self.gradient
         self.online -= lr * self.velocity
 
 
-def client_layers(network: Mapping[str, Any]) -> tuple[Layout, list]:
-    """The client's layers, and where their parameters lie: as `simsfl.models.client_model` has them.
+def _client_layers(network: Mapping[str, Any]) -> tuple[Layout, list]:
+    """Return the places of the parameters and the client's layers, as `simsfl.models.client_model` has them.
 
     Raises:
-        ValueError: there is something in them that is not made here.
+        ValueError: the network has something that is not implemented here.
     """
     arch, width, cut_layer = (network[field] for field in ("arch", "width", "cut_layer"))
-    if arch not in BLOCKS:
-        raise ValueError(f"runtime: lean has no {arch}; allowed: torch, or arch {', '.join(BLOCKS)}")
+    if arch not in _BLOCKS:
+        raise ValueError(f"runtime: lean has no {arch}; allowed: torch, or arch {', '.join(_BLOCKS)}")
     if network["norm"] != "group":
         raise ValueError("runtime: lean has no batch norm; allowed: torch")
     if not network["weight_standardisation"]:
@@ -109,7 +115,7 @@ def client_layers(network: Mapping[str, Any]) -> tuple[Layout, list]:
     kernel, stride = (3, 2) if small else {64: (3, 2), 224: (7, 2)}.get(network["image_size"], (3, 1))
     layers = [ConvNorm(layout, "0", 3, width, kernel, stride, first=True), ReLU()]
     inputs = width
-    stages = [stage for stage, count in enumerate(BLOCKS[arch], start=small) for _ in range(count)]
+    stages = [stage for stage, count in enumerate(_BLOCKS[arch], start=small) for _ in range(count)]
     for position, stage in enumerate(stages[: cut_layer - 1], start=1):
         outputs = width << stage
         stride = 2 if outputs > inputs else 1
@@ -117,7 +123,7 @@ def client_layers(network: Mapping[str, Any]) -> tuple[Layout, list]:
         inputs = outputs
 
     if network["bottleneck"]:
-        from simsfl.config.notation import Bottleneck  # noqa: PLC0415  (brings the config along: 1.5 MB)
+        from simsfl.config.notation import Bottleneck  # noqa: PLC0415  (imports the config, which takes 1.5 MB)
 
         bottleneck = Bottleneck.parse(network["bottleneck"])
         for position in range(max(1, bottleneck.stride.bit_length() - 1)):

@@ -1,6 +1,7 @@
-"""Random views of images on NumPy alone, in float32, one image at a time: what `kernels.augment` makes of the same.
+"""Random views of images on NumPy alone, in float32, one image at a time.
 
-The same numbers in the same order as there, which explains them; here what an image has no use for is left out.
+The results are those of `simsfl.kernels.augment`, which explains the operations; the same numbers are computed in the
+same order, but operations that an image does not use are skipped.
 """
 
 from __future__ import annotations
@@ -9,27 +10,25 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-BLUR_RADIUS = 6
-"""Pixels to either side: three of the widest sigma (2)."""
-LUMA = np.array([0.2989, 0.587, 0.114], np.float32)
-"""Red, green and blue in a gray image (ITU-R 601)."""
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""Columns of the parameter `jitter`, and the operations in `blends`."""
+_BLUR_RADIUS = 6
+"""Pixels on either side that a blur reaches: three times the widest sigma, 2."""
+_LUMA = np.array([0.2989, 0.587, 0.114], np.float32)
+"""Weights of red, green and blue in a gray image (ITU-R 601)."""
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+"""Columns of the parameter `jitter`, and numbers of the operations in `blends`."""
 
 
 def augment(
     pixels: np.ndarray, parameters: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
-    """Views of images, normalised.
+    """Return normalised views of images, ``[V, B, 3, H, H]`` float32.
 
     Args:
         pixels: ``[B, 3, H, H]`` uint8.
-        parameters: the fields of `kernels.ViewParameters`, with leading dimensions ``[V, B]``: V views of each
-            image.
-        mean: of each channel of pixels in [0, 1]; as `std`.
-
-    Returns:
-        ``[V, B, 3, H, H]`` float32.
+        parameters: the fields of `simsfl.kernels.ViewParameters`, with leading dimensions ``[V, B]`` for V views of
+            each image.
+        mean: mean of each channel, of pixels in [0, 1].
+        std: standard deviation of each channel, of pixels in [0, 1].
     """
     mean, std = (np.asarray(figures, np.float32).reshape(3, 1, 1) for figures in (mean, std))
     result = np.empty((len(parameters["flip"]), *pixels.shape), np.float32)
@@ -49,25 +48,36 @@ def view(
     gray: bool,
     sigma: float,
 ) -> np.ndarray:
-    """One view of one image ``[3, H, H]`` uint8: the same in [0, 1]."""
-    x = resized_crop(pixels.astype(np.float32) / 255, crop, flip)
-    for operation in (*blends[:hue_slot], HUE, *blends[hue_slot:]):
-        x = adjusted(x, operation, jitter[operation])
+    """Return one view of ``pixels [3, H, H]`` uint8, as float32 in [0, 1] of the same shape, not normalised.
+
+    Args:
+        pixels: the image.
+        crop: top, left, height and width of the part that is resized to the full size, in pixels.
+        flip: whether to mirror it horizontally.
+        jitter: factors of brightness, contrast and saturation, and the shift of the hue in turns.
+        blends: order of brightness, contrast and saturation.
+        hue_slot: how many of the blends come before the hue.
+        gray: whether to make it gray.
+        sigma: standard deviation of the blur in pixels; 0 for none.
+    """
+    x = _resized_crop(pixels.astype(np.float32) / 255, crop, flip)
+    for operation in (*blends[:hue_slot], _HUE, *blends[hue_slot:]):
+        x = _adjusted(x, operation, jitter[operation])
     if gray:
-        x[:] = luma(x)
+        x[:] = _luma(x)
     if sigma > 0:
-        matrix = blur_matrix(x.shape[-1], sigma)
-        x = separable(x, matrix, matrix)
+        matrix = _blur_matrix(x.shape[-1], sigma)
+        x = _separable(x, matrix, matrix)
     return x
 
 
-def separable(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _separable(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Resample planes ``[3, H, H]`` by a matrix per axis: ``rows @ plane @ columns^T``."""
     return rows @ x @ columns.T
 
 
-def resized_crop(x: np.ndarray, crop: Sequence[float], flip: bool) -> np.ndarray:
-    """Cut out `crop` (top, left, height, width), resize it to full size, bilinearly, and `flip` it."""
+def _resized_crop(x: np.ndarray, crop: Sequence[float], flip: bool) -> np.ndarray:
+    """Cut out `crop` (top, left, height, width), resize it bilinearly to the full size, and `flip` it."""
     size = x.shape[-1]
     position = np.arange(size, dtype=np.float32)
 
@@ -78,30 +88,30 @@ def resized_crop(x: np.ndarray, crop: Sequence[float], flip: bool) -> np.ndarray
 
     top, left, height, width = crop
     columns = weights(left, width)
-    return separable(x, weights(top, height), columns[::-1] if flip else columns).clip(0, 1)
+    return _separable(x, weights(top, height), columns[::-1] if flip else columns).clip(0, 1)
 
 
-def luma(x: np.ndarray) -> np.ndarray:
-    """The gray image ``[H, H]`` of one in colour."""
-    return (LUMA @ x.reshape(3, -1)).reshape(x.shape[1:])
+def _luma(x: np.ndarray) -> np.ndarray:
+    """Return the gray image ``[H, H]`` of a colour image ``[3, H, H]``."""
+    return (_LUMA @ x.reshape(3, -1)).reshape(x.shape[1:])
 
 
-def adjusted(x: np.ndarray, operation: int, amount: float) -> np.ndarray:
-    """Brightness, contrast or saturation changed by a factor, or the hue turned."""
-    if operation == HUE:
-        return shifted_hue(x, amount) if amount else x
+def _adjusted(x: np.ndarray, operation: int, amount: float) -> np.ndarray:
+    """Return an image with brightness, contrast or saturation scaled by `amount`, or with its hue turned by it."""
+    if operation == _HUE:
+        return _shifted_hue(x, amount) if amount else x
     if amount == 1:
         return x
-    if operation == BRIGHTNESS:
+    if operation == _BRIGHTNESS:
         x = amount * x
     else:
-        gray = luma(x)
-        x = amount * x + (1 - amount) * (gray.mean() if operation == CONTRAST else gray)
+        gray = _luma(x)
+        x = amount * x + (1 - amount) * (gray.mean() if operation == _CONTRAST else gray)
     return x.clip(0, 1)
 
 
-def shifted_hue(x: np.ndarray, shift: float) -> np.ndarray:
-    """Turn the hue by `shift` turns, value and chroma unchanged (Smith 1978)."""
+def _shifted_hue(x: np.ndarray, shift: float) -> np.ndarray:
+    """Return an image with its hue turned by `shift` turns, value and chroma unchanged (Smith 1978)."""
     red, green, blue = x
     value = x.max(axis=0)
     chroma = value - x.min(axis=0)
@@ -113,9 +123,9 @@ def shifted_hue(x: np.ndarray, shift: float) -> np.ndarray:
     return value - chroma * (2 - from_dip).clip(0, 1)
 
 
-def blur_matrix(size: int, sigma: float) -> np.ndarray:
-    """Gaussian weights ``[H, H]`` of the pixels around each along an axis; beyond the border they are reflected."""
-    radius = min(BLUR_RADIUS, size - 1)
+def _blur_matrix(size: int, sigma: float) -> np.ndarray:
+    """Return the Gaussian weights ``[H, H]`` of the pixels along an axis; the border reflects."""
+    radius = min(_BLUR_RADIUS, size - 1)
     source = np.arange(-radius, size + radius, dtype=np.float32)
     offset = source - source[radius:-radius, None]
     weights = np.exp(-0.5 * (offset / sigma) ** 2) * (np.abs(offset) <= radius)

@@ -1,4 +1,4 @@
-"""A client's step on PyTorch: the module that the simulator's oracle runs, with its state where NumPy sees it."""
+"""A client's step on PyTorch: the simulator's oracle module, with its state as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from simsfl.kernels import ViewParameters, augment
 from simsfl.models import FlatModule, Style, client_model
 from simsfl.runs.client_trace import STATE
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+"""Types of the forward passes by name."""
 
 
 class TorchClient:
-    """See `lean_client.LeanClient`, which does the same on NumPy.
+    """A client's side of a step (`client_work.Client`) on PyTorch.
 
     Args:
-        about: what a trace says it is of (`simsfl.runs.recorder.about_client`).
-        precision: of the forward passes, a name of `PRECISIONS`; weights are fp32 but with fp64.
-        compile: run the models as programs of TorchInductor's.
+        about: the content of a trace's ``trace.json`` (`simsfl.runs.recorder.about_client`).
+        precision: precision of the forward passes, one of `_PRECISIONS`; weights are fp64 with fp64, else fp32.
+        compile: whether to compile the models with TorchInductor.
 
     Attributes:
-        online, online_statistics, momentum, momentum_statistics, velocity: flat arrays, views of the tensors.
+        online, momentum, velocity: ``[P]`` arrays that share their memory with the tensors: parameters of the online
+            model and of the momentum encoder, and velocity of SGD.
+        online_statistics, momentum_statistics: ``[S]`` running statistics, which share their memory as well.
 
     Raises:
-        ValueError: the trace is of another network than its settings make.
+        ValueError: the network that the settings describe has other parameters in this version of simsfl.
     """
 
     def __init__(self, about: Mapping[str, Any], precision: str, *, compile: bool = False):
@@ -41,7 +44,7 @@ class TorchClient:
             raise ValueError(
                 "network: is built otherwise here than where this comes from; allowed: the version of simsfl there"
             )
-        self._precision = PRECISIONS[precision]
+        self._precision = _PRECISIONS[precision]
         self._mean, self._std = (
             torch.tensor(about["images"][name], dtype=self._dtype).view(3, 1, 1) for name in ("mean", "std")
         )
@@ -58,30 +61,35 @@ class TorchClient:
         self._client = SingleClient(online, momentum, model.named(state["velocity"]).values())
 
     def views(self, pixels: np.ndarray, parameters: Mapping[str, np.ndarray]) -> Tensor:
-        """Two normalised views ``[2, B, 3, H, H]`` of ``[B, 3, H, H]`` uint8, with parameters ``[2, B, ...]``."""
+        """Return two normalised views ``[2, B, 3, H, H]`` of ``pixels [B, 3, H, H]`` uint8; parameters are ``[2, B,
+        ...]``.
+        """
         own = ViewParameters(**{name: torch.from_numpy(value)[:, None] for name, value in parameters.items()})
         return augment(torch.from_numpy(pixels)[None], own, self._mean, self._std, self._dtype)[:, 0]
 
     def query(self, images: Tensor, *, learns: bool = True) -> np.ndarray:
-        """Smashed data ``[B, c, h, w]`` to send; where the client `learns`, what `backward` needs is kept."""
+        """Return the smashed data ``[B, c, h, w]`` of ``images [B, 3, H, H]``.
+
+        What `backward` needs is kept if the client `learns`.
+        """
         with self._autocast(), torch.set_grad_enabled(learns):
-            return as_array(self._client.query(images))
+            return _as_array(self._client.query(images))
 
     def move(self, tau: float) -> None:
-        """The momentum model follows the online one."""
+        """Move the momentum encoder towards the online model: ``tau`` times itself plus ``1 - tau`` times that."""
         self._client.move(tau)
 
     def key(self, images: Tensor) -> np.ndarray:
-        """Smashed data of the momentum model."""
+        """Return the momentum encoder's smashed data ``[B, c, h, w]`` of ``images [B, 3, H, H]``."""
         with self._autocast():
-            return as_array(self._client.key(images))
+            return _as_array(self._client.key(images))
 
     def backward(self, gradient: np.ndarray) -> None:
-        """From the gradient of what `query` sent, which came in, to that of the weights."""
+        """Compute the gradient of the parameters from ``gradient [B, c, h, w]``, that of the query's smashed data."""
         self._client.backward(torch.from_numpy(gradient))
 
     def descend(self, lr: float, momentum: float, weight_decay: float) -> None:
-        """A step of SGD."""
+        """Do a step of SGD, as `SingleClient.descend` does."""
         self._client.descend(lr, momentum, weight_decay)
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -91,7 +99,7 @@ class TorchClient:
 
 
 def model_of(network: Mapping[str, Any]) -> FlatModule:
-    """The client's half of a network, by the settings that say how it is made."""
+    """Return the client's part of the network that the settings in a trace describe."""
     return client_model(
         network["arch"],
         width=network["width"],
@@ -103,7 +111,7 @@ def model_of(network: Mapping[str, Any]) -> FlatModule:
     )
 
 
-def as_array(smashed: Tensor) -> np.ndarray:
-    """For the wire; NumPy has no bfloat16."""
+def _as_array(smashed: Tensor) -> np.ndarray:
+    """Return smashed data as a NumPy array; bfloat16 becomes float32, since NumPy has no such type."""
     smashed = smashed.detach()
     return (smashed.float() if smashed.dtype == torch.bfloat16 else smashed).numpy()

@@ -1,4 +1,4 @@
-"""What clients and the average exchange: averaging of the cohort's models, and what a client makes of the average."""
+"""Averaging of the cohort's models, and how each client takes the average over."""
 
 from __future__ import annotations
 
@@ -12,51 +12,65 @@ from simsfl.models import FlatModule
 
 
 def is_sync_step(step: int, steps: int, syncs: int) -> bool:
-    """Whether the models are averaged after step `step` (from 0) of a round of `steps`.
+    """Return whether models are averaged after step `step`, counted from 0, of a round of `steps` steps.
 
-    `syncs` averagings are spread evenly, the last at the end; more than one a step makes no sense,
-    so at most `steps` take place.
+    The `syncs` averagings of a round are spread evenly, and the last one ends the round. There is at most one per step,
+    so `steps` of them if `syncs` is larger.
+
+    >>> [step for step in range(10) if is_sync_step(step, steps=10, syncs=3)]
+    [3, 6, 9]
     """
     return (step + 1) * syncs // steps > step * syncs // steps
 
 
 @torch.no_grad()
 def average_(state: State, *, align_momentum: bool, absent: Collection[int] = ()) -> None:
-    """Average the cohort's online models (McMahan et al. 2017, equal weights), running statistics too.
+    """Average the cohort's online models with equal weights (McMahan et al. 2017), and their running statistics.
 
-    The published program starts its sum from client 0 instead of the cohort's first; here it is
-    the plain mean. Momentum models are left alone, as published, unless `align_momentum` (MonAcoSFL,
-    Przewiezlikowski et al., ECML-PKDD 2024).
+    The average goes to `state.clients`, from where `receive_` gives it to the clients of the cohort. It is the plain
+    mean over the cohort, while the published program starts its sum from client 0 instead of the cohort's first client.
 
     Args:
-        absent: positions of clients whose models did not arrive, and do not count; they get the average, too.
+        align_momentum: whether momentum models are replaced by their average, too (MonAcoSFL, Przewiezlikowski et al.,
+            ECML-PKDD 2024). The published program leaves them alone.
+        absent: positions of clients whose models did not arrive. They do not count, but receive the average like all
+            others.
     """
     clients, cohort = state.clients, state.cohort
-    clients.online.copy_(present(cohort.online, absent).mean(dim=0))
+    clients.online.copy_(_present(cohort.online, absent).mean(dim=0))
     average_statistics_(state, absent)
     if align_momentum:
         for stack in (cohort.momentum, cohort.momentum_statistics):
-            stack.copy_(present(stack, absent).mean(dim=0, keepdim=True).expand_as(stack))
+            stack.copy_(_present(stack, absent).mean(dim=0, keepdim=True).expand_as(stack))
 
 
-def present(stack: Tensor, absent: Collection[int]) -> Tensor:
-    """The rows of a cohort's `stack` of those that are there."""
+def _present(stack: Tensor, absent: Collection[int]) -> Tensor:
+    """Return the rows of `stack` ``[C, ...]`` that belong to clients of the cohort whose positions are not `absent`."""
     return stack[[row for row in range(len(stack)) if row not in absent]] if absent else stack
 
 
 @torch.no_grad()
 def average_statistics_(state: State, absent: Collection[int] = ()) -> None:
-    """Average the cohort's running statistics, which all have from then on: those of clients that do not learn, too."""
-    average = present(state.cohort.online_statistics, absent).mean(dim=0)
+    """Replace the running statistics of the cohort's online models by their average.
+
+    Running statistics change even in rounds in which the clients' parameters do not.
+
+    Args:
+        absent: positions of clients that do not count, but receive the average like all others.
+    """
+    average = _present(state.cohort.online_statistics, absent).mean(dim=0)
     state.clients.online_statistics.copy_(average)
     state.cohort.online_statistics.copy_(average.expand_as(state.cohort.online_statistics))
 
 
 @torch.no_grad()
 def divergence(model: FlatModule, state: State) -> Tensor:
-    """``[C]`` how far each client's online model is from the average: the norms of all parameters' differences, summed.
+    """Return how far each client's online model is from the latest average, ``[C]``.
 
-    As the published program measures it.
+    The distance is the sum over all parameter tensors of the L2 norm of the difference, as in the published program.
+
+    Args:
+        model: the clients' network.
     """
     differences = model.named(state.cohort.online - state.clients.online)
     return torch.stack([difference.flatten(1).norm(dim=1) for difference in differences.values()]).sum(dim=0)
@@ -64,13 +78,16 @@ def divergence(model: FlatModule, state: State) -> Tensor:
 
 @torch.no_grad()
 def receive_(model: FlatModule, state: State, ids: Tensor, tau: float) -> None:
-    """Each client of the cohort takes the average, or with `tau` mixes it with its own model.
+    """Give the average to each client of the cohort, or with `tau` mix it into the client's own model.
 
-    Divergence-aware (Zhuang et al., ICLR 2022, eq. 4 and 5): the client keeps the share ``min(scale * divergence, 1)``
-    of its own; its scale is set the first time, so that the share then is `tau`.
+    Mixing is divergence-aware (Zhuang et al., ICLR 2022, eq. 4 and 5): a client keeps the share ``min(scale *
+    divergence, 1)`` of its own model. Its scale is set when it first differs from the average, such that it keeps the
+    share `tau` that time.
 
     Args:
-        ids: of the cohort, on the host.
+        model: the clients' network.
+        ids: ``[C]`` ids of the cohort's clients, on the host.
+        tau: share of its own model that a client keeps the first time; 0 for no mixing.
     """
     clients, cohort = state.clients, state.cohort
     average = clients.online.expand_as(cohort.online)

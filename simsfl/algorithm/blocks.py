@@ -7,10 +7,11 @@ from itertools import accumulate, groupby, pairwise
 
 
 def blocks(rows_per_unit: Sequence[int], total: int, size: int | None, *, apart: bool) -> list[slice]:
-    """Cut `total` rows, which are those of one direction or of two, into blocks of about equal size.
+    """Cut `total` rows, which are those of one direction of the loss or of two, into blocks of about equal size.
 
     Args:
-        rows_per_unit: consecutive rows of a direction that stay in one block.
+        rows_per_unit: sizes of the units that a direction consists of; the rows of a unit stay in one block.
+        total: rows of all directions together.
         size: most rows of a block, where the units allow it; None for no limit.
         apart: whether no block may have rows of two directions.
 
@@ -34,12 +35,12 @@ def owners(batches: Sequence[int], start: int, count: int) -> Iterator[tuple[sli
     """Find the clients that the rows of a block belong to.
 
     Args:
-        batches: rows of each client of a direction, in order.
+        batches: rows of each client in a direction of the loss, in cohort order.
         start: first row of the block, which is the first row of a client.
         count: rows of the block.
 
     Yields:
-        For each run of clients with equally many rows: its rows within the block, and its clients.
+        For each run of clients with equally many rows: its rows, counted within the block, and its clients' positions.
 
     >>> list(owners([2, 2, 3], 2, 5))
     [(slice(0, 2, None), slice(1, 2, None)), (slice(2, 5, None), slice(2, 3, None))]

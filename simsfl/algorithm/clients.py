@@ -1,7 +1,7 @@
-"""The client phase: the cohort's models as one batched program.
+"""The clients' part of a step: the cohort's models as one batched program.
 
-The only place where model code meets the client dimension: `functional_call` (`FlatModule.run`) under `vmap` over
-the stacked parameters.
+This is the only place where model code meets the client dimension: `functional_call` (`FlatModule.run`) under `vmap`
+over the stacked parameters.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from simsfl.models import FlatModule
 def forward(
     model: FlatModule, parameters: Tensor, statistics: Tensor, images: Sequence[Tensor], chunk: int | None = None
 ) -> list[Tensor]:
-    """Smashed data of every client, chunk by chunk: ``[C', B', c, h, w]`` each.
+    """Return the smashed data of all clients, ``[C', B', c, h, w]`` for each chunk of clients.
 
     Args:
-        parameters: ``[C, P]``.
-        statistics: ``[C, S]``, brought up to date.
-        images: ``[C', B', 3, H, W]`` of each group of clients with the same batch size, in the order of parameters.
-        chunk: C', clients run together, so that what they work on stays in cache; None for all.
+        model: the clients' network.
+        parameters: ``[C, P]`` parameters of each client.
+        statistics: ``[C, S]`` running statistics of each client, which are updated in place.
+        images: ``[C', B', 3, H, W]`` for each group of clients that share a batch size, in the order of `parameters`.
+        chunk: clients that run together, so that what they work on stays in the cache; None for all of a group.
     """
     smashed = []
     counts = [len(group) for group in images]
@@ -38,11 +39,16 @@ def forward(
 
 
 def backward(parameters: Tensor, smashed: Sequence[Tensor], gradient: Tensor) -> Tensor:
-    """Gradient ``[C, P]`` of each client's parameters from that of its own smashed data, ``[N, c, h, w]``.
+    """Return the gradient ``[C, P]`` of each client's parameters, given that of its own smashed data.
 
-    One call for all: no client's smashed data depends on another's parameters.
+    One call serves all clients, since no client's smashed data depend on another's parameters.
+
+    Args:
+        parameters: ``[C, P]`` the parameters that `forward` was called with.
+        smashed: what `forward` returned.
+        gradient: ``[N, c, h, w]`` gradient of the smashed data, in the same order.
     """
-    gradient = contiguous(gradient)  # a server may have it channels-last
+    gradient = contiguous(gradient)  # a server may return it channels-last
     rows = gradient.split([chunk.shape[:2].numel() for chunk in smashed])
     own = [row.view_as(chunk).to(chunk.dtype) for row, chunk in zip(rows, smashed, strict=True)]
     return torch.autograd.grad(smashed, parameters, own)[0]

@@ -1,8 +1,11 @@
-"""One step of federated learning as it was before the network was split: each client has all of it, and its own loss.
+"""One step of federated learning without a split: each client has the whole network, and a loss of its own.
 
-The baselines of the paper: FL-MoCo (He et al., CVPR 2020, on each client, with a queue of its own), and FL-BYOL
-(Grill et al., NeurIPS 2020), which is FedEMA (Zhuang et al., ICLR 2022) once clients mix the average with their own
-models (``--divergence-tau``). What is averaged when, and how clients are stacked, is the same as for MocoSFL.
+These are the paper's baselines. FL-MoCo is MoCo (He et al., CVPR 2020) on each client, with a key queue of its own.
+FL-BYOL is BYOL (Grill et al., NeurIPS 2020) on each client; it becomes FedEMA (Zhuang et al., ICLR 2022) where clients
+mix the average with their own models (``--divergence-tau``). Averaging and the stacking of clients are as for MocoSFL.
+
+Names of tensors end in their shape: C clients in the cohort, B images each, N = C*B, D outputs per image (for BYOL the
+projection and the prediction side by side), P parameters and S running statistics of a client, 3HH an image.
 """
 
 from __future__ import annotations
@@ -20,50 +23,58 @@ from simsfl.algorithm.step import Batch, Clock, Hyperparameters, Outcome, untime
 from simsfl.kernels import ema_, info_nce, sgd_
 from simsfl.models import SplitModel
 
-Objective = Callable[[Tensor, Tensor, KeyQueue, float], tuple[Tensor, Tensor]]
-"""Outputs ``[C, B, D]`` of online and momentum models for two views, queues, temperature: mean loss, accuracy."""
+_Objective = Callable[[Tensor, Tensor, KeyQueue, float], tuple[Tensor, Tensor]]
+"""Function of the outputs ``[C, B, D]`` of the online models for one view and of the momentum models for the other, the
+key queues, and the temperature. It returns two scalars, the mean loss of all images and the accuracy in percent."""
 
 
-def local_step(
-    objective: Objective,
+def _local_step(
+    objective: _Objective,
     model: SplitModel,
     state: State,
     batch: Batch,
     hyper: Hyperparameters,
     clock: Clock = untimed,
 ) -> Outcome:
-    """Train every client of the cohort on its own batch, in place. The server has nothing to do.
+    """Train every client of the cohort on its own batch, in place; the server has nothing to do.
 
     Args:
-        model: its client's half is the whole network.
+        objective: the loss of one direction.
+        model: a network whose client half is all of it.
+        batch: images of a single group: all clients have the same batch size.
+        clock: called with the phases "data", "client forward" and "client backward".
     """
     cohort = state.cohort
     (pixels,), (parameters,) = batch.pixels, batch.views
     directions = [(0, 1), (1, 0)] if hyper.symmetric else [(0, 1)]
 
     with clock("data"):
-        views = batch.images.augmented(pixels, parameters, cohort.online.dtype)
+        views_2CB3HH = batch.images.augmented(pixels, parameters, cohort.online.dtype)
 
     def encode(models_CP: Tensor, statistics_CS: Tensor, view: int) -> Tensor:
-        outputs = clients.forward(model.client, models_CP, statistics_CS, [views[view]], hyper.chunk)
+        outputs = clients.forward(model.client, models_CP, statistics_CS, [views_2CB3HH[view]], hyper.chunk)
         return torch.cat(outputs).to(cohort.online.dtype)
 
     with clock("client forward"), hyper.autocast(cohort.online.device):
         ema_(cohort.momentum, cohort.online, hyper.tau)
-        online = [encode(cohort.online, cohort.online_statistics, query) for query, _ in directions]
+        onlines_CBD = [encode(cohort.online, cohort.online_statistics, query) for query, _ in directions]
         with torch.no_grad():
-            targets = [encode(cohort.momentum, cohort.momentum_statistics, key) for _, key in directions]
+            targets_CBD = [encode(cohort.momentum, cohort.momentum_statistics, key) for _, key in directions]
 
     with clock("client backward"):
         losses, top1s = zip(
-            *(objective(o, t, state.queue, hyper.temperature) for o, t in zip(online, targets, strict=True)),
+            *(
+                objective(online_CBD, target_CBD, state.queue, hyper.temperature)
+                for online_CBD, target_CBD in zip(onlines_CBD, targets_CBD, strict=True)
+            ),
             strict=True,
         )
         loss = sum(losses)
         if hyper.clients_learn:
-            (gradient_CP,) = torch.autograd.grad(len(pixels) * loss, cohort.online)  # of each client's own mean
+            # times C: each client descends the mean over its own images, not its share of the cohort's mean
+            (gradient_CP,) = torch.autograd.grad(len(pixels) * loss, cohort.online)
             sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
-        for keys_CBD in reversed(targets):  # those of the first view first
+        for keys_CBD in reversed(targets_CBD):  # the keys of the first view are written first
             if state.queue.keys.shape[1]:
                 server.enqueue_(state.queue, F.normalize(keys_CBD.flatten(0, 1), dim=1), hyper.batches)
 
@@ -71,17 +82,22 @@ def local_step(
     return Outcome(loss.detach(), sum(top1s) / len(top1s), nothing, nothing)
 
 
-def contrast(online_CBD: Tensor, target_CBD: Tensor, queue: KeyQueue, temperature: float) -> tuple[Tensor, Tensor]:
-    """MoCo's: InfoNCE against the keys that the client itself has made."""
+def _contrast(online_CBD: Tensor, target_CBD: Tensor, queue: KeyQueue, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return MoCo's loss, InfoNCE against the keys that the client itself has made, and its accuracy in percent."""
     query_ND, key_ND = (F.normalize(output.flatten(0, 1), dim=1) for output in (online_CBD, target_CBD))
     return info_nce(query_ND, key_ND, queue.keys, temperature)
 
 
-def predict(online_CBD: Tensor, target_CBD: Tensor, queue: KeyQueue, temperature: float) -> tuple[Tensor, Tensor]:
-    """BYOL's: what the predictor makes of one view against the momentum model's projection of the other.
+def _predict(online_CBD: Tensor, target_CBD: Tensor, queue: KeyQueue, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return BYOL's loss, between the prediction from one view and the momentum model's projection of the other.
 
-    Outputs are projection and prediction, side by side. The accuracy is how often the own projection is the nearest
-    of the batch.
+    The accuracy is the percentage of images whose own projection is the nearest one in the client's batch.
+
+    Args:
+        online_CBD: projection and prediction, side by side; the prediction is used.
+        target_CBD: projection and prediction of the momentum models, of which the projection is used.
+        queue: not used.
+        temperature: not used.
     """
     _, prediction_CBD = F.normalize(online_CBD.unflatten(2, (2, -1)), dim=3).unbind(dim=2)
     projection_CBD, _ = F.normalize(target_CBD.unflatten(2, (2, -1)), dim=3).unbind(dim=2)
@@ -91,7 +107,7 @@ def predict(online_CBD: Tensor, target_CBD: Tensor, queue: KeyQueue, temperature
     return (2.0 - 2.0 * own_CB).mean(), top1.detach()
 
 
-moco_step = partial(local_step, contrast)
-"""FL-MoCo's step; see `simsfl.algorithm.step.train_step` for the arguments."""
-byol_step = partial(local_step, predict)
-"""FL-BYOL's step."""
+moco_step = partial(_local_step, _contrast)
+"""The step of FL-MoCo; see `simsfl.algorithm.step.train_step` for its arguments."""
+byol_step = partial(_local_step, _predict)
+"""The step of FL-BYOL; see `simsfl.algorithm.step.train_step` for its arguments."""

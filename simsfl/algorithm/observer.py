@@ -1,4 +1,4 @@
-"""What others may know of a simulation while it trains: told to its observers, where there are any."""
+"""Observers: how other code follows a simulation while it trains."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from simsfl.algorithm.step import Batch, Outcome
 
 
 class Observer:
-    """Is told, and does nothing; the simulation's `state` is then as each method says.
+    """A base class whose methods a simulation calls as it trains; here they do nothing.
 
-    On CUDA steps are recorded once and replayed (`simsfl.engine.cuda_graph`), which an observer need not care about as
-    long as it reads, or writes into the tensors of the state. What it is given of an outcome is overwritten by the next
-    step: it copies what it wants to keep.
+    When a method is called, the simulation's `state` is as the method's description says. On CUDA, steps are recorded
+    once and replayed (`simsfl.engine.cuda_graph`). An observer may read the state, and write into its tensors, all the
+    same. The tensors of an outcome are overwritten by the next step, so an observer copies what it wants to keep.
 
     Attributes:
-        needs_eager_steps: whether every step has to be carried out by Python while this observes, since it puts other
-            objects in the place of what takes part in steps, or has them call it.
+        needs_eager_steps: whether Python has to run in every step while this observes: the observer replaces objects
+            that take part in steps, or has them call it.
     """
 
     needs_eager_steps: bool = False
 
     def round_begins(self, plan: RoundPlan) -> None:
-        """The cohort has what it trains with from here on: at the start of a round, or where a run was resumed."""
+        """React to the start of a round, or to a resumed one: the cohort has the state that it trains on from here."""
 
     def stepped(self, batch: Batch, outcome: Outcome) -> None:
-        """The cohort has done a step, and an averaging may follow."""
+        """React to a step of the cohort, before the averaging that may follow it."""
 
     def averaging(self) -> None:
-        """It is about to be averaged."""
+        """React to the end of the cohort's training before an averaging: its models are about to be averaged."""
 
     def averaged(self) -> None:
-        """Its clients have received the average."""
+        """React to an averaging: the cohort's clients have received the average."""
 
     def step_is_over(self) -> None:
-        """A step is over, and its averaging, if there was one; or one that the server replayed, without clients."""
+        """React to the end of a step, with its averaging if there was one.
+
+        This includes steps that the server replays without clients.
+        """

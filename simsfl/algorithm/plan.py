@@ -1,4 +1,4 @@
-"""What a round will do, drawn in full before it starts: cohort, image order, view parameters."""
+"""Everything random about a round, drawn before it starts: the cohort, the order of images, and view parameters."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from simsfl.system.randomness import Purpose, numpy_generator
 
 @dataclass(frozen=True)
 class Group:
-    """Clients that do the same in a step. There is one of them, but for unequal resources."""
+    """Clients that share a batch size; all clients are one group unless their resources are unequal."""
 
     clients: range
-    """Their ids."""
+    """Ids of the group's clients."""
     cohort: int
-    """How many of them train in a round."""
+    """Number of the group's clients that train in a round."""
     batch_size: int
+    """Images that each of these clients trains on in a step."""
 
     @property
     def images(self) -> int:
-        """That its cohort trains on in a step."""
+        """Images that all of the group's clients in a cohort train on in a step, together."""
         return self.cohort * self.batch_size
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """The draws of one group for a round of S steps, on the device; a step takes row s of each."""
+    """The draws of one group for a round of S steps, on the device; step s takes row s of each tensor."""
 
     indices: Tensor
     """``[S, C, B]`` int64 rows of the training images."""
     views: ViewParameters
-    """Leading dimensions ``[S, 2, C, B]``."""
+    """Parameters of the two views of each image, tensors with the leading dimensions ``[S, 2, C, B]``."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,26 @@ class RoundPlan:
     """The draws of one round."""
 
     cohort: Tensor
-    """``[C]`` int64 client ids, group after group; on the host."""
+    """``[C]`` int64 ids of the clients that train, group after group, on the host."""
     groups: list[GroupPlan]
+    """Draws of each group, in the same order."""
 
     def on_device(self) -> list[Tensor]:
-        """Return the plan's tensors that are on the device."""
+        """Return all tensors of the plan that are on the device."""
         return [tensor for group in self.groups for tensor in (group.indices, *vars(group.views).values())]
 
 
 def client_groups(clients: int, cohort: int, batch_size: int, unequal: Unequal | None = None) -> list[Group]:
-    """Clients by what they can do: with unequal resources the rich, who come first, and the poor.
+    """Return the groups of clients that share a batch size: one, or with unequal resources the rich, then the poor.
 
-    Each takes part in the cohort in proportion, so that every round has the same shapes.
+    Every cohort has the same number of clients of each group, in proportion to its size, so that the tensors of all
+    rounds have the same shapes.
+
+    Args:
+        clients: number of clients.
+        cohort: number of clients that train in a round.
+        batch_size: images per step of a client, or of a poor client.
+        unequal: shares of the rich, and how many times as large their batches are; None where all clients are equal.
     """
     if unequal is None:
         return [Group(range(clients), cohort, batch_size)]
@@ -71,10 +80,15 @@ def client_groups(clients: int, cohort: int, batch_size: int, unequal: Unequal |
 
 
 def steps_per_round(sources: Sequence[Partition], groups: Sequence[Group], epochs: float = 1.0) -> int:
-    """Steps in which all clients together would go `epochs` times through their images, of the larger source.
+    """Return the steps of a round: those in which all clients together would go `epochs` times through their images.
 
-    The cohort runs in lock step, so all its clients take the same number of steps: one with fewer images
-    than its share starts over in a fresh order, one with more leaves out a different random part each round.
+    The cohort runs in lock step, so all its clients take the same number of steps. A client with fewer images than its
+    share starts over in a fresh order; one with more leaves out a different random part each round.
+
+    Args:
+        sources: what clients hold of each data set; the largest one counts.
+        groups: all clients, by batch size.
+        epochs: passes through the images in a round; the result is at least 1 step.
     """
     together = sum(len(group.clients) * group.batch_size for group in groups)
     largest = max(len(source.indices) for source in sources)
@@ -82,7 +96,7 @@ def steps_per_round(sources: Sequence[Partition], groups: Sequence[Group], epoch
 
 
 def draw_cohort(groups: Sequence[Group], round_index: int, seed: int) -> list[np.ndarray]:
-    """Ids of the clients that train in a round, of each group, in cohort order."""
+    """Draw the ids of the clients that train in a round, an int64 array for each group, in cohort order."""
     lottery = numpy_generator(seed, Purpose.COHORT, round_index)
     return [group.clients.start + lottery.choice(len(group.clients), group.cohort, replace=False) for group in groups]
 
@@ -99,10 +113,18 @@ def plan_round(
     seed: int,
     device: torch.device,
 ) -> RoundPlan:
-    """Draw a round: each client's draws depend on (seed, round, client id) alone, not on the others'.
+    """Draw a round; each client's draws depend on (seed, round, client id) alone, not on other clients.
 
     Args:
-        sources: what clients hold; of several, a batch has equally many images of each.
+        sources: what clients hold of each data set; a batch has equally many images of each.
+        round_index: counted from 0.
+        groups: all clients, by batch size.
+        steps: steps of the round.
+        recipe: "v1" or "v2", see `simsfl.data.views.sample`.
+        image_size: height and width of an image in pixels.
+        crop_scale: smallest share of an image's area that a crop may have.
+        seed: seed of the run.
+        device: device that the plan is sent to; the host goes on before it has arrived.
     """
     cohorts, plans = [], []
     for group, ids in zip(groups, draw_cohort(groups, round_index, seed), strict=True):
@@ -114,17 +136,17 @@ def plan_round(
             indices[:, position] = np.concatenate([own.reshape(steps, -1) for own in each], axis=1)
             draws = numpy_generator(seed, Purpose.VIEWS, round_index, client)
             uniforms[:, :, position] = draws.random((steps, 2, group.batch_size, UNIFORMS))
-        views = sample(uniforms, recipe, image_size, crop_scale).map(lambda t: send(t, device))
+        views = sample(uniforms, recipe, image_size, crop_scale).map(lambda t: _send(t, device))
         cohorts.append(torch.from_numpy(ids))
-        plans.append(GroupPlan(send(torch.from_numpy(indices), device), views))
+        plans.append(GroupPlan(_send(torch.from_numpy(indices), device), views))
     return RoundPlan(torch.cat(cohorts), plans)
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, without waiting for it to get there."""
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on `device`, without waiting for the transfer to a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def passes(rng: np.random.Generator, images: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` of as many freshly shuffled passes over `images` as it takes."""
+    """Return the first `count` images of as many passes over `images` as needed, each pass freshly shuffled."""
     return np.concatenate([rng.permutation(images) for _ in range(-(-count // len(images)))])[:count]

@@ -1,4 +1,4 @@
-"""When and how fast: learning rates over rounds."""
+"""Learning rates of server and clients over the rounds of a run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from torch import Tensor
 
 
 def decay(schedule: str, round_index: int, rounds: int, factor: float) -> float:
-    """The share of the base rate that is left in a round counted from 0.
+    """Return the share of the base learning rate that is left in a round.
 
-    "cosine" falls towards 0 (Loshchilov and Hutter, ICLR 2017); "step" multiplies by `factor` at 60 and
-    at 80 % of the rounds, but not before the second.
+    Args:
+        schedule: "cosine" falls from 1 towards 0 (Loshchilov and Hutter, ICLR 2017); "step" multiplies by `factor`
+            after 60 % and again after 80 % of the rounds, but never in the first round.
+        round_index: counted from 0.
+        rounds: rounds of the run.
+        factor: used by "step" alone.
+
+    >>> [round(decay("step", r, rounds=10, factor=0.1), 3) for r in (0, 5, 6, 8)]
+    [1.0, 1.0, 0.1, 0.01]
+    >>> [round(decay("cosine", r, rounds=10, factor=0.1), 3) for r in (0, 5, 9)]
+    [1.0, 0.5, 0.024]
     """
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * round_index / rounds))
@@ -20,15 +29,21 @@ def decay(schedule: str, round_index: int, rounds: int, factor: float) -> float:
 
 
 def server_lr(base: float, schedule: str, round_index: int, rounds: int) -> float:
-    """Rate of the server in a round counted from 0."""
+    """Return the server's learning rate in a round counted from 0; "step" has the factor 0.1."""
     return base * decay(schedule, round_index, rounds, 0.1)
 
 
 def client_lr(base: float, schedule: str, round_index: int, rounds: int, own_steps: Tensor) -> Tensor:
-    """Rate ``[C]`` of each client, float64.
+    """Return the learning rate of each client, ``[C]`` float64.
 
-    "oscillating" is what the published program does: its cosine has a period counted in rounds but is
-    stepped at each of a client's own steps (`own_steps` ``[C]`` so far), so the rate goes up and down.
+    Args:
+        base: rate at the start.
+        schedule: "cosine" or "step" (with the factor 0.2), as in `decay`; or "oscillating", which is what the published
+            program does. Its cosine has a period counted in rounds, but advances with each of a client's own steps, so
+            that the rate goes up and down.
+        round_index: counted from 0.
+        rounds: rounds of the run.
+        own_steps: ``[C]`` int64, steps that each client has done so far.
     """
     if schedule == "oscillating":
         return base * 0.5 * (1.0 + torch.cos(math.pi * own_steps.double() / rounds))

@@ -1,4 +1,7 @@
-"""One client by itself, as an ordinary module: what the oracle loops over, and what runs on a device (hw_profile/)."""
+"""One client by itself, as ordinary modules.
+
+The oracle (`simsfl.algorithm.reference`) loops over such clients, and real devices run one each (hw_profile/).
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from torch import Tensor, nn
 
 
 class SingleClient:
-    """A client's side of a step (Li et al., ICLR 2023, algorithm 1).
+    """A client's part of a step (Li et al., ICLR 2023, algorithm 1): query, move, key, backward, descend.
 
     Args:
         online: the model that learns.
-        momentum: its moving average, the same module with other weights.
-        velocity: of SGD, for each parameter of `online`.
+        momentum: the momentum model, its moving average: the same module with other weights.
+        velocity: SGD's velocity of each parameter of `online`, changed in place.
     """
 
     def __init__(self, online: nn.Module, momentum: nn.Module, velocity: Iterable[Tensor]):
@@ -22,28 +25,31 @@ class SingleClient:
         self.smashed: Tensor | None = None
 
     def query(self, images: Tensor) -> Tensor:
-        """Smashed data ``[B, c, h, w]`` of images ``[B, 3, H, W]``; its graph, if there is one, is kept."""
+        """Return the smashed data ``[B, c, h, w]`` of images ``[B, 3, H, W]``; a graph, if there is one, is kept."""
         smashed = self.online(images)
         self.smashed = smashed if smashed.requires_grad else None
         return smashed
 
     def move(self, tau: float) -> None:
-        """The momentum model follows."""
+        """Move the momentum model towards the online model; it keeps the share `tau` of its own weights."""
         move_towards(self.momentum, self.online, tau)
 
     @torch.no_grad()
     def key(self, images: Tensor) -> Tensor:
-        """Smashed data of the momentum model."""
+        """Return the momentum model's smashed data ``[B, c, h, w]`` of images ``[B, 3, H, W]``, without a graph."""
         return self.momentum(images)
 
     def backward(self, gradient: Tensor) -> None:
-        """From the gradient of the query's smashed data ``[B, c, h, w]`` to that of the parameters."""
+        """Compute the parameters' gradients from that of the latest query's smashed data, ``[B, c, h, w]``."""
         self.smashed.backward(gradient.to(self.smashed.dtype))
         self.smashed = None
 
     @torch.no_grad()
     def descend(self, lr: float, momentum: float, weight_decay: float) -> None:
-        """A step of SGD, the same to the last bit as `torch.optim.SGD`'s (which imports TorchDynamo: 150 MB)."""
+        """Take a step of SGD with the gradients of `backward`, and clear them.
+
+        The result equals that of `torch.optim.SGD` to the last bit; its import would cost 150 MB (TorchDynamo).
+        """
         for parameter, velocity in zip(self.online.parameters(), self.velocity, strict=True):
             gradient = parameter.grad.add(parameter, alpha=weight_decay)
             velocity.mul_(momentum).add_(gradient)
@@ -53,6 +59,6 @@ class SingleClient:
 
 @torch.no_grad()
 def move_towards(average: nn.Module, online: nn.Module, tau: float) -> None:
-    """Exponential moving average, parameter by parameter."""
+    """Move the parameters of `average` towards those of `online`, in place: ``m = tau * m + (1 - tau) * p``."""
     for m, p in zip(average.parameters(), online.parameters(), strict=True):
         m.copy_(tau * m + (1.0 - tau) * p)

@@ -1,10 +1,12 @@
-"""All that changes during training: tensors in frozen dataclasses, allocated once.
+"""Everything that changes during training: tensors in frozen dataclasses, allocated once.
 
-What persists per client is small. Right after an averaging every client's online model is the
-average, so it is stored once; the momentum model and the SGD velocity really differ, and are
-gathered for the cohort at the start of a round and scattered back at its end. Until a client first takes part even
-they do not, and are not written: memory that is never touched costs nothing on a CPU. Nothing is rebound: functions
-that change state end in ``_``.
+What persists per client is small. After an averaging, every client's online model is the average, which is therefore
+stored once. Momentum models and SGD velocities do differ between clients: they are gathered for the cohort at the start
+of a round, and scattered back at its end. Until a client first takes part, its rows are never written, and memory that
+is never touched costs nothing on a CPU. No tensor is rebound: functions that change state in place end in ``_``.
+
+Letters in shapes: M clients, C of them in the cohort, P parameters and S running statistics of a client's model, Q
+parameters of the server's model, K keys of D numbers in a ring.
 """
 
 from __future__ import annotations
@@ -25,119 +27,121 @@ if TYPE_CHECKING:
     from safetensors import safe_open
 
 
-LAZY = {"lazy": True}
-"""Metadata of a field: a stack with a row per client that holds nothing yet of those that have not taken part,
-so that a checkpoint has the rows of participants alone."""
-SAME_AS = "same as"
-"""In the metadata of a field of `State`: another field, which may be the same object; it is then saved once."""
+_LAZY = {"lazy": True}
+"""Metadata of a field whose tensor has a row per client, written once the client takes part: a checkpoint holds only
+the rows of participants."""
+_SAME_AS = "same as"
+"""Key in the metadata of a `State` field: name of another field that may hold the same object, which is saved once."""
 
 
 @dataclass(frozen=True)
 class Clients:
-    """What persists of M clients with P parameters and S running statistics each."""
+    """The state of all M clients, which persists from round to round."""
 
     online: Tensor
-    """``[P]`` the latest average, the model every client has right after an averaging."""
+    """``[P]`` the latest average of the online models, which every client has right after an averaging."""
     online_statistics: Tensor
-    """``[S]`` the latest average of the running statistics."""
+    """``[S]`` the latest average of the online models' running statistics."""
     initial: Tensor
-    """``[P]`` the momentum model of those that have not taken part."""
+    """``[P]`` the momentum model of clients that have not taken part yet."""
     initial_statistics: Tensor
-    """``[S]`` the running statistics of those that have not taken part."""
-    momentum: Tensor = field(metadata=LAZY)
-    """``[M, P]`` momentum models of those that have; ``[1, P]`` where they are averaged too (MonAcoSFL)."""
-    momentum_statistics: Tensor = field(metadata=LAZY)
+    """``[S]`` the running statistics of momentum models of clients that have not taken part yet."""
+    momentum: Tensor = field(metadata=_LAZY)
+    """``[M, P]`` momentum models of clients that have taken part; ``[1, P]`` where they are averaged (MonAcoSFL)."""
+    momentum_statistics: Tensor = field(metadata=_LAZY)
     """``[M, S]`` running statistics of the momentum models, or ``[1, S]`` where these are averaged."""
-    velocity: Tensor = field(metadata=LAZY)
-    """``[M, P]`` SGD velocity."""
-    own: Tensor = field(metadata=LAZY)
-    """``[M, P]`` online models before the latest averaging, where clients mix it with them; else ``[0, P]``."""
+    velocity: Tensor = field(metadata=_LAZY)
+    """``[M, P]`` SGD's velocity of each client."""
+    own: Tensor = field(metadata=_LAZY)
+    """``[M, P]`` online models before the latest averaging, where clients mix them with it; otherwise ``[0, P]``."""
     scale: Tensor
-    """``[M, 1]`` factor of each client's divergence in mixing, 0 until it is set; else ``[0, 1]``."""
+    """``[M, 1]`` factor of each client's divergence where clients mix, 0 until it is set; otherwise ``[0, 1]``."""
     participation: Tensor
-    """``[M]`` int64, rounds that each client has completed."""
+    """``[M]`` int64 rounds that each client has completed."""
     storage: Storage
-    """Where the stacks lie."""
+    """Storage of the tensors with a row per client."""
 
     def participants(self) -> Tensor:
-        """Return the ids ``[A]`` of the clients that have taken part."""
+        """Return the ids of the clients that have completed a round, in ascending order."""
         return self.participation.nonzero().flatten()
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """The C clients of the current round, stacked."""
+    """The state of the C clients of the current round, in cohort order."""
 
     ids: Tensor
-    """``[C]`` int64 client ids, in cohort order."""
+    """``[C]`` int64 client ids."""
     online: Tensor
-    """``[C, P]`` online models; the leaf that the client gradient is taken of."""
+    """``[C, P]`` online models, a leaf of the graph: the clients' gradients are taken with respect to it."""
     online_statistics: Tensor
-    """``[C, S]``."""
+    """``[C, S]`` running statistics of the online models."""
     momentum: Tensor
-    """``[C, P]``."""
+    """``[C, P]`` momentum models."""
     momentum_statistics: Tensor
-    """``[C, S]``."""
+    """``[C, S]`` running statistics of the momentum models."""
     velocity: Tensor
-    """``[C, P]``."""
+    """``[C, P]`` SGD's velocity of each client."""
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """The shared model behind the cut and its momentum encoder, Q parameters each."""
+    """The server's model behind the cut layer, which all clients share, and its momentum encoder."""
 
     online: Tensor
-    """``[Q]``."""
+    """``[Q]`` parameters of the model that learns."""
     momentum: Tensor
-    """``[Q]``."""
+    """``[Q]`` parameters of the momentum encoder."""
     velocity: Tensor
-    """``[Q]``."""
+    """``[Q]`` SGD's velocity."""
     online_statistics: Tensor
-    """``[S]`` running statistics, where it has BatchNorm."""
+    """Running statistics of the model, flat; empty without BatchNorm."""
     momentum_statistics: Tensor
-    """``[S]``."""
+    """Running statistics of the momentum encoder, flat; empty without BatchNorm."""
 
 
 @dataclass(frozen=True)
 class KeyQueue:
-    """Keys of earlier steps, a ring of length K for each of G groups of clients."""
+    """Keys of earlier steps, in G rings of length K: one that all clients share, or one for each client."""
 
     keys: Tensor
-    """``[G, K, D]`` unit rows."""
+    """``[G, K, D]`` unit keys."""
     pointer: Tensor
-    """``[G]`` int64, where the next key goes."""
+    """``[G]`` int64 slot of each ring that the next key is written to."""
 
 
 @dataclass(frozen=True)
 class Attackers:
     """The simulated attackers of TAResSFL, one for each client (`simsfl.defences.taressfl`).
 
-    A row is an attacker: the R parameters of its decoder, Adam's averages of their gradients and of these squared, and
-    how often it has learnt, ``A = 3R + 1`` numbers.
+    An attacker is a row of ``A = 3R + 1`` numbers: the R parameters of its decoder, Adam's averages of their gradients
+    and of the squared gradients, and the number of steps that it has learnt from.
     """
 
     initial: Tensor
-    """``[A]`` the attacker of a client that has not taken part."""
+    """``[A]`` the attacker of a client that has not taken part yet."""
     cohort: Tensor
-    """``[C, A]`` attackers of the cohort."""
-    own: Tensor = field(metadata=LAZY)
-    """``[M, A]`` attackers of clients that have taken part; they lie where the clients' state does."""
+    """``[C, A]`` attackers of the cohort's clients, in cohort order."""
+    own: Tensor = field(metadata=_LAZY)
+    """``[M, A]`` attackers of clients that have taken part, in the same storage as the clients' state."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What clients sent in each of S steps of the latest round that they sent anything in.
+    """What clients sent in each of the T steps of the latest round in which they sent anything.
 
-    Kept where the server may train on it again (`simsfl.algorithm.communication`), with the clients' state.
+    It is kept, in the same storage as the clients' state, where the server may train on it again
+    (`simsfl.algorithm.communication`). A step has R rows: those of the online models, then those of the momentum
+    models, which supervised training does not have.
     """
 
     smashed: Tensor
-    """``[S, R, c, h, w]`` activations, as they went over the wire."""
+    """``[T, R, c, h, w]`` smashed data as they reached the server."""
     labels: Tensor
-    """``[S, R]`` int64 where training is supervised, else ``[0, R]``."""
+    """``[T, R]`` int64 class of each image in supervised training, otherwise ``[0, R]``."""
 
     def keep_(self, step: int, smashed: Tensor, labels: Sequence[Tensor] | None) -> None:
-        """Put away what was sent in a step."""
+        """Keep the smashed data ``[R, c, h, w]`` of a step and, unless None, the labels of each group of clients."""
         self.smashed[step].copy_(smashed)
         if labels is not None:
             self.labels[step].copy_(torch.cat([own.flatten() for own in labels]))
@@ -145,29 +149,34 @@ class Sent:
 
 @dataclass(frozen=True)
 class State:
-    """Everything a run has learnt. `queues` persists; `queue` is what the cohort sees.
-
-    With a shared queue both are the same object (G = 1); otherwise `queues` has one ring per
-    client and `queue` one per cohort position. `sent` and `attackers` are None where nothing needs them.
-    """
+    """Everything that a run has learnt."""
 
     clients: Clients
+    """The state of all clients."""
     cohort: Cohort
+    """The state of the clients of the current round."""
     server: ServerState
+    """The state of the server."""
     queues: KeyQueue
-    queue: KeyQueue = field(metadata={SAME_AS: "queues"})
+    """All key queues: a single ring that all clients share, or one for each client."""
+    queue: KeyQueue = field(metadata={_SAME_AS: "queues"})
+    """The cohort's key queues: the same object as `queues` if that is shared, otherwise a ring per cohort position."""
     sent: Sent | None
+    """Smashed data that the server may train on again; None where it never does."""
     attackers: Attackers | None
+    """Simulated attackers (TAResSFL); None where there are none."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every distinct tensor by dotted name."""
+        """Return every distinct tensor by its dotted name, such as ``"clients.online"``."""
         return {name: tensor for name, tensor, _ in self._named()}
 
     def saved(self, *, sent: bool) -> dict[str, Tensor | Rows]:
-        """Return what a checkpoint holds: every tensor, but of lazy stacks only the rows of participants.
+        """Return what a checkpoint holds, by dotted name: every tensor, but only participants' rows of lazy ones.
+
+        Lazy tensors are those in fields that are marked `_LAZY`.
 
         Args:
-            sent: whether what clients have sent is needed again.
+            sent: whether what clients have sent is included.
         """
         rows, release = self.clients.participants(), self.clients.storage.release
         return {
@@ -177,10 +186,14 @@ class State:
         }
 
     def restore_(self, file: safe_open, *, sent: bool) -> None:
-        """Take over what `saved` has given.
+        """Read what `saved` returned from a file into this state.
+
+        Args:
+            file: an open safetensors file.
+            sent: whether the file includes what clients have sent.
 
         Raises:
-            ValueError: a tensor has another shape.
+            ValueError: a tensor in the file does not have the shape that it has here.
         """
         participation = self.clients.participation
         participation.copy_(same_shape(file.get_tensor("clients.participation"), participation))
@@ -197,9 +210,9 @@ class State:
                 held.done()
 
     def _named(self) -> Iterator[tuple[str, Tensor, bool]]:
-        """Yield the dotted name of every distinct tensor, the tensor, and whether it is a lazy stack."""
+        """Yield the dotted name of every distinct tensor, the tensor, and whether only participants have rows in it."""
         for part in fields(self):
-            owner, twin = getattr(self, part.name), part.metadata.get(SAME_AS)
+            owner, twin = getattr(self, part.name), part.metadata.get(_SAME_AS)
             if owner is None or (twin and owner is getattr(self, twin)):
                 continue
             for one in fields(owner):
@@ -209,13 +222,13 @@ class State:
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return `tensor`, or raise a ValueError if it is not shaped as `like`."""
+    """Return `tensor`, or raise a ValueError if its shape is not that of `like`."""
     _check_shape(tensor.shape, like.shape)
     return tensor
 
 
 def _check_shape(shape: Sequence[int], wanted: Sequence[int]) -> None:
-    """Raise a ValueError if a shape is not the wanted one."""
+    """Raise a ValueError unless `shape` equals `wanted`."""
     if list(shape) != list(wanted):
         raise ValueError(f"shape {list(shape)} is not {list(wanted)}")
 
@@ -230,12 +243,15 @@ def initial_clients(
     align_momentum: bool,
     mixing: bool,
 ) -> Clients:
-    """Allocate what persists of `clients` clients, who all begin with the weights of `model`.
+    """Allocate the state of `clients` clients, who all begin with the weights of `model`.
 
     Args:
-        storage: where it is kept, and in which dtype.
-        device: of the averages, like `dtype`.
-        align_momentum: whether momentum models are averaged, so that one is enough for all.
+        model: the clients' network.
+        clients: number of clients.
+        storage: what allocates the tensors with a row per client, in its own dtype.
+        device: device of the averages.
+        dtype: dtype of the averages.
+        align_momentum: whether momentum models are averaged, so that a single row is enough for all.
         mixing: whether clients mix the average with their own models, which are then kept.
     """
     online, statistics = (one.to(device, dtype) for one in (model.initial, model.initial_statistics))
@@ -259,7 +275,7 @@ def initial_clients(
 
 
 def initial_cohort(model: FlatModule, cohort: int, device: torch.device, dtype: torch.dtype) -> Cohort:
-    """Allocate a cohort of `cohort` clients, who all begin with the weights of `model`."""
+    """Allocate the state of a cohort of `cohort` clients, who all begin with the weights of `model`."""
     online, statistics = (one.to(device, dtype) for one in (model.initial, model.initial_statistics))
     return Cohort(
         ids=torch.arange(cohort, device=device),
@@ -272,7 +288,10 @@ def initial_cohort(model: FlatModule, cohort: int, device: torch.device, dtype: 
 
 
 def initial_server(model: FlatModule, device: torch.device, dtype: torch.dtype) -> ServerState:
-    """Allocate the server, which takes over the weights of `model`: they may be most of a run's memory."""
+    """Allocate the server's state, which takes the initial weights out of `model` (see `FlatModule.take_initial`).
+
+    They may be most of a run's memory, so the model does not keep a copy.
+    """
     online, statistics = model.take_initial().to(device, dtype), model.initial_statistics.to(device, dtype)
     return ServerState(
         online=online.clone(),
@@ -286,27 +305,32 @@ def initial_server(model: FlatModule, device: torch.device, dtype: torch.dtype) 
 def initial_queues(
     rings: int, length: int, dim: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
 ) -> KeyQueue:
-    """Allocate rings of `length` random unit keys of `dim` numbers each.
+    """Allocate `rings` rings of `length` random unit keys of `dim` numbers each.
 
     Args:
-        generator: on the CPU, so that the keys do not depend on the device.
+        rings: number of rings: 1, or one per client.
+        length: keys in each ring.
+        dim: dimension of a key.
+        generator: random numbers of the keys; on the CPU, so that the keys do not depend on the device.
+        device: device of the rings.
+        dtype: dtype of the keys.
     """
     keys = torch.randn(rings, length, dim, generator=generator).to(device, dtype)
     return KeyQueue(F.normalize(keys, dim=2), torch.zeros(rings, dtype=torch.long, device=device))
 
 
 def cohort_queues(queues: KeyQueue, cohort: int) -> KeyQueue:
-    """Allocate what a cohort has of `queues` with a ring for each client: a ring for each client of the cohort."""
+    """Allocate the key queues of a cohort of `cohort` clients, a ring each, given those of all clients."""
     return KeyQueue(queues.keys[:cohort].clone(), queues.pointer[:cohort].clone())
 
 
 def initial_attackers(
     decoder: FlatModule, clients: int, cohort: int, storage: Storage, device: torch.device, dtype: torch.dtype
 ) -> Attackers:
-    """Allocate the simulated attackers of all clients, which all begin with the weights of `decoder`."""
+    """Allocate the simulated attackers of `clients` clients (TAResSFL), all with the initial weights of `decoder`."""
     parameters = decoder.initial.to(device, dtype)
     initial = torch.cat([parameters, parameters.new_zeros(2 * len(parameters) + 1)])
-    own = storage.zeros(clients, len(initial), dtype)  # too many steps for bfloat16 to count
+    own = storage.zeros(clients, len(initial), dtype)  # a row counts steps, and bfloat16 stops at 256
     return Attackers(initial=initial, cohort=initial.repeat(cohort, 1), own=own)
 
 
@@ -317,9 +341,10 @@ def _stack(one: Tensor, rows: int) -> Tensor:
 
 @torch.no_grad()
 def gather_(state: State, ids: Tensor) -> None:
-    """Bring the clients `ids` ``[C]`` (on the host) into the cohort, in that order.
+    """Copy the state of the clients `ids` ``[C]``, given on the host, into the cohort, in that order.
 
-    Their online models are those they left with, or the average; `simsfl.algorithm.aggregation.receive_` comes next.
+    Where clients mix the average with their own models, the cohort's online models are those that the clients left
+    with; otherwise they are the average. `simsfl.algorithm.aggregation.receive_` has to follow.
     """
     clients, cohort = state.clients, state.cohort
     cohort.ids.copy_(ids, non_blocking=True)
@@ -348,18 +373,26 @@ def gather_(state: State, ids: Tensor) -> None:
 
 
 def rows_of(state: State, ids: Tensor) -> Tensor:
-    """The cohort's `ids` (on the host) as an index of the stacks with a row per client, wherever those lie."""
+    """Return the cohort's ids ``[C]`` on the device of the tensors with a row per client, to index them.
+
+    Args:
+        state: a state whose cohort has been gathered.
+        ids: the same ids on the host.
+    """
     return state.cohort.ids if state.clients.storage.kind == "device" else ids
 
 
 def completed_rounds(state: State, ids: Tensor) -> Tensor:
-    """``[C]`` rounds that the cohort's clients, `ids` on the host, have completed."""
+    """Return the rounds that each client of the cohort has completed, ``[C]`` int64; `ids` are theirs, on the host."""
     return state.clients.participation[rows_of(state, ids)].to(state.cohort.ids.device)
 
 
 @torch.no_grad()
 def scatter_(state: State) -> None:
-    """Put the cohort's state back, after the averaging that ends a round and before anyone receives it."""
+    """Copy the cohort's state back to all clients' and count the round as completed.
+
+    This has its place after the averaging that ends a round, and before clients receive the average.
+    """
     clients, cohort = state.clients, state.cohort
     rows = cohort.ids.to(clients.storage.device)
     for mine, theirs in (
@@ -381,12 +414,12 @@ def scatter_(state: State) -> None:
 
 
 def scatter_queue_(state: State) -> None:
-    """Put the cohort's own queues back, if it has any."""
+    """Copy the cohort's key queues back to all clients', unless they share one."""
     if state.queue is not state.queues:
         put_(state.queues.keys, state.cohort.ids, state.queue.keys)
         put_(state.queues.pointer, state.cohort.ids, state.queue.pointer)
 
 
 def put_(stack: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Write `values` into the rows of a stack, wherever it lies and whatever its dtype."""
+    """Write `values` ``[n, ...]`` into the given rows ``[n]`` of `stack`, converted to its device and dtype."""
     stack.index_copy_(0, rows, values.to(stack.device, stack.dtype))

@@ -1,7 +1,11 @@
 """One MocoSFL step, as one batched program over the cohort (Li et al., ICLR 2023, algorithm 1).
 
-Names of tensors end in their shape: C clients in the cohort, B images each, N = C*B, D key dimension, K queue
-length, P client parameters, chw the smashed data of one image.
+`train_step` is the whole step, and the place to start reading.
+
+Names of tensors end in their shape: C clients in the cohort, B images each, N = C*B, D key dimension, P client
+parameters, 3HW an image, chw its smashed data. Clients may have different batch sizes. Names that end in CB... are
+therefore lists, with a tensor ``[C', B', ...]`` for each group of clients that share a batch size, or for each chunk of
+such a group; all of them together have N images.
 """
 
 from __future__ import annotations
@@ -22,49 +26,53 @@ from simsfl.kernels import ViewParameters, ema_, sgd_
 from simsfl.models import SplitModel
 
 Clock = Callable[[str], AbstractContextManager[object]]
-"""Called with the name of a phase; the time inside the context that it returns counts towards that phase."""
-CONSTANT = "constant"
-"""In the metadata of a field of a `Batch`: it is the same in all batches of a run, with the tensors in it."""
+"""Function that takes the name of a phase; the time spent in the context that it returns counts towards that phase."""
+_CONSTANT = "constant"
+"""Key in the metadata of a `Batch` field whose value, with all tensors in it, is the same in all batches of a run."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """What the cohort trains on in one step; everything random about it is already drawn.
 
-    Tensors in its fields, and in the lists and dataclasses in them, differ from batch to batch. `map` and `leaves` find
-    them there, so that a step that is replayed (`simsfl.engine.cuda_graph`) gets those of a field that is added, too.
+    Tensors in its fields, and in the lists and dataclasses that the fields hold, differ from batch to batch. `map` and
+    `leaves` find all of them. A step that is replayed (`simsfl.engine.cuda_graph`) therefore also gets the tensors of
+    fields that are added here later.
     """
 
-    images: Images = field(metadata={CONSTANT: True})
-    """All training images; what is used of them here is how they are normalised."""
+    images: Images = field(metadata={_CONSTANT: True})
+    """All training images; a step uses only how they are normalised."""
     pixels: list[Tensor]
-    """``[C', B', 3, H, H]`` uint8 of each group of clients that have the same batch size, in cohort order."""
+    """Images ``[C', B', 3, H, H]`` uint8 of each group of clients that share a batch size, in cohort order."""
     views: list[ViewParameters]
-    """Parameters of ``[2, C', B']`` views: the queries', then the keys'."""
+    """Parameters of the views ``[2, C', B']`` of each group: the view that queries are made of, then that of keys."""
     server_lr: Tensor
-    """Scalar."""
+    """Scalar learning rate of the server."""
     client_lr: Tensor
-    """``[C, 1]``."""
+    """``[C, 1]`` learning rate of each client, in cohort order."""
     labels: list[Tensor] | None = None
-    """``[C', B']`` of each group, where training is supervised; then there are no keys."""
+    """Class ``[C', B']`` of each image, group by group, in supervised training, which has no keys; None otherwise."""
     attackers_lr: Tensor | None = None
-    """Scalar, of simulated attackers, if there are any."""
+    """Scalar learning rate of the simulated attackers (TAResSFL); not used without them."""
     wire: Wire = field(default_factory=Wire)
-    """How what clients send gets to the server, and back."""
+    """What carries smashed data to the server, and their gradients back to the clients."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with `function` applied to every tensor that differs from batch to batch."""
         return _mapped(self, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)
 
     def leaves(self) -> list[object]:
-        """Return all that the batch holds, in a fixed order: the tensors that `map` sees, constants, and all else."""
+        """Return everything that the batch holds, in a fixed order: the tensors that `map` sees, and all else."""
         found: list[object] = []
         _mapped(self, lambda leaf: found.append(leaf) or leaf)
         return found
 
 
 def _mapped(value: object, function: Callable[[object], object]) -> object:
-    """`value` with `function` applied to what is in it, or to itself if it is no dataclass, list or tuple."""
+    """Return `value` with `function` applied to everything in it, or to itself if it isn't a dataclass, list or tuple.
+
+    Fields that are marked as constant count as one thing, whatever they hold.
+    """
     if isinstance(value, (list, tuple)):
         return type(value)(_mapped(item, function) for item in value)
     if not is_dataclass(value):
@@ -72,114 +80,141 @@ def _mapped(value: object, function: Callable[[object], object]) -> object:
     new = {}
     for one in fields(value):
         own = getattr(value, one.name)
-        new[one.name] = function(own) if CONSTANT in one.metadata else _mapped(own, function)
+        new[one.name] = function(own) if _CONSTANT in one.metadata else _mapped(own, function)
     return replace(value, **new)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known after a step, still on the device."""
+    """The results of a step, still on the device."""
 
     loss: Tensor
-    """Scalar."""
+    """Scalar loss, summed over both directions if it is symmetric."""
     top1: Tensor
-    """Scalar, contrastive accuracy in percent."""
+    """Scalar accuracy in percent: how often the own key scores highest, or in supervised training the label."""
     smashed: Tensor
-    """``[2N, c, h, w]`` what the clients sent: of the online models, then of the momentum models, if there are keys."""
+    """``[2N, c, h, w]`` smashed data as they reached the server: those of the online models, then those of the momentum
+    models, which supervised training does not have. Empty where clients send none (`simsfl.algorithm.federated`)."""
     gradient: Tensor
-    """``[N, c, h, w]`` what the clients got back, and with TAResSFL what they added to it."""
+    """``[N, c, h, w]`` gradients of the smashed data that clients received, plus what they added to resist attackers
+    (TAResSFL). Empty where clients receive none."""
     attackers_ssim: tuple[Tensor, ...] = ()
-    """Scalars: how well simulated attackers reconstruct images, before they learnt from this step and after."""
+    """Mean SSIM (scalars) of the images that simulated attackers reconstruct, before and after they learn from this
+    step; empty without attackers."""
     absent: Collection[int] = NOBODY
-    """Positions in the cohort of clients of whom nothing arrived."""
+    """Positions in the cohort of the clients from which nothing arrived."""
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What stays the same from step to step; see `RunConfig` for each."""
+    """What stays the same from step to step; `simsfl.config.RunConfig` has most of it under the same names."""
 
     temperature: float
+    """T of the InfoNCE loss."""
     symmetric: bool
+    """Whether the loss has a second direction, in which the two views swap their roles."""
     tau: float
+    """Share of its own weights that a momentum model keeps in each step."""
     momentum: float
+    """Momentum of SGD, for clients and server."""
     weight_decay: float
+    """Weight decay of SGD, for clients and server."""
     batches: tuple[int, ...]
-    """Images of each client of the cohort, in order."""
+    """Images per step of each client, in cohort order."""
     precision: torch.dtype = torch.float32
-    """Dtype on the wire, and in bfloat16 of the forward passes; the state keeps its own."""
-    resistance: float = 0.0
-    """TAResSFL's lambda."""
-    target_ssim: float = 0.0
-    """From where on attackers are resisted."""
+    """Dtype of smashed data on the wire; with bfloat16 it is also that of forward passes. The state keeps its own."""
+    taressfl_lambda: float = 0.0
+    """Weight of TAResSFL's term in what clients minimise (`simsfl.defences.taressfl`)."""
+    taressfl_target_ssim: float = 0.0
+    """SSIM of a simulated attacker's reconstructions above which its client resists it (TAResSFL)."""
     clients_learn: bool = True
-    """Whether clients are sent a gradient, and go by it."""
+    """Whether clients receive gradients and learn from them."""
     chunk: int | None = None
-    """Clients that are run together, None for all. How fast it goes depends on it, not what comes of it."""
+    """Clients that run together; None for all. It affects the speed of a step, not its result."""
     block: int | None = None
-    """The same of the server: rows of smashed data."""
+    """Most rows of smashed data that go through the server together; None for no limit. It affects speed and memory."""
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Mixed precision where `precision` asks for it."""
+        """Return a context for forward passes on `device`: mixed precision if `precision` is bfloat16."""
         if self.precision == torch.bfloat16:
             return torch.autocast(device.type, self.precision)
         return nullcontext()
 
 
 def untimed(phase: str) -> AbstractContextManager[object]:
-    """The clock of those who do not ask."""
+    """Return a context that does nothing: the `Clock` of callers who measure no time."""
     return nullcontext()
 
 
 def train_step(
     model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed
 ) -> Outcome:
-    """Train cohort and server on one batch, in place."""
+    """Train the cohort's clients and the server on one batch, in place (Li et al., ICLR 2023, algorithm 1).
+
+    1. The clients make two views of each of their images.
+    2. Their online models turn the first view into query activations.
+    3. Their momentum models move towards the online models, and turn the second view into key activations.
+    4. The clients send both. The server concatenates them, computes the loss against the key queue, updates its models
+       and the queue (`learn_`), and sends each client the gradient of its own query activations.
+    5. With TAResSFL, each client adds a gradient that makes its own simulated attacker's reconstructions worse.
+    6. The clients backpropagate the gradient through their online models, and take a step of SGD.
+
+    In supervised training there are no key activations. Clients that do not learn (`hyper.clients_learn`) skip 5 and 6.
+
+    Args:
+        model: halves of the network, and with TAResSFL the attackers' decoder.
+        state: what is trained; `state.cohort` has the clients of this round.
+        clock: called with the phases "data", "client forward", "server", "attackers" and "client backward".
+    """
     cohort = state.cohort
     autocast = hyper.autocast(cohort.online.device)
 
     with clock("data"):
         views = [
-            batch.images.augmented(pixels, views, cohort.online.dtype)
-            for pixels, views in zip(batch.pixels, batch.views, strict=True)
+            batch.images.augmented(pixels, parameters, cohort.online.dtype)
+            for pixels, parameters in zip(batch.pixels, batch.views, strict=True)
         ]
         query_CB3HW, key_CB3HW = zip(*views, strict=True)
 
     with clock("client forward"), autocast:
         with nullcontext() if hyper.clients_learn else torch.no_grad():
-            queries = clients.forward(model.client, cohort.online, cohort.online_statistics, query_CB3HW, hyper.chunk)
+            query_CBchw = clients.forward(
+                model.client, cohort.online, cohort.online_statistics, query_CB3HW, hyper.chunk
+            )
         ema_(cohort.momentum, cohort.online, hyper.tau)
-        keys = []
+        key_CBchw = []
         if batch.labels is None:
             with torch.no_grad():
-                keys = clients.forward(
+                key_CBchw = clients.forward(
                     model.client, cohort.momentum, cohort.momentum_statistics, key_CB3HW, hyper.chunk
                 )
 
     with clock("server"):
-        smashed_2Nchw, absent = batch.wire.up(cut([*queries, *keys], hyper.precision))
-        del keys  # they are large
+        smashed_2Nchw, absent = batch.wire.up(_cut([*query_CBchw, *key_CBchw], hyper.precision))
+        del key_CBchw  # the server's passes need the memory
         labels_N = None if batch.labels is None else torch.cat([labels.flatten() for labels in batch.labels])
         gradients = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, absent)
 
-    gradient_Nchw, attackers_ssim = batch.wire.down(gradients.smashed), ()
+    gradient_Nchw = batch.wire.down(gradients.smashed)
+    attackers_ssim: tuple[Tensor, ...] = ()
     if hyper.clients_learn and model.attacker:
         with clock("attackers"):
             images_CB3HW = [batch.images.restore(images) for images in query_CB3HW]
-            resistance = resist_(
+            taressfl = resist_(
                 model.attacker,
                 state.attackers.cohort,
                 images_CB3HW,
                 smashed_2Nchw[: len(gradient_Nchw)],
                 batch.attackers_lr,
-                hyper.resistance,
-                hyper.target_ssim,
+                hyper.taressfl_lambda,
+                hyper.taressfl_target_ssim,
             )
-            gradient_Nchw = gradient_Nchw + resistance.gradient
-            attackers_ssim = resistance.before, resistance.after
+            gradient_Nchw = gradient_Nchw + taressfl.gradient
+            attackers_ssim = taressfl.before, taressfl.after
 
     if hyper.clients_learn:
         with clock("client backward"):
-            gradient_CP = clients.backward(cohort.online, queries, gradient_Nchw)
+            gradient_CP = clients.backward(cohort.online, query_CBchw, gradient_Nchw)
             sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
     return Outcome(gradients.loss, gradients.top1, smashed_2Nchw, gradient_Nchw, attackers_ssim, absent)
@@ -194,11 +229,16 @@ def learn_(
     labels_N: Tensor | None = None,
     absent: Collection[int] = NOBODY,
 ) -> server.Gradients:
-    """Do the server's part of a step, in place: momentum model, loss and gradients, SGD, queue.
+    """Do the server's part of a step, in place, and return its loss and gradients.
+
+    The momentum model moves towards the online one, the loss is computed against the queue as it was before this step,
+    the online model takes a step of SGD, and the new keys are written into the queue.
 
     Args:
-        smashed_2Nchw: what has arrived.
-        labels_N: class of each image in supervised training, else None.
+        smashed_2Nchw: activations that arrived, those of the online models before those of the momentum models; in
+            supervised training only the former, N rows.
+        server_lr: scalar learning rate.
+        labels_N: class of each image in supervised training, otherwise None.
         absent: positions of clients whose rows are not used; their gradient is 0.
     """
     if absent:
@@ -235,17 +275,22 @@ def _learn_without_(
     labels_N: Tensor | None,
     absent: Collection[int],
 ) -> server.Gradients:
-    """Do what `learn_` does with the rows of those clients that are there; the gradient of the others is 0."""
+    """Do what `learn_` does with the rows of those clients that are not absent; the others' gradient is 0."""
     batches = tuple(0 if client in absent else rows for client, rows in enumerate(hyper.batches))
     there_N = torch.tensor([client not in absent for client, rows in enumerate(hyper.batches) for _ in range(rows)])
-    rows = there_N.nonzero().flatten().to(smashed_2Nchw.device)
-    some = smashed_2Nchw.unflatten(0, (-1, len(there_N)))[:, rows].flatten(0, 1)
-    labels_n = None if labels_N is None else labels_N[rows]
-    gradients = learn_(model, state, some, server_lr, replace(hyper, batches=batches), labels_n)
-    every = torch.zeros_like(smashed_2Nchw[: len(there_N)]).index_copy_(0, rows, gradients.smashed)
-    return replace(gradients, smashed=every)
+    rows_n = there_N.nonzero().flatten().to(smashed_2Nchw.device)
+    smashed_2nchw = smashed_2Nchw.unflatten(0, (-1, len(there_N)))[:, rows_n].flatten(0, 1)
+    labels_n = None if labels_N is None else labels_N[rows_n]
+    gradients = learn_(model, state, smashed_2nchw, server_lr, replace(hyper, batches=batches), labels_n)
+    gradient_Nchw = torch.zeros_like(smashed_2Nchw[: len(there_N)]).index_copy_(0, rows_n, gradients.smashed)
+    return replace(gradients, smashed=gradient_Nchw)
 
 
-def cut(smashed: Sequence[Tensor], precision: torch.dtype) -> Tensor:
-    """What crosses the wire: ``[C', B, c, h, w]`` each -> ``[2N, c, h, w]``, off the clients' graph."""
-    return torch.cat([chunk.detach().flatten(0, 1).to(precision) for chunk in smashed])
+def _cut(smashed_CBchw: Sequence[Tensor], precision: torch.dtype) -> Tensor:
+    """Return what crosses the wire: smashed data of all clients, one row per image, detached from the clients' graph.
+
+    Args:
+        smashed_CBchw: ``[C', B', c, h, w]`` of each chunk of clients.
+        precision: dtype of the result.
+    """
+    return torch.cat([chunk.detach().flatten(0, 1).to(precision) for chunk in smashed_CBchw])

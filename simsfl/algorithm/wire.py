@@ -1,4 +1,4 @@
-"""What lies between the clients and the server."""
+"""The wire between clients and server: everything that they send each other passes through it."""
 
 from __future__ import annotations
 
@@ -8,59 +8,63 @@ from dataclasses import dataclass
 from torch import Tensor
 
 NOBODY: frozenset[int] = frozenset()
+"""Positions of absent clients where none is absent."""
 
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """How a real device fares that is one of the clients (hw_profile/)."""
+    """The status of a real device that is one of the clients (hw_profile/); figures are over all its connections."""
 
     client: int
+    """Id of the client."""
     presence: str
-    """"away", "here", or "at work" in the round under way."""
+    """"away", "here", or "at work" in the current round."""
     steps: int
-    """Steps that the device has done over all its connections, as all other figures here."""
+    """Steps that the device has done."""
     bytes_up: int
     """Bytes of whole frames that the device has sent."""
     bytes_down: int
     """Bytes of whole frames that the device has received."""
     step_seconds: float | None
-    """Seconds from one of its steps to the next, of the latest steps; None before there are any."""
+    """Seconds from one step of the device to the next, over its latest steps; None before there are any."""
     compute_seconds: float | None
-    """Seconds of a step that the device itself computed, of the latest steps."""
+    """Seconds per step that the device itself computes, over its latest steps; None before there are any."""
     network_seconds: float | None
-    """Seconds from the server's message to the device's answer less those it computed, of the latest steps."""
+    """Seconds per step from the server's message to the device's answer, less those that the device computes, over its
+    latest steps; None before there are any."""
 
 
 class Wire:
-    """Carries everything unchanged; a wire of another class may change what is sent, or lose it.
+    """The plain wire, which carries everything unchanged; a subclass may change what is sent, or lose it.
 
     Positions are those of clients in the cohort. Not all clients of a cohort may be absent.
     """
 
     def up(self, smashed_2Nchw: Tensor) -> tuple[Tensor, Collection[int]]:
-        """Carry what the cohort sends to the server.
+        """Carry the cohort's smashed data to the server.
 
         Args:
-            smashed_2Nchw: activations of the online models, then, if there are keys, of the momentum models.
+            smashed_2Nchw: smashed data of the online models, then those of the momentum models, which supervised
+                training does not have.
 
         Returns:
-            What arrives, of the same shape, and the positions of clients of whom nothing arrives, whose rows are
+            What arrives, of the same shape, and the positions of the clients from which nothing arrives. Their rows are
             not used.
         """
         return smashed_2Nchw, NOBODY
 
     def down(self, gradient_Nchw: Tensor) -> Tensor:
-        """Carry the gradients of what the cohort has sent back to it; return what the clients get."""
+        """Carry the gradients of the online models' smashed data back to the clients; return what they receive."""
         return gradient_Nchw
 
     def models_up(self) -> Collection[int]:
-        """Carry the models of the cohort, which are in its state, to the server, which averages them.
+        """Carry the cohort's models, which are in the simulation's state, to the server for averaging.
 
         Returns:
-            The positions of clients whose models do not arrive.
+            The positions of the clients whose models do not arrive.
         """
         return NOBODY
 
     def devices(self) -> list[DeviceStatus]:
-        """Return how each real device fares, by client."""
+        """Return the status of each client that may be a real device; with the plain wire, none may."""
         return []

@@ -28,47 +28,50 @@ from simsfl.system.memory import is_out_of_memory
 from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_number
 from simsfl.ui.dashboard import number
 
-DESCENT = "descent"
-SHOWN = 12
-"""Images on the sheet."""
+_DESCENT = "descent"
+"""Name of the attack that trains no decoder."""
+_SHOWN = 12
+"""Most images on the sheet."""
 
 
 def parser() -> Parser:
-    """All flags of this program."""
-    result = Parser(prog="attack.py", description=__doc__)
-    result.add_argument("run", type=path, metavar="RUN_DIR", help="directory of a run of mocosfl")
+    """Return the parser of this program's flags."""
+    result = Parser(description=__doc__)
+    result.add_argument("run", type=path, metavar="RUN_DIR", help="run directory (method mocosfl)")
     result.add_argument(
         "--decoder",
         default="res_normN4C64",
         metavar="NAME",
-        help="custom, conv_normN{blocks}C{channels}, res_normN{blocks}C{channels}, or descent: on the image itself, "
-        "with no data of the attacker's (default: res_normN4C64)",
+        help="custom, conv_normN{blocks}C{channels}, res_normN{blocks}C{channels}, or descent, which optimises the "
+        "image itself without data of the attacker (default: res_normN4C64)",
     )
     result.add_argument(
         "--attacker-data",
         type=value_of(float, "a number"),
         metavar="SHARE",
-        help="of the training images, drawn at random, that the attacker has (default: 0.01)",
+        help="share of the training images that the attacker has, drawn at random (default: 0.01)",
     )
-    result.add_argument("--attack-seeds", default="0", metavar="N,N", help="an attack for each (default: 0)")
-    result.add_argument("--attack-epochs", type=whole_number, metavar="N", help="default: 50")
+    result.add_argument(
+        "--attack-seeds", default="0", metavar="N,N", help="seeds, by comma, of an attack each (default: 0)"
+    )
+    result.add_argument("--attack-epochs", type=whole_number, metavar="N", help="epochs of the decoder (default: 50)")
     result.add_argument(
         "--target-client",
         type=value_of(int, "a whole number"),
         default=0,
         metavar="ID",
-        help="whose images are reconstructed, and the next clients' until there are 128 (default: 0)",
+        help="first client whose images are reconstructed; the next ones follow up to 128 images (default: 0)",
     )
-    result.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: auto)")
+    result.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Attack, and write down what came of it; the exit code."""
+    """Attack a run, print and write the results; return the exit code."""
     try:
         arguments = parser().parse(argv)
         seeds = seeds_of(arguments.attack_seeds, "attack_seeds")
-        decoder = None if arguments.decoder == DESCENT else Decoder.parse(arguments.decoder)
+        decoder = None if arguments.decoder == _DESCENT else Decoder.parse(arguments.decoder)
         if decoder is None and (arguments.attacker_data is not None or arguments.attack_epochs):
             raise ValueError("decoder: descent trains none; allowed: without --attacker-data and --attack-epochs")
         arguments.attacker_data = 0.01 if arguments.attacker_data is None else arguments.attacker_data
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"attacker_data: {arguments.attacker_data:g} is no share; allowed: more than 0, up to 1")
         simulation = Simulation.load(arguments.run, device=arguments.device)
         with arithmetic(simulation.config.precision):
-            carry_out(arguments, simulation, decoder, seeds)
+            _carry_out(arguments, simulation, decoder, seeds)
     except (ValueError, OSError, ArithmeticError) as error:
         return fail(error)
     except (MemoryError, RuntimeError) as error:
@@ -89,11 +92,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, seeds: list[int]) -> None:
-    """An attack for each seed, the sheet, the curves and the figures.
+def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, seeds: list[int]) -> None:
+    """Attack once for each seed; print the scores, and write them with the sheet and the curves into the run directory.
+
+    Args:
+        arguments: the program's flags.
+        simulation: the run.
+        decoder: the network that the attacker trains; None for descent.
+        seeds: seeds of the attacks.
 
     Raises:
-        ValueError: the run has no smashed data, or no such client.
+        ValueError: the run's method has no smashed data, or the target client does not exist.
     """
     config = simulation.config
     if config.method != "mocosfl":
@@ -120,7 +129,7 @@ def carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, s
     out.mkdir(exist_ok=True)
     scores = {score: spread([getattr(result, score) for result in results]) for score in ("mse", "ssim", "psnr")}
     own = {score: [getattr(result, score) for result in results] for score in scores}
-    mean_image = mean_image_mse(simulation, rows)
+    mean_image = _mean_image_mse(simulation, rows)
     write_json(
         out / f"{name}.json",
         {
@@ -137,9 +146,9 @@ def carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, s
             "training": [asdict(result.training) if result.training else None for result in results],
         },
     )
-    figures = {name: sheet(pixels(images, rows[:SHOWN]).cpu(), results[0], name)}
+    figures = {name: _sheet(pixels(images, rows[:_SHOWN]).cpu(), results[0], name)}
     if decoder:
-        figures[f"{name}-curves"] = curves(results, seeds)
+        figures[f"{name}-curves"] = _curves(results, seeds)
     for stem, figure in figures.items():
         figure.savefig(out / f"{stem}.png")
         plt.close(figure)
@@ -154,14 +163,24 @@ def carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, s
     console.print(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}", highlight=False, soft_wrap=True)
 
 
-def mean_image_mse(simulation: Simulation, rows: torch.Tensor) -> float:
-    """What an attacker who knows nothing but the mean of all images has."""
+def _mean_image_mse(simulation: Simulation, rows: torch.Tensor) -> float:
+    """Return the mean squared error of an attacker who only knows the mean of the target images.
+
+    Args:
+        rows: rows of the target images, int64 ``[n]``.
+    """
     originals = pixels(simulation.dataset.train, rows)
     return (originals - originals.mean(dim=0)).square().mean().item()
 
 
-def sheet(originals: torch.Tensor, result: Result, name: str) -> Figure:
-    """Originals above their reconstructions."""
+def _sheet(originals: torch.Tensor, result: Result, name: str) -> Figure:
+    """Draw originals above their reconstructions.
+
+    Args:
+        originals: images ``[n, 3, H, H]`` in [0, 1].
+        result: the attack, whose first `n` reconstructions are shown.
+        name: name of the decoder.
+    """
     figure, axes = plt.subplots(
         2, len(originals), figsize=(0.85 * len(originals) + 0.6, 2.1), squeeze=False, layout="constrained"
     )
@@ -175,8 +194,8 @@ def sheet(originals: torch.Tensor, result: Result, name: str) -> Figure:
     return figure
 
 
-def curves(results: Sequence[Result], seeds: Sequence[int]) -> Figure:
-    """The decoder's error by epoch."""
+def _curves(results: Sequence[Result], seeds: Sequence[int]) -> Figure:
+    """Draw the decoder's mean squared error by epoch, on the images it is trained on and on those held out."""
     figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for result, seed in zip(results, seeds, strict=True):
         (line,) = axis.plot(result.training.train, label=f"seed {seed}, trained on")

@@ -1,4 +1,4 @@
-"""Write weights as the published program has them: ``python experiments/export_checkpoint.py RUN_DIR --out DIR``."""
+"""Write weights in the published program's layout: ``python experiments/export_checkpoint.py RUN_DIR --out DIR``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from simsfl.ui.arguments import Parser, fail, path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read, write a file for each half, and weights as a file for --init-client; the exit code."""
-    parser = Parser(prog="export_checkpoint.py", description=__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="directory of a run, a file of weights, or an expert's name")
-    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="where to write")
+    """Read weights; write a file for each half, and one for --init-client; return the exit code."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("source", metavar="SOURCE", help="run directory, weights file, or name of an expert")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="directory to write into")
     parser.add_argument("--client-only", action="store_true", help="leave the server out, as experts do")
     try:
         arguments = parser.parse(argv)

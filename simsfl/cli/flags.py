@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
+from simsfl.cli.presets import named
 from simsfl.config import RunConfig
 from simsfl.ui.arguments import value_of
 
-GROUPS = {
+_GROUPS = {
     "clients": "clients and rounds",
     "data": "data and views",
     "model": "model",
@@ -20,18 +21,32 @@ GROUPS = {
     "evaluation": "evaluation",
     "run": "machine and checkpoints",
 }
+"""Headings in the help of flags, by the group of a config field."""
 
-CONVERTERS = {"int": value_of(int, "a whole number"), "float": value_of(float, "a number"), "str": str}
+_CONVERTERS = {"int": value_of(int, "a whole number"), "float": value_of(float, "a number"), "str": str}
+"""Converters of a flag's text, by the type of a config field."""
 
 
 def add_config_flags(
-    parser: argparse.ArgumentParser, *, without: Collection[str] = (), beside: Mapping[str, RunConfig] | None = None
+    parser: argparse.ArgumentParser,
+    *,
+    preset: str,
+    without: Collection[str] = (),
+    beside: Mapping[str, RunConfig] | None = None,
 ) -> None:
-    """One flag per field of `RunConfig`, but those `without`, under the heading of its group; absent unless given.
+    """Add ``--preset``, and a flag for each field of `RunConfig` under the heading of its group.
 
-    Help shows the field's default, and `beside` it what it is in presets by name, where that is something else.
+    A field's flag that is not given leaves no attribute in the parsed arguments.
+
+    Args:
+        parser: gets the flags.
+        preset: default of ``--preset``.
+        without: fields that get no flag.
+        beside: presets by name; help shows their values of a field beside its default, where they differ.
     """
-    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    text = f"auto, or one of those that `run --list` prints; flags override its fields (default: {preset})"
+    parser.add_argument("--preset", default=preset, help=text)
+    groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
     for spec in fields(RunConfig):
         group = spec.metadata["group"]
         if group not in groups or spec.name in without:
@@ -47,13 +62,25 @@ def add_config_flags(
         if kind == "bool":
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = CONVERTERS[kind]
+            options["type"] = _CONVERTERS[kind]
             choices = spec.metadata["choices"]
             options["metavar"] = "{" + ",".join(choices) + "}" if choices else kind.upper()
         groups[group].add_argument(f"--{spec.name.replace('_', '-')}", **options)
 
 
 def config_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The config fields that were given as flags."""
+    """Return the config fields that were given as flags, by name."""
     names = {spec.name for spec in fields(RunConfig)}
     return {name: value for name, value in vars(arguments).items() if name in names and name != "preset"}
+
+
+def asked_config(arguments: argparse.Namespace) -> RunConfig:
+    """Return the config of the preset with the fields that were given as flags.
+
+    Raises:
+        ValueError: there is no such preset, or a flag cannot work, or has no effect beside the others.
+    """
+    values = config_values(arguments)
+    config = replace(named(arguments.preset, values.get("device", "auto"))[0], **values)
+    config.check_effect(values)
+    return config

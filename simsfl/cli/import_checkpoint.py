@@ -19,21 +19,20 @@ from simsfl.ui.arguments import Parser, fail, path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read, match, write; the exit code."""
-    parser = Parser(prog="import_checkpoint.py", description=__doc__)
+    """Read state dicts, match them with the network and write them; return the exit code."""
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "files", type=path, nargs="+", metavar="CLIENT.tar SERVER.tar", help="state dicts; either may be left out"
     )
-    parser.add_argument("--out", type=path, metavar="FILE", help="default: the first with .safetensors")
-    parser.add_argument("--preset", default="paper", help="whose network it is; flags override (default: paper)")
-    add_config_flags(parser)
+    parser.add_argument("--out", type=path, metavar="FILE", help="file to write (default: the first, as .safetensors)")
+    add_config_flags(parser, preset="paper")
     try:
         arguments = parser.parse(argv)
         config = resolve(replace(named(arguments.preset)[0], **config_values(arguments)))
         model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
         halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
         for file in arguments.files:
-            given = read(file)
+            given = _read(file)
             wrong = {half: mismatch(getattr(model, half), given) for half in HALVES}
             half = next((half for half in HALVES if wrong[half] is None), None)
             if half is None:
@@ -54,17 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read(file: Path) -> dict[str, Tensor]:
-    """A state dict; nothing in the file is executed.
+def _read(file: Path) -> dict[str, Tensor]:
+    """Read a state dict; nothing in the file is executed.
+
+    Returns:
+        Tensors by name, on the CPU.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the file is missing or damaged, or holds something other than a state dict.
     """
     if not file.is_file():
         raise ValueError(f"files: there is no file {file}; allowed: what torch.save wrote")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles by others: what is wrong with them is said below
+            warnings.simplefilter("ignore")  # torch warns about foreign pickles; the errors below say more
             given = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(f"files: {file} is damaged, or holds more than tensors; allowed: a state dict") from error

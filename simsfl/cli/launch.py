@@ -1,4 +1,4 @@
-"""What ``run.py`` does once its flags are read: set a run up, tell of it, carry it out, tell what came of it."""
+"""What ``run.py`` does once its flags are read: set up a run, print what it is, carry it out, and print the results."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from simsfl.cli.flags import config_values
 from simsfl.cli.main import command
 from simsfl.cli.presets import PRESETS, automatic, named
 from simsfl.cli.session import UNTRACED, Session
-from simsfl.config import ARCHITECTURES, DATASETS
+from simsfl.config.catalogue import ARCHITECTURES, DATASETS
 from simsfl.models import layer_count
+from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.recorder import Recorder
-from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
 from simsfl.system.signals import Stop
@@ -34,34 +34,36 @@ from simsfl.ui.arguments import print_error
 from simsfl.ui.console import Output
 from simsfl.ui.dashboard import number, time_text
 
-CHOICES = ("preset", "dataset", "device", "precision", "engine")
-"""What is chosen for those who do not say, so the output says why."""
-PRECISION_NOTES = {
+_CHOICES = ("preset", "dataset", "device", "precision", "engine")
+"""Fields whose values may be chosen automatically, so that the output states the reason."""
+_PRECISION_NOTES = {
     "fp32": "products and convolutions without TF32",
     "tf32": "TF32 in products and convolutions, all else in fp32",
     "bf16": "forward passes and smashed data; weights, queue and loss in fp32",
 }
-ENGINE_NOTES = {
+"""What is printed about each precision."""
+_ENGINE_NOTES = {
     "fused": "the cohort stacked into one batched program, with operators made for that",
     "vmap": "the cohort stacked into one batched program, of PyTorch's operators",
     "loop": "clients one by one, the slow reference",
 }
+"""What is printed about each engine."""
 
 
 class Guests(Protocol):
-    """Others who take part in a run, such as real devices (hw_profile/)."""
+    """Participants from outside the simulation, such as real devices (hw_profile/)."""
 
     auto_precision: tuple[str, str]
-    """The precision that "auto" means where they take part, and why."""
+    """The precision that "auto" means in a run that they take part in, and the reason."""
 
     def prepare(self, simulation: Simulation) -> None:
-        """See whether they can, before anything is written; raise a ValueError if not."""
+        """Raise a ValueError unless they can take part in this simulation; called before anything is written."""
 
     def resuming(self) -> list[str]:
-        """The command that goes on with a run, but for its directory."""
+        """Return the words of the command that resumes a run, without the run directory that follows them."""
 
     def during(self, session: Session) -> AbstractContextManager[object]:
-        """Entered while the session goes on."""
+        """Return a context that is entered while the session trains."""
 
 
 def launch(
@@ -69,28 +71,34 @@ def launch(
     stop: Stop,
     guests: Guests | None = None,
 ) -> int:
-    """Carry out what the flags ask for; the exit code.
+    """Do what the flags ask for; return the exit code of the program.
 
     Args:
-        guests: who take part besides.
+        arguments: the flags of ``run.py``, parsed.
+        stop: entered already; says when the user wants the run to end.
+        guests: participants from outside the simulation, if any.
+
+    Returns:
+        0 if all went well, 1 if training failed, 128 plus the number of the signal if one stopped the run.
 
     Raises:
-        ValueError: they ask for what cannot be.
-        KeyboardInterrupt: stopped before training.
+        ValueError: the flags ask for something impossible, or for more memory than there is.
+        OSError: the run directory cannot be written, before training.
+        KeyboardInterrupt: the user stopped the program before training.
     """
     console = Output(force_terminal=True) if arguments.dashboard == "on" else Output()
     if arguments.list:
-        print_names(console)
+        _print_names(console)
         return 0
     try:
-        session = (resumed if arguments.resume else fresh)(arguments, console, stop, guests)
+        session = (_resumed if arguments.resume else _fresh)(arguments, console, stop, guests)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise ValueError(f"memory: this run does not fit ({error}); allowed: a smaller network or queue") from error
     if session is None:
         return 0
-    if stop.received:  # while something imported would not be interrupted
+    if stop.received:  # an import may have swallowed the KeyboardInterrupt
         raise KeyboardInterrupt
     try:
         with guests.during(session) if guests else nullcontext():
@@ -107,15 +115,15 @@ def launch(
         begin = guests.resuming() if guests else [*command("run"), "--resume"]
         again = shlex.join([*begin, str(session.directory.path)])
         console.print(f"stopped by {stop.received.name}; go on with: {again}", markup=False, soft_wrap=True)
-        tell_of_trace(console, session.recorder)
+        _print_trace(console, session.recorder)
         return 128 + stop.received
-    conclude(console, session.directory, session.result)
-    tell_of_trace(console, session.recorder)
+    _conclude(console, session.directory, session.result)
+    _print_trace(console, session.recorder)
     return 0
 
 
-def tell_of_trace(console: Output, recorder: Recorder | None) -> None:
-    """Say where the trace is, or why there is none, if one was asked for."""
+def _print_trace(console: Output, recorder: Recorder | None) -> None:
+    """Print where the client trace is, or why it could not be written; nothing if none was asked for."""
     if recorder is None:
         return
     if recorder.problem:
@@ -125,45 +133,54 @@ def tell_of_trace(console: Output, recorder: Recorder | None) -> None:
     console.print(f"  {escape(str(recorder.path))}  [dim]{what}[/]", highlight=False, soft_wrap=True)
 
 
-def fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session:
-    """A new run, from a preset or a config file and the flags over it."""
+def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session:
+    """Set up a new run from a preset or a config file, and the flags that override it.
+
+    Raises:
+        ValueError: the flags ask for something impossible, or the run directory is not free.
+        OSError: the run directory cannot be written.
+    """
     if arguments.overwrite and not arguments.out:
         raise ValueError("overwrite: has no effect without --out; allowed with --out DIR")
-    config, why = chosen_config(arguments)
+    config, why = _chosen_config(arguments)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     directory = RunDirectory(arguments.out or "runs")
     directory.check_free(overwrite=arguments.overwrite)
     simulation = Simulation(config, auto_precision=guests.auto_precision if guests else None)
-    check_profile(arguments.profile, simulation)
-    recorder = recorder_of(arguments, simulation)
+    _check_profile(arguments.profile, simulation)
+    recorder = _recorder_of(arguments, simulation)
     if guests:
         guests.prepare(simulation)
     if arguments.out is None:
         directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
     else:
-        directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes its time
+        directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes time
     directory.clear()
     try:
         simulation.save(directory.path)
     except BaseException:
-        with suppress(OSError):  # it holds something: not this run's
+        with suppress(OSError):  # not empty: it holds other files
             directory.path.rmdir()
         raise
     session = Session(simulation, directory, console, stop, recorder)
     origin = f"from {arguments.config}" if arguments.config else "by default"
-    asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in CHOICES}
+    asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in _CHOICES}
     if config.dataset == "auto":
         asked["dataset"] = "auto"
     if config.device == "auto":
         asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
     if config.precision == "auto":
         asked["precision"] = simulation.parts.reasons["precision"]
-    announce(session, asked | {"preset": why})
+    _announce(session, asked | {"preset": why})
     return session
 
 
-def resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session | None:
-    """The run in ``--resume``, which the other flags may repeat but not contradict; None if it is over."""
+def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session | None:
+    """Load the run in ``--resume``; return None, and print its results, if it is finished already.
+
+    Raises:
+        ValueError: the run cannot be resumed, or a flag contradicts its config; flags may repeat it.
+    """
     directory = RunDirectory(arguments.resume)
     try:
         saved = directory.read_config()
@@ -175,30 +192,30 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: 
     if arguments.out and arguments.out.resolve() != directory.path.resolve():
         raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
     values = config_values(arguments)
-    device = values.pop("device", saved["config"]["device"])  # what a run is does not depend on where it goes on
+    device = values.pop("device", saved["config"]["device"])  # a run may continue on another device
     for name, value in values.items():
-        if value != "auto" and same_file(value) != saved["config"][name]:
+        if value != "auto" and _same_file(value) != saved["config"][name]:
             raise ValueError(
                 f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {saved['config'][name]!r}, "
                 "or leave the flag out"
             )
     simulation = Simulation.load(directory.path, device=device)
-    check_profile(arguments.profile, simulation)
-    recorder = recorder_of(arguments, simulation)
+    _check_profile(arguments.profile, simulation)
+    recorder = _recorder_of(arguments, simulation)
     whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.progress.metrics_bytes
     if simulation.progress.round_index == simulation.config.rounds and directory.summary.exists() and whole:
         console.print(f"{escape(str(directory.path))} is over already", soft_wrap=True)
-        conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
+        _conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
         return None
     for problem in simulation.damaged:
         console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
     if guests:
         guests.prepare(simulation)
     session = Session(simulation, directory, console, stop, recorder)
-    why = dict.fromkeys(CHOICES, "as configured")
+    why = dict.fromkeys(_CHOICES, "as configured")
     if simulation.config.precision != saved["config"]["precision"]:
         why["precision"] = f"{saved['config']['precision']} as configured is not to be had here"
-    announce(session, why)
+    _announce(session, why)
     console.print(f"resumed   after round {simulation.progress.round_index}, step {simulation.progress.step_index}")
     threads = saved["threads"]
     if simulation.parts.device.type == "cpu" and torch.get_num_threads() != threads:
@@ -209,8 +226,13 @@ def resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: 
     return session
 
 
-def recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recorder | None:
-    """What records the client that is asked for, if one is."""
+def _recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recorder | None:
+    """Return the recorder of the client trace that ``--record-trace`` asks for, or None.
+
+    Raises:
+        ValueError: the file exists, its directory does not, or the client or the run cannot be recorded.
+        OSError: the directory of the file cannot be written.
+    """
     file = arguments.record_trace
     if file is None:
         if arguments.trace_client is not None:
@@ -219,13 +241,13 @@ def recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Record
     if file.exists() or not file.parent.is_dir():
         problem = "exists already" if file.exists() else f"cannot be written: there is no directory {file.parent}"
         raise ValueError(f"record_trace: {file} {problem}; allowed: a new file")
-    with tempfile.TemporaryFile(dir=file.parent):  # an OSError now is better than one when the run is over
+    with tempfile.TemporaryFile(dir=file.parent):  # so that an OSError is raised now, not at the end of the run
         pass
     return Recorder(simulation, arguments.trace_client, file)
 
 
-def check_profile(steps: int | None, simulation: Simulation) -> None:
-    """Raise a ValueError if there are not so many steps to profile."""
+def _check_profile(steps: int | None, simulation: Simulation) -> None:
+    """Raise a ValueError if the run has fewer than `steps` steps left to profile, after those to warm up."""
     left = simulation.config.rounds * simulation.parts.steps
     left -= simulation.progress.round_index * simulation.parts.steps + simulation.progress.step_index
     if steps and steps > left - UNTRACED:
@@ -235,8 +257,8 @@ def check_profile(steps: int | None, simulation: Simulation) -> None:
         )
 
 
-def announce(session: Session, why: dict[str, str]) -> None:
-    """Say what was chosen, and for the `CHOICES` why."""
+def _announce(session: Session, why: dict[str, str]) -> None:
+    """Print what the run is; `why` has the reasons for the `_CHOICES`."""
     console, simulation, config = session.console, session.simulation, session.simulation.config
     data, sizes = simulation.dataset, simulation.parts.partition.sizes
     device = (
@@ -260,14 +282,14 @@ def announce(session: Session, why: dict[str, str]) -> None:
             f"{data.image_size}x{data.image_size}",
         ),
         ("device", config.device, f"{why['device']}; {device}"),
-        ("precision", config.precision, f"{why['precision']}; {PRECISION_NOTES[config.precision]}"),
-        ("engine", config.engine, f"{why['engine']}; {ENGINE_NOTES[config.engine.partition(':')[0]]}"),
+        ("precision", config.precision, f"{why['precision']}; {_PRECISION_NOTES[config.precision]}"),
+        ("engine", config.engine, f"{why['engine']}; {_ENGINE_NOTES[config.engine.partition(':')[0]]}"),
         (
             "clients",
             f"{config.clients:,}",
             f"cohort {config.cohort:,}; {config.partition}, {held} each"
             + (f", {count_text(unused, 'image')} unused" if unused else "")
-            + auxiliary_text(simulation),
+            + _auxiliary_text(simulation),
         ),
         (
             "model",
@@ -287,16 +309,22 @@ def announce(session: Session, why: dict[str, str]) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def auxiliary_text(simulation: Simulation) -> str:
-    """What clients hold of the auxiliary data set, if there is one."""
+def _auxiliary_text(simulation: Simulation) -> str:
+    """Return a text on the images of the auxiliary data set that each client holds, empty if there is none."""
     if simulation.parts.auxiliary is None:
         return ""
     held = int(simulation.parts.auxiliary.sizes.min())
     return f"; {count_text(held, 'image')} of {simulation.config.aux_dataset} each"
 
 
-def conclude(console: Output, directory: RunDirectory, summary: dict[str, Any]) -> None:
-    """Say how it went and where everything is."""
+def _conclude(console: Output, directory: RunDirectory, summary: dict[str, Any]) -> None:
+    """Print the results of a finished run, and where its files are.
+
+    Args:
+        console: where to print.
+        directory: the run directory.
+        summary: the content of ``summary.json``.
+    """
     probes = "".join(f", {kind} probe {probe['top1']:.2f} %" for kind, probe in summary["probes"].items())
     knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
     console.print(
@@ -320,8 +348,12 @@ def conclude(console: Output, directory: RunDirectory, summary: dict[str, Any]) 
     console.print(f"figures: {figures}", markup=False, highlight=False, soft_wrap=True)
 
 
-def chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
-    """The config asked for, and why its preset is what it is."""
+def _chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
+    """Return the config that the flags ask for, and the reason for its preset.
+
+    Raises:
+        ValueError: a flag has no effect, or values are not allowed.
+    """
     values = config_values(arguments)
     if arguments.config:
         if arguments.preset != "auto":
@@ -334,17 +366,18 @@ def chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
     return config, why
 
 
-def same_file(value: Any) -> Any:
-    """The absolute path of what exists, as a saved config has it; anything else as it is."""
+def _same_file(value: Any) -> Any:
+    """Return the absolute path of a file or directory that exists, as saved configs have it; else the value itself."""
     if isinstance(value, str) and Path(value).exists():
         return str(Path(value).resolve())
     return value
 
 
-def print_names(console: Output) -> None:
-    """What ``--preset``, ``--arch`` and ``--dataset`` take."""
+def _print_names(console: Output) -> None:
+    """Print the names that ``--preset``, ``--arch`` and ``--dataset`` accept."""
 
     def settings(config: RunConfig) -> str:
+        """Return the fields that differ from the defaults, as text."""
         changed = config.changed_from(RunConfig())
         return ", ".join(f"{name} {value}" for name, value in changed.items() if name != "preset")
 
@@ -352,7 +385,7 @@ def print_names(console: Output) -> None:
         "presets": {"auto": f"the one that suits this machine: {automatic()[0]}"}
         | {name: f"{preset.__doc__}\n[dim]{settings(preset())}[/]" for name, preset in PRESETS.items()},
         "architectures": {name: f"cut layer 1 to {layer_count(name)}" for name in ARCHITECTURES},
-        "datasets": DATASETS
+        "datasets": {name: known.about for name, known in DATASETS.items()}
         | {
             "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels",
             "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/)",

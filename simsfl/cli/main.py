@@ -70,11 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" (did you mean {near[0]}?)" if near else ""
         print(f"error: program: {name!r} is not known{hint}; allowed: {', '.join(PROGRAMS)}", file=sys.stderr)
         return 2
-    return start(name, arguments)
+    sys.argv = [f"simsfl {name}", *arguments]  # as usage messages call it
+    return start(name)
 
 
-def start(name: str, arguments: Sequence[str] | None = None) -> int:
-    """Start one of `PROGRAMS` with the given arguments, by default those of this process; return the exit code.
+def start(name: str) -> int:
+    """Start one of `PROGRAMS` with the arguments of this process; return the exit code.
 
     Where a package is missing, one line on stderr names it and the code is 2.
     """
@@ -84,7 +85,7 @@ def start(name: str, arguments: Sequence[str] | None = None) -> int:
         allowed = f"pip install {' '.join(missing)}"
         print(f"error: {missing[0]}: is not installed; allowed: {allowed}", file=sys.stderr)
         return 2
-    return import_module(program.module).main(sys.argv[1:] if arguments is None else arguments)
+    return import_module(program.module).main(sys.argv[1:])
 
 
 def command(name: str) -> list[str]:

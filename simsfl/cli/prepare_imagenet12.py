@@ -1,6 +1,7 @@
 """Make ImageNet-12, a subset of 12 classes, from a local ImageNet: ``python experiments/prepare_imagenet12.py``.
 
-Which classes MocoSFL's subset has is not in the paper; give them in a file, one WordNet id (such as n02123045) a line.
+The paper does not say which classes MocoSFL's subset has; give them in a file, one WordNet id (such as n02123045) per
+line.
 """
 
 from __future__ import annotations
@@ -14,48 +15,58 @@ from simsfl.cli.progress import watched
 from simsfl.system.files import replacing
 from simsfl.ui.arguments import Parser, fail, path
 
-CLASSES = 12
-SPLITS = ("train", "val")
+_CLASSES = 12
+_SPLITS = ("train", "val")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the subset; the exit code."""
-    parser = Parser(prog="prepare_imagenet12.py", description=__doc__.splitlines()[0])
+    """Make the subset; return the exit code."""
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--imagenet", type=path, required=True, help="directory that holds train/WNID/* and val/WNID/*")
-    parser.add_argument("--classes", type=path, required=True, help="file of 12 WordNet ids, one a line")
-    parser.add_argument("--out", type=path, default=Path("data/imagenet-12"), help="(default: data/imagenet-12)")
+    parser.add_argument("--classes", type=path, required=True, help="file of 12 WordNet ids, one per line")
+    parser.add_argument(
+        "--out", type=path, default=Path("data/imagenet-12"), help="new directory (default: data/imagenet-12)"
+    )
     try:
         arguments = parser.parse(argv)
-        wnids = read_classes(arguments.classes)
-        files = [file for split in SPLITS for wnid in wnids for file in list_class(arguments.imagenet, split, wnid)]
+        wnids = _read_classes(arguments.classes)
+        files = [file for split in _SPLITS for wnid in wnids for file in _list_class(arguments.imagenet, split, wnid)]
         if arguments.out.exists():
             raise ValueError(f"out: {arguments.out} exists already; allowed: a directory that does not")
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(arguments.out) as temporary:
             for file in watched(files, "Linking"):
-                put(file, temporary / file.relative_to(arguments.imagenet))
+                _put(file, temporary / file.relative_to(arguments.imagenet))
     except (ValueError, OSError) as error:
         return fail(error)
     print(f"{arguments.out}: {len(files):,} images of {len(wnids)} classes; use it with --dataset imagenet12")
     return 0
 
 
-def read_classes(file: Path) -> list[str]:
-    """The ids in a file; a ValueError unless there are 12 different ones."""
+def _read_classes(file: Path) -> list[str]:
+    """Return the WordNet ids in a file.
+
+    Raises:
+        ValueError: the file cannot be read, or does not hold 12 different ids.
+    """
     try:
         wnids = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"classes: {file} cannot be read ({error}); allowed: a text file") from error
-    if len(set(wnids)) != CLASSES or len(wnids) != CLASSES:
+    if len(set(wnids)) != _CLASSES or len(wnids) != _CLASSES:
         raise ValueError(
-            f"classes: {file} has {len(set(wnids))} different WordNet ids in {len(wnids)} lines; allowed: {CLASSES}, "
+            f"classes: {file} has {len(set(wnids))} different WordNet ids in {len(wnids)} lines; allowed: {_CLASSES}, "
             "such as n02123045, one a line"
         )
     return wnids
 
 
-def list_class(imagenet: Path, split: str, wnid: str) -> list[Path]:
-    """The images of a class; a ValueError if there are none."""
+def _list_class(imagenet: Path, split: str, wnid: str) -> list[Path]:
+    """Return the image files of a class, sorted.
+
+    Raises:
+        ValueError: the class has no images.
+    """
     directory = imagenet / split / wnid
     files = sorted(file for file in directory.iterdir() if file.is_file()) if directory.is_dir() else []
     if not files:
@@ -63,8 +74,8 @@ def list_class(imagenet: Path, split: str, wnid: str) -> list[Path]:
     return files
 
 
-def put(file: Path, target: Path) -> None:
-    """Link a file, or copy it where that cannot be."""
+def _put(file: Path, target: Path) -> None:
+    """Link a file to `target`, or copy it where the file system allows no link."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, target)

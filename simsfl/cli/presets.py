@@ -1,4 +1,7 @@
-"""Presets: functions that return a config, each of which flags can override field by field."""
+"""Presets: functions that return a config, whose fields flags can override.
+
+The docstrings are what ``run.py --list`` prints.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ def paper() -> RunConfig:
 
 
 def paper_v1() -> RunConfig:
-    """MocoSFL's V1 setting: no MLP head, keys of 128, asymmetric, no blur, rates in steps."""
+    """MocoSFL's V1 setting: linear head, 128-number keys, asymmetric loss, no blur, rates that fall in steps."""
     return replace(
         paper(),
         preset="paper-v1",
@@ -29,17 +32,17 @@ def paper_v1() -> RunConfig:
 
 
 def paper_small() -> RunConfig:
-    """MocoSFL's smallV2 setting: as paper, keys of 512."""
+    """MocoSFL's smallV2 setting: the V2 setting with 512-number keys."""
     return replace(paper(), preset="paper-small", key_dim=512)
 
 
 def paper_large() -> RunConfig:
-    """MocoSFL's largeV2 setting: hidden layer of 4,096 with BatchNorm, keys of 2,048."""
+    """MocoSFL's largeV2 setting: the V2 setting, 4,096 hidden units with BatchNorm, 2,048-number keys."""
     return replace(paper(), preset="paper-large", head="large-mlp", key_dim=2048)
 
 
 def laptop() -> RunConfig:
-    """The same clients and algorithm for two CPU cores: a small residual network, a few minutes."""
+    """The paper's clients and algorithm with a small residual network: a few minutes on two CPU cores."""
     return RunConfig(
         preset="laptop",
         arch="resnet8",
@@ -55,8 +58,8 @@ def laptop() -> RunConfig:
 
 
 def central() -> RunConfig:
-    """The laptop's network trained in one place, on all data: MoCo as it is."""
-    rounds_of_50_steps = {"batch_size": 100, "local_epochs": 0.1}  # as many as the laptop setting has
+    """The laptop setting's network trained in one place on all data: plain MoCo."""
+    rounds_of_50_steps = {"batch_size": 100, "local_epochs": 0.1}  # the laptop setting has as many steps in a round
     return replace(laptop(), preset="central", method="fl-moco", clients=1, partition="iid", **rounds_of_50_steps)
 
 
@@ -66,22 +69,22 @@ def fl_moco() -> RunConfig:
 
 
 def fl_byol() -> RunConfig:
-    """The same with BYOL."""
+    """BYOL on each of five clients, the whole network of the laptop setting averaged every five epochs."""
     return replace(fl_moco(), preset="fl-byol", method="fl-byol")
 
 
 def fedema() -> RunConfig:
-    """FedEMA: the same with divergence-aware mixing."""
+    """FedEMA: the fl-byol preset with divergence-aware mixing."""
     return replace(fl_byol(), preset="fedema", divergence_tau=0.7)
 
 
 def supervised() -> RunConfig:
-    """The laptop setting trained on the labels: what there is to reach."""
+    """The laptop setting trained on labels: the accuracy to aim for."""
     return replace(laptop(), preset="supervised", supervised=True, linear_probe=True)
 
 
 def random_init() -> RunConfig:
-    """The laptop setting untrained, one round at rate 0: what a random network is worth."""
+    """The laptop setting untrained, one round at rate 0: the accuracy of random weights."""
     return replace(
         laptop(), preset="random-init", lr=0.0, client_lr=0.0, rounds=1, syncs_per_round=1, linear_probe=True
     )
@@ -105,12 +108,12 @@ def taressfl_pretrain() -> RunConfig:
 
 
 def paper_supervised() -> RunConfig:
-    """The paper's setting trained on the labels: what there is to reach."""
+    """The paper's setting trained on labels: the accuracy to aim for."""
     return replace(paper(), preset="paper-supervised", supervised=True)
 
 
 def paper_random_init() -> RunConfig:
-    """The paper's setting untrained: what a random network is worth."""
+    """The paper's setting untrained, one round at rate 0: the accuracy of random weights."""
     return replace(paper(), preset="paper-random-init", lr=0.0, client_lr=0.0, rounds=1, syncs_per_round=1)
 
 
@@ -130,16 +133,18 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "supervised": supervised,
     "random-init": random_init,
 }
+"""Functions that return the presets, by name, in the order of ``run.py --list``."""
 
 
 def named(name: str, device: str = "auto") -> tuple[RunConfig, str]:
-    """The config of a preset, and why it was chosen.
+    """Return the config of a preset, and why it was chosen.
 
     Args:
-        name: one of `PRESETS`, or "auto": the one that suits `device`.
+        name: a name in `PRESETS`, or "auto" for the preset that suits `device`.
+        device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ValueError: there is no such preset.
+        ValueError: the preset is not known.
     """
     if name == "auto":
         name, why = automatic(device)
@@ -150,7 +155,7 @@ def named(name: str, device: str = "auto") -> tuple[RunConfig, str]:
 
 
 def automatic(device: str = "auto") -> tuple[str, str]:
-    """The preset that suits a device of this machine, and why."""
+    """Return the name of the preset that suits a device of this machine, and why it does."""
     if device == "cpu":
         return "laptop", "--preset auto: --device cpu"
     import torch  # noqa: PLC0415  (takes seconds)

@@ -1,4 +1,4 @@
-"""How far a long loop has come."""
+"""A progress bar for long loops."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
-def watched(items: Sequence[Item], text: str) -> Iterable[Item]:
-    """The items, with a bar on stderr while they are gone through, where that is a terminal."""
+def watched(items: Sequence[_Item], text: str) -> Iterable[_Item]:
+    """Return the items, with a progress bar on stderr while a loop goes through them, if that is a terminal.
+
+    Args:
+        items: what the loop goes through.
+        text: label of the bar.
+    """
     console = Console(stderr=True)
     return track(items, text, console=console, transient=True, disable=not console.is_terminal)

@@ -11,12 +11,9 @@ from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, print_er
 
 
 def parser() -> Parser:
-    """All flags of this program."""
-    result = Parser(prog="run.py", description=__doc__, epilog="Presets, architectures and data sets: --list")
+    """Return the parser of all flags of this program."""
+    result = Parser(description=__doc__, epilog="Presets, architectures and data sets: --list")
     what = result.add_argument_group("what to run")
-    what.add_argument(
-        "--preset", default="auto", help="auto, or one of --list; flags override its fields (default: auto)"
-    )
     what.add_argument(
         "--config",
         type=path,
@@ -47,12 +44,16 @@ def parser() -> Parser:
         metavar="ID",
         help="which (default: one of the first cohort)",
     )
-    add_config_flags(result, beside={"laptop": laptop()})
+    add_config_flags(result, preset="auto", beside={"laptop": laptop()})
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, then do what was asked for; the exit code."""
+    """Run the program with these arguments; return its exit code.
+
+    Args:
+        argv: the arguments, None for those of the command line.
+    """
     with Stop() as stop:
         try:
             arguments = parser().parse(argv)

@@ -1,4 +1,4 @@
-"""A run as a program carries it out: written down as it goes, shown, stopped without loss."""
+"""A run as a program carries it out: recorded on disk, shown on the console, and stopped without loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from simsfl.algorithm.observer import Observer
 from simsfl.cost.model import client_flops
-from simsfl.evaluation import Item
+from simsfl.evaluation.encoding import Item
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
 from simsfl.runs.recorder import Recorder
@@ -24,28 +24,28 @@ from simsfl.system.signals import Stop
 from simsfl.ui.console import Output
 from simsfl.ui.dashboard import LiveView, PlainView
 
-LIVE_SECONDS = 1.0
-"""How often ``live.json`` is replaced."""
+_LIVE_SECONDS = 1.0
+"""Seconds after which ``live.json`` is replaced, unless the view is due earlier."""
 UNTRACED = 3
-"""Steps before those that are profiled."""
+"""Number of steps to warm up before those that are profiled."""
 
 
 class Session:
-    """One simulation writing to one directory.
+    """One simulation that trains and writes into one run directory.
 
     Args:
-        simulation: new, or loaded from the directory's checkpoints.
-        directory: of the run; its ``metrics.jsonl`` is cut back to what belongs to the simulation's state.
-        console: where the run is shown; the run ends when nobody reads it any more.
+        simulation: a new simulation, or one that was loaded from a checkpoint in the directory.
+        directory: the run directory; its ``metrics.jsonl`` is cut back to what belongs to the simulation's state.
+        console: where the run is shown; the run is stopped when nobody reads it any more, as in ``| head``.
         stop: entered already; says when the user wants the run to end.
-        recorder: of a client's part in it.
+        recorder: recorder of a client trace, if one is asked for.
 
     Attributes:
-        history: the records so far, of earlier sessions too.
-        result: the summary, once the run has finished.
+        history: the records so far, including those of earlier sessions.
+        result: the content of ``summary.json`` once the run has finished, empty before.
 
     Raises:
-        ValueError: another process writes to the run, or its metrics do not fit its checkpoint.
+        ValueError: another process writes into the directory, or its metrics do not fit its checkpoint.
     """
 
     def __init__(
@@ -67,15 +67,18 @@ class Session:
         self.shown = 0.0
 
     def go(self, *, live: bool, profile: int | None = None) -> bool:
-        """Train to the end (True) or until the user stops it (False), and write everything down.
+        """Train to the end, or until the user stops the run, and write everything into the directory.
 
         Args:
-            live: show the live view, rather than plain lines.
-            profile: write a Chrome trace of so many steps.
+            live: whether to show the live view instead of plain lines.
+            profile: number of steps to profile, into a Chrome trace; None for no profile.
+
+        Returns:
+            Whether the run is finished.
 
         Raises:
             NonFiniteLossError: training diverged.
-            OSError: something could not be written.
+            OSError: a file could not be written.
         """
         kind = LiveView if live else PlainView
         self.simulation.parts.evaluation.watch = self._watch
@@ -91,7 +94,7 @@ class Session:
                 ending = "finished" if finished else "stopped"
                 self._show(ending)
         finally:
-            with suppress(OSError):  # of a full disk, which is reported already
+            with suppress(OSError):  # a full disk has been reported already
                 self._write_live(ending)
         if finished:
             self.result = self.summary()
@@ -103,7 +106,7 @@ class Session:
         self.simulation.save(self.directory.path, self.log.sync())
 
     def summary(self) -> dict[str, Any]:
-        """The content of ``summary.json``."""
+        """Return the content of ``summary.json``."""
         progress, config, history = self.simulation.progress, self.simulation.config, self.history
         status = self._status("finished")
         return {
@@ -135,13 +138,13 @@ class Session:
         }
 
     def _client_flops(self) -> int:
-        """Return the operations of the mean client's step."""
+        """Return the floating-point operations of a client's step, averaged over the cohort."""
         parts, config = self.simulation.parts, self.simulation.config
         image = client_flops(parts.model, config.image_size, learns=parts.hyper.clients_learn)
         return round(config.passes_per_image * image * sum(group.images for group in parts.groups) / config.cohort)
 
     def _status(self, activity: str) -> Status:
-        """Return how the run is going: everything timed, which is not in the records."""
+        """Return the status of the run, which is doing `activity`."""
         simulation, config, progress = self.simulation, self.simulation.config, self.simulation.progress
         steps = progress.round_index * progress.steps + progress.step_index
         rate = steps * config.cohort / progress.seconds if progress.seconds else None
@@ -166,22 +169,22 @@ class Session:
 
     @contextmanager
     def _profiling(self, steps: int) -> Iterator[None]:
-        """Write a trace of `steps` steps, after some to warm up."""
+        """Profile `steps` steps of training inside, after `UNTRACED` to warm up, and write a Chrome trace of them."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
         with torch.profiler.profile(
             schedule=torch.profiler.schedule(wait=1, warmup=UNTRACED - 1, active=steps, repeat=1),
             on_trace_ready=lambda profile: profile.export_chrome_trace(str(self.directory.trace)),
         ) as profile:
-            observer = Profiled(profile)
+            observer = _Profiled(profile)
             self.simulation.observers.append(observer)
             yield
         self.simulation.observers.remove(observer)
 
     def _train(self) -> bool:
-        """Train, showing it, until the end (True) or until the user stops it (False).
+        """Train to the end or until the user stops the run, and show it; return whether it is finished.
 
-        The first signal ends the run after the step under way, or at once while it evaluates: its state can be saved
-        there. The second ends it without: it goes on from its last checkpoint.
+        The first signal ends the run after the current step, or at once during an evaluation, and saves a checkpoint
+        there. The second signal ends it without one, so that it resumes from its last checkpoint.
         """
         self.stop.patient = True
         self._show("starting")
@@ -195,7 +198,7 @@ class Session:
                     self.save()
                     return False
         except Stopped:
-            self.stop.received = self.stop.received or signal.SIGPIPE  # no signal: the reader has gone
+            self.stop.received = self.stop.received or signal.SIGPIPE  # without a signal, the console's reader has gone
             self.save()
             return False
         except KeyboardInterrupt:
@@ -203,7 +206,7 @@ class Session:
         return True
 
     def _take(self, record: Record) -> None:
-        """Write a record down, and a checkpoint where one is due."""
+        """Write a record, and a checkpoint if one is due."""
         self.log.write(record)
         self.history.feed(to_dict(record))
         config = self.simulation.config
@@ -213,13 +216,17 @@ class Session:
             self.save()
 
     def _may_save(self, record: Record) -> bool:
-        """Whether the simulation stands exactly behind `record`."""
+        """Return whether the state is the one right after `record`, so that it may be saved."""
         if isinstance(record, StepRecord):
             return record.step == self.simulation.progress.step_index
         return isinstance(record, RoundRecord)
 
     def _watch(self, title: str, items: Sequence[Item]) -> Iterator[Item]:
-        """Show how far a long loop of an evaluation has come, and leave it when the user wants to stop."""
+        """Yield the items of a long loop of an evaluation, and show how far it has come.
+
+        Raises:
+            Stopped: the user wants to stop.
+        """
         for done, item in enumerate(items):
             if self.stop.received:
                 raise Stopped
@@ -227,34 +234,37 @@ class Session:
             yield item
 
     def refresh(self, activity: str) -> None:
-        """Show the run if it is time to."""
-        if self.view.due() or time.monotonic() - self.shown >= LIVE_SECONDS:
+        """Show the run, doing `activity`, if the view is due or `_LIVE_SECONDS` have passed."""
+        if self.view.due() or time.monotonic() - self.shown >= _LIVE_SECONDS:
             self._show(activity)
 
     def _show(self, activity: str) -> None:
-        """Show the run, here and in ``live.json``."""
+        """Show the run, doing `activity`, on the console and in ``live.json``."""
         if self.stop.received and activity == "training":
             activity = "stopping"
         self._write_live(activity)
         self.view.show(self.status)
 
     def _write_live(self, activity: str) -> None:
-        """Replace ``live.json``."""
+        """Replace ``live.json`` with the present status."""
         self.shown = time.monotonic()
         self.status = self._status(activity)
         write_json(self.directory.live, asdict(self.status), durable=False)
 
 
-class Profiled(Observer):
-    """Tells PyTorch's profiler where a step ends."""
+class _Profiled(Observer):
+    """An observer that marks the end of each step for PyTorch's profiler."""
 
     def __init__(self, profile: torch.profiler.profile):
         self._profile = profile
 
     def step_is_over(self) -> None:
-        """See `Observer`."""
+        """Mark the end of a step."""
         self._profile.step()
 
 
 class Stopped(Exception):
-    """The user wants to stop, and the state may be saved: in an evaluation, or where a round waits for a device."""
+    """Raised when the user wants to stop at a point where the state may be saved.
+
+    Such points are in an evaluation, and where a round waits for a device.
+    """

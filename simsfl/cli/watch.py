@@ -13,18 +13,23 @@ from simsfl.runs.metrics import ENDINGS, History, Status, read_records
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import REFRESH_SECONDS, LiveView, PlainView, render, time_text
 
-STALE_SECONDS = 120
-"""A run that has not been heard of for so long has probably been killed."""
+_STALE_SECONDS = 120
+"""Seconds without news after which a run has probably been killed."""
 
 
-class Tail:
-    """Follows a run directory's files."""
+class _Tail:
+    """Follows the files of a run directory.
+
+    Args:
+        directory: the run directory.
+        history: takes in the records.
+    """
 
     def __init__(self, directory: RunDirectory, history: History):
         self.directory, self.history, self.offset = directory, history, 0
 
     def read(self) -> Status | None:
-        """Take in new records; the latest status, None before there is one."""
+        """Take in new records; return the latest status, or None before there is one."""
         path = self.directory.metrics
         if path.exists():
             if path.stat().st_size < self.offset:  # cut back when the run was resumed
@@ -37,11 +42,11 @@ class Tail:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Show the run until it ends; the exit code."""
-    parser = Parser(prog="watch.py", description=__doc__)
-    parser.add_argument("run", type=path, metavar="RUN_DIR", help="directory of the run")
-    parser.add_argument("--once", action="store_true", help="show the run as it is now and stop")
-    parser.add_argument("--svg", type=path, metavar="FILE", help="write the view as it is now as a picture, and stop")
+    """Show the run until it ends; return the exit code."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("run", type=path, metavar="RUN_DIR", help="run directory")
+    parser.add_argument("--once", action="store_true", help="show the present state of the run and stop")
+    parser.add_argument("--svg", type=path, metavar="FILE", help="write the present view as a picture and stop")
     console = Console()
     try:
         arguments = parser.parse(argv)
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return fail(error)
     history = History()
-    tail = Tail(directory, history)
+    tail = _Tail(directory, history)
     live = console.is_terminal or arguments.once
     started = time.time()
     try:
@@ -68,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 view.show(status)
                 if arguments.once or (status and status.activity in ENDINGS):
                     break
-                if time.time() - (status.updated if status else started) > STALE_SECONDS:
+                if time.time() - (status.updated if status else started) > _STALE_SECONDS:
                     break
                 time.sleep(REFRESH_SECONDS)
     except KeyboardInterrupt:
@@ -78,6 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status:
         console.print()
         silent = time.time() - status.updated
-        gone = status.activity not in ENDINGS and silent > STALE_SECONDS
+        gone = status.activity not in ENDINGS and silent > _STALE_SECONDS
         console.print(f"no news for {time_text(silent)}; killed?" if gone else status.activity)
     return 0

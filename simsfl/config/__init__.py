@@ -1,8 +1,7 @@
 """The configuration of a run: one documented field per decision, validated on construction.
 
-Every field is also a flag of ``experiments/run.py``. Library functions take plain arguments; only
-`Simulation` and the programs in ``experiments/`` see a `RunConfig`. Nothing here imports torch, so that ``--help``
-answers at once.
+Every field is also a flag of ``experiments/run.py``. The algorithm, the models, the data and the kernels take plain
+arguments instead of a `RunConfig`. Nothing here imports torch, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -13,62 +12,42 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from simsfl.config.catalogue import ARCHITECTURES, HEADS, METHODS, PARTITIONS
 from simsfl.config.constraints import (
     AVERAGED,
-    EXCLUSIONS,
+    EVERY_RUN,
     EXPERT,
     INFINITY,
     KEYS,
     LEARNING,
     PROBED,
     RANGES,
-    RESISTANCE,
     SERVED,
     SHORTCUTS,
     SPLIT,
     STREAMABLE,
+    TARESSFL,
     Condition,
+    check,
     unless,
     when,
 )
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.system.messages import shortened, unknown
 
-METHODS = ("mocosfl", "fl-moco", "fl-byol")
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
 PRECISIONS = ("fp32", "tf32", "bf16")
-STATE_DTYPES = ("fp32", "bf16")
-CLIENT_STATES = ("device", "host", "mmap")
-ARCHITECTURES = {
-    "resnet8": 16,
-    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), 64),
-    **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), 64),
-    "mobilenetv2": 32,
-}
-"""Each with the channels that its first layer has by rule: as published."""
+_STATE_DTYPES = ("fp32", "bf16")
+_CLIENT_STATES = ("device", "host", "mmap")
 NORMS = ("group", "batch")
-HEADS = ("linear", "mlp", "large-mlp")
-PARTITIONS = ("iid", "shards", "dirichlet")
 RECIPES = ("v1", "v2")
-STREAMS = ("auto", "always", "never")
-SCHEDULES = ("cosine", "step")
-CLIENT_SCHEDULES = (*SCHEDULES, "oscillating")
-FEATURES = ("backbone", "projector")
-DATASETS = {
-    "auto": "CIFAR-10 from the cache, from files or by download; the built-in shapes where it cannot be had",
-    "cifar10": "50,000 + 10,000 images of 32x32, 10 classes",
-    "cifar100": "50,000 + 10,000 images of 32x32, 100 classes",
-    "svhn": "73,257 + 26,032 house numbers of 32x32, 10 classes",
-    "stl10": "5,000 + 8,000 images of 96x96, 10 classes",
-    "tiny-imagenet": "100,000 + 10,000 images of 64x64, 200 classes: the archive, unpacked in DATA_DIR",
-    "imagenet12": "12 classes of ImageNet, at 224x224, in DATA_DIR/imagenet-12: see prepare_imagenet12.py",
-    "imagenet": "ImageNet-1k, at 224x224, in DATA_DIR/imagenet: train/CLASS/* and val/CLASS/*",
-    "shapes": "built in, drawn from the seed: 50,000 + 10,000 images of 32x32, 10 classes",
-}
-"""What ``--dataset`` takes besides the path of an ``.npz`` file or an ImageFolder directory."""
+_STREAMS = ("auto", "always", "never")
+_SCHEDULES = ("cosine", "step")
+_CLIENT_SCHEDULES = (*_SCHEDULES, "oscillating")
+_FEATURES = ("backbone", "projector")
 
 
-def setting(
+def _setting(
     default: Any,
     group: str,
     text: str,
@@ -76,238 +55,291 @@ def setting(
     *,
     only: Condition | tuple[Condition, ...] = (),
 ) -> Any:
-    """A field of the config.
+    """Return a field of the config.
 
     Args:
-        group: its heading in ``--help``.
-        text: its help.
-        choices: allowed values, where they are names.
-        only: with what it has an effect.
+        default: its default; None if a rule sets it, or if it is off.
+        group: the group of flags in ``--help`` that it belongs to; empty to make no flag of it.
+        text: its help text.
+        choices: the values that are allowed, if they are names.
+        only: conditions under which it has an effect; `RunConfig.check_effect` checks them.
     """
     only = (only,) if isinstance(only, Condition) else only
-    return field(
-        default=default, metadata={"group": group, "help": text, "choices": choices and tuple(choices), "only": only}
-    )
+    return field(default=default, metadata={"group": group, "help": text, "choices": choices, "only": only})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that determines a run. None means "by rule"; `simsfl.setup.defaults` fills those in.
+    """Everything that determines a run.
+
+    Where a help text says "by rule", None leaves the field to the rules in `simsfl.setup.defaults`.
 
     Raises:
-        ValueError: a value that cannot work, with the field, the value and what is allowed.
+        ValueError: a value is not allowed; the message names the field, the value, and what is allowed.
     """
 
-    preset: str = setting("custom", "", "Name of the preset that the run started from; only recorded.")
+    preset: str = _setting("custom", "", "Name of the preset that the run started from; only recorded.")
 
-    method: str = setting(
+    method: str = _setting(
         "mocosfl",
         "clients",
-        "mocosfl splits the network between clients and server; fl-moco and fl-byol are federated learning with all "
-        "of it, and a loss of its own, on each client.",
+        "Method of training: mocosfl splits the network between clients and server; fl-moco and fl-byol are federated "
+        "learning, in which each client trains the whole network with its own MoCo or BYOL loss.",
         METHODS,
     )
-    clients: int = setting(1000, "clients", "Number of clients.")
-    cohort: int | None = setting(
-        None, "clients", "Clients that train in a round; by rule 100 from 200 clients on, else all."
+    clients: int = _setting(1000, "clients", "Number of clients.")
+    cohort: int | None = _setting(
+        None, "clients", "Number of clients that train in a round; by rule 100 of 200 clients or more, else all."
     )
-    batch_size: int | None = setting(
+    batch_size: int | None = _setting(
         None,
         "clients",
-        "Images per client and step; by rule 100 // clients up to 50 clients, else 1; in federated learning 128.",
+        "Images per client and step; by rule 100 // clients for up to 50 clients, else 1; 128 in federated learning.",
     )
-    rounds: int | None = setting(
+    rounds: int | None = _setting(
         None,
         "clients",
-        "Rounds; by rule `epochs` times clients / cohort / local epochs, so each client makes as many passes.",
+        "Number of rounds; by rule epochs * clients / (cohort * local_epochs), so that each client makes `epochs` "
+        "passes over its images on average.",
     )
-    epochs: int = setting(
+    epochs: int = _setting(
         200, "clients", "Passes over the data that the rule for `rounds` aims at.", only=when("rounds", None)
     )
-    local_epochs: float = setting(1.0, "clients", "Passes over its images that a client makes in a round.")
-    syncs_per_round: int | None = setting(
+    local_epochs: float = _setting(1.0, "clients", "Passes over its images that a client makes in a round.")
+    syncs_per_round: int | None = _setting(
         None,
         "clients",
-        "Averagings of client models per round; by rule 1000 // (batch_size * clients), at least 1, in federated "
-        "learning 1.",
+        "Number of averagings of the client models in a round; by rule 1000 // (batch_size * clients), at least 1; 1 "
+        "in federated learning.",
         only=AVERAGED,
     )
-    align_momentum: bool = setting(
+    align_momentum: bool = _setting(
         False,
         "clients",
-        "Average the clients' momentum models too (MonAcoSFL); published MocoSFL does not.",
+        "Average the clients' momentum encoders as well (MonAcoSFL); published MocoSFL does not.",
         only=(LEARNING, unless("supervised", True)),
     )
-    divergence_tau: float = setting(
+    divergence_tau: float = _setting(
         0.0,
         "clients",
-        "Divergence-aware mixing (Zhuang et al.): the share of its own model that a client keeps when it first "
-        "receives the average, later in proportion to its divergence; 0 for none.",
+        "Divergence-aware mixing (Zhuang et al.): share of its own model that a client keeps when it first receives "
+        "the average; later shares are in proportion to its divergence. 0 turns mixing off.",
     )
-    measure_divergence: bool = setting(
-        False, "clients", "Record how far clients' models are from their average, at each averaging.", only=LEARNING
+    measure_divergence: bool = _setting(
+        False, "clients", "Record at each averaging how far the clients' models are from their average.", only=LEARNING
     )
-    unequal: str | None = setting(
+    unequal: str | None = _setting(
         None,
         "clients",
-        "Rich and poor clients: 0.2_0.8|16|0.8_0.2 is 20 % with batches 16 times as large, who hold 80 % of the data.",
+        "Rich and poor clients: with 0.2_0.8|16|0.8_0.2, 20 % of the clients have batches 16 times as large as the "
+        "others, and hold 80 % of the data.",
         only=SPLIT,
     )
-    loss_threshold: float = setting(
+    loss_threshold: float = _setting(
         0.0,
         "clients",
-        "Save communication after rounds whose loss fell by less: first no gradients, then no activations either; "
-        "0 for never.",
+        "Save communication after a round whose loss fell by less than this: first, clients get no gradients; after "
+        "the next such round, they send no smashed data either. 0 turns this off.",
         only=SPLIT,
     )
 
-    dataset: str = setting(
+    dataset: str = _setting(
         "auto",
         "data",
-        "Data set by name, an .npz file, or an ImageFolder directory; auto is CIFAR-10, else the built-in shapes.",
+        "Name of a data set, an .npz file, or an ImageFolder directory; auto is CIFAR-10 if it is available, else the "
+        "built-in shapes.",
     )
-    data_dir: str = setting("data", "data", "Where torchvision's files may lie already.")
-    image_size: int | None = setting(None, "data", "Resize images to this height and width; by rule their own.")
-    partition: str = setting("shards", "data", "How images are divided among clients.", PARTITIONS)
-    classes_per_client: int | None = setting(
-        None, "data", "Shards per client; by rule a fifth of the classes.", only=when("partition", "shards")
+    data_dir: str = _setting("data", "data", "Directory that is searched for the files of public data sets.")
+    image_size: int | None = _setting(
+        None, "data", "Height and width in pixels that images are resized to; by rule their own."
     )
-    alpha: float = setting(0.5, "data", "Concentration of the Dirichlet split.", only=when("partition", "dirichlet"))
-    stream: str = setting(
+    partition: str = _setting("shards", "data", "How images are divided among clients.", PARTITIONS)
+    classes_per_client: int | None = _setting(
+        None, "data", "Shards per client; by rule a fifth of the number of classes.", only=when("partition", "shards")
+    )
+    alpha: float = _setting(
+        0.5, "data", "Concentration of the Dirichlet split; smaller is less even.", only=when("partition", "dirichlet")
+    )
+    stream: str = _setting(
         "auto",
         "data",
-        "Decode the pictures of a directory when they are needed: auto is where there are too many to read them all.",
-        STREAMS,
+        "Decode the pictures of a directory only when they are needed; auto does so if there are too many to read all.",
+        _STREAMS,
         only=STREAMABLE,
     )
-    data_proportion: float = setting(1.0, "data", "Share of the training images, drawn at random, that clients hold.")
-    views: str = setting("v2", "data", "Recipe of the two augmented views; v1 has no blur.", RECIPES)
-    crop_scale: float = setting(0.08, "data", "Smallest share of the image area that a crop may have.")
+    data_proportion: float = _setting(1.0, "data", "Share of the training images, drawn at random, that clients hold.")
+    views: str = _setting("v2", "data", "Recipe of the two augmented views; v1 has no blur.", RECIPES)
+    crop_scale: float = _setting(0.08, "data", "Smallest share of the image area that a crop may have.")
 
-    arch: str = setting("resnet18", "model", "Architecture.", ARCHITECTURES)
-    width: int | None = setting(
+    arch: str = _setting("resnet18", "model", "Architecture of the network.", ARCHITECTURES)
+    width: int | None = _setting(
         None, "model", "Channels of the first layer, a multiple of 4; by rule the architecture's own."
     )
-    norm: str = setting("group", "model", "Normalisation: GroupNorm in groups of 4 channels, or BatchNorm.", NORMS)
-    weight_standardisation: bool | None = setting(
-        None, "model", "Standardise convolutions' weights; by rule with GroupNorm only."
+    norm: str = _setting(
+        "group", "model", "Normalisation layers: GroupNorm in groups of 4 channels, or BatchNorm.", NORMS
     )
-    cut_layer: int = setting(1, "model", "Layers on the client; the stem is 1, each block one more.", only=SPLIT)
-    bottleneck: str | None = setting(
+    weight_standardisation: bool | None = _setting(
+        None, "model", "Standardise the weights of convolutions; by rule with GroupNorm only."
+    )
+    cut_layer: int = _setting(
+        1, "model", "Number of layers on the client: the stem is the first, and each block is one more.", only=SPLIT
+    )
+    bottleneck: str | None = _setting(
         None,
         "model",
-        "Narrow the smashed data at the cut and widen them again: C4S2 is 4 channels at stride 2, K3C4S2 a kernel of "
-        "3; noReLU behind it leaves out the ReLUs.",
+        "Narrow the smashed data at the cut layer, and widen them again on the server: C4S2 is 4 channels at stride 2, "
+        "K5C4S2 the same with kernels of 5 instead of 3; noReLU at the end leaves out the ReLUs.",
         only=SPLIT,
     )
-    client_residual: bool = setting(True, "model", "Shortcuts in the client's residual blocks.", only=SHORTCUTS)
-    head: str = setting(
+    client_residual: bool = _setting(
+        True, "model", "Keep the shortcuts in the client's residual blocks.", only=SHORTCUTS
+    )
+    head: str = _setting(
         "mlp",
         "model",
-        "Projection head: linear is MoCo v1's, mlp v2's.",
+        "Projection head: linear is that of MoCo v1, mlp that of v2; large-mlp has 4,096 hidden units with BatchNorm.",
         HEADS,
         only=unless("supervised", True),
     )
-    key_dim: int = setting(1024, "model", "Dimension of keys and queries.", only=unless("supervised", True))
+    key_dim: int = _setting(1024, "model", "Dimension of keys and queries.", only=unless("supervised", True))
 
-    supervised: bool = setting(
+    supervised: bool = _setting(
         False,
         "contrast",
-        "Train on the labels instead, with a linear head whatever `head` says: an upper bound.",
+        "Train on the labels instead, as an upper bound; the head is linear, whatever `head` is.",
         only=SPLIT,
     )
-    queue_length: int = setting(6000, "contrast", "Keys in the queue.", only=KEYS)
-    feature_sharing: bool = setting(
+    queue_length: int = _setting(6000, "contrast", "Number of keys in the key queue.", only=KEYS)
+    feature_sharing: bool = _setting(
         True,
         "contrast",
-        "One queue for all clients; otherwise each has its own share of the length.",
+        "Share one key queue among all clients; otherwise each client has its own, with its share of the length.",
         only=(SPLIT, *KEYS),
     )
-    temperature: float = setting(0.1, "contrast", "Temperature of the InfoNCE loss.", only=KEYS)
-    symmetric: bool = setting(
+    temperature: float = _setting(0.1, "contrast", "Temperature of the InfoNCE loss.", only=KEYS)
+    symmetric: bool = _setting(
         True, "contrast", "Add the loss with the roles of the two views swapped.", only=unless("supervised", True)
     )
-    tau: float = setting(
+    tau: float = _setting(
         0.99,
         "contrast",
-        "Momentum encoders keep this share of themselves at each step.",
+        "Share of its own weights that a momentum encoder keeps at each step.",
         only=unless("supervised", True),
     )
 
-    ressfl_lambda: float = setting(
+    ressfl_lambda: float = _setting(
         0.0,
         "privacy",
-        "TAResSFL: how much clients resist simulated attackers, who learn to reconstruct their images; 0 for none.",
+        "TAResSFL: weight with which clients resist simulated attackers, which learn to reconstruct their images. 0 "
+        "turns it off.",
         only=SPLIT,
     )
-    ressfl_target_ssim: float = setting(
-        0.6, "privacy", "Similarity of reconstructions that is resisted from.", only=RESISTANCE
+    ressfl_target_ssim: float = _setting(
+        0.6,
+        "privacy",
+        "TAResSFL: SSIM up to which the reconstructions of simulated attackers do not count.",
+        only=TARESSFL,
     )
-    ressfl_decoder: str = setting(
-        "res_normN4C64", "privacy", "The attackers' networks: custom, conv_normN4C64, ...", only=RESISTANCE
+    ressfl_decoder: str = _setting(
+        "res_normN4C64",
+        "privacy",
+        "TAResSFL: network of the simulated attackers, such as custom, conv_normN4C64 or res_normN4C64.",
+        only=TARESSFL,
     )
-    aux_dataset: str | None = setting(
+    aux_dataset: str | None = _setting(
         None,
         "privacy",
-        "A second data set that clients hold images of, besides their share of the first; as many of either a step.",
+        "Second data set, whose images clients hold besides their share of the first; a batch has batch_size of each.",
     )
-    init_client: str | None = setting(
+    init_client: str | None = _setting(
         None,
         "privacy",
-        "Clients start from this expert: a run's directory, a file of weights, or one that comes with simsfl.",
+        "Expert whose weights the clients start from: a run directory, a file of weights, or the name of one that "
+        "comes with simsfl.",
         only=SPLIT,
     )
-    init_server: bool = setting(False, "privacy", "The server starts from it, too.", only=EXPERT)
+    init_server: bool = _setting(
+        False, "privacy", "Start the server from the weights of init_client, too.", only=EXPERT
+    )
 
-    lr: float = setting(0.06, "optimiser", "Learning rate of the server.", only=SERVED)
-    client_lr: float | None = setting(None, "optimiser", "Learning rate of the clients; by rule the server's.")
-    lr_schedule: str = setting(
-        "cosine", "optimiser", "Over rounds: cosine to 0, or x0.1 at 60 and 80 %.", SCHEDULES, only=SPLIT
+    lr: float = _setting(0.06, "optimiser", "Learning rate of the server.", only=SERVED)
+    client_lr: float | None = _setting(
+        None, "optimiser", "Learning rate of the clients, 0 for frozen clients; by rule the server's."
     )
-    client_lr_schedule: str = setting(
+    lr_schedule: str = _setting(
         "cosine",
         "optimiser",
-        "As lr_schedule (step: x0.2); oscillating is the published program's, stepped per batch.",
-        CLIENT_SCHEDULES,
+        "Schedule of the server's learning rate over the rounds: cosine falls to 0, step is x0.1 at 60 % and at 80 %.",
+        _SCHEDULES,
+        only=SPLIT,
+    )
+    client_lr_schedule: str = _setting(
+        "cosine",
+        "optimiser",
+        "Schedule of the clients' learning rate: as lr_schedule, but step is x0.2; oscillating is the published "
+        "program's cosine, stepped per batch.",
+        _CLIENT_SCHEDULES,
         only=LEARNING,
     )
-    momentum: float = setting(0.9, "optimiser", "Momentum of SGD.")
-    weight_decay: float = setting(5e-4, "optimiser", "Weight decay of SGD.")
+    momentum: float = _setting(0.9, "optimiser", "Momentum of SGD.")
+    weight_decay: float = _setting(5e-4, "optimiser", "Weight decay of SGD.")
 
-    eval_every: int = setting(10, "evaluation", "Rounds between kNN evaluations; 0 only at start and end.")
-    knn_bank: int | None = setting(None, "evaluation", "Training images in the kNN bank; by rule all, up to 100,000.")
-    knn_test: int | None = setting(None, "evaluation", "Test images that kNN classifies; by rule all, up to 100,000.")
-    eval_features: str = setting("backbone", "evaluation", "Features that are evaluated.", FEATURES)
-    linear_probe: bool = setting(False, "evaluation", "Train a linear probe on all training images at the end.")
-    semi_supervised: bool = setting(
+    eval_every: int = _setting(
+        10, "evaluation", "Rounds between kNN evaluations; 0 evaluates only at the start and at the end."
+    )
+    knn_bank: int | None = _setting(
+        None, "evaluation", "Number of training images in the kNN bank; by rule all, but at most 100,000."
+    )
+    knn_test: int | None = _setting(
+        None, "evaluation", "Number of test images that kNN classifies; by rule all, but at most 100,000."
+    )
+    eval_features: str = _setting(
+        "backbone",
+        "evaluation",
+        "Features that are evaluated: the backbone's, or the output of the projection head.",
+        _FEATURES,
+    )
+    linear_probe: bool = _setting(False, "evaluation", "Train a linear probe on all training images at the end.")
+    semi_supervised: bool = _setting(
         False, "evaluation", "Train probes with a hidden layer on 10 % and on 1 % of the labels at the end."
     )
-    probe_epochs: int = setting(100, "evaluation", "Epochs of these probes.", only=PROBED)
+    probe_epochs: int = _setting(
+        100, "evaluation", "Epochs that linear and semi-supervised probes are trained for.", only=PROBED
+    )
 
-    seed: int = setting(0, "run", "Seed of every draw.")
-    device: str = setting("auto", "run", "cpu, cuda or cuda:N; auto is CUDA where there is one.")
-    precision: str = setting(
+    seed: int = _setting(0, "run", "Seed of all random draws.")
+    device: str = _setting(
         "auto",
         "run",
-        "Of forward passes and smashed data; weights, queue and loss stay fp32. auto is bf16 on CUDA devices that have "
-        "it, else fp32; tf32 is fp32 whose products and convolutions may use TF32.",
+        "Device to compute on: cpu, cuda or cuda:N; auto is the first CUDA device if there is one, else the CPU.",
+    )
+    precision: str = _setting(
+        "auto",
+        "run",
+        "Precision of forward passes and smashed data; weights, key queue and loss stay in fp32. auto is bf16 on CUDA "
+        "devices that support it, else fp32; tf32 is fp32 in which matrix products and convolutions may use TF32.",
         ("auto", *PRECISIONS),
     )
-    engine: str = setting(
+    engine: str = _setting(
         "fused",
         "run",
-        "fused stacks the cohort, with the fastest version of each operator or the one named; vmap stacks it with "
-        "PyTorch's operators; loop runs clients one by one.",
+        "How clients are computed: fused stacks the cohort, with the fastest version of each operator or the version "
+        "that is named; vmap stacks it with PyTorch's operators; loop runs one client after another.",
         ENGINES,
     )
-    client_state: str = setting(
+    client_state: str = _setting(
         "device",
         "run",
-        "Where the state of clients that do not take part is kept: device, host memory, or a file (mmap).",
-        CLIENT_STATES,
+        "Where the state of clients outside the cohort is kept: on the device, in host memory, or in a file (mmap).",
+        _CLIENT_STATES,
     )
-    client_state_dtype: str = setting("fp32", "run", "How it is kept there; bf16 halves it.", STATE_DTYPES)
-    checkpoint_every: int = setting(10, "run", "Rounds between checkpoints.")
+    client_state_dtype: str = _setting(
+        "fp32",
+        "run",
+        "Precision in which the state of clients outside the cohort is kept; bf16 halves its size.",
+        _STATE_DTYPES,
+    )
+    checkpoint_every: int = _setting(10, "run", "Rounds between checkpoints.")
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -325,13 +357,11 @@ class RunConfig:
         if self.unequal is not None:
             Unequal.parse(self.unequal)
         Decoder.parse(self.ressfl_decoder, "ressfl_decoder")
-        for wrong, message in EXCLUSIONS:
-            if wrong(self):
-                raise ValueError(message.format(**self.to_dict()))
+        check(self, EVERY_RUN)
 
     @staticmethod
     def _check_type(name: str, annotation: str, value: Any) -> None:
-        """Raise a ValueError unless `value` is of the field's type (an int may stand for a float)."""
+        """Raise a ValueError unless `value` has the type that `annotation` names; an int may stand for a float."""
         wanted, _, optional = annotation.partition(" | ")
         allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[wanted]
         right = isinstance(value, allowed) and (wanted == "bool" or not isinstance(value, bool))
@@ -341,7 +371,7 @@ class RunConfig:
             raise ValueError(f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
 
     def check_effect(self, names: Iterable[str]) -> None:
-        """Raise a ValueError if a field that was asked for, and is not as usual, has no effect beside the others."""
+        """Raise a ValueError if one of the fields `names` differs from its default but has no effect in this config."""
         for spec in fields(self):
             asked = spec.name in names and getattr(self, spec.name) != spec.default
             for condition in spec.metadata["only"] if asked else ():
@@ -350,7 +380,7 @@ class RunConfig:
                     raise ValueError(f"{spec.name}: has no effect where {reason}; allowed with {condition.allowed}")
 
     def changed_from(self, other: RunConfig) -> dict[str, Any]:
-        """The fields that are something else in another config."""
+        """Return the fields that have another value than in the config `other`, with their values here."""
         usual = other.to_dict()
         return {name: value for name, value in self.to_dict().items() if value != usual[name]}
 
@@ -369,7 +399,7 @@ class RunConfig:
         return 2 if self.method != "mocosfl" and self.symmetric else 1
 
     def network(self) -> dict[str, Any]:
-        """The fields that say how the network is made, but for what the method adds."""
+        """Return the fields that determine the network, apart from what the method adds to it, with their values."""
         return {
             spec.name: getattr(self, spec.name)
             for spec in fields(self)
@@ -377,15 +407,15 @@ class RunConfig:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the values of all fields by name, as JSON takes them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """From what `to_dict` gave, or a part of it.
+        """Return the config with these values of its fields, as `to_dict` returns them, and defaults for the others.
 
         Raises:
-            ValueError: a name that is no field, or a value that cannot work.
+            ValueError: a name is not a field, or a value is not allowed.
         """
         names = [spec.name for spec in fields(cls)]
         for name in values:
@@ -395,7 +425,9 @@ class RunConfig:
 
     @classmethod
     def load(cls, path: Path) -> RunConfig:
-        """From a saved ``config.json``, or a JSON object of fields. What was set by rule is so again.
+        """Read a config from the ``config.json`` of a run, or from a JSON object of fields.
+
+        Fields that rules had filled in get their defaults back, so that the rules set them anew.
 
         Raises:
             ValueError: the file cannot be read, or does not hold a config.

@@ -1,4 +1,4 @@
-"""Settings that are written as a short string, in the published program's notation."""
+"""Settings that are written as a short string, in the notation of the published program."""
 
 from __future__ import annotations
 
@@ -10,22 +10,30 @@ from simsfl.system.messages import shortened
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """Layers at the cut that narrow the smashed data, on the client, and widen it again, on the server."""
+    """Layers at the cut that narrow the smashed data on the client, and widen them again on the server."""
 
     channels: int
+    """Channels of the narrowed smashed data."""
     stride: int = 1
-    """A power of two; above 1 as many convolutions of stride 2 as it takes."""
+    """Factor by which height and width are divided, a power of two: 4 takes two convolutions of stride 2."""
     kernel: int = 3
-    """Odd."""
+    """Height and width of the kernels, an odd number."""
     relu: bool = True
-    """Behind each convolution."""
+    """Whether a ReLU follows each convolution."""
 
     @classmethod
     def parse(cls, text: str) -> Bottleneck:
-        """From ``K3C4S2noReLU``: kernel, channels, stride; all but the channels may be left out.
+        """Return the bottleneck that a text such as ``K3C4S2noReLU`` means: kernel, channels, stride, and no ReLUs.
+
+        All but the channels may be left out.
 
         Raises:
-            ValueError: it is not of that form.
+            ValueError: `text` does not have this form.
+
+        >>> Bottleneck.parse("C4S2")
+        Bottleneck(channels=4, stride=2, kernel=3, relu=True)
+        >>> Bottleneck.parse("K5C8noReLU")
+        Bottleneck(channels=8, stride=1, kernel=5, relu=False)
         """
         match = re.fullmatch(r"(?:K(\d+))?C(\d+)(?:S(\d+))?(no_?relu)?", text, re.IGNORECASE)
         kernel, channels, stride = (
@@ -48,18 +56,20 @@ class Unequal:
     """Two kinds of clients: rich ones with larger batches and more data, and poor ones."""
 
     rich_clients: float
-    """Their share of the clients."""
+    """Share of the clients that are rich, between 0 and 1."""
     batch_factor: int
-    """Their batches are so many times as large."""
+    """Ratio of a rich client's batch size to that of a poor client."""
     rich_data: float
-    """The share of the data that they hold together."""
+    """Share of the data that the rich clients hold together, between 0 and 1."""
 
     @classmethod
     def parse(cls, text: str) -> Unequal:
-        """From ``0.2_0.8|16|0.8_0.2``: shares of the clients, factor, shares of the data; rich before poor.
+        """Return what a text such as ``0.2_0.8|16|0.8_0.2`` means.
+
+        Its parts are the shares of the clients, the batch factor, and the shares of the data; rich clients come first.
 
         Raises:
-            ValueError: it is not of that form, or shares do not add up to 1.
+            ValueError: `text` does not have this form, or shares do not add up to 1.
         """
         try:
             clients, factor, data = text.split("|")
@@ -77,11 +87,11 @@ class Unequal:
         return cls(rich, int(factor), much)
 
     def rich(self, clients: int) -> int:
-        """How many of so many clients are rich: one at least, and not all."""
+        """Return how many of `clients` clients are rich: at least one, but not all of them."""
         return min(max(round(self.rich_clients * clients), 1), clients - 1)
 
     def weights(self, clients: int) -> list[float]:
-        """Relative amount of data of each client, the rich first."""
+        """Return the share of the data that each of `clients` clients holds, the rich first."""
         rich = self.rich(clients)
         return [self.rich_data / rich] * rich + [(1 - self.rich_data) / (clients - rich)] * (clients - rich)
 
@@ -91,18 +101,24 @@ class Decoder:
     """The network with which an attacker turns smashed data back into images."""
 
     kind: str
-    """custom, conv_norm or res_norm."""
+    """"custom", "conv_norm" or "res_norm"."""
     depth: int = 0
-    """Layers or blocks that leave the size of the maps as it is, besides those there always are."""
+    """Number of layers or blocks that keep the size of the maps, besides those that every decoder has."""
     channels: int = 0
-    """Inside, where it is not custom."""
+    """Channels of the inner layers; unused if `kind` is "custom"."""
 
     @classmethod
     def parse(cls, text: str, field: str = "decoder") -> Decoder:
-        """From ``custom``, ``conv_normN4C64`` or ``res_normN4C64``: depth and channels.
+        """Return the decoder that a text such as ``custom``, ``conv_normN4C64`` or ``res_normN4C64`` means.
+
+        N is followed by the depth, C by the channels.
+
+        Args:
+            text: the text.
+            field: name of the setting, for the error.
 
         Raises:
-            ValueError: it is not of that form.
+            ValueError: `text` does not have this form.
         """
         if text == "custom":
             return cls(text)

@@ -1,1 +1,1 @@
-"""What taking part costs a client: estimated from the model, and measured."""
+"""The cost of participation for a client: estimated from the model, and measured."""

@@ -1,4 +1,4 @@
-"""Memory that tensors really take, as PyTorch's profiler sees them come and go."""
+"""The memory that tensors really take, measured by PyTorch's profiler as they are allocated and freed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from simsfl.models import FlatModule
 
 
 def peak_tensor_bytes(work: Callable[[], object]) -> int:
-    """The most bytes of tensors that `work` had at a time, on the CPU, above what there was before.
+    """Return the most bytes of tensors on the CPU that `work` held at a time, in addition to those from before.
 
-    What operators take for themselves counts, if they take it from PyTorch (oneDNN's scratchpads are not).
+    Memory that operators allocate for themselves counts if they get it from PyTorch; oneDNN's scratchpads do not.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto reports a missing GPU as an error
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -29,9 +29,15 @@ def peak_tensor_bytes(work: Callable[[], object]) -> int:
 
 
 def training_bytes(model: FlatModule, shape: Sequence[int], batch_size: int, *, learns: bool = True) -> int:
-    """Of a client's step with images of such a `shape`: what `simsfl.cost.model.memory` reckons, measured.
+    """Measure the bytes that a client's training step takes, which `simsfl.cost.model.memory` estimates.
 
-    The gradient that comes in, or that of a loss of the client's own, is part of it.
+    The gradient that comes in, or that of a loss of the client's own, counts.
+
+    Args:
+        model: client model.
+        shape: ``(channels, height, width)`` of an image.
+        batch_size: images in a batch.
+        learns: whether the client learns.
     """
     online, momentum, velocity = (torch.zeros(model.size) for _ in range(3))
     online.uniform_(-1, 1)
@@ -50,6 +56,6 @@ def training_bytes(model: FlatModule, shape: Sequence[int], batch_size: int, *, 
             client.backward(torch.ones_like(smashed))
             client.descend(0.1, 0.9, 5e-4)
 
-    step()  # what is made once
+    step()  # what is allocated only once does not count
     state = 2 * (model.size + len(model.initial_statistics)) + (model.size if learns else 0)
     return state * online.itemsize + peak_tensor_bytes(step)

@@ -1,4 +1,4 @@
-"""What taking part costs clients: operations, memory and bytes on the wire, from the model and the plan alone."""
+"""The cost of participation for clients, from model and plan alone: operations, memory and bytes on the wire."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ from simsfl.models import FlatModule, SplitModel
 from simsfl.models.layers import BatchNorm, ConvNorm
 
 COLOURS = 3
+"""Channels of an image."""
 WEIGHT_BYTES = 4
-"""Weights travel in fp32."""
-NORMALISED, NORMALISED_BACK = 8, 16
-"""Operations for each number that is normalised: sums of it and of its square, shift and scale twice; and back."""
+"""Bytes of a weight on the wire and in memory: fp32."""
+_NORMALISED, _NORMALISED_BACK = 8, 16
+"""Operations per number that is normalised, in the forward pass (sums of the numbers and of their squares, shift and
+scale twice), and in the backward pass."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes sent by clients and to them."""
+    """Bytes that travel between clients and server.
+
+    >>> Traffic(up=3, down=1) + Traffic(up=2)
+    Traffic(up=5, down=1)
+    """
 
     up: int = 0
+    """Bytes that clients send."""
     down: int = 0
+    """Bytes that are sent to clients."""
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(self.up + other.up, self.down + other.down)
@@ -35,16 +43,17 @@ class Traffic:
 
 @dataclass(frozen=True)
 class ClientCost:
-    """What travels for a client."""
+    """The bytes that travel for one client."""
 
     image_bytes: int
-    """Smashed data of one view of one image; as much is the gradient that comes back."""
+    """Bytes of the smashed data of one view of one image, and of the gradient that comes back."""
     sync_bytes: int
-    """Weights and running statistics of the client model, each way; of its momentum model, too, if that is averaged."""
+    """Bytes each way, per averaging, of the client model's weights and running statistics, including those of the
+    momentum model if it is averaged."""
     momentum_bytes: int
-    """Of them the momentum model's."""
+    """Bytes within `sync_bytes` that belong to the momentum model."""
     statistics_bytes: int
-    """Its running statistics alone, which clients that do not learn average, too."""
+    """Bytes of the client model's running statistics alone, which clients average even when they do not learn."""
 
     def round_traffic(
         self,
@@ -56,21 +65,25 @@ class ClientCost:
         frozen: bool = False,
         views: int = 2,
     ) -> Traffic:
-        """Return the bytes of a whole round, of the cohort together.
+        """Return the bytes that travel in a whole round, summed over the cohort.
 
-        A client fetches the average at the start of a round and after each averaging but the last, whose result it
-        fetches when it next takes part: as many downloads as averagings. Frozen clients get neither gradients nor
-        weights, but average what running statistics they have. Where clients only send activations, the same holds
-        but weights are fetched at the start of the round unless all clients take part, and momentum models that are
-        averaged are fetched at its end. In a silent round nothing travels.
+        A client fetches the average at the start of a round and after each averaging except the last, whose result it
+        fetches when it takes part again; so there are as many downloads as averagings. Frozen clients get neither
+        gradients nor weights, but they average the running statistics that they have. In a round where clients only
+        send activations, the same holds, except that weights are fetched at its start unless all clients take part, and
+        that momentum models, if they are averaged, are sent, and fetched at its end. In a silent round nothing travels.
+
+        >>> cost = ClientCost(image_bytes=100, sync_bytes=40, momentum_bytes=0, statistics_bytes=0)
+        >>> cost.round_traffic([Group(range(10), cohort=5, batch_size=2)], steps=3, syncs=1)
+        Traffic(up=6200, down=3200)
 
         Args:
-            groups: clients by what they can do.
+            groups: groups of clients with the same resources.
             steps: steps of the round.
             syncs: averagings of the round.
-            exchange: what clients and server exchange in it.
+            exchange: what clients and server exchange in the round.
             frozen: whether clients do not learn.
-            views: views of an image that are sent; labels of supervised training are not counted.
+            views: views of an image that are sent. Labels, which supervised training sends, are not counted.
         """
         if exchange is Exchange.SILENT:
             return Traffic()
@@ -90,11 +103,13 @@ class ClientCost:
 def client_cost(
     model: SplitModel, *, number_bytes: int, align_momentum: bool, weight_bytes: int = WEIGHT_BYTES
 ) -> ClientCost:
-    """What travels for a client, from the model alone.
+    """Return the bytes that travel for one client, from the model alone.
 
     Args:
-        number_bytes: of a number of activations and gradients on the wire; `weight_bytes` of weights.
-        align_momentum: the momentum model is averaged, and so travels, too.
+        model: client and server model.
+        number_bytes: bytes of a number in activations and gradients on the wire.
+        align_momentum: whether the momentum model is averaged, and therefore travels, too.
+        weight_bytes: bytes of a weight on the wire.
     """
     weights = (model.client.size + len(model.client.initial_statistics)) * weight_bytes
     return ClientCost(
@@ -107,53 +122,61 @@ def client_cost(
 
 @dataclass(frozen=True)
 class Operations:
-    """Floating-point operations of half a network for one image, two per multiply-add."""
+    """The floating-point operations of half a network for one image; a multiply-add counts as two."""
 
     forward: int
+    """Operations of a forward pass."""
     backward: int
+    """Operations of a backward pass."""
     macs: int
-    """Multiply-adds of the convolutions and matrix products of a forward pass, without normalisation."""
+    """Multiply-adds of the convolutions and matrix products in a forward pass, without normalisation."""
     normalised: int
-    """Numbers that are normalised in a forward pass."""
+    """Count of the numbers that are normalised in a forward pass."""
 
     def step(self, *, learns: bool = True) -> int:
-        """Of what a client does with an image: online and momentum model forward, and backward if it `learns`."""
+        """Return a client's operations for an image: online and momentum model forward, and backward if it `learns`."""
         return 2 * self.forward + (self.backward if learns else 0)
 
     def products(self) -> int:
-        """The same of convolutions and matrix products alone, forward twice and back."""
-        return self.step() - (2 * NORMALISED + NORMALISED_BACK) * self.normalised
+        """Return the part of `step` that is convolutions and matrix products: two passes forward, one backward."""
+        return self.step() - (2 * _NORMALISED + _NORMALISED_BACK) * self.normalised
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training takes on a client, by what they are for."""
+    """The bytes of memory that training takes on a client, by purpose."""
 
     weights: int
+    """Bytes of the online model: weights and running statistics."""
     momentum: int
-    """Of the momentum model."""
+    """Bytes of the momentum model: weights and running statistics."""
     velocity: int
+    """Bytes of SGD's velocity; 0 for a client that does not learn."""
     gradients: int
+    """Bytes of the gradients of the weights; 0 for a client that does not learn."""
     activations: int
-    """Kept for the backward pass, of a batch."""
+    """Bytes that a batch keeps for the backward pass; 0 for a client that does not learn."""
     workspace: int
-    """The largest map and its gradient: what a pass works on besides."""
+    """Bytes that a pass works on in addition: a batch of the largest map, and its gradient."""
 
     @property
     def total(self) -> int:
-        """Of all of them."""
+        """Bytes of all purposes together."""
         return sum(vars(self).values())
 
 
 def operations(half: FlatModule, shape: Sequence[int], *, of_images: bool = False) -> Operations:
-    """Of half a network for an image, or its smashed data, of so many channels, height and width.
+    """Count the operations of half a network for one image, or for its smashed data.
 
-    Convolutions and matrix products by the formulas of `torch.utils.flop_counter`, and normalisation of activations;
-    a backward pass is that of weights and inputs, but for inputs that are images. The layers' shapes are found with one
-    image of zeros, for to count on PyTorch's meta device takes a second of imports.
+    Convolutions and matrix products are counted by the formulas of `torch.utils.flop_counter`; normalisation of
+    activations is added. A backward pass gives the gradients of weights and inputs, except of inputs that are images.
+    The shapes of layers are found with one image of zeros, because counting on PyTorch's meta device takes a second of
+    imports.
 
     Args:
-        of_images: the half's inputs are images, which need no gradient.
+        half: client or server model.
+        shape: ``(channels, height, width)`` of its input.
+        of_images: whether its inputs are images, which need no gradient.
     """
     macs = normalised = spared = 0
     image = torch.zeros(1, *shape)
@@ -161,33 +184,33 @@ def operations(half: FlatModule, shape: Sequence[int], *, of_images: bool = Fals
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal macs, normalised, spared
         layer = module.conv if isinstance(module, ConvNorm) else module
-        own = multiply_adds(layer, inputs[0], output)
+        own = _multiply_adds(layer, inputs[0], output)
         macs += own
         if own and of_images and inputs[0] is image:
             spared += own
         if isinstance(module, BatchNorm) or isinstance(getattr(module, "norm", None), nn.GroupNorm):
             normalised += output.numel()
 
-    with shapes_of(half, count) as module, torch.no_grad():
+    with _shapes_of(half, count) as module, torch.no_grad():
         module.eval()(image)
     return Operations(
-        forward=2 * macs + NORMALISED * normalised,
-        backward=4 * macs - 2 * spared + NORMALISED_BACK * normalised,
+        forward=2 * macs + _NORMALISED * normalised,
+        backward=4 * macs - 2 * spared + _NORMALISED_BACK * normalised,
         macs=macs,
         normalised=normalised,
     )
 
 
-def multiply_adds(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
-    """Of a convolution or matrix product from `x` to `y`; 0 of other layers."""
+def _multiply_adds(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
+    """Return the multiply-adds of a convolution or matrix product with input `x` and output `y`; 0 for other layers."""
     if isinstance(layer, nn.ConvTranspose2d):
         return x.numel() * layer.weight[0].numel()
     return y.numel() * layer.weight[0].numel() if isinstance(layer, (nn.Conv2d, nn.Linear)) else 0
 
 
 @contextmanager
-def shapes_of(half: FlatModule, hook: Callable[..., None]) -> Iterator[nn.Module]:
-    """Half a network with weights of zero, whose modules call `hook` with what goes in and what comes out."""
+def _shapes_of(half: FlatModule, hook: Callable[..., None]) -> Iterator[nn.Module]:
+    """Yield half a network with weights of zero; its modules call `hook` with themselves, their inputs and output."""
     module = half.module(torch.zeros(half.size), torch.zeros(sum(map(prod, half.statistic_shapes.values()))))
     for part in module.modules():
         part.register_forward_hook(hook)
@@ -195,12 +218,18 @@ def shapes_of(half: FlatModule, hook: Callable[..., None]) -> Iterator[nn.Module
 
 
 def memory(half: FlatModule, shape: Sequence[int], batch_size: int, *, learns: bool = True) -> Memory:
-    """Of training half a network on batches of images of such a `shape`, in fp32.
+    """Estimate the memory that training half a network takes in fp32.
 
-    What a client that does not learn keeps is its weights, twice, and the maps that a pass works on.
+    A client that does not learn keeps its weights, twice, and the maps that a pass works on.
+
+    Args:
+        half: client model.
+        shape: ``(channels, height, width)`` of an input.
+        batch_size: images in a batch.
+        learns: whether the client learns.
     """
-    few = 2  # BatchNorm takes no single image
-    (fixed, largest), (more, _) = (kept_bytes(half, shape, batch) for batch in (few, few + 1))
+    few = 2  # BatchNorm needs more than one image
+    (fixed, largest), (more, _) = (_kept_bytes(half, shape, batch) for batch in (few, few + 1))
     activations = fixed + (batch_size - few) * (more - fixed)
     own = half.size * WEIGHT_BYTES
     state = own + len(half.initial_statistics) * WEIGHT_BYTES
@@ -214,8 +243,11 @@ def memory(half: FlatModule, shape: Sequence[int], batch_size: int, *, learns: b
     )
 
 
-def kept_bytes(half: FlatModule, shape: Sequence[int], batch_size: int) -> tuple[int, int]:
-    """Bytes that are kept for the backward pass, but for weights; those of an image's largest map, and its gradient."""
+def _kept_bytes(half: FlatModule, shape: Sequence[int], batch_size: int) -> tuple[int, int]:
+    """Return the bytes that a batch keeps for the backward pass, and those of an image's largest map and its gradient.
+
+    Weights do not count. `shape` is ``(channels, height, width)`` of an input.
+    """
     kept: dict[int, torch.UntypedStorage] = {}
     largest = 0
 
@@ -227,7 +259,7 @@ def kept_bytes(half: FlatModule, shape: Sequence[int], batch_size: int) -> tuple
         nonlocal largest
         largest = max(largest, output.numel() // batch_size)
 
-    with shapes_of(half, measure) as module, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _shapes_of(half, measure) as module, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = module(torch.zeros(batch_size, *shape))
     weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
     del output
@@ -235,11 +267,16 @@ def kept_bytes(half: FlatModule, shape: Sequence[int], batch_size: int) -> tuple
 
 
 def client_flops(model: SplitModel, image_size: int, *, learns: bool = True) -> int:
-    """Operations of a client for one image; see `operations`."""
+    """Return the operations of a client for one image in a step; see `Operations.step`."""
     return operations(model.client, (COLOURS, image_size, image_size), of_images=True).step(learns=learns)
 
 
 def server_flops(model: SplitModel, *, symmetric: bool) -> int:
-    """Operations of the server for one image: of either network for one view or for both, and back."""
+    """Return the operations of the server for one image: online and momentum model forward, and one of them backward.
+
+    Args:
+        model: client and server model.
+        symmetric: whether this is done for both views, instead of for one.
+    """
     server = operations(model.server, model.smashed_shape)
     return (2 if symmetric else 1) * (2 * server.forward + server.backward)

@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors on the device, whatever they come from."""
+"""Data sets as uint8 tensors on the device, independent of the files that they come from."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 __all__ = ["ARRAYS", "Arrays", "Dataset", "Images", "make_dataset"]
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
-"""The arrays of a data set by name, as files hold them."""
+"""Names of the arrays of a data set, in files and in `Arrays`."""
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """A data set as it is read: uint8 images ``[n, H, W, 3]``, integer labels ``[n]``."""
+    """A data set as it is read: uint8 images ``[n, H, W, 3]`` and integer labels ``[n]``, to train and to test on."""
 
     train_x: np.ndarray
     train_y: np.ndarray
     test_x: np.ndarray
     test_y: np.ndarray
     classes: tuple[str, ...]
-    """Name of each label."""
+    """Name of the class of each label."""
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each array's bytes; labels as uint8 where they fit, else int64."""
+        """SHA-256 of each array's bytes, by name; labels are taken as uint8 if they fit, else as int64."""
         small = max(self.train_y.max(), self.test_y.max()) < 256
         to = np.uint8 if small else np.int64
         arrays = {
@@ -50,75 +50,78 @@ class Arrays:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the four digests."""
+        """SHA-256 of the four hexadecimal digests in `digests`, put together."""
         return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images of one size, with the statistics they are normalised by."""
+    """Square images of one size, with the statistics that they are normalised by."""
 
     pixels: Tensor | Pictures
-    """``[n, 3, H, H]`` uint8, in memory or in files."""
+    """``[n, 3, H, H]`` uint8 pixels: a tensor, or `Pictures` that are read from files when they are needed."""
     mean: Tensor
-    """``[3, 1, 1]`` per channel, of pixels in [0, 1]."""
+    """``[3, 1, 1]`` mean per channel, of pixels in [0, 1]."""
     std: Tensor
-    """``[3, 1, 1]``."""
+    """``[3, 1, 1]`` standard deviation per channel, of pixels in [0, 1]."""
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def ahead(self, rows: Tensor) -> None:
-        """The images at `rows` will be asked for next: work ahead, where they are in files."""
+        """Start to decode the images at `rows`, which will be asked for next, if they are in files."""
         if not isinstance(self.pixels, Tensor):
             self.pixels.ahead(rows)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Of float images in [0, 1], the normalised ones."""
+        """Return float images ``[..., 3, H, H]`` in [0, 1] after normalisation."""
         return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
 
     def restore(self, images: Tensor) -> Tensor:
-        """Of normalised images those in [0, 1]."""
+        """Return normalised images ``[..., 3, H, H]`` as images in [0, 1]; the inverse of `normalise`."""
         return images * self.std.to(images.dtype) + self.mean.to(images.dtype)
 
     def plain(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Normalised images ``[n, 3, H, H]`` without augmentation, as evaluation uses them."""
+        """Return the images at `rows`, normalised but not augmented, as evaluation uses them: ``[n, 3, H, H]``."""
         return self.normalise(self.pixels[rows].to(dtype).div_(255.0))
 
     def augmented(self, pixels: Tensor, views: ViewParameters, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Normalised views ``[V, C, B, 3, H, H]`` of ``[C, B, 3, H, H]`` uint8 of them, as training uses them."""
+        """Return normalised views ``[V, C, B, 3, H, H]`` of uint8 `pixels` ``[C, B, 3, H, H]``, as used in training."""
         return augment(pixels, views, self.mean, self.std, dtype)
 
     def to(self, device: torch.device) -> Images:
-        """The same on another device."""
+        """Return these images on another device."""
         return Images(self.pixels.to(device), self.mean.to(device), self.std.to(device))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images with labels; the labels serve partitions and evaluation only."""
+    """Training and test images with labels; self-supervised training needs labels for partition and evaluation only."""
 
     name: str
     origin: str
-    """Where it came from, for people."""
+    """Description, for people, of where the data set came from."""
     checksum: str
-    """SHA-256 of the arrays it was made from, before any resizing."""
+    """SHA-256 of the arrays that it was made from, before any resizing."""
     classes: tuple[str, ...]
+    """Name of the class of each label."""
     train: Images
     train_labels: Tensor
-    """``[n]`` int64."""
+    """``[n]`` int64 labels of the training images, without the auxiliary ones."""
     test: Images
     test_labels: Tensor
+    """``[n]`` int64 labels of the test images."""
     auxiliary: int = 0
-    """Training images of another data set, behind the rest: clients may hold them, and nothing is evaluated on them."""
+    """Number of training images of another data set, which come last: clients may hold them, and nothing is evaluated
+    on them."""
 
     @property
     def image_size(self) -> int:
-        """Height and width of every image."""
+        """Height and width of every image, in pixels."""
         return self.train.pixels.shape[-1]
 
     def to(self, device: torch.device) -> Dataset:
-        """The same on another device."""
+        """Return this data set on another device."""
         return replace(
             self,
             train=self.train.to(device),
@@ -136,11 +139,14 @@ def make_dataset(
     image_size: int | None = None,
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> Dataset:
-    """Tensors from arrays.
+    """Return the data set of tensors that is made from arrays, on the CPU.
 
     Args:
-        image_size: resize to this height and width (antialiased, middle square); None keeps the size.
-        statistics: mean and standard deviation per channel; measured on the training images if None.
+        name: name of the data set, for errors and records.
+        origin: description, for people, of where it came from.
+        arrays: images and labels.
+        image_size: height and width that images are resized to (antialiased, middle square); None keeps their size.
+        statistics: mean and standard deviation per channel; None measures them on the training images.
 
     Raises:
         ValueError: the images are too small, or not square, and no `image_size` is given.
@@ -165,10 +171,10 @@ def make_dataset(
 
 
 def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
-    """The same with the training images of another, normalised like its own.
+    """Return `data` with the training images of `other` behind its own, normalised by the statistics of `data`.
 
     Raises:
-        ValueError: they have another size, or one of them stays in its files.
+        ValueError: the images of the two differ in size, or one of the two is too large to be read whole.
     """
     if data.image_size != other.image_size:
         sizes = (f"{one.name} has images of {one.image_size}x{one.image_size}" for one in (other, data))
@@ -187,14 +193,15 @@ def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
 
 
 def planes(images: np.ndarray) -> Tensor:
-    """``[n, H, W, 3]`` uint8 array -> ``[n, 3, H, W]`` uint8 tensor."""
+    """Return a uint8 array ``[n, H, W, 3]`` of images as a uint8 tensor ``[n, 3, H, W]``."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def resize(pixels: Tensor, size: int | None) -> Tensor:
-    """Scale the shorter side of ``[n, 3, H, W]`` to `size` and cut out the middle square.
+    """Scale the shorter side of uint8 images ``[n, 3, H, W]`` to `size` and cut out the middle square.
 
-    In float, rounded at the end: interpolation of bytes differs between versions of PyTorch.
+    The result is ``[n, 3, size, size]`` uint8; if `size` is None, it is the images as they are. Interpolation is done
+    in float and rounded at the end, because interpolation of bytes differs between versions of PyTorch.
     """
     if size is None or pixels.shape[-2:] == (size, size):
         return pixels
@@ -209,9 +216,9 @@ def resize(pixels: Tensor, size: int | None) -> Tensor:
 
 
 def measure(pixels: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of ``[n, 3, H, W]`` uint8, scaled to [0, 1].
+    """Return mean and standard deviation per channel of uint8 images ``[n, 3, H, W]``, with pixels scaled to [0, 1].
 
-    From the histogram of byte values, so exact and with no float copy of the images.
+    They come from the histogram of byte values, so they are exact and need no float copy of the images.
     """
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.transpose(0, 1)])
     weights = counts.double() / counts.sum(dim=1, keepdim=True)

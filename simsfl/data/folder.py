@@ -1,7 +1,7 @@
-"""Data sets that are directories of pictures: ImageFolder trees, and Tiny-ImageNet-200 as its archive has it.
+"""Data sets that are directories of pictures: ImageFolder trees, and Tiny-ImageNet-200 in the layout of its archive.
 
-Small ones are read whole. Those too large for that stay in their files, and are decoded when a step needs them, by
-threads that work ahead; what comes of them is the same.
+Small ones are read whole. The pictures of larger ones stay in their files and are decoded when a step needs them, by
+threads that work ahead; the images are the same either way.
 """
 
 from __future__ import annotations
@@ -23,32 +23,36 @@ from torch import Tensor
 from simsfl.data import Arrays, Dataset, Images, make_dataset, measure, planes
 from simsfl.system.memory import free_memory
 
-DEFAULT_SIZE = 32
-"""Height and width that pictures are brought to where no image size is asked for."""
+_DEFAULT_SIZE = 32
+"""Height and width that pictures are resized to if no image size is given."""
 MEASURED = 10_000
-"""Training images that a large set's statistics are measured on."""
-SHARE_OF_MEMORY = 0.25
-"""Of what is free: a set that would take more is too large to be read whole."""
+"""Training images that the statistics of a data set are measured on, at most."""
+_SHARE_OF_MEMORY = 0.25
+"""Share of the free memory that a data set may take; a larger one is not read whole."""
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation, each per channel."""
 
 
 @dataclass(frozen=True)
-class Listing:
-    """One split: files, and labels ``[n]``."""
+class _Listing:
+    """The files of one split of a data set, with their labels."""
 
     files: list[str]
+    """Path of each of n pictures."""
     labels: np.ndarray
+    """``[n]`` integer labels."""
     classes: tuple[str, ...]
+    """Name of the class of each label."""
 
 
 class Pictures:
     """Images in files, indexed like a uint8 tensor ``[n, 3, H, H]``.
 
     Args:
-        files: one each.
-        size: H; their shorter side is scaled to it and the middle square cut out.
-        device: that what is asked for is put on.
+        files: path of the file of each image.
+        size: H; the shorter side of a picture is scaled to it, and the middle square cut out.
+        device: device of the tensors that indexing returns.
     """
 
     def __init__(self, files: Sequence[str], size: int, device: torch.device | str = "cpu"):
@@ -61,7 +65,7 @@ class Pictures:
         return len(self.files)
 
     def ahead(self, rows: Tensor) -> None:
-        """Begin to decode the images at `rows`, which will be asked for."""
+        """Start to decode the images at `rows` in threads; indexing with the same rows later takes the results."""
         wanted = rows.flatten().tolist()
         files = [self.files[row] for row in wanted]
         self._coming[np.array(wanted).tobytes()] = [
@@ -69,10 +73,10 @@ class Pictures:
         ]
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """``[*rows.shape, 3, H, H]`` uint8.
+        """Return the images at `rows` as uint8 ``[*rows.shape, 3, H, H]``.
 
         Raises:
-            ValueError: a file is no readable image.
+            ValueError: a file is not a readable image.
         """
         key = np.array(rows.flatten().tolist()).tobytes()
         if key not in self._coming:
@@ -81,31 +85,33 @@ class Pictures:
         return images.unflatten(0, rows.shape).to(self.device)
 
     def to(self, device: torch.device) -> Pictures:
-        """The same for another device."""
+        """Return these images for another device."""
         return Pictures(self.files, self.shape[-1], device)
 
 
 def read_folder(
     path: Path, name: str, *, image_size: int | None, stream: str, statistics: Statistics | None = None
 ) -> Dataset:
-    """The data set of a directory.
+    """Read a data set from a directory of pictures, onto the CPU.
 
     Args:
-        name: of it.
-        image_size: `DEFAULT_SIZE` if None.
-        stream: "always", "never", or "auto": where it would take more than `SHARE_OF_MEMORY`.
+        path: the directory, in ImageFolder layout or that of Tiny-ImageNet-200.
+        name: name of the data set.
+        image_size: height and width of the images; `_DEFAULT_SIZE` if None.
+        stream: whether pictures are decoded only when they are needed: "always", "never", or "auto", which does so if
+            the data set would take more than `_SHARE_OF_MEMORY`.
         statistics: mean and standard deviation per channel; measured if None.
 
     Raises:
         ValueError: a split is missing or empty, the classes differ, or an image cannot be read.
     """
-    size = image_size or DEFAULT_SIZE
-    train, test = tiny_imagenet(path) if (path / "val" / "val_annotations.txt").is_file() else image_folder(path)
+    size = image_size or _DEFAULT_SIZE
+    train, test = _tiny_imagenet(path) if (path / "val" / "val_annotations.txt").is_file() else _image_folder(path)
     origin = f"directory {path}"
     sample = np.linspace(0, len(train.files) - 1, min(MEASURED, len(train.files))).astype(np.int64)
     total = (len(train.files) + len(test.files)) * 3 * size**2
-    if stream == "never" or (stream == "auto" and total <= SHARE_OF_MEMORY * free_memory()):
-        arrays = Arrays(*read_all(train, size), *read_all(test, size), train.classes)
+    if stream == "never" or (stream == "auto" and total <= _SHARE_OF_MEMORY * free_memory()):
+        arrays = Arrays(*_read_all(train, size), *_read_all(test, size), train.classes)
         statistics = statistics or measure(torch.from_numpy(arrays.train_x[sample]).permute(0, 3, 1, 2))
         return make_dataset(name, origin, arrays, image_size=size, statistics=statistics)
     pictures = [Pictures(split.files, size) for split in (train, test)]
@@ -116,7 +122,7 @@ def read_folder(
     return Dataset(
         name,
         f"{origin}, decoded as it is needed",
-        listing_checksum(path, [*train.files, *test.files]),
+        _listing_checksum(path, [*train.files, *test.files]),
         train.classes,
         train=Images(pictures[0], mean, std),
         train_labels=torch.from_numpy(train.labels),
@@ -125,37 +131,52 @@ def read_folder(
     )
 
 
-def image_folder(path: Path) -> tuple[Listing, Listing]:
-    """``train/CLASS/*`` and ``test/CLASS/*`` (or ``val``)."""
-    test = next((path / name for name in ("test", "val") if has_directories(path / name)), None)
+def _image_folder(path: Path) -> tuple[_Listing, _Listing]:
+    """List the training and test pictures of a directory: ``train/CLASS/*``, and ``test/CLASS/*`` or ``val/CLASS/*``.
+
+    Raises:
+        ValueError: a split is missing or empty, or the classes of the two differ.
+    """
+    test = next((path / name for name in ("test", "val") if _has_directories(path / name)), None)
     if not (path / "train").is_dir() or test is None:
         raise ValueError(f"dataset: {path} must hold the directories train/ and test/ (or val/), one per class in each")
-    listings = list_split(path / "train"), list_split(test)
+    listings = _list_split(path / "train"), _list_split(test)
     if listings[0].classes != listings[1].classes:
         odd = sorted(set(listings[0].classes) ^ set(listings[1].classes))[0]
         raise ValueError(f"dataset: class {odd!r} is only in one of {path / 'train'} and {test}")
     return listings
 
 
-def has_directories(path: Path) -> bool:
-    """Whether a directory holds others: ImageNet's test/ does not, whose pictures have no labels."""
+def _has_directories(path: Path) -> bool:
+    """Return whether a directory holds others; ImageNet's test/ does not, because its pictures have no labels."""
     return path.is_dir() and any(child.is_dir() for child in path.iterdir())
 
 
-def list_split(path: Path) -> Listing:
-    """One split, in ImageFolder's order."""
+def _list_split(path: Path) -> _Listing:
+    """List the pictures of one split in the order of torchvision's ImageFolder.
+
+    Raises:
+        ValueError: there is no class, or a class without an image.
+    """
     from torchvision.datasets import ImageFolder  # noqa: PLC0415  (takes a second to import)
 
     try:
         folder = ImageFolder(str(path))
     except FileNotFoundError as error:
         raise ValueError(f"dataset: {path} must hold one directory per class with at least one image each") from error
-    return Listing([file for file, _ in folder.samples], np.array(folder.targets), tuple(folder.classes))
+    return _Listing([file for file, _ in folder.samples], np.array(folder.targets), tuple(folder.classes))
 
 
-def tiny_imagenet(path: Path) -> tuple[Listing, Listing]:
-    """``train/WNID/images/*`` with the validation images in one directory, whose classes a file tells."""
-    train = list_split(path / "train")
+def _tiny_imagenet(path: Path) -> tuple[_Listing, _Listing]:
+    """List the training and validation pictures of Tiny-ImageNet-200.
+
+    Training pictures are ``train/WNID/images/*``. Validation pictures are in one directory, and their classes in the
+    file ``val/val_annotations.txt``.
+
+    Raises:
+        ValueError: that file names no image, or a class that does not occur in training.
+    """
+    train = _list_split(path / "train")
     annotations = path / "val" / "val_annotations.txt"
     files, labels = [], []
     for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
@@ -167,11 +188,11 @@ def tiny_imagenet(path: Path) -> tuple[Listing, Listing]:
         labels.append(train.classes.index(wnid))
     if not files:
         raise ValueError(f"dataset: {annotations} names no image")
-    return train, Listing(files, np.array(labels), train.classes)
+    return train, _Listing(files, np.array(labels), train.classes)
 
 
-def read_all(split: Listing, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images ``[n, H, H, 3]`` uint8 and labels."""
+def _read_all(split: _Listing, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of a split as uint8 ``[n, H, H, 3]``, and its labels ``[n]``."""
     images = np.empty((len(split.files), size, size, 3), dtype=np.uint8)
     for row, file in enumerate(with_bar(split.files, f"Reading {Path(split.files[0]).parent.parent}")):
         images[row] = read_image(Path(file), size)
@@ -179,22 +200,26 @@ def read_all(split: Listing, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_bar(items: Sequence, title: str):
-    """The items, with a bar on stderr where that is a terminal."""
+    """Return the items to be iterated over, with a progress bar on stderr if that is a terminal."""
     console = Console(stderr=True)
     return track(items, title, console=console, transient=True, disable=not console.is_terminal)
 
 
-def listing_checksum(path: Path, files: Sequence[str]) -> str:
-    """SHA-256 of the files' names and sizes: reading them all would take too long."""
+def _listing_checksum(path: Path, files: Sequence[str]) -> str:
+    """Return the SHA-256 of the files' names, relative to `path`, and sizes; to read them all would take too long."""
     lines = (f"{os.path.relpath(file, path)} {Path(file).stat().st_size}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """One image, its shorter side scaled to `size`, the middle square of it."""
+    """Read an image as uint8 ``[size, size, 3]``: the middle square, after the shorter side is scaled to `size`.
+
+    Raises:
+        ValueError: the file is not a readable image.
+    """
     try:
         with Image.open(path) as file:
-            image = as_8_bit(file).convert("RGB")
+            image = _as_8_bit(file).convert("RGB")
     except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(f"dataset: {path} is not a readable image ({error})") from error
     scale = size / min(image.size)
@@ -203,8 +228,8 @@ def read_image(path: Path, size: int) -> np.ndarray:
     return np.asarray(scaled.crop((left, top, left + size, top + size)))
 
 
-def as_8_bit(image: Image.Image) -> Image.Image:
-    """Gray images of 16 bits scaled down, which Pillow's own conversion would cut off; others as they are."""
+def _as_8_bit(image: Image.Image) -> Image.Image:
+    """Return gray images of 16 bits scaled to 8, where Pillow's own conversion would clip them; others unchanged."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))

@@ -1,24 +1,32 @@
-"""One entrance to every data set: a name, a file or a directory."""
+"""The entrance to every data set: a name, a file or a directory."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from simsfl.config import DATASETS
+from simsfl.config.catalogue import DATASETS
 from simsfl.data import Dataset, make_dataset, with_auxiliary
 from simsfl.data.folder import read_folder
 from simsfl.data.npz import read_npz
 from simsfl.data.shapes import shapes
-from simsfl.data.sources import SOURCES, Unavailable, fetch
+from simsfl.data.sources import CIFAR10, CIFAR100, STL10, SVHN, Source, Unavailable, fetch
 from simsfl.system.messages import shortened, unknown
 
-FOLDERS = {
-    "tiny-imagenet": ("tiny-imagenet-200", 64, ((0.5141, 0.5775, 0.3985), (0.2927, 0.2570, 0.1434))),
-    "imagenet12": ("imagenet-12", 224, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
-    "imagenet": ("imagenet", 224, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
-}
-"""Public sets that are directories: the name they have in `data_dir`, image size, and the published statistics."""
+
+@dataclass(frozen=True)
+class Request:
+    """How a data set is wanted."""
+
+    data_dir: Path = Path("data")
+    """Where files of public data sets may lie."""
+    image_size: int | None = None
+    """Height and width that images are resized to; None for their own."""
+    seed: int = 0
+    """Seed of the built-in set."""
+    stream: str = "auto"
+    """"always" or "never" decode the pictures of a directory when they are needed; "auto" where they are too many."""
 
 
 def load_dataset(
@@ -33,61 +41,114 @@ def load_dataset(
     """Load a data set onto the CPU.
 
     Args:
-        name: one of `DATASETS`, the path of an ``.npz`` file, or that of a directory in ImageFolder layout.
-            "auto" is CIFAR-10, or the built-in shapes where CIFAR-10 cannot be had.
-        data_dir: where torchvision's files may lie.
-        image_size: resize to this height and width; None keeps the data set's own.
-        seed: of the built-in set.
-        stream: "always" or "never" decode the pictures of a directory when they are needed; "auto" where there are
-            too many to read them all.
+        name: one of `simsfl.config.catalogue.DATASETS`, the path of an ``.npz`` file, or that of a directory in
+            ImageFolder layout. "auto" is CIFAR-10, or the built-in shapes where CIFAR-10 cannot be had.
+        data_dir: see `Request`, as for all that follow.
         auxiliary: another data set, whose training images are put behind this one's.
 
     Raises:
-        ValueError: no such data set, not to be had, or not as it should be.
+        ValueError: there is no such data set, it cannot be had, or it is damaged.
     """
-    if auxiliary is not None:
-        data = load_dataset(name, data_dir=data_dir, image_size=image_size, seed=seed, stream=stream)
-        try:
-            other = load_dataset(auxiliary, data_dir=data_dir, image_size=image_size, seed=seed, stream=stream)
-        except ValueError as error:
-            raise ValueError(str(error).replace("dataset:", "aux_dataset:", 1)) from error
-        return with_auxiliary(data, other)
-    if name == "shapes":
-        return make_dataset(name, "built in, drawn from the seed", shapes(seed), image_size=image_size)
-    if name in SOURCES or name == "auto":
-        return load_public(name, Path(data_dir), image_size, seed)
-    if name in FOLDERS:
-        directory, size, statistics = FOLDERS[name]
-        path = Path(data_dir) / directory
-        if not path.is_dir():
-            raise ValueError(f"dataset: {name} must lie in {path}, which there is not; allowed: another --data-dir")
-        data = read_folder(path, name, image_size=image_size or size, stream=stream, statistics=statistics)
-        if name == "imagenet12" and len(data.classes) != 12:
-            raise ValueError(f"dataset: {path} has {len(data.classes)} classes; allowed: 12")
+    wanted = Request(Path(data_dir), image_size, seed, stream)
+    data = _load(name, wanted)
+    if auxiliary is None:
         return data
+    try:
+        return with_auxiliary(data, _load(auxiliary, wanted))
+    except ValueError as error:
+        raise ValueError(str(error).replace("dataset:", "aux_dataset:", 1)) from error
+
+
+def _load(name: str, wanted: Request) -> Dataset:
+    """Load one data set."""
+    if name in DATASETS:
+        return DATASETS[name].loader.load()(wanted)
     path = Path(name)
     try:
         local = str(path.resolve(strict=True))  # absolute, for a run is resumed from anywhere
     except OSError:
         local = None
     if local and path.is_dir():
-        return read_folder(path, local, image_size=image_size, stream=stream)
+        return read_folder(path, local, image_size=wanted.image_size, stream=wanted.stream)
     if local and path.is_file():
-        return make_dataset(local, f"file {path}", read_npz(path), image_size=image_size)
+        return make_dataset(local, f"file {path}", read_npz(path), image_size=wanted.image_size)
     if path.suffix == ".npz" or len(path.parts) > 1:
         raise ValueError(f"dataset: there is no file or directory {shortened(name)}; allowed: the path of one")
     raise unknown("dataset", name, DATASETS, also="the path of an .npz file or of an ImageFolder directory")
 
 
-def load_public(name: str, data_dir: Path, image_size: int | None, seed: int) -> Dataset:
-    """A data set of `SOURCES`; for "auto" CIFAR-10, with the built-in set to fall back on."""
-    wanted = "cifar10" if name == "auto" else name
+def _public(source: Source, wanted: Request) -> Dataset:
+    """Load a data set that torchvision knows.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
     try:
-        arrays, origin = fetch(wanted, data_dir)
+        return _fetched(source, wanted)
     except Unavailable as error:
-        if name != "auto":
-            raise ValueError(f"dataset: {wanted} could not be had ({error})") from error
-        fallback = load_dataset("shapes", image_size=image_size, seed=seed)
-        return replace(fallback, origin=f"built in, because CIFAR-10 could not be had ({error})")
-    source = SOURCES[wanted]
-    return make_dataset(wanted, origin, arrays, image_size=image_size, statistics=(source.mean, source.std))
+        raise ValueError(f"dataset: {source.key} could not be had ({error})") from error
+
+
+def _fetched(source: Source, wanted: Request) -> Dataset:
+    """Load a data set that torchvision knows, or raise `Unavailable`."""
+    arrays, origin = fetch(source, wanted.data_dir)
+    statistics = source.mean, source.std
+    return make_dataset(source.key, origin, arrays, image_size=wanted.image_size, statistics=statistics)
+
+
+cifar10 = partial(_public, CIFAR10)
+cifar100 = partial(_public, CIFAR100)
+svhn = partial(_public, SVHN)
+stl10 = partial(_public, STL10)
+
+
+def built_in(wanted: Request) -> Dataset:
+    """Draw the built-in set of shapes."""
+    arrays = shapes(wanted.seed)
+    return make_dataset("shapes", "built in, drawn from the seed", arrays, image_size=wanted.image_size)
+
+
+def automatic(wanted: Request) -> Dataset:
+    """Load CIFAR-10, or the built-in shapes where CIFAR-10 cannot be had."""
+    try:
+        return _fetched(CIFAR10, wanted)
+    except Unavailable as error:
+        return replace(built_in(wanted), origin=f"built in, because CIFAR-10 could not be had ({error})")
+
+
+@dataclass(frozen=True)
+class _Directory:
+    """A public data set that is a directory of pictures."""
+
+    key: str
+    directory: str
+    """Name of its directory in the data directory."""
+    size: int
+    """Height and width that its pictures are scaled to, unless another size is asked for."""
+    statistics: tuple[tuple[float, float, float], tuple[float, float, float]]
+    """Published mean and standard deviation of each channel."""
+    classes: int | None = None
+    """Number of classes that it must have, if that is checked."""
+
+    def __call__(self, wanted: Request) -> Dataset:
+        """Load it.
+
+        Raises:
+            ValueError: it is not there, or damaged.
+        """
+        path = wanted.data_dir / self.directory
+        if not path.is_dir():
+            raise ValueError(f"dataset: {self.key} must lie in {path}, which there is not; allowed: another --data-dir")
+        size = wanted.image_size or self.size
+        data = read_folder(path, self.key, image_size=size, stream=wanted.stream, statistics=self.statistics)
+        if self.classes and len(data.classes) != self.classes:
+            raise ValueError(f"dataset: {path} has {len(data.classes)} classes; allowed: {self.classes}")
+        return data
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_TINY = ((0.5141, 0.5775, 0.3985), (0.2927, 0.2570, 0.1434))
+
+tiny_imagenet = _Directory("tiny-imagenet", "tiny-imagenet-200", 64, _TINY)
+imagenet12 = _Directory("imagenet12", "imagenet-12", 224, _IMAGENET, classes=12)
+imagenet = _Directory("imagenet", "imagenet", 224, _IMAGENET)

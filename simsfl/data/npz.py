@@ -1,4 +1,4 @@
-"""Data sets of the user's own as arrays, in an ``.npz`` file."""
+"""Data sets of users, as arrays in an ``.npz`` file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from simsfl.data import ARRAYS, Arrays
 
 
 def read_npz(path: Path) -> Arrays:
-    """``train_x train_y test_x test_y``: uint8 ``[n, H, W, 3]`` or ``[n, H, W, 1]``, integer labels.
+    """Read a data set from a file with the arrays ``train_x``, ``train_y``, ``test_x`` and ``test_y``.
+
+    Images are uint8 ``[n, H, W, 3]``, or ``[n, H, W, 1]`` if gray. Labels are integers ``[n]`` from 0; they are
+    renumbered without gaps, and the numbers in the file become the names of the classes.
 
     Raises:
-        ValueError: the file cannot be read, or an array is missing or not as described.
+        ValueError: the file cannot be read, an array is missing or not as described, training and test images differ in
+            shape, or a test label does not occur in training.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(f"dataset: {path} is not a whole .npz file; allowed: what numpy.savez writes")
@@ -31,7 +35,7 @@ def read_npz(path: Path) -> Arrays:
         if not isinstance(array, np.ndarray):
             raise ValueError(f"dataset: {path}: {key} is no array")
     for split in ("train", "test"):
-        check_split(path, split, arrays[f"{split}_x"], arrays[f"{split}_y"])
+        _check_split(path, split, arrays[f"{split}_x"], arrays[f"{split}_y"])
     if arrays["train_x"].shape[1:] != arrays["test_x"].shape[1:]:
         raise ValueError(
             f"dataset: {path} has train_x of {arrays['train_x'].shape[1:]} but test_x of "
@@ -42,16 +46,16 @@ def read_npz(path: Path) -> Arrays:
         raise ValueError(f"dataset: {path} has label {strange[0]} in test_y that does not occur in train_y")
     names = np.unique(arrays["train_y"])
     return Arrays(
-        as_rgb(arrays["train_x"]),
+        _as_rgb(arrays["train_x"]),
         np.searchsorted(names, arrays["train_y"]),
-        as_rgb(arrays["test_x"]),
+        _as_rgb(arrays["test_x"]),
         np.searchsorted(names, arrays["test_y"]),
         tuple(str(name) for name in names),
     )
 
 
-def check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """Raise a ValueError that names what is wrong with one split's arrays."""
+def _check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Raise a ValueError that says what is wrong unless the arrays of one split are as `read_npz` describes them."""
     wrong = None
     if images.dtype != np.uint8:
         wrong = f"{split}_x has dtype {images.dtype}; it must be uint8"
@@ -71,6 +75,6 @@ def check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) 
         raise ValueError(f"dataset: {path}: {wrong}")
 
 
-def as_rgb(images: np.ndarray) -> np.ndarray:
-    """Gray images repeated over three channels."""
+def _as_rgb(images: np.ndarray) -> np.ndarray:
+    """Return images ``[n, H, W, 3]``; gray ones ``[n, H, W, 1]`` are repeated over three channels."""
     return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images

@@ -1,4 +1,4 @@
-"""Which images each client holds: labels in, image indices per client out. NumPy only."""
+"""Partitions: which images each client holds. Labels go in, image indices per client come out; needs NumPy only."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simsfl.config.catalogue import PARTITIONS
 from simsfl.config.notation import Unequal
 from simsfl.system.messages import count_text, unknown
 from simsfl.system.randomness import Purpose, numpy_generator
 
-DIRICHLET_DRAWS = 10
-"""How often a Dirichlet partition is drawn anew while a client has too few images."""
+_DRAWS = 10
+"""Times that a Dirichlet partition is drawn, at most, while a client has too few images."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Image indices of M clients, one after the other; no image belongs to two."""
+    """The image indices of M clients, one client after the other; no image belongs to two clients."""
 
     indices: np.ndarray
-    """``[total]`` int64."""
+    """``[total]`` int64 image indices of all clients."""
     offsets: np.ndarray
     """``[M + 1]`` int64: client c holds ``indices[offsets[c]:offsets[c + 1]]``."""
 
@@ -32,11 +33,11 @@ class Partition:
 
     @property
     def sizes(self) -> np.ndarray:
-        """``[M]`` images per client."""
+        """Number of images ``[M]`` of each client."""
         return np.diff(self.offsets)
 
     def class_counts(self, labels: np.ndarray) -> np.ndarray:
-        """``[M, classes]`` images of each class that each client holds."""
+        """Return how many images ``[M, classes]`` of each class each client holds; `labels` are those of all images."""
         classes = int(labels.max()) + 1
         client = np.repeat(np.arange(len(self)), self.sizes)
         flat = np.bincount(client * classes + labels[self.indices], minlength=len(self) * classes)
@@ -44,22 +45,23 @@ class Partition:
 
     @classmethod
     def of(cls, parts: list[np.ndarray]) -> Partition:
-        """From one index array per client."""
+        """Return the partition in which client c holds the image indices ``parts[c]``."""
         offsets = np.cumsum([0, *map(len, parts)])
         return cls(np.concatenate(parts).astype(np.int64), offsets.astype(np.int64))
 
 
 def iid(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
-    """Shuffle and deal by weight; what does not divide is left out."""
+    """Shuffle all images and deal them to clients in proportion to `weights`; what does not divide is left out."""
     sizes = np.floor(len(labels) * weights / weights.sum() + 1e-9).astype(np.int64)
     return Partition.of(np.split(rng.permutation(len(labels)), np.cumsum(sizes))[:-1])
 
 
 def shards(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, classes_per_client: int) -> Partition:
-    """Sort by label, cut into equal shards, deal `classes_per_client` random ones to each client.
+    """Sort images by label, cut them into equal shards, and deal `classes_per_client` random shards to each client.
 
-    The pathological split of McMahan et al. (2017), as MocoSFL uses it; two shards of one client may be of one class.
-    What does not divide is left out. Clients of more than the least weight get as many more shards, to the nearest.
+    This is the pathological split of McMahan et al. (2017), as MocoSFL uses it; two shards of one client may be of the
+    same class. What does not divide is left out. A client whose weight is k times the smallest gets k times as many
+    shards, rounded to a whole number.
     """
     counts = np.rint(classes_per_client * weights / weights.min()).astype(np.int64)
     size = len(labels) // counts.sum()
@@ -69,9 +71,10 @@ def shards(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, cl
 
 
 def dirichlet(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, alpha: float) -> Partition:
-    """Split each class among the clients in proportions drawn from Dirichlet(alpha), in the mean those of the weights.
+    """Split each class among the clients in proportions drawn from a Dirichlet distribution.
 
-    As Yurochkin et al. (ICML 2019) and Li et al. (ICDE 2022): sizes differ between clients.
+    Its concentration is `alpha` for a client of average weight, and the mean proportions are those of the weights. As
+    in Yurochkin et al. (ICML 2019) and Li et al. (ICDE 2022), clients hold different numbers of images.
     """
     clients = len(weights)
     owner = np.empty(len(labels), dtype=np.int64)
@@ -82,9 +85,6 @@ def dirichlet(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator,
         owner[rows] = np.searchsorted(cuts, np.arange(len(rows)), side="right")
     sizes = np.bincount(owner, minlength=clients)
     return Partition(np.argsort(owner, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
-
-
-PARTITIONS: dict[str, Callable[..., Partition]] = {"iid": iid, "shards": shards, "dirichlet": dirichlet}
 
 
 def make_partition(
@@ -102,35 +102,48 @@ def make_partition(
 ) -> Partition:
     """Partition images among clients so that each holds at least one batch.
 
+    >>> labels = np.array([0, 1, 2, 3] * 25)
+    >>> partition = make_partition(labels, clients=5, kind="shards", classes_per_client=2)
+    >>> partition.sizes
+    array([20, 20, 20, 20, 20])
+    >>> partition[0].shape
+    (20,)
+
     Args:
         labels: ``[n]`` integer labels.
+        clients: M, the number of clients.
         kind: one of `PARTITIONS`.
-        classes_per_client: shards per client.
-        alpha: concentration of the Dirichlet split; smaller is less even. It is drawn up to
-            `DIRICHLET_DRAWS` times until every client holds a batch.
+        classes_per_client: shards per client, if `kind` is "shards".
+        alpha: concentration of the Dirichlet split; smaller is less even. The split is drawn up to `_DRAWS`
+            times, until every client holds `batch_size` images.
+        batch_size: images in a batch.
         least: images that each client must hold, `batch_size` by default.
-        unequal: how much more the rich clients hold, who come first.
-        proportion: share of the images, drawn at random, that are divided at all.
+        unequal: how much more the rich clients hold; they come first. None for equal clients.
+        proportion: share of the images, drawn at random, that is divided among clients; the others are left out.
+        seed: the run's seed.
 
     Raises:
-        ValueError: unknown kind, or a client would hold fewer than `least` images. The message
-            names the client, and the fewest images or most clients that would do.
+        ValueError: the kind is unknown, there are more clients or shards than images, or a client would hold fewer than
+            `least` images. The last message names the client, and the fewest images or most clients that would do.
     """
     least = batch_size if least is None else least
     if kind not in PARTITIONS:
         raise unknown("partition", kind, PARTITIONS)
-    options = {"iid": {}, "shards": {"classes_per_client": classes_per_client}, "dirichlet": {"alpha": alpha}}[kind]
+    known = PARTITIONS[kind]
+    settings = {"classes_per_client": classes_per_client, "alpha": alpha}
+    options = {name: settings[name] for name in known.settings}
 
     def draw(count: int) -> Partition:
         weights = np.array(unequal.weights(count) if unequal else [1.0] * count)
         best = None
-        for attempt in range(DIRICHLET_DRAWS if kind == "dirichlet" else 1):
-            partition = PARTITIONS[kind](labels, weights, numpy_generator(seed, Purpose.PARTITION, attempt), **options)
+        for attempt in range(_DRAWS if known.random_sizes else 1):
+            rng = numpy_generator(seed, Purpose.PARTITION, attempt)
+            partition = known.code.load()(labels, weights, rng, **options)
             if best is None or partition.sizes.min() > best.sizes.min():
                 best = partition
             if best.sizes.min() >= batch_size:
                 break
-        return best  # where none will do the most even one, which a batch size set to what it allows finds, too
+        return best  # if none will do, the most even: with the batch size that the error suggests, it is found again
 
     chosen = None
     if proportion < 1:
@@ -156,7 +169,7 @@ def make_partition(
     held = int(partition.sizes[client])
     if held < least:
         allowed = [f"1 to {held} images a batch"] if held else []
-        if most := most_clients(draw, clients, least, fewest=2 if unequal else 1):
+        if most := _most_clients(draw, clients, least, fewest=2 if unequal else 1):
             allowed.append(f"at most {count_text(most, 'client')}")
         if kind == "dirichlet":
             allowed.append("a larger alpha")
@@ -173,13 +186,20 @@ def make_partition(
 
 
 def held(kind: str, images: int, clients: int, classes_per_client: int) -> int:
-    """How many of so many images clients of one kind hold together: what does not divide is left out."""
-    parts = {"iid": clients, "shards": clients * classes_per_client, "dirichlet": 1}[kind]
+    """Return how many of `images` images equal clients hold together; what does not divide is left out.
+
+    Args:
+        kind: kind of partition, one of `PARTITIONS`.
+        images: number of images that are divided.
+        clients: number of clients.
+        classes_per_client: shards per client, if `kind` is "shards".
+    """
+    parts = {"iid": clients, "shards": clients * classes_per_client}.get(kind, 1)
     return images // parts * parts
 
 
-def most_clients(draw: Callable[[int], Partition], clients: int, least: int, fewest: int) -> int:
-    """The largest number of clients, from `fewest` to below `clients`, that each hold `least` images; 0 if none."""
+def _most_clients(draw: Callable[[int], Partition], clients: int, least: int, fewest: int) -> int:
+    """Return the most clients, from `fewest` to below `clients`, of which each would hold `least` images, or 0."""
     low, high = fewest - 1, clients
     while high - low > 1:
         middle = (low + high) // 2

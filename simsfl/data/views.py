@@ -1,4 +1,4 @@
-"""The random numbers behind the two views of an image; `kernels.augment` makes the views."""
+"""The random parameters of the views of an image; `kernels.augment` makes the views from them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,39 @@ import torch
 
 from simsfl.kernels import ViewParameters
 
-CROP_ATTEMPTS = 10
-UNIFORMS = 4 * CROP_ATTEMPTS + 13
-"""Uniform numbers that one view takes."""
+_CROP_ATTEMPTS = 10
+"""Times that a crop is drawn before the whole image is taken instead."""
+UNIFORMS = 4 * _CROP_ATTEMPTS + 13
+"""Number of uniform random numbers that one view takes."""
 
 
 def sample(uniforms: np.ndarray, recipe: str, image_size: int, crop_scale: float = 0.08) -> ViewParameters:
-    """Turn uniform numbers ``[..., UNIFORMS]`` in [0, 1) into view parameters.
+    """Turn uniform numbers into the parameters of views.
 
-    Recipe "v2" (MoCo v2) is crop, colour jitter, grayscale, blur, flip. "v1" has no blur, and the flip after the
-    crop, which makes no difference, since the flip commutes with everything after it.
+    Recipe "v2" (MoCo v2) is crop, colour jitter, grayscale, blur, flip. Recipe "v1" has no blur, and has the flip right
+    after the crop, which makes no difference, because the flip commutes with everything that follows.
 
-    The crop is drawn as torchvision's RandomResizedCrop does: ten tries at an area share in
-    (`crop_scale`, 1) and a log-uniform aspect ratio in (3/4, 4/3), else the whole image. ColorJitter
-    (0.4, 0.4, 0.4, 0.1) with probability 0.8, its order drawn per image; grayscale 0.2; in v2 blur with
-    sigma in (0.1, 2) and probability 0.5; flip 0.5.
+    The crop is drawn as torchvision's RandomResizedCrop does it: ten attempts at an area share in (`crop_scale`, 1) and
+    a log-uniform aspect ratio in (3/4, 4/3), then the whole image. ColorJitter (0.4, 0.4, 0.4, 0.1) has probability
+    0.8, and its order is drawn per image; grayscale has probability 0.2; the blur of "v2" has sigma in (0.1, 2) and
+    probability 0.5; the flip has probability 0.5.
+
+    >>> uniforms = np.random.default_rng(0).random((2, 8, UNIFORMS))  # two views of each of eight images
+    >>> views = sample(uniforms, "v2", image_size=32)
+    >>> views.crop.shape, views.flip.shape
+    (torch.Size([2, 8, 4]), torch.Size([2, 8]))
+
+    Args:
+        uniforms: ``[..., UNIFORMS]`` in [0, 1).
+        recipe: "v1" or "v2".
+        image_size: height and width of the images.
+        crop_scale: smallest area of a crop, as a share of the image.
+
+    Returns:
+        Parameters with the leading dimensions ``[...]``, on the CPU.
     """
-    tries, rest = np.split(uniforms, [4 * CROP_ATTEMPTS], axis=-1)
-    tries = tries.reshape(*tries.shape[:-1], 4, CROP_ATTEMPTS)
+    tries, rest = np.split(uniforms, [4 * _CROP_ATTEMPTS], axis=-1)
+    tries = tries.reshape(*tries.shape[:-1], 4, _CROP_ATTEMPTS)
     area = image_size**2 * (crop_scale + (1 - crop_scale) * tries[..., 0, :])
     ratio = np.exp(np.log(4 / 3) * (2 * tries[..., 1, :] - 1))
     width = np.rint(np.sqrt(area * ratio))

@@ -1,1 +1,1 @@
-"""Defences: what a client does to what it sends and learns, so that its images cannot be reconstructed."""
+"""Defences: changes to what a client sends and learns from, so that its images cannot be reconstructed."""

@@ -1,7 +1,8 @@
 """Attacker-aware training (TAResSFL, Li et al., ICLR 2023, section 4): clients that resist inversion.
 
-A simulated attacker of each client's own learns to turn its smashed data back into its images. Where it does so better
-than it should, the gradient of that is added to what the client learns from.
+For each client a simulated attacker learns to turn the client's smashed data back into its images. Where the SSIM of
+the attacker's reconstructions is above a target, the gradient of the excess is added to the gradient that the client
+learns from.
 """
 
 from __future__ import annotations
@@ -16,28 +17,30 @@ from torch.func import vmap
 from simsfl.models import FlatModule
 from simsfl.privacy.similarity import ssim
 
-RATE = 1e-3
-DECAY, MILESTONES = 0.2, (0.3, 0.6, 0.8)
-"""By what the attackers' rate falls, and after which shares of the rounds, as published."""
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""Adam's."""
+_RATE = 1e-3
+"""Learning rate of the attackers at the start."""
+_DECAY, _MILESTONES = 0.2, (0.3, 0.6, 0.8)
+"""Factor by which the attackers' learning rate falls, and shares of the rounds after which it does, as published."""
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+"""Decay rates of Adam's two averages, and the term that is added to its denominator."""
 
 
 @dataclass(frozen=True)
 class Resistance:
-    """What attackers made of a step's smashed data."""
+    """How well attackers reconstruct the images of a step, and the gradient against it."""
 
     gradient: Tensor
-    """``[N, c, h, w]`` by the smashed data, to be added to the server's."""
+    """``[N, c, h, w]`` gradient with respect to the smashed data, to be added to the server's gradient."""
     before: Tensor
-    """Scalar, SSIM of their reconstructions, mean over clients, as they came."""
+    """Scalar SSIM of the reconstructions before attackers learn from this step, averaged over clients."""
     after: Tensor
-    """The same once they had learnt from this step: what clients are held to."""
+    """Scalar SSIM of the reconstructions after attackers have learnt from this step, averaged over clients; the
+    gradient is based on the SSIM at this point."""
 
 
 def attackers_lr(round_index: int, rounds: int) -> float:
-    """The attackers' learning rate in a round counted from 0."""
-    return RATE * DECAY ** sum(round_index >= max(1, int(milestone * rounds)) for milestone in MILESTONES)
+    """Return the attackers' learning rate in round `round_index`, counted from 0, of `rounds` rounds."""
+    return _RATE * _DECAY ** sum(round_index >= max(1, int(milestone * rounds)) for milestone in _MILESTONES)
 
 
 def resist_(
@@ -49,14 +52,16 @@ def resist_(
     weight: float,
     target: float,
 ) -> Resistance:
-    """Let each client's attacker learn from the step, and find what would make its work harder.
+    """Let each client's attacker learn from the step, then return the gradient that makes its task harder.
 
     Args:
-        attackers_CA: a row for each client, see `simsfl.algorithm.state.Attackers`.
-        images_CB3HW: ``[C', B', 3, H, H]`` in [0, 1] of each group of clients with the same batch size.
-        smashed_Nchw: what was sent of them.
-        lr: scalar, of the attackers.
-        weight: lambda, of how far SSIM is above `target`.
+        decoder: the decoder of an attacker, with R parameters.
+        attackers_CA: ``[C, A]`` one attacker per client, changed in place; see `simsfl.algorithm.state.Attackers`.
+        images_CB3HW: images ``[C', B', 3, H, H]`` in [0, 1] for each group of clients with the same batch size.
+        smashed_Nchw: ``[N, c, h, w]`` smashed data of these images, group after group.
+        lr: scalar learning rate of the attackers.
+        weight: lambda, the weight of how far SSIM is above `target`.
+        target: SSIM up to which reconstructions do not count.
     """
     counts = [len(images) for images in images_CB3HW]
     gradients, befores, afters = [], [], []
@@ -85,11 +90,22 @@ def resist_(
 
 @torch.no_grad()
 def adam_(parameters: Tensor, gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, lr: Tensor) -> None:
-    """A step of Adam (Kingma and Ba, ICLR 2015) of each row; all but `gradient` and `lr` are changed in place."""
+    """Take a step of Adam (Kingma and Ba, ICLR 2015) in each of C rows.
+
+    All arguments except `gradient` and `lr` are changed in place.
+
+    Args:
+        parameters: ``[C, R]``, as are the next three.
+        gradient: gradient of the parameters.
+        first: moving average of the gradients.
+        second: moving average of the squared gradients.
+        steps: ``[C, 1]`` steps that each row has taken.
+        lr: scalar learning rate.
+    """
     steps.add_(1.0)
-    for average, value, beta in ((first, gradient, BETAS[0]), (second, gradient.square(), BETAS[1])):
+    for average, value, beta in ((first, gradient, _BETAS[0]), (second, gradient.square(), _BETAS[1])):
         average.lerp_(value, 1.0 - beta)
     first_hat, second_hat = (
-        average / (1.0 - beta**steps) for average, beta in zip((first, second), BETAS, strict=True)
+        average / (1.0 - beta**steps) for average, beta in zip((first, second), _BETAS, strict=True)
     )
-    parameters.sub_(lr * first_hat / (second_hat.sqrt() + EPSILON))
+    parameters.sub_(lr * first_hat / (second_hat.sqrt() + _EPSILON))

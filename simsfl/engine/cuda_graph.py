@@ -1,4 +1,4 @@
-"""A training step recorded once as a CUDA graph, then replayed: one launch from the host instead of thousands."""
+"""Training steps recorded once as a CUDA graph, then replayed: one launch from the host instead of thousands."""
 
 from __future__ import annotations
 
@@ -18,35 +18,39 @@ from simsfl.kernels.gpu import fastest_convolutions
 from simsfl.models import SplitModel
 
 WARM_UP = 3
-"""Steps before recording: libraries allocate and choose in the first ones."""
+"""Steps that are run before one is recorded: in the first steps, libraries allocate memory and choose algorithms."""
 
 log = logging.getLogger(__name__)
 
 
 class Graph(Protocol):
-    """What can record the operations on a device that a function launches, and launch them again without it."""
+    """A recorder of the operations that a function launches on a device, which can launch them again without it."""
 
     def warm_up(self, function: Callable[[], object]) -> None:
-        """Call the function once, as is needed before `record`."""
+        """Call the function once, in the way that has to precede `record`."""
 
     def record(self, function: Callable[[], Outcome]) -> Outcome:
-        """Call the function once and record what it launches, which may or may not be carried out.
+        """Call the function once, record the operations that it launches, and return its result.
 
-        The result's tensors are where each `replay` puts its own. A RuntimeError says that it cannot be recorded.
+        The operations may or may not be carried out now. Each `replay` writes its results into the tensors returned
+        here.
+
+        Raises:
+            RuntimeError: the function cannot be recorded.
         """
 
     def replay(self) -> None:
-        """Carry out what was recorded, on the tensors it was recorded with; no Python of the function is run."""
+        """Carry out the recorded operations, on the tensors they were recorded with; no Python of the function runs."""
 
 
-class CudaGraph:
+class _CudaGraph:
     """A `Graph` on the current CUDA device."""
 
     def __init__(self):
         self._graph = torch.cuda.CUDAGraph()
 
     def warm_up(self, function: Callable[[], object]) -> None:
-        """Call the function once, on a stream of its own, as recording does (see `Graph`)."""
+        """Call the function once, on a stream of its own, as recording does."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), fastest_convolutions():
@@ -54,28 +58,39 @@ class CudaGraph:
         torch.cuda.current_stream().wait_stream(stream)
 
     def record(self, function: Callable[[], Outcome]) -> Outcome:
-        """See `Graph`. What other threads do meanwhile is no part of it, and does not end it."""
+        """Call the function once, record the operations that it launches, and return its result.
+
+        CUDA calls of other threads are not recorded, and do not disturb the recording.
+
+        Raises:
+            RuntimeError: the function cannot be recorded.
+        """
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"), fastest_convolutions():
             return function()
 
     def replay(self) -> None:
-        """See `Graph`."""
+        """Carry out the recorded operations."""
         self._graph.replay()
 
 
 @dataclass(frozen=True)
 class _Recording:
-    """A recorded step, and what it was recorded with: all but the values of tensors stays in it as it was then."""
+    """A recorded step, and what it was recorded with; a replay can differ from it only in the values of tensors."""
 
     graph: Graph
+    """The recorded operations."""
     model: SplitModel
+    """The model that was trained."""
     state: State
+    """The state that was trained; replays change it."""
     inputs: list[object]
-    """Leaves of the batch it was recorded with; its tensors are the recording's own, and others are copied to them."""
+    """Leaves of the batch that was recorded. Its tensors belong to the recording: those of other batches are copied
+    into them before a replay."""
     outcome: Outcome
+    """The step's outcome, whose tensors each replay overwrites."""
 
     def suits(self, model: SplitModel, state: State, leaves: list[object]) -> bool:
-        """Whether a step on a batch of these leaves differs from the recorded one in values of their tensors alone."""
+        """Return whether a step on a batch with these leaves differs from the recorded one only in tensors' values."""
         return (
             (model is self.model and state is self.state)
             and len(leaves) == len(self.inputs)
@@ -84,23 +99,23 @@ class _Recording:
 
 
 class CapturedStep:
-    """A training step that is recorded the first time, then replayed; or carried out as it is where it has to be.
+    """A training step that is recorded on the first call and replayed on later ones, or run eagerly where it has to be.
 
-    It has to be where Python has a part in it: where the batch's wire is not the plain one, or where something other
-    than the values of the batch's tensors is not as it was when the step was recorded, such as their shapes, the
-    images or the state. A warning gives the first reason. There is a recording for each of the hyperparameters it is
-    called with.
+    A step has to be run eagerly, operation by operation in Python, if its batch has a wire other than the plain one, if
+    it cannot be recorded, or if more than the values of the batch's tensors has changed since the recording, such as
+    their shapes, the images or the state. The first time, a warning gives the reason. There is one recording for each
+    set of hyperparameters that the step is called with.
 
     Args:
-        train_step: such as `simsfl.algorithm.step.train_step`.
-        graph: makes what records it.
+        train_step: a step such as `simsfl.algorithm.step.train_step`.
+        graph: function that makes a new, empty graph.
 
     Attributes:
-        recordings: by hyperparameters.
-        capture_seconds: spent on recording so far, with the steps that warm up.
+        recordings: recorded steps by their hyperparameters.
+        capture_seconds: seconds spent on recording so far, including the steps that warm up.
     """
 
-    def __init__(self, train_step: Callable[..., Outcome], graph: Callable[[], Graph] = CudaGraph):
+    def __init__(self, train_step: Callable[..., Outcome], graph: Callable[[], Graph] = _CudaGraph):
         self.train_step, self.graph = train_step, graph
         self.recordings: dict[Hyperparameters, _Recording] = {}
         self.capture_seconds = 0.0
@@ -108,7 +123,10 @@ class CapturedStep:
         self._warned = False
 
     def __call__(self, model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock) -> Outcome:
-        """See `simsfl.algorithm.step.train_step`. The result may be overwritten by the next call."""
+        """Train on a batch, in place; see `simsfl.algorithm.step.train_step` for the arguments.
+
+        The tensors of the result may be overwritten by the next call.
+        """
         arguments = model, state, batch, hyper, clock
         if type(batch.wire) is not Wire:
             return self.eager("what is between clients and server takes part in them", *arguments)
@@ -134,14 +152,14 @@ class CapturedStep:
     def eager(
         self, reason: str, model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock
     ) -> Outcome:
-        """Carry out a step as it is, and warn of the reason if it is the first."""
+        """Run a step eagerly, without a recording; the first time, log the reason as a warning."""
         if not self._warned:
             log.warning("steps are not replayed as a CUDA graph, and take longer: %s", reason)
             self._warned = True
         return self.train_step(model, state, batch, hyper, clock)
 
     def _record(self, model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters) -> None:
-        """Warm up, which trains, record, and put the state back."""
+        """Record a step, after some that warm up, and restore the state, which all of these train."""
         inputs, graph = batch.map(torch.clone), self.graph()
         untouched = ("clients.", "sent.") if state.queue is state.queues else ("clients.", "sent.", "queues.")
         trained = {name: tensor for name, tensor in state.tensors().items() if not name.startswith(untouched)}
@@ -158,7 +176,10 @@ class CapturedStep:
 
 
 def _alike(one: object, other: object) -> bool:
-    """Whether two things that batches hold at the same place are the same but for the values of tensors."""
+    """Return whether leaves at the same place of two batches are the same thing, or tensors that differ in values only.
+
+    Two plain wires count as the same.
+    """
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
     return one is other or type(one) is type(other) is Wire

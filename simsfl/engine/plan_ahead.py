@@ -1,4 +1,4 @@
-"""The next round is drawn and sent to a GPU while that works on the present one."""
+"""Drawing ahead: the next round's plan is drawn, and sent to the GPU, while the GPU works on the current round."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from simsfl.algorithm.plan import RoundPlan
 
 
 class PlanAhead:
-    """Draws the plan of the next round in a thread, so that a CUDA device need not wait for it.
+    """Draws the plan of the next round in a thread, so that a CUDA device does not have to wait for it.
 
-    There the plan is sent over a stream of its own. On a CPU, which has other things to do, each is drawn when it is
-    taken. A plan depends on the round alone, not on who draws it and when.
+    The plan is sent to a CUDA device over a stream of its own. On a CPU, a thread would only compete with training, so
+    each plan is drawn when it is taken. A plan depends on its round alone, not on when it is drawn and by whom.
 
     Args:
-        device: that the plans are for.
-        rounds: of the run; none is drawn ahead behind the last.
-        threaded: whether there is a thread, whatever the device.
+        device: device that the plans are sent to.
+        rounds: rounds of the run; no plan is drawn beyond the last one.
+        threaded: whether to use a thread even if the device is a CPU.
     """
 
     def __init__(self, device: torch.device, rounds: int, *, threaded: bool = False):
@@ -30,15 +30,15 @@ class PlanAhead:
         self._begun: tuple[int, Future[RoundPlan]] | None = None
 
     def begin(self, draw: Callable[[int], RoundPlan], round_index: int) -> None:
-        """Have ``draw(round_index)`` called in the thread, unless that has been asked for already."""
+        """Start ``draw(round_index)`` in the thread, if there is one, unless that has been started already."""
         if self._thread and round_index < self._rounds and (self._begun is None or self._begun[0] != round_index):
             self._forget()
             self._begun = round_index, self._thread.submit(self._drawn, draw, round_index)
 
     def take(self, draw: Callable[[int], RoundPlan], round_index: int) -> RoundPlan:
-        """Return the plan of a round: the one that `begin` asked for, or one drawn now if that was another round's.
+        """Return the plan of a round: the one that `begin` started, or one drawn now if that is another round's.
 
-        What `draw` raised in the thread is raised here.
+        Exceptions that `draw` raised in the thread are raised here.
         """
         if self._begun is None or self._begun[0] != round_index:
             self._forget()
@@ -48,18 +48,18 @@ class PlanAhead:
         if self._stream:
             here = torch.cuda.current_stream(self._device)
             here.wait_stream(self._stream)
-            for tensor in plan.on_device():  # their memory is not to be reused over there while it is in use here
+            for tensor in plan.on_device():  # so that the plan's stream does not reuse their memory too early
                 tensor.record_stream(here)
         return plan
 
     def _forget(self) -> None:
-        """Give up the plan that has been begun, if there is one."""
+        """Discard the plan that `begin` started, if any."""
         if self._begun is not None:
             self._begun[1].cancel()
         self._begun = None
 
     def _drawn(self, draw: Callable[[int], RoundPlan], round_index: int) -> RoundPlan:
-        """Return the plan of a round, which is then on its way to the device."""
+        """Draw the plan of a round and start sending it to the device; this runs in the thread."""
         with ExitStack() as stack:
             if self._stream:
                 stack.enter_context(torch.cuda.device(self._device))

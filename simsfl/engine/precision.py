@@ -1,7 +1,7 @@
-"""The precision of a run: what a device has, what "auto" means on it, and PyTorch's switches for TF32.
+"""The precision of a run: what a device supports, what "auto" means on it, and PyTorch's switches for TF32.
 
-TF32 rounds the factors of float32 products to 10 bits of mantissa, for speed. PyTorch lets cuDNN's convolutions use it
-unless told otherwise, and matrix products not. Its switches are global, so they are set for a while: see `arithmetic`.
+TF32 rounds the factors of float32 products to 10 bits of mantissa, for speed. By default, PyTorch lets cuDNN's
+convolutions use it, but not matrix products. Its switches are global, so `arithmetic` sets them only inside a context.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ TF32_CAPABILITY = (8, 0)
 
 
 def name_of(device: str) -> str:
-    """Return what a device ("cpu" or "cuda:N") is called."""
+    """Return the name of a device ("cpu" or "cuda:N") for messages: "the CPU", or that of the GPU's model."""
     return "the CPU" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def has_bf16(device: str) -> bool:
-    """Return whether a CUDA device computes in bfloat16 itself, without emulating it; False for the CPU."""
+    """Return whether a CUDA device computes in bfloat16 without emulating it; False for the CPU."""
     if device == "cpu":
         return False
     with torch.cuda.device(device):
@@ -35,7 +35,10 @@ def has_tf32(device: str) -> bool:
 
 
 def automatic(device: str) -> tuple[str, str]:
-    """Return the precision that "auto" means on a device ("cpu" or "cuda:N"), and why: "NVIDIA H200 has bf16"."""
+    """Return the precision that "auto" means on a device ("cpu" or "cuda:N"), and the reason for it.
+
+    Example: ``("bf16", "NVIDIA H200 has bf16")``.
+    """
     if device == "cpu":
         return "fp32", "no CUDA device in use"
     if has_bf16(device):
@@ -45,16 +48,16 @@ def automatic(device: str) -> tuple[str, str]:
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Inside, products and convolutions of float32 tensors may use TF32 with "tf32", and are float32 with all others.
+    """Let float32 matrix products and convolutions use TF32 in this context if `precision` is "tf32", otherwise not.
 
-    The switches are those of the whole process, and are put back as they were. A CUDA graph keeps the arithmetic that
-    it was recorded with.
+    The switches apply to the whole process; at the end they are restored. A CUDA graph keeps the arithmetic that it was
+    recorded with.
     """
     switches = _switches()
     before = [switch.fp32_precision for switch in switches]
     try:
         older = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # somebody has set the newer switches alone, and the older ones cannot be read any more
+    except RuntimeError:  # only the newer switches have been set, after which the older ones cannot be read
         older = "high" if before[0] == "tf32" else "highest", before[1] == "tf32"
     _set_older("high" if precision == "tf32" else "highest", precision == "tf32")
     for switch in switches:
@@ -68,19 +71,23 @@ def arithmetic(precision: str) -> Iterator[None]:
 
 
 def _set_older(products: str, convolutions: bool) -> None:
-    """Set the switches that all versions of PyTorch have, which torch.compile reads.
+    """Set the switches that all versions of PyTorch have, and that ``torch.compile`` reads.
 
-    It refuses to compile where they contradict the newer ones, so both are always set.
+    It refuses to compile where they contradict the newer switches, so both kinds are always set.
+
+    Args:
+        products: PyTorch's name for the precision of matrix products: "high" or "highest".
+        convolutions: whether cuDNN may use TF32.
     """
     torch.set_float32_matmul_precision(products)
     torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def _switches() -> list[Any]:
-    """Return PyTorch's switches by library and operator, from version 2.9 on; earlier versions have none.
+    """Return PyTorch's switches by library and operator, which exist from version 2.9 on; an empty list before that.
 
-    One that is not set goes by ``torch.backends.fp32_precision``, and reads as if set to that. Recurrent networks are
-    among them, though there are none here, because the older switch of cuDNN is for them too.
+    A switch that is not set follows ``torch.backends.fp32_precision``, and reads as that value. The switch for
+    recurrent networks is included although simsfl has none, because the older switch of cuDNN applies to them, too.
     """
     backends = torch.backends
     if not hasattr(backends, "fp32_precision"):

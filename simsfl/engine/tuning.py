@@ -1,4 +1,7 @@
-"""Choices made by measuring, kept from one process to the next: they depend on the machine, and take time to make."""
+"""Choices made by measuring: versions of operators, and how many clients run together.
+
+They depend on the machine and take time to make, so they are kept in a file, from one process to the next.
+"""
 
 from __future__ import annotations
 
@@ -36,30 +39,32 @@ from simsfl.system.files import cache_directory, write_json
 from simsfl.system.memory import is_out_of_memory
 
 CHUNKS = (100, 50, 25, 10)
-"""Clients run together on a CPU: what is tried, the usual first. On a GPU it is all of them."""
-MEASURED = 100
-"""Clients it is tried with on a CPU, if there are so many."""
-CLEARLY = 0.85
-"""Another chunk than the usual has to take no more than this share of its time."""
-OTHERS_BYTES = 64 << 20
-"""Written before each try: in a step, what the clients find in the caches is the server's."""
+"""Numbers of clients that may run together on a CPU, the default first. On a GPU all clients run together."""
+_MEASURED = 100
+"""Most clients that a number is tried with on a CPU."""
+_CLEARLY = 0.85
+"""Share of the default's time that another number of clients must stay below to be chosen."""
+_OTHERS_BYTES = 64 << 20
+"""Bytes that are written before each try, since in a step the caches hold the server's data when the clients begin."""
 SECONDS = 0.3
-"""Spent on each, and no less than two passes."""
+"""Least seconds that each number is tried for, after one pass to warm up."""
 
-DAMAGED = (OSError, ValueError, TypeError, AttributeError, RecursionError)
-"""What reading the file raises where it cannot be used."""
+_DAMAGED = (OSError, ValueError, TypeError, AttributeError, RecursionError)
+"""Exceptions that reading the file of choices raises where it is damaged."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def remembering(known: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Gives the choices made or found inside; those that are new are kept for the next process.
+    """Collect the choices that are made or looked up in this context, and yield them.
+
+    New ones are kept for the next process.
 
     Args:
-        known: choices to abide by, such as those of the run that is resumed. They are this run's alone.
+        known: choices that take precedence, such as those of a resumed run. They are not kept for other runs.
     """
-    kept = read_choices()
+    kept = _read_choices()
     CHOICES.update({**kept, **CHOICES})
     with choosing(dict(known)) as used:
         yield used
@@ -70,9 +75,9 @@ def remembering(known: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def able(engine: str) -> Iterator[None]:
-    """Raise a ValueError about the config's `engine` where an operator that is called inside cannot run.
+    """Raise a ValueError about the config's `engine` if an operator that is called in this context cannot run.
 
-    Where it cannot for lack of memory, its own error is left to those who know what would need less.
+    If it lacks memory, its CannotRunError passes through instead, for callers who can say what would need less.
     """
     try:
         yield
@@ -94,19 +99,28 @@ def chunk_of(
     device: torch.device,
     dtype: torch.dtype,
 ) -> int:
-    """How many clients to run together.
+    """Return the number of clients that run together (`Hyperparameters.chunk`).
 
-    On the way operators are called with all shapes that will occur: they make their choices, and one that cannot run
-    is known of before training.
+    On the way, operators are called with all shapes that will occur. They make their choices, and those that cannot run
+    fail before training instead of during it.
 
     Args:
-        model: the clients'.
-        used: choices to go by, and to add to.
+        model: the clients' network.
+        hyper: the precision of forward passes.
+        used: choices that take precedence, and to which the one made here is added.
+        cohort: number of clients in a cohort.
+        batch_size: images per client and step.
+        image_size: height and width of an image in pixels.
+        device: device that trains.
+        dtype: dtype of the clients' weights.
+
+    Raises:
+        CannotRunError: an operator cannot run.
     """
     images_each = f"{cohort}x{batch_size} images of {image_size}"
     how = "fastest" if measuring() else "plain"
     what = f"chunk {how}, {model.size} parameters, {images_each}, {hyper.precision} {device.type}"
-    total = cohort if device.type == "cuda" else min(cohort, MEASURED)  # all shapes of a step are to be known
+    total = cohort if device.type == "cuda" else min(cohort, _MEASURED)  # a GPU runs all clients together
     parameters = model.initial.to(device, dtype).expand(total, -1).clone().requires_grad_()
     statistics = model.initial_statistics.to(device, dtype).expand(total, -1).clone()
     images = torch.zeros(total, batch_size, 3, image_size, image_size, device=device, dtype=dtype)
@@ -121,7 +135,7 @@ def chunk_of(
 
     chunk = used.get(what) or CHOICES.get(what, "")
     if not chunk.isdecimal() and device.type == "cpu" and cohort > min(CHUNKS):
-        chunk = CHOICES[what] = quickest_chunk(passes, [size for size in CHUNKS if size <= cohort])
+        chunk = CHOICES[what] = _quickest_chunk(passes, [size for size in CHUNKS if size <= cohort])
     if chunk:
         used[what] = chunk
     size = int(chunk or cohort)
@@ -132,15 +146,22 @@ def chunk_of(
 
 
 def working_server(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> FlatModule:
-    """Return the server's network after a try; where one of its own for CUDA cannot run, the plain one, with a warning.
+    """Return the server's network, after trying whether it can run.
+
+    If it has kernels of its own for CUDA (`CentralModule`) and they cannot run, log a warning and return the plain one.
 
     Args:
-        parameters: ``[Q]``.
-        smashed: ``[n, c, h, w]`` like that of a step.
+        model: the server's network.
+        hyper: the precision of forward passes.
+        parameters: ``[Q]`` weights.
+        smashed: ``[n, c, h, w]`` smashed data, of the shape and dtype that a step has.
+
+    Raises:
+        Exception: the plain network cannot run, or there is not enough memory.
     """
     try:
         server_passes(model, hyper, parameters, smashed)
-    except Exception as error:  # of Triton and its compilers, of whatever type
+    except Exception as error:  # Triton and its compilers raise exceptions of their own types
         if not isinstance(model, CentralModule) or is_out_of_memory(error):
             raise
         log.warning("the server's own kernels cannot run, and PyTorch's operators are used: %s", reason(error))
@@ -149,14 +170,17 @@ def working_server(model: FlatModule, hyper: Hyperparameters, parameters: Tensor
 
 
 def views_and_descent(images: Images, plan: RoundPlan, online: Tensor) -> None:
-    """Call the operators of a step that have a single version for the device, so that it is known whether they run.
+    """Call those operators of a step that have a single version for the device, to see whether they can run.
+
+    They are the augmentation of images and SGD.
 
     Args:
-        plan: of any round.
+        images: training images.
+        plan: plan of any round.
         online: ``[C, P]`` the cohort's models, which stay as they are.
 
     Raises:
-        CannotRunError: one of them cannot.
+        CannotRunError: one of them cannot run.
     """
     try:
         for group in plan.groups:
@@ -168,9 +192,15 @@ def views_and_descent(images: Images, plan: RoundPlan, online: Tensor) -> None:
 
 
 def server_passes(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> None:
-    """Run the server's network forward and back, which changes nothing.
+    """Run the server's network forward and back once, without changing its weights or running statistics.
 
-    Operators make their choices on the way, and one that cannot run is known of before training.
+    Operators make their choices on the way, and those that cannot run fail before training instead of during it.
+
+    Args:
+        model: the server's network.
+        hyper: the precision of forward passes.
+        parameters: ``[Q]`` weights.
+        smashed: ``[n, c, h, w]`` smashed data, of the shape and dtype that a step has.
     """
     leaves = model.leaves(parameters)
     statistics = model.named_statistics(model.initial_statistics.to(parameters, copy=True))
@@ -180,37 +210,42 @@ def server_passes(model: FlatModule, hyper: Hyperparameters, parameters: Tensor,
     leaves.gradient()
 
 
-def quickest_chunk(passes: Callable[[int], None], sizes: Sequence[int]) -> str:
-    """The size of a chunk with which `passes` take the least time; the first, unless another is clearly better."""
-    others = torch.zeros(OTHERS_BYTES // 4)
+def _quickest_chunk(passes: Callable[[int], None], sizes: Sequence[int]) -> str:
+    """Return the size with which `passes` takes the least time: the first size, unless another is clearly better.
+
+    Args:
+        passes: function of a size that runs the clients forward and back.
+        sizes: numbers of clients that run together, the default first.
+    """
+    others = torch.zeros(_OTHERS_BYTES // 4)
 
     def seconds(size: int) -> float:
-        passes(size)  # operators make their choices
+        passes(size)  # operators make their choices in the first call
         times: list[float] = []
         while sum(times) < SECONDS:
             others.add_(1.0)
-            times.append(timed(passes, size))
+            times.append(_timed(passes, size))
         return min(times)
 
-    return preferred({str(size): seconds(size) for size in sizes}, CLEARLY) if len(sizes) > 1 else str(sizes[0])
+    return preferred({str(size): seconds(size) for size in sizes}, _CLEARLY) if len(sizes) > 1 else str(sizes[0])
 
 
-def timed(function: Callable[[int], None], argument: int) -> float:
-    """Seconds of a call."""
+def _timed(function: Callable[[int], None], argument: int) -> float:
+    """Return the seconds that a call of `function` takes."""
     begin = time.perf_counter()
     function(argument)
     return time.perf_counter() - begin
 
 
 def where() -> str:
-    """What choices depend on besides shapes."""
+    """Return what choices depend on besides shapes, in one line: versions, processor, threads and GPU."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"simsfl {version('simsfl')}, torch {torch.__version__}"
     return f"{versions}, {processor()}, {torch.get_num_threads()} threads{gpu}"
 
 
 def processor() -> str:
-    """Name of the processor."""
+    """Return the name of the processor's model, or that of its architecture if the model is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -218,24 +253,28 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def path() -> Path:
-    """The file they are kept in."""
+def _path() -> Path:
+    """Return the path of the file of choices, which holds those of all machines and versions."""
     return cache_directory() / "choices.json"
 
 
-def read_choices() -> dict[str, str]:
-    """Those made on this kind of machine with this version of PyTorch; none where the file is damaged."""
+def _read_choices() -> dict[str, str]:
+    """Return the kept choices of this machine and these versions; none, with a warning, if the file is damaged."""
     try:
-        return read_all().get(where(), {})
-    except DAMAGED as error:
-        log.warning("%s is damaged (%s) and is made anew", path(), error)
+        return _read_all().get(where(), {})
+    except _DAMAGED as error:
+        log.warning("%s is damaged (%s) and is made anew", _path(), error)
         return {}
 
 
-def read_all() -> dict[str, dict[str, str]]:
-    """Those of all machines and versions; one of `DAMAGED` is raised where the file holds something else."""
+def _read_all() -> dict[str, dict[str, str]]:
+    """Return the kept choices of all machines and versions, by `where`; none if there is no file.
+
+    Raises:
+        OSError, ValueError, TypeError, AttributeError, RecursionError: the file is damaged (`_DAMAGED`).
+    """
     try:
-        content: Any = json.loads(path().read_text(encoding="utf-8"))
+        content: Any = json.loads(_path().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     if not all(are_choices(choices) for choices in content.values()):
@@ -244,13 +283,16 @@ def read_all() -> dict[str, dict[str, str]]:
 
 
 def write_choices(choices: Mapping[str, str]) -> None:
-    """Keep them beside those of other machines and versions; where that cannot be, they are made again next time."""
+    """Write the choices of this machine and these versions into the file, which keeps those of others.
+
+    If the file cannot be written, the choices are made again next time.
+    """
     try:
-        others = read_all()
-    except DAMAGED:
+        others = _read_all()
+    except _DAMAGED:
         others = {}
     try:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        write_json(path(), {**others, where(): dict(choices)}, durable=False)
+        _path().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_path(), {**others, where(): dict(choices)}, durable=False)
     except OSError as error:
         log.debug("choices are not kept: %s", error)

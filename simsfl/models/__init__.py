@@ -1,29 +1,25 @@
-"""Architectures by name, and the split of one at its cut layer.
+"""Networks by the name of their architecture, whole or split at a cut layer.
 
-A new architecture is one function ``(width, image_size, style) -> Backbone`` in a file of its own, one line in
-`ARCHITECTURES` and one in `simsfl.config`.
+An architecture is a function ``(width, image_size, style) -> Backbone``, listed in `simsfl.config.catalogue`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from simsfl.config.catalogue import ARCHITECTURES, HEADS
 from simsfl.config.notation import Bottleneck
 from simsfl.models.cut import narrowing, widening
 from simsfl.models.flat import FlatModule
-from simsfl.models.layers import Backbone, BatchNorm, Style, initialise_
-from simsfl.models.mobilenetv2 import mobilenetv2
-from simsfl.models.resnet import BasicBlock, BottleneckBlock, Residual, ResNet, resnet8
-from simsfl.models.vgg import VGG
+from simsfl.models.layers import Backbone, Style, initialise_
+from simsfl.models.resnet import Residual
 
 __all__ = [
-    "ARCHITECTURES",
-    "HEADS",
     "FlatModule",
     "SplitModel",
     "Style",
@@ -33,46 +29,9 @@ __all__ = [
     "whole_model",
 ]
 
-ARCHITECTURES: dict[str, Callable[[int, int, Style], Backbone]] = {
-    "resnet8": resnet8,
-    "resnet18": ResNet(BasicBlock, (2, 2, 2, 2)),
-    "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": ResNet(BottleneckBlock, (3, 4, 6, 3)),
-    "resnet101": ResNet(BottleneckBlock, (3, 4, 23, 3)),
-    "resnet152": ResNet(BottleneckBlock, (3, 8, 36, 3)),
-    "vgg11": VGG((1, 1, 2, 2, 2)),
-    "vgg13": VGG((2, 2, 2, 2, 2)),
-    "vgg16": VGG((2, 2, 3, 3, 3)),
-    "vgg19": VGG((2, 2, 4, 4, 4)),
-    "mobilenetv2": mobilenetv2,
-}
 
-
-def linear_head(backbone: Backbone, key_dim: int) -> nn.Module:
-    """MoCo v1: one linear layer."""
-    return nn.Linear(backbone.features, key_dim)
-
-
-def mlp_head(backbone: Backbone, key_dim: int) -> nn.Module:
-    """MoCo v2: one hidden layer as wide as the key, times the backbone's expansion, as published."""
-    hidden = key_dim * backbone.expansion
-    return nn.Sequential(nn.Linear(backbone.features, hidden), nn.ReLU(), nn.Linear(hidden, key_dim))
-
-
-def large_mlp_head(backbone: Backbone, key_dim: int) -> nn.Module:
-    """largeV2: hidden layer of 4,096 with BatchNorm (the head of Zhuang et al., ICLR 2022)."""
-    return nn.Sequential(nn.Linear(backbone.features, 4096), BatchNorm(4096), nn.ReLU(), nn.Linear(4096, key_dim))
-
-
-HEADS: dict[str, Callable[[Backbone, int], nn.Module]] = {
-    "linear": linear_head,
-    "mlp": mlp_head,
-    "large-mlp": large_mlp_head,
-}
-
-
-class Encoder(nn.Module):
-    """Layers of a backbone up to its end, average pooling, the projection head."""
+class _Encoder(nn.Module):
+    """The layers of a backbone from the cut to its end, then average pooling, then the projection head."""
 
     def __init__(self, backbone: list[nn.Module], head: nn.Module):
         super().__init__()
@@ -80,7 +39,7 @@ class Encoder(nn.Module):
         self.head = head
 
     def features(self, x: Tensor) -> Tensor:
-        """Average-pooled backbone features ``[N, F]`` of smashed data or images ``[N, c, h, w]``."""
+        """Return the average-pooled backbone features ``[N, F]`` of smashed data or images ``[N, c, h, w]``."""
         return self.backbone(x).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,9 +47,9 @@ class Encoder(nn.Module):
 
 
 class Projection(nn.Module):
-    """A projection head, and BYOL's predictor behind it: outputs ``[N, 2D]``, what either makes, side by side.
+    """A projection head followed by BYOL's predictor, which returns both their outputs side by side, ``[N, 2D]``.
 
-    One module for both, so that online and momentum models have the same parameters.
+    One module holds both, so that online and momentum models have the same parameters.
     """
 
     def __init__(self, head: nn.Module, predictor: nn.Module):
@@ -104,22 +63,29 @@ class Projection(nn.Module):
 
 @dataclass(frozen=True)
 class SplitModel:
-    """One network cut in two: `client` up to the cut layer, `server` the rest and the head, if anything."""
+    """One network cut in two, at the cut layer."""
 
     client: FlatModule
+    """Layers up to the cut layer, or the whole network with its head in plain federated learning."""
     server: FlatModule
+    """Layers behind the cut layer, and the projection head; the identity if the whole network is on the client."""
     smashed_shape: tuple[int, int, int]
-    """Channels, height and width of one image's smashed data; zeros where there are none."""
+    """Channels, height and width of one image's smashed data; zeros if the whole network is on the client."""
     feature_dim: int
-    """F, of the average-pooled backbone features."""
+    """F, the number of average-pooled backbone features."""
     attacker: FlatModule | None = None
-    """The decoder of a simulated attacker, where clients learn to resist one."""
+    """Decoder of the simulated attacker that clients learn to resist; None if they do not."""
+
+
+def _backbone(arch: str, width: int, image_size: int, style: Style) -> Backbone:
+    """Build the backbone of an architecture."""
+    return ARCHITECTURES[arch].builder.load()(width, image_size, style)
 
 
 def layer_count(arch: str) -> int:
-    """How many layers an architecture has: the deepest cut layer allowed."""
+    """Return the number of layers of an architecture, which is the deepest cut layer allowed."""
     with torch.device("meta"):
-        return len(ARCHITECTURES[arch](8, 32, Style()).layers)
+        return len(_backbone(arch, 8, 32, Style()).layers)
 
 
 def client_model(
@@ -132,18 +98,21 @@ def client_model(
     bottleneck: Bottleneck | None,
     client_residual: bool,
 ) -> FlatModule:
-    """The client's half of `split_model` alone, without weights: what a device needs that is sent them."""
+    """Return only the client's half of `split_model`, without weights, for a device that receives them.
+
+    The arguments are those of `split_model`. The layers are on the meta device.
+    """
     with torch.device("meta"):
-        layers = ARCHITECTURES[arch](width, image_size, style).layers[:cut_layer]
-        drop_shortcuts(layers, client_residual)
+        layers = _backbone(arch, width, image_size, style).layers[:cut_layer]
+        _drop_shortcuts(layers, client_residual)
         if bottleneck:
             convolutions = [module for module in nn.ModuleList(layers).modules() if isinstance(module, nn.Conv2d)]
             layers += narrowing(bottleneck, convolutions[-1].out_channels)
     return FlatModule(nn.Sequential(*layers))
 
 
-def drop_shortcuts(layers: Iterable[nn.Module], keep: bool) -> None:
-    """Leave out the shortcuts of the client's residual blocks, unless it is to `keep` them."""
+def _drop_shortcuts(layers: Iterable[nn.Module], keep: bool) -> None:
+    """Remove the shortcuts of all residual blocks in `layers`, unless `keep` is true."""
     for module in nn.ModuleList(layers).modules():
         if isinstance(module, Residual) and not keep:
             module.drop_shortcut()
@@ -164,31 +133,39 @@ def split_model(
 ) -> SplitModel:
     """Build an architecture, initialise it from `generator` and cut it after `cut_layer` layers.
 
-    The network is initialised before it is cut, so the weights do not depend on where; a bottleneck comes after.
+    The network is initialised before it is cut, so its weights do not depend on the cut layer. A bottleneck is
+    initialised after the network.
 
     Args:
-        generator: None for a network without weights, on the meta device, of whose shapes things are reckoned.
-        style: GroupNorm and weight standardisation by default.
-        bottleneck: layers added at the cut, on both sides.
-        client_residual: whether the client's residual blocks have shortcuts.
+        arch: A name in `ARCHITECTURES`.
+        width: Channels of the first convolution; the other layers scale with it.
+        cut_layer: Number of layers on the client.
+        image_size: Height and width of the images in pixels.
+        head: A name in `HEADS`.
+        key_dim: Length of the projection head's output.
+        generator: Random numbers for the initial weights. None returns a network without weights, on the meta device,
+            for estimates that need only its shapes.
+        style: Normalisation of the convolutions; by default GroupNorm and weight standardisation.
+        bottleneck: Layers added at the cut, on both sides.
+        client_residual: Whether the client's residual blocks have shortcuts.
 
     Raises:
-        ValueError: the images are too small for the network, or its maps at the cut for the bottleneck.
+        ValueError: The images are too small for the network, or its maps at the cut are too small for the bottleneck.
     """
     with torch.device("meta"):
-        backbone = ARCHITECTURES[arch](width, image_size, style or Style())
+        backbone = _backbone(arch, width, image_size, style or Style())
         layers = backbone.layers
-        network = nn.ModuleList([*layers, HEADS[head](backbone, key_dim)])
-    drop_shortcuts(layers[:cut_layer], client_residual)
-    weighted(network, generator)
+        network = nn.ModuleList([*layers, HEADS[head].load()(backbone, key_dim)])
+    _drop_shortcuts(layers[:cut_layer], client_residual)
+    _weighted(network, generator)
     client, server = layers[:cut_layer], layers[cut_layer:]
     too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
     image = torch.zeros(1, 3, image_size, image_size)
-    smashed = run(client, image, too_small)
+    smashed = _run(client, image, too_small)
     if bottleneck:
         channels, side = smashed.shape[1:3]
         if bottleneck.stride > side:
-            sides = maps(layers, image, too_small)
+            sides = _maps(layers, image, too_small)
             cuts = [str(cut) for cut, behind in enumerate(sides, start=1) if bottleneck.stride <= behind]
             raise ValueError(
                 f"bottleneck: stride {bottleneck.stride} is more than the maps of {side}x{side} behind cut layer "
@@ -198,13 +175,13 @@ def split_model(
         with torch.device("meta"):
             narrow = nn.Sequential(*narrowing(bottleneck, channels))
             wide = nn.Sequential(*widening(bottleneck, channels, side))
-        weighted(narrow, generator)
-        weighted(wide, generator)
+        _weighted(narrow, generator)
+        _weighted(wide, generator)
         client, server = [*client, *narrow], [*wide, *server]
-        smashed = run(narrow, smashed, too_small)
-    run(server, smashed, too_small)
+        smashed = _run(narrow, smashed, too_small)
+    _run(server, smashed, too_small)
     shape = tuple(smashed.shape[1:])
-    halves = FlatModule(nn.Sequential(*client)), FlatModule(Encoder(server, network[-1]))
+    halves = FlatModule(nn.Sequential(*client)), FlatModule(_Encoder(server, network[-1]))
     return SplitModel(*halves, shape, backbone.features)
 
 
@@ -219,58 +196,72 @@ def whole_model(
     style: Style | None = None,
     predictor: bool = False,
 ) -> SplitModel:
-    """Build an architecture with its head, all of it on the client: plain federated learning.
+    """Build an architecture with its head, all of it on the client, for plain federated learning.
+
+    The other arguments are those of `split_model`.
 
     Args:
-        predictor: BYOL's comes behind the head, and is one like it.
+        predictor: Whether BYOL's predictor follows the head; it is built like another head, with inputs of `key_dim`.
 
     Raises:
-        ValueError: the images are too small for the network.
+        ValueError: The images are too small for the network.
     """
     with torch.device("meta"):
-        backbone = ARCHITECTURES[arch](width, image_size, style or Style())
-        last = HEADS[head](backbone, key_dim)
+        backbone = _backbone(arch, width, image_size, style or Style())
+        last = HEADS[head].load()(backbone, key_dim)
         if predictor:
-            last = Projection(last, HEADS[head](replace(backbone, features=key_dim), key_dim))
-        network = Encoder(backbone.layers, last)
-    weighted(network, generator)
+            last = Projection(last, HEADS[head].load()(replace(backbone, features=key_dim), key_dim))
+        network = _Encoder(backbone.layers, last)
+    _weighted(network, generator)
     too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
-    run(network.backbone, torch.zeros(1, 3, image_size, image_size), too_small)
+    _run(network.backbone, torch.zeros(1, 3, image_size, image_size), too_small)
     return SplitModel(FlatModule(network), FlatModule(nn.Identity()), (0, 0, 0), backbone.features)
 
 
-def weighted(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Give a module on the meta device weights drawn from `generator`, if there is one."""
+def _weighted(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Give a module on the meta device weights drawn from `generator`; leave it there if `generator` is None."""
     if generator:
         initialise_(module.to_empty(device="cpu"), generator)
 
 
 @torch.no_grad()
-def computing(layer: nn.Module) -> nn.Module:
-    """A layer as it is, or a twin with weights of 0 of one without: to compute on the meta device takes imports."""
+def _computing(layer: nn.Module) -> nn.Module:
+    """Return a layer that has weights unchanged, and of one on the meta device a copy whose weights are 0.
+
+    Computing on the meta device itself would import further modules.
+    """
     if not any(parameter.is_meta for parameter in layer.parameters()):
         return layer
     zeros = {id(own): nn.Parameter(torch.zeros(own.shape)) for own in layer.parameters()}
     return copy.deepcopy(layer, zeros | {id(own): torch.zeros(own.shape) for own in layer.buffers()})
 
 
-def maps(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> list[int]:
-    """The height and width of what comes out of each layer."""
+def _maps(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> list[int]:
+    """Return the side (height and width, in pixels) of each layer's output maps for images `x`.
+
+    Raises:
+        ValueError: `too_small`, if the maps become too small for a layer.
+    """
     sides = []
     for layer in layers:
-        x = run([layer], x, too_small)
+        x = _run([layer], x, too_small)
         sides.append(x.shape[2])
     return sides
 
 
 @torch.no_grad()
-def run(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> Tensor:
-    """What layers make of `x`, in evaluation mode, for its shape; raises `too_small` where maps are for one of them."""
+def _run(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> Tensor:
+    """Return a tensor with the shape of the layers' output for `x`; they run in evaluation mode.
+
+    Raises:
+        ValueError: `too_small`, if the maps become too small for a layer.
+        RuntimeError: There is not enough memory.
+    """
     for layer in layers:
         try:
-            x = computing(layer.eval())(x)
+            x = _computing(layer.eval())(x)
         except RuntimeError as error:
-            if "allocate" in str(error):  # there is no memory
+            if "allocate" in str(error):  # out of memory says nothing about the size of the maps
                 raise
             raise too_small from error
         finally:

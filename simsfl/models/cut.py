@@ -1,6 +1,6 @@
-"""The bottleneck at the cut: convolutions that narrow the smashed data, transposed ones that widen it again.
+"""The bottleneck at the cut: convolutions that narrow the smashed data, and transposed ones that widen it again.
 
-As in ResSFL and MocoSFL: plain convolutions with biases, neither normalised nor weight-standardised.
+As in ResSFL and MocoSFL, the convolutions have biases, and are neither normalised nor weight-standardised.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from simsfl.models.layers import Convolution
 
 
 def narrowing(bottleneck: Bottleneck, channels: int) -> list[nn.Module]:
-    """The client's side, behind a layer of so many channels."""
+    """Return the bottleneck's layers on the client, which follow a layer with `channels` output channels."""
     kernel, narrow = bottleneck.kernel, bottleneck.channels
     layers: list[nn.Module] = []
-    for stride in strides(bottleneck):
+    for stride in _strides(bottleneck):
         layers.append(Convolution(channels, narrow, kernel, stride, kernel // 2))
         layers += [nn.ReLU()] * bottleneck.relu
         channels = narrow
@@ -23,20 +23,21 @@ def narrowing(bottleneck: Bottleneck, channels: int) -> list[nn.Module]:
 
 
 def widening(bottleneck: Bottleneck, channels: int, side: int) -> list[nn.Module]:
-    """The server's side: back to so many channels, and to maps of ``side x side``."""
+    """Return the bottleneck's layers on the server, which restore `channels` channels and maps of ``side x side``."""
     kernel, narrow = bottleneck.kernel, bottleneck.channels
     layers: list[nn.Module] = []
-    for position, stride in reversed(list(enumerate(strides(bottleneck)))):
+    for position, stride in reversed(list(enumerate(_strides(bottleneck)))):
         outputs = narrow if position else channels
         if stride == 1:
             layers.append(nn.Conv2d(narrow, outputs, kernel, 1, kernel // 2))
         else:
-            was_even = -(-side // 2**position) % 2 == 0  # the map that was halved; the published program adds always
+            # output padding restores a map that was even before it was halved; the published program always adds it
+            was_even = -(-side // 2**position) % 2 == 0
             layers.append(nn.ConvTranspose2d(narrow, outputs, kernel, 2, kernel // 2, output_padding=int(was_even)))
         layers += [nn.ReLU()] * bottleneck.relu
     return layers
 
 
-def strides(bottleneck: Bottleneck) -> list[int]:
-    """Of the convolutions on one side."""
+def _strides(bottleneck: Bottleneck) -> list[int]:
+    """Return the stride of each convolution on one side of the cut: ``[2, 2]`` for stride 4, ``[1]`` for stride 1."""
     return [2] * (bottleneck.stride.bit_length() - 1) or [1]

@@ -1,7 +1,7 @@
-"""A module whose parameters live outside it, in one flat vector.
+"""A module whose parameters are kept outside it, in one flat vector.
 
-Averaging, gathering, SGD and the moving average are then single operations on ``[P]`` or
-``[C, P]`` tensors, and a thousand clients are one more dimension rather than a thousand objects.
+Averaging, gathering, SGD and the moving average are then single operations on ``[P]`` or ``[C, P]`` tensors, and a
+thousand clients are one more dimension rather than a thousand objects.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from torch.func import functional_call
 
 @dataclass(frozen=True)
 class Leaves:
-    """A network's weights as leaves of a graph, whose gradients add up from one backward pass to the next."""
+    """The weights of a network as leaves of a graph, whose gradients add up from one backward pass to the next."""
 
     tensors: dict[str, Tensor]
-    """The leaves by parameter name, as `FlatModule.run` takes them."""
+    """Leaves by parameter name, as `FlatModule.run` takes them."""
     gradient: Callable[[], Tensor]
-    """Return the gradient of the flat parameters ``[P]``, after the last backward pass."""
+    """Function that returns the gradient of the flat parameters ``[P]``, to be called after the last backward pass."""
 
 
 class FlatModule:
-    """An `nn.Module` kept as shapes only (on the meta device), called with a flat vector.
+    """An `nn.Module` of which only the shapes are kept (on the meta device), and which is called with a flat vector.
 
     Attributes:
-        template: the module on the meta device, in training mode.
-        initial: ``[P]`` the parameters it had when wrapped; None once they are taken.
+        template: The module on the meta device, in training mode.
+        initial: ``[P]``, the parameters that the module had when it was wrapped; None after `take_initial`.
         size: P, the number of parameters.
-        initial_statistics: ``[S]`` its buffers: the running statistics of BatchNorm, where there is any.
-        shapes: the shape of each parameter by name, in flat order.
-        statistic_shapes: the same of its buffers.
+        initial_statistics: ``[S]``, the buffers that the module had: the running statistics of its BatchNorm layers.
+        shapes: Shape of each parameter by name, in flat order.
+        statistic_shapes: Shape of each buffer by name, in flat order.
     """
 
     def __init__(self, module: nn.Module):
@@ -48,28 +48,27 @@ class FlatModule:
         self.template = copy.deepcopy(module, shapes_only).to("meta").train()
 
     def take_initial(self) -> Tensor:
-        """The initial parameters ``[P]``, to do with as one likes: they are held here no longer."""
+        """Return the initial parameters ``[P]``, which the caller may change: they are no longer kept here."""
         initial, self.initial = self.initial, None
         return initial
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views into ``flat [..., P]`` by parameter name, each ``[..., *shape]``.
+        """Return views into ``flat [..., P]`` by parameter name, each ``[..., *shape]``.
 
-        The split is one node of the graph, so the gradient of all parameters comes back as one
-        flat tensor.
+        The split is one node of the graph, so the gradient of all parameters comes back as one flat tensor.
         """
         return pieces(flat, self.shapes)
 
     def named_statistics(self, flat: Tensor) -> dict[str, Tensor]:
-        """The same of the buffers, in ``flat [..., S]``."""
+        """Return views into ``flat [..., S]`` by buffer name, each ``[..., *shape]``."""
         return pieces(flat, self.statistic_shapes)
 
     def weights(self, flat: Tensor) -> dict[str, Tensor]:
-        """Return what `run` takes, by parameter name, from ``flat [P]``."""
+        """Return the tensors that `run` takes, by parameter name, from ``flat [P]``."""
         return self.named(flat)
 
     def leaves(self, flat: Tensor) -> Leaves:
-        """Return the weights as leaves of a graph; their gradients are written into one flat tensor as they come."""
+        """Return the weights in ``flat [P]`` as leaves of a graph, whose gradients add up in one flat tensor."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.named(flat).items()}
         gradient = torch.zeros_like(flat)
         for leaf, part_of_it in zip(leaves.values(), self.named(gradient).values(), strict=True):
@@ -77,17 +76,17 @@ class FlatModule:
         return Leaves(leaves, lambda: gradient)
 
     def received(self, x: Tensor) -> Tensor:
-        """Return images or smashed data as `run` takes them."""
+        """Return images or smashed data in the form that `run` takes; this class returns them unchanged."""
         return x
 
     def run(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The module's output for `x`, with parameters and buffers by name."""
+        """Return the module's output for `x`, with the parameters and buffers given by name in `tensors`."""
         return functional_call(self.template, tensors, (x,))
 
     def module(self, flat: Tensor, statistics: Tensor | None = None) -> nn.Module:
-        """An ordinary module whose parameters and buffers are views into ``flat [P]`` and ``statistics [S]``.
+        """Return an ordinary module whose parameters and buffers are views into ``flat [P]`` and ``statistics [S]``.
 
-        Writes go both ways. Without `statistics` they are a copy of the initial ones.
+        A write to either is visible in the other. Without `statistics`, the buffers are a copy of the initial ones.
         """
         module = copy.deepcopy(self.template)
         statistics = self.initial_statistics.to(flat, copy=True) if statistics is None else statistics
@@ -96,14 +95,14 @@ class FlatModule:
 
 
 def flattened(tensors: Mapping[str, Tensor]) -> Tensor:
-    """All of them as one vector."""
-    if any(tensor.is_meta for tensor in tensors.values()):  # `torch.cat` of these imports TorchDynamo: 150 MB
+    """Return the values of all tensors, detached, as one vector."""
+    if any(tensor.is_meta for tensor in tensors.values()):  # `torch.cat` of meta tensors imports TorchDynamo: 150 MB
         return torch.empty(sum(tensor.numel() for tensor in tensors.values()), device="meta")
     flat = [tensor.detach().flatten() for tensor in tensors.values()]
     return torch.cat(flat) if flat else torch.empty(0)
 
 
 def pieces(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """Views into ``flat [..., total]`` by name, each ``[..., *shape]``."""
+    """Return views into ``flat [..., total]`` by name, each ``[..., *shape]``, in the order of `shapes`."""
     parts = flat.split([prod(shape) for shape in shapes.values()], dim=-1) if shapes else ()
     return {name: part.view(flat.shape[:-1] + shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -1,4 +1,4 @@
-"""Building blocks shared by every architecture."""
+"""Building blocks that all architectures share."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ class Style:
     """How a network's convolutions are normalised."""
 
     norm: str = "group"
-    """"group", in groups of four channels, or "batch"."""
+    """Normalisation behind each convolution: "group", GroupNorm in groups of four channels, or "batch", BatchNorm."""
     standardise: bool = True
-    """Whether their weights are standardised (Qiao et al. 2019)."""
+    """Whether the convolutions' weights are standardised (Qiao et al. 2019)."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network without its head, as a list of layers that can be cut anywhere."""
+    """A network without its head, as a list of layers that can be cut behind any of them."""
 
     layers: list[nn.Module]
+    """Layers in order; cut layer c leaves the first c of them on the client."""
     features: int
-    """F, channels behind the last."""
+    """F, the number of channels behind the last layer."""
     expansion: int = 1
-    """How many times as wide as inside its blocks it is between them."""
+    """Channels between the network's blocks divided by the channels inside them: 4 for bottleneck blocks, else 1."""
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation over all dimensions but the second, which can be mapped over clients.
 
-    PyTorch's own leaves the running statistics as they are under `vmap`, without a word.
+    PyTorch's own BatchNorm silently fails to update the running statistics under `vmap`.
     """
 
     def __init__(self, channels: int):
@@ -59,8 +60,8 @@ class BatchNorm(nn.Module):
 class ConvNorm(nn.Module):
     """Convolution with same-size padding, then normalisation, then optionally a residual added, then ReLU.
 
-    GroupNorm stands where networks have BatchNorm, and weight standardisation goes with it, as in MocoSFL; `style`
-    says otherwise. The residual and the ReLU are part of it, since they can then be done in one go.
+    As in MocoSFL, GroupNorm replaces the usual BatchNorm, and weights are standardised, unless `style` says otherwise.
+    The residual and the ReLU are part of this layer, so that they can be computed together with the normalisation.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class ConvNorm(nn.Module):
         self.channels_last = False
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        norm, y = self.norm, convolve(self.conv, x, standardise=self.standardise)
+        norm, y = self.norm, _convolve(self.conv, x, standardise=self.standardise)
         if isinstance(norm, nn.GroupNorm):
             normalise = group_norm_nhwc if self.channels_last else group_norm
             return normalise(y, norm.num_groups, norm.weight, norm.bias, residual=residual, relu=relu, eps=norm.eps)
@@ -84,32 +85,37 @@ class ConvNorm(nn.Module):
 
 
 class ConvNormReLU(ConvNorm):
-    """A layer of its own: convolution, normalisation, ReLU."""
+    """Convolution, normalisation and ReLU, as a layer that takes only its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x, relu=True)
 
 
 class Convolution(nn.Conv2d):
-    """A convolution and no more, which can be mapped over clients' weights."""
+    """A plain convolution, without normalisation, which can be mapped over clients' weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return convolve(self, x)
+        return _convolve(self, x)
 
 
-def convolve(conv: nn.Conv2d, x: Tensor, *, standardise: bool = False) -> Tensor:
-    """What `conv` does, by `kernels.conv2d`."""
+def _convolve(conv: nn.Conv2d, x: Tensor, *, standardise: bool = False) -> Tensor:
+    """Return the output of `conv` for `x`, computed by `kernels.conv2d`."""
     y = conv2d(x, conv.weight, conv.stride[0], conv.padding[0], conv.groups, standardise=standardise)
     return y if conv.bias is None else y + conv.bias.to(y.dtype)[:, None, None]
 
 
 @torch.no_grad()
 def initialise_(module: nn.Module, generator: torch.Generator) -> None:
-    """Xavier-uniform weights, zero biases, unit norms; drawn from `generator` alone.
+    """Initialise a module in place: Xavier-uniform weights, zero biases, unit norms.
 
-    The published program means to do the same, but its type check passes over the
-    weight-standardised convolutions and leaves them at PyTorch's default. Standardisation removes
-    the scale of the weights from the output, so the two differ only in the effective step size.
+    All random numbers are drawn from `generator`.
+
+    The published program intends to do the same, but its type check skips the weight-standardised convolutions and
+    leaves them at PyTorch's default. Standardisation removes the scale of the weights from the output, so the two
+    differ only in the effective step size.
+
+    Raises:
+        TypeError: A layer with parameters is of a type for which no initialisation is defined.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):

@@ -1,7 +1,7 @@
-"""Residual networks for small images, as lists of layers that can be cut anywhere.
+"""Residual networks for small images, as lists of layers that can be cut behind any of them.
 
-Cut layer c leaves the first c entries on the client: the stem is layer 1, each residual block one more (He et al.,
-CVPR 2016, without the max-pool behind the stem).
+Cut layer c leaves the first c entries on the client: the stem is layer 1, and each residual block is one more (He et
+al., CVPR 2016, without the max-pool behind the stem).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from simsfl.models.layers import Backbone, ConvNorm, ConvNormReLU, Style
 
 
 class Residual(nn.Module):
-    """A block with a shortcut, which projects where the shape changes, and which can be left out."""
+    """Base class of blocks with a shortcut, which projects where the shape changes, and which can be removed."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, style: Style):
         super().__init__()
@@ -22,16 +22,16 @@ class Residual(nn.Module):
         self.shortcut = nn.Identity() if same else ConvNorm(inputs, outputs, 1, stride, style)
 
     def drop_shortcut(self) -> None:
-        """Leave it out from now on."""
+        """Remove the block's shortcut."""
         self.shortcut = None
 
     def residual(self, x: Tensor) -> Tensor | None:
-        """What is added to the block's own output."""
+        """Return what the shortcut adds to the block's own output, or None if it has been removed."""
         return None if self.shortcut is None else self.shortcut(x)
 
 
 class BasicBlock(Residual):
-    """Two 3x3 convolutions."""
+    """A residual block of two 3x3 convolutions with `width` channels."""
 
     expansion = 1
 
@@ -45,7 +45,7 @@ class BasicBlock(Residual):
 
 
 class BottleneckBlock(Residual):
-    """1x1 to `width` channels, 3x3, 1x1 to four times as many."""
+    """A residual block of a 1x1 convolution to `width` channels, a 3x3, and a 1x1 to four times as many."""
 
     expansion = 4
 
@@ -60,7 +60,7 @@ class BottleneckBlock(Residual):
         return self.conv3(y, residual=self.residual(x), relu=True)
 
 
-def stages(
+def _stages(
     block: type[BasicBlock | BottleneckBlock],
     inputs: int,
     widths: Sequence[int],
@@ -68,7 +68,7 @@ def stages(
     strides: Sequence[int],
     style: Style,
 ) -> list[nn.Module]:
-    """Residual stages: `blocks[i]` blocks of `widths[i]` channels, the first with `strides[i]`."""
+    """Return the blocks of residual stages: stage i has `blocks[i]` of width `widths[i]`, the first at `strides[i]`."""
     layers: list[nn.Module] = []
     for width, count, stride in zip(widths, blocks, strides, strict=True):
         for position in range(count):
@@ -78,22 +78,32 @@ def stages(
 
 
 class ResNet:
-    """ResNet by its kind of block and the blocks in each of four stages; called, it builds the network."""
+    """A ResNet given by its kind of block and the number of blocks in each of four stages.
+
+    Calling it with a width, an image size in pixels and a style builds the network.
+    """
 
     def __init__(self, block: type[BasicBlock | BottleneckBlock], blocks: Sequence[int]):
         self.block, self.blocks = block, blocks
 
     def __call__(self, width: int, image_size: int, style: Style) -> Backbone:
-        """The stem's stride is 2 for images of 64 and 224, as published."""
+        """Build the network; the stem's stride is 2 for images of 64 and 224 pixels, as published, else 1."""
         kernel, stride = {64: (3, 2), 224: (7, 2)}.get(image_size, (3, 1))
         widths = [width, 2 * width, 4 * width, 8 * width]
-        blocks = stages(self.block, width, widths, self.blocks, (1, 2, 2, 2), style)
+        blocks = _stages(self.block, width, widths, self.blocks, (1, 2, 2, 2), style)
         expansion = self.block.expansion
         return Backbone([ConvNormReLU(3, width, kernel, stride, style), *blocks], widths[-1] * expansion, expansion)
 
 
 def resnet8(width: int, image_size: int, style: Style) -> Backbone:
-    """Three residual blocks behind a stride-2 stem, for machines without an accelerator."""
+    """Build three residual blocks behind a stem of stride 2, a small network for machines without an accelerator."""
     widths = [2 * width, 4 * width, 8 * width]
-    blocks = stages(BasicBlock, width, widths, (1, 1, 1), (2, 2, 2), style)
+    blocks = _stages(BasicBlock, width, widths, (1, 1, 1), (2, 2, 2), style)
     return Backbone([ConvNormReLU(3, width, 3, 2, style), *blocks], widths[-1])
+
+
+resnet18 = ResNet(BasicBlock, (2, 2, 2, 2))
+resnet34 = ResNet(BasicBlock, (3, 4, 6, 3))
+resnet50 = ResNet(BottleneckBlock, (3, 4, 6, 3))
+resnet101 = ResNet(BottleneckBlock, (3, 4, 23, 3))
+resnet152 = ResNet(BottleneckBlock, (3, 8, 36, 3))

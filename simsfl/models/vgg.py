@@ -1,6 +1,6 @@
-"""VGG (Simonyan and Zisserman, ICLR 2015) without its hidden classifier layers: convolutions and max-pools in a row.
+"""VGG (Simonyan and Zisserman, ICLR 2015) without its hidden classifier layers: only convolutions and max-pools.
 
-As published with MocoSFL every pool counts as a layer, too, when it comes to the cut, and convolutions have biases.
+As published with MocoSFL, the cut layer counts max-pools as layers, too, and convolutions have biases.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from simsfl.models.layers import Backbone, ConvNormReLU, Style
 
 
 class VGG:
-    """VGG by the convolutions in each of five stages; called, it builds the network."""
+    """A VGG given by the number of convolutions in each of five stages, which all end in a max-pool.
+
+    Calling it with a width, an image size in pixels and a style builds the network.
+    """
 
     def __init__(self, convolutions: Sequence[int]):
         self.convolutions = convolutions
@@ -27,3 +30,9 @@ class VGG:
                 inputs = factor * width
             layers.append(nn.MaxPool2d(2))
         return Backbone(layers, inputs)
+
+
+vgg11 = VGG((1, 1, 2, 2, 2))
+vgg13 = VGG((2, 2, 2, 2, 2))
+vgg16 = VGG((2, 2, 3, 3, 3))
+vgg19 = VGG((2, 2, 4, 4, 4))

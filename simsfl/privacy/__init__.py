@@ -1,1 +1,1 @@
-"""What smashed data tells of images, and clients that tell less: model inversion, and TAResSFL against it."""
+"""Model inversion: attacks that reconstruct images from smashed data, and scores of how close they come."""

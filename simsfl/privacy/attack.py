@@ -1,4 +1,4 @@
-"""An attack on a run: who knows what, and how well the images of a client can be told from what it sends."""
+"""An attack on a run: what the attacker knows, and how well it reconstructs a client's images from the smashed data."""
 
 from __future__ import annotations
 
@@ -13,36 +13,38 @@ from torch import Tensor, nn
 from simsfl.config.notation import Decoder
 from simsfl.data import Images
 from simsfl.data.partition import Partition
-from simsfl.evaluation import Watch, embed, unwatched
+from simsfl.evaluation.encoding import Watch, embed, unwatched
 from simsfl.privacy import inversion, similarity
 from simsfl.privacy.decoders import decoder as new_decoder
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
 
-TARGETS = 128
-"""Images that are reconstructed."""
+_TARGETS = 128
+"""Images that are reconstructed, at most."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of an attack with one seed."""
+    """What an attack with one seed reconstructed, and how close it came."""
 
     mse: float
-    """Mean over the targets, as are the others."""
+    """Mean squared error of pixels in [0, 1], averaged over the targets."""
     ssim: float
+    """Structural similarity, averaged over the targets."""
     psnr: float
-    """In dB."""
+    """Peak signal-to-noise ratio in dB, averaged over the targets."""
     training: inversion.Training | None
-    """Of the decoder; None where the attack descends on the images."""
+    """Errors of the decoder by epoch; None where the attack descends on the images."""
     reconstructions: Tensor
-    """``[n, 3, H, H]`` in [0, 1], on the CPU."""
+    """``[n, 3, H, H]`` reconstructed images in [0, 1], on the CPU."""
 
 
 def targets(partition: Partition, client: int) -> Tensor:
-    """Rows of the images to reconstruct: those of the client, and of the next until there are `TARGETS`.
+    """Return the rows ``[n]`` int64 of the images to reconstruct.
 
-    Half of all images at most: the attacker has others.
+    These are the images of `client`, then those of the clients with the next ids, until there are `_TARGETS`. They are
+    at most half of all images, so that the attacker can have others.
     """
-    count = min(TARGETS, max(1, len(partition.indices) // 2))
+    count = min(_TARGETS, max(1, len(partition.indices) // 2))
     ids = [(client + offset) % len(partition) for offset in range(len(partition))]
     rows: list[int] = []
     for owner in ids:
@@ -53,7 +55,7 @@ def targets(partition: Partition, client: int) -> Tensor:
 
 
 def attackers_rows(count: int, share: float, taken: Tensor, seed: int) -> Tensor:
-    """Rows of the images that the attacker has of its own: a random share of all `count`, but none of those `taken`."""
+    """Return the rows ``[k]`` int64 of the attacker's own images: a random `share` of `count`, none of them `taken`."""
     drawn = numpy_generator(seed, Purpose.ATTACKER).permutation(count)
     own = drawn[~np.isin(drawn, taken.numpy())][: max(1, round(share * count))]
     return torch.from_numpy(own.copy())
@@ -70,15 +72,20 @@ def attack(
     epochs: int,
     watch: Watch = unwatched,
 ) -> Result:
-    """Reconstruct images from what a frozen client sends of them.
+    """Reconstruct images from the smashed data that a frozen client sends of them.
 
     Args:
-        client: its model, in evaluation mode.
-        images: that both kinds of rows are of.
-        target_rows: what is reconstructed.
-        own_rows: what the decoder is trained on.
-        decoder: of which kind; None descends on the images, with no images of its own.
-        seed: of the decoder and its training.
+        client: the client model, in evaluation mode.
+        images: the images that both kinds of rows refer to.
+        target_rows: ``[n]`` int64 rows of the images that are reconstructed.
+        own_rows: ``[k]`` int64 rows of the images that the decoder is trained on.
+        decoder: kind of decoder; None descends on the images, which needs no `own_rows`.
+        seed: seed of the decoder's weights and of its training.
+        epochs: epochs that the decoder is trained for.
+        watch: what long loops go through, to show how far they have come.
+
+    Raises:
+        ArithmeticError: the decoder's error is not finite.
     """
     device = images.mean.device
     size = images.pixels.shape[-1]
@@ -98,10 +105,10 @@ def attack(
 
 
 def pixels(images: Images, rows: Tensor) -> Tensor:
-    """Images ``[n, 3, H, H]`` in [0, 1], on the device."""
+    """Return the images at `rows` as float32 ``[n, 3, H, H]`` in [0, 1], on the device of `images.mean`."""
     return images.pixels[rows.to(images.mean.device)].to(torch.float32).div(255.0)
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard deviation, None of a single value."""
+    """Return the mean and the sample standard deviation of some values; the latter is None for a single value."""
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}

@@ -1,7 +1,7 @@
-"""Model inversion: what an honest-but-curious server makes of the smashed data that a client sends it.
+"""Model inversion: images that an honest-but-curious server reconstructs from the smashed data that a client sends it.
 
-With a decoder trained on images of its own (He et al., ACSAC 2019), or by descending on the image itself, which
-takes no images at all.
+The server uses either a decoder that it has trained on images of its own (He et al., ACSAC 2019), or gradient descent
+on the images to be found, which needs no images at all.
 """
 
 from __future__ import annotations
@@ -14,23 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simsfl.evaluation import Watch, unwatched
+from simsfl.evaluation.encoding import Watch, unwatched
 
-HELD_OUT = 0.1
-"""Share of the attacker's pairs that choose the epoch."""
-DESCENDED = 32
-"""Images together, for the memory it takes."""
-DESCENT_RATE = 0.05
-SMOOTHNESS = 1e-3
-"""Weight of the total variation per pixel, beside the squared error of the smashed data over their variance."""
+_HELD_OUT = 0.1
+"""Share of the attacker's pairs that are held out, and choose the epoch."""
+_DESCENDED = 32
+"""Images that the descent works on together; more take more memory."""
+_DESCENT_RATE = 0.05
+"""Learning rate of Adam in the descent."""
+_SMOOTHNESS = 1e-3
+"""Weight of the total variation per pixel and channel in the descent's loss; the other term is the mean squared error
+of the smashed data, divided by their variance."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a decoder learnt, by epoch: mean squared errors."""
+    """The mean squared errors of a decoder, epoch by epoch."""
 
     train: list[float]
+    """Error on the training pairs, averaged over each epoch while the decoder learns."""
     held_out: list[float]
+    """Error on the held-out pairs after each epoch."""
 
 
 def train_decoder(
@@ -44,34 +48,40 @@ def train_decoder(
     lr: float = 1e-3,
     watch: Watch = unwatched,
 ) -> Training:
-    """Train a decoder on pairs, by mean squared error and Adam; it is left as it was at its best epoch.
+    """Train a decoder on pairs of smashed data and images, with Adam and the mean squared error; return its errors.
 
-    As the published attack does: a tenth of the pairs is held out and chooses the epoch.
+    As in the published attack, a tenth of the pairs is held out, and the decoder ends with the weights of the epoch
+    whose error on them was the smallest.
 
     Args:
-        decoder: on the pairs' device.
-        smashed: ``[n, c, h, w]``.
+        decoder: the decoder, on the same device as the pairs; changed in place.
+        smashed: ``[n, c, h, w]`` smashed data.
         images: ``[n, 3, H, H]`` in [0, 1].
-        generator: a CPU generator, of the split and the order of batches.
+        generator: a CPU generator, for the split and the order of batches.
+        lr: learning rate of Adam.
+        watch: what the loop over epochs goes through, to show how far it has come.
+
+    Raises:
+        ArithmeticError: the error on the held-out pairs was not finite in any epoch.
     """
     order = torch.randperm(len(images), generator=generator).to(images.device)
-    train, held = order[: (split := max(1, round((1 - HELD_OUT) * len(order))))], order[split:]
+    train, held = order[: (split := max(1, round((1 - _HELD_OUT) * len(order))))], order[split:]
     held = held if len(held) else train
     optimizer = torch.optim.Adam(decoder.parameters(), lr=lr)
     curves, best, lowest = Training([], []), None, float("inf")
     for _ in watch("decoder", range(epochs)):
         decoder.train()
-        total = 0.0
+        total, count = 0.0, 0
         shuffled = train[torch.randperm(len(train), generator=generator).to(train.device)]
         for rows in shuffled.split(batch_size):
-            if len(rows) == 1 < len(train):  # nothing for BatchNorm to normalise
+            if len(rows) == 1 < len(train):  # BatchNorm needs more than one image
                 continue
             optimizer.zero_grad()
             loss = F.mse_loss(decoder(smashed[rows]), images[rows])
             loss.backward()
             optimizer.step()
-            total += loss.item() * len(rows)
-        curves.train.append(total / len(train))
+            total, count = total + loss.item() * len(rows), count + len(rows)
+        curves.train.append(total / count)
         curves.held_out.append(F.mse_loss(decoded(decoder, smashed[held]), images[held]).item())
         if curves.held_out[-1] < lowest:
             lowest, best = curves.held_out[-1], copy.deepcopy(decoder.state_dict())
@@ -83,7 +93,7 @@ def train_decoder(
 
 @torch.no_grad()
 def decoded(decoder: nn.Module, smashed: Tensor) -> Tensor:
-    """What a trained decoder makes of smashed data: images ``[n, 3, H, H]`` in [0, 1]."""
+    """Return the images ``[n, 3, H, H]`` in [0, 1] that a decoder reconstructs from smashed data ``[n, c, h, w]``."""
     decoder.eval()
     return torch.cat([decoder(part) for part in smashed.split(100)])
 
@@ -97,19 +107,24 @@ def descended(
     steps: int = 300,
     watch: Watch = unwatched,
 ) -> Tensor:
-    """Images ``[n, 3, H, H]`` in [0, 1] whose smashed data come near those given, and which are smooth.
+    """Return smooth images ``[n, 3, H, H]`` in [0, 1] whose smashed data are close to those given.
 
-    Adam on the images themselves, from plain gray, with a total-variation prior (Mahendran and Vedaldi, CVPR 2015).
+    They are found by Adam on the images themselves, starting from plain gray, with a total-variation prior (Mahendran
+    and Vedaldi, CVPR 2015).
 
     Args:
-        client: frozen.
-        normalise: what images in [0, 1] go through before the client.
+        client: the client model, in evaluation mode.
+        smashed: ``[n, c, h, w]`` smashed data that the client sent.
+        normalise: function that images in [0, 1] go through before the client.
+        image_size: H.
+        steps: steps of Adam.
+        watch: what the loop over steps goes through, to show how far it has come.
     """
-    parts = [descended_part(client, part, normalise, image_size, steps, watch) for part in smashed.split(DESCENDED)]
+    parts = [_descended_part(client, part, normalise, image_size, steps, watch) for part in smashed.split(_DESCENDED)]
     return torch.cat(parts)
 
 
-def descended_part(
+def _descended_part(
     client: nn.Module,
     smashed: Tensor,
     normalise: Callable[[Tensor], Tensor],
@@ -117,17 +132,17 @@ def descended_part(
     steps: int,
     watch: Watch,
 ) -> Tensor:
-    """Of a few images."""
+    """Reconstruct one part of the images that `descended` splits its work into."""
     from torchmetrics.functional.image import total_variation  # noqa: PLC0415  (takes a second)
 
     logits = torch.zeros(len(smashed), 3, image_size, image_size, device=smashed.device, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=DESCENT_RATE)
+    optimizer = torch.optim.Adam([logits], lr=_DESCENT_RATE)
     variance = smashed.var().clamp(min=1e-12)
     for _ in watch("descent", range(steps)):
         optimizer.zero_grad()
         images = logits.sigmoid()
         error = F.mse_loss(client(normalise(images)), smashed) / variance
         roughness = total_variation(images, reduction="sum") / images.numel()
-        (len(smashed) * (error + SMOOTHNESS * roughness)).backward()  # each image by itself
+        (len(smashed) * (error + _SMOOTHNESS * roughness)).backward()  # summed over images: each counts by itself
         optimizer.step()
     return logits.detach().sigmoid()

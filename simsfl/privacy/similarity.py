@@ -1,4 +1,4 @@
-"""How close a reconstruction is to the image: MSE, SSIM and PSNR, by torchmetrics (which takes a second to import)."""
+"""How close reconstructions are to the images: MSE, SSIM and PSNR, the latter two by torchmetrics."""
 
 from __future__ import annotations
 
@@ -7,16 +7,28 @@ from torch import Tensor
 
 
 def mse(reconstructions: Tensor, images: Tensor) -> Tensor:
-    """``[n]`` mean squared error of each ``[n, 3, H, H]`` in [0, 1]."""
+    """Return the mean squared error ``[n]`` of each of n reconstructions; both arguments are ``[n, 3, H, H]``."""
     return F.mse_loss(reconstructions, images, reduction="none").flatten(1).mean(dim=1)
 
 
 def ssim(reconstructions: Tensor, images: Tensor) -> Tensor:
-    """``[n]`` structural similarity (Wang et al., 2004) of each: a Gaussian window of 11x11 pixels, sigma 1.5.
+    """Return the structural similarity ``[n]`` (Wang et al., 2004) of each of n reconstructions, at most 1.
 
-    Averaged over the whole image, mirrored at its borders, where the published program pads with zeros.
+    The window is a Gaussian of 11x11 pixels with sigma 1.5. Similarity is averaged over the whole image, which is
+    mirrored at its borders, where the published program pads with zeros.
+
+    >>> import torch
+    >>> image = torch.rand(1, 3, 16, 16)
+    >>> mse(image, image).item()
+    0.0
+    >>> round(ssim(image, image).item(), 5)
+    1.0
+
+    Args:
+        reconstructions: ``[n, 3, H, H]`` in [0, 1].
+        images: the originals, ``[n, 3, H, H]`` in [0, 1].
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: PLC0415
+    from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: PLC0415  (takes a second)
 
     return structural_similarity_index_measure(
         reconstructions, images, gaussian_kernel=True, sigma=1.5, kernel_size=11, data_range=1.0, reduction="none"
@@ -24,7 +36,7 @@ def ssim(reconstructions: Tensor, images: Tensor) -> Tensor:
 
 
 def psnr(reconstructions: Tensor, images: Tensor) -> Tensor:
-    """``[n]`` peak signal-to-noise ratio of each, in dB."""
+    """Return the peak signal-to-noise ratio ``[n]`` in dB of each of n reconstructions ``[n, 3, H, H]`` in [0, 1]."""
     from torchmetrics.functional.image import peak_signal_noise_ratio  # noqa: PLC0415
 
     return peak_signal_noise_ratio(reconstructions, images, data_range=1.0, reduction="none", dim=(1, 2, 3))

@@ -1,56 +1,68 @@
-"""What a run has learnt, as modules, and what it is worth."""
+"""Evaluation of what a run has learnt, and its networks as modules."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from simsfl import evaluation
+from simsfl.evaluation import encoding
 from simsfl.runs.metrics import EvaluationRecord, ProbeRecord
 from simsfl.setup.parts import Parts
 
-LABELLED = (0.1, 0.01)
-"""Shares of the labels that semi-supervised probes have."""
+_LABELLED = (0.1, 0.01)
+"""Shares of the labels that semi-supervised probes are trained on."""
 
 
 def client(parts: Parts) -> nn.Module:
-    """Return the averaged client model as a frozen module: what sends smashed data."""
+    """Return the averaged client model, which maps images to smashed data, as a frozen module in evaluation mode."""
     clients = parts.state.clients
     return parts.model.client.module(clients.online, clients.online_statistics).eval().requires_grad_(False)
 
 
 def encoder(parts: Parts, features: str | None = None) -> nn.Module:
-    """Return the averaged client model and the server as one frozen module.
+    """Return the averaged client model and the server as one module from images to features, in evaluation mode.
 
     Args:
-        features: "backbone" or "projector", instead of the config's.
+        parts: the parts of the simulation.
+        features: "backbone" or "projector", instead of the config's `eval_features`.
     """
     clients, central = parts.state.clients, parts.state.server
     client = parts.model.client.module(clients.online, clients.online_statistics)
     server = parts.model.server.module(central.online, central.online_statistics)
-    return evaluation.encoder(client, server, features or parts.config.eval_features)
+    return encoding.encoder(client, server, features or parts.config.eval_features)
 
 
 def evaluate(parts: Parts, finished_rounds: int) -> EvaluationRecord:
-    """Return the kNN accuracy of what has been learnt in so many rounds.
+    """Return the record of the kNN accuracy of the averaged client model and the server.
 
     In the middle of a round the client model is the latest average.
+
+    Args:
+        parts: the parts of the simulation.
+        finished_rounds: number of rounds trained so far, for the record.
     """
     return EvaluationRecord(finished_rounds, parts.evaluation.knn(encoder(parts)))
 
 
 def evaluate_untrained(parts: Parts) -> EvaluationRecord:
-    """Return what learning has to beat: kNN accuracy of the network as it began, and of the raw pixels."""
+    """Return what learning has to beat: the kNN accuracy of the untrained network, and that of the raw pixels."""
     model, to = parts.untrained(), {"device": parts.device, "dtype": parts.dtype}
     client, server = (half.module(half.initial.to(**to)) for half in (model.client, model.server))
-    encode = evaluation.encoder(client, server, parts.config.eval_features)
-    knn, pixels = parts.evaluation.knn(encode), parts.evaluation.knn(evaluation.raw_pixels)
+    encode = encoding.encoder(client, server, parts.config.eval_features)
+    knn, pixels = parts.evaluation.knn(encode), parts.evaluation.knn(encoding.raw_pixels)
     return EvaluationRecord(0, knn, pixel_knn_top1=pixels)
 
 
 def probes(parts: Parts, finished_rounds: int) -> list[ProbeRecord]:
-    """Train the probes that the config asks for, on all training images, and test them on all test images."""
+    """Train the probes that the config asks for, test them on all test images, and return a record for each.
+
+    The linear probe is trained on all training images, a semi-supervised one on its share of them.
+
+    Args:
+        parts: the parts of the simulation.
+        finished_rounds: number of rounds trained so far, for the records.
+    """
     config = parts.config
-    shares = ([None] if config.linear_probe else []) + (list(LABELLED) if config.semi_supervised else [])
+    shares = ([None] if config.linear_probe else []) + (list(_LABELLED) if config.semi_supervised else [])
     if not shares:
         return []
     train, test = parts.evaluation.all_features(encoder(parts))

@@ -1,4 +1,4 @@
-"""How far a run has come, and what is known of its round under way."""
+"""The progress of a run: finished rounds and steps, and the figures of the current round."""
 
 from __future__ import annotations
 
@@ -17,34 +17,37 @@ from simsfl.setup.parts import Parts
 
 
 class NonFiniteLossError(ArithmeticError):
-    """Training diverged; the message names round and step."""
+    """The error that training has diverged; the message names the round and the step."""
 
 
 @dataclass
 class Progress:
-    """How far a run has come, and what is known of its round under way."""
+    """How far a run has come, and what is known of its current round."""
 
     figures: Tensor
-    """``[S, 2]`` loss and contrastive accuracy of each step of the round, on the device; with simulated attackers
-    ``[S, 4]``, the mean SSIM of their reconstructions before and after they have learnt from the step."""
+    """Loss and contrastive accuracy in percent of each step of the round, ``[S, 2]``, on the device.
+
+    With simulated attackers ``[S, 4]``: also the mean SSIM of their reconstructions before and after they have learnt
+    from the step."""
     round_index: int = 0
-    """Rounds that are finished, their evaluation too."""
+    """Number of rounds that are finished, including their evaluation."""
     step_index: int = 0
-    """Finished steps of the round under way."""
+    """Number of finished steps of the current round."""
     seconds: float = 0.0
     """Seconds spent training, over all sessions of the run."""
     metrics_bytes: int = 0
-    """Length of ``metrics.jsonl`` at the checkpoint that the run was loaded from."""
+    """Length in bytes of ``metrics.jsonl`` at the checkpoint that the run was loaded from."""
     peak_memory_bytes: int = 0
-    """The most memory held in earlier sessions of the run."""
+    """The most memory held in earlier sessions of the run, in bytes."""
     communication: Communication = field(default_factory=Communication)
-    """What the round under way exchanges, where communication is saved."""
+    """What clients and server exchange in the current round: less than usual if communication is saved."""
     traffic: Traffic = field(default_factory=Traffic)
     """Bytes sent so far, by all clients together."""
     absences: dict[int, list[int]] = field(default_factory=dict)
-    """Clients that are absent from a step on, by step; not yet reported."""
+    """Ids of the clients that are absent from a step on, by the step counted from 1; only those not yet recorded."""
     divergences: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """At the averaging after a step the ids of the cohort and their divergences ``[C]``, by step; not yet reported."""
+    """Ids of the cohort and their divergences, both ``[C]``, at the averaging after a step, by the step counted from 1;
+    only those not yet recorded."""
 
     @classmethod
     def of(cls, parts: Parts) -> Progress:
@@ -68,22 +71,26 @@ class Progress:
         return self.round_index + self.round_is_over
 
     def finish_step(self, *figures: Tensor) -> None:
-        """Note the figures of a step, which is finished."""
+        """Finish a step: keep its figures, scalars in the order of the columns of `figures`."""
         for column, figure in enumerate(figures):
             self.figures[self.step_index, column] = figure
         self.step_index += 1
 
     def records(self, first: int) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
-        """Read the losses of the finished steps from `first` on, which makes the host wait for the device.
+        """Yield the records of the finished steps of the round, which makes the host wait for the device.
+
+        Args:
+            first: step, counted from 0, to begin with.
 
         Raises:
-            NonFiniteLossError: one of them is not finite.
+            NonFiniteLossError: the loss of a step is not finite.
         """
         now = self.round_index + 1
         for s, (loss, top1, *_) in enumerate(self.figures[first : self.step_index].tolist(), start=first + 1):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(f"loss is {loss} in round {now}, step {s}")
-            if s in self.absences:  # before the step, as what follows: one who stops behind a step has all of it
+            # absences and divergences come first, so that a run that stops after a step's record has them all
+            if s in self.absences:
                 yield AbsenceRecord(now, s, self.absences.pop(s))
             if s in self.divergences:
                 ids, own = self.divergences.pop(s)
@@ -93,14 +100,14 @@ class Progress:
             yield StepRecord(now, s, loss, top1)
 
     def note_absent(self, clients: Collection[int], known: list[int]) -> list[int]:
-        """Note who is absent after the latest step, where others are than were `known` to be; return their ids."""
+        """Note which clients are absent after the latest step, unless they are the `known`; return their sorted ids."""
         absent = sorted(clients)
         if absent != known:
             self.absences[self.step_index] = absent
         return absent
 
     def finish_round(self, parts: Parts) -> RoundRecord:
-        """Go on to the next round; return the record of the one whose steps are finished."""
+        """Go on to the next round; return the record of the current one, whose steps are all finished."""
         config, exchange = parts.config, self.communication.state
         loss, top1, *ssim = self.figures.mean(dim=0).tolist()
         lr = parts.server_lr(self.round_index)
@@ -128,11 +135,11 @@ class Progress:
                 self.round_index * usual.down - self.traffic.down,
             )
         )
-        ssim = ssim if exchange is Exchange.BOTH_WAYS else ()  # else there was no gradient to resist with
+        ssim = ssim if exchange is Exchange.BOTH_WAYS else ()  # otherwise clients got no gradient to resist with
         return RoundRecord(self.round_index, loss, top1, lr, up, down, exchange.value, kept_up + kept_down, *ssim)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of it beside the tensors, as JSON takes it."""
+        """Return what a checkpoint keeps of the progress beside the tensors, as JSON takes it."""
         return {
             "round": self.round_index,
             "step": self.step_index,
@@ -142,7 +149,7 @@ class Progress:
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take over what a checkpoint holds beside the tensors."""
+        """Take over what a checkpoint has kept beside the tensors."""
         self.round_index, self.step_index = saved["round"], saved["step"]
         self.seconds, self.metrics_bytes = saved["seconds"], saved["metrics_bytes"]
         self.peak_memory_bytes = saved["peak_memory_bytes"]

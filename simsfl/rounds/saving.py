@@ -1,4 +1,4 @@
-"""A run saved into its directory, and taken up again."""
+"""Saving of a run into its run directory, and loading of it from there."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from simsfl.system.tensor_file import Rows, blocks_of
 
 
 def save(path: str | Path, parts: Parts, progress: Progress, timed: dict[str, Any], metrics_bytes: int) -> None:
-    """Write a checkpoint into the run directory `path`, which is made if it does not exist.
+    """Write a checkpoint into the run directory `path`, which is created if it does not exist.
 
     Args:
+        path: the run directory.
+        parts: the parts of the simulation, with the state to save.
+        progress: how far the run has come.
         timed: ``phase_seconds`` and ``peak_memory_bytes`` of the run so far.
-        metrics_bytes: length of ``metrics.jsonl`` that belongs to this state.
+        metrics_bytes: length in bytes of the part of ``metrics.jsonl`` that belongs to this state.
 
     Raises:
         ValueError: the directory holds another run.
         NonFiniteLossError: training has diverged; nothing is written.
-        OSError: it cannot be written.
+        OSError: the checkpoint cannot be written.
     """
     tensors = _tensors(parts, progress)
     now = f"round {progress.round_index + 1}, step {progress.step_index}"
@@ -55,19 +58,20 @@ def save(path: str | Path, parts: Parts, progress: Progress, timed: dict[str, An
 def load(
     path: str | Path, dataset: Dataset | None = None, *, device: str | None = None
 ) -> tuple[Parts, Progress, dict[str, float], list[str]]:
-    """Take up the run in the directory `path` at its newest usable checkpoint.
+    """Load the run in the run directory `path` from its newest usable checkpoint.
 
     Args:
-        dataset: the images, instead of loading the run's.
-        device: to continue on, instead of the run's; in fp32, with a warning, where it does not have the precision
-            of the run.
+        path: the run directory.
+        dataset: the images, instead of loading those that the run's config names.
+        device: device to continue on, instead of the run's; if it does not support the precision of the run, the run
+            continues in fp32, with a warning.
 
     Returns:
-        The parts with the state of the checkpoint, the progress, seconds by phase, and a line on each damaged
-        checkpoint that was not used.
+        The parts with the state of the checkpoint, the progress, seconds by phase, and a line on each newer checkpoint
+        that was not used because it is missing or damaged.
 
     Raises:
-        ValueError: there is no run, no usable checkpoint, or the data set is not the run's.
+        ValueError: there is no run, no usable checkpoint, or the images are not those of the run.
     """
     directory = RunDirectory(path)
     saved = directory.read_config()
@@ -88,17 +92,17 @@ def load(
 
 
 def _tensors(parts: Parts, progress: Progress) -> dict[str, Tensor | Rows]:
-    """Return everything that a checkpoint holds."""
+    """Return all tensors that a checkpoint holds, by name."""
     sent = progress.communication.needs_sent(progress.step_index)
     return {**parts.state.saved(sent=sent), "step_metrics": progress.figures}
 
 
 @torch.no_grad()
 def _restore(path: Path, parts: Parts, progress: Progress) -> None:
-    """Take over the tensors of a checkpoint.
+    """Copy the tensors of a checkpoint into the state and the progress.
 
     Raises:
-        ValueError: it is of another network or other clients.
+        ValueError: the checkpoint is of another network, or of other clients.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -111,5 +115,5 @@ def _restore(path: Path, parts: Parts, progress: Progress) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Return whether all values are finite, found without a temporary as large as the tensor."""
+    """Return whether all values are finite, without allocating a temporary as large as the tensor."""
     return tensor.numel() == 0 or all(math.isfinite(extreme) for extreme in torch.stack(tensor.aminmax()).tolist())

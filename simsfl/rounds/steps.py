@@ -33,13 +33,15 @@ def client_steps(
     observers: Sequence[Observer],
     clock: PhaseClock,
 ) -> Iterator[None]:
-    """Carry out the steps of a round, or what is left of it, with its cohort; yield after each.
+    """Train the current round, or what is left of it, with its cohort; yield after each step.
 
     Args:
-        plans: draws the rounds.
+        parts: the parts of the simulation, whose state is changed in place.
+        progress: how far the run has come, updated at each step.
+        plans: where the plan of the round is taken from, and that of the next one is begun.
         wire: what lies between clients and server.
-        observers: told of what clients do.
-        clock: adds up the time of each phase.
+        observers: objects whose methods are called at each event; see `Observer`.
+        clock: a clock that adds up the time of each phase.
     """
     config, state = parts.config, parts.state
     hyper = replace(
@@ -61,7 +63,7 @@ def client_steps(
         with clock("data"):
             batch = _batch(parts, plan, progress.step_index, rates, wire)
         outcome = _train_step(parts, batch, hyper, observers, clock)
-        plans.begin(parts.plan, progress.round_index + 1)  # not before a step, which may have to be recorded
+        plans.begin(parts.plan, progress.round_index + 1)  # after the step, which may be recorded as a CUDA graph
         for observer in observers:
             observer.stepped(batch, outcome)
         if state.sent:
@@ -87,7 +89,13 @@ def client_steps(
 
 
 def replayed_steps(parts: Parts, progress: Progress, clock: PhaseClock) -> Iterator[None]:
-    """Train the server, step by step, on what clients sent before, in a fresh order; yield after each step."""
+    """Train the server alone, on what clients sent in an earlier round, in a new order; yield after each step.
+
+    Args:
+        parts: the parts of the simulation, whose state is changed in place.
+        progress: how far the run has come, updated at each step.
+        clock: a clock that adds up the time of each phase.
+    """
     state, lr = parts.state, _on_device(parts, parts.server_lr(progress.round_index))
     order = numpy_generator(parts.config.seed, Purpose.REPLAY, progress.round_index).permutation(progress.steps)
     while not progress.round_is_over:
@@ -104,7 +112,15 @@ def replayed_steps(parts: Parts, progress: Progress, clock: PhaseClock) -> Itera
 
 
 def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[int], *, learn: bool) -> None:
-    """Average the cohort's models, or where clients do not learn their running statistics alone."""
+    """Average the cohort's models, or only their running statistics if clients do not learn.
+
+    Args:
+        parts: the parts of the simulation.
+        progress: keeps the divergences, if they are to be measured.
+        ids: ``[C]`` ids of the clients in the cohort.
+        absent: positions in the cohort of clients whose models did not arrive.
+        learn: whether clients learn in this round.
+    """
     if not learn:
         average_statistics_(parts.state, absent)
         return
@@ -114,10 +130,16 @@ def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[
 
 
 class _Rates:
-    """The learning rates of a round, on the device, as its steps take them.
+    """The learning rates of a round, as tensors on the device.
 
     Args:
-        own_steps: ``[C]`` steps that each client of the cohort had done before the round.
+        parts: the parts of the simulation.
+        round_index: the round, counted from 0.
+        own_steps: ``[C]`` number of steps that each client of the cohort did before the round.
+
+    Attributes:
+        server: scalar rate of the server.
+        attackers: scalar rate of simulated attackers.
     """
 
     def __init__(self, parts: Parts, round_index: int, own_steps: Tensor):
@@ -126,7 +148,7 @@ class _Rates:
         self._parts, self._round_index, self._own_steps = parts, round_index, own_steps
 
     def clients(self, step_index: int) -> Tensor:
-        """Return the clients' rates ``[C, 1]`` in a step counted from 0."""
+        """Return the learning rates ``[C, 1]`` of the clients in a step of the round, counted from 0."""
         return self._parts.client_lr(self._round_index, self._own_steps + step_index).to(self._parts.dtype)[:, None]
 
 
@@ -136,7 +158,7 @@ def _on_device(parts: Parts, rate: float) -> Tensor:
 
 
 def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> step.Batch:
-    """Return what the cohort trains on in step `s` of a round, and have the next step's images read ahead."""
+    """Return what the cohort trains on in step `s` of a round, counted from 0; start to read the next step's images."""
     dataset = parts.dataset
     pixels = [dataset.train.pixels[group.indices[s]] for group in plan.groups]
     if s + 1 < parts.steps:
@@ -158,7 +180,7 @@ def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> 
 def _train_step(
     parts: Parts, batch: step.Batch, hyper: step.Hyperparameters, observers: Sequence[Observer], clock: PhaseClock
 ) -> step.Outcome:
-    """Train on a batch, by a step that is replayed if it can be with these observers."""
+    """Train on a batch; a step that could be replayed is run by Python if an observer needs that."""
     train_step = parts.train_step
     if isinstance(train_step, CapturedStep) and any(observer.needs_eager_steps for observer in observers):
         train_step = partial(train_step.eager, "an observer takes part in them")

@@ -1,9 +1,9 @@
-"""What one client did, written down so that another machine can do it again (``hw_profile/pi_bench.py --replay``).
+"""Client traces: what one client does in a run, for another machine to repeat (``hw_profile/pi_bench.py --replay``).
 
-A trace is a zip file of ``.npy`` arrays and one ``trace.json``, nothing pickled; NumPy reads it, with no PyTorch. It
-holds a visit for each round that the client took part in, complete in itself: what it began with, its images and
-their view parameters, each gradient that came in, what it sent and received at each averaging, what it had at the
-end, and checksums of its activations.
+A client trace is a zip file of ``.npy`` arrays and one ``trace.json``; nothing is pickled, and NumPy reads it without
+PyTorch. It holds a visit for each round that the client takes part in. A visit is complete in itself: it has the
+client's state at the beginning, its images and their view parameters, each gradient that it receives, what it sends and
+receives at each averaging, its state at the end, and checksums of its smashed data.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+_FORMAT = 1
+"""Version of the file format, recorded in ``trace.json``."""
 VIEWS = {"crop": (4,), "flip": (), "jitter": (4,), "blends": (3,), "hue_slot": (), "gray": (), "sigma": ()}
-"""The parameters of views, as in `kernels.ViewParameters`, and what each is of an image."""
+"""Parameters of views, as in `kernels.ViewParameters`, and the shape that each has for one view of an image."""
 STATE = ("online", "online_statistics", "momentum", "momentum_statistics", "velocity")
-"""What a client has: flat vectors ``[P]``, of running statistics ``[S]``."""
-PRECISIONS = ("fp32", "bf16")
-"""Of the runs that traces are of."""
-SUMS = 64
-"""Numbers that the activations of an image are summed up in, at most."""
-ABOUT: dict[str, tuple[str, ...]] = {
+"""Parts of a client's state: flat vectors ``[P]`` of P parameters, and ``[S]`` of S running statistics.
+
+``online`` is the online model, ``momentum`` its momentum encoder, and ``velocity`` the momentum buffer of SGD."""
+_PRECISIONS = ("fp32", "bf16")
+"""Precisions of the runs that client traces can be recorded from."""
+_SUMS = 64
+"""Largest number of checksums of one view of an image."""
+_ABOUT: dict[str, tuple[str, ...]] = {
     "client": (),
     "visits": (),
     "shapes": (),
@@ -50,17 +53,19 @@ ABOUT: dict[str, tuple[str, ...]] = {
     "session": ("steps", "bytes_up", "bytes_down"),
     "cost": ("flops", "memory"),
 }
-"""What ``trace.json`` has, besides its format, and of some what is in them."""
+"""Keys that ``trace.json`` must have besides its format, and the keys that some of their values must have in turn."""
 
 Arrays = dict[str, np.ndarray]
+"""Arrays by name."""
 
 
 def checksums(smashed: np.ndarray) -> np.ndarray:
-    """``[n, k]`` float64 for activations ``[n, ...]`` of n images: the means of every k-th number, `SUMS` or fewer.
+    """Return checksums ``[n, k]`` float64 of the smashed data ``[n, ...]`` of n images.
 
-    A number that differs shows in one of them.
+    Checksum j is the mean of the numbers j, j + k, j + 2k, ... of an image, so that a number that differs changes one
+    of the checksums. k is at most `_SUMS`, and divides how many numbers an image has.
     """
-    count = SUMS
+    count = _SUMS
     while smashed[0].size % count:
         count //= 2
     return smashed.reshape(len(smashed), -1, count).mean(axis=1, dtype=np.float64)
@@ -68,28 +73,29 @@ def checksums(smashed: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sync:
-    """An averaging."""
+    """An averaging that the client takes part in."""
 
     step: int
-    """After which it took place."""
+    """Step of the visit, counted from 0, that the averaging follows."""
     sent: Arrays
-    """What the client had, of `STATE`."""
+    """Parts of `STATE` that the client sends to be averaged, by name."""
     received: Arrays
-    """What it went on with; the same names."""
+    """The same parts of `STATE` as the client receives them."""
 
 
 class Trace:
-    """A trace as it is read: what it is of at once, arrays when they are asked for.
+    """A client trace that is read: ``trace.json`` and all shapes at once, arrays when they are asked for.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Attributes:
         about: the content of ``trace.json``.
+        visits: the visits in the order of their rounds.
 
     Raises:
-        ValueError: it is damaged, or no trace.
-        OSError: it cannot be read.
+        ValueError: the file is damaged, or not a client trace.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: str | Path):
@@ -102,17 +108,17 @@ class Trace:
             raise self.wrong(f"is no trace, or damaged ({error})") from error
         if damaged:
             raise self.wrong(f"is damaged: {damaged} does not have its checksum")
-        if not isinstance(self.about, dict) or self.about.get("format") != FORMAT:
-            raise self.wrong(f"has another format than {FORMAT}")
+        if not isinstance(self.about, dict) or self.about.get("format") != _FORMAT:
+            raise self.wrong(f"has another format than {_FORMAT}")
         try:
-            for key, inside in ABOUT.items():
+            for key, inside in _ABOUT.items():
                 if key not in self.about or not all(name in self.about[key] for name in inside):
                     raise self.wrong(f"does not say all of its {key}")
             figures = [*self.about["session"].values(), *self.about["cost"]["flops"].values()]
             figures += [*self.about["cost"]["memory"].values(), self.about["client"], self.about["visits"]]
             if not all(type(figure) is int and figure >= 0 for figure in figures):
                 raise self.wrong("has figures that are no counts")
-            if self.about["optimiser"]["precision"] not in PRECISIONS:
+            if self.about["optimiser"]["precision"] not in _PRECISIONS:
                 raise self.wrong(f"is of a precision that is not known: {self.about['optimiser']['precision']}")
             self.visits = [Visit(self, index) for index in range(self.about["visits"])]
             for visit in self.visits:
@@ -121,14 +127,14 @@ class Trace:
             raise self.wrong(f"is not put together as a trace is ({error})") from error
 
     def wrong(self, what: str) -> ValueError:
-        """The error for a file that is not as it should be."""
+        """Return the error to raise about the file, whose message says `what` is wrong with it."""
         return ValueError(f"replay: {self.path} {what}; allowed: a file that run.py --record-trace wrote")
 
     def array(self, name: str) -> np.ndarray:
-        """One of the arrays, read now.
+        """Read and return the array of this name.
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: the file has no array of this name.
         """
         try:
             return np.lib.format.read_array(io.BytesIO(self._file.read(f"{name}.npy")), allow_pickle=False)
@@ -136,10 +142,10 @@ class Trace:
             raise self.wrong(f"lacks {name} ({error})") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one of the arrays, which is not read.
+        """Return the shape of the array of this name, without reading its numbers.
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: the file has no array of this name.
         """
         try:
             with self._file.open(f"{name}.npy") as member:
@@ -149,60 +155,60 @@ class Trace:
             raise self.wrong(f"lacks {name} ({error})") from error
 
     def names(self, name: str) -> list[str]:
-        """Of the arrays that lie under a name."""
+        """Return the names of the arrays below ``name/``, without that prefix."""
         stem = f"{name}/"
         inside = (entry.removeprefix(stem) for entry in self._file.namelist() if entry.startswith(stem))
         return [entry.removesuffix(".npy") for entry in inside]
 
     def arrays(self, name: str) -> Arrays:
-        """Those that lie under a name."""
+        """Read and return the arrays below ``name/``, by their names without that prefix."""
         return {own: self.array(f"{name}/{own}") for own in self.names(name)}
 
     @property
     def steps(self) -> int:
-        """Of all visits together."""
+        """Return the number of steps of all visits together."""
         return sum(visit.steps for visit in self.visits)
 
 
 class Visit:
-    """A round that the client took part in, or what of it is recorded."""
+    """The recorded steps of one round that the client takes part in: S steps on batches of B images."""
 
     def __init__(self, trace: Trace, index: int):
         self._trace, self._name = trace, f"visits/{index}"
 
     @cached_property
     def pixels(self) -> np.ndarray:
-        """``[S, B, 3, H, H]`` uint8."""
+        """Images ``[S, B, 3, H, H]`` uint8."""
         return self._trace.array(f"{self._name}/pixels")
 
     @cached_property
     def lr(self) -> np.ndarray:
-        """``[S]``."""
+        """Learning rate of each step, ``[S]``."""
         return self._trace.array(f"{self._name}/lr")
 
     @cached_property
     def checksums(self) -> np.ndarray:
-        """``[S, V, B, k]`` of queries, and of keys if there are any."""
+        """Checksums ``[S, V, B, k]`` of the smashed data: those of queries, then those of keys if there are any."""
         return self._trace.array(f"{self._name}/checksums")
 
     @cached_property
     def begin(self) -> Arrays:
-        """What the client has when the visit begins, of `STATE`."""
+        """All parts of `STATE` at the beginning of the visit."""
         return self._trace.arrays(f"{self._name}/begin")
 
     @cached_property
     def end(self) -> Arrays:
-        """What it has before its last averaging, or in the end where there is none."""
+        """All parts of `STATE` after the last step, before the averaging that follows it, if one does."""
         return self._trace.arrays(f"{self._name}/end")
 
     @cached_property
     def views(self) -> Arrays:
-        """`VIEWS`, each ``[S, 2, B, ...]``."""
+        """View parameters, one array ``[S, 2, B, ...]`` for each of `VIEWS`."""
         return self._trace.arrays(f"{self._name}/views")
 
     @cached_property
     def syncs(self) -> list[Sync]:
-        """The averagings, in order."""
+        """The averagings of the visit, in order."""
         steps = self._trace.array(f"{self._name}/syncs").tolist()
         parts = [
             {part: self._trace.arrays(f"{self._name}/sync-{step}/{part}") for part in ("sent", "received")}
@@ -211,7 +217,7 @@ class Visit:
         return [Sync(step, **part) for step, part in zip(steps, parts, strict=True)]
 
     def check(self) -> None:
-        """Raise a ValueError if its arrays do not fit together, or the network; only their shapes are read."""
+        """Raise a ValueError unless the shapes of the arrays fit the network and one another."""
         about = self._trace.about
         size, batch = about["network"]["image_size"], self._shape("pixels")[1]
         weights, statistics = (
@@ -241,50 +247,54 @@ class Visit:
             raise self._trace.wrong(f"has no steps in {self._name}")
 
     def _shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the visit's array of this name."""
         return self._trace.shape(f"{self._name}/{name}")
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """Return the number of images in a batch, B."""
         return self._shape("pixels")[1]
 
     @cached_property
     def steps(self) -> int:
-        """S."""
+        """Number of steps, S."""
         return self._shape("lr")[0]
 
     @cached_property
     def learns(self) -> bool:
-        """Whether gradients came in."""
+        """Whether the client receives gradients and learns in this visit."""
         return bool(self._trace.array(f"{self._name}/learns"))
 
     def gradient(self, step: int) -> np.ndarray:
-        """``[B, c, h, w]`` float32, of the query's smashed data; read each time."""
+        """Read the gradient ``[B, c, h, w]`` float32 of the query's smashed data in a step counted from 0."""
         return self._trace.array(f"{self._name}/gradients/{step}")
 
 
 class TraceWriter:
-    """A trace as it is written, visit by visit.
+    """A client trace that is written, visit by visit.
 
     Args:
-        path: of the file, which is complete when `close` has written ``trace.json``.
+        path: path of the file, which is complete once `close` has written ``trace.json``.
+
+    Attributes:
+        visits: number of finished visits; whoever writes one adds 1 when it is finished.
     """
 
     def __init__(self, path: Path):
-        self._file = zipfile.ZipFile(path, "w")  # stored as it is: gradients hardly shrink
+        self._file = zipfile.ZipFile(path, "w")  # not compressed, since gradients hardly shrink
         self.visits = 0
 
     def put(self, name: str, array: np.ndarray) -> None:
-        """Write one array of the visit under way."""
+        """Write one array of the current visit."""
         with self._file.open(f"visits/{self.visits}/{name}.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
 
     def put_all(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write several under a name."""
+        """Write several arrays of the current visit below ``name/``."""
         for own, array in arrays.items():
             self.put(f"{name}/{own}", array)
 
     def close(self, about: Mapping[str, Any]) -> None:
-        """Write what it is of, and be done."""
-        self._file.writestr("trace.json", json.dumps({"format": FORMAT, **about, "visits": self.visits}))
+        """Write ``trace.json`` with the content `about`, the format and the number of visits; then close the file."""
+        self._file.writestr("trace.json", json.dumps({"format": _FORMAT, **about, "visits": self.visits}))
         self._file.close()

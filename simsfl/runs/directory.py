@@ -1,9 +1,10 @@
-"""The directory of one run: what is where, and what may be overwritten.
+"""The run directory: where its files are, and what may be overwritten.
 
-``config.json`` (resolved config, versions, commit, data checksum), ``metrics.jsonl`` (see `metrics`),
-``live.json`` (rates and times, replaced about once a second), ``checkpoints/``, ``start.safetensors`` (the expert's
-weights, where a run starts from one) and ``summary.json``; beside them what
-``report.py`` and ``attack.py`` write of it.
+A run writes ``config.json`` (the config with every rule applied, versions, commit, checksum of the data),
+``metrics.jsonl`` (see `simsfl.runs.metrics`), ``live.json`` (rates and times, replaced about once a second),
+``checkpoints/``, ``start.safetensors`` (the weights of the expert that the run starts from, if any), ``summary.json``,
+and if asked ``trace.json`` (a profile). A run with real devices adds ``devices.log``. ``report.py`` and ``attack.py``
+write their results into the same directory.
 """
 
 from __future__ import annotations
@@ -28,11 +29,16 @@ from simsfl.runs.metrics import is_written
 from simsfl.system.files import replacing, write_json
 from simsfl.system.messages import shortened
 
-PACKAGES = ("torchvision", "numpy", "rich", "safetensors")
+_PACKAGES = ("torchvision", "numpy", "rich", "safetensors")
+"""Packages whose versions are recorded, besides those of Python and PyTorch."""
 
 
 class RunDirectory:
-    """Paths of a run's files. Constructing one touches nothing."""
+    """The paths of the files in a run directory; constructing one does not touch the disk.
+
+    Args:
+        path: the run directory.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -49,7 +55,11 @@ class RunDirectory:
         self.attacks = self.path / "attacks"
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raise a ValueError unless a new run may be written here; leaves nothing behind."""
+        """Raise a ValueError unless a new run may be written here; nothing is left behind.
+
+        Args:
+            overwrite: whether the directory may hold another run, which must not be running.
+        """
         try:
             self._check_free(overwrite=overwrite)
         except OSError as error:
@@ -58,6 +68,7 @@ class RunDirectory:
             ) from error
 
     def _check_free(self, *, overwrite: bool) -> None:
+        """Do what `check_free` does; an OSError means that the directory cannot be written."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"out: {self.path} is a file; allowed: a directory, or a path where one can be made")
         if not overwrite and any(path.exists() for path in self._files()):
@@ -73,7 +84,7 @@ class RunDirectory:
 
     @classmethod
     def claim(cls, path: Path) -> RunDirectory:
-        """Make a new directory at `path`, or with a number behind it where another run was quicker."""
+        """Create a new directory at `path`, with a number appended if it exists: ``runs/x``, then ``runs/x+2``, ..."""
         candidate, number = path, 1
         while True:
             try:
@@ -85,7 +96,7 @@ class RunDirectory:
                 return cls(candidate)
 
     def clear(self) -> None:
-        """Remove the files of an older run and its report."""
+        """Delete all files of an older run, including its report, figures and attacks."""
         for path in self._files():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -94,9 +105,9 @@ class RunDirectory:
 
     @contextmanager
     def appearing(self) -> Iterator[RunDirectory]:
-        """Where the first files of a run go; the directory appears with all of them, or not at all.
+        """Yield the directory to write the first files of a run into; they all appear here at the end, or none of them.
 
-        A directory that holds something else is written into as it is.
+        If the directory exists and is not empty, it is written into directly.
         """
         if self.path.is_dir() and any(self.path.iterdir()):
             yield self
@@ -114,11 +125,14 @@ class RunDirectory:
         dataset: Dataset,
         choices: Mapping[str, str],
     ) -> None:
-        """Write down what the run is, and the versions of operators it uses.
+        """Write ``config.json``.
 
         Args:
-            by_rule: names of the fields that rules filled in.
-            reasons: why a field is what it is, by name.
+            config: the config with every rule applied.
+            by_rule: names of the fields that rules have filled in.
+            reasons: why a field has its value, by name.
+            dataset: the images; their name, origin and checksum are recorded.
+            choices: versions of operators in use, by operator and shape.
         """
         write_json(
             self.config,
@@ -129,8 +143,8 @@ class RunDirectory:
                 "dataset": {"name": dataset.name, "origin": dataset.origin, "sha256": dataset.checksum},
                 "versions": {
                     "python": platform.python_version(),
-                    "torch": torch.__version__,  # with the build, which the package's version lacks
-                    **{name: version(name) for name in PACKAGES},
+                    "torch": torch.__version__,  # with the build, such as +cpu, which the package's version lacks
+                    **{name: version(name) for name in _PACKAGES},
                 },
                 "threads": torch.get_num_threads(),
                 "choices": dict(choices),
@@ -139,10 +153,10 @@ class RunDirectory:
         )
 
     def read_config(self) -> dict[str, Any]:
-        """The content of ``config.json``.
+        """Return the content of ``config.json`` (see `record`).
 
         Raises:
-            ValueError: this is no run's directory.
+            ValueError: this is not a run directory, or its ``config.json`` is damaged.
         """
         try:
             content = json.loads(self.config.read_text(encoding="utf-8"))
@@ -156,9 +170,9 @@ class RunDirectory:
         return content
 
     def check_same(self, config: RunConfig, dataset: Dataset) -> None:
-        """Raise a ValueError unless the run here is of this config, on whatever device, and these images.
+        """Raise a ValueError unless the run in this directory has this config and these images.
 
-        The precision may be another where the device has not that of the run.
+        Device and precision may differ: a run may be resumed on a device that does not support its precision.
         """
         saved = self.read_config()
         same = saved["config"] | {"device": config.device, "precision": config.precision} == config.to_dict()
@@ -166,7 +180,7 @@ class RunDirectory:
             raise ValueError(f"out: {self.path} holds another run; allowed: another directory")
 
     def _files(self) -> list[Path]:
-        """Everything a run or a report writes here."""
+        """Return the paths of all that a run, a report or an attack writes here."""
         return [
             self.config,
             self.metrics,
@@ -183,7 +197,7 @@ class RunDirectory:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, "-dirty" appended where it has changes; None outside a checkout."""
+    """Return the commit of the source tree, with "-dirty" appended if it has changes; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

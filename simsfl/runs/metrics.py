@@ -1,7 +1,7 @@
-"""What a run reports: records, and the file of JSON lines they go to.
+"""Records of a run's results, and the file of JSON lines that they are written to.
 
-Records hold only what the seed determines, so the file of an interrupted and resumed run is byte for byte
-that of one never interrupted; anything timed goes into ``live.json`` and ``summary.json``.
+Records hold only what the seed determines, so that a run that was interrupted and resumed has the same file, byte for
+byte, as one that was not. Everything timed goes into ``live.json`` and ``summary.json`` instead.
 """
 
 from __future__ import annotations
@@ -20,131 +20,143 @@ from simsfl.algorithm.wire import DeviceStatus
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One training step. Rounds and steps count from 1."""
+    """One training step. In all records, rounds and steps are counted from 1."""
 
     event: ClassVar[str] = "step"
     round: int
     step: int
     loss: float
     contrast_top1: float
-    """Percent of queries whose own key scores highest."""
+    """Contrastive accuracy: percentage of queries whose own key scores highest."""
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One finished round, after its evaluation if it had one."""
+    """One finished round; the record comes after that of the round's evaluation, if there is one."""
 
     event: ClassVar[str] = "round"
     round: int
     loss: float
-    """Mean over the round's steps, as is `contrast_top1`."""
+    """Mean loss over the round's steps."""
     contrast_top1: float
+    """Mean contrastive accuracy over the round's steps, in percent."""
     server_lr: float
+    """Learning rate of the server in the round."""
     bytes_up_per_client: int
-    """Sent so far, mean over all clients of the run."""
+    """Bytes that a client has sent so far, averaged over all clients of the run."""
     bytes_down_per_client: int
+    """Bytes that a client has received so far, averaged over all clients of the run."""
     communication: str
-    """State of `simsfl.algorithm.communication`: "A" where nothing is saved."""
+    """What the round exchanged, a value of `simsfl.algorithm.communication.Exchange`: "A" if nothing was saved."""
     bytes_saved_per_client: int
-    """So far, up and down, against state A all the time."""
+    """Bytes, up and down together, that a client has sent and received less so far than if all rounds were "A"."""
     attackers_ssim_before: float | None = None
-    """How well simulated attackers reconstruct images: as they come into a step, mean over the round."""
+    """SSIM of the simulated attackers' reconstructions before they learn from a step, averaged over the round.
+
+    None without simulated attackers, and in rounds in which clients get no gradients."""
     attackers_ssim: float | None = None
-    """The same once they have learnt from it. None where there are none, or clients do not learn."""
+    """SSIM of the simulated attackers' reconstructions after they have learnt from a step, averaged over the round, or
+    None like `attackers_ssim_before`."""
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """kNN accuracy after a round (0: of the untrained network), percent of the test images."""
+    """kNN accuracy after a round, in percent of the test images; round 0 is the untrained network."""
 
     event: ClassVar[str] = "evaluation"
     round: int
     knn_top1: float
     pixel_knn_top1: float | None = None
-    """The same kNN on raw pixels, for comparison; only with the untrained network."""
+    """kNN accuracy on raw pixels in percent, for comparison; only in round 0, otherwise None."""
 
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """A probe trained on frozen features after the last round, percent of the test images."""
+    """Accuracy of a probe that is trained on frozen features after the last round."""
 
     event: ClassVar[str] = "probe"
     round: int
     kind: str
-    """"linear", "semi-10%" or "semi-1%": with so many of the labels, and a hidden layer."""
+    """"linear", or "semi-10%" and "semi-1%" for probes with a hidden layer on that share of the labels."""
     top1: float
+    """Accuracy after the probe's last epoch, in percent of the test images."""
     best_top1: float
-    """Best over the probe's epochs, chosen on the test set."""
+    """Highest accuracy over the probe's epochs, chosen on the test set, in percent of the test images."""
     features: str
-    """"backbone" or "projector"."""
+    """Features that the probe is trained on, "backbone" or "projector"."""
 
 
 @dataclass(frozen=True)
 class SyncRecord:
-    """How far the cohort's models were from their average at an averaging, after a step."""
+    """How far the cohort's models were from their average, at the averaging after a step."""
 
     event: ClassVar[str] = "sync"
     round: int
     step: int
     divergence_mean: float
+    """Mean of `divergence` over the cohort."""
     divergence_std: float
+    """Standard deviation of `divergence` over the cohort, uncorrected."""
     clients: list[int]
-    """Ids of the cohort."""
+    """Ids of the clients in the cohort."""
     divergence: list[float]
-    """Of each of them."""
+    """Divergence of each of the `clients`, in that order (`simsfl.algorithm.aggregation.divergence`)."""
 
 
 @dataclass(frozen=True)
 class AbsenceRecord:
-    """From this step of the round on it goes on without these clients, which are real devices (hw_profile/)."""
+    """Clients, which are real devices (hw_profile/), that are absent from this step of the round on."""
 
     event: ClassVar[str] = "absence"
     round: int
     step: int
     clients: list[int]
-    """Ids, of the cohort; none where all are there again."""
+    """Ids of all clients of the cohort that are absent; empty once everyone is back."""
 
 
 Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord | AbsenceRecord
-FIELDS = {kind.event: {field.name for field in fields(kind)} for kind in get_args(Record)}
-"""Names of what a record of each kind holds."""
+_FIELDS = {kind.event: {field.name for field in fields(kind)} for kind in get_args(Record)}
+"""Names of the fields of a record, by its `event`."""
 ENDINGS = ("finished", "stopped", "failed")
-"""Activities of a run that is over."""
+"""Activities of a run that is over; see `Status`."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a run is going: everything timed, which is not in the records. The content of ``live.json``."""
+    """The content of ``live.json``: how far a run has come, and everything timed, which the records leave out."""
 
     activity: str
-    """"training", the evaluation under way, or one of `ENDINGS`."""
+    """What the run is doing, for people: such as "training", the current evaluation, or one of `ENDINGS`."""
     updated: float
-    """Seconds since 1970."""
+    """Time of this status, in seconds since 1970."""
     round: int
-    """Rounds that are done with."""
+    """Number of finished rounds."""
     step: int
-    """Finished steps of the round under way."""
+    """Number of finished steps of the current round."""
     rounds: int
+    """Number of rounds of the whole run."""
     steps: int
-    """In a round."""
+    """Number of steps in a round."""
     seconds: float
-    """Spent training, over all sessions."""
+    """Seconds spent training, over all sessions of the run."""
     step_seconds: float | None
-    """Per step, of the latest steps; None before the first of the session."""
+    """Seconds per step, averaged over the latest steps; None before the first step of the session."""
     client_steps_per_second: float | None
-    """Over all sessions, as is `images_per_second`."""
+    """Steps of single clients per second, over all sessions of the run; None before any time is spent."""
     images_per_second: float | None
+    """Training images per second, over all sessions of the run; None before any time is spent."""
     phase_seconds: dict[str, float]
-    """Of this session."""
+    """Seconds of training and evaluation by phase (`simsfl.system.clock.PHASES`), over all sessions of the run."""
     peak_memory_bytes: int
+    """The most memory held so far, over all sessions of the run."""
     participation: list[int]
-    """How many clients have completed 0, 1, 2, ... rounds."""
+    """Number of clients that have completed 0, 1, 2, ... rounds."""
     devices: list[DeviceStatus] = field(default_factory=list)
-    """Real ones, if any take part."""
+    """Status of each real device that takes part (hw_profile/)."""
 
     @classmethod
     def load(cls, path: Path) -> Status | None:
-        """From ``live.json``; None where there is none, or none that is whole."""
+        """Read a status from ``live.json``; return None if the file is missing or malformed."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             devices = [DeviceStatus(**device) for device in content.pop("devices", [])]
@@ -156,28 +168,29 @@ class Status:
 
 
 def to_dict(record: Record) -> dict[str, Any]:
-    """A record as one JSON object."""
+    """Return a record as a dict for JSON, with its kind under "event"."""
     return {"event": record.event, **asdict(record)}
 
 
 class MetricsLog:
-    """Appends records to ``metrics.jsonl``, one JSON object a line. No other process can, until this is closed.
+    """The open file ``metrics.jsonl``, to append records to, one JSON object per line; locked until it is closed.
 
     Args:
-        path: the file; created where it does not exist.
-        keep_bytes: cut the file to this length first: what it held at the checkpoint resumed from.
+        path: path of the file, which is created if it does not exist.
+        keep_bytes: length in bytes to which the file is cut first: the one it had at the checkpoint that the run is
+            resumed from.
 
     Attributes:
-        kept: the records that were left, as dicts.
+        kept: the records that are left after the cut, as dicts.
 
     Raises:
-        ValueError: the file is shorter than that, holds something else, or is another process's.
+        ValueError: the file is shorter than `keep_bytes`, does not hold records, or is locked by another process.
     """
 
     def __init__(self, path: Path, keep_bytes: int = 0):
         self._file = path.open("ab")
         try:
-            if not lock(self._file):
+            if not _lock(self._file):
                 raise ValueError(f"resume: {path.parent} is being written to by another process; allowed once it ends")
             held = path.stat().st_size
             if held < keep_bytes:
@@ -189,12 +202,12 @@ class MetricsLog:
             raise
 
     def write(self, record: Record) -> None:
-        """Append one record."""
+        """Append a record and flush it to the operating system."""
         self._file.write(json.dumps(to_dict(record)).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> int:
-        """Put everything on disk; the file's length in bytes."""
+        """Force everything written onto the disk (fsync); return the length of the file in bytes."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
@@ -208,25 +221,31 @@ class MetricsLog:
         self._file.close()
 
 
-def lock(file: IO[bytes]) -> bool:
-    """Lock an open file for this process, until it is closed; whether that could be done."""
+def _lock(file: IO[bytes]) -> bool:
+    """Lock an open file for this process until it is closed; return False if another process has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
+    except OSError:  # some file systems have no locks: go on without
         return True
     return True
 
 
 def is_written(path: Path) -> bool:
-    """Whether a process has a `MetricsLog` open on this file."""
+    """Return whether a process has a `MetricsLog` open on this file."""
     with path.open("rb") as file:
-        return not lock(file)
+        return not _lock(file)
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Records of a metrics file from byte `offset`, each with the offset behind it; whole lines only."""
+    """Yield the records of a metrics file from byte `offset` on, as dicts, each with the offset of the next one.
+
+    A last line without its end, which another process may still be writing, is left out.
+
+    Raises:
+        ValueError: a line is not a record.
+    """
     with path.open("rb") as file:
         file.seek(offset)
         for line in file:
@@ -235,7 +254,7 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
             offset += len(line)
             try:
                 record = json.loads(line)
-                if set(record) != FIELDS[record["event"]] | {"event"}:
+                if set(record) != _FIELDS[record["event"]] | {"event"}:
                     raise ValueError("it lacks fields, or has others")
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"metrics: {path} holds no record before byte {offset} ({error})") from error
@@ -243,7 +262,15 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
 
 
 class History:
-    """What the views and the summary need of the records so far, as dicts of `to_dict`."""
+    """The records so far, as dicts of `to_dict`, as the views, the report and the summary need them.
+
+    Attributes:
+        latest: the latest record of each kind, by its "event".
+        rounds: all records of rounds.
+        evaluations: all records of evaluations.
+        probes: the latest record of each probe, by its "kind".
+        syncs: all records of averagings, without the divergence of each client.
+    """
 
     def __init__(self) -> None:
         self.latest: dict[str, dict[str, Any]] = {}
@@ -261,7 +288,7 @@ class History:
         self.syncs.clear()
 
     def feed(self, record: dict[str, Any]) -> None:
-        """Take in the next record."""
+        """Add the next record."""
         self.latest[record["event"]] = record
         if record["event"] == "round":
             self.rounds.append(record)
@@ -273,10 +300,10 @@ class History:
             self.syncs.append({name: value for name, value in record.items() if name != "divergence"})
 
     def untrained(self, key: str) -> Any:
-        """A value of the untrained network's evaluation, None where there is none yet."""
+        """Return a value of the untrained network's evaluation, None if it has not been evaluated yet."""
         first = self.evaluations[0] if self.evaluations else {"round": None}
         return first.get(key) if first["round"] == 0 else None
 
     def value(self, event: str, key: str) -> Any:
-        """A value of the latest record of a kind, None where there is none yet."""
+        """Return a value of the latest record of a kind, None if there is no such record yet."""
         return self.latest.get(event, {}).get(key)

@@ -1,4 +1,4 @@
-"""A client's part in a run, recorded as it happens (`simsfl.runs.client_trace`)."""
+"""Recording of what one client does in a run as a client trace (`simsfl.runs.client_trace`)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan, draw_cohort
 from simsfl.algorithm.step import Batch, Outcome
+from simsfl.config.constraints import RECORDING, check
 from simsfl.cost.model import COLOURS, memory, operations
 from simsfl.models import FlatModule
 from simsfl.runs.client_trace import STATE, VIEWS, Arrays, TraceWriter, checksums
@@ -27,25 +28,28 @@ if TYPE_CHECKING:
 
 
 class Recorder(Observer):
-    """Writes a trace while it is entered; the file is there when it is left without an error.
+    """An observer that writes the client trace of one client while its context is entered.
 
-    What goes wrong in writing it does not stop the run.
+    The file appears when the context is left without an error. An error in writing it is kept in `problem`, and the run
+    goes on.
 
     Args:
-        simulation: which it observes.
-        client: whose part it is; None for one of the first cohort.
-        path: of the file.
-
-    Raises:
-        ValueError: there is no such client, it takes part in no round to come, or what it does is not recorded.
+        simulation: the simulation to observe.
+        client: id of the client to record; None for the lowest id of the next cohort.
+        path: path of the file.
 
     Attributes:
-        problem: why there is no trace, if there is none.
+        client: id of the client that is recorded.
+        problem: the error that kept the file from being written; None if all went well so far.
+
+    Raises:
+        ValueError: there is no such client, it takes part in none of the rounds to come, the run is over, or it is a
+            kind of run that cannot be recorded (`simsfl.config.constraints.RECORDING`).
     """
 
     def __init__(self, simulation: Simulation, client: int | None, path: str | Path):
         self.simulation, self.path = simulation, Path(path)
-        self.client = chosen_client(simulation, client)
+        self.client = _chosen_client(simulation, client)
 
     def __enter__(self) -> Recorder:
         self._open = ExitStack()
@@ -63,13 +67,13 @@ class Recorder(Observer):
                 if not self._writer.visits:
                     raise OSError("the client has done no step")
                 self._writer.close(about_part(self.simulation, self.client))
-        with suppress(OSError):  # the run's own error, if there is one, or the problem, is what is told
+        with suppress(OSError):  # the error of the run, or `problem`, is the one to report
             failed = error or self.problem
             self._open.__exit__(type(failed) if failed else None, failed, at)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Stop recording where it cannot go on."""
+        """Stop recording if an OSError is raised inside, and keep it in `problem`."""
         try:
             yield
         except OSError as error:
@@ -77,17 +81,21 @@ class Recorder(Observer):
             self._leave()
 
     def _leave(self) -> None:
-        """Be told no more."""
+        """Stop observing the simulation."""
         if self in self.simulation.observers:
             self.simulation.observers.remove(self)
 
     def round_begins(self, plan: RoundPlan) -> None:
-        """See `Observer`."""
+        """Begin a visit if the client is in the cohort."""
         with self._writing():
             self._begin_visit(plan.cohort.tolist())
 
     def _begin_visit(self, cohort: Sequence[int]) -> None:
-        """A round begins, perhaps with the client."""
+        """Finish the visit before, and begin one if the client is in the cohort.
+
+        Args:
+            cohort: ids of the clients, in cohort order.
+        """
         self._finish_visit()
         if self.client not in cohort:
             return
@@ -97,11 +105,11 @@ class Recorder(Observer):
         )
         self._steps: list[Arrays] = []
         self._syncs: list[int] = []
-        self._had: Arrays = {}  # before the averaging behind the latest step, if there was one
+        self._had: Arrays = {}  # its state before the averaging after the latest step
         self._writer.put_all("begin", self._have())
 
     def stepped(self, batch: Batch, outcome: Outcome) -> None:
-        """See `Observer`."""
+        """Record the step, if the client takes part in the round."""
         if self._position is None:
             return
         hyper, group, within = self.simulation.parts.hyper, 0, self._position
@@ -126,12 +134,12 @@ class Recorder(Observer):
         self._had = {}
 
     def averaging(self) -> None:
-        """See `Observer`."""
+        """Keep the state of the client before the averaging."""
         if self._position is not None:
             self._had = self._have()
 
     def averaged(self) -> None:
-        """See `Observer`."""
+        """Record what the client has sent to be averaged, and what it has received."""
         if self._position is None:
             return
         step, have, names = len(self._steps) - 1, self._have(), averaged(self.simulation, learns=self._learns)
@@ -141,12 +149,12 @@ class Recorder(Observer):
         self._syncs.append(step)
 
     def _have(self) -> Arrays:
-        """What the client has now."""
+        """Return copies of all parts of `STATE` of the client."""
         cohort = self.simulation.state.cohort
         return {name: array(getattr(cohort, name)[self._position]) for name in STATE}
 
     def _finish_visit(self) -> None:
-        """Write what is left of the visit under way, if there is one."""
+        """Write what is left to write of the current visit, if there is one."""
         if self._position is None:
             return
         if self._steps:
@@ -160,7 +168,7 @@ class Recorder(Observer):
 
 
 def about_part(simulation: Simulation, client: int) -> dict[str, Any]:
-    """What is to be said of a client's part in a run: see `about_client`."""
+    """Return the content of ``trace.json``, but for format and visits, for one of the clients: see `about_client`."""
     config, hyper = simulation.config, simulation.parts.hyper
     (group,) = (group for group in simulation.parts.groups if client in group.clients)
     visits = config.rounds * group.cohort / len(group.clients)
@@ -205,13 +213,18 @@ def about_client(
     optimiser: Mapping[str, Any],
     session: Mapping[str, int],
 ) -> dict[str, Any]:
-    """What ``trace.json`` says besides its format.
+    """Return the content of ``trace.json``, but for the format and the number of visits, which `TraceWriter` adds.
 
     Args:
-        network: the settings that say how the network is made.
-        mean, std: that images are normalised by.
-        optimiser: tau, momentum and weight decay, and the precision of what is computed.
-        session: steps of the client in a whole run, and bytes that it sends and receives.
+        model: the client's half of the network.
+        client: id of the client.
+        network: settings that determine the network (`RunConfig.network`).
+        mean, std: tensors of 3 values each, by which images are normalised.
+        batch_size: images per step.
+        learns: whether the client learns, so that it needs gradients and a backward pass.
+        optimiser: values of "tau", "momentum", "weight_decay" and "precision".
+        session: expected number of "steps" of the client in a whole run, and of bytes that it sends, "bytes_up", and
+            receives, "bytes_down".
     """
     shape = (COLOURS, network["image_size"], network["image_size"])
     one = operations(model, shape, of_images=True)
@@ -231,24 +244,20 @@ def about_client(
 
 
 def averaged(simulation: Simulation, *, learns: bool) -> list[str]:
-    """What travels at an averaging, of `STATE`; of clients that do not learn, running statistics alone."""
+    """Return the parts of `STATE` that are sent and received at an averaging, empty ones left out.
+
+    Args:
+        learns: whether clients learn; if they do not, only the running statistics are averaged.
+    """
     aligned = learns and simulation.config.align_momentum
     names = ["online"] * learns + ["online_statistics"] + ["momentum", "momentum_statistics"] * aligned
     return [name for name in names if getattr(simulation.state.cohort, name).shape[1]]
 
 
-def chosen_client(simulation: Simulation, client: int | None) -> int:
-    """The client to record; see `Recorder`."""
+def _chosen_client(simulation: Simulation, client: int | None) -> int:
+    """Return the id of the client to record, or raise a ValueError; see `Recorder`."""
     config = simulation.config
-    if config.method != "mocosfl":
-        raise ValueError(f"record_trace: clients of {config.method} send no smashed data; allowed: mocosfl")
-    if simulation.model.attacker:
-        raise ValueError(
-            "record_trace: what simulated attackers do is not recorded; allowed: without --ressfl-lambda, such as "
-            "frozen clients that start from an expert"
-        )
-    if config.precision == "tf32":
-        raise ValueError("record_trace: devices that do it again have no TF32; allowed: --precision fp32 or bf16")
+    check(config, RECORDING)
     if client is not None and not 0 <= client < config.clients:
         raise ValueError(f"trace_client: {client} is no client; allowed: 0 to {config.clients - 1}")
     first = simulation.progress.finished_rounds
@@ -270,6 +279,6 @@ def chosen_client(simulation: Simulation, client: int | None) -> int:
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """A copy for NumPy, which has no bfloat16."""
+    """Return a copy of a tensor as an array; bfloat16, which NumPy lacks, becomes float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()

@@ -1,4 +1,4 @@
-"""From a config, with every rule applied, to the parts of a simulation."""
+"""Making the parts of a simulation, one by one, from a config with every rule applied."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from simsfl.setup.checks import check_attackers, check_queues, free_on
 from simsfl.system.client_store import Storage
 from simsfl.system.randomness import Purpose, torch_generator
 
-BLOCK_BYTES = 16 << 20
-"""Smashed data that goes through the server together on a CPU: half as much takes 110 MB less, and 10 % more time
-(ResNet-18)."""
+_BLOCK_BYTES = 16 << 20
+"""Bytes of smashed data that go through the server together on a CPU; half as many take 110 MB less memory and 10 %
+more time (ResNet-18)."""
 
 
 def partition(config: RunConfig, dataset: Dataset) -> Partition:
-    """Divide the data set among the clients; what the config leaves to a rule may be left to it here.
+    """Divide the data set among the clients; no rule needs to have been applied to the config.
 
     Raises:
-        ValueError: a client would hold less than a batch, or no image.
+        ValueError: a client would hold less than a batch that the config sets, or no image.
     """
     if config.data_proportion == 0:
         return Partition.of([np.empty(0)] * config.clients)
@@ -53,14 +53,19 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         alpha=config.alpha,
         batch_size=config.batch_size or defaults.batch_size(config),
         least=config.batch_size or 1,
-        unequal=unequal(config),
+        unequal=_unequal(config),
         proportion=config.data_proportion,
         seed=config.seed,
     )
 
 
 def auxiliary(config: RunConfig, dataset: Dataset) -> Partition | None:
-    """Who holds what of the auxiliary data set, if there is one: equally many random images each."""
+    """Divide the auxiliary data set among the clients: the same number of random images for each.
+
+    Returns:
+        The partition, whose indices count on from the training images of the data set; None if there is no auxiliary
+        data set.
+    """
     if not dataset.auxiliary:
         return None
     first = len(dataset.train_labels)
@@ -76,18 +81,23 @@ def auxiliary(config: RunConfig, dataset: Dataset) -> Partition | None:
 
 
 def groups(config: RunConfig) -> list[Group]:
-    """Clients by what they can do. With a second data set, batches have `batch_size` images of each."""
+    """Return the clients grouped by batch size; with an auxiliary data set, a batch has `batch_size` images of each."""
     sources = 2 if config.aux_dataset and config.data_proportion else 1
-    return client_groups(config.clients, config.cohort, sources * config.batch_size, unequal(config))
+    return client_groups(config.clients, config.cohort, sources * config.batch_size, _unequal(config))
 
 
-def unequal(config: RunConfig) -> Unequal | None:
-    """The config's, as it is meant."""
+def _unequal(config: RunConfig) -> Unequal | None:
+    """Return the config's `unequal` as an object, None if it is not set."""
     return Unequal.parse(config.unequal) if config.unequal else None
 
 
 def network(config: RunConfig, *, weights: bool = True) -> SplitModel:
-    """The network, freshly initialised, or without `weights`; the image size has to be known."""
+    """Return the network of a config whose image size is known.
+
+    Args:
+        config: the config with every rule applied.
+        weights: whether to initialise the weights, from the config's seed.
+    """
     what = {
         "width": config.width,
         "image_size": config.image_size,
@@ -108,9 +118,9 @@ def network(config: RunConfig, *, weights: bool = True) -> SplitModel:
 
 
 def as_run(config: RunConfig, model: SplitModel, precision: torch.dtype) -> SplitModel:
-    """Return the network as the config's engine runs it on the config's device; the state stays what it is.
+    """Return the network in the form in which the config's engine runs it on the config's device.
 
-    On a CUDA device the fused engine has a server of its own (`simsfl.models.central`).
+    On a CUDA device the fused engine has its own form of the server (`simsfl.models.central`). The state is the same.
     """
     device = torch.device(config.device)
     if device.type == "cpu" or not config.engine.startswith("fused") or not model.server.size:
@@ -119,7 +129,7 @@ def as_run(config: RunConfig, model: SplitModel, precision: torch.dtype) -> Spli
 
 
 def with_attacker(config: RunConfig, model: SplitModel) -> SplitModel:
-    """The network with the decoder of the attackers that clients learn to resist, if they do."""
+    """Return the network with the decoder of simulated attackers if the config uses TAResSFL, else `model` itself."""
     if not config.ressfl_lambda:
         return model
     generator = torch_generator(config.seed, Purpose.DECODER)
@@ -129,13 +139,19 @@ def with_attacker(config: RunConfig, model: SplitModel) -> SplitModel:
 
 
 def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) -> State:
-    """Everything that is learnt, as it begins; rounds have so many `steps`.
+    """Allocate everything that is learnt, with its initial values.
+
+    Args:
+        config: the config with every rule applied.
+        model: the network, whose initial weights the server takes over.
+        steps: steps in a round.
+        dtype: dtype of weights and losses.
 
     Raises:
-        ValueError: what clients send in a round is to be kept, and does not fit.
+        ValueError: key queues, simulated attackers, or the smashed data that has to be kept do not fit into memory.
     """
     device = torch.device(config.device)
-    storage = Storage(config.client_state, device, dtype_of(config.client_state_dtype, dtype))
+    storage = Storage(config.client_state, device, _dtype_of(config.client_state_dtype, dtype))
     check_queues(config, storage.dtype)
     if model.attacker:
         check_attackers(config, 3 * model.attacker.size * dtype.itemsize, storage)
@@ -157,17 +173,17 @@ def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) 
         server=initial_server(model.server, **mine),
         queues=queues,
         queue=queues if shared else cohort_queues(queues, config.cohort),
-        sent=room_for_sent(config, model, steps, storage, dtype) if config.loss_threshold else None,
+        sent=_room_for_sent(config, model, steps, storage, dtype) if config.loss_threshold else None,
         attackers=initial_attackers(model.attacker, config.clients, config.cohort, storage, **mine)
         if model.attacker
         else None,
     )
 
 
-def room_for_sent(config: RunConfig, model: SplitModel, steps: int, storage: Storage, dtype: torch.dtype) -> Sent:
-    """Where what clients send in a round is kept; see `state`."""
+def _room_for_sent(config: RunConfig, model: SplitModel, steps: int, storage: Storage, dtype: torch.dtype) -> Sent:
+    """Allocate what keeps the smashed data and labels of a whole round; see `state` for arguments and errors."""
     rows, row = config.views_sent * sum(group.images for group in groups(config)), prod(model.smashed_shape)
-    precision = dtype_of(config.precision, dtype)
+    precision = _dtype_of(config.precision, dtype)
     size, free = steps * rows * row * precision.itemsize, free_on(storage.device)
     if storage.kind != "mmap" and size > free:
         raise ValueError(
@@ -180,8 +196,14 @@ def room_for_sent(config: RunConfig, model: SplitModel, steps: int, storage: Sto
 
 
 def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:
-    """What stays the same from step to step, but for the chunk of clients."""
-    precision = dtype_of(config.precision, dtype)
+    """Return the values that stay the same from step to step, except `chunk`, which is measured later.
+
+    Args:
+        config: the config with every rule applied.
+        model: the network.
+        dtype: dtype of weights and losses.
+    """
+    precision = _dtype_of(config.precision, dtype)
     on_cpu = torch.device(config.device).type == "cpu"
     row = max(1, prod(model.smashed_shape)) * precision.itemsize
     return Hyperparameters(
@@ -192,13 +214,13 @@ def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) ->
         weight_decay=config.weight_decay,
         precision=precision,
         batches=tuple(group.batch_size for group in groups(config) for _ in range(group.cohort)),
-        resistance=config.ressfl_lambda,
-        target_ssim=config.ressfl_target_ssim,
+        taressfl_lambda=config.ressfl_lambda,
+        taressfl_target_ssim=config.ressfl_target_ssim,
         clients_learn=config.client_lr > 0,
-        block=max(1, BLOCK_BYTES // row) if on_cpu and not config.engine.startswith("loop") else None,
+        block=max(1, _BLOCK_BYTES // row) if on_cpu and not config.engine.startswith("loop") else None,
     )
 
 
-def dtype_of(precision: str, full: torch.dtype) -> torch.dtype:
-    """The dtype of a config's precision, where fp32 and tf32 mean `full`."""
+def _dtype_of(precision: str, full: torch.dtype) -> torch.dtype:
+    """Return the dtype that a config's precision means: bfloat16 for "bf16", `full` for "fp32" and "tf32"."""
     return torch.bfloat16 if precision == "bf16" else full

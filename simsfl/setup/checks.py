@@ -1,4 +1,4 @@
-"""Check what only the machine or the data can tell of a config; `simsfl.config.constraints` has all else."""
+"""Checks of a config that need the machine or the data; `simsfl.config.constraints` has all other checks."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ from simsfl.models import SplitModel, layer_count
 from simsfl.system.client_store import Storage
 from simsfl.system.memory import free_memory
 
-BF16_IMAGE_SIZE = 16
-"""Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its bfloat16 weight
+_BF16_IMAGE_SIZE = 16
+"""Smallest height and width of images, in pixels, that bf16 works with on a CPU.
+
+Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its bfloat16 weight
 gradient unset (seen with torch 2.15)."""
 
 
 def check_machine(config: RunConfig) -> None:
-    """Raise a ValueError if the config's device, engine or cut layer cannot be had on this machine."""
+    """Raise a ValueError unless the config's device and engine work on this machine, and its cut layer exists."""
     check_device(config.device)
-    check_engine(config.engine, config.device)
+    _check_engine(config.engine, config.device)
     deepest = layer_count(config.arch)
     if not 1 <= config.cut_layer <= deepest:
         raise ValueError(f"cut_layer: {config.cut_layer} is out of range; allowed for {config.arch}: 1 to {deepest}")
 
 
 def device_of(name: str) -> str:
-    """The device that a config's `device` means: "auto" and "cuda" are the first CUDA device, "auto" else the CPU."""
+    """Return the device that a config's `device` means on this machine.
+
+    "auto" and "cuda" mean "cuda:0" if CUDA is available, else "cpu"; other names are returned as they are.
+    """
     if name not in ("auto", "cuda"):
         return name
     return "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -46,8 +51,8 @@ def check_device(device: str) -> None:
         raise ValueError(f"device: {device} does not exist; allowed: cuda:0 to cuda:{highest}")
 
 
-def check_engine(engine: str, device: str) -> None:
-    """Raise a ValueError if `engine` forces operators that cannot run on `device`."""
+def _check_engine(engine: str, device: str) -> None:
+    """Raise a ValueError if `engine` requires operators that cannot run on `device`."""
     device = device_of(device)
     if engine == "fused:triton" and not gpu.runs_on(torch.device(device)):
         lacking = "Triton, which is not installed" if device.startswith("cuda") else f"a CUDA device, not {device}"
@@ -56,13 +61,13 @@ def check_engine(engine: str, device: str) -> None:
 
 
 def free_on(device: str | torch.device) -> int:
-    """Bytes of memory that can be had there."""
+    """Return how many bytes of memory are free on a device."""
     device = torch.device(device)
     return free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
 
 
 def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
-    """Raise a ValueError if federated clients' queues, which all have whole ones, do not fit."""
+    """Raise a ValueError if key queues in `dtype`, of which each federated client has a whole one, do not fit."""
     if config.method != "fl-moco":
         return
     size, free = config.clients * config.queue_length * config.key_dim * dtype.itemsize, free_on(config.device)
@@ -75,7 +80,7 @@ def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
 
 
 def check_attackers(config: RunConfig, each: int, storage: Storage) -> None:
-    """Raise a ValueError if simulated attackers, of so many bytes each, do not fit."""
+    """Raise a ValueError if simulated attackers, of `each` bytes apiece, do not fit into memory."""
     size = each * (config.cohort + (0 if storage.kind == "mmap" else config.clients))
     free = free_on(storage.device)
     if size > free:
@@ -86,7 +91,7 @@ def check_attackers(config: RunConfig, each: int, storage: Storage) -> None:
 
 
 def check_precision(config: RunConfig, image_size: int) -> None:
-    """Raise a ValueError where the precision does not work with such images, or on the device."""
+    """Raise a ValueError unless the precision works on the device, and with images of this height and width."""
     device = device_of(config.device)
     if config.precision == "tf32" and not has_tf32(device):
         capability = ".".join(map(str, TF32_CAPABILITY))
@@ -99,17 +104,17 @@ def check_precision(config: RunConfig, image_size: int) -> None:
     if device != "cpu":
         if not has_bf16(device):
             raise ValueError(f"precision: bf16 is not what {name_of(device)} has; allowed: fp32")
-    elif image_size < BF16_IMAGE_SIZE:
+    elif image_size < _BF16_IMAGE_SIZE:
         raise ValueError(
             f"precision: bf16 on the CPU does not work with images of {image_size}x{image_size}; "
-            f"allowed: fp32, or --image-size {BF16_IMAGE_SIZE} or more"
+            f"allowed: fp32, or --image-size {_BF16_IMAGE_SIZE} or more"
         )
 
 
 def check_batch_norm(config: RunConfig, model: SplitModel) -> None:
-    """Raise a ValueError if BatchNorm would have a single value to normalise; nothing is computed.
+    """Raise a ValueError if BatchNorm would have only a single value to normalise; nothing is computed.
 
-    Halves without any are passed over: the meta device imports TorchDynamo, which takes a second and 200 MB.
+    Halves without BatchNorm are skipped, because the meta device imports TorchDynamo, which takes a second and 200 MB.
     """
     images = torch.empty(config.batch_size, 3, config.image_size, config.image_size, device="meta")
     smashed = torch.empty(config.cohort * config.batch_size, *model.smashed_shape, device="meta")

@@ -1,31 +1,33 @@
-"""The rules that fill in what a config leaves open (MocoSFL's "auto" rule, and this project's own)."""
+"""The rules that fill in what a config leaves open: MocoSFL's "auto" rule, and this project's own rules."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import fields, replace
 
-from simsfl.config import ARCHITECTURES, RunConfig
+from simsfl.config import RunConfig
+from simsfl.config.catalogue import ARCHITECTURES
 from simsfl.engine.precision import automatic
 from simsfl.setup.checks import check_device, check_machine, check_precision, device_of
 
-FEDERATED_BATCH = 128
+_FEDERATED_BATCH = 128
 """Images per client and step in federated learning, as in FedEMA (Zhuang et al., ICLR 2022)."""
 
 log = logging.getLogger(__name__)
 
 
 def resolve(config: RunConfig, images_per_client: int | None = None, classes: int | None = None) -> RunConfig:
-    """Return the same run with every rule applied that can be without the images.
+    """Return the config with every rule applied that does not need the images.
 
     Args:
-        images_per_client: images of the client that holds the fewest, where that is known: a batch size that is set
-            by rule is not larger.
-        classes: classes of the data set, where they are known: they set the shards of a client, and the head of
-            supervised training.
+        config: what was asked for.
+        images_per_client: number of images of the client that holds the fewest, if known: a batch size that is set by
+            rule is not larger.
+        classes: number of classes of the data set, if known: it sets the shards per client, and the head of supervised
+            training.
 
     Raises:
-        ValueError: values that cannot work on this machine.
+        ValueError: the config cannot be run on this machine, or its network lacks the cut layer.
     """
     config, _ = with_precision(config)
     check_machine(config)
@@ -42,7 +44,7 @@ def resolve(config: RunConfig, images_per_client: int | None = None, classes: in
         batch_size=images,
         rounds=config.rounds or max(1, round(config.epochs * clients / cohort / config.local_epochs)),
         syncs_per_round=config.syncs_per_round or (max(1, 1000 // (images * clients)) if split else 1),
-        width=config.width or ARCHITECTURES[config.arch],
+        width=config.width or ARCHITECTURES[config.arch].width,
         weight_standardisation=(
             config.norm == "group" if config.weight_standardisation is None else config.weight_standardisation
         ),
@@ -53,19 +55,19 @@ def resolve(config: RunConfig, images_per_client: int | None = None, classes: in
 
 
 def batch_size(config: RunConfig, images_per_client: int | None = None) -> int:
-    """Return the rule's batch size, which is not larger than what the client with the fewest images holds."""
+    """Return the batch size by rule, which is at most `images_per_client`, the fewest that a client holds, if known."""
     clients = config.clients
-    by_rule = FEDERATED_BATCH if config.method != "mocosfl" else 100 // clients if clients <= 50 else 1
+    by_rule = _FEDERATED_BATCH if config.method != "mocosfl" else 100 // clients if clients <= 50 else 1
     return min(by_rule, images_per_client or by_rule)
 
 
 def classes_per_client(classes: int) -> int:
-    """Return the rule's number of shards per client: a fifth of the classes."""
+    """Return the number of shards per client by rule: a fifth of the number of classes."""
     return max(1, classes // 5)
 
 
 def left_to_rules(config: RunConfig) -> list[str]:
-    """Return the names of the fields that rules fill in, or set to something else than was asked for."""
+    """Return the names of the fields that rules fill in, or change."""
     return [
         *(spec.name for spec in fields(config) if getattr(config, spec.name) is None),
         *["precision"] * (config.precision == "auto"),
@@ -75,10 +77,11 @@ def left_to_rules(config: RunConfig) -> list[str]:
 
 
 def with_precision(config: RunConfig, usual: tuple[str, str] | None = None) -> tuple[RunConfig, str]:
-    """Return the config with the precision that "auto" means, and why it is that one.
+    """Return the config with the precision that "auto" means, and the reason for it.
 
     Args:
-        usual: what "auto" means and why, instead of what suits the device.
+        config: what was asked for; a precision other than "auto" is kept.
+        usual: precision that "auto" means, and the reason, instead of what suits the device.
 
     Raises:
         ValueError: the device cannot be used on this machine.
@@ -91,7 +94,9 @@ def with_precision(config: RunConfig, usual: tuple[str, str] | None = None) -> t
 
 
 def with_possible_precision(config: RunConfig) -> RunConfig:
-    """Return the config, in fp32 where its device has not its precision, with a warning; its image size is known.
+    """Return the config, in fp32 and with a warning if its device does not support its precision.
+
+    The config's image size has to be known.
 
     Raises:
         ValueError: the device cannot be used on this machine.

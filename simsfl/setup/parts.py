@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from simsfl.algorithm import federated, reference, schedule, step
+from simsfl.algorithm import schedule
 from simsfl.algorithm.plan import Group, RoundPlan, plan_round, steps_per_round
 from simsfl.algorithm.state import State
 from simsfl.algorithm.step import Hyperparameters, Outcome
 from simsfl.config import RunConfig
+from simsfl.config.catalogue import METHODS
 from simsfl.cost.model import ClientCost, client_cost
 from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
@@ -27,13 +28,6 @@ from simsfl.models import SplitModel
 from simsfl.setup import assembly, checks, defaults
 from simsfl.setup.weights import Weights, load_weights
 from simsfl.system.memory import keep_memory
-
-TRAIN_STEPS: dict[str, tuple[Callable[..., Outcome], Callable[..., Outcome]]] = {
-    "mocosfl": (step.train_step, reference.train_step),
-    "fl-moco": (federated.moco_step, reference.moco_step),
-    "fl-byol": (federated.byol_step, reference.byol_step),
-}
-"""For each method its step with the cohort stacked, and its step with one client after the other."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +49,23 @@ class Parts:
     start: Weights | None
     """The expert that the run starts from, if there is one."""
     groups: list[Group]
-    """Clients by what they can do."""
+    """The clients, grouped by batch size."""
     steps: int
     """Steps in a round."""
     model: SplitModel
     """The network, cut in two."""
     state: State
-    """Everything that is learnt."""
+    """Everything that is learnt: weights, momentum encoders, key queue, ..."""
     hyper: Hyperparameters
-    """What stays the same from step to step."""
+    """Values that stay the same from step to step."""
     train_step: Callable[..., Outcome]
     """The step of the config's method and engine; see `simsfl.algorithm.step.train_step` for its arguments."""
     version: str | None
     """Version of operators that the fused engine uses; None for PyTorch's own operators."""
     cost: ClientCost
-    """What an image and an averaging cost a client."""
+    """Bytes that an image and an averaging cost a client."""
     evaluation: Evaluation
-    """How what is learnt is evaluated."""
+    """Evaluation of encoders on the images."""
     choices: dict[str, str] = field(default_factory=dict)
     """Versions of operators in use, by operator and shape."""
 
@@ -87,21 +81,21 @@ class Parts:
 
     @property
     def sources(self) -> list[Partition]:
-        """Return what clients hold: of the data set, and of the auxiliary one."""
+        """Return which images clients hold, of the data set and of the auxiliary one; empty partitions are left out."""
         return _sources(self.partition, self.auxiliary)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Inside, operators and their arithmetic are those of the config's engine and precision."""
+        """Compute inside with the operators of the config's engine, and with the arithmetic of its precision."""
         with arithmetic(self.config.precision), accelerated(self.version), choosing(self.choices):
             yield
 
     def untrained(self) -> SplitModel:
-        """Return the network as the run begins with it, newly made."""
+        """Build the network anew, with the weights that the run begins with."""
         return _network(self.config, self.start)
 
     def plan(self, round_index: int) -> RoundPlan:
-        """Draw a round counted from 0."""
+        """Draw the cohort, image order and view parameters of a round counted from 0."""
         config = self.config
         return plan_round(
             self.sources,
@@ -139,10 +133,10 @@ def build(
     Args:
         config: what to run.
         dataset: the images, instead of loading ``config.dataset``.
-        dtype: of everything that is learnt, and with fp32 precision of what is computed; float64 is for tests.
-        choices: versions of operators to use, where they are named, instead of finding out which are fastest.
+        dtype: dtype of everything that is learnt, and with fp32 precision of what is computed; float64 is for tests.
+        choices: versions of operators to use, by operator and shape, instead of measuring which are fastest.
         start: weights to start from, instead of loading ``config.init_client``.
-        auto_precision: the precision that "auto" means, and why, instead of what suits the device.
+        auto_precision: the precision that "auto" means, and the reason, instead of what suits the device.
 
     Raises:
         ValueError: config, data and machine do not fit together.
@@ -160,7 +154,7 @@ def build(
     start = start or (load_weights(config.init_client) if config.init_client else None)
     device = torch.device(config.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # events and defaults, too, are this device's
+        torch.cuda.set_device(device)  # events and defaults are to be this device's, too
     groups = assembly.groups(config)
     steps = steps_per_round(sources, groups, config.local_epochs)
     model = _network(config, start)
@@ -168,7 +162,7 @@ def build(
     state = assembly.state(config, model, steps, dtype)
     hyper = assembly.hyperparameters(config, model, dtype)
     if device.type == "cpu":
-        keep_memory()  # from now on: what was needed to set up goes back to the system
+        keep_memory()  # not before: what set-up alone needs goes back to the system
     model = assembly.as_run(config, model, hyper.precision)
     dataset = dataset.to(device)
     parts = Parts(
@@ -210,10 +204,12 @@ def _sources(partition: Partition, auxiliary: Partition | None) -> list[Partitio
 
 
 def _settled(asked: RunConfig, dataset: Dataset, *, smallest: int) -> RunConfig:
-    """Return the config with every rule applied, and as it is recorded: a run is resumed from anywhere.
+    """Return the config with every rule applied, and with absolute paths, so that a run can be resumed from anywhere.
 
     Args:
-        smallest: images of the client that holds the fewest.
+        asked: the config, apart from the rules.
+        dataset: the images.
+        smallest: number of images of the client that holds the fewest.
     """
     config = defaults.resolve(asked, smallest, len(dataset.classes))
     return replace(
@@ -233,7 +229,7 @@ def _absolute(name: str | None) -> str | None:
 
 
 def _network(config: RunConfig, start: Weights | None) -> SplitModel:
-    """Return the network as a run begins with it."""
+    """Build the network with the weights that a run begins with, and a decoder if there are simulated attackers."""
     model = assembly.with_attacker(config, assembly.network(config))
     if start:
         start.initialise(model, server=config.init_server)
@@ -241,25 +237,26 @@ def _network(config: RunConfig, start: Weights | None) -> SplitModel:
 
 
 def _train_step(config: RunConfig, model: SplitModel) -> Callable[..., Outcome]:
-    """Return the step of the config's method and engine: on CUDA the fused engine's is recorded and replayed."""
-    stacked, looped = TRAIN_STEPS[config.method]
+    """Return the step of the config's method and engine; on CUDA, that of the fused engine is recorded and replayed."""
+    method = METHODS[config.method]
     if config.engine == "loop":
-        return looped
+        return method.looped.load()
     captured = _version(config.engine) and torch.device(config.device).type == "cuda" and not model.attacker
-    return CapturedStep(stacked) if captured else stacked
+    return CapturedStep(method.stacked.load()) if captured else method.stacked.load()
 
 
 def _version(engine: str) -> str | None:
-    """Return the version of operators that an engine uses, "fastest" where it does not say; None for PyTorch's."""
+    """Return the version of operators that an engine names, "fastest" if it names none; None for PyTorch's own."""
     kind, _, version = engine.partition(":")
     return (version or "fastest") if kind == "fused" else None
 
 
 def _tuned(parts: Parts, known: Mapping[str, str]) -> Parts:
-    """Find out what is fastest here: how many clients are run together, and versions of operators.
+    """Measure which operators, and how many clients run together, are fastest; return parts that use them.
 
     Args:
-        known: choices to keep to.
+        parts: the parts, apart from these choices.
+        known: choices that are already made, and are kept.
     """
     config, hyper, model, device = parts.config, parts.hyper, parts.model, parts.device
     with (
@@ -270,7 +267,7 @@ def _tuned(parts: Parts, known: Mapping[str, str]) -> Parts:
     ):
         if device.type == "cuda":
             try_triton(device)
-        for group in sorted(parts.groups, key=lambda group: group.images):  # the largest has the last word
+        for group in sorted(parts.groups, key=lambda group: group.images):  # the chunk of the largest one is used
             chunk = tuning.chunk_of(
                 model.client,
                 hyper,
@@ -282,7 +279,7 @@ def _tuned(parts: Parts, known: Mapping[str, str]) -> Parts:
                 dtype=parts.dtype,
             )
         hyper = replace(hyper, chunk=chunk)
-        if device.type != "cpu":  # where the rest has no versions
+        if device.type != "cpu":  # on a CPU there is nothing else to choose or to try
             tuning.views_and_descent(parts.dataset.train, parts.plan(0), parts.state.cohort.online.detach())
             if model.server.size:
                 plain = not len(model.server.initial_statistics)

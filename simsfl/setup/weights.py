@@ -1,8 +1,8 @@
-"""Weights to start from, and to hand around: of a run, of a file, of the experts that come with simsfl.
+"""Weights to start from, and to exchange: of a run, of a file, or of one of the experts that come with simsfl.
 
-A file holds safetensors named ``client.NAME`` and ``server.NAME``, and as metadata the config they are of. The
-published program's layout, which `to_published` gives and `from_published` takes, is the state dict of an
-`nn.Sequential` for each half, in which a block's shortcut comes last.
+A file of weights holds safetensors named ``client.NAME`` and ``server.NAME``, and as metadata the config of their
+network. The layout of the published program, which `to_published` writes and `from_published` reads, is the state dict
+of an `nn.Sequential` for each half, in which the shortcut of a block comes last.
 """
 
 from __future__ import annotations
@@ -26,27 +26,33 @@ from simsfl.setup import assembly
 from simsfl.system.messages import unknown
 
 EXPERTS = Path(__file__).parent / "experts"
-"""Where the files are that come with simsfl."""
+"""Directory of the experts that come with simsfl."""
 HALVES = ("client", "server")
+"""Names of the halves of a network, on either side of the cut layer."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of one half of a network or of both, by name, running statistics too."""
+    """The weights of one half of a network or of both, including running statistics."""
 
     origin: str
-    """For people."""
+    """Where the weights come from, such as a path, for messages."""
     config: RunConfig
-    """Of the run they come from, or what of it says how its network is made."""
+    """Config of the run that they come from, or only those of its fields that determine the network."""
     client: Mapping[str, Tensor]
+    """Weights and running statistics of the client's half by name; empty if only the server's half is there."""
     server: Mapping[str, Tensor]
-    """Empty where they are of one half."""
+    """Weights and running statistics of the server's half by name; empty if only the client's half is there."""
 
     def initialise(self, model: SplitModel, *, server: bool) -> None:
-        """Have a network start from them: its client, and if asked its server.
+        """Set the initial weights of the client's half of a network to these.
+
+        Args:
+            model: the network, changed in place.
+            server: whether to set those of the server's half as well.
 
         Raises:
-            ValueError: they are of another network; the first difference is named.
+            ValueError: the weights do not fit the network, or a half is missing; the first difference is named.
         """
         for half in HALVES if server else HALVES[:1]:
             own, given = getattr(model, half), getattr(self, half)
@@ -68,10 +74,10 @@ class Weights:
             )
 
     def save(self, path: Path) -> None:
-        """Write them to a file.
+        """Write the weights into a file, in float32.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         tensors = {
             f"{half}.{name}": tensor.float().contiguous()
@@ -83,20 +89,23 @@ class Weights:
 
 
 def experts() -> list[str]:
-    """Names of those that come with simsfl."""
+    """Return the names of the experts that come with simsfl, sorted."""
     return sorted(path.stem for path in EXPERTS.glob("*.safetensors"))
 
 
 def load_weights(source: str) -> Weights:
-    """From a run's directory, a file, or the name of an expert.
+    """Read weights.
+
+    Args:
+        source: a run directory, a file of weights, or the name of an expert that comes with simsfl.
 
     Raises:
-        ValueError: there is nothing of the kind, or it cannot be read.
+        ValueError: `source` is none of these, or cannot be read.
     """
     path = EXPERTS / f"{source}.safetensors" if source in experts() else Path(source)
     if path.is_dir():
         try:
-            return of_run(path)
+            return _of_run(path)
         except ValueError as error:
             raise ValueError(f"init_client: {str(error).removeprefix('resume: ')}; allowed: a run") from error
     if not path.is_file():
@@ -105,7 +114,7 @@ def load_weights(source: str) -> Weights:
     try:
         with safe_open(path, framework="pt") as file:
             config = RunConfig.from_dict(json.loads(file.metadata()["config"]))
-            for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            for name in file.keys():  # noqa: SIM118 - safe_open is not a dictionary
                 half, _, own = name.partition(".")
                 halves[half][own] = file.get_tensor(name)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -113,11 +122,11 @@ def load_weights(source: str) -> Weights:
     return Weights(str(path), config, **halves)
 
 
-def of_run(path: Path) -> Weights:
-    """The averaged client model and the server of a run's newest checkpoint.
+def _of_run(path: Path) -> Weights:
+    """Read the averaged client model and the server from the newest checkpoint in a run directory.
 
     Raises:
-        ValueError: there is no run, or no usable checkpoint.
+        ValueError: the directory holds no run, or no usable checkpoint.
     """
     directory = RunDirectory(path)
     config = RunConfig.from_dict(directory.read_config()["config"])
@@ -135,7 +144,10 @@ def of_run(path: Path) -> Weights:
 
 
 def published_names(half: FlatModule) -> dict[str, str]:
-    """By our names, and in the published order, the published ones: those of ResNets, for other networks alike."""
+    """Return the published name of each tensor of a half, by its name here, in the published order.
+
+    The published names are those of ResNets; other networks are named by the same rules.
+    """
     blocks: dict[str, list[str]] = {}
     names = list(half.template.state_dict())
     for name in names:
@@ -162,16 +174,25 @@ def published_names(half: FlatModule) -> dict[str, str]:
 
 
 def to_published(half: FlatModule, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A half's weights in the published layout."""
+    """Return the weights of a half in the published layout.
+
+    Args:
+        half: the half of the network.
+        tensors: its weights and running statistics by name.
+    """
     return {other: tensors[name].clone() for name, other in published_names(half).items()}
 
 
 def mismatch(half: FlatModule, given: Mapping[str, Tensor]) -> tuple[int, str] | None:
-    """The first tensor of a published state dict, by position, that is none of a half's, and what it should be."""
+    """Find the first tensor of a published state dict that does not fit a half, by position and shape.
+
+    Returns:
+        The position, counted from 0, and a text that says how the tensors differ; None if all tensors fit.
+    """
     own = {**half.shapes, **half.statistic_shapes}
     here = [f"{name} {tuple(own[name])}" for name in published_names(half)]
     shapes = [tuple(own[name]) for name in published_names(half)]
-    theirs = usable(given)
+    theirs = _usable(given)
     there = [f"{key} {tuple(tensor.shape)}" for key, tensor in theirs]
     for position in range(max(len(here), len(there))):
         fits = position < min(len(here), len(there)) and tuple(theirs[position][1].shape) == shapes[position]
@@ -182,10 +203,10 @@ def mismatch(half: FlatModule, given: Mapping[str, Tensor]) -> tuple[int, str] |
 
 
 def from_published(half: FlatModule, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A half's weights from a published state dict that has no `mismatch` with it: by position."""
-    return {name: tensor for name, (_, tensor) in zip(published_names(half), usable(given), strict=True)}
+    """Return the weights of a half, by name, from a published state dict that has no `mismatch` with it."""
+    return {name: tensor for name, (_, tensor) in zip(published_names(half), _usable(given), strict=True)}
 
 
-def usable(given: Mapping[str, Tensor]) -> Sequence[tuple[str, Tensor]]:
-    """All but BatchNorm's counts of batches, which nothing here needs."""
+def _usable(given: Mapping[str, Tensor]) -> Sequence[tuple[str, Tensor]]:
+    """Return the names and tensors of a state dict without BatchNorm's counts of batches, which nothing here needs."""
     return [(key, tensor) for key, tensor in given.items() if not key.endswith("num_batches_tracked")]

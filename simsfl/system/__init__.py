@@ -1,1 +1,1 @@
-"""The machine underneath: files, memory, clocks, random numbers, signals, and words for messages."""
+"""What the rest of the library builds on: files, memory, clocks, random numbers, signals, and text for messages."""

@@ -1,4 +1,4 @@
-"""Where the state of clients lies that do not take part: on the device, in host memory, or in a file."""
+"""Storage for the state of clients outside the cohort: on the device, in host memory, or in a file."""
 
 from __future__ import annotations
 
@@ -13,29 +13,33 @@ from simsfl.system.files import cache_directory
 
 
 class Storage:
-    """Makes the stacks with a row per client.
+    """An allocator of stacks ``[rows, columns]``, which hold a row for each client.
 
     Args:
-        kind: "device"; "host"; or "mmap": a file without a name in the cache directory, so that what is not in use is
-            no part of the process's memory.
-        device: of the computation.
-        dtype: of the stacks; what is gathered from bfloat16 has been rounded to it.
+        kind: "device", "host", or "mmap". The last is a file without a name in the cache directory, so that what is
+            not in use does not count as the process's memory.
+        device: the device that computes.
+        dtype: the dtype of the stacks; values gathered from a bfloat16 stack have been rounded to bfloat16.
 
     Attributes:
-        device: the stacks are on.
+        device: the device that the stacks are on; the CPU unless `kind` is "device".
     """
 
     def __init__(self, kind: str, device: torch.device, dtype: torch.dtype):
         self.kind, self.dtype = kind, dtype
         self.device = device if kind == "device" else torch.device("cpu")
         self._mappings: list[mmap.mmap] = []
-        self._promised = 0  # bytes: files take room as they are written
+        self._promised = 0  # bytes of all files: they take room on the disk only as they are written
 
     def zeros(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A stack ``[rows, columns]``, of `dtype` instead of its own; on a CPU its memory is taken as it is written.
+        """Return a stack ``[rows, columns]`` of zeros; on a CPU it takes memory only as it is written.
+
+        Args:
+            dtype: the dtype of this stack, the storage's own if None.
 
         Raises:
-            OSError: the file cannot be made, or might not fit: a file without room ends the process when it is written.
+            OSError: the file cannot be made, or might not fit on the disk. This is checked here because writing to a
+                mapped file without room kills the process.
         """
         dtype = dtype or self.dtype
         size = rows * columns * dtype.itemsize
@@ -55,6 +59,6 @@ class Storage:
         return torch.frombuffer(mapping, dtype=dtype).view(rows, columns)
 
     def release(self) -> None:
-        """Leave what was read and written to the system, which has the file."""
+        """Give the memory of "mmap" stacks back to the system; their content stays in the files."""
         for mapping in self._mappings:
             mapping.madvise(mmap.MADV_DONTNEED)

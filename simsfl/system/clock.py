@@ -11,15 +11,18 @@ import torch
 from torch.profiler import record_function
 
 PHASES = ["data", "capture", "step", "client forward", "server", "attackers", "client backward", "sync", "evaluation"]
-"""In the order of a round. Attackers there are in attacker-aware training. Where a step is recorded ("capture") and
-replayed as a whole ("step"), its own phases cannot be told apart."""
+"""Names of the phases, in the order of a round. Only attacker-aware training (TAResSFL) has "attackers". Where a step
+is recorded ("capture") and replayed as a whole ("step"), the phases within it cannot be timed separately."""
 
 
 class PhaseClock:
-    """Adds up the seconds spent in each phase.
+    """A clock that adds up the seconds spent in each phase.
 
-    On CUDA by events in the stream, so that timing does not make the host wait; they are read by
-    `drain`, which does. A profiler that is at work sees the phases by name.
+    On CUDA it records events in the stream, so that timing does not make the host wait; only `drain`, which reads the
+    events, does. An active profiler shows the phases by name.
+
+    Args:
+        device: the device whose work is timed.
     """
 
     def __init__(self, device: torch.device):
@@ -29,7 +32,7 @@ class PhaseClock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count the block's time towards `phase`."""
+        """Add the time that the block takes to `phase`."""
         with record_function(phase):
             yield from self._timed(phase)
 
@@ -46,17 +49,17 @@ class PhaseClock:
             self._seconds[phase] += time.perf_counter() - begin
 
     def start_from(self, seconds: Mapping[str, float]) -> None:
-        """Go on from what `seconds` gave in an earlier session."""
+        """Start from the seconds by phase that `seconds()` returned in an earlier session."""
         self._seconds.update(seconds)
 
     def drain(self) -> None:
-        """Read the events that are pending; the host waits for the last of them."""
+        """Read all pending events; the host waits for the last of them."""
         for phase, start, end in self._pending:
             end.synchronize()
             self._seconds[phase] += start.elapsed_time(end) / 1000.0
         self._pending.clear()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds so far by phase, in the order of a round."""
+        """Return the seconds so far by phase, in the order of a round; phases that have not occurred are left out."""
         self.drain()
         return {phase: self._seconds[phase] for phase in PHASES if phase in self._seconds}

@@ -1,4 +1,4 @@
-"""Words for people: errors that name what was meant, counts that read well."""
+"""Text for messages: errors that suggest the name that was meant, and counts with their nouns."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Iterable
 
 
 def unknown(field: str, value: str, names: Iterable[str], *, allowed: str = "", also: str = "") -> ValueError:
-    """The error for a name that is none of `names`, with the nearest of them.
+    """Return the error for a value that is not one of `names`; it suggests the nearest of them.
 
     Args:
-        allowed: what to say is allowed, where that is not the list of `names`.
-        also: what is allowed besides.
+        field: name of the setting, with which the message starts.
+        value: the value that is not known.
+        names: the names that are known.
+        allowed: text that replaces the list of `names` in the message.
+        also: text for what is allowed in addition.
     """
     names = list(names)
     near = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
@@ -21,12 +24,12 @@ def unknown(field: str, value: str, names: Iterable[str], *, allowed: str = "", 
 
 
 def count_text(count: int, noun: str) -> str:
-    """A count with its noun, such as "1 client" or "1,000 clients"."""
+    """Return a count with its noun, such as "1 client" or "1,000 clients"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def shortened(value: object) -> str:
-    """A value as an error shows it."""
+    """Return a value as an error message shows it: cut to 80 characters, and huge integers by their size in bits."""
     large = isinstance(value, int) and abs(value) >= 10**30
     text = f"a number of {value.bit_length()} bits" if large else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

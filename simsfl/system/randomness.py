@@ -1,8 +1,8 @@
 """Randomness that is addressed, not consumed.
 
-Every draw is a function of the run's seed, what it is for, and where it happens (round, client). So it
-does not depend on engine, chunking or device, nor on whether a run was interrupted, and nothing a user
-draws from the global generators can change a run, or be changed by it.
+Every draw is a function of the run's seed, its purpose, and its address (such as round and client). So it does not
+depend on engine, chunking or device, nor on whether a run was interrupted, and nothing that a user draws from the
+global generators can change a run, or be changed by it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class Purpose(enum.IntEnum):
-    """What a draw is for. The numbers are part of every recorded result: never reuse one."""
+    """What a draw is for. The numbers are part of every recorded result, so never reuse one."""
 
     PARTITION = 0
     MODEL = 1
@@ -33,11 +33,11 @@ class Purpose(enum.IntEnum):
 
 
 def numpy_generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:
-    """The NumPy generator at an address, such as a round and a client id."""
+    """Return the NumPy generator at an address, such as a round and a client id."""
     return np.random.default_rng([seed, purpose, *address])
 
 
 def torch_generator(seed: int, purpose: Purpose) -> torch.Generator:
-    """The same for draws made by torch; on the CPU, so that they do not depend on the device."""
+    """Return the torch generator for a purpose; it is on the CPU, so that its draws do not depend on the device."""
     key = int(numpy_generator(seed, purpose).integers(2**63))
     return torch.Generator().manual_seed(key)

@@ -1,22 +1,23 @@
-"""Signals that ask a program to stop."""
+"""Handling of the signals that ask a program to stop."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """Catches the signals of `STOPPING` while it is entered.
+    """A context that catches SIGINT, SIGTERM and SIGHUP.
 
-    Impatient, as it starts, it raises KeyboardInterrupt at once, whatever the signal, so that everything is cleaned
-    up on the way out. Patient, it only takes note of the first, and raises at the second.
+    Unless `patient` is set, the first signal raises KeyboardInterrupt at once, whichever signal it is, so that
+    everything is cleaned up on the way out. If it is set, the first signal is only noted in `received`, and the second
+    raises.
 
     Attributes:
-        patient: whether the first signal is only noted.
-        received: the latest signal, None before.
+        patient: whether the first signal is only noted; False at first.
+        received: the latest signal, None before the first.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,7 @@ class Stop:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Stop:
-        self._previous = {number: signal.signal(number, self._note) for number in STOPPING}
+        self._previous = {number: signal.signal(number, self._note) for number in _STOPPING}
         return self
 
     def __exit__(

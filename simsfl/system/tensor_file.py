@@ -1,4 +1,4 @@
-"""Tensors written as safetensors without having them all in memory."""
+"""Writing tensors as safetensors files without having them all in memory."""
 
 from __future__ import annotations
 
@@ -15,59 +15,66 @@ from torch import Tensor
 
 from simsfl.system.files import replacing
 
-BLOCK_BYTES = 1 << 26
-"""Of rows that are written at a time."""
-DTYPES = {
+_BLOCK_BYTES = 1 << 26
+"""Bytes of rows that are written at a time, at most, unless a single row has more."""
+_DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.uint8: "U8",
 }
-"""As safetensors names them."""
+"""Name of each dtype in safetensors files."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a tensor, to be written without having them all in memory."""
+    """Selected rows of a tensor, to be written block by block instead of being gathered in memory."""
 
     tensor: Tensor
+    """The tensor ``[M, ...]`` that the rows are taken from."""
     rows: Tensor
-    """``[n]`` of its first dimension."""
+    """``[n]`` indices into the first dimension of `tensor`."""
     done: Callable[[], None]
-    """Called after each block."""
+    """Function that is called after each block is written."""
 
     @property
     def shape(self) -> torch.Size:
-        """Of all the rows together."""
+        """Shape ``[n, ...]`` of all the selected rows together."""
         return torch.Size((len(self.rows), *self.tensor.shape[1:]))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of each."""
+        """Dtype of the rows."""
         return self.tensor.dtype
 
     def blocks(self) -> Iterator[Tensor]:
-        """The rows, some at a time."""
+        """Yield the selected rows in blocks ``[b, ...]``, and call `done` after each."""
         for rows in self.rows.split(rows_in_block(self.tensor)):
             yield self.tensor[rows]
             self.done()
 
 
 def rows_in_block(tensor: Tensor) -> int:
-    """How many rows of a tensor make a block."""
-    return max(1, BLOCK_BYTES // max(1, tensor[:1].nbytes))
+    """Return how many rows of a tensor make a block, at least 1."""
+    return max(1, _BLOCK_BYTES // max(1, tensor[:1].nbytes))
 
 
 def blocks_of(tensor: Tensor | Rows) -> Iterator[Tensor]:
-    """A tensor whole, or rows some at a time."""
+    """Return the blocks of `Rows`, or a tensor as a single block."""
     return tensor.blocks() if isinstance(tensor, Rows) else iter([tensor])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: dict[str, str] | None = None) -> str:
-    """Write tensors as safetensors, atomically; the file's SHA-256.
+    """Write tensors into a safetensors file, atomically, and return the file's SHA-256 in hexadecimal.
 
-    By our own hand, for the library wants everything in memory, twice; it is what reads the file.
+    The format is written here because the safetensors library needs all tensors in memory, twice. The library reads
+    the file.
+
+    Args:
+        path: the file, which is replaced if it exists.
+        tensors: tensors or rows by name, in the order of the file.
+        metadata: strings for the header of the file.
 
     Raises:
         OSError: the file cannot be written.
@@ -76,7 +83,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: di
     offset = 0
     for name, tensor in tensors.items():
         end = offset + prod(tensor.shape) * tensor.dtype.itemsize
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     start = json.dumps(header).encode()
     start += b" " * (-len(start) % 8)

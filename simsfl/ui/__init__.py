@@ -1,1 +1,1 @@
-"""What people see in a terminal, and how they give flags."""
+"""Views of a run in a terminal, and command-line flags."""

@@ -1,6 +1,6 @@
-"""Flags of programs, with errors of one line.
+"""Command-line flags whose errors are one line each.
 
-argparse, because the errors have to be one line each; what tyro and the like print and want is different.
+The module builds on argparse, since tyro and similar libraries print errors of another form.
 """
 
 from __future__ import annotations
@@ -16,21 +16,28 @@ from simsfl.system.messages import shortened, unknown
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises a ValueError of one line for whatever is wrong."""
+    """A parser that raises a ValueError with a message of one line for every mistake."""
 
     def __init__(self, **options: Any):
         shape = argparse.RawDescriptionHelpFormatter
         super().__init__(allow_abbrev=False, formatter_class=shape, usage="%(prog)s [flags]", **options)
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and exiting."""
+        """Raise a ValueError that starts with the flag's name; argparse would print the usage and exit."""
         flag, _, text = message.removeprefix("argument ").partition(": ")
         if text.startswith("ignored explicit argument"):
             text = f"takes no value, not {text.split()[-1]}; allowed: the flag alone"
         raise ValueError(f"{re.split('[,/]', flag)[0].lstrip('-').replace('-', '_')}: {text}")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse, naming the nearest flag to one that does not exist."""
+        """Return the parsed flags.
+
+        Args:
+            argv: the arguments; None for those of this process.
+
+        Raises:
+            ValueError: a flag does not exist, in which case the message names the nearest one, or its value is wrong.
+        """
         arguments, rest = self.parse_known_args(argv)
         if rest:
             flags = [option for action in self._actions for option in action.option_strings]
@@ -39,7 +46,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def value_of(kind: type, text: str) -> Callable[[str], Any]:
-    """A converter whose error says what is allowed."""
+    """Return a converter of a flag's text whose error says what is allowed.
+
+    Args:
+        kind: the type to convert to, such as int.
+        text: what is allowed, such as "a whole number".
+    """
 
     def convert(value: str) -> Any:
         try:
@@ -51,7 +63,7 @@ def value_of(kind: type, text: str) -> Callable[[str], Any]:
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:
-    """A converter whose error gives the nearest of the allowed names."""
+    """Return a converter that accepts the given names; its error suggests the nearest of them."""
 
     def convert(value: str) -> str:
         if value not in names:
@@ -62,21 +74,21 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 
 def path(text: str) -> Path:
-    """The type of flags that take a path."""
+    """Convert the text of a flag that takes a path. Raise an ArgumentTypeError if it is empty."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; allowed: a path")
     return Path(text)
 
 
 def whole_number(text: str) -> int:
-    """The type of flags that count something."""
+    """Convert the text of a flag that takes a count. Raise an ArgumentTypeError unless it is 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{shortened(text)!r} is no count; allowed: 1 or more")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """The type of flags that say how long to wait."""
+    """Convert the text of a flag that takes seconds to wait. Raise an ArgumentTypeError unless they are above 0."""
     value = value_of(float, "seconds")(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{shortened(text)} is no time to wait for; allowed: seconds, more than 0")
@@ -84,10 +96,14 @@ def seconds(text: str) -> float:
 
 
 def seeds_of(text: str, flag: str = "seeds") -> list[int]:
-    """Numbers by comma, each once.
+    """Return the seeds in a text, each once: [0, 2] for "0,2,0".
+
+    Args:
+        text: whole numbers, by comma.
+        flag: name of the flag, for the error.
 
     Raises:
-        ValueError: they are none.
+        ValueError: the text holds something else.
     """
     if not all(seed.isdecimal() and len(seed) < 19 for seed in text.split(",")):
         raise ValueError(f"{flag}: {shortened(text)!r} are no numbers; allowed: 0 or more, by comma")
@@ -95,23 +111,23 @@ def seeds_of(text: str, flag: str = "seeds") -> list[int]:
 
 
 def add_dashboard_flag(group: argparse._ArgumentGroup) -> None:
-    """``--dashboard``: whether there is a live view."""
+    """Add the flag ``--dashboard``, which says whether to show a live view."""
     views = ("auto", "on", "off")
     group.add_argument(
         "--dashboard",
         type=one_of(views),
         metavar="{" + ",".join(views) + "}",
         default="auto",
-        help="live view; auto: on a terminal (default: auto)",
+        help="show a live view; auto: on a terminal only (default: auto)",
     )
 
 
 def fail(error: Exception) -> int:
-    """Say in one line what was wrong with what the user asked for; the exit code."""
+    """Print an error in what the user asked for as one line on stderr; return the exit code, 2."""
     print_error(str(error))
     return 2
 
 
 def print_error(text: str) -> None:
-    """One line on stderr."""
+    """Print an error on stderr, as one line."""
     print(f"error: {' '.join(text.split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A console whose reader may go away."""
+"""A terminal console that survives the end of its reader."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from rich.console import Console
 
 
 class Output(Console):
-    """A console whose reader may go away, as in ``| head``; rich would exit at once, and lose what is under way."""
+    """A console whose reader may end before it, as in ``| head``.
+
+    Rich would exit at once and lose the work that is under way; this console goes on in silence.
+    """
 
     deserted = False
-    """Whether it has gone."""
+    """Whether the reader has ended."""
 
     def is_live(self, dashboard: str) -> bool:
-        """Whether there is to be a live view, as ``--dashboard`` asks."""
+        """Return whether to show a live view: always for "on", on a terminal for "auto", never for "off"."""
         return dashboard == "on" or (dashboard == "auto" and self.is_terminal)
 
     def on_broken_pipe(self) -> None:
-        """Print nowhere from now on."""
+        """Discard all output from now on."""
         self.deserted = self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,7 @@
 """The live view of a run, and plain lines where there is no terminal.
 
-Both see only what the run directory holds as well: the config, the records of ``metrics.jsonl`` and the
-status of ``live.json``; so a run can be watched from another process with the same code.
+Both show only what the run directory holds, too: the config, the records of ``metrics.jsonl`` and the status of
+``live.json``. So the same code can watch a run from another process.
 """
 
 from __future__ import annotations
@@ -24,32 +24,39 @@ from simsfl.runs.metrics import History, Status
 from simsfl.system.clock import PHASES
 
 REFRESH_SECONDS = 1.0
-BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"
-BINS = 6
+"""Least seconds between two drawings of the live view."""
+_BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"
+_BINS = 6
 """Most rows of the participation histogram: as many as there are phases."""
-DEVICES = 6
-"""Most rows of real devices."""
-PRESENCE = {"at work": "green", "here": "cyan", "away": "red"}
+_DEVICES = 6
+"""Most real devices that are shown."""
+_PRESENCE = {"at work": "green", "here": "cyan", "away": "red"}
+"""Colours of a real device's presence, in the order in which devices are shown."""
 
 
 class Sparkline:
-    """A row of blocks as wide as its place, the latest value at the right."""
+    """A row of blocks as wide as its place, with the latest value at the right.
+
+    Args:
+        values: from the oldest to the latest.
+        style: colour of the blocks.
+    """
 
     def __init__(self, values: Sequence[float], style: str):
         self.values, self.style = values, style
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        values = squeeze(self.values, options.max_width)
+        values = _squeeze(self.values, options.max_width)
         if not values:
             return
-        blocks = ASCII_BLOCKS if options.ascii_only else BLOCKS
+        blocks = _ASCII_BLOCKS if options.ascii_only else _BLOCKS
         low, high = min(values), max(values)
         scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
         yield Text("".join(blocks[round((v - low) * scale)] for v in values), style=self.style)
 
 
-def squeeze(values: Sequence[float], width: int) -> list[float]:
-    """At most `width` values, each the mean of a run of them."""
+def _squeeze(values: Sequence[float], width: int) -> list[float]:
+    """Return at most `width` values, each the mean of a stretch of `values`: [1.5, 3.5] for [1, 2, 3, 4] and 2."""
     count = len(values)
     if count <= width:
         return list(values)
@@ -57,8 +64,8 @@ def squeeze(values: Sequence[float], width: int) -> list[float]:
     return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
 
 
-def bytes_text(count: float) -> str:
-    """Bytes with a decimal unit, as traffic is billed."""
+def _bytes_text(count: float) -> str:
+    """Format bytes with a decimal unit, as traffic is billed: ``1.5 kB`` for 1,500."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -67,7 +74,7 @@ def bytes_text(count: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Hours, minutes and seconds, or days and hours."""
+    """Format seconds as ``1:02:03`` or ``2:03``, and from 100 hours on as ``4 d 5 h``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours > 99:
@@ -76,12 +83,12 @@ def time_text(seconds: float) -> str:
 
 
 def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
-    """A number for people, a dash where there is none yet."""
+    """Format a number with a format specification and a unit; return a dash for None."""
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
 def time_left(status: Status) -> float | None:
-    """Seconds to go at the pace of the latest steps, evaluations included; None before the first step."""
+    """Return the seconds to go at the pace of the latest steps, with evaluations; None before the first step."""
     training = sum(status.phase_seconds.values()) - status.phase_seconds.get("evaluation", 0.0)
     if not status.step_seconds or not training:
         return None
@@ -91,8 +98,12 @@ def time_left(status: Status) -> float | None:
 
 
 def histogram(counts: Sequence[int]) -> list[tuple[str, int]]:
-    """Labels and client counts of at most `BINS` ranges of rounds taken part in."""
-    width = -(-len(counts) // BINS)
+    """Return labels and numbers of clients for at most `_BINS` ranges of rounds taken part in.
+
+    Args:
+        counts: numbers of clients that took part in 0, 1, 2, ... rounds.
+    """
+    width = -(-len(counts) // _BINS)
     bins = []
     for low in range(0, len(counts), width):
         high = min(low + width, len(counts)) - 1
@@ -101,24 +112,30 @@ def histogram(counts: Sequence[int]) -> list[tuple[str, int]]:
 
 
 def render(config: Mapping[str, Any], history: History, status: Status | None) -> Group:
-    """The whole view, at most 22 lines, for any width from 80 columns."""
-    parts = [header(config, status.activity if status else "starting"), curves(history)]
+    """Return the whole view, of at most 22 lines, for any width from 80 columns.
+
+    Args:
+        config: fields of the run's `RunConfig`.
+        history: the records so far.
+        status: the latest status; None before there is one.
+    """
+    parts = [_header(config, status.activity if status else "starting"), _curves(history)]
     if status:
-        parts.insert(1, progress(status))
-        parts.append(figures(history, status))
+        parts.insert(1, _progress(status))
+        parts.append(_figures(history, status))
         if status.devices:
-            parts.append(devices(status.devices))
+            parts.append(_devices(status.devices))
         else:
             lower = Table.grid(expand=True, padding=(0, 1))
             lower.add_column(ratio=1)
             lower.add_column(ratio=1)
-            lower.add_row(phases(status.phase_seconds), participation(status.participation))
+            lower.add_row(_phases(status.phase_seconds), _participation(status.participation))
             parts.append(lower)
     return Group(*parts)
 
 
-def header(config: Mapping[str, Any], activity: str) -> Panel:
-    """What is being run, and what it is doing."""
+def _header(config: Mapping[str, Any], activity: str) -> Panel:
+    """Return a panel of what is being run and what it is doing."""
     text = Text.assemble(
         (config["preset"], "bold cyan"),
         "" if config["method"] in ("mocosfl", config["preset"]) else f"  {config['method']}",
@@ -130,8 +147,8 @@ def header(config: Mapping[str, Any], activity: str) -> Panel:
     return Panel(text, border_style="cyan", **titles)
 
 
-def progress(status: Status) -> Table:
-    """Bars of rounds and of the current round's steps, with the time they will take."""
+def _progress(status: Status) -> Table:
+    """Return progress bars of the rounds and of the current round's steps, with the time left."""
     left = time_left(status)
     between = status.step == 0 and status.round > 0  # the last round's steps are all done
     step = status.steps if between else status.step
@@ -154,8 +171,8 @@ def progress(status: Status) -> Table:
     return table
 
 
-def curves(history: History) -> Table:
-    """Loss and contrastive accuracy of the latest step and of the round before; kNN now and at best; sparklines."""
+def _curves(history: History) -> Table:
+    """Return rows of the loss, the contrastive and kNN accuracy and the attackers' SSIM, each with a sparkline."""
     knn = [record["knn_top1"] for record in history.evaluations]
     pixels = history.untrained("pixel_knn_top1")
     table = Table.grid(expand=True, padding=(0, 1))
@@ -180,8 +197,8 @@ def curves(history: History) -> Table:
     return table
 
 
-def figures(history: History, status: Status) -> Table:
-    """Speed, memory and traffic."""
+def _figures(history: History, status: Status) -> Table:
+    """Return a table of speed, memory, traffic per client and training time."""
     table = Table.grid(expand=True, padding=(0, 1))
     for _ in range(2):
         table.add_column(ratio=1)
@@ -189,23 +206,28 @@ def figures(history: History, status: Status) -> Table:
     table.add_row(
         f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
         f"{number(status.images_per_second, ',.0f')} images/s",
-        f"peak memory {bytes_text(status.peak_memory_bytes)}",
+        f"peak memory {_bytes_text(status.peak_memory_bytes)}",
     )
     table.add_row(
-        f"per client  {bytes_text(up or 0)} up  {bytes_text(down or 0)} down{saving(history)}",
+        f"per client  {_bytes_text(up or 0)} up  {_bytes_text(down or 0)} down{_saving(history)}",
         f"training {time_text(status.seconds)}",
     )
     return table
 
 
-def saving(history: History) -> str:
-    """The state of communication and what it has saved, where it saves."""
+def _saving(history: History) -> str:
+    """Return the bytes saved per client and the state of communication; empty where nothing is saved."""
     saved = history.value("round", "bytes_saved_per_client")
-    return f"  {bytes_text(saved)} saved ({history.value('round', 'communication')})" if saved else ""
+    return f"  {_bytes_text(saved)} saved ({history.value('round', 'communication')})" if saved else ""
 
 
-def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
-    """Labelled horizontal bars scaled to the longest."""
+def _bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
+    """Return a panel of labelled horizontal bars, scaled to the longest.
+
+    Args:
+        title: title of the panel.
+        rows: label, value and the value's text of each bar.
+    """
     table = Table.grid(expand=True, padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
@@ -218,56 +240,70 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
     return Panel(table, title=title, title_align="left", border_style="dim")
 
 
-def phases(seconds: Mapping[str, float]) -> Panel:
-    """Share of the time that each phase took."""
+def _phases(seconds: Mapping[str, float]) -> Panel:
+    """Return bars of the share of the time that each phase took.
+
+    Args:
+        seconds: seconds by phase.
+    """
     total = sum(seconds.values()) or 1.0
     usual = () if "step" in seconds else set(PHASES) - {"capture", "step", "attackers"}
     names = [name for name in PHASES if name in seconds or name in usual]
     rows = [(name, seconds.get(name, 0.0), f"{100 * seconds.get(name, 0.0) / total:.0f} %") for name in names]
-    return bars("time per phase", rows)
+    return _bars("time per phase", rows)
 
 
-def participation(counts: Sequence[int]) -> Panel:
-    """How many clients took part in how many rounds."""
+def _participation(counts: Sequence[int]) -> Panel:
+    """Return bars of how many clients took part in how many rounds.
+
+    Args:
+        counts: numbers of clients that took part in 0, 1, 2, ... rounds.
+    """
     rows = [
         (f"{label} round{'' if label == '1' else 's'}", float(count), f"{count:,}")
         for label, count in histogram(counts)
     ]
-    return bars("clients by rounds taken part in", rows)
+    return _bars("clients by rounds taken part in", rows)
 
 
-def devices(statuses: Sequence[DeviceStatus]) -> Panel:
-    """Connection, pace, bytes and latency of real devices; of the first ones, where there are many."""
+def _devices(statuses: Sequence[DeviceStatus]) -> Panel:
+    """Return a panel of presence, pace, bytes and times of at most `_DEVICES` real devices, those at work first."""
     table = Table.grid(expand=True, padding=(0, 1))
     for title in ("client", "", "steps", "a second", "up", "down", "compute", "network"):
         table.add_column(title, justify="left" if title in ("client", "") else "right", no_wrap=True)
     table.add_row(*(Text(str(column.header), style="dim") for column in table.columns))
-    ordered = sorted(statuses, key=lambda status: list(PRESENCE).index(status.presence))
-    for status in ordered[:DEVICES]:
+    ordered = sorted(statuses, key=lambda status: list(_PRESENCE).index(status.presence))
+    for status in ordered[:_DEVICES]:
         pace = status.step_seconds and 1 / status.step_seconds
         table.add_row(
             f"{status.client:,}",
-            Text(status.presence, style=PRESENCE[status.presence]),
+            Text(status.presence, style=_PRESENCE[status.presence]),
             f"{status.steps:,}",
             number(pace, ".1f"),
-            bytes_text(status.bytes_up),
-            bytes_text(status.bytes_down),
-            milliseconds(status.compute_seconds),
-            milliseconds(status.network_seconds),
+            _bytes_text(status.bytes_up),
+            _bytes_text(status.bytes_down),
+            _milliseconds(status.compute_seconds),
+            _milliseconds(status.network_seconds),
         )
     there = sum(status.presence != "away" for status in statuses)
-    left_out = f", {len(statuses) - DEVICES:,} not shown" if len(statuses) > DEVICES else ""
+    left_out = f", {len(statuses) - _DEVICES:,} not shown" if len(statuses) > _DEVICES else ""
     title = f"real devices: {there:,} of {len(statuses):,} there{left_out}"
     return Panel(table, title=title, title_align="left", border_style="dim")
 
 
-def milliseconds(seconds: float | None) -> str:
-    """Of a step's part."""
+def _milliseconds(seconds: float | None) -> str:
+    """Format seconds as milliseconds; return a dash for None."""
     return number(seconds and 1000 * seconds, ".1f", " ms")
 
 
 class LiveView:
-    """The view on a terminal's second screen, drawn again at most once in `REFRESH_SECONDS`; its last stays behind."""
+    """The live view on a terminal's second screen, which prints its last picture when it ends.
+
+    Args:
+        config: fields of the run's `RunConfig`.
+        history: the records, which the caller adds to.
+        console: the terminal.
+    """
 
     def __init__(self, config: Mapping[str, Any], history: History, console: Console):
         self.config, self.history, self.console = config, history, console
@@ -287,18 +323,24 @@ class LiveView:
             self.console.print(self.picture)
 
     def due(self) -> bool:
-        """Whether it is time to draw."""
+        """Return whether `REFRESH_SECONDS` have passed since the last drawing."""
         return time.monotonic() - self.drawn >= REFRESH_SECONDS
 
     def show(self, status: Status | None) -> None:
-        """Draw."""
+        """Draw the view."""
         self.drawn = time.monotonic()
         self.picture = render(self.config, self.history, status)
         self.live.update(self.picture, refresh=True)
 
 
 class PlainView:
-    """One line per round."""
+    """A view that prints one line per round.
+
+    Args:
+        config: fields of the run's `RunConfig`.
+        history: the records, which the caller adds to; rounds that it holds already are not printed.
+        console: where to print.
+    """
 
     def __init__(self, config: Mapping[str, Any], history: History, console: Console):
         self.config, self.history, self.console = config, history, console
@@ -313,7 +355,7 @@ class PlainView:
         pass
 
     def due(self) -> bool:
-        """Whether a round has ended since the last line."""
+        """Return whether a round has ended since the last line."""
         return len(self.history.rounds) > self.printed
 
     def show(self, status: Status | None) -> None:

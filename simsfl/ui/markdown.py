@@ -1,4 +1,4 @@
-"""Tables of rich as Markdown."""
+"""Conversion of rich tables to Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rich.table import Table
 
 
 def markdown(table: Table) -> str:
-    """Return a rich table as a Markdown table, its title before it and its caption behind it, in italics."""
+    """Return a rich table as Markdown, with its title above and its caption below, in italics."""
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     heads = [str(column.header) for column in table.columns]
     rules = ["---:" if column.justify == "right" else "---" for column in table.columns]

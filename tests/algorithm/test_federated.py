@@ -1,4 +1,4 @@
-"""Federated learning without a split, and training in one place, against loops written anew."""
+"""The baselines, federated learning without a split and training in one place, against loops written anew."""
 
 import copy
 import math
@@ -12,73 +12,85 @@ from simsfl import RunConfig, Simulation
 from simsfl.cli import run
 from simsfl.runs.metrics import to_dict
 from simsfl.setup.defaults import resolve
+from tests.algorithm.oracle import mean_of, move_towards
 from tests.conftest import TINY, flags
 
 FLOAT64 = {"dtype": torch.float64}
 
 
 def flat(module):
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
+    """Return all parameters of a module in one row."""
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
-def views_of(simulation, r):
-    """Of each step the images of both views by client, ``{id: ([B, 3, H, H], [B, 3, H, H])}``."""
-    plan = simulation.parts.plan(r)
+def views_of(simulation, round_index):
+    """Yield both views ``[B, 3, H, H]`` of each client's images, by its id, for each step of a round."""
+    plan, images = simulation.parts.plan(round_index), simulation.dataset.train
     (group,) = plan.groups
     for s in range(simulation.parts.steps):
-        pixels = simulation.dataset.train.pixels[group.indices[s]]
-        views = simulation.dataset.train.augmented(pixels, group.views.map(lambda t, s=s: t[s]), torch.float64)
-        yield {i: (views[0, c], views[1, c]) for c, i in enumerate(plan.cohort.tolist())}
+        views = images.augmented(
+            images.pixels[group.indices[s]], group.views.map(lambda tensor, s=s: tensor[s]), torch.float64
+        )
+        yield {client: (views[0, c], views[1, c]) for c, client in enumerate(plan.cohort.tolist())}
 
 
-def follow(average, online, tau):
-    with torch.no_grad():
-        for m, p in zip(average.parameters(), online.parameters(), strict=True):
-            m.copy_(tau * m + (1 - tau) * p)
+def cosine_lr(config, round_index):
+    """Return the learning rate in a round, counted from 0."""
+    return config.lr * (1 + math.cos(math.pi * round_index / config.rounds)) / 2
 
 
 class TextbookMoCo:
-    """MoCo (He et al., CVPR 2020), the symmetric loss of its v3, for one model."""
+    """MoCo (He et al., CVPR 2020) with the symmetric loss of its version 3, for one model.
+
+    Args:
+        model: the network, which is trained in place.
+        queue: initial keys ``[K, D]``, which are copied; there may be none.
+        config: tau, temperature, symmetric, and the settings of SGD.
+    """
 
     def __init__(self, model, queue, config):
-        self.online, self.momentum, self.c = model, copy.deepcopy(model), config
+        self.online, self.momentum, self.config = model, copy.deepcopy(model), config
         self.queue, self.pointer = queue.clone(), 0
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=1.0, momentum=config.momentum, weight_decay=config.weight_decay
         )
 
-    def step(self, x1, x2, lr):
-        follow(self.momentum, self.online, self.c.tau)
-        loss, keys = 0.0, []
-        for query, key in ((x1, x2), (x2, x1)) if self.c.symmetric else ((x1, x2),):
-            one, own = self.loss(query, key)
-            loss, keys = loss + one, [own, *keys]
+    def step(self, first_view, second_view, lr):
+        """Take a step of SGD on both views ``[B, 3, H, H]`` of some images, and return the loss."""
+        move_towards(self.momentum, self.online, self.config.tau)
+        directions = [(first_view, second_view), (second_view, first_view)]
+        losses, keys = zip(*(self.contrast(*pair) for pair in directions[: 1 + self.config.symmetric]), strict=True)
+        loss = sum(losses)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
-        for own in torch.cat(keys):
-            if len(self.queue):
-                self.queue[self.pointer] = own
-                self.pointer = (self.pointer + 1) % len(self.queue)
+        self.enqueue(torch.cat(keys[::-1]))
         return loss.item()
 
-    def loss(self, query, key):
+    def contrast(self, query, key):
+        """Return the loss of one direction, and the new keys ``[B, D]``."""
         q = F.normalize(self.online(query), dim=1)
         with torch.no_grad():
             k = F.normalize(self.momentum(key), dim=1)
-        scores = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.T], dim=1) / self.c.temperature
+        scores = torch.cat([(q * k).sum(1, keepdim=True), q @ self.queue.T], dim=1) / self.config.temperature
         return F.cross_entropy(scores, torch.zeros(len(q), dtype=torch.long)), k
+
+    def enqueue(self, keys):
+        """Write new keys over the oldest ones, unless there is no queue."""
+        for key in keys if len(self.queue) else ():
+            self.queue[self.pointer] = key
+            self.pointer = (self.pointer + 1) % len(self.queue)
 
 
 class TextbookBYOL(TextbookMoCo):
-    """BYOL (Grill et al., NeurIPS 2020), whose network gives projection and prediction side by side."""
+    """BYOL (Grill et al., NeurIPS 2020) for one model, whose network returns projection and prediction side by side."""
 
-    def loss(self, query, key):
-        p = F.normalize(self.online(query).chunk(2, dim=1)[1], dim=1)
+    def contrast(self, query, key):
+        prediction = F.normalize(self.online(query).chunk(2, dim=1)[1], dim=1)
         with torch.no_grad():
-            z = F.normalize(self.momentum(key).chunk(2, dim=1)[0], dim=1)
-        return ((p - z) ** 2).sum(dim=1).mean(), z
+            projection = F.normalize(self.momentum(key).chunk(2, dim=1)[0], dim=1)
+        return ((prediction - projection) ** 2).sum(dim=1).mean(), projection
 
 
 CENTRAL = {
@@ -86,11 +98,12 @@ CENTRAL = {
     "fl-moco, asymmetric": {"method": "fl-moco", "symmetric": False},
     "mocosfl, asymmetric": {"symmetric": False, "cut_layer": 3},
 }
+"""Settings with which one client that has all data is MoCo in one place."""
 
 
 @pytest.mark.parametrize("settings", CENTRAL.values(), ids=CENTRAL)
 def test_one_client_with_all_data_is_moco(dataset, settings):
-    """In one direction of the loss it makes no difference that the network is cut."""
+    """MocoSFL is among them, as the cut makes no difference if the loss has one direction."""
     config = RunConfig(**TINY | {"clients": 1, "cohort": 1, "batch_size": 10, "rounds": 2} | settings)
     config = replace(config, syncs_per_round=1)
     simulation = Simulation(config, dataset, **FLOAT64)
@@ -98,9 +111,9 @@ def test_one_client_with_all_data_is_moco(dataset, settings):
     server = simulation.model.server.module(simulation.state.server.online.clone())
     expected = TextbookMoCo(torch.nn.Sequential(client, server), simulation.state.queues.keys[0], config)
     losses = [
-        expected.step(*views[0], config.lr * (1 + math.cos(math.pi * r / config.rounds)) / 2)
-        for r in range(config.rounds)
-        for views in views_of(simulation, r)
+        expected.step(*views[0], cosine_lr(config, index))
+        for index in range(config.rounds)
+        for views in views_of(simulation, index)
     ]
     records = [record for record in simulation.train() if record.event == "step"]
     assert [record.loss for record in records] == pytest.approx(losses, rel=1e-9)
@@ -109,35 +122,35 @@ def test_one_client_with_all_data_is_moco(dataset, settings):
     torch.testing.assert_close(simulation.state.queues.keys[0], expected.queue, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize(("method", "kind"), [("fl-moco", TextbookMoCo), ("fl-byol", TextbookBYOL)])
+@pytest.mark.parametrize(("method", "textbook"), [("fl-moco", TextbookMoCo), ("fl-byol", TextbookBYOL)])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_federated_averaging_by_the_book(dataset, method, kind, symmetric):
-    """Every client trains by itself for two epochs, starting from the average, with its own queue and velocity."""
+def test_federated_averaging_by_the_book(dataset, method, textbook, symmetric):
+    """Each client trains alone for two epochs, starting from the average, with a queue and a velocity of its own."""
     config = RunConfig(**TINY | {"method": method, "symmetric": symmetric, "cohort": 3, "local_epochs": 2})
     config = replace(config, rounds=3, syncs_per_round=1, queue_length=7)
     simulation = Simulation(config, dataset, **FLOAT64)
     average = simulation.model.client.module(simulation.model.client.initial).double()
-    own = [kind(copy.deepcopy(average), queue, config) for queue in simulation.state.queues.keys]
+    clients = [textbook(copy.deepcopy(average), queue, config) for queue in simulation.state.queues.keys]
     losses = []
-    for r in range(config.rounds):
-        cohort = simulation.parts.plan(r).cohort.tolist()
+    for index in range(config.rounds):
+        cohort = simulation.parts.plan(index).cohort.tolist()
         for i in cohort:
-            own[i].online.load_state_dict(average.state_dict())
-        lr = config.lr * (1 + math.cos(math.pi * r / config.rounds)) / 2
-        losses += [sum(own[i].step(*views[i], lr) for i in cohort) / len(cohort) for views in views_of(simulation, r)]
-        states = [own[i].online.state_dict() for i in cohort]
-        average.load_state_dict({name: sum(s[name] for s in states) / len(states) for name in states[0]})
+            clients[i].online.load_state_dict(average.state_dict())
+        for views in views_of(simulation, index):
+            own_losses = [clients[i].step(*views[i], cosine_lr(config, index)) for i in cohort]
+            losses.append(sum(own_losses) / len(cohort))
+        average = mean_of([clients[i].online for i in cohort])
     assert simulation.parts.steps == 2 * (80 // (8 * 2))
     records = [record for record in simulation.train() if record.event == "step"]
     assert [record.loss for record in records] == pytest.approx(losses, rel=1e-9)
     torch.testing.assert_close(simulation.state.clients.online, flat(average), rtol=1e-8, atol=1e-9)
     for client, momentum in enumerate(simulation.state.clients.momentum):
         if simulation.state.clients.participation[client]:
-            torch.testing.assert_close(momentum, flat(own[client].momentum), rtol=1e-8, atol=1e-9)
+            torch.testing.assert_close(momentum, flat(clients[client].momentum), rtol=1e-8, atol=1e-9)
 
 
 CALM = {"batch_size": 10, "lr": 0.003}
-"""BatchNorm of a few values amplifies rounding."""
+"""Settings for BatchNorm, which amplifies rounding if it is over a few values."""
 SETTINGS = {
     "moco": {"method": "fl-moco"},
     "moco, asymmetric, batch norm": {"method": "fl-moco", "symmetric": False, "norm": "batch", **CALM},
@@ -145,6 +158,7 @@ SETTINGS = {
     "fedema": {"method": "fl-byol", "divergence_tau": 0.7, "measure_divergence": True},
     "byol, large head": {"method": "fl-byol", "head": "large-mlp", "align_momentum": True, **CALM},
 }
+"""Settings in which engines are compared."""
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -187,6 +201,7 @@ WRONG = {
     "supervised": (["--supervised"], "supervised: True is for mocosfl, not for fl-byol; allowed: False"),
     "name": (["--method", "fl-byo"], "method: 'fl-byo' is not known (did you mean fl-byol?)"),
 }
+"""Flags that are refused, and how the error begins."""
 
 
 @pytest.mark.parametrize(("argv", "message"), WRONG.values(), ids=WRONG)

@@ -1,4 +1,4 @@
-"""The key queue against a naive ring, for every alignment of length, pointer and keys."""
+"""The server's part of a step: the key queue against a naive ring, and the loss against PyTorch's own operators."""
 
 import itertools
 
@@ -15,6 +15,7 @@ from tests.states import new_state
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("length", range(1, 6))
 def test_enqueue_wraps_around(groups, length):
+    """Every pointer and number of keys is tried, also more keys than the queue holds."""
     for start, count in itertools.product(range(length), range(1, 2 * length + 2)):
         ring = [[float(-g * 10 - i - 1) for i in range(length)] for g in range(groups)]
         queue = KeyQueue(torch.tensor(ring)[:, :, None].clone(), torch.full((groups,), start))
@@ -27,7 +28,8 @@ def test_enqueue_wraps_around(groups, length):
         assert queue.pointer.tolist() == [(start + count) % length] * groups
 
 
-def small(head="mlp"):
+def small_server(head="mlp"):
+    """Return a small server: the network, its state, and a queue of nine keys."""
     model = split_model(
         "resnet8",
         width=4,
@@ -49,24 +51,52 @@ def small(head="mlp"):
 
 
 def test_initial_queue_has_unit_keys():
-    _, _, queue = small()
+    _, _, queue = small_server()
     torch.testing.assert_close(queue.keys.norm(dim=2), torch.ones(1, 9, dtype=torch.float64))
+
+
+def contrast_by_torch(model, state, smashed, rings, *, symmetric):
+    """Compute what `server.contrast` does at a temperature of 0.1, for four queries before four keys.
+
+    Returns:
+        the loss, its accuracy in percent, the gradients of smashed data and of parameters, and the new keys of both
+        directions, in the order in which they are enqueued.
+    """
+    online, momentum = model.module(state.online.detach().clone()), model.module(state.momentum)
+    query, key = smashed[:4].clone().requires_grad_(), smashed[4:]
+    queue_of_row = rings.repeat_interleave(4 // len(rings), dim=0)
+    loss, hits, keys = 0.0, [], []
+    for a, b in [(query, key), (key, query)] if symmetric else [(query, key)]:
+        q, k = F.normalize(online(a), dim=1), F.normalize(momentum(b), dim=1).detach()
+        positive, negatives = (q * k).sum(1, keepdim=True), torch.einsum("nd,nkd->nk", q, queue_of_row)
+        scores = torch.cat([positive, negatives], dim=1) / 0.1
+        loss = loss + F.cross_entropy(scores, torch.zeros(4, dtype=torch.long))
+        hits.append(scores.argmax(dim=1) == 0)
+        keys.insert(0, k)
+    loss.backward()
+    return {
+        "loss": loss.detach(),
+        "top1": 100 * torch.cat(hits).double().mean(),
+        "smashed": query.grad,
+        "parameters": torch.cat([p.grad.flatten() for p in online.parameters()]),
+        "keys": torch.stack(keys),
+    }
 
 
 @pytest.mark.parametrize("block", [None, 1, 3, 4, 5, 100])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_contrast_is_both_directions_by_the_book(symmetric, groups, block, monkeypatch):
-    """Against an ordinary module, torch's cross-entropy and one backward pass, whatever the blocks."""
+    """The reference is an ordinary module, torch's cross-entropy and one backward pass, whatever the blocks."""
     rows_together = []
-    honest = server.embed
+    original = server.embed
 
     def embed(model, parameters, statistics, smashed):
         rows_together.append(len(smashed))
-        return honest(model, parameters, statistics, smashed)
+        return original(model, parameters, statistics, smashed)
 
     monkeypatch.setattr(server, "embed", embed)
-    model, state, _ = small()
+    model, state, _ = small_server()
     generator = torch.Generator().manual_seed(2)
     rings = F.normalize(torch.randn(groups, 9, 6, generator=generator, dtype=torch.float64), dim=2)
     queue = KeyQueue(rings, torch.zeros(groups, dtype=torch.long))
@@ -75,37 +105,22 @@ def test_contrast_is_both_directions_by_the_book(symmetric, groups, block, monke
     outcome = server.contrast(
         model, state, smashed, queue, 0.1, symmetric=symmetric, batches=[4 // groups] * groups, block=block
     )
-    gradients = outcome.gradients
-
     assert max(rows_together) <= max(block or 8, 4 // groups if groups > 1 else 1)
-
-    online, momentum = model.module(state.online.detach().clone()), model.module(state.momentum)
-    query, key = smashed[:4].clone().requires_grad_(), smashed[4:]
-    directions = [(query, key), (key, query)] if symmetric else [(query, key)]
-    loss, hits, keys = 0.0, [], []
-    for a, b in directions:
-        q, k = F.normalize(online(a), dim=1), F.normalize(momentum(b), dim=1).detach()
-        own = rings.repeat_interleave(4 // groups, dim=0)
-        scores = torch.cat([(q * k).sum(1, keepdim=True), torch.einsum("nd,nkd->nk", q, own)], dim=1) / 0.1
-        loss = loss + F.cross_entropy(scores, torch.zeros(4, dtype=torch.long))
-        hits.append(scores.argmax(dim=1) == 0)
-        keys.insert(0, k)
-    loss.backward()
-    near = {"rtol": 1e-10, "atol": 1e-12}
-    torch.testing.assert_close(gradients.loss, loss.detach(), **near)
-    torch.testing.assert_close(gradients.top1, 100 * torch.cat(hits).double().mean(), **near)
-    torch.testing.assert_close(gradients.smashed, query.grad, **near)
-    torch.testing.assert_close(gradients.parameters, torch.cat([p.grad.flatten() for p in online.parameters()]), **near)
-    torch.testing.assert_close(torch.stack(outcome.keys), torch.stack(keys), **near)
+    expected = contrast_by_torch(model, state, smashed, rings, symmetric=symmetric)
+    found = {name: value for name, value in vars(outcome.gradients).items() if name in expected}
+    found["keys"] = torch.stack(outcome.keys)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=1e-12, msg=f"{name}: {{}}".format)
 
 
 @pytest.mark.parametrize("head", ["mlp", "large-mlp"])
 def test_directions_do_not_mix(head):
-    """The keys of one direction do not depend on what the other brings, not even with BatchNorm."""
+    """The keys of one direction do not depend on the data of the other, not even with BatchNorm."""
     query, key, other = torch.randn(3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     results = []
     for second in (key, other):
-        model, state, queue = small(head)
+        model, state, queue = small_server(head)
         outcome = server.contrast(
             model, state, torch.cat([query, second]), queue, 0.1, symmetric=True, batches=[2, 2], block=3
         )

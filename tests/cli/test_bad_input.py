@@ -305,10 +305,10 @@ def test_overwriting_replaces_the_run_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("can't allocate memory: you tried")])
 def test_a_run_that_does_not_fit(error, tmp_path, capfd, monkeypatch):
-    def initial_state(*args, **options):
+    def initial_clients(*args, **options):
         raise error
 
-    monkeypatch.setattr("simsfl.setup.assembly.initial_state", initial_state)
+    monkeypatch.setattr("simsfl.setup.assembly.initial_clients", initial_clients)
     assert_refused(run.main, base(tmp_path), ["memory: ", str(error)], capfd)
     assert not (tmp_path / "out").exists()
 

@@ -44,6 +44,7 @@ def test_cells_are_named_once_and_can_be_run():
     assert few["MocoSFL-3, CIFAR-100 N=20"].settings["cohort"] == 5  # a quarter takes part
 
 
+@pytest.mark.slow
 def test_the_smoke_grids(tmp_path, capsys):
     """Each in its budget, on shapes; the second with a data set that is not there."""
     out = tmp_path / "2"
@@ -100,7 +101,7 @@ def test_clients_that_resist_start_from_an_expert_and_are_attacked(npz, tmp_path
     assert run(*argv, "--dry-run", out=out, **short) == 0
     text = capsys.readouterr().out
     assert "--init-client" in text
-    assert "attack.py" in text
+    assert "simsfl attack" in text
 
 
 def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, capsys, monkeypatch):

@@ -8,12 +8,11 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from simsfl import RunConfig, models, 
-from simsfl import config as settings
+from simsfl import RunConfig
 from simsfl.algorithm.schedule import client_lr, decay, server_lr
 from simsfl.cli import run
 from simsfl.cli.presets import PRESETS, automatic
-from simsfl.data import load, partition, sources
+from simsfl.config import catalogue
 from simsfl.setup.defaults import left_to_rules, resolve
 
 
@@ -84,15 +83,13 @@ def test_a_device_has_its_number(monkeypatch):
     assert automatic("cpu")[0] == "laptop"
 
 
-def test_names_in_the_config_are_those_of_the_registries():
-    for names, registry in (
-        (settings.ARCHITECTURES, models.ARCHITECTURES),
-        (settings.HEADS, models.HEADS),
-        (settings.PARTITIONS, partition.PARTITIONS),
-        (settings.METHODS, parts.TRAIN_STEPS),
-        ([name for name in settings.DATASETS if name not in ("auto", "shapes")], [*sources.SOURCES, *load.FOLDERS]),
-    ):
-        assert list(names) == list(registry)
+def test_everything_in_the_catalogue_is_there():
+    for known in (catalogue.METHODS, catalogue.ARCHITECTURES, catalogue.PARTITIONS, catalogue.DATASETS):
+        for name, entry in known.items():
+            codes = [value for value in vars(entry).values() if isinstance(value, catalogue.Code)]
+            assert codes, name
+            assert all(callable(code.load()) for code in codes), name
+    assert all(callable(code.load()) for code in catalogue.HEADS.values())
 
 
 def test_help_does_not_wait_for_torch():

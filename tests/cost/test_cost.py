@@ -9,7 +9,8 @@ import torch
 from simsfl import RunConfig, Simulation
 from simsfl.cli.cost import program as cost
 from simsfl.cli.cost import tables as costs
-from simsfl.cli.cost.tables import PUBLISHED, paper_way, reckoned
+from simsfl.cli.cost.tables import PUBLISHED, estimate, paper_way
+from simsfl.config.catalogue import DATASETS, Code, DataSet
 from simsfl.config.notation import Bottleneck
 from simsfl.cost.measured import training_bytes
 from simsfl.cost.model import memory, operations
@@ -137,7 +138,7 @@ def test_what_a_run_counts_is_what_was_reckoned(setting, arrays):
     dataset = make_dataset("tiny", "made up", arrays, image_size=config.image_size)
     simulation = Simulation(replace(config, image_size=None), dataset)
     last = list(simulation.rounds())[-1]
-    found = reckoned(replace(config, classes_per_client=config.classes_per_client or 1), 80)
+    found = estimate(replace(config, classes_per_client=config.classes_per_client or 1), 80)
     assert found["steps_per_round"] == simulation.parts.steps
     assert found["bytes_per_session"] == {"up": last.bytes_up_per_client, "down": last.bytes_down_per_client}
 
@@ -145,12 +146,12 @@ def test_what_a_run_counts_is_what_was_reckoned(setting, arrays):
 def test_a_second_data_set_is_counted(arrays, monkeypatch):
     from simsfl.data import with_auxiliary  # noqa: PLC0415
 
-    monkeypatch.setitem(costs.SIZES, "svhn", (80, 8, 3))
+    monkeypatch.setitem(costs.DATASETS, "svhn", DataSet("", Code(""), 80, 8, 3))
     config = RunConfig(**{**TINY, "rounds": 2, "dataset": "made up", "image_size": 8, "aux_dataset": "svhn"})
     dataset = with_auxiliary(*(make_dataset("tiny", "made up", arrays) for _ in range(2)))
     simulation = Simulation(replace(config, image_size=None), dataset)
     last = list(simulation.rounds())[-1]
-    found = reckoned(config, 80)
+    found = estimate(config, 80)
     assert found["steps_per_round"] == simulation.parts.steps
     assert found["bytes_per_session"] == {"up": last.bytes_up_per_client, "down": last.bytes_down_per_client}
 
@@ -187,7 +188,11 @@ def test_bad_input(argv, message, capsys):
 
 
 def test_shapes_are_as_many_as_is_said():
-    from simsfl.cli.cost.tables import SIZES  # noqa: PLC0415
 
     arrays = shapes(0)
-    assert SIZES["shapes"] == (len(arrays.train_x), arrays.train_x.shape[1], len(arrays.classes))
+    known = DATASETS["shapes"]
+    assert (known.images, known.image_size, known.classes) == (
+        len(arrays.train_x),
+        arrays.train_x.shape[1],
+        len(arrays.classes),
+    )

@@ -141,7 +141,7 @@ def test_pictures_decoded_as_they_are_needed_give_the_same_run(tmp_path):
     assert list(streamed.train()) == list(resident.train())
     assert torch.equal(streamed.state.server.online, resident.state.server.online)
     streamed.save(tmp_path / "run")
-    assert Simulation.load(tmp_path / "run").finished_rounds == 3
+    assert Simulation.load(tmp_path / "run").progress.finished_rounds == 3
 
 
 def test_a_set_that_would_fill_memory_stays_in_its_files(tmp_path, monkeypatch):

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simsfl.config.catalogue import PARTITIONS
 from simsfl.config.notation import Unequal
-from simsfl.data.partition import PARTITIONS, make_partition
+from simsfl.data.partition import make_partition
 
 LABELS = np.random.default_rng(0).permutation(np.arange(5000) % 10)
 

@@ -1,4 +1,4 @@
-"""A CUDA graph's likeness on the CPU: operations on tensors are recorded, and carried out again without the Python."""
+"""A stand-in for CUDA graphs on the CPU: it records operations on tensors, and repeats them without the Python."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -6,7 +6,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class Tape(TorchDispatchMode):
-    """A `simsfl.engine.cuda_graph.Graph`: as on CUDA, a step that reads a number of a tensor cannot be recorded."""
+    """A `simsfl.engine.cuda_graph.Graph` for the CPU.
+
+    As on CUDA, a step that reads the value of a tensor cannot be recorded.
+    """
 
     def __init__(self):
         super().__init__()
@@ -29,12 +32,12 @@ class Tape(TorchDispatchMode):
     @torch.no_grad()
     def replay(self):
         for function, args, kwargs, result in self.calls:
-            taken = {place(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+            inputs = {address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
             for old, new in zip(tree_leaves(result), tree_leaves(function(*args, **kwargs)), strict=True):
-                if isinstance(old, torch.Tensor) and place(old) not in taken:  # else it has been changed, or is a view
+                if isinstance(old, torch.Tensor) and address(old) not in inputs:  # else it was changed in place
                     old.copy_(new)
 
 
-def place(tensor):
-    """Where a tensor's memory is."""
+def address(tensor):
+    """Return the address of a tensor's memory, which it shares with its views."""
     return tensor.untyped_storage().data_ptr()

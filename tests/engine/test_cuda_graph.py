@@ -1,9 +1,10 @@
-"""Replayed steps: each tensor of a batch gets in, what is not a number is never frozen, and nothing else changes.
+"""Replayed steps: they take in each tensor of a batch, freeze nothing that may change, and equal those run eagerly.
 
-A tape of the operations stands for the CUDA graph, so that all but the graph itself is tested without CUDA.
+A tape of the operations stands in for the CUDA graph, so that all but the graph itself is tested without CUDA.
 """
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -17,12 +18,14 @@ from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.wire import Wire
 from simsfl.engine.cuda_graph import WARM_UP, CapturedStep
 from simsfl.kernels import ViewParameters
+from simsfl.rounds.steps import client_steps
 from tests.engine.tape import Tape
+from tests.simulations import assert_moved_alike, assert_same_state, trained
 
 
 @dataclass(frozen=True)
 class Deeper:
-    """What somebody may add to a batch one day."""
+    """Something nested, such as may be added to a batch one day."""
 
     pair: tuple[Tensor, Tensor]
     name: str
@@ -30,12 +33,14 @@ class Deeper:
 
 @dataclass(frozen=True)
 class LargerBatch(step.Batch):
+    """A batch with more fields than the library's."""
+
     added: Tensor | None = None
     deeper: list[Deeper] | None = None
 
 
 def tensors_in(value, path=()):
-    """Every tensor below an object, by its path: whatever is a mapping, a sequence or has attributes is entered."""
+    """Return every tensor in an object by its path; mappings, lists, tuples and attributes are searched."""
     if isinstance(value, Tensor):
         return {path: value}
     if isinstance(value, (list, tuple)):
@@ -49,12 +54,12 @@ def tensors_in(value, path=()):
 
 
 def changing(batch):
-    """The tensors of a batch that are not the data set's."""
+    """Return the tensors of a batch, by path, that differ from batch to batch: all but those of the data set."""
     return {path: tensor for path, tensor in tensors_in(batch).items() if path[0] != "images"}
 
 
 def full_batch(images):
-    """A batch with something in each of its fields, of two groups of clients."""
+    """Return a random batch of two groups of clients, with something in each of its fields."""
     views = [
         ViewParameters(**{one.name: torch.rand(2, 3, rows, 4) for one in fields(ViewParameters)}) for rows in (2, 1)
     ]
@@ -71,8 +76,8 @@ def full_batch(images):
     )
 
 
-class Figures:
-    """A step that takes in every tensor of a batch: its loss is a different mean for each."""
+class WeighedMeans:
+    """A training step whose loss depends on every tensor of a batch: the sum of their means, with different weights."""
 
     def __init__(self):
         self.calls = 0
@@ -83,7 +88,7 @@ class Figures:
         return step.Outcome(loss, loss, loss, loss)
 
 
-class Nothing:
+class EmptyState:
     """A state without tensors."""
 
     queue = queues = None
@@ -92,9 +97,9 @@ class Nothing:
         return {}
 
 
-def replay(figures, *batches):
-    """The losses of a step captured with the first batch, then replayed with the others; and the `CapturedStep`."""
-    captured, model, state = CapturedStep(figures, Tape), object(), Nothing()
+def replay(train_step, *batches):
+    """Capture a step with the first batch and replay it with the others; return the losses and the `CapturedStep`."""
+    captured, model, state = CapturedStep(train_step, Tape), object(), EmptyState()
     losses = [captured(model, state, batch, "hyper", step.untimed).loss.item() for batch in batches]
     return losses, captured
 
@@ -103,12 +108,12 @@ def test_every_tensor_of_a_batch_reaches_the_recorded_step(dataset):
     first, second = full_batch(dataset.train), full_batch(dataset.train)
     found = changing(first)
     assert {path[0] for path in found} == {one.name for one in fields(LargerBatch)} - {"images", "wire"}
-    figures, plain = Figures(), Figures()
+    weighed, plain = WeighedMeans(), WeighedMeans()
     batches = [first, second]
-    for one in found.values():  # it is another, and all else as it was
+    for one in found.values():  # only this tensor differs
         batches.append(first.map(lambda tensor, one=one: tensor + 1 if tensor is one else tensor))
-    losses, _ = replay(figures, *batches)
-    assert figures.calls == WARM_UP + 1
+    losses, _ = replay(weighed, *batches)
+    assert weighed.calls == WARM_UP + 1
     assert losses == [plain(None, None, batch, "hyper").loss.item() for batch in batches]
     assert len(set(losses)) == len(batches)
 
@@ -127,14 +132,14 @@ def test_every_tensor_of_a_batch_reaches_the_recorded_step(dataset):
 )
 def test_what_is_not_a_tensors_value_is_not_frozen(change, dataset, caplog):
     first, second = full_batch(dataset.train), full_batch(dataset.train)
-    figures, plain, other = Figures(), Figures(), replace(second, **change)
+    weighed, plain, other = WeighedMeans(), WeighedMeans(), replace(second, **change)
     if "images" in change:
         other = replace(second, images=replace(dataset.train, mean=dataset.train.mean + 1))
-    losses, captured = replay(figures, first, other, second, other)
+    losses, captured = replay(weighed, first, other, second, other)
     assert losses == [plain(None, None, batch, "hyper").loss.item() for batch in (first, other, second, other)]
-    assert figures.calls == WARM_UP + 1 + 2
-    captured(object(), Nothing(), first, "hyper", step.untimed)  # another model and another state
-    assert figures.calls == WARM_UP + 1 + 3
+    assert weighed.calls == WARM_UP + 1 + 2
+    captured(object(), EmptyState(), first, "hyper", step.untimed)  # another model and another state
+    assert weighed.calls == WARM_UP + 1 + 3
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
         "steps are not replayed as a CUDA graph, and take longer: more than the values of tensors changes from one to "
         "the next"
@@ -144,12 +149,12 @@ def test_what_is_not_a_tensors_value_is_not_frozen(change, dataset, caplog):
 def test_a_step_that_cannot_be_recorded_is_carried_out(dataset, caplog):
     batches = [full_batch(dataset.train) for _ in range(3)]
 
-    def curious(model, state, batch, hyper, clock=step.untimed):
-        outcome = Figures()(model, state, batch, hyper)
+    def reads_a_value(model, state, batch, hyper, clock=step.untimed):
+        outcome = WeighedMeans()(model, state, batch, hyper)
         return replace(outcome, loss=outcome.loss.new_tensor(outcome.loss.item()))
 
-    losses, captured = replay(curious, *batches)
-    assert losses == [Figures()(None, None, batch, "hyper").loss.item() for batch in batches]
+    losses, captured = replay(reads_a_value, *batches)
+    assert losses == [WeighedMeans()(None, None, batch, "hyper").loss.item() for batch in batches]
     assert not captured.recordings
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
         "steps are not replayed as a CUDA graph, and take longer: operation not permitted when stream is capturing"
@@ -157,7 +162,7 @@ def test_a_step_that_cannot_be_recorded_is_carried_out(dataset, caplog):
 
 
 class Counting:
-    """A training step that knows how often its Python has been run."""
+    """The library's training step, which counts how often its Python is run."""
 
     def __init__(self):
         self.calls = 0
@@ -168,17 +173,11 @@ class Counting:
 
 
 def eager_and_captured(config, dataset):
-    """Two simulations, the second with recorded steps; and what counts its calls."""
+    """Return two simulations, the second of which records and replays its steps, and what counts the calls of these."""
     eager, captured = Simulation(config, dataset), Simulation(config, dataset)
     counting = Counting()
-    captured.parts.train_step = CapturedStep(counting, Tape)
+    captured.parts = replace(captured.parts, train_step=CapturedStep(counting, Tape))
     return eager, captured, counting
-
-
-def assert_same(one, two):
-    tensors = two.state.tensors()
-    for name, tensor in one.state.tensors().items():
-        assert torch.equal(tensor, tensors[name]), name
 
 
 @pytest.mark.parametrize(
@@ -198,7 +197,7 @@ def test_replayed_rounds_are_the_eager_ones(settings, config, dataset, caplog):
     eager, captured, counting = eager_and_captured(replace(config, **settings), dataset)
     records = list(eager.rounds())
     assert list(captured.rounds()) == records
-    assert_same(eager, captured)
+    assert_same_state(eager, captured)
     assert counting.calls == WARM_UP + 1
     assert [record.levelno for record in caplog.records if record.name == "simsfl.engine.cuda_graph"] == [logging.INFO]
     phases = captured.clock.seconds()
@@ -207,19 +206,19 @@ def test_replayed_rounds_are_the_eager_ones(settings, config, dataset, caplog):
     assert "client forward" not in phases
 
 
-class Rising(Wire):
-    """What arrives is different in each step, which only Python knows."""
+class RisingWire(Wire):
+    """A wire that multiplies what it carries by a number that rises from step to step, which only Python knows."""
 
     def __init__(self):
         self.factor = 1.0
 
     def up(self, smashed_2Nchw):
         self.factor += 0.25
-        return smashed_2Nchw * self.factor
+        return smashed_2Nchw * self.factor, ()
 
 
-class Hooked(Observer):
-    """Has the clients' network multiply its output by a number that rises."""
+class RisingObserver(Observer):
+    """An observer that has the clients' network multiply its output by a number that rises from call to call."""
 
     needs_eager_steps = True
 
@@ -233,17 +232,19 @@ class Hooked(Observer):
 
 
 def put_wire(simulation):
-    simulation.wire = Rising()
+    """Give a simulation a wire that changes what it carries."""
+    simulation.wire = RisingWire()
 
 
 def put_observer(simulation):
-    simulation.observers.append(Hooked(simulation))
+    """Give a simulation an observer that changes what clients compute."""
+    simulation.observers.append(RisingObserver(simulation))
 
 
 @pytest.mark.parametrize("put", [put_wire, put_observer])
 @pytest.mark.parametrize("before", [0, 1], ids=["from the start", "later"])
 def test_python_between_the_tensors_makes_steps_eager(put, before, config, dataset, caplog):
-    """Whenever it comes; a warning says so once."""
+    """Steps are eager whenever such Python is added, and one warning says so."""
     eager, captured, counting = eager_and_captured(config, dataset)
     for simulation in (eager, captured):
         rounds = simulation.rounds()
@@ -251,15 +252,15 @@ def test_python_between_the_tensors_makes_steps_eager(put, before, config, datas
             next(rounds)
         put(simulation)
         list(rounds)
-    assert_same(eager, captured)
+    assert_same_state(eager, captured)
     assert counting.calls == (3 - before) * eager.parts.steps + before * (WARM_UP + 1)
-    told = [record.getMessage() for record in caplog.records if record.name == "simsfl.engine.cuda_graph"]
-    assert len(told) == 1
-    assert "takes part in them" in told[0]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "simsfl.engine.cuda_graph"]
+    assert len(warnings) == 1
+    assert "takes part in them" in warnings[0]
 
 
 def test_steps_are_replayed_again_when_they_can_be(config, dataset):
-    """Observers that only look do not change that, nor do wires that have gone."""
+    """Observers that only look do not prevent it, nor does a wire that was removed."""
     eager, captured, counting = eager_and_captured(config, dataset)
     for simulation in (eager, captured):
         simulation.observers.append(Observer())
@@ -269,5 +270,29 @@ def test_steps_are_replayed_again_when_they_can_be(config, dataset):
         next(rounds)
         simulation.wire = Wire()
         next(rounds)
-    assert_same(eager, captured)
+    assert_same_state(eager, captured)
     assert counting.calls == WARM_UP + 1 + eager.parts.steps
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("feature_sharing", [True, False])
+def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, feature_sharing):
+    config = replace(config, device="cuda", precision="fp32", engine="fused", rounds=2, lr=0.005)
+    config = replace(config, feature_sharing=feature_sharing)
+    eager, captured = Simulation(config, dataset), Simulation(config, dataset)
+    eager.parts = replace(eager.parts, train_step=step.train_step)
+    list(eager.rounds())
+    next(captured.rounds())  # the step is recorded
+    assert captured.parts.train_step.recordings
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one_round = client_steps(
+            captured.parts, captured.progress, captured._plans, captured.wire, captured.observers, captured.clock
+        )
+        deque(one_round, maxlen=0)  # with its draws and averagings, but without reading its losses
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    replayed, _ = trained(config, dataset)
+    assert_moved_alike(eager, replayed, Simulation(config, dataset), 0.05)

@@ -1,10 +1,11 @@
-"""Precision: what auto means on a device and why, what each lets PyTorch do, and what a run keeps of it."""
+"""Precision: what "auto" means on a device and why, which arithmetic each one permits, and what a run records of it."""
 
 import json
 import re
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,18 +16,22 @@ from simsfl.cli.cost import program as cost
 from simsfl.data import make_dataset
 from simsfl.engine.precision import arithmetic, automatic
 from simsfl.kernels import choice
-from simsfl.setup import assembly
+from simsfl.rounds.steps import replayed_steps
+from simsfl.runs.metrics import StepRecord
+from simsfl.setup import checks
 from simsfl.setup.defaults import left_to_rules, resolve, with_precision
 from simsfl.system.signals import Stop
 from tests.conftest import TINY, flags
+from tests.simulations import trained
 
 LARGER = TINY | {"image_size": 16, "rounds": 2}
-"""Images that bf16 works with on the CPU."""
+"""Config of a run whose images are large enough for bf16 on the CPU."""
 IN_TF32 = {"fp32": False, "tf32": True, "bf16": False}
+"""Whether PyTorch may use TF32, by the precision of a run."""
 
 
 def tf32():
-    """What PyTorch says of TF32: in products, in convolutions, and by the name that torch.compile reads."""
+    """Return whether TF32 is allowed in products and in convolutions, and the name of it that torch.compile reads."""
     return (
         torch.backends.cuda.matmul.allow_tf32,
         torch.backends.cudnn.allow_tf32,
@@ -35,12 +40,13 @@ def tf32():
 
 
 USUAL = (False, True, "highest")
-"""What it says in a process that sets nothing."""
+"""What `tf32` returns in a process that has set nothing."""
 WANTED = {False: (False, False, "highest"), True: (True, True, "high")}
+"""What `tf32` has to return where TF32 is forbidden, and where it is allowed."""
 
 
-def newer():
-    """The switches that PyTorch has from 2.9 on."""
+def newer_switches():
+    """Return the objects whose `fp32_precision` PyTorch has from 2.9 on."""
     backends = torch.backends
     return [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul, backends.mkldnn.conv]
 
@@ -50,20 +56,20 @@ needs_newer = pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), 
 
 @pytest.fixture
 def put_back():
-    """The switches are afterwards as they were, whatever a test does to them."""
-    before = torch.backends.fp32_precision, [switch.fp32_precision for switch in newer()]
+    """Put the switches back to what they were, whatever a test does to them."""
+    before = torch.backends.fp32_precision, [switch.fp32_precision for switch in newer_switches()]
     yield
     torch.backends.fp32_precision = before[0]
     torch.set_float32_matmul_precision(USUAL[2])
     torch.backends.cudnn.allow_tf32 = USUAL[1]
-    for switch, value in zip(newer(), before[1], strict=True):
+    for switch, value in zip(newer_switches(), before[1], strict=True):
         switch.fp32_precision = value
     assert tf32() == USUAL
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A machine with one CUDA device, whose name, bf16 and compute capability can be set."""
+    """Return a function that makes this a machine with one CUDA device, of some name and compute capability."""
 
     def become(name, *, bf16, capability):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -78,14 +84,20 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def bf16_by_rule(monkeypatch):
-    """On this machine auto means bf16, as it does on a GPU that has it."""
+    """Make "auto" mean bf16 on this machine, as it does on a GPU that has it."""
     monkeypatch.setattr("simsfl.setup.defaults.automatic", lambda device: ("bf16", "a GPU has bf16"))
 
 
 @pytest.fixture
 def with_tf32(monkeypatch):
-    """The CPU passes for a device with TF32."""
-    monkeypatch.setattr(assembly, "has_tf32", lambda device: True)
+    """Make the CPU count as a device that has TF32."""
+    monkeypatch.setattr(checks, "has_tf32", lambda device: True)
+
+
+@pytest.fixture
+def larger(arrays):
+    """Return a data set whose images are large enough for bf16 on the CPU."""
+    return make_dataset("larger", "made up", arrays, image_size=16)
 
 
 def test_auto_is_bf16_where_the_device_has_it_without_emulation(gpu):
@@ -110,13 +122,13 @@ def test_auto_is_fp32_elsewhere(gpu):
 def test_what_a_device_lacks_is_refused(gpu):
     gpu("Tesla V100", bf16=False, capability=(7, 0))
     with pytest.raises(ValueError, match=r"^precision: bf16 is not what Tesla V100 has; allowed: fp32$"):
-        assembly.check_precision(RunConfig(device="cuda:0", precision="bf16"), 32)
+        checks.check_precision(RunConfig(device="cuda:0", precision="bf16"), 32)
     with pytest.raises(ValueError, match=r"^precision: tf32 is not what Tesla V100 has; allowed: fp32, or a CUDA dev"):
-        assembly.check_precision(RunConfig(device="cuda:0", precision="tf32"), 32)
-    assembly.check_precision(RunConfig(device="cuda:0", precision="fp32"), 8)
+        checks.check_precision(RunConfig(device="cuda:0", precision="tf32"), 32)
+    checks.check_precision(RunConfig(device="cuda:0", precision="fp32"), 8)
     gpu("NVIDIA A100", bf16=True, capability=(8, 0))
     for precision in IN_TF32:
-        assembly.check_precision(RunConfig(device="cuda:0", precision=precision), 8)
+        checks.check_precision(RunConfig(device="cuda:0", precision=precision), 8)
 
 
 @pytest.mark.parametrize("precision", IN_TF32)
@@ -138,12 +150,12 @@ def test_the_switches_inside_and_after(precision):
 def test_switches_that_a_program_has_set_are_overridden_and_put_back(precision, put_back):
     wanted = ["tf32" if IN_TF32[precision] else "ieee"] * 5
     for mine in (["tf32", "ieee", "tf32", "ieee", "none"], ["ieee", "tf32", "tf32", "bf16", "bf16"]):
-        for switch, value in zip(newer(), mine, strict=True):
+        for switch, value in zip(newer_switches(), mine, strict=True):
             switch.fp32_precision = value
         with arithmetic(precision):
-            assert [switch.fp32_precision for switch in newer()] == wanted
+            assert [switch.fp32_precision for switch in newer_switches()] == wanted
             assert tf32() == WANTED[IN_TF32[precision]]  # raises where old and new contradict each other
-        assert [switch.fp32_precision for switch in newer()] == mine
+        assert [switch.fp32_precision for switch in newer_switches()] == mine
 
 
 @needs_newer
@@ -152,25 +164,24 @@ def test_what_is_set_for_all_operators_does_not_reach_a_run(precision, put_back)
     torch.backends.fp32_precision = "tf32"
     with arithmetic(precision):
         assert tf32() == WANTED[IN_TF32[precision]]
-        assert len({switch.fp32_precision for switch in newer()}) == 1
-    assert {switch.fp32_precision for switch in newer()} == {"tf32"}
+        assert len({switch.fp32_precision for switch in newer_switches()}) == 1
+    assert {switch.fp32_precision for switch in newer_switches()} == {"tf32"}
 
 
 def spied(simulation, seen):
-    """Note what PyTorch says of TF32 in each step."""
-    honest = simulation.parts.train_step
+    """Return the simulation, made to append what `tf32` returns in each step to `seen`."""
+    original = simulation.parts.train_step
 
     def train_step(*arguments):
         seen.append(tf32())
-        return honest(*arguments)
+        return original(*arguments)
 
-    simulation.parts.train_step = train_step
+    simulation.parts = replace(simulation.parts, train_step=train_step)
     return simulation
 
 
-def test_each_run_has_its_own_arithmetic(config, dataset, arrays, with_tf32, monkeypatch):
-    """Even where they take turns; in evaluations, too, and not in between."""
-    larger = make_dataset("larger", "made up", arrays, image_size=16)
+def test_each_run_has_its_own_arithmetic(config, dataset, larger, with_tf32, monkeypatch):
+    """Runs that take turns keep their arithmetic, also in evaluations; in between, that of the process is back."""
     seen = {precision: [] for precision in IN_TF32}
     runs = {
         precision: spied(Simulation(replace(config, precision=precision), larger), seen[precision])
@@ -191,8 +202,7 @@ def test_each_run_has_its_own_arithmetic(config, dataset, arrays, with_tf32, mon
 
 
 @pytest.mark.parametrize("precision", IN_TF32)
-def test_probes_and_replayed_rounds_have_it_too(precision, config, arrays, with_tf32, monkeypatch):
-    larger = make_dataset("larger", "made up", arrays, image_size=16)
+def test_probes_and_replayed_rounds_have_it_too(precision, config, larger, with_tf32, monkeypatch):
     simulation = Simulation(replace(config, precision=precision, linear_probe=True, loss_threshold=1e9), larger)
     seen = []
     monkeypatch.setattr(simulation.parts.evaluation, "all_features", lambda encode: (seen.append(tf32()), None))
@@ -201,15 +211,31 @@ def test_probes_and_replayed_rounds_have_it_too(precision, config, arrays, with_
     simulation.probes()
     assert len(seen) == 2
     with pytest.raises(pytest.fail.Exception, match="stop"):
-        next(simulation._replayed_steps())
+        next(replayed_steps(simulation.parts, simulation.progress, simulation.clock))
     assert seen == [WANTED[IN_TF32[precision]]] * 3
 
 
 def test_tf32_is_fp32_but_for_the_switches(config, dataset, with_tf32):
-    """The CPU has no TF32, so that nothing at all may differ here."""
+    """Results are the same to the bit, since the CPU has no TF32."""
     exact, tensor = (Simulation(replace(config, precision=precision), dataset) for precision in ("fp32", "tf32"))
     assert tensor.parts.cost.image_bytes == exact.parts.cost.image_bytes
     assert list(map(vars, exact.rounds())) == list(map(vars, tensor.rounds()))
+
+
+def test_bf16_keeps_fp32_weights_and_stays_near_fp32(config, larger):
+    single, exact = trained(config, larger)
+    half, records = trained(replace(config, precision="bf16"), larger)
+    assert half.state.server.online.dtype == half.state.clients.online.dtype == torch.float32
+    assert half.parts.cost.image_bytes * 2 == single.parts.cost.image_bytes
+    assert all(np.isfinite(r.loss) for r in records if isinstance(r, StepRecord))
+    losses = [r.loss for records in (exact, records) for r in records if isinstance(r, StepRecord)][::15]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+
+
+def test_bf16_on_images_too_small_for_it(config, dataset):
+    with pytest.raises(ValueError, match=r"precision: bf16 .* 8x8; .* 16"):
+        Simulation(replace(config, precision="bf16"), dataset)
 
 
 def test_float64_is_not_halved(config, dataset, bf16_by_rule):
@@ -220,7 +246,7 @@ def test_float64_is_not_halved(config, dataset, bf16_by_rule):
 
 
 def test_a_choice_in_tf32_is_another():
-    class OnCuda:
+    class OnCuda:  # what `choice.key` reads of a tensor
         shape, dtype, device = (2, 3), torch.float32, torch.device("cuda")
 
     with arithmetic("fp32"):
@@ -232,6 +258,7 @@ def test_a_choice_in_tf32_is_another():
 
 
 def saved(out):
+    """Return the content of a run directory's ``config.json``."""
     return json.loads((out / "config.json").read_text())
 
 
@@ -276,7 +303,7 @@ def test_asked_for_is_said_and_kept(npz, tmp_path, capfd):
 
 
 def test_a_run_from_before_loads(npz, tmp_path, bf16_by_rule):
-    """Its ``config.json`` gives no reasons, and has a precision that no rule chose."""
+    """A run of an earlier version loads: its ``config.json`` has no reasons, and a precision that no rule chose."""
     simulation = Simulation(RunConfig(**LARGER, dataset=str(npz), precision="fp32"))
     simulation.save(tmp_path / "run")
     content = saved(tmp_path / "run")
@@ -351,7 +378,7 @@ def test_devices_are_given_the_precision_that_they_have(npz, tmp_path, capfd, bf
         auto_precision = server.Devices.auto_precision
 
         def prepare(self, simulation):
-            """Real devices would be waited for."""
+            """Wait for nobody, as there are no real devices."""
 
         def during(self, session):
             return nullcontext()
@@ -368,7 +395,7 @@ def test_costs_are_those_of_a_run_here(precision, bytes_each, tmp_path, capfd, b
     argv = flags(**{"precision": precision, "json": tmp_path / "cost.json", "arch": "resnet8", "width": 16})
     assert cost.main(argv) == 0
     sent = json.loads((tmp_path / "cost.json").read_text())["as asked"]["bytes_per_image"]
-    assert sent["up"] == 2 * 16 * 16 * 16 * bytes_each  # both views; the stem halves the image's sides
+    assert sent["up"] == 2 * 16 * 16 * 16 * bytes_each  # of both views; the stem halves the sides of images
     wanted = "bf16" if precision == "auto" else precision
     assert f"as a run does ({wanted})" in " ".join(capfd.readouterr().out.split())
 
@@ -382,7 +409,7 @@ def test_left_to_rules_names_it():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("precision", IN_TF32)
 def test_what_the_device_computes(precision):
-    """TF32 has 10 bits of mantissa, float32 23: products and convolutions are told apart by their error."""
+    """TF32 has 10 bits of mantissa and float32 has 23, so the error of products and convolutions shows which it was."""
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("no TF32")
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Choices made by measuring: kept, abided by, ignored where they are another machine's."""
+"""Choices of operators that are made by measuring: kept for later, used again, and ignored on other machines."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ from simsfl.system.files import cache_directory
 
 
 @pytest.fixture(autouse=True)
-def forgetful(monkeypatch):
-    """Nothing is known from elsewhere, and measuring is quick."""
+def nothing_measured_yet(monkeypatch):
+    """Forget all choices during a test, and measure for a short time only."""
     monkeypatch.setattr(tuning, "SECONDS", 1e-9)
     monkeypatch.setattr(tuning, "CHUNKS", (2, 1))
     before = dict(CHOICES)
@@ -30,6 +30,7 @@ def forgetful(monkeypatch):
 
 
 def kept():
+    """Return the choices in the cache, by the machine and version that they were made on."""
     return json.loads((cache_directory() / "choices.json").read_text())
 
 
@@ -69,7 +70,7 @@ def test_a_damaged_file_is_made_anew_with_a_warning(content, config, dataset, ca
 def test_a_cache_that_cannot_be_written_is_done_without(config, dataset, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SIMSFL_CACHE", str(tmp_path / "file" / "cache"))
-    assert Simulation(replace(config, engine="fused"), dataset).choices
+    assert Simulation(replace(config, engine="fused"), dataset).parts.choices
 
 
 def test_a_resumed_run_abides_by_its_own(config, dataset, tmp_path):
@@ -103,11 +104,11 @@ def test_every_shape_is_known_before_training_and_a_resumed_runs_choices_are_its
     held = kept()
     Simulation.load(tmp_path / "run", dataset)
     assert kept() == held
-    assert Simulation(config, dataset).choices == before
+    assert Simulation(config, dataset).parts.choices == before
 
 
 def test_the_servers_operators_are_called_before_training_too(config, dataset, monkeypatch):
-    """As on CUDA; on a CPU the server uses none of them."""
+    """The server is made to use them as on CUDA, since on a CPU it does not."""
     monkeypatch.setattr(server, "accelerated", lambda version: nullcontext())
     simulation = Simulation(replace(config, engine="fused", norm="batch"), dataset)
     central, smashed = simulation.model.server, torch.zeros(4, *simulation.model.smashed_shape)

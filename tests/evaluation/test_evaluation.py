@@ -1,4 +1,4 @@
-"""kNN against a naive vote, the probe against data it must and cannot separate."""
+"""kNN against a naive vote, the linear probe on data that it must separate and on data that it cannot."""
 
 import math
 from collections import defaultdict
@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from simsfl import Simulation, evaluation
+from simsfl.evaluation import knn
 
 
 def naive_knn(bank, bank_labels, test, k, temperature):
-    """Predictions by sorting neighbours one test row at a time."""
+    """Return predicted classes, found by sorting the neighbours of one test row at a time."""
     bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
     predictions = []
     for row in test / np.linalg.norm(test, axis=1, keepdims=True):
@@ -26,13 +27,13 @@ def naive_knn(bank, bank_labels, test, k, temperature):
 
 @pytest.mark.parametrize("k", [1, 7, 200])
 def test_knn(k, monkeypatch):
-    monkeypatch.setattr(evaluation, "CHUNK", 7)  # several blocks, the last one short
+    monkeypatch.setattr(knn, "CHUNK", 7)  # several blocks, the last one short
     rng = np.random.default_rng(0)
     bank, test = rng.normal(size=(60, 5)), rng.normal(size=(25, 5))
     bank_labels, test_labels = rng.integers(0, 4, 60), rng.integers(0, 4, 25)
     expected = np.mean(naive_knn(bank, bank_labels, test, k, 0.1) == test_labels) * 100
     tensors = [torch.from_numpy(a) for a in (bank, bank_labels, test, test_labels)]
-    assert evaluation.knn_top1(*tensors, k=k) == pytest.approx(expected)
+    assert knn.knn_top1(*tensors, k=k) == pytest.approx(expected)
 
 
 def test_linear_probe_separates_what_can_be_separated():
@@ -55,11 +56,11 @@ def test_linear_probe_separates_what_can_be_separated():
 def test_semi_supervised_probes_see_their_share_of_the_labels(config, dataset, monkeypatch):
     """Random images of it, each with its own label, and rates that fall behind 60 and 80 % of the epochs."""
     simulation = Simulation(replace(config, semi_supervised=True, probe_epochs=10), dataset)
-    seen, rates, honest = [], [], evaluation.train_probe
+    seen, rates, original = [], [], evaluation.train_probe
 
     def train_probe(train, labels, *arguments, **options):
         seen.append((train, labels))
-        return honest(train, labels, *arguments, **options)
+        return original(train, labels, *arguments, **options)
 
     def step(optimizer, closure=None):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -97,3 +98,15 @@ def test_evaluation_is_of_the_averaged_model_and_disturbs_nothing(config, datase
     torch.testing.assert_close(encode(images), server.backbone(client(images)).mean(dim=(2, 3)))
     projector = simulation.encoder("projector")
     torch.testing.assert_close(projector(images), server(client(images)))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_what_is_evaluated_on_cuda_is_the_network_that_a_cpu_would_load(config, dataset, tmp_path):
+    simulation = Simulation(replace(config, device="cuda", precision="fp32", engine="fused", rounds=1), dataset)
+    list(simulation.rounds())
+    simulation.save(tmp_path / "run")
+    loaded = Simulation.load(tmp_path / "run", dataset, device="cpu")
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = loaded.encoder()(images)
+    torch.testing.assert_close(simulation.encoder()(images.cuda()).cpu(), expected, rtol=1e-3, atol=1e-4)

@@ -171,11 +171,11 @@ def test_ids_that_are_taken_and_other_versions_are_refused(dataset, monkeypatch)
             third.connect()
         any_that_is_free = Device(hub.address, None, None, 5.0)
         with monkeypatch.context() as patched:
-            patched.setattr("messages.VERSION", 2)
+            patched.setattr("simsfl.hw_profile.devices.messages.VERSION", 2)
             other = Device(hub.address, None, None, 5.0)
             with patched.context() as as_now:
                 frame = pack(Message("hello"))
-                as_now.setattr("messages.VERSION", 1)
+                as_now.setattr("simsfl.hw_profile.devices.messages.VERSION", 1)
                 other._send = lambda message: other._socket.poll(1000, zmq.POLLOUT) and other._socket.send(frame)
                 with pytest.raises(Refused, match=r"^version: '2' is not spoken here; allowed: 1$"):
                     other.connect()

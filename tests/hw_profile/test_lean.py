@@ -162,7 +162,7 @@ parameters = {
     "gray": np.ones((2, 1), bool), "sigma": np.ones((2, 1)),
 }
 before = status("RssAnon")
-from lean_client import LeanClient
+from simsfl.hw_profile.runtimes.lean_client import LeanClient
 client = LeanClient(about)
 client.online[:] = client.momentum[:] = np.arange(len(client.online)) % 13
 steps(1)

@@ -126,7 +126,7 @@ def test_pmic_of_a_pi_4_says_that_there_is_none():
 # --- chips on I2C
 
 
-def test_ina219_as_the_data_sheet_reckons():
+def test_ina219_as_the_data_sheet_computes():
     """SBOS448, the example of 10 A through 2 milliohm: 20 mV are 07D0h, 11.98 V are 5D98h."""
     bus = Bus(0x40, {0: 0x399F, 1: 0x07D0, 2: 0x5D98})
     assert INA219("0x40:0.002", bus).watts() == pytest.approx(11.98 * 10)
@@ -138,7 +138,7 @@ def test_ina219_has_a_sign():
     assert INA219("", Bus(0x40, {0: 0x399F, 1: 0x8300, 2: 0x5D98})).watts() == pytest.approx(-11.98 * 3.2)
 
 
-def test_ina226_as_the_data_sheet_reckons():
+def test_ina226_as_the_data_sheet_computes():
     """SBOS547, the same example: 20 mV are 1F40h, 11.98 V are 2570h; -80 mV are 8300h."""
     registers = {0: 0x4127, 1: 0x1F40, 2: 0x2570, 0xFE: 0x5449}
     assert INA226("0x44:0.002", Bus(0x44, registers)).watts() == pytest.approx(11.98 * 10)
@@ -216,7 +216,7 @@ def rapl_files(first, second):
 
 def test_rapl_sums_packages_and_wraps_around(tmp_path, monkeypatch):
     now = iter([100.0, 100.5, 102.5])
-    monkeypatch.setattr("meters.rapl.time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr("simsfl.hw_profile.meters.rapl.time", SimpleNamespace(monotonic=lambda: next(now)))
     write(tmp_path, rapl_files(1_000_000, 262_143_328_850 - 500_000))
     meter = Rapl(Machine(tmp_path))
     write(tmp_path, rapl_files(6_000_000, 1_500_000))

@@ -135,7 +135,7 @@ def test_power_is_shown_with_its_source(trace, tmp_path, capsys, monkeypatch):
     tool.write_text(f'#!/bin/sh\n[ "$1" = get_throttled ] && echo throttled=0x0 && exit\ncat <<X\n{RAIL}X\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr("pi_bench.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("simsfl.hw_profile.bench.program.IDLE_SECONDS", 0.5)
     out = tmp_path / "out"
     assert bench("--replay", trace, "--seconds", 0.6, "--out", out) == 0
     found = json.loads((out / "result.json").read_text())["energy"]
@@ -150,7 +150,7 @@ def test_power_is_shown_with_its_source(trace, tmp_path, capsys, monkeypatch):
 def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     monkeypatch.setenv("PATH", str(tmp_path))  # where there is no meter
-    monkeypatch.setattr("pi_bench.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("simsfl.hw_profile.bench.program.IDLE_SECONDS", 0.5)
     assert bench("--replay", trace, "--seconds", 0.3, "--out", out) == 0
     file = out / "result.json"
     begin, _ = json.loads(file.read_text())["spans"]["work"]

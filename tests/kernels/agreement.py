@@ -1,4 +1,4 @@
-"""What every operator's test shares: how near to float64 is near enough, and which versions run here."""
+"""Helpers that the tests of all operators share: tolerances, random inputs, and which versions run here."""
 
 import os
 import subprocess
@@ -17,7 +17,9 @@ TOLERANCES = {
     torch.float32: {"rtol": 2e-4, "atol": 2e-5},
     torch.bfloat16: {"rtol": 5e-2, "atol": 8e-2},
 }
+"""How far a result in each dtype may be from one in float64."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Device that operators are tested on."""
 TRITON = pytest.param(
     "triton",
     marks=[
@@ -25,10 +27,11 @@ TRITON = pytest.param(
         pytest.mark.cuda,
     ],
 )
+"""Version "triton" of an operator as a parameter of tests, which are skipped where it does not run."""
 
 
 def normal(seed, *shape, dtype=torch.float64, strided=False):
-    """Standard normal numbers; `strided`: not contiguous."""
+    """Return a tensor of standard normal numbers, which is not contiguous if `strided`."""
     generator = torch.Generator().manual_seed(seed)
     if strided:
         return torch.randn(*shape[:-1], 2 * shape[-1], generator=generator).to(DEVICE, dtype)[..., ::2]
@@ -36,7 +39,11 @@ def normal(seed, *shape, dtype=torch.float64, strided=False):
 
 
 def assert_agree(function, reference, inputs, *, dtype):
-    """Outputs and gradients of `function` in `dtype` against those of `reference` in float64."""
+    """Compare the output and gradients of `function` in `dtype` with those of `reference` in float64.
+
+    Both are divided by the largest number in what `reference` returns, if it is more than 1, and have to agree up to
+    `TOLERANCES`.
+    """
     mine = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
     exact = [tensor.detach().double().requires_grad_() for tensor in mine]
     output, expected = function(*mine), reference(*exact)
@@ -50,7 +57,7 @@ def assert_agree(function, reference, inputs, *, dtype):
 
 
 def run_interpreted(file):
-    """The Triton tests of a file, in a process where Triton is interpreted."""
+    """Run the Triton tests of a file in a process of their own, in which Triton is interpreted."""
     triton = pytest.importorskip("triton")
     if Version(triton.__version__) < Version("3.7") and Version(numpy.__version__) >= Version("2.4"):
         pytest.skip("the interpreter of Triton before 3.7 does not work with NumPy 2.4 (triton-lang/triton#9171)")
@@ -64,7 +71,7 @@ def run_interpreted(file):
         "-p",
         "no:cacheprovider",
         "-W",
-        "ignore:Conversion of an array:DeprecationWarning",  # of NumPy, by Triton 3.2
+        "ignore:Conversion of an array:DeprecationWarning",  # Triton 3.2 makes NumPy warn
         file,
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -1,8 +1,10 @@
-"""Compile every kernel that `launches.py` launches, for each architecture, and print what each needs, as JSON.
+"""Compile every kernel that `launches.py` launches and print what each needs, as JSON: ``compile_ahead.py 80 90``.
 
-No GPU is needed. A driver that stands for one names its architecture, and Triton does with a launch what it would do
-there, up to where it would compile the kernel: that is done later, in several processes. This is a program of its own
-since `simsfl.kernels` takes up Triton, or does not, when it is imported.
+The numbers are compute capabilities times ten, of the GPUs that it is compiled for.
+
+No GPU is needed. A driver that stands in for one names its architecture, and Triton does with a launch what it would do
+there, until it would compile the kernel: that is done later, in several processes. This is a program of its own, since
+`simsfl.kernels` decides when it is imported whether it uses Triton.
 """
 
 import io
@@ -25,13 +27,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-ARCHITECTURES = [80, 90, 100]
-"""Compute capabilities times ten: A100, H100 and H200, B200."""
 RESOURCES = re.compile(
     r"(?P<stack>\d+) bytes stack frame, (?P<spill_stores>\d+) bytes spill stores.*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
-"""What the assembler says of a kernel."""
+"""The resources of a kernel, in what the assembler prints."""
 CALLED = re.compile(r"tt\.call @([\w.]+?)__")
 """A function that a kernel calls, in its intermediate code."""
 COMPUTED = re.compile(
@@ -40,11 +40,11 @@ COMPUTED = re.compile(
 )
 """The type of a floating-point result in a kernel's intermediate code; a conversion names two types and is left out."""
 RECORDED = []
-"""What is to be compiled: (architecture, source, options). Forked processes see it; it cannot be sent to them."""
+"""Launches to compile: (architecture, source, options). They cannot be sent to other processes, so those are forked."""
 
 
 class Driver:
-    """Stands for the driver of a GPU: Triton is told its architecture, which is its number among devices too."""
+    """A stand-in for the driver of a GPU, which names its architecture to Triton, also as the number of the device."""
 
     architecture = None
 
@@ -58,23 +58,23 @@ class Driver:
         return 0
 
 
-def record():
-    """Fill `RECORDED` with one of each combination of kernel, architecture, pointers' types and constants."""
+def record(architectures):
+    """Fill `RECORDED` with one launch for each combination of kernel, architecture, types of pointers and constants."""
     distinct = {}
 
-    def take_down(*, fn, compile, **_):
+    def note(*, fn, compile, **_):
         data = json.loads(compile["specialization_data"])
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in data["options"].items()}
         source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
         pointers = [kind for kind in source.signature.values() if kind.startswith("*")]
         key = str((driver.architecture, fn.module, fn.name, pointers, source.constants, options))
         distinct.setdefault(key, (driver.architecture, source, options))
-        return True  # it is not compiled now, nor launched
+        return True  # so that it is neither compiled now nor launched
 
     driver = Driver()
     triton.runtime.driver.set_active(driver)
-    triton.knobs.runtime.jit_cache_hook = take_down
-    for driver.architecture in ARCHITECTURES:
+    triton.knobs.runtime.jit_cache_hook = note
+    for driver.architecture in architectures:
         for dtype in (torch.float32, torch.bfloat16):
             for name, launch in vars(launches).items():
                 if name.startswith("launch_"):
@@ -83,7 +83,7 @@ def record():
 
 
 def compiled(number):
-    """Compile what has this number in `RECORDED`; return what it is, and what it needs or why it cannot be compiled."""
+    """Compile launch `number` of `RECORDED`; return what it is, and what it needs or why it does not compile."""
     architecture, source, options = RECORDED[number]
     kernel = {
         "kernel": f"{source.fn.module}.{source.fn.__name__}",
@@ -105,7 +105,7 @@ def compiled(number):
 
 def main():
     """Compile everything without a cache, since the assembler reports only of what it assembles."""
-    record()
+    record([int(text) for text in sys.argv[1:]])
     with tempfile.TemporaryDirectory() as directory:
         triton.knobs.cache.dir = directory
         triton.knobs.compilation.always_compile = True

@@ -1,8 +1,8 @@
-"""Launches of every Triton kernel, at the shapes that presets, odd sizes and all group widths lead to.
+"""Launches of every Triton kernel, at the shapes of all presets, at odd sizes, and with all widths of groups.
 
-A function whose name begins with `launch_` calls the launchers of an operator with tensors without values, whose
-floating-point numbers have the given dtype. `compile_ahead.py` takes down with what constants and types the kernels
-are launched, and compiles them. A new kernel needs such a function here, or `test_compiled.py` fails.
+A function whose name begins with `launch_` calls the launchers of an operator with tensors that have no values. Their
+floating-point numbers have the dtype that it is given. `compile_ahead.py` notes with which constants and types the
+kernels are launched, and compiles them. A new kernel needs such a function here, or `test_compiled.py` fails.
 """
 
 import sys
@@ -32,20 +32,20 @@ from simsfl.setup.assembly import network, with_attacker
 group_norm_nhwc = sys.modules["simsfl.kernels.group_norm_nhwc"]  # the package has a function of this name
 
 ODD_NORMS = [(1, 1, 1), (2, 5, 3), (3, 17, 19), (8, 33, 35), (16, 32, 32), (32, 32, 32)]
-"""Channels of a group, which presets have 4 of, and heights and widths of maps: some fill no block of pixels, some take
-several."""
+"""Channels per group (4 in presets), height and width of maps, some smaller and some larger than a block of pixels."""
 
 
 def empty(*shape, dtype=torch.float32):
-    """Return a tensor on the meta device: a shape and a dtype."""
+    """Return a tensor on the meta device, which has a shape and a dtype but no values."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
 @cache
 def halves():
-    """Return every network of the presets: a module, how many there are, and the shape of the images each takes.
+    """Return every network of the presets: the module, how many models run together, and the shape of each one's input.
 
-    Clients are a cohort of models with a batch each. The server is one, with two views of the images of all clients.
+    On the clients, a model per client of the cohort runs on a batch of its own. On the server, one model runs on two
+    views of the images of all clients.
     """
     found = {}
     for preset in PRESETS.values():
@@ -63,7 +63,7 @@ def halves():
 
 @cache
 def of_presets():
-    """Return the group norms and the convolutions of `halves`: lists of shapes and settings, without repetitions."""
+    """Return the group norms and the convolutions in `halves`, as lists of shapes and settings without repetitions."""
     norms, convolutions = set(), set()
 
     def group_norm(stack, x, groups, weight, bias, *, residual, relu, eps):
@@ -81,7 +81,7 @@ def of_presets():
 
 
 def launch_group_norm(dtype):
-    """The norms of presets' clients; then other widths of groups and odd sizes, the weights of `dtype` too."""
+    """Launch the norms of presets' clients, then other widths of groups and odd sizes with weights of `dtype`, too."""
     for shape, groups, has_residual, relu in (case for case in of_presets()[0] if case[0][0] > 1):
         norm(shape, groups, dtype, has_residual=has_residual, relu=relu)
     for width, *size in ODD_NORMS:
@@ -89,38 +89,38 @@ def launch_group_norm(dtype):
 
 
 def norm(shape, groups, dtype, *, weights=torch.float32, has_residual=False, relu=False):
-    """One group norm, forwards and backwards."""
+    """Launch the forward and backward pass of a group norm."""
     x, weight = empty(*shape, dtype=dtype), empty(shape[0], shape[2], dtype=weights)
     y, mean, rstd = group_norm_forward(x, weight, weight, x if has_residual else None, groups, relu, 1e-5)
     group_norm_backward(y, x, weight, mean, rstd, groups)
 
 
 def launch_conv2d(dtype):
-    """The convolutions of presets' clients, and an odd one."""
+    """Launch the convolutions of presets' clients, and one of an odd size."""
     for shape, weight, stride, padding in (case for case in of_presets()[1] if case[0][0] > 1):
         convolution(shape, weight, stride, padding, dtype)
     convolution((2, 3, 5, 11, 9), (2, 7, 5, 7, 7), 2, 3, dtype)
 
 
 def convolution(shape, weight, stride, padding, dtype):
-    """One convolution, forwards and backwards."""
+    """Launch the forward and backward pass of a convolution."""
     x, weight = empty(*shape, dtype=dtype), empty(*weight, dtype=dtype)
     y = conv2d_forward(x, weight, stride, padding, 1)
     conv2d_backward(y, x, weight, stride, padding, 1, True)
 
 
 def launch_group_norm_nhwc(dtype):
-    """The norms of presets' servers; then other widths of groups and odd sizes, the weights of `dtype` too."""
+    """Launch the norms of presets' servers, then other widths of groups and odd sizes with weights of `dtype`, too."""
     for (stack, *shape), groups, has_residual, relu in of_presets()[0]:
         if stack == 1:
             central_norm(shape, groups, dtype, has_residual=has_residual, relu=relu)
     for width, *size in ODD_NORMS:
-        if width != 3:  # which is left to PyTorch
+        if width != 3:  # which the operator leaves to PyTorch
             central_norm((2, 3 * width, *size), 3, dtype, weights=dtype, has_residual=True, relu=True)
 
 
 def central_norm(shape, groups, dtype, *, weights=torch.float32, has_residual=False, relu=False):
-    """One group norm of channels-last images, forwards and backwards."""
+    """Launch the forward and backward pass of a group norm of channels-last images."""
     x = empty(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = empty(shape[1], dtype=weights).expand(len(x), -1)
     y, mean, rstd = group_norm_nhwc.forward(x, weight, weight, x if has_residual else None, groups, relu, 1e-5)
@@ -128,7 +128,7 @@ def central_norm(shape, groups, dtype, *, weights=torch.float32, has_residual=Fa
 
 
 def launch_standardise(dtype):
-    """All weights of each preset's server, in one launch each way."""
+    """Launch what prepares all weights of each preset's server, and its backward pass."""
     for half, stack, _ in halves():
         if stack == 1 and dtype == torch.float32:
             layout, flat = CentralModule(half, dtype, torch.device("meta")).layout, empty(half.size)
@@ -139,14 +139,14 @@ def launch_standardise(dtype):
 
 
 def launch_memory_format(dtype):
-    """Maps as they are at the cut, and an odd one, there and back."""
+    """Launch the changes of memory format, both ways, for maps as they are at the cut layer and of an odd size."""
     for shape in ((200, 64, 32, 32), (3, 7, 5, 9)):
         images = empty(*shape, dtype=dtype)
         turned(turned(images, torch.channels_last), torch.contiguous_format)
 
 
 def launch_augment(dtype):
-    """Views of images of all usual sizes, of one that fills no block, and of one that takes several."""
+    """Launch the views of images of a usual size, of a size smaller than a block, and of an odd one."""
     for size in (8, 32, 33):
         pixels, views = empty(4, 2, 3, size, size, dtype=torch.uint8), sample(np.zeros((2, 4, 2, UNIFORMS)), "v2", size)
         out = empty(2, 4, 2, 3, size, size, dtype=dtype)
@@ -154,7 +154,7 @@ def launch_augment(dtype):
 
 
 def launch_sgd(dtype):
-    """Clients with a rate of each one's own, and one model; an odd number of parameters."""
+    """Launch SGD for clients with a learning rate each and for one model, also with an odd number of parameters."""
     for count in (1728, 1001):
         stack, row = empty(100, count, dtype=dtype), empty(count, dtype=dtype)
         triton_sgd_(stack, stack, stack, empty(100, 1), 0.9, 5e-4)

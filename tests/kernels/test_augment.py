@@ -1,6 +1,6 @@
-"""Views, image by image, against torchvision's functional transforms given the same parameters.
+"""Views against torchvision's functional transforms with the same parameters, image by image.
 
-Triton's views are held against those of the PyTorch version in float64, which the former show to be right.
+Views by Triton are compared with those of the PyTorch version in float64, which the other tests show to be right.
 """
 
 import itertools
@@ -24,15 +24,18 @@ from tests.kernels.agreement import DEVICE, TRITON, run_interpreted
 kernel = sys.modules[augment.__module__]
 
 TOLERANCE = 2e-6
-"""Of pixels in [0, 1], float32: a few roundings. The hue goes through a division by the chroma."""
+"""Absolute tolerance for pixels in [0, 1] in float32: a few roundings."""
 HUE_TOLERANCE = 2e-5
+"""Absolute tolerance for a shift of the hue, which divides by the chroma."""
 NORMALISED_TOLERANCE = 1e-5
-"""How far views in float32 may be off, after the division by a standard deviation of a fifth."""
+"""Absolute tolerance for views in float32 that are normalised, by a standard deviation of about a fifth."""
 COUNT = 48
+"""Number of images in tests of a single transform."""
 
 
 @pytest.fixture(scope="module", params=[32, 9], ids=["32px", "9px"])
 def images(request):
+    """Return random images in [0, 1], among them a black, a white and a gray one."""
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.integers(0, 256, (COUNT, 3, request.param, request.param), dtype=np.uint8))
     x[0], x[1] = 0, 255  # black, white: chroma 0
@@ -41,10 +44,12 @@ def images(request):
 
 
 def views(size, recipe="v2", count=COUNT, **options):
+    """Return random parameters of views by a recipe."""
     return draws.sample(np.random.default_rng(1).random((count, draws.UNIFORMS)), recipe, size, **options)
 
 
 def each(images, function):
+    """Return the results of a function that takes an image and its number, stacked."""
     return torch.stack([function(image, i) for i, image in enumerate(images)])
 
 
@@ -141,7 +146,7 @@ def test_whole_view_in_the_order_of_the_recipe(images, recipe, monkeypatch):
 
 
 def test_distribution_of_the_parameters():
-    """Frequencies and ranges as stated, and crops like torchvision's RandomResizedCrop."""
+    """Frequencies and ranges are as documented, and crops are like those of torchvision's RandomResizedCrop."""
     n, size = 40_000, 32
     view = views(size, count=n)
     top, left, height, width = view.crop.unbind(1)
@@ -174,14 +179,14 @@ def test_no_blur_in_v1_and_crop_scale_is_kept():
 
 
 def bytes_of_images(seed, clients, batch, size):
-    """Random images ``[C, B, 3, H, H]``, every second one of four levels, so that channels are often alike."""
+    """Return random images ``[C, B, 3, H, H]``; every second has four levels only, so that channels are often equal."""
     pixels = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (clients, batch, 3, size, size), np.uint8))
     pixels.flatten(0, 1)[::2].floor_divide_(64).mul_(85)
     return pixels
 
 
 def any_views(seed, shape, size):
-    """Views with whatever crop, order and strength, far beyond those of the recipes."""
+    """Return parameters of views with any crop, order and strength, far beyond those of the recipes."""
     rng = np.random.default_rng(seed)
     extent = rng.integers(1, size + 1, (*shape, 2))
     start = rng.integers(0, size - extent + 1)
@@ -198,7 +203,7 @@ def any_views(seed, shape, size):
 
 
 def assert_triton_agrees(version, pixels, view, dtype=torch.float32, rtol=0.0):
-    """Views by Triton in `dtype` against those by PyTorch in float64; that Triton made them is checked too."""
+    """Compare views by Triton in `dtype` with those by PyTorch in float64, and check that Triton made them."""
     pixels, view = pixels.to(DEVICE), view.map(lambda t: t.to(DEVICE))
     mean, std = (
         torch.tensor(values, device=DEVICE).view(3, 1, 1) for values in ([0.49, 0.48, 0.45], [0.2, 0.19, 0.21])
@@ -231,7 +236,7 @@ def test_every_order_of_strong_colours(version):
 
 @pytest.mark.parametrize("version", [TRITON])
 def test_image_of_many_blocks(version, monkeypatch):
-    """Where a pixel's neighbours and the mean's summands are in other blocks, with all that a view has on and off."""
+    """A pixel's neighbours and the summands of a mean are in other blocks; all combinations of options are tried."""
     monkeypatch.setattr(augment_triton, "PIXELS", 512)
     options = list(itertools.product([False, True], [False, True], [0.0, 0.1, 2.0]))
     size, view = 40, any_views(4, (1, len(options), 1), 40)
@@ -245,7 +250,7 @@ def test_image_of_many_blocks(version, monkeypatch):
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(*[st.integers(1, 2)] * 3),
-    size=st.sampled_from([1, 7, 13]),  # each is compiled
+    size=st.sampled_from([1, 7, 13]),  # few, as a kernel is compiled for each
 )
 def test_whatever_is_drawn(version, seed, shape, size):
     with mock.patch.object(augment_triton, "PIXELS", 128):
@@ -275,7 +280,7 @@ def test_arguments_that_are_not_contiguous(version):
 
 @pytest.mark.parametrize("version", [TRITON])
 def test_double_precision_is_not_for_it(version):
-    """Float64 asks for more than the float32 that the kernel computes in."""
+    """Float64 is left to PyTorch, as the kernel computes in float32."""
     pixels, view = bytes_of_images(8, 1, 1, 8).to(DEVICE), any_views(8, (1, 1, 1), 8).map(lambda t: t.to(DEVICE))
     mean, std = torch.zeros(3, 1, 1, device=DEVICE), torch.ones(3, 1, 1, device=DEVICE)
     expected = augment(pixels, view, mean, std, torch.float64)

@@ -1,4 +1,4 @@
-"""Convolutions of each client's own, every version against torch's in float64, client by client."""
+"""Convolutions with weights for each client: every version against torch's in float64, one client after the other."""
 
 import logging
 import sys
@@ -24,12 +24,13 @@ SHAPES = {
     "depthwise": (3, 2, 4, 4, 6, 5, 3, 2, 1, 4),
     "in-groups": (2, 1, 4, 6, 5, 5, 3, 1, 1, 2),
 }
-"""Clients, images, channels in and out, height, width, kernel, stride, padding, groups (1 where left out)."""
+"""Clients, images, channels in and out, height, width, kernel, stride, padding, and groups (1 if left out)."""
 VERSIONS = ["grouped", "unfold", "fastest", None, TRITON]
+"""Versions of the operator; None is the plain PyTorch reference."""
 
 
 def by_torch(stride, padding, standardise, groups=1):
-    """torch's convolution and torch's standard deviation, one client after the other."""
+    """Return a function that uses torch's convolution and standard deviation, one client after the other."""
 
     def convolve(x, w):
         if standardise:
@@ -62,7 +63,7 @@ def test_values_and_gradients(version, shape, standardise):
 
 @pytest.mark.parametrize("version", ["grouped", "unfold", TRITON])
 def test_bfloat16(version):
-    """Triton's interpreter multiplies no bfloat16, but float32, which holds a product of two without rounding."""
+    """Triton's interpreter cannot multiply bfloat16, so it gets float32, in which a product of two is exact."""
 
     def convolve(x, w):
         if version == "triton" and gpu.INTERPRETED:
@@ -113,6 +114,8 @@ def test_a_choice_is_measured_once_and_abided_by(monkeypatch):
 
 
 def raising(error):
+    """Return a version of an operator that raises `error`."""
+
     def version(*arguments):
         raise error
 
@@ -120,7 +123,7 @@ def raising(error):
 
 
 def test_a_version_that_cannot_run_is_told_of_once(monkeypatch, caplog):
-    """By name, with the shape and the reason in one line, whatever the type of its error."""
+    """The warning has its name, the shape and the reason in one line, whatever the type of the error."""
     versions = {
         "usual": lambda x, y: "usual",
         "broken": raising(OverflowError("\nshared memory: 300 of 200 KB\nsee the manual")),
@@ -181,14 +184,14 @@ def test_no_version_can_run_or_not_the_one_that_was_asked_for(monkeypatch, caplo
 
 
 def test_its_shapes_are_known_without_running_it():
-    """So that it can be part of a larger compiled program."""
+    """Known shapes let it be part of a larger compiled program."""
     x, w = normal(1, 2, 3, 4, 5, 6), normal(2, 2, 3, 4, 3, 3)
     arguments = (x, w.requires_grad_(), 2, 1, 1, True)
     torch.library.opcheck(torch.ops.simsfl.conv2d.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_a_backward_pass_in_another_thread_goes_by_the_same_version(monkeypatch):
-    """As on CUDA, where autograd has threads of its own."""
+    """On CUDA, autograd has threads of its own."""
     x, w = normal(1, 2, 1, 3, 11, 11), normal(2, 2, 4, 3, 3, 3).requires_grad_()
     with accelerated("unfold"):
         y = conv2d(x, w, 1, 1)

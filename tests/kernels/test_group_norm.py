@@ -1,4 +1,4 @@
-"""Group normalisation of each client's own, every version against the formula in float64."""
+"""Group normalisation with weights for each client: every version against the formula in float64."""
 
 import pytest
 import torch
@@ -17,9 +17,12 @@ SHAPES = {
 }
 """Clients, images, channels, height, width, groups."""
 VERSIONS = ["native", "fastest", None, TRITON]
+"""Versions of the operator; None is the plain PyTorch reference."""
 
 
 def formula(groups, residual, relu):
+    """Return a function that normalises groups by the formula, adds a residual and applies ReLU if asked to."""
+
     def normalise(x, weight, bias, *added):
         grouped = x.unflatten(2, (groups, -1))
         centred = grouped - grouped.mean(dim=(3, 4, 5), keepdim=True)
@@ -32,6 +35,7 @@ def formula(groups, residual, relu):
 
 
 def inputs(shape, residual):
+    """Return random images, weights and biases of each client, and a residual if asked for."""
     c, b, ch, height, width, _ = shape
     x = normal(1, c, b, ch, height, width, strided=True)
     return [x, normal(2, c, ch), normal(3, c, ch), *([normal(4, c, b, ch, height, width)] if residual else [])]

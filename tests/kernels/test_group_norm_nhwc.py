@@ -21,6 +21,8 @@ SHAPES = {
 
 
 def formula(groups, residual, relu):
+    """Return a function that normalises groups by the formula, adds a residual and applies ReLU if asked to."""
+
     def normalise(x, weight, bias, *added):
         grouped = x.unflatten(1, (groups, -1))
         centred = grouped - grouped.mean(dim=(2, 3, 4), keepdim=True)
@@ -33,6 +35,7 @@ def formula(groups, residual, relu):
 
 
 def inputs(shape, residual):
+    """Return random channels-last images, weights and biases, and a residual if asked for."""
     n, ch, height, width, _ = shape
     x, added = (normal(seed, n, ch, height, width).contiguous(memory_format=torch.channels_last) for seed in (1, 4))
     return [x, normal(2, ch), normal(3, ch), *([added] if residual else [])]
@@ -102,7 +105,7 @@ def test_what_comes_out_and_goes_back_is_channels_last(version):
 def test_half_precision_images_with_full_precision_weights(version):
     """The sums are in float32, so the result is within a unit in bfloat16's last place.
 
-    Half a unit on a device; Triton's interpreter cuts off instead of rounding.
+    It is within half a unit on a GPU, but Triton's interpreter truncates instead of rounding.
     """
     x, weight, bias, residual = inputs(SHAPES["a-stage-of-resnet18"], True)
     x, residual = x.bfloat16(), residual.bfloat16()
@@ -127,6 +130,6 @@ def test_its_shapes_are_known_without_running_it(version):
 
 
 def test_pytorch_itself_agrees():
-    """The reference of everything here, against an independent implementation."""
+    """The formula, the reference of all tests here, agrees with an independent implementation."""
     x, weight, bias = inputs(SHAPES["usual"], False)
     torch.testing.assert_close(formula(2, False, False)(x, weight, bias), F.group_norm(x, 2, weight, bias))

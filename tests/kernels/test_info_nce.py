@@ -13,12 +13,13 @@ from tests.kernels.agreement import assert_agree
 
 
 def rows(seed, *shape):
+    """Return random unit vectors, in the last dimension of `shape`."""
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
 def by_the_formula(query, key, queue, temperature):
-    """MoCo, eq. 1, with Python floats."""
+    """Return the loss (MoCo, eq. 1) and the accuracy in percent, computed with Python floats."""
     total, hits = 0.0, 0
     per_group = len(query) // len(queue)
     for i, q in enumerate(query.tolist()):
@@ -32,7 +33,7 @@ def by_the_formula(query, key, queue, temperature):
 
 @pytest.fixture(params=["fused", "plain"])
 def version(request, monkeypatch):
-    """Either version; the fused one three keys at a time."""
+    """Use either version of the operator; the fused one takes three keys at a time."""
     monkeypatch.setattr(sys.modules["simsfl.kernels.info_nce"], "BLOCK", 3)
     with accelerated("fastest" if request.param == "fused" else None):
         yield

@@ -1,4 +1,4 @@
-"""Images between the contiguous and the channels-last memory format: the same values, elsewhere."""
+"""Changes between the contiguous and the channels-last memory format, which move values and keep them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The flat updates against torch.optim.SGD and against the formula."""
+"""Updates of flat parameters, against torch.optim.SGD and against the formula."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""All weights of a network prepared at once, against the formula layer by layer in float64."""
+"""Preparation of all weights of a network at once, against the formula layer by layer in float64."""
 
 import pytest
 import torch
@@ -15,21 +15,19 @@ MATRICES = [
     Matrix(500, (2, 64, 7, 7), True),  # rows longer than a block
     Matrix(7000, (4, 2, 3, 2), False),
 ]
-"""Of a network of 7,100 parameters; what lies between them is of others."""
-
-
-def versions():
-    return [pytest.param("pytorch"), TRITON]
+"""Weights in a network of 7,100 parameters; those between them are not prepared."""
+VERSIONS = ["pytorch", TRITON]
 
 
 def dtype_of(version):
+    """Return the dtype that selects a version of the operator, which is checked."""
     dtype = torch.float32 if version == "triton" else torch.float64
     assert gpu.usable(torch.empty(0, device=DEVICE, dtype=dtype)) == (version == "triton")
     return dtype
 
 
 def formula(flat):
-    """Each weight tensor by itself."""
+    """Return the prepared weights of each layer."""
     tensors = []
     for matrix in MATRICES:
         w = flat[matrix.start : matrix.start + matrix.size].view(matrix.shape)
@@ -43,10 +41,11 @@ def formula(flat):
 
 
 def near(version):
+    """Return the tolerance for a version's dtype."""
     return {"rtol": 1e-10, "atol": 1e-10} if version == "pytorch" else {"rtol": 2e-4, "atol": 2e-5}
 
 
-@pytest.mark.parametrize("version", versions())
+@pytest.mark.parametrize("version", VERSIONS)
 def test_values(version):
     flat, layout = normal(1, 7100).to(dtype_of(version)), Layout(MATRICES, DEVICE)
     weights, _ = prepare(flat, layout, flat.dtype)
@@ -56,7 +55,7 @@ def test_values(version):
             assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("version", versions())
+@pytest.mark.parametrize("version", VERSIONS)
 def test_gradient(version):
     flat, layout = normal(2, 7100).to(dtype_of(version)), Layout(MATRICES, DEVICE)
     exact = flat.double().clone().requires_grad_()
@@ -70,10 +69,10 @@ def test_gradient(version):
     for matrix in MATRICES:
         own[matrix.start : matrix.start + matrix.size] = True
     torch.testing.assert_close(result[own].double(), expected[own], **near(version))
-    assert (result[~own] == 7.0).all()  # what is none of the layout's is left alone
+    assert (result[~own] == 7.0).all()  # parameters outside the layout stay as they were
 
 
-@pytest.mark.parametrize("version", versions())
+@pytest.mark.parametrize("version", VERSIONS)
 def test_equal_weights_give_zeros_and_no_gradient_through_their_deviation(version):
     dtype, layout = dtype_of(version), Layout([Matrix(0, (2, 3, 1, 1), True)], DEVICE)
     flat = torch.full((6,), 0.5, device=DEVICE, dtype=dtype)

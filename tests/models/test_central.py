@@ -1,4 +1,4 @@
-"""The server's network as CUDA devices run it is the same network, in float64 on the CPU."""
+"""The server's network as CUDA devices run it computes what the plain network does, in float64 on the CPU."""
 
 import logging
 from dataclasses import replace
@@ -26,6 +26,7 @@ NETWORKS = {
     "vgg-with-the-large-head": {"arch": "vgg11", "width": 8, "head": "large-mlp", "cut_layer": 3},
     "not-standardised": {"style": Style("group", False)},
 }
+"""Arguments of `split_model` that differ from the usual ones."""
 
 
 @pytest.mark.parametrize("block", [None, 4])
@@ -38,19 +39,20 @@ def test_loss_keys_and_gradients_are_those_of_the_plain_network(settings, block)
     smashed = torch.randn(8, *model.smashed_shape, generator=generator, dtype=torch.float64)
     keys = F.normalize(torch.randn(1, 50, 16, generator=generator, dtype=torch.float64), dim=2)
 
-    def lesson(network):
+    def learn(network):
+        """Return by name the loss, gradients, statistics and keys of a step with this network on the server."""
         state = ServerState(flat, 0.9 * flat, torch.zeros_like(flat), statistics.clone(), statistics.clone())
         queue = KeyQueue(keys, torch.zeros(1, dtype=torch.long))
         result = server.contrast(network, state, smashed, queue, 0.1, symmetric=True, batches=[4], block=block)
         return {**vars(result.gradients), "statistics": state.online_statistics, "keys": torch.cat(result.keys)}
 
-    ours, theirs = lesson(CentralModule(model.server, torch.float64, flat.device)), lesson(model.server)
+    ours, theirs = learn(CentralModule(model.server, torch.float64, flat.device)), learn(model.server)
     for name, wanted in theirs.items():
         torch.testing.assert_close(ours[name], wanted, rtol=1e-8, atol=1e-11, msg=name)
 
 
 def test_an_ordinary_module_made_of_it_is_the_plain_network():
-    """Evaluation, attacks and export use such modules, which standardise their weights themselves."""
+    """Evaluation, attacks and export use ordinary modules, which standardise their weights themselves."""
     generator = torch.Generator().manual_seed(0)
     model = split_model("resnet8", width=4, cut_layer=1, image_size=32, head="mlp", key_dim=16, generator=generator)
     flat = torch.randn(model.server.size, generator=generator, dtype=torch.float64)
@@ -74,11 +76,11 @@ RUNS = {
     "saving communication": {"loss_threshold": 100.0, "rounds": 3},
     "federated": {"method": "fl-moco", "queue_length": 8},
 }
-"""Settings that the server's part of a step depends on."""
+"""Fields of a config that the server's part of a step depends on."""
 
 
-def on_cuda(monkeypatch):
-    """Have simulations use the server that they use on CUDA devices."""
+def use_server_of_cuda(monkeypatch):
+    """Make simulations use the server's network that they use on CUDA devices."""
 
     def as_run(config, model, precision):
         server = CentralModule(model.server, precision, torch.device("cpu")) if model.server.size else model.server
@@ -91,7 +93,7 @@ def on_cuda(monkeypatch):
 def test_runs_learn_and_are_evaluated_as_with_the_plain_network(settings, config, dataset, monkeypatch):
     config = replace(config, **{"rounds": 1, "knn_bank": 40, "knn_test": 20, **settings})
     plain = Simulation(config, dataset, dtype=torch.float64)
-    on_cuda(monkeypatch)
+    use_server_of_cuda(monkeypatch)
     ours = Simulation(config, dataset, dtype=torch.float64)
     for simulation in (plain, ours):
         list(simulation.rounds())

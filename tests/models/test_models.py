@@ -1,4 +1,4 @@
-"""Architectures: shapes, the cut, initialisation, and counts against torchvision's."""
+"""Architectures: shapes, the cut, initialisation, and numbers of parameters against torchvision's."""
 
 import pytest
 import torch
@@ -6,18 +6,19 @@ import torchvision
 from torch import nn
 
 from simsfl.algorithm.clients import forward
-from simsfl.config import ARCHITECTURES as BASE_WIDTHS
 from simsfl.config import NORMS
+from simsfl.config.catalogue import ARCHITECTURES, HEADS
 from simsfl.config.notation import Bottleneck
-from simsfl.models import ARCHITECTURES, HEADS, Style, layer_count, split_model
+from simsfl.models import Style, layer_count, split_model
 from simsfl.models.layers import BatchNorm, ConvNorm
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def build(arch, cut_layer, width=8, **options):
+    """Return a network, cut in two, with weights drawn from a fixed seed; a width of None is the published one."""
     options = {"image_size": 32, "head": "mlp", "key_dim": 16, **options}
-    width = width or BASE_WIDTHS[arch]
+    width = width or ARCHITECTURES[arch].width
     return split_model(arch, width=width, cut_layer=cut_layer, generator=torch.Generator().manual_seed(5), **options)
 
 
@@ -35,7 +36,7 @@ def test_the_cut_changes_nothing(arch):
 
 
 def test_resnet18_has_nine_layers_and_torchvisions_weights():
-    """Apart from the stem (7x7 there, 3x3 here) and the classifier, the convolutions coincide."""
+    """All convolutions but the stem, 7x7 there and 3x3 here, have the shapes of torchvision's."""
     assert layer_count("resnet18") == 9
     model = build("resnet18", 9, width=64)
     ours = sorted(tuple(shape) for shape in model.client.shapes.values() if len(shape) == 4)
@@ -56,7 +57,7 @@ def test_stem_of_each_image_size(size, smashed):
 @pytest.mark.parametrize(("arch", "features", "mlp"), [("resnet8", 64, 24), ("resnet50", 256, 96)])
 @pytest.mark.parametrize("head", HEADS)
 def test_heads(head, arch, features, mlp):
-    """Behind blocks that are four times as wide outside, the MLP's hidden layer is, too."""
+    """The MLP's hidden layer is four times as wide behind bottleneck blocks, whose output is four times as wide."""
     model = build(arch, 1, head=head, key_dim=24, width=8)
     shapes = {name: tuple(shape) for name, shape in model.server.shapes.items() if "head" in name and len(shape) == 2}
     hidden = {"linear": None, "mlp": mlp, "large-mlp": 4096}[head]
@@ -95,13 +96,13 @@ def test_initialisation_is_xavier_with_zero_bias_and_leaves_the_global_generator
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_parameters_are_torchvisions_but_for_the_listed_differences(arch, norm):
-    """Without the classifier; a norm has as many parameters of either kind.
+    """Classifiers are not counted; both kinds of norm have the same number of parameters.
 
-    ResNets differ in the stem (3x3 here, 7x7 there); MobileNetV2 in the 1x1 convolution of the first stage and in the
-    projections where channels change at stride 1, all of which are extra here; VGG in nothing.
+    ResNets differ in the stem, which is 3x3 here and 7x7 there. MobileNetV2 has more here: the 1x1 convolution of the
+    first stage, and the projections where channels change at stride 1. VGG does not differ.
     """
     if arch == "resnet8":
-        return  # is ours alone
+        return  # torchvision has no such network
     model = build(arch, 1, width=None, style=Style(norm, norm == "group"), key_dim=4, head="linear")
     ours = model.client.size + model.server.size - 4 * (model.feature_dim + 1)
     if arch.startswith("resnet"):
@@ -200,7 +201,7 @@ def test_batch_norm_of_stacked_clients_is_torchs_for_each():
 
 @pytest.mark.parametrize("cohort", [1, 7, 60])
 def test_stacked_forward_is_each_clients_own(cohort):
-    """More clients than one chunk, too."""
+    """There may be more clients than one chunk holds."""
     model = build("resnet8", 2)
     generator = torch.Generator().manual_seed(1)
     parameters = model.client.initial + 0.1 * torch.randn(cohort, model.client.size, generator=generator)

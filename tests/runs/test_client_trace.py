@@ -297,7 +297,8 @@ def test_the_program(npz, tmp_path, capsys):
         if "method" in changed:
             settings.pop("queue_length")
         if "trace_client" in changed and changed.get("cohort") == 1:
-            taken = Simulation(replace(RunConfig(**TINY), rounds=1, cohort=1, dataset=str(npz))).plan(0).cohort.tolist()
+            simulation = Simulation(replace(RunConfig(**TINY), rounds=1, cohort=1, dataset=str(npz)))
+            taken = simulation.parts.plan(0).cohort.tolist()
             settings["trace_client"] = (taken[0] + 1) % 8
         assert run.main(flags(dataset=npz, **settings)) == 2
         error = capsys.readouterr().err

@@ -189,7 +189,7 @@ def test_a_run_saved_in_python_is_resumed_by_the_program(npz, tmp_path, capfd):
     simulation.save(tmp_path / "run")
     assert run.main(["--resume", str(tmp_path / "run"), "--dashboard", "off"]) == 0
     assert "raw pixels -" in capfd.readouterr().out
-    assert Simulation.load(tmp_path / "run").round_index == TINY["rounds"]
+    assert Simulation.load(tmp_path / "run").progress.round_index == TINY["rounds"]
 
 
 def test_saving_over_another_run_is_refused(npz, tmp_path):
@@ -206,7 +206,7 @@ def test_weights_that_are_not_finite_are_not_saved(npz, tmp_path):
     simulation.state.clients.online[0] = float("inf")
     with pytest.raises(NonFiniteLossError, match="weights are not finite"):
         simulation.save(tmp_path / "run")
-    assert Simulation.load(tmp_path / "run").round_index == 0
+    assert Simulation.load(tmp_path / "run").progress.round_index == 0
 
 
 def test_runs_of_the_same_second_have_directories_of_their_own(npz, tmp_path, monkeypatch):

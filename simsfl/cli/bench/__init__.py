@@ -1,1 +1,1 @@
-"""The program ``simsfl bench``: engines timed side by side."""
+"""The program ``simsfl bench``, which times the engines side by side."""

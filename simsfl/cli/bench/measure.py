@@ -1,7 +1,8 @@
-"""What ``bench.py`` runs in processes of their own: each prints one JSON object a line.
+"""The measurements of ``bench.py``, each in a process of its own that prints one JSON object per line.
 
-``engine``: one training step for each line on stdin, so that engines can take turns. ``scale``: a few steps with so
-many clients. ``start``: how long it takes to the first step. ``peaks``: what the machine can do.
+``engine`` trains one step for each line on stdin, so that engines can take turns. ``scale`` times a few steps with a
+given number of clients and reads the memory in use. ``start`` times the way to the first step. ``peaks`` finds how many
+operations and bytes per second the machine can do.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-BEGIN = time.perf_counter()
+_BEGIN = time.perf_counter()
 
 import numpy as np  # noqa: E402  (imports are part of what is measured)
 import torch  # noqa: E402
 
-TORCH = time.perf_counter()
+_TORCH = time.perf_counter()
 
 from simsfl import RunConfig, Simulation  # noqa: E402
 from simsfl.cost.model import operations  # noqa: E402
@@ -32,37 +33,42 @@ from simsfl.setup.defaults import device_of, resolve  # noqa: E402
 from simsfl.system.clock import PhaseClock  # noqa: E402
 from simsfl.system.memory import peak_memory_bytes  # noqa: E402
 
-SECONDS_OF_PRODUCTS = 1.0
-"""Spent on finding the peak of matrix products."""
+_SECONDS_OF_PRODUCTS = 1.0
+"""Seconds spent on finding the peak rate of matrix products."""
 
 
-def engine(name: str, config: RunConfig) -> None:
-    """Train a step whenever asked to; report the seconds of each phase."""
+def _engine(name: str, config: RunConfig) -> None:
+    """Train a step for each line on stdin; print the seconds of the step and of each phase, the loss and the memory.
+
+    Args:
+        name: an engine, with ``+`` and a precision behind it unless that is fp32, such as ``fused+bf16``.
+        config: the config of the run.
+    """
     engine, _, precision = name.partition("+")
     config = replace(config, rounds=10**6, precision=precision or "fp32")
     if engine == "loop":
-        (step, clock), facts = published(config), {}
+        (step, clock), facts = _published(config), {}
     else:
-        simulation = Simulation(replace(config, engine=engine), dataset_of(config))
-        step, clock = simulated_step(simulation), simulation.clock
+        simulation = Simulation(replace(config, engine=engine), _dataset_of(config))
+        step, clock = _simulated_step(simulation), simulation.clock
         facts = {"chunk": simulation.parts.hyper.chunk, "choices": simulation.parts.choices}
     device = torch.device(device_of(config.device))
-    emit(facts | {"start_bytes": peak_memory_bytes(device)})
+    _emit(facts | {"start_bytes": peak_memory_bytes(device)})
     before: dict[str, float] = {}
     for _ in sys.stdin:
         begin = time.perf_counter()
         loss = step()
-        synchronise(device)
+        _synchronise(device)
         seconds = time.perf_counter() - begin
         phases = clock.seconds()
         spent = {phase: phases[phase] - before.get(phase, 0.0) for phase in phases}
         spent["the rest"] = seconds - sum(spent.values())
-        emit({"step": seconds, "loss": loss, "phases": spent, "peak_bytes": peak_memory_bytes(device)})
+        _emit({"step": seconds, "loss": loss, "phases": spent, "peak_bytes": peak_memory_bytes(device)})
         before = phases
 
 
-def simulated_step(simulation: Simulation):
-    """The next step of a simulation, of whatever round; gives its loss."""
+def _simulated_step(simulation: Simulation):
+    """Return a function that trains the next step of a simulation, over the ends of rounds, and returns its loss."""
 
     def records():
         while True:
@@ -73,11 +79,11 @@ def simulated_step(simulation: Simulation):
     return lambda: next(steps).loss
 
 
-def published(config: RunConfig):
-    """A step of the published way of working, and its clock."""
+def _published(config: RunConfig):
+    """Return a function that trains a step as the published program does and returns its loss, and the step's clock."""
     from simsfl.cli.bench.published import Published  # noqa: PLC0415  (imports torchvision)
 
-    dataset = dataset_of(config)
+    dataset = _dataset_of(config)
     config = replace(resolve(config), image_size=dataset.image_size)
     device = torch.device(config.device)
     images, clock = dataset.train.to(device), PhaseClock(device)
@@ -87,14 +93,14 @@ def published(config: RunConfig):
     def step() -> float:
         indices = torch.from_numpy(rng.integers(0, len(images), (config.cohort, config.batch_size)))
         loss = cohort.step(indices, clock)
-        gc.collect()  # as it does after every step
+        gc.collect()  # the published program does so after every step
         return loss
 
     return step, clock
 
 
-def flops(config: RunConfig) -> dict[str, int]:
-    """Operations of a step's convolutions and matrix products, two per multiply-add, of cohort and server."""
+def _flops(config: RunConfig) -> dict[str, int]:
+    """Count the operations of a step's convolutions and matrix products, two per multiply-add, by cohort and server."""
     config = resolve(replace(config, image_size=config.image_size or 32))
     model = network(config)
     own = operations(model.client, (3, config.image_size, config.image_size), of_images=True).products()
@@ -103,39 +109,39 @@ def flops(config: RunConfig) -> dict[str, int]:
     return {"clients": images * own, "server": rows * operations(model.server, model.smashed_shape).products()}
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product, the best of several."""
+def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating-point operations per second of a large matrix product, the best of several."""
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, begin = float("inf"), time.perf_counter()
-    while time.perf_counter() - begin < SECONDS_OF_PRODUCTS:
+    while time.perf_counter() - begin < _SECONDS_OF_PRODUCTS:
         start = time.perf_counter()
         a @ b
-        synchronise(device)
+        _synchronise(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
-def peak_copies(device: torch.device) -> float:
-    """Bytes per second that a large copy reads and writes, the best of several."""
+def _peak_copies(device: torch.device) -> float:
+    """Return the bytes per second that a large copy reads and writes, the best of several."""
     source = torch.zeros(1 << 26, device=device)
     target = torch.empty_like(source)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
         target.copy_(source)
-        synchronise(device)
+        _synchronise(device)
         best = min(best, time.perf_counter() - start)
     return 2 * source.nbytes / best
 
 
-def scale(config: RunConfig, steps: int) -> None:
-    """Time single steps with an image per client, and read the memory in use once every client has taken part."""
-    dataset = many_shapes(config.clients)
+def _scale(config: RunConfig, steps: int) -> None:
+    """Time `steps` steps with one image per client, and print the memory in use once every client has taken part."""
+    dataset = _many_shapes(config.clients)
     data = dataset.train.pixels.nbytes
     begin = time.perf_counter()
     simulation = Simulation(replace(config, rounds=steps + 3, partition="iid", batch_size=1), dataset)
-    take_part(simulation)
+    _take_part(simulation)
     start = time.perf_counter() - begin
     times = []
     for _ in simulation.rounds():  # one image per client: each round is one step
@@ -147,11 +153,11 @@ def scale(config: RunConfig, steps: int) -> None:
         + simulation.parts.partition.indices.nbytes
         + simulation.parts.partition.offsets.nbytes
     )
-    emit(
+    _emit(
         {
             "step_seconds": np.diff(times)[2:].tolist(),
             "start_seconds": start,
-            "resident_bytes": resident_bytes(),
+            "resident_bytes": _resident_bytes(),
             "peak_bytes": peak_memory_bytes(simulation.parts.device),
             "data_bytes": data,
             "bytes_per_client": kept / config.clients,
@@ -159,7 +165,7 @@ def scale(config: RunConfig, steps: int) -> None:
     )
 
 
-def take_part(simulation: Simulation) -> None:
+def _take_part(simulation: Simulation) -> None:
     """Give every client a state of its own, as if it had taken part."""
     clients = simulation.state.clients
     clients.participation.fill_(1)
@@ -170,52 +176,61 @@ def take_part(simulation: Simulation) -> None:
             clients.storage.release()
 
 
-def start(config: RunConfig) -> None:
-    """Seconds from the start of the process to the end of the first step, beyond importing torch."""
-    simulation = Simulation(config, dataset_of(config))
+def _start(config: RunConfig) -> None:
+    """Print the seconds of importing torch, from then until ready to train, and of the first step."""
+    simulation = Simulation(config, _dataset_of(config))
     ready = time.perf_counter()
     next(simulation.round())
     done = time.perf_counter()
-    emit({"import_torch": TORCH - BEGIN, "ready": ready - TORCH, "first_step": done - ready})
+    _emit({"import_torch": _TORCH - _BEGIN, "ready": ready - _TORCH, "first_step": done - ready})
 
 
-def many_shapes(count: int) -> Dataset:
-    """So many images of the built-in set."""
+def _many_shapes(count: int) -> Dataset:
+    """Return the built-in data set with `count` training images."""
     return make_dataset("shapes", "built in", shapes(0, train=count, test=10))
 
 
-def dataset_of(config: RunConfig) -> Dataset:
-    """The images of the configured data set, or as many shapes as there are clients, where they are more."""
+def _dataset_of(config: RunConfig) -> Dataset:
+    """Return the configured data set, or as many shapes as there are clients where these are more than 50,000.
+
+    Only small images are replaced by shapes: those of the data sets "auto", "cifar10" and "shapes".
+    """
     if config.dataset in ("auto", "cifar10", "shapes") and config.clients > 50_000:
-        return many_shapes(config.clients)
+        return _many_shapes(config.clients)
     return load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
+def _synchronise(device: torch.device) -> None:
+    """Wait until the device has done all work given to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in use now (Linux)."""
+def _resident_bytes() -> int:
+    """Return the bytes of memory that this process uses now (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def emit(value: dict) -> None:
-    """One line of JSON on stdout."""
+def _emit(value: dict) -> None:
+    """Print a value as one line of JSON."""
     print(json.dumps(value), flush=True)
 
 
 def main(what: str, fields: str, *rest: str) -> None:
-    """Do one of the above with a config given as JSON."""
+    """Do one of the measurements.
+
+    Args:
+        what: "engine", "scale", "start" or "peaks".
+        fields: a `RunConfig` as JSON.
+        rest: the engine's name, or the number of steps of "scale".
+    """
     config = RunConfig.from_dict(json.loads(fields))
     if what == "engine":
-        engine(rest[0], config)
+        _engine(rest[0], config)
     elif what == "scale":
-        scale(config, int(rest[0]))
+        _scale(config, int(rest[0]))
     elif what == "start":
-        start(config)
+        _start(config)
     else:
         device = torch.device(device_of(config.device))
         names = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -224,8 +239,8 @@ def main(what: str, fields: str, *rest: str) -> None:
         peaks = {}
         for name, dtype in names.items():
             with arithmetic(name):
-                peaks[f"{name}_flops"] = peak_flops(device, dtype)
-        emit(peaks | {"bytes": peak_copies(device), "step_flops": flops(config)})
+                peaks[f"{name}_flops"] = _peak_flops(device, dtype)
+        _emit(peaks | {"bytes": _peak_copies(device), "step_flops": _flops(config)})
 
 
 if __name__ == "__main__":

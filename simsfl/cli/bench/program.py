@@ -1,10 +1,10 @@
-"""Where the time of a step goes, engine by engine, side by side: ``python experiments/bench.py``.
+"""Time the phases of a training step, engines side by side: ``python experiments/bench.py``.
 
-Engines run in processes of their own and take turns of a few steps, the first of which is not timed: so neither one's
-memory nor whatever else the machine does falls on one alone, and a step finds the caches as it does in a run. ``loop``
-is the published way of working (`published.py`): a module, an optimiser, a schedule and a pipeline of PIL views per
-client, with PyTorch's own choice of where to use TF32. ``+tf32`` or ``+bf16`` behind another engine is its precision,
-else fp32.
+Each engine runs in a process of its own, so that no engine's memory affects another. The engines take turns of a few
+steps, so that other load on the machine falls on all of them; the first step of a turn is not timed, so that the others
+find the caches as in a run. ``loop`` is the published way of working (`published.py`): a module, an optimiser, a
+schedule and a pipeline of PIL views per client, with PyTorch's own choice of where to use TF32. Another engine runs in
+fp32, or in the precision that its name ends with: ``+tf32`` or ``+bf16``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from statistics import median, quantiles
 from tempfile import TemporaryFile
 from typing import Any
@@ -25,8 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from simsfl.cli.flags import add_config_flags, config_values
-from simsfl.cli.presets import named
+from simsfl.cli.flags import add_config_flags, asked_config, config_values
 from simsfl.cli.progress import watched
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
@@ -34,40 +32,43 @@ from simsfl.system.messages import unknown
 from simsfl.ui.arguments import Parser, fail, path, whole_number
 
 CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
-ENGINES = ("loop", "vmap", "fused", "fused+bf16")
-CLIENT_PHASES = ("data", "client forward", "client backward")
-ORDER = (
+"""Numbers of clients that ``--scale`` measures."""
+_ENGINES = ("loop", "vmap", "fused", "fused+bf16")
+"""Engines that are timed by default."""
+_CLIENT_PHASES = ("data", "client forward", "client backward")
+"""Phases whose sum is called "client phase"."""
+_ORDER = (
     *("data", "replay", "client forward", "server", "client backward", "sync", "the rest", "client phase", "step"),
 )
-"""Of the rows; an engine has no phase that is not among them."""
-TURN = 5
-"""Steps timed in a row."""
-REST = 0.5
-"""Seconds between turns: threads wait for more work by spinning for a while, which would slow the next engine down."""
-PAPER_STEPS = 100_000
-"""Of 200 epochs with 1,000 clients of 50 images, 100 at a time."""
+"""Order of the rows of a table; every phase of every engine is among them."""
+_TURN = 5
+"""Steps of a turn that are timed."""
+_REST = 0.5
+"""Seconds between turns: idle threads spin for a while, which would slow down the next engine."""
+_PAPER_STEPS = 100_000
+"""Steps of 200 epochs over 50,000 images, 50 on each of 1,000 clients, with 100 images in a step."""
 
 NO_MATTER = (
     *("rounds", "epochs", "engine", "precision", "checkpoint_every"),
     *("eval_every", "eval_features", "knn_bank", "knn_test", "linear_probe", "semi_supervised", "probe_epochs"),
 )
-"""Config fields that no step depends on, or that are told otherwise."""
+"""Config fields without a flag: no step depends on them, or another flag sets them."""
 
 IDLE = {
     "scale": ("engines", "clients", "dataset", "data_dir", "batch_size", "partition"),
     "start": ("engines", "steps", "partition"),
 }
-"""Flags that have no effect, by mode."""
+"""Flags that have no effect with ``--scale`` or ``--start``."""
 
-Json = dict[str, Any]
+_Json = dict[str, Any]
 
 
 def parser() -> Parser:
-    """All flags of this program."""
-    result = Parser(prog="bench.py", description=__doc__.splitlines()[0])
+    """Return the parser of this program's flags."""
+    result = Parser(description=__doc__.splitlines()[0])
     what = result.add_argument_group("what to measure")
     what.add_argument(
-        "--engines", help=f"by comma; +tf32 or +bf16 behind one is its precision (default: {','.join(ENGINES)})"
+        "--engines", help=f"engines, by comma; +tf32 or +bf16 sets the precision of one (default: {','.join(_ENGINES)})"
     )
     what.add_argument(
         "--scale",
@@ -75,37 +76,34 @@ def parser() -> Parser:
         nargs="?",
         const=max(CLIENTS),
         metavar="N",
-        help="step time and memory for 1,000 clients to N (default: 1,000,000) instead",
+        help="measure step time and memory for 1,000 to N clients (default: 1,000,000) instead",
     )
-    what.add_argument("--start", action="store_true", help="time from the start to the first step instead")
-    what.add_argument("--steps", type=whole_number, help="steps timed (default: 10)")
-    what.add_argument("--json", type=path, metavar="FILE", help="write the figures here too")
-    what.add_argument("--preset", default="paper", help="as in run.py (default: paper)")
-    add_config_flags(result, without=NO_MATTER)
+    what.add_argument("--start", action="store_true", help="measure the time to the first step instead")
+    what.add_argument("--steps", type=whole_number, help="number of timed steps (default: 10)")
+    what.add_argument("--json", type=path, metavar="FILE", help="write the figures into this file too")
+    add_config_flags(result, preset="paper", without=NO_MATTER)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print tables, write JSON; the exit code."""
+    """Measure, print tables and write them as JSON if asked; return the exit code."""
     try:
         arguments = parser().parse(argv)
-        values = config_values(arguments)
-        check(arguments, values)
-        config = replace(named(arguments.preset)[0], **values)
-        config.check_effect(values)
-        names, steps = engine_names(arguments.engines or ",".join(ENGINES)), arguments.steps or 10
+        _check(arguments, config_values(arguments))
+        config = asked_config(arguments)
+        names, steps = _engine_names(arguments.engines or ",".join(_ENGINES)), arguments.steps or 10
         fields = config.to_dict()
-        from simsfl.setup.defaults import check_device  # noqa: PLC0415  (imports torch: other mistakes answer at once)
+        from simsfl.setup.checks import check_device  # noqa: PLC0415  (imports torch: other mistakes are reported first)
 
         check_device(config.device)
-        report = {"machine": machine(), "config": fields}
+        report = {"machine": _machine(), "config": fields}
         if arguments.scale:
-            report["scale"] = scale(fields, steps, arguments.scale)
+            report["scale"] = _scale(fields, steps, arguments.scale)
         elif arguments.start:
-            report["start"] = start(fields)
+            report["start"] = _start(fields)
         else:
-            report["engines"] = engines(fields, names, steps)
-            report["peaks"] = one("peaks", fields)
+            report["engines"] = _engines(fields, names, steps)
+            report["peaks"] = _one("peaks", fields)
         for table in tables(report):
             Console(width=max(100, Console().width)).print(table)
         if arguments.json:
@@ -117,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check(arguments: Any, values: Json) -> None:
+def _check(arguments: Any, values: _Json) -> None:
     """Raise a ValueError for flags that cannot work, or that have no effect beside the others."""
     file = arguments.json
     if file and not file.parent.is_dir():
@@ -133,11 +131,11 @@ def check(arguments: Any, values: Json) -> None:
                 raise ValueError(f"{name}: has no effect with --{mode}; allowed without it")
 
 
-def engine_names(text: str) -> list[str]:
-    """Engines by name, each with its precision.
+def _engine_names(text: str) -> list[str]:
+    """Return the names of engines, each with its precision, in `text`, where commas separate them.
 
     Raises:
-        ValueError: one of them is none.
+        ValueError: an engine or precision is not known, or ``loop`` has a precision.
     """
     names = [name.strip() for name in text.split(",")]
     for name in names:
@@ -151,27 +149,33 @@ def engine_names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def engines(fields: Json, names: Sequence[str], steps: int) -> Json:
-    """Median and quartiles of each phase by engine, the engines taking turns."""
+def _engines(fields: _Json, names: Sequence[str], steps: int) -> _Json:
+    """Time engines in turns; return the median and quartiles of each phase in seconds, with other facts, by engine.
+
+    Args:
+        fields: the config as a dict.
+        names: engines with their precision.
+        steps: number of timed steps of each engine.
+    """
     with ExitStack() as stack:
         workers, facts = {}, {}
-        for name in watched(names, "Starting"):  # one by one: each finds out which versions of operators are fastest
+        for name in watched(names, "Starting"):  # one by one: each times operators to choose among them
             workers[name] = stack.enter_context(Worker("engine", fields, name))
             facts[name] = workers[name].answer()
-        measured: dict[str, list[Json]] = {name: [] for name in names}
-        turns = [(length, name) for length in turn_lengths(steps) for name in names]
+        measured: dict[str, list[_Json]] = {name: [] for name in names}
+        turns = [(length, name) for length in _turn_lengths(steps) for name in names]
         for length, name in watched(turns, "Measuring"):
-            time.sleep(REST)
+            time.sleep(_REST)
             measured[name] += [workers[name].step() for _ in range(1 + length)][1:]
     results = {}
     for name, runs in measured.items():
         times = {"step": [run["step"] for run in runs]}
-        for phase in (phase for phase in runs[0]["phases"] if phase != "capture"):  # that is before what is timed
+        for phase in (phase for phase in runs[0]["phases"] if phase != "capture"):  # it happens before the timed steps
             times["replay" if phase == "step" else phase] = [run["phases"][phase] for run in runs]
-        if "client forward" in times:  # in a step that is replayed as a whole, phases cannot be told apart
-            times["client phase"] = [sum(run["phases"].get(phase, 0.0) for phase in CLIENT_PHASES) for run in runs]
+        if "client forward" in times:  # a step that is replayed as a whole has no such phases
+            times["client phase"] = [sum(run["phases"].get(phase, 0.0) for phase in _CLIENT_PHASES) for run in runs]
         results[name] = facts[name] | {
-            "seconds": {phase: summary(values) for phase, values in times.items()},
+            "seconds": {phase: _summary(values) for phase, values in times.items()},
             "steps": steps,
             "peak_bytes": runs[-1]["peak_bytes"],
             "loss": runs[-1]["loss"],
@@ -179,40 +183,55 @@ def engines(fields: Json, names: Sequence[str], steps: int) -> Json:
     return results
 
 
-def turn_lengths(steps: int) -> list[int]:
-    """`steps` in turns of `TURN` at most."""
-    return [min(TURN, steps - done) for done in range(0, steps, TURN)]
+def _turn_lengths(steps: int) -> list[int]:
+    """Divide `steps` into turns of at most `_TURN`, such as 5, 5, 2; return their lengths."""
+    return [min(_TURN, steps - done) for done in range(0, steps, _TURN)]
 
 
-def scale(fields: Json, steps: int, most: int) -> Json:
-    """Step time and memory by number of clients, at most so many, each in a process of its own."""
+def _scale(fields: _Json, steps: int, most: int) -> _Json:
+    """Return step time and memory by number of clients, each measured in a process of its own.
+
+    Args:
+        fields: the config as a dict.
+        steps: number of timed steps.
+        most: the largest number of clients; the others are the smaller ones of `CLIENTS`.
+    """
     results = {}
     for clients in watched([clients for clients in CLIENTS if clients < most] + [most], "Measuring"):
-        run = one("scale", fields | {"clients": clients, "dataset": "shapes"}, str(steps))
-        results[str(clients)] = run | {"step": summary(run["step_seconds"])}
+        run = _one("scale", fields | {"clients": clients, "dataset": "shapes"}, str(steps))
+        results[str(clients)] = run | {"step": _summary(run["step_seconds"])}
     return results
 
 
-def start(fields: Json) -> Json:
-    """Seconds to the first step, for as many clients as configured and for 100,000 of shapes; the median of three."""
+def _start(fields: _Json) -> _Json:
+    """Return the seconds to the first step by number of clients, the medians of three processes.
+
+    The numbers of clients are the configured one and, where shapes can stand in for the data set, 100,000.
+    """
     results = {}
-    many = {100_000} if fields["dataset"] in ("auto", "cifar10", "shapes") else set()  # of which there are images
+    many = {100_000} if fields["dataset"] in ("auto", "cifar10", "shapes") else set()  # shapes can be made for these
     for clients in watched(sorted({fields["clients"], *many}), "Measuring"):
-        runs = [one("start", fields | {"clients": clients, "partition": "iid"}) for _ in range(3)]
+        runs = [_one("start", fields | {"clients": clients, "partition": "iid"}) for _ in range(3)]
         results[str(clients)] = {key: median(run[key] for run in runs) for key in runs[0]}
     return results
 
 
-def summary(seconds: Sequence[float]) -> Json:
-    """Median and quartiles."""
+def _summary(seconds: Sequence[float]) -> _Json:
+    """Return median and quartiles, all equal where there is a single value."""
     low, middle, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 3
     return {"median": middle, "q1": low, "q3": high}
 
 
 class Worker:
-    """A process of ``measure.py``; it ends with the context."""
+    """A process of ``measure.py``, which is killed at the end of the context.
 
-    def __init__(self, what: str, fields: Json, *rest: str):
+    Args:
+        what: the measurement.
+        fields: the config as a dict.
+        rest: further arguments of the measurement.
+    """
+
+    def __init__(self, what: str, fields: _Json, *rest: str):
         command = [sys.executable, "-m", "simsfl.cli.bench.measure", what, json.dumps(fields), *rest]
         self.errors = TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody empties would stop the process)
         self.process = subprocess.Popen(
@@ -228,29 +247,33 @@ class Worker:
             self.process.communicate()
         self.errors.close()
 
-    def answer(self) -> Json:
-        """The next line; a ValueError with its last words if there is none."""
+    def answer(self) -> _Json:
+        """Return the next line that the process prints, parsed.
+
+        Raises:
+            ValueError: the process has ended; the message is the last line that it wrote to stderr.
+        """
         if line := self.process.stdout.readline():
             return json.loads(line)
         self.errors.seek(0)
         words = self.errors.read().strip().rpartition("\n")[2].removeprefix("ValueError: ")
         raise ValueError(words or f"a process that measures ended with {self.process.wait()}")
 
-    def step(self) -> Json:
-        """What it reports of its next step."""
-        with suppress(BrokenPipeError):  # it has ended, and says why
+    def step(self) -> _Json:
+        """Have the process train a step; return its report. Raise a ValueError where the process has ended."""
+        with suppress(BrokenPipeError):  # the process has ended, and `answer` reports why
             print("step", file=self.process.stdin, flush=True)
         return self.answer()
 
 
-def one(what: str, fields: Json, *rest: str) -> Json:
-    """The only answer of a process."""
+def _one(what: str, fields: _Json, *rest: str) -> _Json:
+    """Return the only answer of a process; the arguments are those of `Worker`."""
     with Worker(what, fields, *rest) as worker:
         return worker.answer()
 
 
-def machine() -> Json:
-    """What it was measured on, and with."""
+def _machine() -> _Json:
+    """Return the hardware and software of this machine, and the commit of this code."""
     import torch  # noqa: PLC0415  (takes seconds)
 
     from simsfl.engine.tuning import processor  # noqa: PLC0415
@@ -267,31 +290,31 @@ def machine() -> Json:
     }
 
 
-def tables(report: Json) -> Iterator[Table]:
-    """The figures of a report, for people."""
+def tables(report: _Json) -> Iterator[Table]:
+    """Yield tables of the figures in a report, as ``--json`` writes it."""
     machine = report["machine"]
     where = f"{machine['device']}, {machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
     config = report["config"]
     if "engines" in report:
-        yield engine_table(
+        yield _engine_table(
             report, f"{config['arch']}, cut layer {config['cut_layer']}, {config['clients']:,} clients; {where}"
         )
     if "scale" in report:
-        yield scale_table(report["scale"], f"{config['arch']}, state on {config['client_state']}; {where}")
+        yield _scale_table(report["scale"], f"{config['arch']}, state on {config['client_state']}; {where}")
     if "start" in report:
-        yield start_table(report["start"], f"preset {config['preset']}; {where}")
+        yield _start_table(report["start"], f"preset {config['preset']}; {where}")
 
 
-def engine_table(report: Json, title: str) -> Table:
-    """Phases down, engines across."""
+def _engine_table(report: _Json, title: str) -> Table:
+    """Return a table of the phases of a step, with a row for each phase and a column for each engine."""
     results = report["engines"]
     table = Table(title=title, caption="ms: median (quartiles); the ratios are of medians")
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right")
     phases = {phase for run in results.values() for phase in run["seconds"]}
-    for phase in sorted(phases, key=ORDER.index):
-        table.add_row(phase, *(spread(run["seconds"].get(phase)) for run in results.values()))
+    for phase in sorted(phases, key=_ORDER.index):
+        table.add_row(phase, *(_spread(run["seconds"].get(phase)) for run in results.values()))
     if "loop" in results:
         for phase in ("client phase", "step"):
             base = results["loop"]["seconds"][phase]["median"]
@@ -305,13 +328,13 @@ def engine_table(report: Json, title: str) -> Table:
     peaks = report["peaks"]
     shares = (rate / peaks[f"{name.partition('+')[2] or 'fp32'}_flops"] for name, rate in rates.items())
     table.add_row("share of a matrix product's", *(f"{share:.0%}" for share in shares))
-    hours = (PAPER_STEPS * run["seconds"]["step"]["median"] / 3600 for run in results.values())
-    table.add_row(f"hours for {PAPER_STEPS:,} such steps", *(f"{hour:,.1f}" for hour in hours))
+    hours = (_PAPER_STEPS * run["seconds"]["step"]["median"] / 3600 for run in results.values())
+    table.add_row(f"hours for {_PAPER_STEPS:,} such steps", *(f"{hour:,.1f}" for hour in hours))
     return table
 
 
-def scale_table(results: Json, title: str) -> Table:
-    """A row for each number of clients."""
+def _scale_table(results: _Json, title: str) -> Table:
+    """Return a table of step time and memory, with a row for each number of clients."""
     table = Table(title=title, caption="resident memory, once every client has a state of its own")
     columns = (
         "clients",
@@ -339,8 +362,8 @@ def scale_table(results: Json, title: str) -> Table:
     return table
 
 
-def start_table(results: Json, title: str) -> Table:
-    """A row for each number of clients."""
+def _start_table(results: _Json, title: str) -> Table:
+    """Return a table of the time to the first step, with a row for each number of clients."""
     table = Table(title=title, caption="seconds, median of three processes; data in the cache")
     for column in ("clients", "import torch", "ready to train", "first step", "beyond import torch"):
         table.add_column(column, justify="right")
@@ -350,8 +373,8 @@ def start_table(results: Json, title: str) -> Table:
     return table
 
 
-def spread(seconds: Json | None) -> str:
-    """Median and quartiles in ms."""
+def _spread(seconds: _Json | None) -> str:
+    """Return median and quartiles in ms, such as ``2.5 (2.4-2.7)``; a dash for None."""
     if seconds is None:
         return "-"
     low, middle, high = (1000 * seconds[key] for key in ("q1", "median", "q3"))

@@ -1,9 +1,9 @@
-"""MocoSFL's step in the way of the published program: what the benchmark compares with.
+"""MocoSFL's step as the published program does it, which the benchmark compares the engines with.
 
-One module, one optimiser, one schedule and one pipeline of PIL views per client, run one after the other; the server
-sees the two directions of the loss one after the other; weights are standardised by mean of means and torch.std. It
-computes what `simsfl.algorithm.reference` does but for the draws of its views, and trains models of its own, so that
-nothing of simsfl's state, operators or memory settings is in its way.
+Each client has one module, one optimiser, one schedule and one pipeline of PIL views, and clients run one after the
+other. The server sees the two directions of the loss one after the other; weights are standardised by a mean of means
+and torch.std. The step computes the same as `simsfl.algorithm.reference` except for the draws of its views. It trains
+models of its own, so that simsfl's state, operators and memory settings do not affect its time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from simsfl.data import Images
 from simsfl.models import SplitModel
 from simsfl.models.layers import ConvNorm, ConvNormReLU
 
-ONLY = {
+_ONLY = {
     "symmetric": True,
     "feature_sharing": True,
     "views": "v2",
@@ -33,11 +33,16 @@ ONLY = {
     "divergence_tau": 0.0,
     "loss_threshold": 0.0,
 }
-"""Settings that it is written for; what else can be set makes no difference to how long a step takes, or is heeded."""
+"""The only values that `Published` supports, by config field; it heeds other fields, or they do not affect its time."""
 
 
-def pipeline(images: Images, crop_scale: float) -> transforms.Compose:
-    """Recipe v2 of a PIL image."""
+def _pipeline(images: Images, crop_scale: float) -> transforms.Compose:
+    """Return the augmentation recipe v2, from a PIL image to a normalised tensor ``[3, H, H]``.
+
+    Args:
+        images: the images to augment, whose size, mean and standard deviation are used.
+        crop_scale: least area of a crop, as a share of the image.
+    """
     size = images.pixels.shape[-1]
     jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)
     return transforms.Compose(
@@ -45,7 +50,7 @@ def pipeline(images: Images, crop_scale: float) -> transforms.Compose:
             transforms.RandomResizedCrop(size, scale=(crop_scale, 1.0)),
             transforms.RandomApply([jitter], p=0.8),
             transforms.RandomGrayscale(p=0.2),
-            transforms.RandomApply([blurred], p=0.5),
+            transforms.RandomApply([_blurred], p=0.5),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
             transforms.Normalize(images.mean.flatten().tolist(), images.std.flatten().tolist()),
@@ -53,13 +58,13 @@ def pipeline(images: Images, crop_scale: float) -> transforms.Compose:
     )
 
 
-def blurred(image: Image.Image) -> Image.Image:
-    """PIL's approximation of a Gaussian blur."""
+def _blurred(image: Image.Image) -> Image.Image:
+    """Blur an image with PIL's approximation of a Gaussian, of a random radius from 0.1 to 2 pixels."""
     return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 
-class PublishedConvNorm(ConvNorm):
-    """`ConvNorm`, operation by operation."""
+class _PublishedConvNorm(ConvNorm):
+    """`ConvNorm` with an operator of PyTorch for each operation."""
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         conv, weight = self.conv, self.conv.weight
@@ -71,26 +76,26 @@ class PublishedConvNorm(ConvNorm):
         return F.relu(y) if relu else y
 
 
-class PublishedConvNormReLU(PublishedConvNorm):
-    """`ConvNormReLU`, operation by operation."""
+class _PublishedConvNormReLU(_PublishedConvNorm):
+    """`ConvNormReLU` with an operator of PyTorch for each operation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x, relu=True)
 
 
-def as_published(module: nn.Module) -> nn.Module:
-    """The same module with its layers run as `PublishedConvNorm`."""
+def _as_published(module: nn.Module) -> nn.Module:
+    """Have a module run its `ConvNorm` layers as `_PublishedConvNorm`, in place; return it."""
     for layer in module.modules():
         if isinstance(layer, ConvNorm):
-            layer.__class__ = PublishedConvNormReLU if isinstance(layer, ConvNormReLU) else PublishedConvNorm
+            layer.__class__ = _PublishedConvNormReLU if isinstance(layer, ConvNormReLU) else _PublishedConvNorm
     return module
 
 
-class Trainee:
-    """A module, its momentum encoder, its optimiser and its schedule."""
+class _Trainee:
+    """A module with its momentum encoder, optimiser and learning-rate schedule."""
 
     def __init__(self, module: nn.Module, config: RunConfig, lr: float):
-        self.online, self.tau = as_published(module), config.tau
+        self.online, self.tau = _as_published(module), config.tau
         self.momentum = copy.deepcopy(module)
         self.optimizer = torch.optim.SGD(
             module.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -99,28 +104,30 @@ class Trainee:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the momentum encoder."""
+        """Move the momentum encoder towards the module."""
         for m, p in zip(self.momentum.parameters(), self.online.parameters(), strict=True):
             m.mul_(self.tau).add_(p, alpha=1 - self.tau)
 
     def descend(self) -> None:
-        """One step of the optimiser and of its schedule."""
+        """Do one step of the optimiser and of its schedule."""
         self.optimizer.step()
         self.schedule.step()
 
 
 class Published:
-    """A cohort and its server.
+    """The clients of a cohort and their server, trained as the published program does.
 
     Args:
-        config: resolved.
+        config: a resolved config.
+        model: the network, whose initial weights all clients and the server start from.
+        images: the training images.
 
     Raises:
-        ValueError: it asks for what is not in here (`ONLY`).
+        ValueError: the config asks for something that is not implemented here, see `_ONLY`.
     """
 
     def __init__(self, config: RunConfig, model: SplitModel, images: Images):
-        for name, value in ONLY.items():
+        for name, value in _ONLY.items():
             if getattr(config, name) != value:
                 raise ValueError(
                     f"{name}: {getattr(config, name)} is not in what the benchmark calls loop; "
@@ -130,15 +137,20 @@ class Published:
         self.config, self.images, self.device = config, images, device
         initial = model.client.initial.to(device)
         self.clients = [
-            Trainee(model.client.module(initial.clone()), config, config.client_lr) for _ in range(config.cohort)
+            _Trainee(model.client.module(initial.clone()), config, config.client_lr) for _ in range(config.cohort)
         ]
-        self.server = Trainee(model.server.module(model.server.take_initial().to(device)), config, config.lr)
+        self.server = _Trainee(model.server.module(model.server.take_initial().to(device)), config, config.lr)
         self.queue = F.normalize(torch.randn(config.queue_length, config.key_dim, device=device), dim=1)
         self.pointer = 0
-        self.views = [pipeline(images, config.crop_scale) for _ in self.clients]
+        self.views = [_pipeline(images, config.crop_scale) for _ in self.clients]
 
     def step(self, indices: Tensor, clock: Clock) -> float:
-        """Train on images ``[C, B]``; the loss."""
+        """Train one step; return its loss.
+
+        Args:
+            indices: rows of the training images, int64 ``[C, B]``: a batch for each client.
+            clock: times the phases.
+        """
         queries, keys = [], []
         for client, view, rows in zip(self.clients, self.views, indices, strict=True):
             with clock("data"):
@@ -154,13 +166,13 @@ class Published:
             query, key = torch.cat([q.detach() for q in queries]).requires_grad_(), torch.cat(keys)
             self.server.follow()
             self.server.optimizer.zero_grad()
-            loss_12, k2 = self.contrast(query, key)
-            loss_21, k1 = self.contrast(key, query.detach())
+            loss_12, k2 = self._contrast(query, key)
+            loss_21, k1 = self._contrast(key, query.detach())
             loss = loss_12 + loss_21
             loss.backward()
             self.server.descend()
-            self.enqueue(k1)
-            self.enqueue(k2)
+            self._enqueue(k1)
+            self._enqueue(k2)
         with clock("client backward"):
             for client, smashed, gradient in zip(
                 self.clients, queries, query.grad.split(indices.shape[1]), strict=True
@@ -170,16 +182,21 @@ class Published:
                 client.descend()
         return loss.item()
 
-    def contrast(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """One direction's loss, and its keys."""
+    def _contrast(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of one direction and its keys ``[N, key_dim]``.
+
+        Args:
+            query: smashed data of the queries ``[N, ...]``.
+            key: smashed data of the keys ``[N, ...]``.
+        """
         q = F.normalize(self.server.online(query), dim=1)
         with torch.no_grad():
             k = F.normalize(self.server.momentum(key), dim=1)
         scores = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ self.queue.T], dim=1) / self.config.temperature
         return F.cross_entropy(scores, torch.zeros(len(q), dtype=torch.long, device=self.device)), k
 
-    def enqueue(self, keys: Tensor) -> None:
-        """Write keys into the ring."""
+    def _enqueue(self, keys: Tensor) -> None:
+        """Write keys ``[N, key_dim]`` over the oldest of the key queue."""
         slots = (self.pointer + torch.arange(len(keys), device=self.device)) % len(self.queue)
         self.queue[slots] = keys
         self.pointer = (self.pointer + len(keys)) % len(self.queue)

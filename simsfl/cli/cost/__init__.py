@@ -1,1 +1,1 @@
-"""The program ``simsfl cost``: what taking part costs a client."""
+"""The program ``simsfl cost``, which estimates what taking part costs a client."""

@@ -1,4 +1,4 @@
-"""The cost of a client by this project's reckoning and by the paper's, and tables of it."""
+"""The cost of a client, estimated as this project does and as the paper does, and tables of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from simsfl import RunConfig
 from simsfl.algorithm.plan import steps_per_round
+from simsfl.config.catalogue import DATASETS, Code, DataSet
 from simsfl.cost.measured import training_bytes
 from simsfl.cost.model import COLOURS, WEIGHT_BYTES, client_cost, memory, operations, server_flops
 from simsfl.data.partition import Partition, held
@@ -19,48 +20,44 @@ from simsfl.models import FlatModule, SplitModel
 from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 
-SIZES = {
-    "auto": (50_000, 32, 10),
-    "cifar10": (50_000, 32, 10),
-    "cifar100": (50_000, 32, 100),
-    "svhn": (73_257, 32, 10),
-    "stl10": (5_000, 96, 10),
-    "tiny-imagenet": (100_000, 64, 200),
-    "imagenet": (1_281_167, 224, 1000),
-    "shapes": (50_000, 32, 10),
-}
-"""Training images, their size, and classes of public data sets."""
-PAPER_NORMALISED = 5
-"""Operations that the paper's counter (fvcore) has for a number that is normalised."""
+_PAPER_NORMALISED = 5
+"""Operations that the paper's counter (fvcore) assumes for a number that is normalised."""
 PUBLISHED = {
     "FL-SSL": {"weights": 8269.2, "activations": 0.0, "flops": 1627.8, "memory": 921.4},
     "MocoSFL-1": {"weights": 1.4, "activations": 5000.0, "flops": 6.0, "memory": 0.8},
     "MocoSFL-3": {"weights": 57.9, "activations": 5000.0, "flops": 223.8, "memory": 3.2},
     "MocoSFL-3, TAResSFL": {"weights": 0.0, "activations": 39.1, "flops": None, "memory": None},
 }
-"""MB over a session, millions of operations for an image, MB of memory."""
+"""The paper's table of hardware costs.
+
+Weights and activations sent over a session in MB, operations per image in millions, memory in MB.
+"""
 
 
-def reckoned(
+def estimate(
     config: RunConfig, images: int | None, number_bytes: int | None = None, *, measured: bool = False
 ) -> dict[str, Any]:
-    """Everything that a client's part in a run costs.
+    """Estimate what a client's part in a run costs: operations, memory and traffic.
 
     Args:
-        images: of training; None for those of a public data set.
-        number_bytes: of a number that is sent; None for as many as a run sends.
-        measured: do a client's step, and measure the memory of its tensors.
+        config: the config of the run, resolved or not.
+        images: number of training images; None for that of a public data set.
+        number_bytes: bytes of a number that is sent; None for as many as a run uses.
+        measured: whether to do a client's step, too, and measure the memory of its tensors.
+
+    Returns:
+        Figures by name, as ``cost.py --json`` writes them.
 
     Raises:
-        ValueError: it is not known how many images there are.
+        ValueError: the number of images is not known, or is less than that of the clients.
     """
-    if config.dataset not in SIZES and images is None:
+    known = DATASETS.get(config.dataset, DataSet("", Code("")))
+    count = images or known.images
+    if not count:
         raise ValueError(f"images: how many {config.dataset} has is not known; allowed: --images N")
-    count, size, classes = SIZES.get(config.dataset, (0, 32, 10))
-    count = images or count
     config = replace(
         config,
-        image_size=config.image_size or size,
+        image_size=config.image_size or known.image_size,
         device="cpu" if config.device == "auto" else config.device,
     )
     least = int(config.data_proportion * count) // config.clients
@@ -68,14 +65,14 @@ def reckoned(
         raise ValueError(
             f"clients: {config.clients} are more than the {count:,} training images; allowed: 1 to {count}"
         )
-    config = resolve(config, least, classes)
+    config = resolve(config, least, known.classes)
     groups = assembly.groups(config)
     used = held(config.partition, int(config.data_proportion * count), config.clients, config.classes_per_client)
     sources = [Partition.of([range(used)])] if used else []
     if config.aux_dataset:
-        sources.append(Partition.of([range(images_of_auxiliary(config))]))
+        sources.append(Partition.of([range(_images_of_auxiliary(config))]))
     steps = steps_per_round(sources, groups, config.local_epochs)
-    model = network(RunConfig(method=config.method, **config.network()))
+    model = _network(RunConfig(method=config.method, **config.network()))
     learns = config.client_lr > 0
     shape = (COLOURS, config.image_size, config.image_size)
     passes, views = config.passes_per_image, config.views_sent
@@ -97,7 +94,7 @@ def reckoned(
             "all": passes * (one.step(learns=learns) - (2 - views) * one.forward),
             "forward_macs": passes * one.macs,
         },
-        "server_flops_per_image": server_work(model, config.symmetric) if model.server.size else 0,
+        "server_flops_per_image": _server_work(model, config.symmetric) if model.server.size else 0,
         "memory_bytes": {
             **asdict(own),
             "all": own.total,
@@ -119,32 +116,39 @@ def reckoned(
     }
 
 
-def images_of_auxiliary(config: RunConfig) -> int:
-    """How many images of the auxiliary data set clients hold, all together.
+def _images_of_auxiliary(config: RunConfig) -> int:
+    """Return how many images of the auxiliary data set all clients together hold.
 
     Raises:
-        ValueError: it is not known.
+        ValueError: the size of that data set is not known.
     """
-    if config.aux_dataset not in SIZES:
-        known = ", ".join(name for name in SIZES if name != "auto")
-        raise ValueError(f"aux_dataset: how many images {config.aux_dataset} has is not known; allowed: {known}")
-    return held("iid", SIZES[config.aux_dataset][0], config.clients, 1)
+    known = {name: one.images for name, one in DATASETS.items() if one.images and name != "auto"}
+    if config.aux_dataset not in known:
+        allowed = ", ".join(known)
+        raise ValueError(f"aux_dataset: how many images {config.aux_dataset} has is not known; allowed: {allowed}")
+    return held("iid", known[config.aux_dataset], config.clients, 1)
 
 
 @cache
-def network(config: RunConfig) -> SplitModel:
-    """Of what a config says of it."""
+def _network(config: RunConfig) -> SplitModel:
+    """Return the network of a config, without weights; it is kept, since rows of a table share networks."""
     return assembly.network(config, weights=False)
 
 
 @cache
-def server_work(model: SplitModel, symmetric: bool) -> int:
-    """`server_flops`, once for each network."""
+def _server_work(model: SplitModel, symmetric: bool) -> int:
+    """Return `server_flops`, computed once for each network."""
     return server_flops(model, symmetric=symmetric)
 
 
 def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Table]:
-    """Operations and memory; what is sent."""
+    """Return two tables of estimates: operations and memory, and what a client sends and receives.
+
+    Args:
+        figures: what `estimate` returned, by the name of the row.
+        asked: the config that the user asked for.
+        dtype: the format of what is sent, as text.
+    """
     what = f"{asked.arch}, {asked.clients:,} clients, {asked.dataset}"
     caption = (
         "of a step for an image; multiply-adds of the forward pass; memory of a batch in MB of 10^6 bytes: weights and "
@@ -171,23 +175,23 @@ def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Ta
             (own["activations"] + own["workspace"]) / 1e6,
             row["server_flops_per_image"] / 1e9,
         )
-        work.add_row(name, *map(short, numbers), *([short(own["measured"] / 1e6)] if measured else []))
+        work.add_row(name, *map(_short, numbers), *([_short(own["measured"] / 1e6)] if measured else []))
         spans = (("image", 1e3), ("round", 1e6), ("session", 1e6))
         sent = [[n / unit for n in row[f"bytes_per_{span}"].values()] for span, unit in spans]
-        traffic.add_row(name, *(" / ".join(map(short, both)) for both in sent))
+        traffic.add_row(name, *(" / ".join(map(_short, both)) for both in sent))
     return [work, traffic]
 
 
-def short(value: float) -> str:
-    """A number in a table."""
+def _short(value: float) -> str:
+    """Format a number for a table, with decimals if it is less than 100."""
     return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
 
 
 def paper_tables() -> tuple[list[Table], dict[str, Any]]:
-    """The paper's figures, and what its way of reckoning gives here."""
+    """Return tables of the paper's figures beside those of `paper_way`, and the latter by the name of the row."""
     figures = {name: paper_way(name) for name in PUBLISHED}
     table = Table(
-        title="Hardware costs by the paper's reckoning: here / published",
+        title="Hardware costs, counted as in the paper: here / published",
         caption="MB of 1024^2 bytes over the session; operations: multiply-adds of convolutions and products, and 5 "
         "for each normalised number, in 1024^2, times 3 for those who learn. Memory was read off a GPU's allocator: "
         "here it is weights, velocity, gradients and kept maps of one model. Frozen clients (TAResSFL) send no weights",
@@ -208,11 +212,15 @@ def paper_tables() -> tuple[list[Table], dict[str, Any]]:
 
 
 def paper_way(name: str) -> dict[str, float]:
-    """A row of the paper's hardware table, as its program reckons it.
+    """Compute a row of the paper's table of hardware costs as the published program does.
 
-    Multiply-adds called FLOPs; 200 epochs of 50 images, averaged after each, weights counted one way, the query's
-    activations up and their gradients down; federated learning: 500 epochs of 10,000 images in batches of 128, averaged
-    after every fifth, with the largeV2 head. TAResSFL: a bottleneck C4S2, no weights, no gradients, no backward pass.
+    Multiply-adds are called FLOPs there. A client trains 200 epochs on 50 images, and models are averaged after each
+    epoch. Weights are counted in one direction; activations are those of the query, sent up, and their gradients, sent
+    down. Federated learning trains 500 epochs on 10,000 images in batches of 128, averages after every fifth epoch and
+    has the largeV2 head. TAResSFL has a bottleneck C4S2 and sends no weights and no gradients; it has no backward pass.
+
+    Args:
+        name: a key of `PUBLISHED`.
     """
     federated, frozen = name == "FL-SSL", "TAResSFL" in name
     config = RunConfig(
@@ -228,7 +236,7 @@ def paper_way(name: str) -> dict[str, float]:
     shape = (COLOURS, 32, 32)
     one = operations(model.client, shape, of_images=True)
     epochs, averaged_after, batch = (500, 5, 128) if federated else (200, 1, 1)
-    weights = 0 if frozen else epochs // averaged_after * size_of_state(model.client)
+    weights = 0 if frozen else epochs // averaged_after * _size_of_state(model.client)
     activations = (1 if frozen else 2) * epochs * 50 * prod(model.smashed_shape)
     kept = memory(model.client, shape, batch, learns=not frozen)
     megabyte = 1024 * 1024
@@ -236,12 +244,15 @@ def paper_way(name: str) -> dict[str, float]:
     return {
         "weights": 4 * weights / megabyte,
         "activations": 4 * activations / megabyte,
-        "flops": (1 if frozen else 3) * (one.macs + PAPER_NORMALISED * one.normalised) / megabyte,
+        "flops": (1 if frozen else 3) * (one.macs + _PAPER_NORMALISED * one.normalised) / megabyte,
         "memory": training / megabyte,
     }
 
 
-def size_of_state(half: FlatModule) -> int:
-    """Numbers of a state dict: parameters, running statistics, and a count of batches for each layer that has them."""
+def _size_of_state(half: FlatModule) -> int:
+    """Return how many numbers the state dict of half a network holds.
+
+    They are its parameters, its running statistics, and a count of batches for each layer that has such statistics.
+    """
     counts = sum(name.endswith("running_mean") for name in half.statistic_shapes)
     return half.size + len(half.initial_statistics) + counts

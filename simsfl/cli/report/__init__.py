@@ -1,1 +1,1 @@
-"""The program ``simsfl report``: a page and figures about runs."""
+"""The program ``simsfl report``, which writes a page and figures about runs."""

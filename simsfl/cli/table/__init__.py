@@ -1,1 +1,1 @@
-"""The program ``simsfl table``: tables of the paper, run again."""
+"""The program ``simsfl table``, which runs tables of the paper again."""

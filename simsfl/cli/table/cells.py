@@ -1,7 +1,7 @@
-"""The tables of the paper (Li et al., ICLR 2023): each cell's settings, and the figure published for it.
+"""The tables of the paper (Li et al., ICLR 2023): the settings of each cell and the figure published for it.
 
-Settings are those of the published scripts, over the preset that ``table.py`` is given. Accuracies are of the linear
-probe, in percent. A new table is a function that returns its cells, and a line in `TABLES`.
+The settings are those of the published scripts; they change the preset that ``table.py`` is given. Accuracies are those
+of the linear probe, in percent. To add a table, write a function that returns its cells and add a line to `TABLES`.
 """
 
 from __future__ import annotations
@@ -11,67 +11,74 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet12": "ImageNet-12"}
-SPLITS = {"IID": True, "non-IID": False}
-"""Partitions; the published non-IID one gives a client a fifth of the classes, which is the rule."""
-VARIANTS = {"MocoSFL-1": 1, "MocoSFL-3": 2}
-"""Cut layers by the number of convolutions on the client: each block behind the stem has two."""
+_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet12": "ImageNet-12"}
+_SPLITS = {"IID": True, "non-IID": False}
+"""Whether each partition is IID; non-IID is as published, by the rule that a client holds a fifth of the classes."""
+_VARIANTS = {"MocoSFL-1": 1, "MocoSFL-3": 2}
+"""Cut layer of each variant, which is named after its convolutions on the client: a block behind the stem has two."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table."""
+    """One figure of a table, with what has to be run to get it."""
 
     row: str
     column: str
     settings: dict[str, Any]
-    """Config fields that make it what it is."""
+    """Config fields that this cell sets."""
     published: float | None = None
-    """Linear probe in percent; None where there is none at hand."""
+    """Published accuracy of the linear probe in percent; None where no published figure is known."""
     rounds: int | None = None
-    """That it was published with, where the preset's rule does not give them."""
+    """Rounds of the published schedule; None where they follow from the preset's rule."""
     expert: Cell | None = None
-    """The run whose client it starts from, which is run before."""
+    """Cell whose run comes first and gives this one its initial client; None where there is no such run."""
     attacked: bool = False
-    """Whether ``attack.py`` is run on it."""
+    """Whether ``attack.py`` is run on the result."""
     published_mse: float | None = None
-    """Of that attack."""
+    """Published mean squared error of that attack."""
 
     def concerned(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """The flags that are meant for it: an expert learns as it should, and those who start from it otherwise."""
+        """Return those of the flags that apply to this cell.
+
+        An expert takes flags of its own training and of its network, and other flags where its settings say nothing.
+        A cell that starts from an expert takes all flags but those of the expert's training; any other cell takes all.
+
+        Args:
+            flags: config fields that the user gave, by name.
+        """
         of_network = ("dataset", "cut_layer", "bottleneck")
         if "aux_dataset" in self.settings:
-            return {n: v for n, v in flags.items() if of_experts(n) or n in of_network or n not in self.settings}
-        return {n: v for n, v in flags.items() if not (self.expert and of_experts(n))}
+            return {n: v for n, v in flags.items() if _of_experts(n) or n in of_network or n not in self.settings}
+        return {n: v for n, v in flags.items() if not (self.expert and _of_experts(n))}
 
     @property
     def name(self) -> str:
-        """Row and column."""
+        """Return row and column, such as ``MocoSFL-1, CIFAR-10 N=5``."""
         return f"{self.row}, {self.column}"
 
 
-def of_experts(flag: str) -> bool:
-    """Whether a flag is of the training of experts alone."""
+def _of_experts(flag: str) -> bool:
+    """Return whether a flag affects the training of experts only."""
     return flag == "aux_dataset" or flag.startswith("ressfl_")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by name, and what they are."""
+    """A table of the paper: its title and its cells."""
 
     title: str
     cells: list[Cell]
     context: str = ""
-    """What others report."""
+    """Results that others report for the same setting."""
 
 
-def data(dataset: str, *, iid: bool) -> dict[str, Any]:
-    """Settings of a data set and its partition."""
+def _data(dataset: str, *, iid: bool) -> dict[str, Any]:
+    """Return the config fields that choose a data set and its partition."""
     return {"dataset": dataset, "partition": "iid" if iid else "shards", "supervised": False}
 
 
-def cross_silo() -> Table:
-    """Table 2."""
+def _cross_silo() -> Table:
+    """Return Table 2: 5 clients, or 20 of which 5 train in a round; non-IID."""
     few = {"clients": 5}
     more = {"clients": 20, "cohort": 5, "batch_size": 20, "syncs_per_round": 10}
     federated = {"method": "fl-byol", "local_epochs": 5, "batch_size": 128, "syncs_per_round": 1}
@@ -84,16 +91,16 @@ def cross_silo() -> Table:
     for row, figures in published.items():
         columns = [(dataset, clients) for dataset in ("cifar10", "cifar100") for clients in (few, more)]
         for (dataset, clients), figure in zip(columns, figures, strict=True):
-            split = row in VARIANTS
-            method = {"method": "mocosfl", "cut_layer": VARIANTS[row]} if split else federated
-            column = f"{TITLES[dataset]} N={clients['clients']}"
-            rounds = None if split else 100  # Zhuang et al.'s, of 5 epochs
-            cells.append(Cell(row, column, {**clients, **data(dataset, iid=False), **method}, figure, rounds))
+            split = row in _VARIANTS
+            method = {"method": "mocosfl", "cut_layer": _VARIANTS[row]} if split else federated
+            column = f"{_TITLES[dataset]} N={clients['clients']}"
+            rounds = None if split else 100  # of 5 local epochs, as in Zhuang et al.
+            cells.append(Cell(row, column, {**clients, **_data(dataset, iid=False), **method}, figure, rounds))
     return Table("Table 2: few clients, non-IID", cells)
 
 
-def cross_client() -> Table:
-    """Table 3."""
+def _cross_client() -> Table:
+    """Return Table 3: 100, 200 and 1,000 clients, IID and non-IID."""
     published = {
         ("MocoSFL-1", "cifar10", True): (87.29, 87.38, 87.51),
         ("MocoSFL-1", "cifar10", False): (87.71, 87.39, 86.46),
@@ -110,10 +117,10 @@ def cross_client() -> Table:
     }
     cells = []
     for (variant, dataset, iid), figures in published.items():
-        row = f"{variant} {TITLES[dataset]} {'IID' if iid else 'non-IID'}"
+        row = f"{variant} {_TITLES[dataset]} {'IID' if iid else 'non-IID'}"
         for clients, figure in zip((100, 200, 1000), figures, strict=True):
-            settings = {"method": "mocosfl", "clients": clients, "cut_layer": VARIANTS[variant]}
-            cells.append(Cell(row, f"{clients:,} clients", settings | data(dataset, iid=iid), figure))
+            settings = {"method": "mocosfl", "clients": clients, "cut_layer": _VARIANTS[variant]}
+            cells.append(Cell(row, f"{clients:,} clients", settings | _data(dataset, iid=iid), figure))
     return Table(
         "Table 3: many clients",
         cells,
@@ -122,54 +129,54 @@ def cross_client() -> Table:
     )
 
 
-def on_cifar10(row: str, column: str, *, iid: bool, **settings: Any) -> Cell:
-    """A cell of an ablation: 100 clients, if nothing else is said."""
-    return Cell(row, column, {"method": "mocosfl", "clients": 100, **settings, **data("cifar10", iid=iid)})
+def _on_cifar10(row: str, column: str, *, iid: bool, **settings: Any) -> Cell:
+    """Return a cell of an ablation on CIFAR-10, with 100 clients unless `settings` give another number."""
+    return Cell(row, column, {"method": "mocosfl", "clients": 100, **settings, **_data("cifar10", iid=iid)})
 
 
-def cuts() -> Table:
-    """How deep the cut is."""
+def _cuts() -> Table:
+    """Return the ablation of the cut layer."""
     cells = [
-        on_cifar10(f"cut layer {cut}", split, iid=iid, cut_layer=cut)
-        for cut, (split, iid) in product(range(1, 6), SPLITS.items())
+        _on_cifar10(f"cut layer {cut}", split, iid=iid, cut_layer=cut)
+        for cut, (split, iid) in product(range(1, 6), _SPLITS.items())
     ]
     return Table("Cut layers, CIFAR-10, 100 clients", cells)
 
 
-def syncs() -> Table:
-    """How often clients' models are averaged."""
+def _syncs() -> Table:
+    """Return the ablation of how often the clients' models are averaged in a round."""
     cells = [
-        on_cifar10(f"{variant}, {split}", f"{count} per round", iid=iid, cut_layer=cut, syncs_per_round=count)
-        for (variant, cut), (split, iid), count in product(VARIANTS.items(), SPLITS.items(), (1, 2, 5, 10, 20))
+        _on_cifar10(f"{variant}, {split}", f"{count} per round", iid=iid, cut_layer=cut, syncs_per_round=count)
+        for (variant, cut), (split, iid), count in product(_VARIANTS.items(), _SPLITS.items(), (1, 2, 5, 10, 20))
     ]
     return Table("Averagings per round, CIFAR-10, 100 clients", cells)
 
 
-def participation() -> Table:
-    """What share of the clients trains in a round."""
+def _participation() -> Table:
+    """Return the ablation of participation: the share of the clients that trains in a round."""
     cells = [
-        on_cifar10(
+        _on_cifar10(
             f"{variant}, non-IID", f"{share:.0%}", iid=False, cut_layer=cut, clients=200, cohort=round(200 * share)
         )
-        for (variant, cut), share in product(VARIANTS.items(), (0.1, 0.25, 0.5, 1.0))
+        for (variant, cut), share in product(_VARIANTS.items(), (0.1, 0.25, 0.5, 1.0))
     ]
     return Table("Participation, CIFAR-10, 200 clients", cells)
 
 
-def other_archs() -> Table:
-    """VGG-13 and MobileNetV2, cut behind their second layer, at the published rates."""
+def _other_archs() -> Table:
+    """Return the cells of VGG-13 and MobileNetV2, cut behind their second layer, at the published learning rates."""
     rates = {("vgg13", True): 0.03, ("vgg13", False): 0.02, ("mobilenetv2", True): 0.03, ("mobilenetv2", False): 0.03}
     cells = [
-        on_cifar10(arch, split, iid=iid, arch=arch, cut_layer=2, lr=rates[arch, iid])
-        for arch, (split, iid) in product(("vgg13", "mobilenetv2"), SPLITS.items())
+        _on_cifar10(arch, split, iid=iid, arch=arch, cut_layer=2, lr=rates[arch, iid])
+        for arch, (split, iid) in product(("vgg13", "mobilenetv2"), _SPLITS.items())
     ]
     return Table("Other architectures, CIFAR-10, 100 clients", cells)
 
 
-def taressfl() -> Table:
-    """Table 4: an expert for each cell, frozen clients that start from it, an attack on what comes of it."""
+def _taressfl() -> Table:
+    """Return Table 4, TAResSFL: for each cell an expert, a run of frozen clients that start from it, and an attack."""
     frozen = {"method": "mocosfl", "clients": 100, "bottleneck": "C4S2", "lr": 0.001, "client_lr": 0.0}
-    published = {  # by cut layer and share of the target's data
+    published = {  # accuracy and MSE, by cut layer and share of the target's data
         (1, 0.0): (81.14, 0.039),
         (1, 0.005): (80.78, 0.033),
         (1, 0.01): (79.96, 0.039),
@@ -185,17 +192,18 @@ def taressfl() -> Table:
         network = {"dataset": "cifar10", "cut_layer": cut, "bottleneck": "C4S2"}
         expert = Cell(f"expert of {row}", column, {**party, **learnt, **network})
         accuracy, mse = published[cut, share] if weight == 2.0 else (None, None)
-        settings = {**frozen, **data("cifar10", iid=False), "cut_layer": cut}
+        settings = {**frozen, **_data("cifar10", iid=False), "cut_layer": cut}
         cells.append(Cell(row, column, settings, accuracy, expert=expert, attacked=True, published_mse=mse))
     return Table("Table 4: clients that resist inversion", cells)
 
 
 TABLES: dict[str, Callable[[], Table]] = {
-    "2": cross_silo,
-    "3": cross_client,
-    "4": taressfl,
-    "cuts": cuts,
-    "sync": syncs,
-    "participation": participation,
-    "other-archs": other_archs,
+    "2": _cross_silo,
+    "3": _cross_client,
+    "4": _taressfl,
+    "cuts": _cuts,
+    "sync": _syncs,
+    "participation": _participation,
+    "other-archs": _other_archs,
 }
+"""Functions that build the tables, by the name that ``table.py`` takes."""

@@ -1,4 +1,4 @@
-"""What ``table.py`` runs: a config for each cell and seed, how long it will take, and a schedule that fits a budget."""
+"""The runs of ``table.py``: a config for each cell and seed, its estimated time, and a schedule that fits a budget."""
 
 from __future__ import annotations
 
@@ -24,158 +24,168 @@ from simsfl.runs.directory import RunDirectory
 from simsfl.setup.defaults import resolve
 from simsfl.system.memory import keep_memory
 
-STEPS = 3
-"""Timed in a probe, after one to warm up."""
-EPOCHS = 200
-"""Passes over the data that the paper's runs make."""
-ROUNDS = 10
-"""At least so many, if there are as many steps: a learning rate has to come down."""
-ATTACK_EPOCHS, DECODER = 50, Decoder.parse("res_normN4C64")
-"""Of the published attack."""
-PROBE_STEP_SECONDS = 0.0005
-"""Of a linear probe."""
-PROCESS = 4.0
-"""Seconds until a process can begin to set its run up."""
-MARGIN = 1.1
-"""Machines are slower than when they were probed."""
+_STEPS = 3
+"""Steps timed in a timing probe, after one that warms up."""
+_EPOCHS = 200
+"""Passes over the data in the paper's runs."""
+_ROUNDS = 10
+"""Fewest rounds of a shortened schedule, if it has as many steps: the learning rate falls from round to round."""
+ATTACK_EPOCHS, _DECODER = 50, Decoder.parse("res_normN4C64")
+"""Epochs and decoder of the published attack."""
+_PROBE_STEP_SECONDS = 0.0005
+"""Seconds assumed for a step of a linear probe."""
+_PROCESS = 4.0
+"""Seconds from the start of a process until it begins to set up its run."""
+_MARGIN = 1.1
+"""Factor on estimated times: a machine may be slower in a run than in its timing probe."""
 
-WORK = (
+_WORK = (
     *("method", "cohort", "arch", "width", "cut_layer", "bottleneck", "image_size", "head", "key_dim"),
     *("client_lr", "ressfl_lambda", "ressfl_decoder"),
 )
-"""What else than images a step's time depends on."""
+"""Config fields that the time of a step depends on, besides the number of images."""
 
-Json = dict[str, Any]
+_Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run of the grid: a cell with a seed."""
+    """A run of the grid: a cell with a seed, its schedule and its estimated time."""
 
     cell: Cell
     seed: int
     config: RunConfig
     published_steps: int
-    """Of the published schedule; 0 where it is not known."""
+    """Steps of the published schedule; 0 where they are not known."""
     seconds: float
-    """That it will take."""
+    """Estimated seconds of the run and of the attack on it."""
     problem: str = ""
-    """Why it cannot be run."""
+    """Why the run is not possible; empty where it is."""
     steps: int = 0
-    """Of its own schedule."""
+    """Steps of the run's own schedule."""
     attack_epochs: int = 0
-    """Of the attack on it, if there is one."""
+    """Epochs of the attack on the run; 0 where it is not attacked."""
 
     @property
     def name(self) -> str:
-        """Of its directory."""
+        """Return the name of the run directory, such as ``mocosfl-1-iid-1-per-round-seed-0``."""
         words = "".join(c if c.isalnum() or c == "-" else " " for c in f"{self.cell.name} seed {self.seed}")
         return "-".join(words.lower().split())
 
     def expert_has_ended(self, out: Path) -> bool:
-        """Whether there is what it starts from, if anything."""
+        """Return whether the expert that this run starts from has ended; True where it starts from none.
+
+        Args:
+            out: the directory that holds the run directories.
+        """
         if self.cell.expert is None:
             return True
         return RunDirectory(out / replace(self, cell=self.cell.expert).name).summary.exists()
 
     def config_in(self, out: Path) -> RunConfig:
-        """As it is run there: clients start from an expert, where the cell has one."""
+        """Return the config to run with: clients and server start from the expert, where the cell has one.
+
+        Args:
+            out: the directory that holds the run directories.
+        """
         if self.cell.expert is None:
             return self.config
         expert = replace(self, cell=self.cell.expert)
         return replace(self.config, init_client=str(out / expert.name), init_server=True)
 
     def share(self) -> float:
-        """Of the steps of the published schedule."""
+        """Return the steps of this run as a share of the published ones."""
         return self.steps / self.published_steps
 
-    def to_dict(self) -> Json:
-        """What is kept of it, so that it is the same when it goes on."""
+    def to_dict(self) -> _Json:
+        """Return what ``grid.json`` keeps of the plan, so that a grid that is continued uses the same schedule."""
         kept = ("published_steps", "seconds", "problem", "steps", "attack_epochs")
         return {"config": self.config.to_dict(), **{name: getattr(self, name) for name in kept}}
 
     @classmethod
-    def kept(cls, cell: Cell, seed: int, content: Json) -> Plan:
-        """From what `to_dict` gave."""
+    def kept(cls, cell: Cell, seed: int, content: _Json) -> Plan:
+        """Return the plan whose `to_dict` gave `content`."""
         return cls(cell, seed, **content | {"config": RunConfig.from_dict(content["config"])})
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run's parts take, in seconds."""
+    """Seconds that the parts of a run take, and how often each occurs."""
 
     start: float
+    """Seconds to set the run up."""
     step: float
+    """Seconds per training step."""
     image: float
-    """To encode one."""
+    """Seconds to encode one image."""
     steps: int
-    """In a round."""
+    """Steps in a round."""
     steps_of_pass: int
-    """In a round of one pass over the data."""
+    """Steps in a round of one pass over the data."""
     train: int
-    """Images."""
+    """Number of training images."""
     images: int
-    """Of training and test."""
+    """Number of training and test images."""
     compared: int
-    """Of them in a kNN evaluation."""
+    """Number of images that a kNN evaluation encodes."""
     attack: float = 0.0
-    """An epoch of an attack."""
+    """Seconds per epoch of an attack; 0 where the run is not attacked."""
 
     def probe(self, config: RunConfig) -> float:
-        """A linear probe."""
-        return self.image * self.images + PROBE_STEP_SECONDS * config.probe_epochs * self.train / 128
+        """Return the estimated seconds of a linear probe."""
+        return self.image * self.images + _PROBE_STEP_SECONDS * config.probe_epochs * self.train / 128
 
     def total(self, config: RunConfig, steps: int) -> float:
-        """A run of so many steps."""
+        """Return the estimated seconds of a run of `steps` steps with its evaluations, without an attack."""
         evaluations = 2 + (config.rounds // config.eval_every if config.eval_every else 0)
-        seconds = PROCESS + self.start + steps * self.step + evaluations * self.image * self.compared
-        return MARGIN * (seconds + (self.probe(config) if config.linear_probe else 0.0))
+        seconds = _PROCESS + self.start + steps * self.step + evaluations * self.image * self.compared
+        return _MARGIN * (seconds + (self.probe(config) if config.linear_probe else 0.0))
 
 
-def measured(config: RunConfig, known: dict[tuple, tuple[float, float]], *, attacked: bool) -> tuple[RunConfig, Cost]:
-    """What a run will cost, with its config resolved.
+def _measured(config: RunConfig, known: dict[tuple, tuple[float, float]], *, attacked: bool) -> tuple[RunConfig, Cost]:
+    """Return a run's resolved config and its cost, found by a timing probe.
 
     Args:
-        attacked: it will be.
-        known: seconds of a step and of an image, for runs that do the same work; added to.
+        known: seconds per step and per image, by work; what is measured here is added, for runs of the same work.
+        attacked: whether the run will be attacked.
 
     Raises:
-        ValueError: it cannot be run.
+        ValueError: the run is not possible.
     """
     begin = time.perf_counter()
     simulation = Simulation(config)
     simulation.flush_seconds = 0.0
     start = time.perf_counter() - begin
     config = simulation.config
-    work = (*(getattr(config, name) for name in WORK), sum(group.images for group in simulation.parts.groups))
+    work = (*(getattr(config, name) for name in _WORK), sum(group.images for group in simulation.parts.groups))
     if work not in known:
-        known[work] = step_seconds(simulation), image_seconds(simulation)
+        known[work] = _step_seconds(simulation), _image_seconds(simulation)
     pass_ = steps_per_round(simulation.parts.sources, simulation.parts.groups)
     data, evaluation = simulation.dataset, simulation.parts.evaluation
     images, compared = len(data.train_labels) + len(data.test), len(evaluation.bank) + len(evaluation.test)
-    attack = attack_seconds(simulation) if attacked else 0.0
+    attack = _attack_seconds(simulation) if attacked else 0.0
     return config, Cost(
         start, *known[work], simulation.parts.steps, pass_, len(data.train_labels), images, compared, attack
     )
 
 
-def step_seconds(simulation: Simulation) -> float:
-    """Of the fastest of a few steps: the first finds memory, and draws a whole round."""
+def _step_seconds(simulation: Simulation) -> float:
+    """Return the seconds of the fastest of a few steps, without the first, which allocates memory and draws a round."""
 
     def steps() -> Iterator[object]:
         while simulation.progress.round_index < simulation.config.rounds:
             yield from (record for record in simulation.round() if record.event == "step")
 
     times, begin = [], time.perf_counter()
-    for _ in islice(steps(), 1 + STEPS):
+    for _ in islice(steps(), 1 + _STEPS):
         end = time.perf_counter()
         times.append(end - begin)
         begin = end
     return min(times[1:] or times)
 
 
-def image_seconds(simulation: Simulation) -> float:
-    """To encode an image for an evaluation."""
+def _image_seconds(simulation: Simulation) -> float:
+    """Return the seconds to encode one image for an evaluation."""
     images, encode = simulation.dataset.test, simulation.encoder()
     rows = torch.arange(min(200, len(images)))
 
@@ -183,41 +193,43 @@ def image_seconds(simulation: Simulation) -> float:
         with arithmetic(simulation.config.precision):
             return simulation.parts.evaluation.features(encode, images, rows).cpu()
 
-    return min(timed(features) for _ in range(STEPS)) / len(rows)
+    return min(_timed(features) for _ in range(_STEPS)) / len(rows)
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Seconds of a call."""
+def _timed(function: Callable[[], object]) -> float:
+    """Call a function and return the seconds that it took."""
     begin = time.perf_counter()
     function()
     return time.perf_counter() - begin
 
 
-def attack_seconds(simulation: Simulation) -> float:
-    """Of an epoch of an attack with its usual decoder and images."""
+def _attack_seconds(simulation: Simulation) -> float:
+    """Return the seconds per epoch of an attack with the published decoder and 1 % of the training images."""
     size, shape = simulation.dataset.image_size, simulation.model.smashed_shape
-    network = decoder(DECODER, shape, size, "batch", torch.Generator()).to(simulation.parts.device)
+    network = decoder(_DECODER, shape, size, "batch", torch.Generator()).to(simulation.parts.device)
     smashed, images = (torch.zeros(32, *s, device=simulation.parts.device) for s in (shape, (3, size, size)))
     steps = 0.01 * len(simulation.dataset.train_labels) / 32
 
     def step() -> float:
         return train_decoder(network, smashed, images, torch.Generator(), epochs=1).train[0]
 
-    return steps * min(timed(step) for _ in range(2))
+    return steps * min(_timed(step) for _ in range(2))
 
 
 def planned(
-    cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: Json, budget: float | None, spent: float = 0.0
+    cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: _Json, budget: float | None, spent: float = 0.0
 ) -> list[Plan]:
-    """A plan for each cell with its seed.
+    """Return a plan for each cell and seed. A run that is not possible gets a plan that says why.
 
     Args:
-        base: a preset, over which cells set what makes them, and `flags` what the user wants in all of them.
-        budget: minutes for all.
-        spent: seconds of it that are others'.
+        cells: pairs of a cell and a seed.
+        base: the preset, whose fields the settings of each cell change.
+        flags: config fields that the user gave for all cells.
+        budget: minutes for all runs together, or None for no limit.
+        spent: seconds of the budget that are taken by runs planned before.
 
     Raises:
-        ValueError: the budget is too small for a step of each.
+        ValueError: the budget is too small for one step of each run.
     """
     known: dict[tuple, tuple[float, float]] = {}
     plans, costs = [], []
@@ -225,17 +237,17 @@ def planned(
         try:
             asked = cell.concerned(flags)
             config = replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **asked})
-            config = with_rounds(config, cell)
-            costs.append((cell, seed, config, *measured(config, known, attacked=cell.attacked)))
+            config = _with_rounds(config, cell)
+            costs.append((cell, seed, config, *_measured(config, known, attacked=cell.attacked)))
         except (ValueError, OSError, MemoryError, RuntimeError, ArithmeticError) as error:
             plans.append(Plan(cell, seed, base, 0, 0.0, str(error).partition("\n")[0]))
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # for those who run
-    keep_memory()  # what the probes had goes back
+        torch.cuda.empty_cache()  # for the processes of the runs
+    keep_memory()  # it first returns what the timing probes freed to the system
     share = (60.0 * budget - spent) / max(1, len(costs)) if budget else None
     if share is not None:
-        needed = max((cost.total(shortest(config), 1) + cost.attack for *_, config, cost in costs), default=0.0)
+        needed = max((cost.total(_shortest(config), 1) + cost.attack for *_, config, cost in costs), default=0.0)
         if needed > share:
             least = needed * len(costs) / 60
             raise ValueError(
@@ -244,9 +256,9 @@ def planned(
             )
     for cell, seed, asked, config, cost in costs:
         steps = config.rounds * cost.steps
-        published = (cell.rounds or resolve(replace(asked, rounds=None, epochs=EPOCHS)).rounds) * cost.steps
+        published = (cell.rounds or resolve(replace(asked, rounds=None, epochs=_EPOCHS)).rounds) * cost.steps
         epochs = ATTACK_EPOCHS if cell.attacked else 0
-        begin = MARGIN * (PROCESS + cost.start) if cell.attacked else 0.0
+        begin = _MARGIN * (_PROCESS + cost.start) if cell.attacked else 0.0
         whole = cost.total(config, steps) + begin + epochs * cost.attack
         if share is not None and whole > share:
             if cell.attacked:
@@ -259,26 +271,36 @@ def planned(
     return plans
 
 
-def with_rounds(config: RunConfig, cell: Cell) -> RunConfig:
-    """The same, where a cell has rounds of its own with as many of them as the preset has of the published epochs."""
+def _with_rounds(config: RunConfig, cell: Cell) -> RunConfig:
+    """Return the config with the cell's own rounds, scaled as the preset scales the published epochs.
+
+    The config stays as it is where the cell has no rounds of its own or the config has them already.
+    """
     if cell.rounds is None or config.rounds is not None:
         return config
-    return replace(config, rounds=max(1, round(cell.rounds * config.epochs / EPOCHS)))
+    return replace(config, rounds=max(1, round(cell.rounds * config.epochs / _EPOCHS)))
 
 
-def shortest(config: RunConfig) -> RunConfig:
-    """Evaluated as little as can be."""
+def _shortest(config: RunConfig) -> RunConfig:
+    """Return the config with as few evaluations as possible."""
     return replace(config, linear_probe=False, semi_supervised=False, eval_every=0)
 
 
 def fitted(plan: Plan, config: RunConfig, cost: Cost, share: float) -> Plan:
-    """The same run with a schedule that takes `share` seconds."""
-    short = replace(shortest(config), linear_probe=config.linear_probe and MARGIN * cost.probe(config) < share / 2)
-    steps = int((share - cost.total(short, 0)) / (MARGIN * cost.step))
+    """Return the plan with a schedule that takes at most `share` seconds, where that is enough for one step.
+
+    Args:
+        plan: the run with its full schedule.
+        config: its resolved config.
+        cost: the seconds of its parts.
+        share: seconds for the run, without an attack.
+    """
+    short = replace(_shortest(config), linear_probe=config.linear_probe and _MARGIN * cost.probe(config) < share / 2)
+    steps = int((share - cost.total(short, 0)) / (_MARGIN * cost.step))
     rounds = min(steps // cost.steps, config.rounds)
     epochs = config.local_epochs
-    if rounds < ROUNDS:
-        rounds = min(ROUNDS, max(1, steps))
+    if rounds < _ROUNDS:
+        rounds = min(_ROUNDS, max(1, steps))
         epochs = (max(1, steps // rounds) + 0.5) / cost.steps_of_pass  # rounded down in the run
     fitted = replace(
         plan.config,
@@ -291,11 +313,15 @@ def fitted(plan: Plan, config: RunConfig, cost: Cost, share: float) -> Plan:
     return replace(plan, config=fitted, steps=rounds * max(1, int(epochs * cost.steps_of_pass)))
 
 
-def read_grid(path: Path, identity: Json) -> dict[str, Json]:
-    """What is run already, by name.
+def read_grid(path: Path, identity: _Json) -> dict[str, _Json]:
+    """Return the plans that a grid's file holds, as of `Plan.to_dict`, by name; none where there is no such file.
+
+    Args:
+        path: ``grid.json`` in the grid's directory.
+        identity: what has to be equal for a grid to be continued: table, preset, flags and budget.
 
     Raises:
-        ValueError: the directory is of another grid, or of something else.
+        ValueError: the file is damaged, or the directory belongs to another grid or holds something else.
     """
     if not path.exists():
         if path.parent.exists() and any(path.parent.iterdir()):

@@ -1,4 +1,4 @@
-"""Rerun a table of the paper, its published figures beside the new: ``python experiments/table.py 3 --budget 20``."""
+"""Run a table of the paper again, beside its published figures: ``python experiments/table.py 3 --budget 20``."""
 
 from __future__ import annotations
 
@@ -27,49 +27,50 @@ from simsfl.system.messages import unknown
 from simsfl.system.signals import Stop
 from simsfl.ui.arguments import Parser, fail, path, seeds_of
 
-RECKONED = {"1": "costs of hardware by the paper's reckoning", "hardware": "the same"}
-"""Tables that nothing is run for."""
-POLL = 0.2
-"""Seconds between looks at a run that goes on."""
+_COSTS = {"1": "hardware costs as the paper counts them", "hardware": "same as 1"}
+"""Titles of the tables that need no runs, by name."""
+_POLL = 0.2
+"""Seconds between two checks whether a run has ended."""
 
 
 def parser() -> Parser:
-    """All flags of this program."""
-    titles = RECKONED | {name: table().title for name, table in TABLES.items()}
-    result = Parser(prog="table.py", description=__doc__.splitlines()[0], epilog="Tables: " + ", ".join(titles))
+    """Return the parser of this program's flags."""
+    titles = _COSTS | {name: table().title for name, table in TABLES.items()}
+    result = Parser(description=__doc__.splitlines()[0], epilog="Tables: " + ", ".join(titles))
     result.add_argument("table", metavar="TABLE", help="; ".join(f"{name}: {title}" for name, title in titles.items()))
     what = result.add_argument_group("what to run")
-    what.add_argument("--seeds", default="0", metavar="N,N", help="a run of each cell for each (default: 0)")
-    what.add_argument("--only", metavar="TEXT", help='cells whose "row, column" contains this')
-    what.add_argument("--dry-run", action="store_true", help="print commands, steps and estimated times instead")
-    what.add_argument("--budget", type=float, metavar="MINUTES", help="shorten every run so that all fit")
-    what.add_argument("--out", type=path, metavar="DIR", help="results (default: tables/TABLE); goes on if it has any")
-    what.add_argument("--preset", default="auto", help="what cells are settings of, as in run.py (default: auto)")
-    add_config_flags(result, without=("seed",))
+    what.add_argument(
+        "--seeds", default="0", metavar="N,N", help="seeds, by comma; one run of a cell each (default: 0)"
+    )
+    what.add_argument("--only", metavar="TEXT", help='run only cells whose "row, column" contains this text')
+    what.add_argument("--dry-run", action="store_true", help="print commands, steps and times, and run nothing")
+    what.add_argument("--budget", type=float, metavar="MINUTES", help="shorten every run so that all fit in this time")
+    what.add_argument("--out", type=path, metavar="DIR", help="results, new or to continue (default: tables/TABLE)")
+    add_config_flags(result, preset="auto", without=("seed",))
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Plan, run, and tell; the exit code."""
+    """Plan and run a table, print and write its results; return the exit code."""
     with Stop() as stop:
-        return tabulate(argv, stop)
+        return _tabulate(argv, stop)
 
 
-def tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
-    """The same, while signals are caught."""
+def _tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
+    """Do the work of `main` while `stop` catches signals; return the exit code."""
     try:
         arguments = parser().parse(argv)
-        if arguments.table in RECKONED:
-            return show_costs(arguments.out)
-        cells = chosen_cells(arguments.table, arguments.only, arguments.seeds)
+        if arguments.table in _COSTS:
+            return _show_costs(arguments.out)
+        cells = _chosen_cells(arguments.table, arguments.only, arguments.seeds)
         if arguments.budget is not None and not 0 < arguments.budget < float("inf"):
             raise ValueError(f"budget: {arguments.budget:g} is no time; allowed: minutes, more than 0")
         flags = config_values(arguments)
         base = named(arguments.preset, flags.get("device", "auto"))[0]
-        replace(base, **flags)  # what is wrong with these is wrong with all
+        replace(base, **flags)  # a mistake in the flags is one in every cell, so report it before any cell
         usual = {"linear_probe": True}
-        check_effect([replace(base, **usual | cell.concerned(flags) | cell.settings) for cell, _ in cells], flags)
-        return carry_out(arguments, cells, base, flags)
+        _check_effect([replace(base, **usual | cell.concerned(flags) | cell.settings) for cell, _ in cells], flags)
+        return _carry_out(arguments, cells, base, flags)
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
@@ -77,8 +78,12 @@ def tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
         return 128 + (stop.received or signal.SIGINT)
 
 
-def show_costs(out: Path | None) -> int:
-    """Print the paper's table of costs beside what they are here, and write it down if there is somewhere to."""
+def _show_costs(out: Path | None) -> int:
+    """Print the paper's table of hardware costs beside those computed here; write it into `out` where given.
+
+    Returns:
+        The exit code, 0.
+    """
     from simsfl.cli.cost.tables import paper_tables  # noqa: PLC0415  (imports torch)
     from simsfl.ui.markdown import markdown  # noqa: PLC0415
 
@@ -91,7 +96,7 @@ def show_costs(out: Path | None) -> int:
     return 0
 
 
-def check_effect(configs: Sequence[Any], flags: Iterable[str]) -> None:
+def _check_effect(configs: Sequence[Any], flags: Iterable[str]) -> None:
     """Raise a ValueError if a flag has no effect in any of the cells."""
     for flag in flags:
         problems = []
@@ -104,14 +109,19 @@ def check_effect(configs: Sequence[Any], flags: Iterable[str]) -> None:
             raise problems[0]
 
 
-def chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, int]]:
-    """Cells with seeds.
+def _chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, int]]:
+    """Return pairs of a cell and a seed, the expert of a cell before the cell.
+
+    Args:
+        table: the table's name in `TABLES`.
+        only: text that the names of the cells contain, or None for all cells.
+        seeds: numbers, by comma.
 
     Raises:
-        ValueError: there is no such table, cell or seed.
+        ValueError: the table is not known, no cell contains the text, or a seed is not a number.
     """
     if table not in TABLES:
-        raise unknown("table", table, [*RECKONED, *TABLES])
+        raise unknown("table", table, [*_COSTS, *TABLES])
     cells = TABLES[table]().cells
     if only is not None:
         chosen = [cell for cell in cells if only.lower() in cell.name.lower()]
@@ -124,9 +134,16 @@ def chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, i
     return [(cell, seed) for together in first for seed in seeds_of(seeds) for cell in together]
 
 
-def carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: dict[str, Any]) -> int:
-    """Plan what is not planned, run what is not finished, write the page; the exit code."""
-    from simsfl.cli.table.grid import Plan, planned, read_grid  # noqa: PLC0415  (imports torch: mistakes answer at once)
+def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: dict[str, Any]) -> int:
+    """Plan the runs that have no plan, run those that are not finished, and write the page; return the exit code.
+
+    Args:
+        arguments: the program's flags.
+        cells: pairs of a cell and a seed.
+        base: the preset, a `RunConfig`.
+        flags: config fields that the user gave for all cells.
+    """
+    from simsfl.cli.table.grid import Plan, planned, read_grid  # noqa: PLC0415  (imports torch: mistakes are reported first)
     from simsfl.cli.table.results import Results  # noqa: PLC0415
     from simsfl.system.files import write_json  # noqa: PLC0415
 
@@ -141,20 +158,28 @@ def carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: d
     results = Results(TABLES[arguments.table](), plans, out, arguments.budget, flags)
     if arguments.dry_run:
         for plan in plans:
-            console.print(command_line(plan, out), markup=False, highlight=False, soft_wrap=True)
+            console.print(_command_line(plan, out), markup=False, highlight=False, soft_wrap=True)
         console.print(results.forecast())
         return 0
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "grid.json", {"grid": identity, "runs": kept | {p.name: p.to_dict() for p in plans}})
-    run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], out, results.write)
+    _run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], out, results.write)
     results.write()
     console.print(results.table())
     console.print(f"wrote {out / 'table.md'} and {out / 'table.png'}", highlight=False)
     return 0
 
 
-def run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None:
-    """Run what is not finished, one after the other, with a bar of the time that they were said to take."""
+def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None:
+    """Run plans one after the other, with a bar of their estimated time on stderr.
+
+    A run whose expert has not ended is skipped.
+
+    Args:
+        plans: a `Plan` for each run.
+        out: the directory that holds the run directories.
+        after_each: called after each run.
+    """
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
@@ -166,10 +191,10 @@ def run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None
             if not plan.expert_has_ended(out):
                 continue
             with (out / f"{plan.name}.log").open("w", encoding="utf-8") as log:
-                for argv in stages(plan, out):
-                    with running(argv, log) as process:
+                for argv in _stages(plan, out):
+                    with _running(argv, log) as process:
                         while process.poll() is None:
-                            time.sleep(POLL)
+                            time.sleep(_POLL)
                             progress.update(task, completed=before + min(plan.seconds, time.perf_counter() - begin))
                     if process.returncode:
                         break
@@ -177,8 +202,8 @@ def run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None
             after_each()
 
 
-def stages(plan: Any, out: Path) -> Iterator[list[str]]:
-    """What is left to do of a run: training, begun or resumed, and the attack on what comes of it."""
+def _stages(plan: Any, out: Path) -> Iterator[list[str]]:
+    """Yield the arguments of ``simsfl`` for what is left of a run: begin or resume its training, then attack it."""
     run, config = out / plan.name, out / f"{plan.name}.json"
     config.write_text(json.dumps(plan.config_in(out).to_dict()), encoding="utf-8")
     if not (run / "summary.json").exists():
@@ -186,17 +211,20 @@ def stages(plan: Any, out: Path) -> Iterator[list[str]]:
         where = ["--resume", str(run)] if begun else ["--config", str(config), "--out", str(run)]
         yield ["run", *where, "--dashboard", "off"]
     if plan.attack_epochs:
-        yield attack_argv(plan, out)
+        yield _attack_argv(plan, out)
 
 
-def attack_argv(plan: Any, out: Path) -> list[str]:
-    """The attack on a run."""
+def _attack_argv(plan: Any, out: Path) -> list[str]:
+    """Return the arguments of ``simsfl`` for the attack on a run."""
     return ["attack", str(out / plan.name), "--attack-epochs", str(plan.attack_epochs), "--device", plan.config.device]
 
 
 @contextmanager
-def running(argv: list[str], log: Any) -> Iterator[subprocess.Popen]:
-    """A program in a process of its own; what it prints goes into the log."""
+def _running(argv: list[str], log: Any) -> Iterator[subprocess.Popen]:
+    """Start ``simsfl`` with the given arguments in a process of its own, which writes to the log file `log`.
+
+    Interrupt the process at the end of the context, and wait for it.
+    """
     process = subprocess.Popen([sys.executable, "-m", "simsfl", *argv], stdout=log, stderr=log, start_new_session=True)
     try:
         yield process
@@ -205,25 +233,25 @@ def running(argv: list[str], log: Any) -> Iterator[subprocess.Popen]:
         process.wait()
 
 
-def command_line(plan: Any, out: Path) -> str:
-    """How to do a run by hand."""
+def _command_line(plan: Any, out: Path) -> str:
+    """Return the shell commands that do a run by hand, on one line."""
     from simsfl import RunConfig  # noqa: PLC0415
 
     config = plan.config_in(out)
     preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()
     words = [*command("run"), "--preset", config.preset]
     for name, value in config.changed_from(preset).items():
-        if has_effect(config, name):
+        if _has_effect(config, name):
             flag = name.replace("_", "-")
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     lines = [shlex.join([*words, "--out", str(out / plan.name)])]
     if plan.attack_epochs:
-        lines.append(shlex.join([*command("attack"), *attack_argv(plan, out)[1:]]))
+        lines.append(shlex.join([*command("attack"), *_attack_argv(plan, out)[1:]]))
     return " && ".join(lines) + (f"   # {plan.problem}" if plan.problem else "")
 
 
-def has_effect(config: Any, name: str) -> bool:
-    """Whether ``run.py`` would take it."""
+def _has_effect(config: Any, name: str) -> bool:
+    """Return whether the config field `name` has an effect, so that ``run.py`` accepts its flag."""
     try:
         config.check_effect([name])
     except ValueError:

@@ -1,4 +1,4 @@
-"""What came of a grid's runs: a table with the published figures, as Markdown, on the terminal and as a figure."""
+"""The results of a grid's runs beside the published figures: as Markdown, on the terminal and as a figure."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from simsfl.runs.directory import RunDirectory
 from simsfl.ui.dashboard import time_text
 from simsfl.ui.markdown import markdown
 
-ATTACK = "res_normN4C64"
-LINEAR, KNN = "linear probe", "kNN"
+_ATTACK = "res_normN4C64"
+"""Decoder of the attack, after which the file of its result is named."""
+_LINEAR, _KNN = "linear probe", "kNN"
+"""Names of the two measures of accuracy."""
 
 
 class Results:
-    """Of some runs of a grid.
+    """The results of those runs of a grid that have ended.
 
     Args:
-        table: which it is.
+        table: the table that the grid runs again.
         plans: the runs, in the table's order.
-        out: the directory that holds theirs.
-        budget: minutes that they were shortened to, if they were.
-        flags: what the user wanted in all of them.
+        out: the directory that holds the run directories.
+        budget: minutes that all runs were shortened to, or None.
+        flags: config fields that the user gave for all runs.
     """
 
     def __init__(
@@ -44,27 +46,27 @@ class Results:
         self.attacked = any(cell.attacked for cell in table.cells)
 
     def is_finished(self, plan: Plan) -> bool:
-        """Whether a run has ended, and the attack on it."""
+        """Return whether a run and the attack on it, where it has one, have ended."""
         directory = RunDirectory(self.out / plan.name)
-        return directory.summary.exists() and (not plan.attack_epochs or self.attack(plan) is not None)
+        return directory.summary.exists() and (not plan.attack_epochs or self._attack(plan) is not None)
 
-    def attack(self, plan: Plan) -> dict[str, Any] | None:
-        """What the attack on a run came to, if it has ended."""
-        file = RunDirectory(self.out / plan.name).attacks / f"{ATTACK}.json"
+    def _attack(self, plan: Plan) -> dict[str, Any] | None:
+        """Return the result of the attack on a run, or None where that has not ended."""
+        file = RunDirectory(self.out / plan.name).attacks / f"{_ATTACK}.json"
         return json.loads(file.read_text()) if file.exists() else None
 
-    def summary(self, plan: Plan) -> dict[str, Any] | None:
-        """Of a run that has ended."""
+    def _summary(self, plan: Plan) -> dict[str, Any] | None:
+        """Return the content of a run's ``summary.json``, or None where the run has not ended."""
         return json.loads(RunDirectory(self.out / plan.name).summary.read_text()) if self.is_finished(plan) else None
 
-    def cells(self) -> Iterator[list[Plan]]:
-        """The runs of each cell; experts have none."""
+    def _cells(self) -> Iterator[list[Plan]]:
+        """Yield the runs of each cell of the table, one for each seed; experts are no cells."""
         names = dict.fromkeys(plan.cell.name for plan in self.plans if plan.cell.attacked or not self.attacked)
         yield from ([plan for plan in self.plans if plan.cell.name == name] for name in names)
 
     def forecast(self) -> Table:
-        """Steps and times of what is to come."""
-        table = Table(title=self.title, caption=f"estimated from a probe of a few steps; {self.note()}")
+        """Return a table of the steps and estimated times of all runs."""
+        table = Table(title=self.title, caption=f"estimated from a probe of a few steps; {self._note()}")
         for column in ("cell", "seed", "steps", "of published", "time"):
             table.add_column(column, justify="left" if column == "cell" else "right")
         for plan in self.plans:
@@ -76,25 +78,25 @@ class Results:
         return table
 
     def table(self) -> Table:
-        """A row for each cell."""
-        table = Table(title=self.title, caption=self.note())
+        """Return the table of results: a row for each cell, with the published figure and the one found here."""
+        table = Table(title=self.title, caption=self._note())
         for column in ("cell", "published", "here", "measured by", "steps", "share", "time"):
             table.add_column(column, justify="left" if column in ("cell", "measured by") else "right")
         if self.attacked:
             table.add_column("attack's MSE, published", justify="right")
             table.add_column("here", justify="right")
         row = None
-        for plans in self.cells():
+        for plans in self._cells():
             if plans[0].cell.row != row:
                 row = plans[0].cell.row
                 table.add_row(row, *[""] * (len(table.columns) - 1), style="bold")
-            cell, ended = plans[0].cell, [s for plan in plans if (s := self.summary(plan))]
+            cell, ended = plans[0].cell, [s for plan in plans if (s := self._summary(plan))]
             published = "-" if cell.published is None else f"{cell.published:.2f}"
             if not ended:
                 nothing = ["-"] * (len(table.columns) - 4)
-                table.add_row(cell.column, published, "-", self.trouble(plans[0]), *nothing)
+                table.add_row(cell.column, published, "-", self._trouble(plans[0]), *nothing)
                 continue
-            kind, figures = accuracies(ended)
+            kind, figures = _accuracies(ended)
             spread = f" ± {stdev(figures):.2f}" if len(figures) > 1 else ""
             whole = next(plan.published_steps for plan in plans if self.is_finished(plan))
             steps = ended[0]["steps"]
@@ -102,26 +104,29 @@ class Results:
                 cell.column,
                 published,
                 f"{mean(figures):.2f}{spread}",
-                kind + seeds_text(len(figures), len(plans)),
+                kind + _seeds_text(len(figures), len(plans)),
                 f"{steps:,}",
                 f"{steps / whole:.2%}" + (" †" if steps < whole else ""),
                 time_text(sum(summary["seconds"] for summary in ended)),
-                *self.attack_cells(plans),
+                *self._attack_cells(plans),
             )
         return table
 
-    def attack_cells(self, plans: Sequence[Plan]) -> list[str]:
-        """Mean squared error of the attacks on a cell's runs, published and here."""
+    def _attack_cells(self, plans: Sequence[Plan]) -> list[str]:
+        """Return the mean squared error of the attacks on a cell's runs, as published and as found here.
+
+        The list is empty where no cell of the table is attacked.
+        """
         if not self.attacked:
             return []
-        published, found = plans[0].cell.published_mse, [a for plan in plans if (a := self.attack(plan))]
+        published, found = plans[0].cell.published_mse, [a for plan in plans if (a := self._attack(plan))]
         errors = [attack["mse"]["mean"] for attack in found]
         spread = f" ± {stdev(errors):.3f}" if len(errors) > 1 else ""
         short = " †" if any(attack["epochs"] < ATTACK_EPOCHS for attack in found) else ""
         return ["-" if published is None else f"{published:.3f}", f"{mean(errors):.3f}{spread}{short}"]
 
-    def note(self) -> str:
-        """What to know of the figures."""
+    def _note(self) -> str:
+        """Return what a reader has to know about the figures: preset, flags, budget and the meaning of the marks."""
         preset = self.plans[0].config.preset
         budget = f"schedules shortened to fit {self.budget:g} minutes; " if self.budget else ""
         changed = {name for plan in self.plans for name in self.flags if plan.cell.settings.get(name) is not None}
@@ -131,56 +136,59 @@ class Results:
             "percent, time of training" + "; ‡ not as the cells are, so not what was published" * bool(changed)
         )
 
-    def trouble(self, plan: Plan) -> str:
-        """Why a run has no result."""
+    def _trouble(self, plan: Plan) -> str:
+        """Return why a run has no result."""
         if not plan.problem and not plan.expert_has_ended(self.out):
             expert = next(p for p in self.plans if p.cell == plan.cell.expert and p.seed == plan.seed)
-            return f"its expert: {self.trouble(expert)}"
+            return f"its expert: {self._trouble(expert)}"
         log = self.out / f"{plan.name}.log"
         lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
         errors = [line for line in lines if line.startswith("error: ")]
         return plan.problem or (errors[-1] if errors else "not run" if not lines else f"failed, see {log}")
 
     def write(self) -> None:
-        """The page and the figure."""
+        """Write ``table.md`` and ``table.png``."""
         (self.out / "table.md").write_text(
             f"# {self.title}\n\n{markdown(self.table())}\n{self.context}\n\n![](table.png)\n", encoding="utf-8"
         )
-        figure = self.figure()
+        figure = self._figure()
         figure.savefig(self.out / "table.png")
         plt.close(figure)
 
-    def figure(self) -> plt.Figure:
-        """Published figures beside these, cell by cell."""
-        cells = list(self.cells())
+    def _figure(self) -> plt.Figure:
+        """Draw the published figures and those found here, cell by cell."""
+        cells = list(self._cells())
         figure, axes = plt.subplots(figsize=(8, 1.2 + 0.28 * len(cells)), layout="constrained")
         for position, plans in enumerate(cells):
             if plans[0].cell.published is not None:
                 axes.plot(plans[0].cell.published, position, "D", color="#999999", label="published")
-            ended = [s for plan in plans if (s := self.summary(plan))]
+            ended = [s for plan in plans if (s := self._summary(plan))]
             if ended:
-                kind, figures = accuracies(ended)
-                colour = "#1f77b4" if kind == LINEAR else "#ff7f0e"
+                kind, figures = _accuracies(ended)
+                colour = "#1f77b4" if kind == _LINEAR else "#ff7f0e"
                 axes.plot(figures, [position] * len(figures), "o", color=colour, label=f"here, {kind}")
         axes.set_yticks(range(len(cells)), [plans[0].cell.name for plans in cells], fontsize=7)
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.set_xlabel("accuracy [%]")
         axes.grid(alpha=0.3)
-        figure.suptitle(f"{self.title}\n{self.note()}", fontsize=8)
+        figure.suptitle(f"{self.title}\n{self._note()}", fontsize=8)
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         if handles:
             axes.legend(handles.values(), handles.keys(), fontsize=7)
         return figure
 
 
-def seeds_text(ended: int, all_of_them: int) -> str:
-    """How many runs a figure is of, unless it is the only one."""
+def _seeds_text(ended: int, all_of_them: int) -> str:
+    """Return how many runs a figure is the mean of, such as ``, 2 of 3 seeds``; empty for the only run of its cell."""
     if ended < all_of_them:
         return f", {ended} of {all_of_them} seeds"
     return f", {ended} seeds" if ended > 1 else ""
 
 
-def accuracies(summaries: Sequence[dict[str, Any]]) -> tuple[str, list[float]]:
-    """What runs were measured by, and what it gave."""
+def _accuracies(summaries: Sequence[dict[str, Any]]) -> tuple[str, list[float]]:
+    """Return the measure of the runs, and their accuracies in percent by it.
+
+    The measure is the linear probe, or kNN where a run has no linear probe.
+    """
     linear = [summary["linear_top1"] for summary in summaries]
-    return (LINEAR, linear) if None not in linear else (KNN, [summary["knn_top1"] for summary in summaries])
+    return (_LINEAR, linear) if None not in linear else (_KNN, [summary["knn_top1"] for summary in summaries])

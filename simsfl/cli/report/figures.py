@@ -1,0 +1,263 @@
+"""Figures about runs: curves, communication, attacks, partitions, pairs of views and features."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from simsfl import Simulation
+from simsfl.algorithm.plan import Group, plan_round
+from simsfl.cli.progress import watched
+from simsfl.engine.precision import arithmetic
+from simsfl.evaluation.encoding import embed
+from simsfl.runs.metrics import History
+
+_PAIRS = 12
+"""Most pairs of views that are shown, each of an image of another client."""
+_PCA_IMAGES = 2000
+"""Most test images whose features are shown."""
+mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report shows of a run, read from its run directory."""
+
+    name: str
+    """Name of the run, unique in the report."""
+    path: Path
+    """The run directory."""
+    config: dict[str, Any]
+    """Fields of the run's `RunConfig`."""
+    history: History
+    """The records so far."""
+    steps: list[int]
+    """Steps done at the end of each round, after a 0 for the start."""
+    summary: dict[str, Any]
+    """Content of ``summary.json``; empty where the run has not ended."""
+    attacks: dict[str, dict[str, Any]]
+    """Results that ``attack.py`` wrote, by decoder."""
+
+
+def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
+    """Draw all figures that the runs have records for; return each with its title, by file name without suffix."""
+    figures = {}
+    if any(run.history.evaluations for run in runs):
+        figures["curves"] = ("Loss and kNN accuracy", _curves(runs))
+    if any(run.history.syncs for run in runs):
+        figures["divergence"] = ("Divergence of the clients' models at each averaging", _divergence(runs))
+    if any(record["communication"] != "A" for run in runs for record in run.history.rounds):
+        figures["communication"] = ("State of communication by round, and what it saved", _communication(runs))
+    if any(record["attackers_ssim"] is not None for run in runs for record in run.history.rounds):
+        figures["resistance"] = ("Simulated attackers, and what resisting them costs", _resistance(runs))
+    if any(run.attacks for run in runs):
+        figures["privacy"] = ("Privacy against accuracy", _privacy(runs))
+    for run in watched(runs, "Drawing"):
+        simulation = Simulation.load(run.path, device="auto")
+        for problem in simulation.damaged:
+            print(f"{problem}; using the one before", file=sys.stderr)
+        suffix = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '-', run.name)}" if len(runs) > 1 else ""
+        of = f" of {run.name}" if len(runs) > 1 else ""
+        figures[f"partition{suffix}"] = (f"Images per client and class{of}", _partition(simulation))
+        figures[f"views{suffix}"] = (f"Pairs of augmented views{of}", _view_pairs(simulation))
+        if len(simulation.dataset.test) >= 3:  # two components need three points
+            figures[f"features{suffix}"] = (f"Test features{of}, two principal components", _features(simulation))
+    return figures
+
+
+def save(figures: dict[str, tuple[str, Figure]], directory: Path) -> None:
+    """Write what `draw` returned into a directory, as a PNG file for each figure, and close the figures."""
+    for stem, (title, figure) in figures.items():
+        figure.suptitle(title)
+        figure.savefig(directory / f"{stem}.png")
+        plt.close(figure)
+
+
+def _curves(runs: list[Run]) -> Figure:
+    """Draw loss and kNN accuracy of all runs, against steps and against bytes that a client sent and received."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey="row", sharex="col", layout="constrained")
+    level: dict[float, tuple[str, str]] = {}
+    for run in runs:
+        history = run.history
+        sent = [0.0] + [(r["bytes_up_per_client"] + r["bytes_down_per_client"]) / 1e6 for r in history.rounds]
+        loss = [record["loss"] for record in history.rounds]
+        knn = [record["knn_top1"] for record in history.evaluations]
+        at = [min(record["round"], len(loss)) for record in history.evaluations]
+        axes[0, 0].plot(run.steps[1:], loss, ".-", markersize=3, label=run.name)
+        axes[0, 1].plot(sent[1:], loss, ".-", markersize=3, label=run.name)
+        (line,) = axes[1, 0].plot([run.steps[r] for r in at], knn, marker="o", markersize=3, label=run.name)
+        axes[1, 1].plot([sent[r] for r in at], knn, marker="o", markersize=3, label=run.name)
+        if (pixels := history.untrained("pixel_knn_top1")) is not None:
+            level.setdefault(pixels, (line.get_color(), run.name))
+    for pixels, (colour, name) in level.items():
+        of = f" ({name})" if len(level) > 1 else ""
+        for axis in axes[1]:
+            axis.axhline(pixels, color=colour, linestyle=":", linewidth=1, label=f"raw pixels{of}")
+    axes[0, 0].set_ylabel("loss")
+    axes[1, 0].set_ylabel("kNN accuracy [%]")
+    axes[1, 0].set_xlabel("step")
+    axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1, 1].set_xlabel("sent and received per client [MB]")
+    axes[1, 0].legend(fontsize=8)
+    return figure
+
+
+def _divergence(runs: list[Run]) -> Figure:
+    """Draw mean and standard deviation over a cohort of its models' distances to their average, against rounds."""
+    figure, axis = plt.subplots(figsize=(9, 3.5), layout="constrained")
+    for run in runs:
+        syncs = run.history.syncs
+        if not syncs:
+            continue
+        steps = max(record["step"] for record in syncs)
+        at = np.array([record["round"] - 1 + record["step"] / steps for record in syncs])
+        mean, std = (np.array([record[f"divergence_{name}"] for record in syncs]) for name in ("mean", "std"))
+        (line,) = axis.plot(at, mean, label=run.name)
+        axis.fill_between(at, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+    axis.set(xlabel="round", ylabel="distance to the average", ylim=(0, None))
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _communication(runs: list[Run]) -> Figure:
+    """Draw the state of communication (A, B or C) and the bytes saved per client, against rounds."""
+    figure, axes = plt.subplots(2, 1, figsize=(9, 4), sharex=True, layout="constrained")
+    for run in runs:
+        rounds = [record["round"] for record in run.history.rounds]
+        axes[0].step(rounds, ["ABC".index(r["communication"]) for r in run.history.rounds], where="mid", label=run.name)
+        axes[1].plot(rounds, [r["bytes_saved_per_client"] / 1e6 for r in run.history.rounds], label=run.name)
+    axes[0].set_yticks(range(3), ["A: both ways", "B: up only", "C: silent"])
+    axes[1].set(xlabel="round", ylabel="saved per client [MB]")
+    axes[1].legend(fontsize=8)
+    return figure
+
+
+def _resistance(runs: list[Run]) -> Figure:
+    """Draw how well simulated attackers reconstruct before and after learning, and the contrastive loss against it."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for run in runs:
+        rounds = [record for record in run.history.rounds if record["attackers_ssim"] is not None]
+        if not rounds:
+            continue
+        at, ssim = [record["round"] for record in rounds], [record["attackers_ssim"] for record in rounds]
+        (line,) = axes[0].plot(at, ssim, ".-", label=f"{run.name}: after learning")
+        before = [record["attackers_ssim_before"] for record in rounds]
+        axes[0].plot(at, before, ".:", color=line.get_color(), label=f"{run.name}: before")
+        axes[1].plot(ssim, [record["loss"] for record in rounds], "o-", markersize=3, label=run.name)
+    axes[0].set(xlabel="round", ylabel="SSIM of the attackers")
+    axes[1].set(xlabel="SSIM of the attackers", ylabel="contrastive loss")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def _privacy(runs: list[Run]) -> Figure:
+    """Draw the accuracy of the representation against how well each attack reconstructs images.
+
+    The accuracy is that of the linear probe, or of kNN where a run has no linear probe.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for run in runs:
+        probe = run.history.probes.get("linear")
+        accuracy = probe["top1"] if probe else run.history.value("evaluation", "knn_top1")
+        for decoder, found in run.attacks.items():
+            config = run.config
+            resisting = f", lambda {config['ressfl_lambda']:g}" if config["ressfl_lambda"] else ""
+            expert = f", from {Path(config['init_client']).stem}" if config["init_client"] else ""
+            bottleneck = f", {config['bottleneck']}" if config["bottleneck"] else ""
+            label = f"{run.name}: cut {config['cut_layer']}{bottleneck}{resisting}{expert}, {decoder}"
+            ssim, y = found["ssim"], float("nan") if accuracy is None else accuracy
+            axis.errorbar(ssim["mean"], y, xerr=ssim["std"] or 0.0, fmt="o", capsize=3, label=label)
+    axis.set(xlabel="SSIM of the attacker's reconstructions (less is more private)", ylabel="accuracy [%]")
+    axis.legend(fontsize=7)
+    return figure
+
+
+def _partition(simulation: Simulation) -> Figure:
+    """Draw a heat map of clients against classes, with clients in the order of their main class."""
+    labels = simulation.dataset.train_labels.cpu().numpy()
+    counts = simulation.parts.partition.class_counts(labels)
+    order = np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))
+    classes = simulation.dataset.classes
+    figure, axis = plt.subplots(figsize=(6, 6), layout="constrained")
+    picture = axis.imshow(counts[order], aspect="auto", cmap="viridis", interpolation="nearest")
+    axis.grid(visible=False)
+    axis.set_ylabel(f"{len(counts):,} clients, ordered by main class")
+    if len(classes) <= 20:
+        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    else:
+        axis.set_xlabel("class")
+    figure.colorbar(picture, label="images")
+    return figure
+
+
+def _view_pairs(simulation: Simulation) -> Figure:
+    """Draw an image, its query view and its key view for a few clients of the first round."""
+    config, data = simulation.config, simulation.dataset
+    plan = plan_round(
+        simulation.parts.sources[:1],
+        0,
+        groups=[Group(range(config.clients), min(_PAIRS, config.clients), 1)],
+        steps=1,
+        recipe=config.views,
+        image_size=config.image_size,
+        crop_scale=config.crop_scale,
+        seed=config.seed,
+        device=simulation.parts.device,
+    )
+    (group,) = plan.groups
+    pixels = data.train.pixels[group.indices[0]]
+    views = data.train.augmented(pixels, group.views.map(lambda t: t[0]))[:, :, 0]
+    originals = pixels[:, 0].float() / 255
+    rows = {
+        "image": originals,
+        "query": views[0] * data.train.std + data.train.mean,
+        "key": views[1] * data.train.std + data.train.mean,
+    }
+    figure, axes = plt.subplots(
+        3, len(pixels), figsize=(0.85 * len(pixels) + 0.6, 2.9), squeeze=False, layout="constrained"
+    )
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name)
+    return figure
+
+
+def _features(simulation: Simulation) -> Figure:
+    """Draw test features on their first two principal components, coloured by class."""
+    data = simulation.dataset
+    rows = torch.arange(min(_PCA_IMAGES, len(data.test)), device=simulation.parts.device)
+    encode = simulation.encoder()
+    with arithmetic(simulation.config.precision):
+        embedded = torch.nn.functional.normalize(embed(encode, data.test, rows), dim=1)
+    centred = (embedded - embedded.mean(dim=0)).double()
+    _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+    points = (centred @ directions[:2].T).cpu().numpy()
+    share = 100 * (singular**2 / (singular**2).sum()).cpu().numpy()
+    labels = data.test_labels[rows].cpu().numpy()
+    figure, axis = plt.subplots(figsize=(7, 5.5), layout="constrained")
+    if len(data.classes) <= 20:
+        palette = plt.get_cmap("tab10" if len(data.classes) <= 10 else "tab20")
+        for label, name in enumerate(data.classes):
+            mine = labels == label
+            axis.scatter(*points[mine].T, s=6, alpha=0.6, label=name, color=palette(label))
+        axis.legend(fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    else:
+        axis.scatter(*points.T, s=6, alpha=0.6, c=labels, cmap="hsv")
+    axis.set_xlabel(f"first component ({share[0]:.0f} % of variance)")
+    axis.set_ylabel(f"second component ({share[1]:.0f} %)")
+    return figure

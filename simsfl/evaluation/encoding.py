@@ -1,0 +1,73 @@
+"""Frozen encoders, and the features that they give of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simsfl.data import Images
+from simsfl.models import Projection
+
+IMAGES = 100
+"""Images per forward pass: more are no faster, and need more memory than training."""
+PIXELS = 32
+"""Height and width that raw pixels are compared at, if images are larger."""
+
+Encoder = Callable[[Tensor], Tensor]
+"""Images ``[n, 3, H, H]``, normalised, to features ``[n, F]``."""
+Item = TypeVar("Item")
+
+
+class Watch(Protocol):
+    """A function that yields the items of a long loop, and may show how far the loop has come."""
+
+    def __call__(self, title: str, items: Sequence[Item]) -> Iterable[Item]: ...
+
+
+def unwatched(title: str, items: Sequence[Item]) -> Iterable[Item]:
+    """Return the items: the watch that shows nothing."""
+    return items
+
+
+def encoder(client: nn.Module, server: nn.Module, features: str = "backbone") -> nn.Module:
+    """Return a client model followed by a server as one module in evaluation mode; either may have the head.
+
+    Args:
+        features: "backbone" for average-pooled features ``[N, F]``, "projector" for the head's output
+            ``[N, D]``, which the published kNN monitor uses.
+    """
+    last = client if hasattr(client, "head") else server
+    if features == "backbone":
+        last.head = nn.Identity()
+    elif isinstance(last.head, Projection):
+        last.head = last.head.head
+    return nn.Sequential(client, server).eval()
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """Return the pixels ``[N, F]`` of images as features: an encoder that learning has to beat."""
+    small = F.adaptive_avg_pool2d(images, PIXELS) if images.shape[-1] > PIXELS else images
+    return small.flatten(1)
+
+
+@torch.no_grad()
+def embed(
+    encode: Encoder,
+    images: Images,
+    rows: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    watch: Watch = unwatched,
+) -> Tensor:
+    """Return the features ``[n, F]`` of the images at `rows` ``[n]``, computed in `dtype`."""
+    parts = rows.split(IMAGES)
+    features = []
+    for number, part in enumerate(watch("features", parts), start=1):
+        if number < len(parts):
+            images.ahead(parts[number])
+        features.append(encode(images.plain(part, dtype)))
+    return torch.cat(features)

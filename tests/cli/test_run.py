@@ -1,0 +1,94 @@
+"""The program that trains: its run directory, its profile, and what it does when a loss is not finite."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from simsfl import RunConfig, Simulation
+from simsfl.algorithm import step
+from simsfl.cli import run
+from simsfl.runs.metrics import read_records
+from tests.conftest import TINY, flags
+
+SUMMARY_KEYS = [
+    "preset",
+    "method",
+    "dataset",
+    "clients",
+    "cohort",
+    "rounds",
+    "steps",
+    "loss",
+    "contrast_top1",
+    "knn_top1",
+    "linear_top1",
+    "seconds",
+    "client_steps_per_second",
+    "images_per_second",
+    "peak_memory_bytes",
+    "bytes_up_per_client",
+    "bytes_down_per_client",
+    "client_flops_per_step",
+]
+"""Keys that ``summary.json`` must have."""
+
+
+def test_run_directory(npz, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert run.main([*flags(dataset=npz, out=out, **TINY), "--dashboard", "off", "--linear-probe"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(SUMMARY_KEYS) <= summary.keys()
+    assert summary["steps"] == 15
+    assert 0 <= summary["linear_top1"] <= 100
+    records = [record for record, _ in read_records(out / "metrics.jsonl")]
+    assert {record["event"] for record in records} == {"step", "round", "evaluation", "probe"}
+    assert records[-2]["loss"] == summary["loss"]
+    recorded = json.loads((out / "config.json").read_text())
+    config = RunConfig.load(out / "config.json")
+    assert config.cohort == 3
+    assert config.dataset == str(npz)
+    assert recorded["versions"]["torch"] == torch.__version__
+    assert len(recorded["dataset"]["sha256"]) == 64
+    output = capfd.readouterr().out
+    for word in ("preset", "dataset", "device", "engine", str(out / "summary.json")):
+        assert word in output
+    assert sum(line.startswith("round ") for line in output.splitlines()) == 3
+
+    again = tmp_path / "again"
+    assert run.main(["--config", str(out / "config.json"), "--out", str(again), "--dashboard", "off"]) == 0
+    assert (again / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
+
+
+def test_a_profile_names_the_phases(npz, tmp_path, capfd):
+    out = tmp_path / "out"
+    argv = [*flags(dataset=npz, out=out, **TINY), "--dashboard", "off", "--profile", "4"]
+    assert run.main(argv) == 0
+    names = [event.get("name") for event in json.loads((out / "trace.json").read_text())["traceEvents"]]
+    assert [names.count(phase) for phase in ("client forward", "server", "client backward")] == [4] * 3
+    assert names.count("data") >= 4  # the planning of a round counts, too
+    assert "trace.json" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("poisoned", [0, 2])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, tmp_path, capfd, monkeypatch, poisoned):
+    original, calls = step.train_step, []
+
+    def train_step(*arguments):
+        outcome = original(*arguments)
+        calls.append(1)
+        return replace(outcome, loss=outcome.loss * float("nan")) if len(calls) > 5 + poisoned else outcome
+
+    monkeypatch.setattr(step, "train_step", train_step)
+    out = tmp_path / "out"
+    assert run.main([*flags(dataset=npz, out=out, **TINY), "--dashboard", "off"]) == 1
+    error = capfd.readouterr().err
+    assert f"round 2, step {poisoned + 1}" in error
+    assert error.count("\n") == 1
+    manifest = json.loads((out / "checkpoints" / "manifest.json").read_text())
+    assert manifest["checkpoints"][0]["meta"]["round"] == 1
+    simulation = Simulation.load(out)
+    assert simulation.progress.round_index == 1
+    assert simulation.damaged == []
+    assert json.loads((out / "live.json").read_text())["activity"] == "failed"

@@ -1,0 +1,98 @@
+"""TAResSFL: the attackers that clients simulate, and the gradients by which clients resist them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from simsfl import RunConfig, Simulation
+from simsfl.config.notation import Decoder
+from simsfl.defences import taressfl
+from simsfl.models import FlatModule
+from simsfl.privacy import similarity
+from simsfl.privacy.decoders import decoder
+from tests.conftest import TINY, generator
+
+
+def test_attackers_learn_as_adam_teaches():
+    parameters = torch.randn(3, 5, generator=generator(), dtype=torch.float64)
+    modules = [nn.Parameter(row.clone()) for row in parameters]
+    optimizers = [torch.optim.Adam([module], lr=0.01) for module in modules]
+    first, second, steps = torch.zeros(3, 5).double(), torch.zeros(3, 5).double(), torch.zeros(3, 1).double()
+    for n in range(4):
+        gradient = torch.randn(3, 5, generator=generator(n), dtype=torch.float64)
+        taressfl.adam_(parameters, gradient, first, second, steps, torch.tensor(0.01, dtype=torch.float64))
+        for module, optimizer, row in zip(modules, optimizers, gradient, strict=True):
+            module.grad = row.clone()
+            optimizer.step()
+    torch.testing.assert_close(parameters, torch.stack([m.detach() for m in modules]))
+
+
+RESISTING = {
+    "one": {"clients": 1, "cohort": 1, "batch_size": 4, "bottleneck": "C4S2"},
+    "many": {"ressfl_decoder": "conv_normN1C8"},
+    "own-queues": {"feature_sharing": False, "ressfl_decoder": "custom", "cut_layer": 2},
+    "unequal": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 4, "ressfl_decoder": "conv_normN0C4"},
+    "batch-norm": {"norm": "batch", "client_lr": 0.01, "ressfl_decoder": "conv_normN0C4"},
+}
+"""Config fields of runs with resisting clients."""
+
+
+@pytest.mark.parametrize("setting", RESISTING.values(), ids=RESISTING)
+def test_resisting_clients_are_the_loops(setting, dataset):
+    """Stacked attackers and clients equal ordinary modules with torch.optim.Adam, in float64."""
+    base = {**TINY, "rounds": 2, "ressfl_lambda": 2.0, "ressfl_target_ssim": 0.001, "engine": "vmap"}
+    config = RunConfig(**{**base, "ressfl_decoder": "res_normN0C8", **setting})
+    results = []
+    for engine in ("vmap", "loop"):
+        simulation = Simulation(replace(config, engine=engine), dataset, dtype=torch.float64)
+        results.append((list(simulation.rounds()), simulation.state.tensors()))
+    (stacked, one), (loop, two) = results
+    for ours, theirs in zip(stacked, loop, strict=True):
+        assert ours.attackers_ssim == pytest.approx(theirs.attackers_ssim, rel=1e-6)
+        assert ours.attackers_ssim_before == pytest.approx(theirs.attackers_ssim_before, rel=1e-6)
+    assert any(record.attackers_ssim > 0.001 for record in stacked)  # some attackers saw enough to be resisted
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6, msg=f"{name}: {{}}".format)
+
+
+def test_resistance_is_the_gradient_of_the_excess(dataset):
+    """It equals finite differences of lambda (SSIM - target) for a decoder that has just learnt."""
+    network = decoder(Decoder.parse("conv_normN0C4"), (2, 4, 4), 8, "group", generator()).double()
+    flat = FlatModule(network)
+    images = [torch.rand(2, 3, 3, 8, 8, generator=generator(1), dtype=torch.float64)]
+    smashed = torch.randn(6, 2, 4, 4, generator=generator(2), dtype=torch.float64)
+    row = torch.cat([flat.initial.double(), torch.zeros(2 * flat.size + 1, dtype=torch.float64)]).repeat(2, 1)
+    lr = torch.tensor(0.02, dtype=torch.float64)
+    for _ in range(40):  # until the decoder has memorised the images
+        taressfl.resist_(flat, row, images, smashed, lr, 2.0, 0.01)
+    result = taressfl.resist_(flat, row, images, smashed, lr, 2.0, 0.01)
+    direction = torch.randn(6, 2, 4, 4, generator=generator(3), dtype=torch.float64)
+
+    def loss(sent):
+        total = 0.0
+        for c in range(2):
+            decode = flat.module(row[c, : flat.size])
+            own = similarity.ssim(decode(sent[3 * c : 3 * c + 3]), images[0][c]).mean()
+            total += 2.0 * max(own.item() - 0.01, 0.0)
+        return total
+
+    assert loss(smashed) > 0
+    change = (loss(smashed + 1e-6 * direction) - loss(smashed - 1e-6 * direction)) / 2e-6
+    assert change == pytest.approx((result.gradient * direction).sum().item(), rel=1e-4)
+    quiet = taressfl.resist_(flat, row.clone(), images, smashed, lr, 2.0, 0.99)
+    assert not quiet.gradient.any()  # as no attacker reaches this target
+
+
+def test_a_resisting_run_resumes_and_clients_keep_their_attackers(dataset, tmp_path):
+    config = RunConfig(**{**TINY, "ressfl_lambda": 1.0, "ressfl_decoder": "conv_normN0C4"})
+    simulation = Simulation(config, dataset)
+    steps = simulation.round()
+    next(steps)
+    simulation.save(tmp_path / "run")
+    records = list(simulation.rounds())
+    loaded = Simulation.load(tmp_path / "run", dataset)
+    assert list(loaded.rounds()) == records
+    counts = simulation.state.attackers.own[:, -1]
+    assert counts.tolist() == (simulation.state.clients.participation * simulation.parts.steps).tolist()

@@ -1,0 +1,127 @@
+"""Attacks on clients that send everything or nothing of an image, and the program that attacks a run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from simsfl import RunConfig, Simulation
+from simsfl.cli import attack as attack_program
+from simsfl.cli import run
+from simsfl.cli.report import program as report
+from simsfl.config.notation import Decoder
+from simsfl.data import Arrays, make_dataset
+from simsfl.data.shapes import shapes
+from simsfl.privacy.attack import attack, attackers_rows, targets
+from tests.conftest import TINY, flags, generator
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Return a data set of 800 training and 100 test images of 16x16, drawn shapes."""
+    arrays = shapes(0)
+    small = {name: getattr(arrays, name)[:800] for name in ("train_x", "train_y")}
+    held = {name: getattr(arrays, name)[:100] for name in ("test_x", "test_y")}
+    return make_dataset("few", "made up", Arrays(**small, **held, classes=arrays.classes), image_size=16)
+
+
+class Noise(nn.Module):
+    """A client whose smashed data are noise, which depends on nothing but the number of images."""
+
+    def forward(self, x):
+        return torch.randn(len(x), 4, 8, 8, generator=generator(len(x)))
+
+
+@pytest.mark.parametrize("text", ["conv_normN0C32", None])
+def test_a_client_that_sends_the_image_is_seen_through(text, pictures):
+    victims, own = torch.arange(64), torch.arange(100, 800)
+    spec = text and Decoder.parse(text)
+    result = attack(nn.Identity(), pictures.train, victims, own, decoder=spec, seed=0, epochs=60)
+    assert result.ssim > 0.95
+    assert result.reconstructions.shape == (64, 3, 16, 16)
+    if spec:
+        assert result.training.held_out[-1] < result.training.held_out[0]
+
+
+def test_of_a_client_that_sends_noise_nothing_is_learnt_but_the_mean_image(pictures):
+    victims, own = torch.arange(64), torch.arange(100, 800)
+    spec = Decoder.parse("conv_normN0C8")
+    result = attack(Noise(), pictures.train, victims, own, decoder=spec, seed=0, epochs=10)
+    images = pictures.train.pixels[:64] / 255.0
+    assert result.mse > 0.95 * (images - images.mean(dim=0)).square().mean()
+
+
+def test_who_knows_what(dataset):
+    simulation = Simulation(RunConfig(**TINY), dataset)
+    rows = targets(simulation.parts.partition, 3)
+    assert rows.tolist() == [row for c in (3, 4, 5, 6) for row in simulation.parts.partition[c]]
+    own = attackers_rows(80, 0.25, rows[:10], 0)
+    assert len(own) == 20
+    assert not set(own.tolist()) & set(rows[:10].tolist())
+
+
+def test_an_attack_on_a_run_and_its_report(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    settings = {**TINY, "rounds": 1, "eval_every": 0}
+    assert run.main([*flags(dataset=npz, out=out, **settings), "--dashboard", "off"]) == 0
+    argv = [str(out), "--attack-epochs", "2", "--attacker-data", "0.2", "--attack-seeds", "0,1", "--device", "cpu"]
+    assert attack_program.main([*argv, "--decoder", "conv_normN0C4"]) == 0
+    assert attack_program.main([str(out), "--decoder", "descent", "--device", "cpu"]) == 0
+    content = json.loads((out / "attacks" / "conv_normN0C4.json").read_text())
+    assert content["seeds"] == [0, 1]
+    for score in ("mse", "ssim", "psnr"):
+        assert content[score]["mean"] == pytest.approx(np.mean(content["by_seed"][score]))
+        assert content[score]["std"] == pytest.approx(np.std(content["by_seed"][score], ddof=1))
+    for stem in ("conv_normN0C4", "conv_normN0C4-curves", "descent"):
+        assert (out / "attacks" / f"{stem}.png").stat().st_size > 5000
+    assert "SSIM" in capsys.readouterr().out
+    assert report.main([str(out)]) == 0
+    page = (out / "report.md").read_text()
+    assert "Privacy against accuracy" in page
+    assert "attacks/conv_normN0C4.png" in page
+    assert (out / "figures" / "privacy.png").exists()
+
+
+def test_an_expert_without_images_of_the_target_is_attacked_on_others(npz, arrays, tmp_path, capsys):
+    other = tmp_path / "other.npz"
+    names = ("train_x", "train_y", "test_x", "test_y")
+    np.savez(other, **{name: getattr(arrays, name)[::-1] for name in names})
+    out = tmp_path / "run"
+    settings = {**TINY, "clients": 1, "cohort": 1, "aux_dataset": other, "data_proportion": 0, "rounds": 1}
+    assert run.main([*flags(dataset=npz, out=out, **settings), "--dashboard", "off"]) == 0
+    assert "80 images of" in capsys.readouterr().out
+    argv = [str(out), "--decoder", "conv_normN0C4", "--attack-epochs", "1", "--attacker-data", "0.2"]
+    assert attack_program.main(argv) == 0
+    assert json.loads((out / "attacks" / "conv_normN0C4.json").read_text())["targets"] == 40
+
+
+WRONG = {
+    "decoder": (["--decoder", "res_norm"], "decoder: 'res_norm' is none"),
+    "share": (["--attacker-data", "0"], "attacker_data: 0 is no share"),
+    "seeds": (["--attack-seeds", "1;2"], "attack_seeds: '1;2'"),
+    "client": (["--target-client", "8"], "target_client: 8 is no client; allowed: 0 to 7"),
+    "descent": (["--decoder", "descent", "--attacker-data", "0.1"], "decoder: descent trains none"),
+    "epochs": (["--attack-epochs", "none"], "attack_epochs: 'none'"),
+    "device": (["--device", "gpu"], "device: 'gpu'"),
+}
+"""Flags of the program that are refused, and how its error begins."""
+
+
+@pytest.mark.parametrize(("argv", "message"), WRONG.values(), ids=WRONG)
+def test_bad_input_of_attacks(argv, message, npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    Simulation(RunConfig(**{**TINY, "dataset": str(npz)})).save(out)
+    assert attack_program.main([str(out), *argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: " + message)
+    assert error.count("\n") == 1
+    assert not (out / "attacks").exists()
+
+
+def test_federated_clients_send_nothing_to_attack(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    Simulation(RunConfig(**{**TINY, "dataset": str(npz), "method": "fl-moco"})).save(out)
+    assert attack_program.main([str(out)]) == 2
+    assert "clients of fl-moco send no smashed data" in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""Weights of models outside a run: exported, imported, and used to start another run."""
+
+import json
+import pickle
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from simsfl import RunConfig, Simulation
+from simsfl.cli import export_checkpoint, import_checkpoint, presets, run
+from simsfl.setup.weights import EXPERTS, experts, load_weights, published_names, to_published
+from tests.conftest import TINY, flags
+
+MODELS = {
+    "resnet18": {"arch": "resnet18", "cut_layer": 3, "bottleneck": "C4S2"},
+    "resnet50": {"arch": "resnet50", "cut_layer": 2},
+    "batch-norm": {"arch": "resnet18", "norm": "batch", "head": "linear"},
+    "vgg11": {"arch": "vgg11", "cut_layer": 2},
+    "mobilenetv2": {"arch": "mobilenetv2", "cut_layer": 3, "bottleneck": "C8"},
+}
+"""Config fields of the networks whose weights are exported."""
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_weights_go_there_and_back(model, npz, tmp_path, capsys):
+    """Weights exported in the published layout, imported and exported again are the same tensors in the same order."""
+    config = {**TINY, **model, "image_size": 32, "rounds": 1, "eval_every": 0, "knn_test": 1, "knn_bank": 1}
+    trained = tmp_path / "run"
+    assert run.main([*flags(dataset=npz, out=trained, **config), "--dashboard", "off"]) == 0
+    assert export_checkpoint.main([str(trained), "--out", str(tmp_path / "a")]) == 0
+    files = [str(tmp_path / "a" / f"{half}.tar") for half in ("client", "server")]
+    architecture = {name: config[name] for name in (*model, "width", "key_dim", "image_size")}
+    imported = tmp_path / "in.safetensors"
+    argv = [*files[::-1], "--preset", "paper", *flags(**architecture), "--out", str(imported)]
+    assert import_checkpoint.main(argv) == 0
+    assert export_checkpoint.main([str(imported), "--out", str(tmp_path / "b")]) == 0
+    alone = tmp_path / "server.safetensors"
+    assert import_checkpoint.main([files[1], "--preset", "paper", *flags(**architecture), "--out", str(alone)]) == 0
+    assert "a server alone" in capsys.readouterr().out
+    assert load_weights(str(alone)).server.keys() == load_weights(str(imported)).server.keys()
+    for half in ("client", "server"):
+        one, two = (torch.load(tmp_path / where / f"{half}.tar", weights_only=True) for where in "ab")
+        assert list(one) == list(two)
+        for key in one:
+            assert torch.equal(one[key], two[key]), key
+    simulation = Simulation.load(trained)
+    torch.testing.assert_close(
+        torch.cat([load_weights(str(imported)).client[name].flatten() for name in simulation.model.client.shapes]),
+        simulation.state.clients.online,
+    )
+    capsys.readouterr()
+
+
+def test_published_names_are_those_of_its_modules():
+    """The names are those of ``conv3x3_gn``, ``BasicBlock_gn`` and bottleneck convolutions in an `nn.Sequential`."""
+    settings = {"arch": "resnet18", "cut_layer": 4, "bottleneck": "C4S2", "dataset": "shapes"}
+    model = Simulation(RunConfig(**{**TINY, **settings})).model
+    client = list(published_names(model.client).values())
+    assert client[:3] == ["0.conv1.weight", "0.bn1.weight", "0.bn1.bias"]
+    assert client[-11:] == [
+        *("3.conv1.weight", "3.bn1.weight", "3.bn1.bias", "3.conv2.weight", "3.bn2.weight", "3.bn2.bias"),
+        *("3.shortcut.0.weight", "3.shortcut.1.weight", "3.shortcut.1.bias"),
+        *("4.weight", "4.bias"),
+    ]
+    server = list(published_names(model.server).values())
+    assert server[:2] == ["0.weight", "0.bias"]
+    assert server[-4:] == ["8.0.weight", "8.0.bias", "8.2.weight", "8.2.bias"]  # after five blocks and the pooling
+
+
+def test_exported_layout_is_the_published_one_of_a_client():
+    """Exported weights load strictly into modules that are written here as in the published program."""
+    simulation = Simulation(RunConfig(**{**TINY, "arch": "resnet18", "cut_layer": 1, "dataset": "shapes"}))
+    stem = nn.Module()
+    stem.conv1, stem.bn1 = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.GroupNorm(1, 4)
+    half = simulation.model.client
+    tensors = half.named(half.initial)
+    nn.Sequential(stem).load_state_dict(to_published(half, tensors), strict=True)
+    assert torch.equal(stem.conv1.weight, tensors["0.conv.weight"])
+
+
+def test_what_cannot_be_imported(tmp_path, capsys, npz):
+    file = tmp_path / "x.tar"
+    torch.save({"0.conv1.weight": torch.zeros(64, 3, 3, 3), "0.bn1.weight": torch.zeros(32)}, file)
+    assert import_checkpoint.main([str(file), "--arch", "resnet18"]) == 2
+    error = capsys.readouterr().err
+    assert "tensor 2 is 0.bn1.weight (32,) in the file, and 0.norm.weight (64,) in the network" in error
+    file.write_bytes(b"nothing")
+    assert import_checkpoint.main([str(file)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    torch.save({"model": RunConfig()}, file)
+    assert import_checkpoint.main([str(file)]) == 2
+    assert "or holds more than tensors" in capsys.readouterr().err
+    assert import_checkpoint.main([str(tmp_path / "none.tar")]) == 2
+    assert "files: there is no file" in capsys.readouterr().err
+    for content in (b"build", b"appends", pickle.dumps({"a": print}), pickle.dumps([1], protocol=2)):
+        file.write_bytes(content)
+        assert import_checkpoint.main([str(file)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys):
+    settings = {**TINY, "bottleneck": "C4S2", "rounds": 2}
+    expert = tmp_path / "expert"
+    assert run.main([*flags(dataset=npz, out=expert, **settings), "--dashboard", "off"]) == 0
+    weights = load_weights(str(expert))
+    frozen = {**settings, "init_client": expert, "client_lr": 0.0, "out": tmp_path / "frozen"}
+    frozen.pop("syncs_per_round")
+    assert run.main([*flags(dataset=npz, init_server=True, **frozen), "--dashboard", "off"]) == 0
+    simulation = Simulation.load(tmp_path / "frozen")
+    own = torch.cat([weights.client[name].flatten() for name in simulation.model.client.shapes])
+    assert torch.equal(simulation.state.clients.online, own)
+    assert torch.equal(simulation.state.clients.initial, own)
+    summary = json.loads((tmp_path / "frozen" / "summary.json").read_text())
+    assert summary["bytes_down_per_client"] == 0
+    assert summary["knn_top1_untrained"] == json.loads((expert / "summary.json").read_text())["knn_top1"]
+    learning = json.loads((expert / "summary.json").read_text())
+    assert summary["client_flops_per_step"] < 0.8 * learning["client_flops_per_step"]  # no backward pass
+    capsys.readouterr()
+    for wrong, words in (
+        ({"width": 8}, "init_client: .* client 0.conv.weight is 4x3x3x3 there, and 8x3x3x3 here"),
+        ({"bottleneck": "C2S2"}, "init_client: .* 2x4x3x3 here"),
+        ({"init_client": "nobody"}, "init_client: 'nobody' is not known"),
+        ({"init_client": npz}, "init_client: .* is no file of weights"),
+    ):
+        argv = flags(dataset=npz, **{**frozen, "out": tmp_path / "wrong", **wrong})
+        assert run.main([*argv, "--dashboard", "off"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert re.search(words, error), error
+
+
+@pytest.mark.parametrize("name", ["laptop-cifar10", "laptop-shapes"])
+def test_experts_that_come_with_simsfl(name, tmp_path):
+    """They fit the network that they are for, stay as they are if clients don't learn, and are small and documented."""
+    assert name in experts()
+    assert (EXPERTS / f"{name}.safetensors").stat().st_size < 1_000_000
+    assert name in (EXPERTS / "README.md").read_text()
+    options = {"dataset": "shapes", "bottleneck": "C4S2", "client_lr": 0.0, "init_client": name, "rounds": 1}
+    config = replace(presets.laptop(), cohort=2, local_epochs=0.02, device="cpu", **options)
+    simulation = Simulation(config)
+    weights = load_weights(name)
+    own = torch.cat([weights.client[key].flatten() for key in simulation.model.client.shapes])
+    list(simulation.rounds())
+    assert torch.equal(simulation.state.clients.online, own)
+
+
+def test_a_run_needs_its_expert_only_to_begin(npz, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {**TINY, "rounds": 1}
+    assert run.main([*flags(dataset=npz, out="expert", **settings), "--dashboard", "off"]) == 0
+    argv = [*flags(dataset=npz, out="run", init_client="expert", **TINY), "--dashboard", "off"]
+    assert run.main(argv) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    shutil.rmtree("expert")
+    manifest = tmp_path / "run" / "checkpoints" / "manifest.json"
+    older = json.loads(manifest.read_text())["checkpoints"][1:]
+    manifest.write_text(json.dumps({"checkpoints": older}))
+    (tmp_path / "run" / "summary.json").unlink()
+    assert run.main(["--resume", "run", "--dashboard", "off"]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    capsys.readouterr()
