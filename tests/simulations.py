@@ -3,6 +3,7 @@
 import torch
 
 from simsfl import Simulation
+from simsfl.rounds.recorder import Recorder
 
 
 def trained(config, dataset):
@@ -35,3 +36,8 @@ def assert_moved_alike(one, two, start, share):
             assert (tensor - second[name]).norm() <= share * moved, name
         else:
             assert torch.equal(tensor, second[name]), name
+
+
+def recorder_of(simulation, client, path):
+    """Return the recorder of a client of a simulation, None for one of the next cohort."""
+    return Recorder(simulation.parts, simulation.progress, simulation.observers, client, path)

@@ -22,8 +22,8 @@ from simsfl.hw_profile.runtimes.client_work import put, state_of
 from simsfl.hw_profile.runtimes.torch_client import TorchClient, model_of
 from simsfl.models import FlatModule, layer_count
 from simsfl.models.layers import initialise_
+from simsfl.runs.client_description import about_client
 from simsfl.runs.client_trace import VIEWS, TraceWriter, checksums
-from simsfl.runs.recorder import about_client
 from simsfl.setup.defaults import resolve
 from simsfl.ui.arguments import fail
 

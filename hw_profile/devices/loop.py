@@ -20,8 +20,8 @@ from simsfl.cli.session import Stopped
 from simsfl.config.constraints import DEVICES, check
 from simsfl.hw_profile.devices.hub import Ask, Hub
 from simsfl.hw_profile.devices.messages import Message, digest
+from simsfl.rounds.recorder import about_part, array, averaged
 from simsfl.runs.client_trace import STATE, VIEWS
-from simsfl.runs.recorder import about_part, array, averaged
 from simsfl.simulation import Simulation
 from simsfl.ui.arguments import seeds_of
 
@@ -65,7 +65,7 @@ class DeviceLoop(Observer, Wire):
         self.missed = 0
         self.due, self.done = dict.fromkeys(hub.accounts, 0), dict.fromkeys(hub.accounts, 0)
         self._learns = simulation.parts.hyper.clients_learn
-        self._names = averaged(simulation, learns=self._learns)
+        self._names = averaged(simulation.parts, learns=self._learns)
         self._positions: dict[int, int] = {}
         """Positions in the cohort of the round's clients that are devices, connected or not."""
         self._there: list[int] = []
@@ -262,9 +262,9 @@ def about_run(simulation: Simulation, client: int) -> dict[str, Any]:
     """Return the content of the welcome to a client's device: the run's settings, and the images it should have."""
     learns, pixels = simulation.parts.hyper.clients_learn, own_images(simulation, client)
     return {
-        **about_part(simulation, client),
+        **about_part(simulation.parts, client),
         "learns": learns,
-        "averaged": averaged(simulation, learns=learns),
+        "averaged": averaged(simulation.parts, learns=learns),
         "config": simulation.config.to_dict(),
         "held": {"count": len(pixels), "sha256": digest(pixels)},
     }

@@ -21,8 +21,8 @@ class LeanClient:
     It computes what `simsfl.algorithm.single_client.SingleClient` computes on PyTorch.
 
     Args:
-        about: the content of a trace's ``trace.json`` (`simsfl.runs.recorder.about_client`): how the network is made,
-            the shape of each parameter by name in flat order, and the mean and standard deviation that normalise
+        about: the content of a trace's ``trace.json`` (`simsfl.runs.client_description`): how the network is made, the
+            shape of each parameter by name in flat order, and the mean and standard deviation that normalise
             images.
 
     Attributes:

@@ -24,7 +24,7 @@ class TorchClient:
     """A client's side of a step (`client_work.Client`) on PyTorch.
 
     Args:
-        about: the content of a trace's ``trace.json`` (`simsfl.runs.recorder.about_client`).
+        about: the content of a trace's ``trace.json`` (`simsfl.runs.client_description.about_client`).
         precision: precision of the forward passes, one of `_PRECISIONS`; weights are fp64 with fp64, else fp32.
         compile: whether to compile the models with TorchInductor.
 

@@ -25,8 +25,8 @@ from simsfl.cli.session import UNTRACED, Session
 from simsfl.config.catalogue import ARCHITECTURES, DATASETS
 from simsfl.models import layer_count
 from simsfl.rounds.progress import NonFiniteLossError
+from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.recorder import Recorder
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
 from simsfl.system.signals import Stop
@@ -243,7 +243,8 @@ def _recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recor
         raise ValueError(f"record_trace: {file} {problem}; allowed: a new file")
     with tempfile.TemporaryFile(dir=file.parent):  # so that an OSError is raised now, not at the end of the run
         pass
-    return Recorder(simulation, arguments.trace_client, file)
+    parts, progress, observers = simulation.parts, simulation.progress, simulation.observers
+    return Recorder(parts, progress, observers, arguments.trace_client, file)
 
 
 def _check_profile(steps: int | None, simulation: Simulation) -> None:

@@ -15,9 +15,9 @@ import torch
 from simsfl.algorithm.observer import Observer
 from simsfl.cost.model import client_flops
 from simsfl.evaluation.encoding import Item
+from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
-from simsfl.runs.recorder import Recorder
 from simsfl.simulation import Simulation
 from simsfl.system.files import write_json
 from simsfl.system.signals import Stop

@@ -157,7 +157,7 @@ RECORDING = (
         "record_trace: devices that do it again have no TF32; allowed: --precision fp32 or bf16",
     ),
 )
-"""Further combinations that a run cannot have if a client trace is recorded (`simsfl.runs.recorder`)."""
+"""Further combinations that a run cannot have if a client trace is recorded (`simsfl.rounds.recorder`)."""
 
 DEVICES = (
     Constraint(

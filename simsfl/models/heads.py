@@ -1,4 +1,4 @@
-"""Projection heads: functions of a backbone and the key dimension D that return a module from ``[N, F]`` to ``[N, D]``."""
+"""Projection heads: functions of a backbone and the key dimension D that return a module ``[N, F] -> [N, D]``."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from simsfl.hw_profile.devices import client
 from simsfl.hw_profile.devices.device import Device
 from simsfl.hw_profile.devices.loop import about_run, own_images
 from simsfl.runs.client_trace import Trace
-from simsfl.runs.recorder import Recorder
 from simsfl.ui.console import Output
 from tests.conftest import TINY
 from tests.engine.tape import Tape
 from tests.hw_profile.serving import CLIENTS, EVERYONE, LONG, Served, assert_same, finish, hub_of, trained, wait_for
+from tests.simulations import recorder_of
 
 SETTINGS = {
     "loop": {"engine": "loop", "cohort": 4},
@@ -243,7 +243,7 @@ def test_a_trace_can_be_recorded_meanwhile(dataset, tmp_path):
     with hub_of(simulation, clients=[3]) as (hub, loop):
         device = Served(simulation, hub.address, 3)
         wait_for(hub, 1)
-        with Recorder(simulation, 3, tmp_path / "client.trace"):
+        with recorder_of(simulation, 3, tmp_path / "client.trace"):
             list(simulation.rounds())
         assert simulation.observers == [loop]
     finish(device)

@@ -24,8 +24,8 @@ from simsfl.hw_profile.meters.stopwatch import SAMPLE, Times
 from simsfl.hw_profile.runtimes.client_work import Comparison, difference, make_client, perform
 from simsfl.models import split_model
 from simsfl.runs.client_trace import Trace
-from simsfl.runs.recorder import Recorder
 from tests.conftest import TINY
+from tests.simulations import recorder_of
 
 ROOT = Path(__file__).parents[2]
 RAIL = "VDD_CORE_A current(7)=2.0A\nVDD_CORE_V volt(15)=0.9V\n"
@@ -44,7 +44,7 @@ def trace(tmp_path_factory, arrays):
     dataset = make_dataset("tiny", "made up", arrays, image_size=16)
     path = tmp_path_factory.mktemp("trace") / "trace"
     simulation = Simulation(RunConfig(**{**TINY, **PAPER, "image_size": 16}), dataset)
-    with Recorder(simulation, None, path):
+    with recorder_of(simulation, None, path):
         list(simulation.rounds())
     return path
 
@@ -267,7 +267,7 @@ def test_a_frozen_client_keeps_nothing_for_a_backward_pass(runtime, tmp_path, ar
     for client_lr in (0.0, 0.06):
         simulation = Simulation(RunConfig(**{**TINY, **PAPER, "rounds": 1, "client_lr": client_lr}), dataset)
         path = tmp_path / f"trace-{client_lr}"
-        with Recorder(simulation, None, path):
+        with recorder_of(simulation, None, path):
             list(simulation.rounds())
         assert replay(path, runtime) < 1e-5
         trace = Trace(path)

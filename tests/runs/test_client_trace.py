@@ -15,8 +15,8 @@ from simsfl import RunConfig, Simulation
 from simsfl.algorithm.single_client import SingleClient
 from simsfl.cli import run
 from simsfl.runs.client_trace import STATE, VIEWS, Trace, checksums
-from simsfl.runs.recorder import Recorder
 from tests.conftest import TINY, flags
+from tests.simulations import recorder_of
 
 SETTINGS = {
     "plain": {},
@@ -36,7 +36,7 @@ SETTINGS = {
 def recorded(setting, dataset, path, client=None):
     config = RunConfig(**{**TINY, "rounds": 4, **setting})
     simulation = Simulation(config, dataset)
-    with Recorder(simulation, client, path) as recorder:
+    with recorder_of(simulation, client, path) as recorder:
         list(simulation.rounds())
     return simulation, recorder, Trace(path)
 
@@ -110,7 +110,7 @@ def test_a_visit_for_each_round_that_the_client_takes_part_in(dataset, tmp_path)
     simulation = Simulation(config, dataset)
     cohorts = [simulation.parts.plan(index).cohort.tolist() for index in range(6)]
     client = cohorts[1][2]
-    with Recorder(simulation, client, tmp_path / "trace"):
+    with recorder_of(simulation, client, tmp_path / "trace"):
         list(simulation.rounds())
     trace = Trace(tmp_path / "trace")
     assert len(trace.visits) == sum(client in cohort for cohort in cohorts)
@@ -242,7 +242,7 @@ def test_a_damaged_trace_is_refused(damage, dataset, tmp_path):
 
 def test_an_interrupted_round_is_recorded_as_far_as_it_went(dataset, tmp_path):
     simulation = Simulation(RunConfig(**TINY), dataset)
-    with Recorder(simulation, None, tmp_path / "trace"):
+    with recorder_of(simulation, None, tmp_path / "trace"):
         steps = simulation.round()
         next(steps), next(steps)
     trace = Trace(tmp_path / "trace")
@@ -252,7 +252,7 @@ def test_an_interrupted_round_is_recorded_as_far_as_it_went(dataset, tmp_path):
 
 def test_nothing_is_left_of_a_recording_that_failed(dataset, tmp_path):
     simulation = Simulation(RunConfig(**TINY), dataset)
-    with pytest.raises(RuntimeError), Recorder(simulation, None, tmp_path / "trace"):
+    with pytest.raises(RuntimeError), recorder_of(simulation, None, tmp_path / "trace"):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
 
@@ -262,7 +262,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(dataset, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     simulation = Simulation(RunConfig(**TINY), dataset)
-    with Recorder(simulation, None, tmp_path / "trace") as recorder:
+    with recorder_of(simulation, None, tmp_path / "trace") as recorder:
         next(simulation.round())
         monkeypatch.setattr("simsfl.runs.client_trace.TraceWriter.put", full)
         list(simulation.rounds())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +17,11 @@ from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan, draw_cohort
 from simsfl.algorithm.step import Batch, Outcome
 from simsfl.config.constraints import RECORDING, check
-from simsfl.cost.model import COLOURS, memory, operations
-from simsfl.models import FlatModule
+from simsfl.rounds.progress import Progress
+from simsfl.runs.client_description import about_client
 from simsfl.runs.client_trace import STATE, VIEWS, Arrays, TraceWriter, checksums
+from simsfl.setup.parts import Parts
 from simsfl.system.files import replacing
-
-if TYPE_CHECKING:
-    from simsfl.simulation import Simulation
 
 
 class Recorder(Observer):
@@ -34,7 +31,9 @@ class Recorder(Observer):
     goes on.
 
     Args:
-        simulation: the simulation to observe.
+        parts: the parts of the simulation.
+        progress: how far the run has come.
+        observers: the observers of the simulation, which it joins.
         client: id of the client to record; None for the lowest id of the next cohort.
         path: path of the file.
 
@@ -47,16 +46,19 @@ class Recorder(Observer):
             kind of run that cannot be recorded (`simsfl.config.constraints.RECORDING`).
     """
 
-    def __init__(self, simulation: Simulation, client: int | None, path: str | Path):
-        self.simulation, self.path = simulation, Path(path)
-        self.client = _chosen_client(simulation, client)
+    def __init__(
+        self, parts: Parts, progress: Progress, observers: list[Observer], client: int | None, path: str | Path
+    ):
+        self.path = Path(path)
+        self._parts, self._progress, self._observers = parts, progress, observers
+        self.client = _chosen_client(parts, progress, client)
 
     def __enter__(self) -> Recorder:
         self._open = ExitStack()
         self._writer = TraceWriter(self._open.enter_context(replacing(self.path)))
         self._position: int | None = None
         self.problem: Exception | None = None
-        self.simulation.observers.append(self)
+        self._observers.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -66,7 +68,7 @@ class Recorder(Observer):
                 self._finish_visit()
                 if not self._writer.visits:
                     raise OSError("the client has done no step")
-                self._writer.close(about_part(self.simulation, self.client))
+                self._writer.close(about_part(self._parts, self.client))
         with suppress(OSError):  # the error of the run, or `problem`, is the one to report
             failed = error or self.problem
             self._open.__exit__(type(failed) if failed else None, failed, at)
@@ -81,9 +83,9 @@ class Recorder(Observer):
             self._leave()
 
     def _leave(self) -> None:
-        """Stop observing the simulation."""
-        if self in self.simulation.observers:
-            self.simulation.observers.remove(self)
+        """Stop observing."""
+        if self in self._observers:
+            self._observers.remove(self)
 
     def round_begins(self, plan: RoundPlan) -> None:
         """Begin a visit if the client is in the cohort."""
@@ -100,9 +102,7 @@ class Recorder(Observer):
         if self.client not in cohort:
             return
         self._position = cohort.index(self.client)
-        self._learns = self.simulation.parts.hyper.clients_learn and (
-            self.simulation.progress.communication.state is Exchange.BOTH_WAYS
-        )
+        self._learns = self._parts.hyper.clients_learn and (self._progress.communication.state is Exchange.BOTH_WAYS)
         self._steps: list[Arrays] = []
         self._syncs: list[int] = []
         self._had: Arrays = {}  # its state before the averaging after the latest step
@@ -112,7 +112,7 @@ class Recorder(Observer):
         """Record the step, if the client takes part in the round."""
         if self._position is None:
             return
-        hyper, group, within = self.simulation.parts.hyper, 0, self._position
+        hyper, group, within = self._parts.hyper, 0, self._position
         while within >= len(batch.pixels[group]):
             within, group = within - len(batch.pixels[group]), group + 1
         first, count = sum(hyper.batches[: self._position]), hyper.batches[self._position]
@@ -142,7 +142,7 @@ class Recorder(Observer):
         """Record what the client has sent to be averaged, and what it has received."""
         if self._position is None:
             return
-        step, have, names = len(self._steps) - 1, self._have(), averaged(self.simulation, learns=self._learns)
+        step, have, names = len(self._steps) - 1, self._have(), averaged(self._parts, learns=self._learns)
         with self._writing():
             self._writer.put_all(f"sync-{step}/sent", {name: self._had[name] for name in names})
             self._writer.put_all(f"sync-{step}/received", {name: have[name] for name in names})
@@ -150,7 +150,7 @@ class Recorder(Observer):
 
     def _have(self) -> Arrays:
         """Return copies of all parts of `STATE` of the client."""
-        cohort = self.simulation.state.cohort
+        cohort = self._parts.state.cohort
         return {name: array(getattr(cohort, name)[self._position]) for name in STATE}
 
     def _finish_visit(self) -> None:
@@ -167,24 +167,24 @@ class Recorder(Observer):
         self._position = None
 
 
-def about_part(simulation: Simulation, client: int) -> dict[str, Any]:
+def about_part(parts: Parts, client: int) -> dict[str, Any]:
     """Return the content of ``trace.json``, but for format and visits, for one of the clients: see `about_client`."""
-    config, hyper = simulation.config, simulation.parts.hyper
-    (group,) = (group for group in simulation.parts.groups if client in group.clients)
+    config, hyper = parts.config, parts.hyper
+    (group,) = (group for group in parts.groups if client in group.clients)
     visits = config.rounds * group.cohort / len(group.clients)
-    traffic = simulation.parts.cost.round_traffic(
+    traffic = parts.cost.round_traffic(
         [group],
-        simulation.parts.steps,
+        parts.steps,
         config.syncs_per_round,
         frozen=not hyper.clients_learn,
         views=config.views_sent,
     )
     return about_client(
-        simulation.model.client,
+        parts.model.client,
         client=client,
         network=config.network(),
-        mean=simulation.dataset.train.mean,
-        std=simulation.dataset.train.std,
+        mean=parts.dataset.train.mean,
+        std=parts.dataset.train.std,
         batch_size=group.batch_size,
         learns=hyper.clients_learn,
         optimiser={
@@ -194,79 +194,34 @@ def about_part(simulation: Simulation, client: int) -> dict[str, Any]:
             "precision": config.precision,
         },
         session={
-            "steps": round(visits * simulation.parts.steps),
+            "steps": round(visits * parts.steps),
             "bytes_up": round(visits * traffic.up / group.cohort),
             "bytes_down": round(visits * traffic.down / group.cohort),
         },
     )
 
 
-def about_client(
-    model: FlatModule,
-    *,
-    client: int,
-    network: Mapping[str, Any],
-    mean: Tensor,
-    std: Tensor,
-    batch_size: int,
-    learns: bool,
-    optimiser: Mapping[str, Any],
-    session: Mapping[str, int],
-) -> dict[str, Any]:
-    """Return the content of ``trace.json``, but for the format and the number of visits, which `TraceWriter` adds.
-
-    Args:
-        model: the client's half of the network.
-        client: id of the client.
-        network: settings that determine the network (`RunConfig.network`).
-        mean, std: tensors of 3 values each, by which images are normalised.
-        batch_size: images per step.
-        learns: whether the client learns, so that it needs gradients and a backward pass.
-        optimiser: values of "tau", "momentum", "weight_decay" and "precision".
-        session: expected number of "steps" of the client in a whole run, and of bytes that it sends, "bytes_up", and
-            receives, "bytes_down".
-    """
-    shape = (COLOURS, network["image_size"], network["image_size"])
-    one = operations(model, shape, of_images=True)
-    return {
-        "client": client,
-        "network": dict(network),
-        "images": {"mean": mean.flatten().tolist(), "std": std.flatten().tolist()},
-        "shapes": {name: list(own) for name, own in model.shapes.items()},
-        "statistic_shapes": {name: list(own) for name, own in model.statistic_shapes.items()},
-        "optimiser": dict(optimiser),
-        "session": dict(session),
-        "cost": {
-            "flops": {"query": one.forward, "key": one.forward, "backward": one.backward if learns else 0},
-            "memory": asdict(memory(model, shape, batch_size, learns=learns)),
-        },
-    }
-
-
-def averaged(simulation: Simulation, *, learns: bool) -> list[str]:
+def averaged(parts: Parts, *, learns: bool) -> list[str]:
     """Return the parts of `STATE` that are sent and received at an averaging, empty ones left out.
 
     Args:
         learns: whether clients learn; if they do not, only the running statistics are averaged.
     """
-    aligned = learns and simulation.config.align_momentum
+    aligned = learns and parts.config.align_momentum
     names = ["online"] * learns + ["online_statistics"] + ["momentum", "momentum_statistics"] * aligned
-    return [name for name in names if getattr(simulation.state.cohort, name).shape[1]]
+    return [name for name in names if getattr(parts.state.cohort, name).shape[1]]
 
 
-def _chosen_client(simulation: Simulation, client: int | None) -> int:
+def _chosen_client(parts: Parts, progress: Progress, client: int | None) -> int:
     """Return the id of the client to record, or raise a ValueError; see `Recorder`."""
-    config = simulation.config
+    config = parts.config
     check(config, RECORDING)
     if client is not None and not 0 <= client < config.clients:
         raise ValueError(f"trace_client: {client} is no client; allowed: 0 to {config.clients - 1}")
-    first = simulation.progress.finished_rounds
+    first = progress.finished_rounds
     if first == config.rounds:
         raise ValueError("record_trace: the run is over; allowed: with rounds to come")
-    cohorts = (
-        np.concatenate(draw_cohort(simulation.parts.groups, index, config.seed))
-        for index in range(first, config.rounds)
-    )
+    cohorts = (np.concatenate(draw_cohort(parts.groups, index, config.seed)) for index in range(first, config.rounds))
     others = sorted(next(cohorts).tolist())
     if client is None:
         return others[0]
