@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 
 from simsfl.data import Arrays
-from simsfl.data.folder import with_bar
 from simsfl.data.sources import CIFAR10, Unavailable, check, fetch, write_cache
 from simsfl.system.files import cache_directory, claimed, replacing
+from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path
 
 SLICES = 2
@@ -86,7 +86,7 @@ def pack(out: Path, data_dir: Path) -> None:
             arrays, origin = fetch(CIFAR10, data_dir)
             images = np.concatenate([arrays.train_x, arrays.test_x])
             starts = range(0, len(images), COLUMN)
-            pictures = [encode(images[start : start + COLUMN]) for start in with_bar(starts, "Packing CIFAR-10")]
+            pictures = [encode(images[start : start + COLUMN]) for start in watched(starts, "Packing CIFAR-10")]
             for number in range(1, SLICES + 1):
                 first, end = (len(pictures) * bound // SLICES for bound in (number - 1, number))
                 write_slice(temporary / f"cifar10-{number}-of-{SLICES}.zip", number, arrays, pictures[first:end])
@@ -198,7 +198,7 @@ def join(files: Sequence[Path]) -> Arrays:
     if missing:
         raise ValueError(f"slices: number {', '.join(missing)} of {common.slices} is missing; allowed: all of them")
     pictures = [picture for number in sorted(found) for picture in found[number][2]]
-    images = np.concatenate([decode(picture) for picture in with_bar(pictures, "Unpacking CIFAR-10")])
+    images = np.concatenate([decode(picture) for picture in watched(pictures, "Unpacking CIFAR-10")])
     train_y, test_y = (np.array(labels, dtype=np.int64) for labels in (common.train_y, common.test_y))
     return Arrays(images[: len(train_y)], train_y, images[len(train_y) :], test_y, common.classes)
 

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from simsfl import Simulation
-from simsfl.cli.progress import watched
 from simsfl.config.notation import Decoder
 from simsfl.engine.precision import arithmetic
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
@@ -25,6 +24,7 @@ from simsfl.rounds import evaluating
 from simsfl.runs.directory import RunDirectory
 from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
+from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_number
 from simsfl.ui.dashboard import number
 

@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from simsfl.cli.progress import watched
 from simsfl.system.files import replacing
+from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path
 
 _CLASSES = 12

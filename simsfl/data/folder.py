@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from simsfl.data import Arrays, Dataset, Images, make_dataset, measure, planes
 from simsfl.system.memory import free_memory
+from simsfl.system.progress import watched
 
 _DEFAULT_SIZE = 32
 """Height and width that pictures are resized to if no image size is given."""
@@ -117,7 +116,7 @@ def read_folder(
     pictures = [Pictures(split.files, size) for split in (train, test)]
     if statistics is None:
         parts = torch.from_numpy(sample).split(100)
-        statistics = measure(torch.cat([pictures[0][part] for part in with_bar(parts, f"Measuring {path}")]))
+        statistics = measure(torch.cat([pictures[0][part] for part in watched(parts, f"Measuring {path}")]))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
     return Dataset(
         name,
@@ -194,15 +193,9 @@ def _tiny_imagenet(path: Path) -> tuple[_Listing, _Listing]:
 def _read_all(split: _Listing, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the images of a split as uint8 ``[n, H, H, 3]``, and its labels ``[n]``."""
     images = np.empty((len(split.files), size, size, 3), dtype=np.uint8)
-    for row, file in enumerate(with_bar(split.files, f"Reading {Path(split.files[0]).parent.parent}")):
+    for row, file in enumerate(watched(split.files, f"Reading {Path(split.files[0]).parent.parent}")):
         images[row] = read_image(Path(file), size)
     return images, split.labels
-
-
-def with_bar(items: Sequence, title: str):
-    """Return the items to be iterated over, with a progress bar on stderr if that is a terminal."""
-    console = Console(stderr=True)
-    return track(items, title, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _listing_checksum(path: Path, files: Sequence[str]) -> str:

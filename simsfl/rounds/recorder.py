@@ -62,7 +62,7 @@ class Recorder(Observer):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._leave()
+        self._observers.remove(self)
         if error is None and self.problem is None:
             with self._writing():
                 self._finish_visit()
@@ -80,12 +80,6 @@ class Recorder(Observer):
             yield
         except OSError as error:
             self.problem, self._position = error, None
-            self._leave()
-
-    def _leave(self) -> None:
-        """Stop observing."""
-        if self in self._observers:
-            self._observers.remove(self)
 
     def round_begins(self, plan: RoundPlan) -> None:
         """Begin a visit if the client is in the cohort."""
@@ -99,7 +93,7 @@ class Recorder(Observer):
             cohort: ids of the clients, in cohort order.
         """
         self._finish_visit()
-        if self.client not in cohort:
+        if self.problem or self.client not in cohort:
             return
         self._position = cohort.index(self.client)
         self._learns = self._parts.hyper.clients_learn and (self._progress.communication.state is Exchange.BOTH_WAYS)

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
-from simsfl.cli.progress import watched
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
 from simsfl.system.messages import unknown
+from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, whole_number
 
 CLIENTS = (1_000, 10_000, 100_000, 1_000_000)

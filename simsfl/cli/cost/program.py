@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
-from simsfl.cli.progress import watched
 from simsfl.system.files import write_json
+from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, one_of, path, whole_number
 
 _DTYPES = {"fp32": 4, "fp16": 2, "int8": 1}

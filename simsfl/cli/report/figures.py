@@ -20,10 +20,10 @@ from matplotlib.ticker import MaxNLocator
 
 from simsfl import Simulation
 from simsfl.algorithm.plan import Group, plan_round
-from simsfl.cli.progress import watched
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
 from simsfl.runs.metrics import History
+from simsfl.system.progress import watched
 
 _PAIRS = 12
 """Most pairs of views that are shown, each of an image of another client."""

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
 from simsfl.cli.flags import add_config_flags, config_values
 from simsfl.cli.main import command
 from simsfl.cli.presets import named
-from simsfl.cli.progress import watched
 from simsfl.cli.table.cells import TABLES, Cell
 from simsfl.system.messages import unknown
+from simsfl.system.progress import bar, watched
 from simsfl.system.signals import Stop
 from simsfl.ui.arguments import Parser, fail, path, seeds_of
 
@@ -180,9 +180,7 @@ def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> Non
         out: the directory that holds the run directories.
         after_each: called after each run.
     """
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    screen = Console(stderr=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    with bar(TimeRemainingColumn()) as progress:
         task = progress.add_task("", total=sum(plan.seconds for plan in plans))
         before = 0.0
         for position, plan in enumerate(plans, start=1):
