@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side, one on each core
 
@@ -11,6 +12,7 @@ import torch
 
 from simsfl import RunConfig
 from simsfl.data import Arrays, make_dataset
+from simsfl.kernels import CHOICES
 
 collect_ignore = [] if find_spec("zmq") else ["hw_profile"]
 """Folders that pytest skips: without pyzmq (the extra "device") the programs for real devices cannot be imported."""
@@ -34,10 +36,29 @@ TINY = {
 """Config fields of a run that trains in about a second."""
 
 
+LONGEST = ("test_every_pair_of_settings", "test_compiles_without", "test_a_grid_goes_on", "test_a_client_that_sends")
+"""Beginnings of the names of tests that take more than a quarter of a minute."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest tests first, so that parallel processes end at about the same time."""
+    items.sort(key=lambda item: not item.name.startswith(LONGEST))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_cache_of_the_user(tmp_path_factory):
+    """Keep fixtures of modules from the user's cache, which may hold choices that change how sums are rounded."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SIMSFL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory, monkeypatch):
-    """Give each test a cache of its own, so that none reads or fills the user's."""
+    """Give each test a cache and choices of its own, so that it depends on no other test, nor on the user's cache."""
     monkeypatch.setenv("SIMSFL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with patch.dict(CHOICES, clear=True):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Whatever settings are combined, a tiny run trains to finite numbers that two engines agree on, or is refused."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, product
@@ -69,33 +70,37 @@ def without_warming_up(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Return a data set of 48 training and 6 test images of 32x32."""
+    """Return data sets of 36 training and 6 test images: of 32x32 by the architecture that needs it, else of 16x16."""
     rng = np.random.default_rng(0)
 
-    def split(count):
-        return rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8), np.arange(count) % 3
+    def split(count, size):
+        return rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8), np.arange(count) % 3
 
-    return make_dataset("tiny", "made up", Arrays(*split(48), *split(6), ("a", "b", "c")))
+    def dataset(size):
+        return make_dataset("tiny", "made up", Arrays(*split(36, size), *split(6, size), ("a", "b", "c")))
+
+    return defaultdict(lambda data=dataset(16): data, vgg11=dataset(32))
 
 
-def trains(values: dict, pictures: Dataset) -> bool:
+def trains(values: dict, pictures: dict[str, Dataset]) -> bool:
     """Train with these settings in two engines and compare; return whether they are allowed.
 
     Raises:
         AssertionError: the engines differ, a number is not finite, or settings are refused with a message that does not
             say in one line which field is wrong and what is allowed.
     """
+    dataset = pictures[values.get("arch", "resnet8")]
     try:
         rounds = 4 if values.get("loss_threshold") else 2  # the fourth is the first in which nothing is sent
         config = RunConfig(**BASE | {"rounds": rounds} | values)
-        stacked = Simulation(replace(config, engine="vmap"), pictures, dtype=torch.float64)
+        stacked = Simulation(replace(config, engine="vmap"), dataset, dtype=torch.float64)
     except ValueError as error:
         text = str(error)
         assert "\n" not in text
         assert "; allowed" in text
         assert text.split(":", maxsplit=1)[0] in {*VALUES, "image_size"}
         return False
-    loop = Simulation(replace(config, engine="loop"), pictures, dtype=torch.float64)
+    loop = Simulation(replace(config, engine="loop"), dataset, dtype=torch.float64)
     for one, other in zip(stacked.train(), loop.train(), strict=True):
         assert type(one) is type(other)
         for name, value in vars(one).items():

@@ -11,7 +11,6 @@ import torch
 
 from simsfl import Simulation
 from simsfl.engine import tuning
-from simsfl.kernels import CHOICES
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.runs.metrics import EvaluationRecord, RoundRecord, StepRecord
 from tests.simulations import assert_moved_alike, assert_same_state, trained
@@ -33,7 +32,6 @@ def test_the_chunk_size_changes_no_more_than_rounding(config, dataset, monkeypat
     config = replace(config, rounds=1, lr=0.005)
     one, _ = trained(config, dataset)
     monkeypatch.setattr(tuning, "CHUNKS", (2,))
-    CHOICES.clear()
     two, _ = trained(config, dataset)
     assert (one.parts.hyper.chunk, two.parts.hyper.chunk) == (3, 2)
     assert_moved_alike(one, two, Simulation(config, dataset), 0.05)

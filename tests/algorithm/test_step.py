@@ -21,7 +21,7 @@ from simsfl.models import Style, split_model
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
 from tests.states import new_state
 
-CLIENTS, BATCH, ROUNDS, STEPS = 6, 2, 2, 5
+CLIENTS, BATCH, ROUNDS, STEPS = 6, 2, 2, 3
 IMAGES, CLASSES, KEY_DIM, QUEUE_LENGTH = 40, 12, 12, 54
 SEED, DTYPE = 3, torch.float64
 
@@ -191,7 +191,7 @@ def assert_equal_but_for_rounding(engine, found, expected, tolerance):
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-queue", "own-queues"])
-@pytest.mark.parametrize("cut_layer", [1, 2, 4])
+@pytest.mark.parametrize("cut_layer", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cohort", [CLIENTS, 3], ids=["all", "sampled"])
 def test_stacked_steps_equal_the_loop_in_float64(cohort, cut_layer, shared, variant):
     setting = Setting(cohort, cut_layer, shared, align_momentum=cut_layer == 2, **variant)

@@ -62,7 +62,16 @@ def test_bad_input(argv, message, capfd):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag", [["--no-symmetric"], ["--views", "v1"], ["--no-feature-sharing"], ["--supervised"]])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ["--no-symmetric"],
+        *(
+            pytest.param(flag, marks=pytest.mark.slow)
+            for flag in (["--views", "v1"], ["--no-feature-sharing"], ["--supervised"])
+        ),
+    ],
+)
 def test_what_the_loop_does_not_do_is_not_compared(flag, npz, capfd):
     settings = {name: value for name, value in SMALL.items() if name not in ("key_dim", "queue_length")}
     argv = [*flags(dataset=npz, **settings), "--steps", "1", "--engines", "loop", *flag]

@@ -83,6 +83,7 @@ def test_the_smoke_grids(tmp_path, capsys):
     assert page.count("| kNN |") == 3
 
 
+@pytest.mark.slow
 def test_clients_that_resist_start_from_an_expert_and_are_attacked(npz, tmp_path, capsys):
     out = tmp_path / "4"
     argv = ["4", "--only", "cut layer 1, lambda 2, 0.5%", "--budget", "1", "--no-linear-probe"]
@@ -170,7 +171,13 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("argv", "message"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        pytest.param(*case, id=name, marks=pytest.mark.slow if name == "tiny budget" else ())
+        for name, case in WRONG.items()
+    ],
+)
 def test_bad_input(argv, message, tmp_path, capfd):
     assert run(*argv, out=tmp_path / "grid") == 2
     error = capfd.readouterr().err

@@ -18,15 +18,10 @@ from simsfl.system.files import cache_directory
 
 
 @pytest.fixture(autouse=True)
-def nothing_measured_yet(monkeypatch):
-    """Forget all choices during a test, and measure for a short time only."""
+def measured_quickly(monkeypatch):
+    """Measure for a short time only."""
     monkeypatch.setattr(tuning, "SECONDS", 1e-9)
     monkeypatch.setattr(tuning, "CHUNKS", (2, 1))
-    before = dict(CHOICES)
-    CHOICES.clear()
-    yield
-    CHOICES.clear()
-    CHOICES.update(before)
 
 
 def kept():

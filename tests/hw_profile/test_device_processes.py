@@ -9,6 +9,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from simsfl.hw_profile.devices import keys
 from tests.conftest import flags
 from tests.hw_profile.serving import EVERYONE, LONG
@@ -82,6 +84,7 @@ def test_three_processes_give_the_simulations_metrics(npz, tmp_path):
         assert set(result["step"]) == {"compute", "network", "server"}
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_done_without_and_another_takes_its_place(npz, tmp_path):
     settings = {**EVERYONE, "rounds": 60, "eval_every": 0, "checkpoint_every": 60, "device_timeout": 20}
     with programs(npz, tmp_path, **settings) as (processes, device):

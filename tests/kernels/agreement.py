@@ -66,6 +66,8 @@ def run_interpreted(file):
         "-m",
         "pytest",
         "-q",
+        "-n",
+        "0",
         "-k",
         "triton and not interpreter",
         "-p",

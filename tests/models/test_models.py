@@ -22,7 +22,13 @@ def build(arch, cut_layer, width=8, **options):
     return split_model(arch, width=width, cut_layer=cut_layer, generator=torch.Generator().manual_seed(5), **options)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+DEEP = ("resnet101", "resnet152", "vgg19")
+"""Architectures that have more of the same blocks than others here, and take long."""
+
+
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=pytest.mark.slow if arch in DEEP else ()) for arch in ARCHITECTURES]
+)
 def test_the_cut_changes_nothing(arch):
     outputs = []
     for cut_layer in range(1, layer_count(arch) + 1):
