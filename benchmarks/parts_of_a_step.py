@@ -235,7 +235,7 @@ def server_parts(report: Report) -> None:
     smashed = torch.randn(rows, *run.model.smashed_shape, device=DEVICE).relu()
 
     def whole(model: object, dtype: torch.dtype, layout: torch.memory_format = CONTIGUOUS) -> Callable[[], object]:
-        split, hyper = replace(run.model, server=model), replace(run.hyper, precision=dtype)
+        split, hyper = replace(run.model, server=model), replace(run.parts.hyper, precision=dtype)
         rate, sent = torch.full((), 1e-4, device=DEVICE), smashed.to(dtype, memory_format=layout)
         return lambda: step.learn_(split, run.state, sent, rate, hyper)
 
@@ -296,13 +296,13 @@ def client_parts(report: Report) -> None:
     for cut, precision, version in product((1, 2), ("fp32",) if REHEARSAL else ("bf16", "fp32"), versions):
         client_passes(report, cut, precision, version)
     run = simulation(engine="vmap", precision="fp32")
-    plan, images = run.plan(0), run.dataset.train
+    plan, images = run.parts.plan(0), run.dataset.train
     group = plan.groups[0]
     pixels, views = images.pixels[group.indices[0]], group.views.map(lambda t: t[0])
     for version, label in ((None, "PyTorch"), ("fastest", "kernel")):
         with accelerated(version):
             report.time(f"views: {label}", lambda: images.augmented(pixels, views, torch.float32))
-    report.content["plan_ms"] = on_host(lambda: run.plan(1))
+    report.content["plan_ms"] = on_host(lambda: run.parts.plan(1))
     print(f"{'a round drawn and sent, on the host':70s} {report.content['plan_ms']:9.4f} ms", flush=True)
     report.write()
 
@@ -319,8 +319,8 @@ def client_passes(report: Report, cut: int, precision: str, version: str | None)
     images = [torch.randn(run.config.cohort, 1, 3, 32, 32, device=DEVICE)]
 
     def passes() -> Tensor:
-        with accelerated(run.version):
-            with run.hyper.autocast(DEVICE):
+        with accelerated(run.parts.version):
+            with run.parts.hyper.autocast(DEVICE):
                 sent = clients.forward(model, cohort.online, cohort.online_statistics, images)
                 with torch.no_grad():
                     clients.forward(model, cohort.momentum, cohort.momentum_statistics, images)
@@ -450,7 +450,7 @@ def profile() -> int:
         list(run.round())
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - begin) / run.steps)
+        times.append(1000 * (time.perf_counter() - begin) / run.parts.steps)
     print("ms per step of whole rounds:", " ".join(f"{t:.3f}" for t in times), run.clock.seconds(), flush=True)
     activities = [torch.profiler.ProfilerActivity.CPU if REHEARSAL else torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
@@ -460,8 +460,8 @@ def profile() -> int:
     key = "self_cpu_time_total" if REHEARSAL else "self_device_time_total"
     events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, key))
     total = sum(getattr(e, key) for e in events)
-    lines = [f"{run.steps} steps, {total / run.steps:.1f} us of kernels a step"]
-    lines += [f"{getattr(e, key) / run.steps:9.2f} us {e.count / run.steps:7.2f} x {e.key[:110]}" for e in events]
+    lines = [f"{run.parts.steps} steps, {total / run.parts.steps:.1f} us of kernels a step"]
+    lines += [f"{getattr(e, key) / run.parts.steps:9.2f} us {e.count / run.parts.steps:7.2f} x {e.key[:110]}" for e in events]
     (OUT / "kernels.txt").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines[:60]), flush=True)
     return 0

@@ -79,7 +79,8 @@ def pictures():
     def dataset(size):
         return make_dataset("tiny", "made up", Arrays(*split(36, size), *split(6, size), ("a", "b", "c")))
 
-    return defaultdict(lambda data=dataset(16): data, vgg11=dataset(32))
+    small, large = dataset(16), dataset(32)
+    return defaultdict(lambda: small, vgg11=large)
 
 
 def trains(values: dict, pictures: dict[str, Dataset]) -> bool:
