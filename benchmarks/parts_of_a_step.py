@@ -461,7 +461,9 @@ def profile() -> int:
     events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, key))
     total = sum(getattr(e, key) for e in events)
     lines = [f"{run.parts.steps} steps, {total / run.parts.steps:.1f} us of kernels a step"]
-    lines += [f"{getattr(e, key) / run.parts.steps:9.2f} us {e.count / run.parts.steps:7.2f} x {e.key[:110]}" for e in events]
+    lines += [
+        f"{getattr(e, key) / run.parts.steps:9.2f} us {e.count / run.parts.steps:7.2f} x {e.key[:110]}" for e in events
+    ]
     (OUT / "kernels.txt").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines[:60]), flush=True)
     return 0

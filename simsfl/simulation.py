@@ -1,4 +1,7 @@
-"""The round loop: draw, train, average, evaluate, save (Li et al., ICLR 2023, algorithm 1)."""
+"""The round loop (Li et al., ICLR 2023, algorithm 1): train a round, evaluate, go on to the next.
+
+What happens within a round, from drawing its cohort to averaging its models, is in `simsfl.rounds.steps`.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ class Simulation:
     Args:
         config: what to run.
         dataset: the images, instead of loading ``config.dataset``.
-        dtype: of everything that is learnt, and with fp32 precision of what is computed; float64 is for tests.
+        dtype: dtype of everything that is learnt, and with fp32 precision of what is computed; float64 is for tests.
         choices: versions of operators to use, where they are named, instead of finding out which are fastest.
         start: weights to start from, instead of loading ``config.init_client``.
         auto_precision: the precision that "auto" means and why, instead of what suits the device.
@@ -59,11 +62,11 @@ class Simulation:
         model: the network, cut in two.
         state: everything that is learnt.
         progress: how far the run has come (`simsfl.rounds.progress.Progress`).
-        observers: told of what clients do (`simsfl.algorithm.observer.Observer`).
+        observers: objects whose methods are called when clients do something (`simsfl.algorithm.observer.Observer`).
         wire: what lies between clients and server (`simsfl.algorithm.wire.Wire`).
         clock: adds up the time of each phase.
         recent: seconds per step of the latest steps.
-        flush_seconds: how long losses may stay on a GPU; 0 for those who time single steps.
+        flush_seconds: seconds that losses may stay on a GPU before they are read; 0 to time single steps.
         damaged: a line on each damaged checkpoint that was not used in loading.
 
     Raises:
@@ -84,7 +87,7 @@ class Simulation:
         self._begin(build(config, dataset, **how))
 
     def _begin(self, parts: Parts, progress: Progress | None = None) -> None:
-        """Begin with these parts, where `progress` says."""
+        """Set everything up around the parts, at the start of the run or where `progress` stands."""
         self.parts, self.config, self.dataset = parts, parts.config, parts.dataset
         self.model, self.state = parts.model, parts.state
         self.progress = progress or Progress.of(parts)
@@ -192,6 +195,6 @@ class Simulation:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Inside, time counts as evaluation, and arithmetic is that of the config's precision."""
+        """Count the time of the block as evaluation, and compute in the config's precision."""
         with self.clock("evaluation"), arithmetic(self.config.precision):
             yield

@@ -1,4 +1,4 @@
-"""A MocoSFL client's work on this machine: time, memory, energy. ``python hw_profile/pi_bench.py``"""
+"""A MocoSFL client's work on this machine: time, memory, energy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device that takes part in a simulation: ``python hw_profile/client.py --server HOST:PORT --key FILE``"""
+"""A device that takes part in a simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys for a server and its devices: ``python hw_profile/keys.py --devices 3``
+"""Keys for a server and its devices.
 
 Elliptic-curve keys of CurveZMQ. The server takes no one whose key it does not know, and what is said is encrypted.
 """

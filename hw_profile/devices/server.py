@@ -1,4 +1,4 @@
-"""A simulation that real devices take part in: ``python hw_profile/server.py --clients 1000 --devices 1``
+"""A simulation that real devices take part in.
 
 All flags of ``experiments/run.py`` are this program's, too.
 """

@@ -62,7 +62,7 @@ def train_step(
     attackers_ssim: tuple[Tensor, ...] = ()
     if hyper.clients_learn and model.attacker:
         with clock("attackers"):
-            attackers_ssim = _resist_all(model, state, batch, seen, queries, gradients, hyper)
+            attackers_ssim = _taressfl_all(model, state, batch, seen, queries, gradients, hyper)
 
     if hyper.clients_learn:
         with clock("client backward"):
@@ -127,7 +127,7 @@ def _learn(
     return loss.detach(), top1
 
 
-def _resist_all(
+def _taressfl_all(
     model: SplitModel,
     state: State,
     batch: Batch,
@@ -149,13 +149,13 @@ def _resist_all(
     figures = []
     for c, (images, sent) in enumerate(zip(seen, queries, strict=True)):
         attacker = state.attackers.cohort[c]
-        added, *figure = _resist(model, attacker, batch.images.restore(images), sent, batch.attackers_lr, hyper)
+        added, *figure = _taressfl(model, attacker, batch.images.restore(images), sent, batch.attackers_lr, hyper)
         gradients[c] = gradients[c] + added
         figures.append(torch.stack(figure))
     return tuple(torch.stack(figures).mean(dim=0))
 
 
-def _resist(
+def _taressfl(
     model: SplitModel, attacker: Tensor, images: Tensor, sent: Tensor, lr: Tensor, hyper: Hyperparameters
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Let one client's attacker learn from the step, in place (TAResSFL).

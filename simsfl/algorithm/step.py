@@ -21,7 +21,7 @@ from simsfl.algorithm import clients, server
 from simsfl.algorithm.state import State
 from simsfl.algorithm.wire import NOBODY, Wire
 from simsfl.data import Images
-from simsfl.defences.taressfl import resist_
+from simsfl.defences.taressfl import taressfl_
 from simsfl.kernels import ViewParameters, ema_, sgd_
 from simsfl.models import SplitModel
 
@@ -200,7 +200,7 @@ def train_step(
     if hyper.clients_learn and model.attacker:
         with clock("attackers"):
             images_CB3HW = [batch.images.restore(images) for images in query_CB3HW]
-            taressfl = resist_(
+            taressfl = taressfl_(
                 model.attacker,
                 state.attackers.cohort,
                 images_CB3HW,

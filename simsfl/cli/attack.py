@@ -1,4 +1,4 @@
-"""Reconstruct a client's images from what it sends: ``python experiments/attack.py RUN_DIR``."""
+"""Reconstruct a client's images from what it sends."""
 
 from __future__ import annotations
 

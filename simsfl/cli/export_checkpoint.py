@@ -1,4 +1,4 @@
-"""Write weights in the published program's layout: ``python experiments/export_checkpoint.py RUN_DIR --out DIR``."""
+"""Write weights in the published program's layout."""
 
 from __future__ import annotations
 

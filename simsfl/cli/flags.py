@@ -31,6 +31,7 @@ def add_config_flags(
     parser: argparse.ArgumentParser,
     *,
     preset: str,
+    group: argparse._ArgumentGroup | None = None,
     without: Collection[str] = (),
     beside: Mapping[str, RunConfig] | None = None,
 ) -> None:
@@ -39,13 +40,14 @@ def add_config_flags(
     A field's flag that is not given leaves no attribute in the parsed arguments.
 
     Args:
-        parser: gets the flags.
+        parser: parser that the flags are added to.
         preset: default of ``--preset``.
+        group: gets that flag instead.
         without: fields that get no flag.
         beside: presets by name; help shows their values of a field beside its default, where they differ.
     """
     text = f"auto, or one of those that `run --list` prints; flags override its fields (default: {preset})"
-    parser.add_argument("--preset", default=preset, help=text)
+    (group or parser).add_argument("--preset", default=preset, help=text)
     groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
     for spec in fields(RunConfig):
         group = spec.metadata["group"]

@@ -1,4 +1,4 @@
-"""Convert weights of the published program: ``python experiments/import_checkpoint.py FILE.tar --out FILE``."""
+"""Convert weights of the published program."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
     session = Session(simulation, directory, console, stop, recorder)
     why = dict.fromkeys(_CHOICES, "as configured")
     if simulation.config.precision != saved["config"]["precision"]:
-        why["precision"] = f"{saved['config']['precision']} as configured is not to be had here"
+        why["precision"] = f"{saved['config']['precision']} as configured is not available here"
     _announce(session, why)
     console.print(f"resumed   after round {simulation.progress.round_index}, step {simulation.progress.step_index}")
     threads = saved["threads"]

@@ -60,6 +60,7 @@ PROGRAMS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Start the program that the first argument names, with the others; return the exit code."""
     name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    name = name.replace("_", "-") if not name.startswith("-") else name  # as the doors are called
     if name in ("-h", "--help"):
         width = max(map(len, PROGRAMS))
         print("usage: simsfl PROGRAM [flags]\n\nPrograms; each has a --help of its own:")
@@ -85,7 +86,11 @@ def start(name: str) -> int:
         allowed = f"pip install {' '.join(missing)}"
         print(f"error: {missing[0]}: is not installed; allowed: {allowed}", file=sys.stderr)
         return 2
-    return import_module(program.module).main(sys.argv[1:])
+    try:
+        return import_module(program.module).main(sys.argv[1:])
+    except KeyboardInterrupt:  # of programs that have nothing to save
+        print("error: interrupted", file=sys.stderr)
+        return 130
 
 
 def command(name: str) -> list[str]:

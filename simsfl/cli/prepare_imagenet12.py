@@ -1,4 +1,4 @@
-"""Make ImageNet-12, a subset of 12 classes, from a local ImageNet: ``python experiments/prepare_imagenet12.py``.
+"""Make ImageNet-12, a subset of 12 classes, from a local ImageNet.
 
 The paper does not say which classes MocoSFL's subset has; give them in a file, one WordNet id (such as n02123045) per
 line.

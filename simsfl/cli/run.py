@@ -1,4 +1,4 @@
-"""Train one run: ``python experiments/run.py --clients 1000``."""
+"""Train a run, or continue one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parser() -> Parser:
         metavar="ID",
         help="which (default: one of the first cohort)",
     )
-    add_config_flags(result, preset="auto", beside={"laptop": laptop()})
+    add_config_flags(result, preset="auto", group=what, beside={"laptop": laptop()})
     return result
 
 

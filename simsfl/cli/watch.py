@@ -1,4 +1,4 @@
-"""Watch a run that goes on elsewhere: ``python experiments/watch.py RUN_DIR``."""
+"""Show the live view of a run that another process trains."""
 
 from __future__ import annotations
 

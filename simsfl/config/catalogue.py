@@ -35,7 +35,9 @@ class Method:
     """
 
     stacked: Code
+    """Step with all clients of the cohort as one batched program."""
     looped: Code
+    """Step with one client after the other: the oracle."""
 
 
 METHODS = {
@@ -113,6 +115,7 @@ class DataSet:
     image_size: int = 32
     """Height and width of its images."""
     classes: int = 10
+    """Number of classes."""
     in_files: bool = False
     """Whether its pictures lie in files, and may be decoded when they are needed."""
 

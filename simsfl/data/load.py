@@ -131,14 +131,16 @@ class _Directory:
     """Number of classes that it must have, if that is checked."""
 
     def __call__(self, wanted: Request) -> Dataset:
-        """Load it.
+        """Load the data set.
 
         Raises:
             ValueError: it is not there, or damaged.
         """
         path = wanted.data_dir / self.directory
         if not path.is_dir():
-            raise ValueError(f"dataset: {self.key} must lie in {path}, which there is not; allowed: another --data-dir")
+            raise ValueError(
+                f"dataset: {self.key} must lie in {path}, which does not exist; allowed: another --data-dir"
+            )
         size = wanted.image_size or self.size
         data = read_folder(path, self.key, image_size=size, stream=wanted.stream, statistics=self.statistics)
         if self.classes and len(data.classes) != self.classes:

@@ -42,7 +42,7 @@ CIFAR10_SHA256 = {
     "test_x": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
     "test_y": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
 }
-"""Of the raw bytes: images uint8 NHWC, labels uint8, in the official order."""
+"""SHA-256 of the raw bytes of CIFAR-10: images uint8 NHWC, labels uint8, in the official order."""
 
 
 class Unavailable(Exception):
@@ -62,7 +62,9 @@ class Source:
     splits: tuple[dict, dict]
     """Arguments of that class for the training and the test split."""
     mean: tuple[float, float, float]
+    """Mean of each channel, of pixels in [0, 1]."""
     std: tuple[float, float, float]
+    """Standard deviation that each channel is divided by."""
 
     @property
     def dataset(self) -> Any:

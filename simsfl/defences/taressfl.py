@@ -26,7 +26,7 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
 @dataclass(frozen=True)
-class Resistance:
+class Outcome:
     """How well attackers reconstruct the images of a step, and the gradient against it."""
 
     gradient: Tensor
@@ -43,7 +43,7 @@ def attackers_lr(round_index: int, rounds: int) -> float:
     return _RATE * _DECAY ** sum(round_index >= max(1, int(milestone * rounds)) for milestone in _MILESTONES)
 
 
-def resist_(
+def taressfl_(
     decoder: FlatModule,
     attackers_CA: Tensor,
     images_CB3HW: Sequence[Tensor],
@@ -51,7 +51,7 @@ def resist_(
     lr: Tensor,
     weight: float,
     target: float,
-) -> Resistance:
+) -> Outcome:
     """Let each client's attacker learn from the step, then return the gradient that makes its task harder.
 
     Args:
@@ -85,7 +85,7 @@ def resist_(
         gradients.append(torch.autograd.grad(excess.sum(), sent_CBchw)[0].flatten(0, 1).to(sent.dtype))
         befores.append(before_C.detach())
         afters.append(after_C.detach())
-    return Resistance(torch.cat(gradients), torch.cat(befores).mean(), torch.cat(afters).mean())
+    return Outcome(torch.cat(gradients), torch.cat(befores).mean(), torch.cat(afters).mean())
 
 
 @torch.no_grad()

@@ -25,11 +25,11 @@ class Evaluation:
     """Evaluates frozen encoders on a data set.
 
     Args:
-        dataset: on the device.
-        seed: of everything that is drawn.
+        dataset: the images that are evaluated on, on the device.
+        seed: the run's seed, which everything that is drawn depends on.
         bank: training images in the kNN bank; None for all up to `MOST`.
         test: test images that kNN classifies; None for all up to `MOST`.
-        dtype: of features.
+        dtype: dtype that features are computed in.
 
     Attributes:
         watch: yields the items of long loops, and may show how far they have come.

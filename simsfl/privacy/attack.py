@@ -43,6 +43,10 @@ def targets(partition: Partition, client: int) -> Tensor:
 
     These are the images of `client`, then those of the clients with the next ids, until there are `_TARGETS`. They are
     at most half of all images, so that the attacker can have others.
+
+    >>> partition = Partition.of([np.array([4, 0]), np.array([2, 5]), np.array([1, 3])])
+    >>> targets(partition, client=2)
+    tensor([1, 3, 4])
     """
     count = min(_TARGETS, max(1, len(partition.indices) // 2))
     ids = [(client + offset) % len(partition) for offset in range(len(partition))]

@@ -28,7 +28,7 @@ from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_mode
 from simsfl.models.central import CentralModule
 from simsfl.privacy.decoders import decoder
 from simsfl.setup import defaults
-from simsfl.setup.checks import check_attackers, check_queues, free_on
+from simsfl.setup.checks import check_attackers, check_queues, check_sent
 from simsfl.system.client_store import Storage
 from simsfl.system.randomness import Purpose, torch_generator
 
@@ -184,12 +184,7 @@ def _room_for_sent(config: RunConfig, model: SplitModel, steps: int, storage: St
     """Allocate what keeps the smashed data and labels of a whole round; see `state` for arguments and errors."""
     rows, row = config.views_sent * sum(group.images for group in groups(config)), prod(model.smashed_shape)
     precision = _dtype_of(config.precision, dtype)
-    size, free = steps * rows * row * precision.itemsize, free_on(storage.device)
-    if storage.kind != "mmap" and size > free:
-        raise ValueError(
-            f"loss_threshold: {config.loss_threshold:g} keeps the {size / 1e9:,.1f} GB that clients send in a round, "
-            f"and {free / 1e9:,.1f} GB are free; allowed: --client-state mmap, or a smaller --local-epochs"
-        )
+    check_sent(config, steps * rows * row * precision.itemsize, storage)
     smashed = storage.zeros(steps * rows, row, precision).view(steps, rows, *model.smashed_shape)
     labels = torch.zeros(steps if config.supervised else 0, rows, dtype=torch.long, device=storage.device)
     return Sent(smashed, labels)

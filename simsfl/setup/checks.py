@@ -60,7 +60,7 @@ def _check_engine(engine: str, device: str) -> None:
         raise ValueError(f"engine: {engine} needs {lacking}; allowed: {others}")
 
 
-def free_on(device: str | torch.device) -> int:
+def _free_on(device: str | torch.device) -> int:
     """Return how many bytes of memory are free on a device."""
     device = torch.device(device)
     return free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
@@ -70,7 +70,7 @@ def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
     """Raise a ValueError if key queues in `dtype`, of which each federated client has a whole one, do not fit."""
     if config.method != "fl-moco":
         return
-    size, free = config.clients * config.queue_length * config.key_dim * dtype.itemsize, free_on(config.device)
+    size, free = config.clients * config.queue_length * config.key_dim * dtype.itemsize, _free_on(config.device)
     if 2 * size > free:  # drawn, then normalised
         raise ValueError(
             f"queue_length: {config.queue_length} keys of {config.key_dim} numbers for each of {config.clients} "
@@ -82,11 +82,27 @@ def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
 def check_attackers(config: RunConfig, each: int, storage: Storage) -> None:
     """Raise a ValueError if simulated attackers, of `each` bytes apiece, do not fit into memory."""
     size = each * (config.cohort + (0 if storage.kind == "mmap" else config.clients))
-    free = free_on(storage.device)
+    free = _free_on(storage.device)
     if size > free:
         raise ValueError(
             f"ressfl_decoder: {config.ressfl_decoder} takes {size / 1e9:,.1f} GB for {config.clients} clients, and "
             f"{free / 1e9:,.1f} GB are free; allowed: fewer channels, or --client-state mmap"
+        )
+
+
+def check_sent(config: RunConfig, size: int, storage: Storage) -> None:
+    """Raise a ValueError if what clients send in a round, `size` bytes, has to be kept and does not fit.
+
+    Args:
+        config: the config with every rule applied.
+        size: bytes.
+        storage: where it is to be kept.
+    """
+    free = _free_on(storage.device)
+    if storage.kind != "mmap" and size > free:
+        raise ValueError(
+            f"loss_threshold: {config.loss_threshold:g} keeps the {size / 1e9:,.1f} GB that clients send in a round, "
+            f"and {free / 1e9:,.1f} GB are free; allowed: --client-state mmap, or a smaller --local-epochs"
         )
 
 

@@ -66,8 +66,8 @@ def test_resistance_is_the_gradient_of_the_excess(dataset):
     row = torch.cat([flat.initial.double(), torch.zeros(2 * flat.size + 1, dtype=torch.float64)]).repeat(2, 1)
     lr = torch.tensor(0.02, dtype=torch.float64)
     for _ in range(40):  # until the decoder has memorised the images
-        taressfl.resist_(flat, row, images, smashed, lr, 2.0, 0.01)
-    result = taressfl.resist_(flat, row, images, smashed, lr, 2.0, 0.01)
+        taressfl.taressfl_(flat, row, images, smashed, lr, 2.0, 0.01)
+    result = taressfl.taressfl_(flat, row, images, smashed, lr, 2.0, 0.01)
     direction = torch.randn(6, 2, 4, 4, generator=generator(3), dtype=torch.float64)
 
     def loss(sent):
@@ -81,7 +81,7 @@ def test_resistance_is_the_gradient_of_the_excess(dataset):
     assert loss(smashed) > 0
     change = (loss(smashed + 1e-6 * direction) - loss(smashed - 1e-6 * direction)) / 2e-6
     assert change == pytest.approx((result.gradient * direction).sum().item(), rel=1e-4)
-    quiet = taressfl.resist_(flat, row.clone(), images, smashed, lr, 2.0, 0.99)
+    quiet = taressfl.taressfl_(flat, row.clone(), images, smashed, lr, 2.0, 0.99)
     assert not quiet.gradient.any()  # as no attacker reaches this target
 
 

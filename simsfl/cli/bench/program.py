@@ -1,4 +1,4 @@
-"""Time the phases of a training step, engines side by side: ``python experiments/bench.py``.
+"""Time the phases of a training step, engines side by side.
 
 Each engine runs in a process of its own, so that no engine's memory affects another. The engines take turns of a few
 steps, so that other load on the machine falls on all of them; the first step of a turn is not timed, so that the others
@@ -81,7 +81,7 @@ def parser() -> Parser:
     what.add_argument("--start", action="store_true", help="measure the time to the first step instead")
     what.add_argument("--steps", type=whole_number, help="number of timed steps (default: 10)")
     what.add_argument("--json", type=path, metavar="FILE", help="write the figures into this file too")
-    add_config_flags(result, preset="paper", without=NO_MATTER)
+    add_config_flags(result, preset="paper", group=what, without=NO_MATTER)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Estimate what taking part costs a client, from a config alone: ``python experiments/cost.py --cut-layer 1``."""
+"""Estimate what taking part costs a client, from a config alone."""
 
 from __future__ import annotations
 

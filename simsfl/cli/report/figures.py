@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from simsfl import Simulation
+from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.plan import Group, plan_round
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
@@ -59,10 +60,10 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
         figures["curves"] = ("Loss and kNN accuracy", _curves(runs))
     if any(run.history.syncs for run in runs):
         figures["divergence"] = ("Divergence of the clients' models at each averaging", _divergence(runs))
-    if any(record["communication"] != "A" for run in runs for record in run.history.rounds):
+    if any(record["communication"] != Exchange.BOTH_WAYS.value for run in runs for record in run.history.rounds):
         figures["communication"] = ("State of communication by round, and what it saved", _communication(runs))
     if any(record["attackers_ssim"] is not None for run in runs for record in run.history.rounds):
-        figures["resistance"] = ("Simulated attackers, and what resisting them costs", _resistance(runs))
+        figures["resistance"] = ("Simulated attackers, and what resisting them costs", _taressfl(runs))
     if any(run.attacks for run in runs):
         figures["privacy"] = ("Privacy against accuracy", _privacy(runs))
     for run in watched(runs, "Drawing"):
@@ -145,7 +146,7 @@ def _communication(runs: list[Run]) -> Figure:
     return figure
 
 
-def _resistance(runs: list[Run]) -> Figure:
+def _taressfl(runs: list[Run]) -> Figure:
     """Draw how well simulated attackers reconstruct before and after learning, and the contrastive loss against it."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for run in runs:

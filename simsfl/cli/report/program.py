@@ -1,4 +1,4 @@
-"""Write a page and figures about runs: ``python experiments/report.py RUN_DIR [RUN_DIR ...]``."""
+"""Write a page and figures about runs."""
 
 from __future__ import annotations
 

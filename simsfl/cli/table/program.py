@@ -1,4 +1,4 @@
-"""Run a table of the paper again, beside its published figures: ``python experiments/table.py 3 --budget 20``."""
+"""Run a table of the paper again, beside its published figures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def parser() -> Parser:
     what.add_argument("--dry-run", action="store_true", help="print commands, steps and times, and run nothing")
     what.add_argument("--budget", type=float, metavar="MINUTES", help="shorten every run so that all fit in this time")
     what.add_argument("--out", type=path, metavar="DIR", help="results, new or to continue (default: tables/TABLE)")
-    add_config_flags(result, preset="auto", without=("seed",))
+    add_config_flags(result, preset="auto", group=what, without=("seed",))
     return result
 
 
