@@ -39,11 +39,6 @@ def train_probe(
         epochs: passes over the training features.
         batch_size: rows per step.
         watch: shows how far it has come.
-
-    >>> features, labels = torch.tensor([[99.0, 0.0], [0.0, 99.0]]).repeat(64, 1), torch.tensor([0, 1]).repeat(64)
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> train_probe(features, labels, features, labels, generator, classes=2, epochs=100)
-    (100.0, 100.0)
     """
     width = train.shape[1]
     layers = [nn.Linear(width, classes)]
