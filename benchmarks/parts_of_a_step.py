@@ -443,7 +443,7 @@ def losses_and_optimiser(report: Report) -> None:
 def profile() -> int:
     """List the kernels of a step by time, and time steps of whole rounds."""
     run = simulation(engine="fused", precision="auto", rounds=8)
-    run.flush_seconds = 1e9
+    run.pace.flush_seconds = 1e9
     times = []
     for _ in range(1 if REHEARSAL else 5):
         begin = time.perf_counter()

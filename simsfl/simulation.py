@@ -5,7 +5,6 @@ What happens within a round, from drawing its cohort to averaging its models, is
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from simsfl.data import Dataset
 from simsfl.engine.plan_ahead import PlanAhead
 from simsfl.engine.precision import arithmetic
 from simsfl.rounds import evaluating, saving
+from simsfl.rounds.pace import Pace
 from simsfl.rounds.progress import Progress
 from simsfl.rounds.steps import client_steps, replayed_steps
 from simsfl.runs.metrics import (
@@ -37,11 +37,6 @@ from simsfl.setup.parts import Parts, build
 from simsfl.setup.weights import Weights
 from simsfl.system.clock import PhaseClock
 from simsfl.system.memory import peak_memory_bytes
-
-RECENT = 50
-"""Steps over which the seconds per step are averaged that the remaining time is estimated from."""
-FLUSH_SECONDS = 0.5
-"""Seconds that losses may stay on a GPU before they are read, which makes the host wait."""
 
 
 class Simulation:
@@ -65,8 +60,7 @@ class Simulation:
         observers: objects whose methods are called when clients do something (`simsfl.algorithm.observer.Observer`).
         wire: what lies between clients and server (`simsfl.algorithm.wire.Wire`).
         clock: adds up the time of each phase.
-        recent: seconds per step of the latest steps.
-        flush_seconds: seconds that losses may stay on a GPU before they are read; 0 to time single steps.
+        pace: how fast steps go, and when their losses are read (`simsfl.rounds.pace.Pace`).
         damaged: a line on each damaged checkpoint that was not used in loading.
 
     Raises:
@@ -94,8 +88,7 @@ class Simulation:
         self.observers: list[Observer] = []
         self.wire = Wire()
         self.clock = PhaseClock(parts.device)
-        self.recent: deque[float] = deque(maxlen=RECENT)
-        self.flush_seconds = FLUSH_SECONDS
+        self.pace = Pace(parts.device, self.clock)
         self.damaged: list[str] = []
         self._plans = PlanAhead(parts.device, parts.config.rounds)
 
@@ -136,24 +129,15 @@ class Simulation:
             progress.finish_round(self.parts)
         if progress.round_index == self.config.rounds:
             return
-        begin = flushed = time.perf_counter()
-        recorded = progress.step_index
         if progress.communication.state is Exchange.SILENT:
             steps = replayed_steps(self.parts, progress, self.clock)
         else:
             steps = client_steps(self.parts, progress, self._plans, self.wire, self.observers, self.clock)
+        self.pace.begin(progress)
         for _ in steps:
             for observer in self.observers:
                 observer.step_is_over()
-            now = time.perf_counter()
-            if self.parts.device.type == "cpu" or now - flushed > self.flush_seconds or progress.round_is_over:
-                records = list(progress.records(recorded))
-                self.clock.drain()
-                flushed = time.perf_counter()
-                progress.seconds += flushed - begin
-                self.recent.append((flushed - begin) / (progress.step_index - recorded))
-                yield from records
-                begin, recorded = time.perf_counter(), progress.step_index
+            yield from self.pace.read(progress)
 
     def evaluate(self) -> EvaluationRecord:
         """Return the kNN accuracy of the averaged client model (in mid-round the latest) and the server."""

@@ -149,7 +149,6 @@ class Session:
         steps = progress.round_index * progress.steps + progress.step_index
         rate = steps * config.cohort / progress.seconds if progress.seconds else None
         images = sum(group.images for group in simulation.parts.groups) / config.cohort
-        recent = simulation.recent
         return Status(
             activity=activity,
             updated=time.time(),
@@ -158,7 +157,7 @@ class Session:
             rounds=config.rounds,
             steps=progress.steps,
             seconds=progress.seconds,
-            step_seconds=sum(recent) / len(recent) if recent else None,
+            step_seconds=simulation.pace.step_seconds,
             client_steps_per_second=rate,
             images_per_second=rate and rate * images,
             phase_seconds=simulation.clock.seconds(),

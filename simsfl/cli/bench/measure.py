@@ -74,7 +74,7 @@ def _simulated_step(simulation: Simulation):
         while True:
             yield from simulation.round()
 
-    simulation.flush_seconds = 0.0
+    simulation.pace.flush_seconds = 0.0
     steps = (record for record in records() if record.event == "step")
     return lambda: next(steps).loss
 

@@ -154,7 +154,7 @@ def _measured(config: RunConfig, known: dict[tuple, tuple[float, float]], *, att
     """
     begin = time.perf_counter()
     simulation = Simulation(config)
-    simulation.flush_seconds = 0.0
+    simulation.pace.flush_seconds = 0.0
     start = time.perf_counter() - begin
     config = simulation.config
     work = (*(getattr(config, name) for name in _WORK), sum(group.images for group in simulation.parts.groups))
