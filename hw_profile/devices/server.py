@@ -18,6 +18,7 @@ import numpy as np
 
 from simsfl.cli import run
 from simsfl.cli.main import command
+from simsfl.config.constraints import DEVICES, check
 from simsfl.hw_profile.devices.hub import Counts, Hub
 from simsfl.hw_profile.devices.keys import SERVER, asked_for, checked
 from simsfl.system.signals import Stop
@@ -121,6 +122,7 @@ class Devices:
         """
         from simsfl.hw_profile.devices.loop import DeviceLoop, about_run, chosen_clients  # noqa: PLC0415  (imports torch)
 
+        check(simulation.config, DEVICES)
         arguments = self._arguments
         clients = chosen_clients(simulation, arguments.device_clients, arguments.devices)
         self._wanted = len(clients) if arguments.wait_for is None else arguments.wait_for
