@@ -146,6 +146,13 @@ def test_dry_run_prints_commands_that_run(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_dry_run_prints_no_command_for_what_cannot_run(tmp_path, capsys):
+    argv = ["cuts", "--only", "cut layer 5, IID", "--dry-run"]
+    assert run(*argv, out=tmp_path / "grid", rounds=2, local_epochs=0.02) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "is out of range" in line)
+    assert line.startswith("# cut-layer-5-iid-seed-0: cut_layer: 5 is out of range")
+
+
 def test_a_schedule_that_fits():
     cell = Cell("row", "column", {})
     config = RunConfig(preset="laptop", rounds=100, linear_probe=True, knn_bank=1000, knn_test=100)

@@ -232,8 +232,11 @@ def _running(argv: list[str], log: Any) -> Iterator[subprocess.Popen]:
 
 
 def _command_line(plan: Any, out: Path) -> str:
-    """Return the shell commands that do a run by hand, on one line."""
+    """Return the shell commands that do a run by hand, on one line, or a comment that says why it cannot be done."""
     from simsfl import RunConfig  # noqa: PLC0415
+
+    if plan.problem:
+        return f"# {plan.name}: {plan.problem}"
 
     config = plan.config_in(out)
     preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()
@@ -245,7 +248,7 @@ def _command_line(plan: Any, out: Path) -> str:
     lines = [shlex.join([*words, "--out", str(out / plan.name)])]
     if plan.attack_epochs:
         lines.append(shlex.join([*command("attack"), *_attack_argv(plan, out)[1:]]))
-    return " && ".join(lines) + (f"   # {plan.problem}" if plan.problem else "")
+    return " && ".join(lines)
 
 
 def _has_effect(config: Any, name: str) -> bool:
