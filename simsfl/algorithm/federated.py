@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simsfl.algorithm import clients, server
+from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.algorithm.state import KeyQueue, State
-from simsfl.algorithm.step import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.kernels import ema_, info_nce, sgd_
 from simsfl.models import SplitModel
 

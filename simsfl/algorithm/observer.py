@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from simsfl.algorithm.batch import Batch, Outcome
 from simsfl.algorithm.plan import RoundPlan
-from simsfl.algorithm.step import Batch, Outcome
 
 
 class Observer:

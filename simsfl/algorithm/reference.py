@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.algorithm.single_client import SingleClient, move_towards
 from simsfl.algorithm.state import Cohort, KeyQueue, State
-from simsfl.algorithm.step import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.models import FlatModule, SplitModel
 from simsfl.privacy.similarity import ssim
 

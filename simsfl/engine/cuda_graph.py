@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome
 from simsfl.algorithm.state import State
-from simsfl.algorithm.step import Batch, Clock, Hyperparameters, Outcome
 from simsfl.algorithm.wire import Wire
 from simsfl.kernels.gpu import fastest_convolutions
 from simsfl.models import SplitModel

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from simsfl.algorithm import clients, server
+from simsfl.algorithm.batch import Hyperparameters
 from simsfl.algorithm.plan import RoundPlan
-from simsfl.algorithm.step import Hyperparameters
 from simsfl.data import Images
 from simsfl.kernels import (
     CHOICES,

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simsfl.algorithm.batch import Batch, Outcome
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan, draw_cohort
-from simsfl.algorithm.step import Batch, Outcome
 from simsfl.config.constraints import RECORDING, check
 from simsfl.rounds.progress import Progress
 from simsfl.runs.client_description import about_client

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from simsfl.algorithm import step
 from simsfl.algorithm.aggregation import average_, average_statistics_, divergence, is_sync_step, receive_
+from simsfl.algorithm.batch import Batch, Hyperparameters, Outcome
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan
@@ -157,7 +158,7 @@ def _on_device(parts: Parts, rate: float) -> Tensor:
     return torch.full((), rate, device=parts.device, dtype=parts.dtype)
 
 
-def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> step.Batch:
+def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> Batch:
     """Return what the cohort trains on in step `s` of a round, counted from 0; start to read the next step's images."""
     dataset = parts.dataset
     pixels = [dataset.train.pixels[group.indices[s]] for group in plan.groups]
@@ -165,7 +166,7 @@ def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> 
         for group in plan.groups:
             dataset.train.ahead(group.indices[s + 1])
     labels = [dataset.train_labels[group.indices[s]] for group in plan.groups] if parts.config.supervised else None
-    return step.Batch(
+    return Batch(
         images=dataset.train,
         pixels=pixels,
         views=[group.views.map(lambda t: t[s]) for group in plan.groups],
@@ -178,8 +179,8 @@ def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> 
 
 
 def _train_step(
-    parts: Parts, batch: step.Batch, hyper: step.Hyperparameters, observers: Sequence[Observer], clock: PhaseClock
-) -> step.Outcome:
+    parts: Parts, batch: Batch, hyper: Hyperparameters, observers: Sequence[Observer], clock: PhaseClock
+) -> Outcome:
     """Train on a batch; a step that could be replayed is run by Python if an observer needs that."""
     train_step = parts.train_step
     if isinstance(train_step, CapturedStep) and any(observer.needs_eager_steps for observer in observers):

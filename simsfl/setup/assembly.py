@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 import torch
 
+from simsfl.algorithm.batch import Hyperparameters
 from simsfl.algorithm.plan import Group, client_groups
 from simsfl.algorithm.state import (
     Sent,
@@ -19,7 +20,6 @@ from simsfl.algorithm.state import (
     initial_queues,
     initial_server,
 )
-from simsfl.algorithm.step import Hyperparameters
 from simsfl.config import RunConfig
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.data import Dataset

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from simsfl.algorithm import schedule
+from simsfl.algorithm.batch import Hyperparameters, Outcome
 from simsfl.algorithm.plan import Group, RoundPlan, plan_round, steps_per_round
 from simsfl.algorithm.state import State
-from simsfl.algorithm.step import Hyperparameters, Outcome
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import METHODS
 from simsfl.cost.model import ClientCost, client_cost

@@ -12,6 +12,7 @@ import torch
 
 from simsfl.algorithm import reference, step
 from simsfl.algorithm.aggregation import average_, receive_
+from simsfl.algorithm.batch import Batch, Hyperparameters
 from simsfl.algorithm.state import gather_, scatter_
 from simsfl.algorithm.wire import Wire
 from simsfl.config.notation import Bottleneck
@@ -118,7 +119,7 @@ def initial_state(setting, model):
 
 def hyperparameters(setting):
     """Return what stays the same from step to step; stacked engines run four clients together."""
-    return step.Hyperparameters(
+    return Hyperparameters(
         temperature=0.1,
         symmetric=setting.symmetric,
         tau=0.9,
@@ -141,7 +142,7 @@ def draw_batch(setting, images, rng, wire):
     """Return a random batch for a cohort; each client has a learning rate of its own."""
     per_image = (setting.cohort, BATCH)
     uniforms = rng.random((2, *per_image, views.UNIFORMS))
-    return step.Batch(
+    return Batch(
         images,
         [images.pixels[torch.from_numpy(rng.integers(0, IMAGES, per_image))]],
         [views.sample(uniforms, setting.recipe, setting.image_size)],

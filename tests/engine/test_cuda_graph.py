@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simsfl import Simulation
 from simsfl.algorithm import step
+from simsfl.algorithm.batch import Batch, Outcome, untimed
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.wire import Wire
 from simsfl.engine.cuda_graph import WARM_UP, CapturedStep
@@ -32,7 +33,7 @@ class Deeper:
 
 
 @dataclass(frozen=True)
-class LargerBatch(step.Batch):
+class LargerBatch(Batch):
     """A batch with more fields than the library's."""
 
     added: Tensor | None = None
@@ -82,10 +83,10 @@ class WeighedMeans:
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, model, state, batch, hyper, clock=step.untimed):
+    def __call__(self, model, state, batch, hyper, clock=untimed):
         self.calls += 1
         loss = sum((i + 1) * tensor.double().mean() for i, tensor in enumerate(changing(batch).values()))
-        return step.Outcome(loss, loss, loss, loss)
+        return Outcome(loss, loss, loss, loss)
 
 
 class EmptyState:
@@ -100,7 +101,7 @@ class EmptyState:
 def replay(train_step, *batches):
     """Capture a step with the first batch and replay it with the others; return the losses and the `CapturedStep`."""
     captured, model, state = CapturedStep(train_step, Tape), object(), EmptyState()
-    losses = [captured(model, state, batch, "hyper", step.untimed).loss.item() for batch in batches]
+    losses = [captured(model, state, batch, "hyper", untimed).loss.item() for batch in batches]
     return losses, captured
 
 
@@ -138,7 +139,7 @@ def test_what_is_not_a_tensors_value_is_not_frozen(change, dataset, caplog):
     losses, captured = replay(weighed, first, other, second, other)
     assert losses == [plain(None, None, batch, "hyper").loss.item() for batch in (first, other, second, other)]
     assert weighed.calls == WARM_UP + 1 + 2
-    captured(object(), EmptyState(), first, "hyper", step.untimed)  # another model and another state
+    captured(object(), EmptyState(), first, "hyper", untimed)  # another model and another state
     assert weighed.calls == WARM_UP + 1 + 3
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
         "steps are not replayed as a CUDA graph, and take longer: more than the values of tensors changes from one to "
@@ -149,7 +150,7 @@ def test_what_is_not_a_tensors_value_is_not_frozen(change, dataset, caplog):
 def test_a_step_that_cannot_be_recorded_is_carried_out(dataset, caplog):
     batches = [full_batch(dataset.train) for _ in range(3)]
 
-    def reads_a_value(model, state, batch, hyper, clock=step.untimed):
+    def reads_a_value(model, state, batch, hyper, clock=untimed):
         outcome = WeighedMeans()(model, state, batch, hyper)
         return replace(outcome, loss=outcome.loss.new_tensor(outcome.loss.item()))
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torchvision import transforms
 
-from simsfl.algorithm.step import Clock
+from simsfl.algorithm.batch import Clock
 from simsfl.config import RunConfig
 from simsfl.data import Images
 from simsfl.models import SplitModel

@@ -1,0 +1,138 @@
+"""What a step is given and what it returns: the batch, the hyperparameters, the clock, and the outcome.
+
+Shapes: C clients in the cohort, B images each, N = C*B, H height and width of images, chw the smashed data of an image;
+C' and B' are the clients of a group that shares a batch size, and that size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+
+import torch
+from torch import Tensor
+
+from simsfl.algorithm.wire import NOBODY, Wire
+from simsfl.data import Images
+from simsfl.kernels import ViewParameters
+
+Clock = Callable[[str], AbstractContextManager[object]]
+"""Function that takes the name of a phase; the time spent in the context that it returns counts towards that phase."""
+_CONSTANT = "constant"
+"""Key in the metadata of a `Batch` field whose value, with all tensors in it, is the same in all batches of a run."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the cohort trains on in one step; everything random about it is already drawn.
+
+    Tensors in its fields, and in the lists and dataclasses that the fields hold, differ from batch to batch. `map` and
+    `leaves` find all of them. A step that is replayed (`simsfl.engine.cuda_graph`) therefore also gets the tensors of
+    fields that are added here later.
+    """
+
+    images: Images = field(metadata={_CONSTANT: True})
+    """All training images; a step uses only how they are normalised."""
+    pixels: list[Tensor]
+    """Images ``[C', B', 3, H, H]`` uint8 of each group of clients that share a batch size, in cohort order."""
+    views: list[ViewParameters]
+    """Parameters of the views ``[2, C', B']`` of each group: the view that queries are made of, then that of keys."""
+    server_lr: Tensor
+    """Scalar learning rate of the server."""
+    client_lr: Tensor
+    """``[C, 1]`` learning rate of each client, in cohort order."""
+    labels: list[Tensor] | None = None
+    """Class ``[C', B']`` of each image, group by group, in supervised training, which has no keys; None otherwise."""
+    attackers_lr: Tensor | None = None
+    """Scalar learning rate of the simulated attackers (TAResSFL); not used without them."""
+    wire: Wire = field(default_factory=Wire)
+    """What carries smashed data to the server, and their gradients back to the clients."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with `function` applied to every tensor that differs from batch to batch."""
+        return _mapped(self, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)
+
+    def leaves(self) -> list[object]:
+        """Return everything that the batch holds, in a fixed order: the tensors that `map` sees, and all else."""
+        found: list[object] = []
+        _mapped(self, lambda leaf: found.append(leaf) or leaf)
+        return found
+
+
+def _mapped(value: object, function: Callable[[object], object]) -> object:
+    """Return `value` with `function` applied to everything in it, or to itself if it isn't a dataclass, list or tuple.
+
+    Fields that are marked as constant count as one thing, whatever they hold.
+    """
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(item, function) for item in value)
+    if not is_dataclass(value):
+        return function(value)
+    new = {}
+    for one in fields(value):
+        own = getattr(value, one.name)
+        new[one.name] = function(own) if _CONSTANT in one.metadata else _mapped(own, function)
+    return replace(value, **new)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of a step, still on the device."""
+
+    loss: Tensor
+    """Scalar loss, summed over both directions if it is symmetric."""
+    top1: Tensor
+    """Scalar accuracy in percent: how often the own key scores highest, or in supervised training the label."""
+    smashed: Tensor
+    """``[2N, c, h, w]`` smashed data as they reached the server: those of the online models, then those of the momentum
+    models, which supervised training does not have. Empty where clients send none (`simsfl.algorithm.federated`)."""
+    gradient: Tensor
+    """``[N, c, h, w]`` gradients of the smashed data that clients received, plus what they added to resist attackers
+    (TAResSFL). Empty where clients receive none."""
+    attackers_ssim: tuple[Tensor, ...] = ()
+    """Mean SSIM (scalars) of the images that simulated attackers reconstruct, before and after they learn from this
+    step; empty without attackers."""
+    absent: Collection[int] = NOBODY
+    """Positions in the cohort of the clients from which nothing arrived."""
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What stays the same from step to step; `simsfl.config.RunConfig` has most of it under the same names."""
+
+    temperature: float
+    """T of the InfoNCE loss."""
+    symmetric: bool
+    """Whether the loss has a second direction, in which the two views swap their roles."""
+    tau: float
+    """Share of its own weights that a momentum model keeps in each step."""
+    momentum: float
+    """Momentum of SGD, for clients and server."""
+    weight_decay: float
+    """Weight decay of SGD, for clients and server."""
+    batches: tuple[int, ...]
+    """Images per step of each client, in cohort order."""
+    precision: torch.dtype = torch.float32
+    """Dtype of smashed data on the wire; with bfloat16 it is also that of forward passes. The state keeps its own."""
+    taressfl_lambda: float = 0.0
+    """Weight of TAResSFL's term in what clients minimise (`simsfl.defences.taressfl`)."""
+    taressfl_target_ssim: float = 0.0
+    """SSIM of a simulated attacker's reconstructions above which its client resists it (TAResSFL)."""
+    clients_learn: bool = True
+    """Whether clients receive gradients and learn from them."""
+    chunk: int | None = None
+    """Clients that run together; None for all. It affects the speed of a step, not its result."""
+    block: int | None = None
+    """Most rows of smashed data that go through the server together; None for no limit. It affects speed and memory."""
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return a context for forward passes on `device`: mixed precision if `precision` is bfloat16."""
+        if self.precision == torch.bfloat16:
+            return torch.autocast(device.type, self.precision)
+        return nullcontext()
+
+
+def untimed(phase: str) -> AbstractContextManager[object]:
+    """Return a context that does nothing: the `Clock` of callers who measure no time."""
+    return nullcontext()
