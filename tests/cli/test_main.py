@@ -1,0 +1,68 @@
+"""The command `simsfl`: it finds programs by name, and says in one line what is wrong."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from simsfl.cli import main as command
+from simsfl.cli.main import PROGRAMS, Program
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Put a program in the place of `run`; return the list of arguments that it is started with."""
+    calls = []
+    monkeypatch.setitem(sys.modules, "a_program", SimpleNamespace(main=lambda argv: calls.append(argv) or 7))
+    monkeypatch.setitem(PROGRAMS, "run", Program("a_program", "train"))
+    monkeypatch.setitem(PROGRAMS, "pi-bench", Program("a_program", "measure"))
+    monkeypatch.setattr(sys, "argv", ["simsfl"])
+    return calls
+
+
+@pytest.mark.parametrize("name", ["run", "pi-bench", "pi_bench"])
+def test_programs_are_started_with_their_arguments(started, name):
+    assert command.main([name, "--clients", "3"]) == 7
+    assert started == [["--clients", "3"]]
+    assert sys.argv[0] == f"simsfl {name.replace('_', '-')}"
+
+
+def test_help_lists_every_program(capsys):
+    assert command.main(["--help"]) == command.main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed and program.purpose in printed for name, program in PROGRAMS.items())
+
+
+def test_an_unknown_program_is_refused_with_the_nearest_name(capsys):
+    assert command.main(["rnu"]) == 2
+    assert capsys.readouterr().err.startswith("error: program: 'rnu' is not known (did you mean run?); allowed: run, ")
+
+
+def test_a_missing_package_is_named(started, monkeypatch, capsys):
+    monkeypatch.setitem(PROGRAMS, "run", Program("a_program", "train", needs={"no_such_module": "no-such-package"}))
+    assert command.main(["run"]) == 2
+    expected = "error: no-such-package: is not installed; allowed: pip install no-such-package\n"
+    assert capsys.readouterr().err == expected
+    assert not started
+
+
+def test_an_interrupted_program_ends_in_one_line(started, monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "a_program", SimpleNamespace(main=interrupted))
+    assert command.main(["run"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("called", "words"),
+    [
+        ("simsfl run", ["simsfl", "pi-bench"]),
+        ("/somewhere/experiments/run.py", ["python", "/somewhere/hw_profile/pi_bench.py"]),
+        ("/usr/bin/pytest", ["simsfl", "pi-bench"]),
+    ],
+)
+def test_other_programs_are_named_as_this_one_was_called(monkeypatch, called, words):
+    monkeypatch.setattr(sys, "argv", [called])
+    assert command.command("pi-bench") == words
