@@ -12,8 +12,13 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from textwrap import wrap
+
+from simsfl.cli.bench.program import tables
+from simsfl.ui.markdown import markdown
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
@@ -85,8 +90,8 @@ def imports(file: Path) -> Iterator[str]:
 def picture() -> str:
     """Return the picture of the rooms as a Markdown block: what each is for, and its modules."""
     lines = []
-    for room in ROOMS:
-        own = [(name, file) for other, name, file in modules() if other == room]
+    for room, found in groupby(modules(), key=itemgetter(0)):
+        own = [(name, file) for _, name, file in found]
         purpose = ast.get_docstring(ast.parse(own[0][1].read_text(encoding="utf-8"))).splitlines()[0].rstrip(".")
         place = "" if room in BESIDE else "simsfl/"
         lines += _wrapped(f"{place}{room}{'/' if len(own) > 1 else '.py'}", purpose)
@@ -111,9 +116,6 @@ def _rewrite(page: Path, place: re.Pattern[str], fill: object) -> None:
 
 def _with_tables(place: re.Match[str]) -> str:
     """Return a place with the tables of its JSON file."""
-    from simsfl.cli.bench.program import tables  # noqa: PLC0415  (takes a second)
-    from simsfl.ui.markdown import markdown  # noqa: PLC0415
-
     report = json.loads((ROOT / "benchmarks" / place[2]).read_text(encoding="utf-8"))
     return place[1] + "\n".join(markdown(table) for table in tables(report)) + place[3]
 

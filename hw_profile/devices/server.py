@@ -122,7 +122,7 @@ class Devices:
         """
         from simsfl.hw_profile.devices.loop import DeviceLoop, about_run, chosen_clients  # noqa: PLC0415  (imports torch)
 
-        check(simulation.config, DEVICES)
+        check(simulation.config, DEVICES)  # as `DeviceLoop` does, but before the port is opened
         arguments = self._arguments
         clients = chosen_clients(simulation, arguments.device_clients, arguments.devices)
         self._wanted = len(clients) if arguments.wait_for is None else arguments.wait_for

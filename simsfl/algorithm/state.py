@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from safetensors import safe_open
 
 
-_LAZY = {"lazy": True}
-"""Metadata of a field whose tensor has a row per client, written once the client takes part: a checkpoint holds only
-the rows of participants."""
+_LAZY = "lazy"
+"""Key in the metadata of a field whose tensor has a row per client, written once the client takes part: a checkpoint
+holds only the rows of participants."""
 _SAME_AS = "same as"
 """Key in the metadata of a `State` field: name of another field that may hold the same object, which is saved once."""
 
@@ -46,13 +46,13 @@ class Clients:
     """``[P]`` the momentum model of clients that have not taken part yet."""
     initial_statistics: Tensor
     """``[S]`` the running statistics of momentum models of clients that have not taken part yet."""
-    momentum: Tensor = field(metadata=_LAZY)
+    momentum: Tensor = field(metadata={_LAZY: True})
     """``[M, P]`` momentum models of clients that have taken part; ``[1, P]`` where they are averaged (MonAcoSFL)."""
-    momentum_statistics: Tensor = field(metadata=_LAZY)
+    momentum_statistics: Tensor = field(metadata={_LAZY: True})
     """``[M, S]`` running statistics of the momentum models, or ``[1, S]`` where these are averaged."""
-    velocity: Tensor = field(metadata=_LAZY)
+    velocity: Tensor = field(metadata={_LAZY: True})
     """``[M, P]`` SGD's velocity of each client."""
-    own: Tensor = field(metadata=_LAZY)
+    own: Tensor = field(metadata={_LAZY: True})
     """``[M, P]`` online models before the latest averaging, where clients mix them with it; otherwise ``[0, P]``."""
     scale: Tensor
     """``[M, 1]`` factor of each client's divergence where clients mix, 0 until it is set; otherwise ``[0, 1]``."""
@@ -122,7 +122,7 @@ class Attackers:
     """``[A]`` the attacker of a client that has not taken part yet."""
     cohort: Tensor
     """``[C, A]`` attackers of the cohort's clients, in cohort order."""
-    own: Tensor = field(metadata=_LAZY)
+    own: Tensor = field(metadata={_LAZY: True})
     """``[M, A]`` attackers of clients that have taken part, in the same storage as the clients' state."""
 
 
@@ -218,7 +218,7 @@ class State:
             for one in fields(owner):
                 value = getattr(owner, one.name)
                 if isinstance(value, Tensor):
-                    yield f"{part.name}.{one.name}", value.detach(), "lazy" in one.metadata
+                    yield f"{part.name}.{one.name}", value.detach(), _LAZY in one.metadata
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+
+from simsfl.system.messages import unknown
+from simsfl.ui.arguments import fail, print_error
 
 DOORS = ("experiments", "hw_profile")
 """Folders of a checkout with a file for each program, such as ``experiments/run.py``."""
@@ -67,10 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"  {known:<{width}}  {program.purpose}" for known, program in PROGRAMS.items()))
         return 0
     if name not in PROGRAMS:
-        near = get_close_matches(name.lower(), PROGRAMS, n=1, cutoff=0.5)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        print(f"error: program: {name!r} is not known{hint}; allowed: {', '.join(PROGRAMS)}", file=sys.stderr)
-        return 2
+        return fail(unknown("program", name, PROGRAMS))
     sys.argv = [f"simsfl {name}", *arguments]  # as usage messages call it
     return start(name)
 
@@ -83,13 +82,11 @@ def start(name: str) -> int:
     program = PROGRAMS[name]
     missing = [package for module, package in (program.needs or {}).items() if find_spec(module) is None]
     if missing:
-        allowed = f"pip install {' '.join(missing)}"
-        print(f"error: {missing[0]}: is not installed; allowed: {allowed}", file=sys.stderr)
-        return 2
+        return fail(ValueError(f"{missing[0]}: is not installed; allowed: pip install {' '.join(missing)}"))
     try:
         return import_module(program.module).main(sys.argv[1:])
     except KeyboardInterrupt:  # of programs that have nothing to save
-        print("error: interrupted", file=sys.stderr)
+        print_error("interrupted")
         return 130
 
 

@@ -89,7 +89,7 @@ class PartitionKind:
     """Function of labels ``[n]``, weights of the clients ``[M]``, a NumPy generator, and the settings, by name, that
     returns a `simsfl.data.partition.Partition`."""
     settings: tuple[str, ...] = ()
-    """Those of "classes_per_client" and "alpha" that the function takes."""
+    """Names of the settings that the function takes: "classes_per_client", "alpha", both or neither."""
     random_sizes: bool = False
     """Whether it draws how many images clients hold: it is then drawn again where a client would hold too few."""
 

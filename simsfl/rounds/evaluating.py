@@ -25,10 +25,9 @@ def encoder(parts: Parts, features: str | None = None) -> nn.Module:
         parts: the parts of the simulation.
         features: "backbone" or "projector", instead of the config's `eval_features`.
     """
-    clients, central = parts.state.clients, parts.state.server
-    client = parts.model.client.module(clients.online, clients.online_statistics)
+    central = parts.state.server
     server = parts.model.server.module(central.online, central.online_statistics)
-    return encoding.encoder(client, server, features or parts.config.eval_features)
+    return encoding.encoder(client(parts), server, features or parts.config.eval_features)
 
 
 def evaluate(parts: Parts, finished_rounds: int) -> EvaluationRecord:

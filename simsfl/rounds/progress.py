@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -99,7 +99,7 @@ class Progress:
                 yield SyncRecord(now, s, mean, std, ids.tolist(), own.tolist())
             yield StepRecord(now, s, loss, top1)
 
-    def note_absent(self, clients: Collection[int], known: list[int]) -> list[int]:
+    def note_absent(self, clients: Iterable[int], known: list[int]) -> list[int]:
         """Note which clients are absent after the latest step, unless they are the `known`; return their sorted ids."""
         absent = sorted(clients)
         if absent != known:

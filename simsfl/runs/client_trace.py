@@ -80,7 +80,7 @@ class Sync:
     sent: Arrays
     """Parts of `STATE` that the client sends to be averaged, by name."""
     received: Arrays
-    """The same parts of `STATE` as the client receives them."""
+    """Parts of `STATE` that the client receives after the averaging, by name, as many as it has sent."""
 
 
 class Trace:

@@ -58,7 +58,7 @@ def test_resisting_clients_are_the_loops(setting, dataset):
 
 
 def test_resistance_is_the_gradient_of_the_excess(dataset):
-    """It equals finite differences of lambda (SSIM - target) for a decoder that has just learnt."""
+    """Compare the gradient with finite differences of lambda (SSIM - target), for a decoder that has just learnt."""
     network = decoder(Decoder.parse("conv_normN0C4"), (2, 4, 4), 8, "group", generator()).double()
     flat = FlatModule(network)
     images = [torch.rand(2, 3, 3, 8, 8, generator=generator(1), dtype=torch.float64)]

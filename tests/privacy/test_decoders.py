@@ -23,7 +23,7 @@ def test_decoders_make_images(text, side, size, norm):
 
 
 def test_a_residual_decoder_by_hand():
-    """For 16 maps of 16x16: a first block, four more, a doubling of the sides, another block, and the last one."""
+    """Count layers for 16 maps of 16x16: a first block, four more, a doubling of the sides, one more, and the last."""
     network = decoder(Decoder.parse("res_normN4C64"), (16, 16, 16), 32, "batch", generator())
 
     def block(i, o):  # the parameters of a residual block from i to o channels

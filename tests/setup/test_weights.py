@@ -135,7 +135,7 @@ def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys
 
 @pytest.mark.parametrize("name", ["laptop-cifar10", "laptop-shapes"])
 def test_experts_that_come_with_simsfl(name, tmp_path):
-    """They fit the network that they are for, stay as they are if clients don't learn, and are small and documented."""
+    """Experts fit the network that they are for, keep their weights if clients do not learn, and are documented."""
     assert name in experts()
     assert (EXPERTS / f"{name}.safetensors").stat().st_size < 1_000_000
     assert name in (EXPERTS / "README.md").read_text()
