@@ -73,7 +73,7 @@ class TorchClient:
         What `backward` needs is kept if the client `learns`.
         """
         with self._autocast(), torch.set_grad_enabled(learns):
-            return _as_array(self._client.query(images))
+            return _as_array(*self._client.query(images))
 
     def move(self, tau: float) -> None:
         """Move the momentum encoder towards the online model: ``tau`` times itself plus ``1 - tau`` times that."""

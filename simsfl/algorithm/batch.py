@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from simsfl.algorithm.wire import NOBODY, Wire
+from simsfl.config.catalogue import Targets
 from simsfl.data import Images
 from simsfl.kernels import ViewParameters
+from simsfl.objectives import Objective
 
 Clock = Callable[[str], AbstractContextManager[object]]
 """Function that takes the name of a phase; the time spent in the context that it returns counts towards that phase."""
@@ -43,7 +45,7 @@ class Batch:
     client_lr: Tensor
     """``[C, 1]`` learning rate of each client, in cohort order."""
     labels: list[Tensor] | None = None
-    """Class ``[C', B']`` of each image, group by group, in supervised training, which has no keys; None otherwise."""
+    """Class ``[C', B']`` of each image, group by group, where they are the objective's targets; None otherwise."""
     attackers_lr: Tensor | None = None
     """Scalar learning rate of the simulated attackers (TAResSFL); not used without them."""
     wire: Wire = field(default_factory=Wire)
@@ -85,11 +87,11 @@ class Outcome:
     top1: Tensor
     """Scalar accuracy in percent: how often the own key scores highest, or in supervised training the label."""
     smashed: Tensor
-    """``[2N, c, h, w]`` smashed data as they reached the server: those of the online models, then those of the momentum
-    models, which supervised training does not have. Empty where clients send none (`simsfl.algorithm.federated`)."""
+    """``[2N, c, h, w]`` smashed data as they reached the server: those of the queries, then those of the keys, which
+    training on labels does not have. Empty where clients send none (`simsfl.algorithm.federated`)."""
     gradient: Tensor
-    """``[N, c, h, w]`` gradients of the smashed data that clients received, plus what they added to resist attackers
-    (TAResSFL). Empty where clients receive none."""
+    """Gradients of the smashed data that clients received, plus what they added to resist attackers (TAResSFL):
+    ``[N, c, h, w]``, or ``[2N, c, h, w]`` where they learn from both views. Empty where clients receive none."""
     attackers_ssim: tuple[Tensor, ...] = ()
     """Mean SSIM (scalars) of the images that simulated attackers reconstruct, before and after they learn from this
     step; empty without attackers."""
@@ -101,10 +103,11 @@ class Outcome:
 class Hyperparameters:
     """What stays the same from step to step; `simsfl.config.RunConfig` has most of it under the same names."""
 
-    temperature: float
-    """T of the InfoNCE loss."""
+    objective: Objective
+    """What is trained for."""
     symmetric: bool
-    """Whether the loss has a second direction, in which the two views swap their roles."""
+    """Whether the loss has a second direction, in which the two views swap their roles; only where targets are the
+    momentum models' outputs."""
     tau: float
     """Share of its own weights that a momentum model keeps in each step."""
     momentum: float
@@ -113,6 +116,10 @@ class Hyperparameters:
     """Weight decay of SGD, for clients and server."""
     batches: tuple[int, ...]
     """Images per step of each client, in cohort order."""
+    targets: Targets = Targets.MOMENTUM
+    """What the objective compares outputs with."""
+    whole_batch: bool = False
+    """Whether the objective's figures of a row depend on other rows of the step."""
     precision: torch.dtype = torch.float32
     """Dtype of smashed data on the wire; with bfloat16 it is also that of forward passes. The state keeps its own."""
     taressfl_lambda: float = 0.0

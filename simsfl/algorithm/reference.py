@@ -1,25 +1,30 @@
 """The oracle: one step as a plain loop over separate client modules. It is slow, and meant to be read.
 
-`train_step`, `moco_step` and `byol_step` have the signatures of those in `simsfl.algorithm.step` and
-`simsfl.algorithm.federated`, and change the same state. They do so with ordinary `nn.Module` and `torch.optim.SGD`
-objects, one client after the other, and compute the loss in a plain loop over rows. Tests compare the two.
+`train_step` and `federated_step` have the signatures of `simsfl.algorithm.step.train_step` and
+`simsfl.algorithm.federated.train_step`, and change the same state. They do so with ordinary `nn.Module` and
+`torch.optim.SGD` objects, one client after the other. Tests compare the two.
 
-In shapes, B is the number of images of one client, D the key dimension, K the queue length.
+In shapes, B is the number of images of one client, and D the length of the network's output. A client's position is
+that in the cohort.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.algorithm.single_client import SingleClient, move_towards
-from simsfl.algorithm.state import Cohort, KeyQueue, State
+from simsfl.algorithm.state import Cohort, State
+from simsfl.config.catalogue import Targets
 from simsfl.models import FlatModule, SplitModel
+from simsfl.objectives import Memory
 from simsfl.privacy.similarity import ssim
+
+_Pairs = list[tuple[Tensor, Tensor]]
+"""Outputs ``[n, D]`` of the online network, and the objective's targets for them, in each direction of the loss."""
 
 
 def train_step(
@@ -33,41 +38,42 @@ def train_step(
         for pixels, views in zip(batch.pixels, batch.views, strict=True)
         for c in range(len(pixels))
     ]
+    labels = [own for group in batch.labels for own in group] if batch.labels else []
     seen, queries, keys = [], [], []
     for client, (pixels, views) in zip(clients, owned, strict=True):
         with clock("data"):
-            query_images, key_images = batch.images.augmented(pixels, views, cohort.online.dtype)[:, 0]
-            seen.append(query_images)
+            first, second = batch.images.augmented(pixels, views, cohort.online.dtype)[:, 0]
+            seen.append(first)
         with clock("client forward"), hyper.autocast(cohort.online.device):
-            queries.append(client.query(query_images).detach().to(hyper.precision))
+            queries.append(client.query(*([first, second] if hyper.targets is Targets.ONLINE else [first])))
             client.move(hyper.tau)
-            if not batch.labels:
-                keys.append(client.key(key_images).to(hyper.precision))
+            if hyper.targets is Targets.MOMENTUM:
+                keys.append(client.key(second))
 
     with clock("server"):
-        sent, absent = batch.wire.up(torch.cat([*queries, *keys]))
-        lengths = [len(own) for own in queries]
-        arrived = sent.split([*lengths, *lengths] if keys else lengths)
+        graded = [one.detach() for view in zip(*queries, strict=True) for one in view]
+        smashed = [one.to(hyper.precision) for one in [*graded, *keys]]
+        sent, absent = batch.wire.up(torch.cat(smashed))
+        arrived = sent.split([len(own) for own in smashed])
         there = [c for c in range(len(clients)) if c not in absent]
-        query = torch.cat([arrived[c] for c in there]).requires_grad_()
-        own_keys = {c: arrived[len(clients) + c] for c in there if keys}
-        own_labels = [labels for group in batch.labels for labels in group] if batch.labels else []
-        labels = torch.cat([own_labels[c] for c in there]) if batch.labels else None
-        loss, top1 = _learn(model, state, query, own_keys, labels, float(batch.server_lr), hyper)
-        gradients = [torch.zeros_like(own) for own in queries]
-        for c, gradient in zip(there, query.grad.split([lengths[c] for c in there]), strict=True):
-            gradients[c] = gradient
-        gradients = list(batch.wire.down(torch.cat(gradients)).split(lengths))
+        views = [{c: arrived[first + c] for c in there} for first in range(0, len(arrived), len(clients))]
+        there_labels = {c: labels[c] for c in there} if labels else {}
+        loss, top1 = _learn(model, state, views, there_labels, float(batch.server_lr), hyper)
+        gradients = [torch.zeros_like(own) for own in arrived[: len(graded)]]
+        for first, view in zip(range(0, len(graded), len(clients)), views, strict=False):
+            for c, own in view.items():
+                gradients[first + c] = own.grad
+        gradients = list(batch.wire.down(torch.cat(gradients)).split([len(own) for own in graded]))
 
     attackers_ssim: tuple[Tensor, ...] = ()
     if hyper.clients_learn and model.attacker:
         with clock("attackers"):
-            attackers_ssim = _taressfl_all(model, state, batch, seen, queries, gradients, hyper)
+            attackers_ssim = _taressfl_all(model, state, batch, seen, smashed[: len(clients)], gradients, hyper)
 
     if hyper.clients_learn:
         with clock("client backward"):
-            for client, gradient in zip(clients, gradients, strict=True):
-                client.backward(gradient)
+            for c, client in enumerate(clients):
+                client.backward(*gradients[c :: len(clients)])
             for client, lr in zip(clients, batch.client_lr, strict=True):
                 # after all backward passes: clients' weights share a tensor, which those must find unchanged
                 client.descend(float(lr), hyper.momentum, hyper.weight_decay)
@@ -78,53 +84,90 @@ def train_step(
 def _learn(
     model: SplitModel,
     state: State,
-    query: Tensor,
-    keys: Mapping[int, Tensor],
-    labels: Tensor | None,
+    views: Sequence[Mapping[int, Tensor]],
+    labels: Mapping[int, Tensor],
     lr: float,
     hyper: Hyperparameters,
 ) -> tuple[Tensor, Tensor]:
     """Do the server's part of a step, in place, and return loss and accuracy in percent.
 
-    The gradient with respect to `query` is left in ``query.grad``.
+    Gradients with respect to the activations that clients learn from are left in their ``grad``.
 
     Args:
-        query: ``[n, c, h, w]`` activations of the online models of all clients that are not absent.
-        keys: ``[B, c, h, w]`` activations of the momentum model of each such client, by its position in the cohort;
-            empty in supervised training.
-        labels: ``[n]`` class of each image in supervised training, otherwise None.
+        views: ``[B, c, h, w]`` activations of each view, by the positions of all clients that are not absent.
+        labels: ``[B]`` class of each image, by position, if these are targets.
         lr: learning rate of the server.
     """
-    central, queue = state.server, state.queue
+    central = state.server
     server = model.server.module(central.online, central.online_statistics)
     server_momentum = model.server.module(central.momentum, central.momentum_statistics)
-    autocast = hyper.autocast(query.device)
     move_towards(server_momentum, server, hyper.tau)
-    directions = []
-    if labels is not None:
-        with autocast:
-            scores = server(query)
-        loss = F.cross_entropy(scores.to(central.online.dtype), labels)
-        top1 = 100.0 * (scores.detach().argmax(dim=1) == labels).to(loss.dtype).mean()
-    else:
-        key = torch.cat(list(keys.values()))
-        with autocast:
-            q1, k2 = _embed(server, query), _embed(server_momentum, key).detach()
-            directions.append((q1, k2))
-            if hyper.symmetric:
-                q2, k1 = _embed(server, key), _embed(server_momentum, query).detach()
-                directions.append((q2, k1))
-        shared = len(queue.keys) == 1
-        owners = [0 if shared else c for c, rows in keys.items() for _ in rows]
-        results = [_contrast(q, k, [queue.keys[row] for row in owners], hyper.temperature) for q, k in directions]
-        loss = sum(loss for loss, _ in results)
-        top1 = sum(top1 for _, top1 in results) / len(results)
+    for view in views if hyper.targets is Targets.ONLINE else views[:1]:
+        for smashed in view.values():
+            smashed.requires_grad_()
+    with hyper.autocast(central.online.device):
+        pairs = _pairs(
+            server, server_momentum, [torch.cat(list(view.values())) for view in views], list(labels.values()), hyper
+        )
+    pairs = [(outputs.to(central.online.dtype), _like(targets, central.online)) for outputs, targets in pairs]
+    groups = _groups(state.memory, {c: len(own) for c, own in views[0].items()})
+    loss = top1 = 0.0
+    for outputs, targets in pairs:
+        for rows, memory in groups:
+            own_loss, own_top1 = hyper.objective.losses(outputs[rows][None], targets[rows][None], memory)
+            share = len(outputs[rows]) / len(outputs)
+            loss, top1 = loss + share * own_loss, top1 + share * own_top1 / len(pairs)
     loss.backward()
     _descend(model.server, server, central.velocity, lr, hyper)
-    for _, k in reversed(directions):
-        for row, one in zip(owners, k, strict=True):
-            _enqueue(queue, row, one)
+    for _, targets in reversed(pairs):
+        for rows, memory in groups:
+            hyper.objective.remember_(memory, targets[rows][None].detach())
     return loss.detach(), top1
+
+
+def _pairs(
+    online: nn.Module, momentum: nn.Module, views: Sequence[Tensor], labels: Sequence[Tensor], hyper: Hyperparameters
+) -> _Pairs:
+    """Return outputs and targets in each direction of the loss.
+
+    Args:
+        online: the network that learns.
+        momentum: its momentum network.
+        views: images or smashed data of each view.
+        labels: classes of each client's images; empty where they are not targets.
+        hyper: which targets the objective has.
+    """
+    if hyper.targets is Targets.LABELS:
+        return [(online(views[0]), torch.cat(list(labels)))]
+    if hyper.targets is Targets.ONLINE:
+        return [(online(views[0]), online(views[1]))]
+    pairs = []
+    for query, key in [views, views[::-1]] if hyper.symmetric else [views]:
+        outputs = online(query)
+        with torch.no_grad():
+            pairs.append((outputs, momentum(key)))
+    return pairs
+
+
+def _like(targets: Tensor, weights: Tensor) -> Tensor:
+    """Return targets in the dtype of the weights, unless they are labels."""
+    return targets.to(weights.dtype) if targets.is_floating_point() else targets
+
+
+def _groups(memory: Memory, rows: Mapping[int, int]) -> list[tuple[slice, Memory]]:
+    """Return the rows of each group of clients that are trained together, and what the objective remembers for it.
+
+    Args:
+        memory: what it remembers for all clients, or in a row for each position in the cohort.
+        rows: number of rows of each client, by its position.
+    """
+    if all(len(one) == 1 for one in memory.values()):
+        return [(slice(0, sum(rows.values())), memory)]
+    groups, first = [], 0
+    for c, count in rows.items():
+        groups.append((slice(first, first + count), {name: one[c : c + 1] for name, one in memory.items()}))
+        first += count
+    return groups
 
 
 def _taressfl_all(
@@ -188,70 +231,33 @@ def _taressfl(
     return smashed.grad.to(sent.dtype), before.detach(), after.detach()
 
 
-def moco_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed) -> Outcome:
-    """Train each client with MoCo by itself, in place; see `simsfl.algorithm.federated.moco_step`."""
-
-    def own_loss(c: int, online: nn.Module, target: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        q = _embed(online, query)
-        with torch.no_grad():
-            k = _embed(target, key)
-        return *_contrast(q, k, [state.queue.keys[c]] * len(q), hyper.temperature), k
-
-    return _federated_step(own_loss, model, state, batch, hyper, clock)
-
-
-def byol_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed) -> Outcome:
-    """Train each client with BYOL by itself, in place; see `simsfl.algorithm.federated.byol_step`."""
-
-    def own_loss(c: int, online: nn.Module, target: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        prediction = online(query).to(state.cohort.online.dtype).chunk(2, dim=1)[1]
-        with torch.no_grad():
-            projection = target(key).to(prediction).chunk(2, dim=1)[0]
-        hits = []
-        for row in prediction:
-            similar = F.cosine_similarity(row[None], projection)
-            hits.append(similar[len(hits)] >= similar.max())
-        top1 = 100.0 * torch.stack(hits).to(prediction.dtype).mean()
-        return (2.0 - 2.0 * F.cosine_similarity(prediction, projection)).mean(), top1, projection
-
-    return _federated_step(own_loss, model, state, batch, hyper, clock)
-
-
-def _federated_step(
-    own_loss: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    model: SplitModel,
-    state: State,
-    batch: Batch,
-    hyper: Hyperparameters,
-    clock: Clock,
+def federated_step(
+    model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed
 ) -> Outcome:
-    """Train each client of the cohort by itself, in place.
-
-    Args:
-        own_loss: function of a client's position, its online and momentum models, and the images ``[B, 3, H, W]`` of
-            the view for each. It returns the client's loss, its accuracy in percent, and its keys ``[B, D]``.
-    """
+    """Train each client of the cohort by itself, in place; see `simsfl.algorithm.federated.train_step`."""
     cohort, (pixels,), (views,) = state.cohort, batch.pixels, batch.views
     losses, top1s = [], []
     for c in range(len(pixels)):
         client = _single(model.client, cohort, c)
+        memory = {name: one[c : c + 1] for name, one in state.memory.items()}
+        labels = [batch.labels[0][c]] if batch.labels else []
         with clock("data"):
             own_views = views.map(lambda t, c=c: t[:, c : c + 1])
-            first, second = batch.images.augmented(pixels[c : c + 1], own_views, cohort.online.dtype)[:, 0]
+            images = batch.images.augmented(pixels[c : c + 1], own_views, cohort.online.dtype)[:, 0]
         with clock("client forward"), hyper.autocast(cohort.online.device):
             client.move(hyper.tau)
-            pairs = [(first, second), (second, first)] if hyper.symmetric else [(first, second)]
-            results = [own_loss(c, client.online, client.momentum, query, key) for query, key in pairs]
-        loss = sum(loss for loss, _, _ in results)
+            pairs = _pairs(client.online, client.momentum, list(images), labels, hyper)
+        pairs = [(outputs.to(cohort.online.dtype), _like(targets, cohort.online)) for outputs, targets in pairs]
+        results = [hyper.objective.losses(outputs[None], targets[None], memory) for outputs, targets in pairs]
+        loss = sum(loss for loss, _ in results)
         with clock("client backward"):
             if hyper.clients_learn:
                 loss.backward()
                 client.descend(float(batch.client_lr[c]), hyper.momentum, hyper.weight_decay)
-            for _, _, keys in reversed(results):
-                for key in keys if state.queue.keys.numel() else ():
-                    _enqueue(state.queue, c, key)
+            for _, targets in reversed(pairs):
+                hyper.objective.remember_(memory, targets[None].detach())
         losses.append(loss.detach())
-        top1s.append(sum(top1 for _, top1, _ in results) / len(results))
+        top1s.append(sum(top1 for _, top1 in results) / len(results))
     nothing = cohort.online.new_empty(0)
     return Outcome(torch.stack(losses).mean(), torch.stack(top1s).mean(), nothing, nothing)
 
@@ -263,38 +269,6 @@ def _single(model: FlatModule, cohort: Cohort, c: int) -> SingleClient:
         model.module(cohort.momentum[c], cohort.momentum_statistics[c]),
         model.named(cohort.velocity[c]).values(),
     )
-
-
-def _embed(module: nn.Module, smashed: Tensor) -> Tensor:
-    """Return a network's output for smashed data or images, as unit rows ``[n, D]`` in the dtype of its weights."""
-    return F.normalize(module(smashed).to(next(module.parameters()).dtype), dim=1)
-
-
-def _enqueue(queue: KeyQueue, row: int, key: Tensor) -> None:
-    """Write a key ``[D]`` into ring `row` of the queue, and move the ring's pointer on."""
-    slot = int(queue.pointer[row])
-    queue.keys[row, slot] = key
-    queue.pointer[row] = (slot + 1) % queue.keys.shape[1]
-
-
-def _contrast(query: Tensor, key: Tensor, queues: Sequence[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the mean InfoNCE loss and the accuracy in percent, row by row.
-
-    A row's loss is minus the logarithm of its positive's share of the sum of exponentials.
-
-    Args:
-        query: ``[n, D]`` unit rows.
-        key: ``[n, D]`` unit rows, the positive of each query.
-        queues: negatives ``[K, D]`` of each query.
-        temperature: T, which scores are divided by.
-    """
-    losses, hits = [], []
-    for q, k, queue in zip(query, key, queues, strict=True):
-        positive = torch.dot(q, k) / temperature
-        scores = torch.cat([positive[None], queue @ q / temperature])
-        losses.append(torch.logsumexp(scores, dim=0) - positive)
-        hits.append((scores.detach().argmax() == 0).to(query.dtype))
-    return torch.stack(losses).mean(), 100.0 * torch.stack(hits).mean()
 
 
 def _descend(model: FlatModule, module: nn.Module, velocity: Tensor, lr: float, hyper: Hyperparameters) -> None:

@@ -1,24 +1,26 @@
-"""The server's part of a step: the loss of all clients' smashed data, its gradients, and the key queue.
+"""The server's part of a step: the loss of all clients' smashed data, its gradients, and what it remembers.
 
 Names of tensors end in their shape: N rows (images) of the cohort's batch, r rows of all directions of the loss (2N if
-it is symmetric, otherwise N), n rows of a block, chw the smashed data of an image, D key dimension, Q parameters of the
-server, G rings of K keys.
+it is symmetric, otherwise N), n rows of a block, chw the smashed data of an image, D the length of the network's
+output, Q parameters of the server, G groups of rows that are trained apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from simsfl.algorithm.batch import Hyperparameters
 from simsfl.algorithm.blocks import blocks, owners
-from simsfl.algorithm.state import KeyQueue, ServerState
-from simsfl.kernels import accelerated, info_nce
+from simsfl.algorithm.state import ServerState
+from simsfl.config.catalogue import Targets
+from simsfl.kernels import accelerated
 from simsfl.models import FlatModule
+from simsfl.objectives import Memory
 
 _BlockLoss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """Function of the rows of a block and the network's output ``[n, D]`` for them. It returns the block's share of the
@@ -32,110 +34,116 @@ class Gradients:
     loss: Tensor
     """Scalar loss, summed over directions."""
     top1: Tensor
-    """Scalar percentage of queries whose own key scores highest, or of images whose label does, if supervised."""
+    """Scalar accuracy in percent, of the objective's own kind."""
     parameters: Tensor
     """``[Q]`` gradient with respect to the server's parameters."""
     smashed: Tensor
-    """``[N, c, h, w]`` gradient with respect to the query activations."""
+    """``[N, c, h, w]`` gradient with respect to the activations of the online models, ``[2N, c, h, w]`` where both
+    views are theirs."""
+    targets: list[Tensor]
+    """Targets ``[N, D]`` of each direction that the objective remembers, those made of the query activations first."""
 
 
-@dataclass(frozen=True)
-class ServerOutcome:
-    """The results of a batch on the server."""
-
-    gradients: Gradients
-    """Loss, accuracy and gradients."""
-    keys: list[Tensor]
-    """Unit keys ``[N, D]`` of each direction, those of the query activations first; empty in supervised training."""
-
-
-def contrast(
+def gradients(
     model: FlatModule,
     server: ServerState,
-    smashed_2Nchw: Tensor,
-    queue: KeyQueue,
-    temperature: float,
-    *,
-    symmetric: bool,
-    batches: Sequence[int],
-    block: int | None = None,
-    autocast: AbstractContextManager[object] | None = None,
-) -> ServerOutcome:
-    """Compute the contrastive loss of all clients' smashed data, and its gradients (Li et al., ICLR 2023, algorithm 1).
+    smashed: Tensor,
+    memory: Memory,
+    hyper: Hyperparameters,
+    labels_N: Tensor | None = None,
+) -> Gradients:
+    """Compute the loss of all clients' smashed data, and its gradients (Li et al., ICLR 2023, algorithm 1).
 
     Args:
         model: the server's network.
         server: its weights, which stay as they are, and its running statistics, which are updated in place.
-        smashed_2Nchw: activations of the clients' online models, then those of their momentum models.
-        queue: keys of earlier steps, in one ring for all clients or one for each client of the cohort.
-        temperature: T of the InfoNCE loss.
-        symmetric: whether a second direction is added, in which the two views swap their roles (V2). No gradient
-            reaches the key side.
-        batches: rows of each client, in cohort order.
-        block: most rows that go through the network together, forward and back, which limits the memory of their
-            activations; None for no limit. It changes nothing but rounding.
-        autocast: context in which the network is called; None for no special one.
+        smashed: ``[2N, c, h, w]`` activations of both views, or with labels ``[N, c, h, w]`` of one.
+        memory: what the objective remembers of earlier steps, in one group for all clients or one for each client of
+            the cohort.
+        hyper: the objective, and how it is computed.
+        labels_N: class of each image, if the objective's targets are labels.
     """
-    rows, smashed_2Nchw = len(smashed_2Nchw) // 2, model.received(smashed_2Nchw)
-    online_rchw = smashed_2Nchw if symmetric else smashed_2Nchw[:rows]
-    momentum_rchw = smashed_2Nchw if symmetric else smashed_2Nchw[rows:]
-    tied, shared = _batch_norm_ties_rows(server), len(queue.keys) == 1
-    units = [1] * rows if shared else batches
-    parts = blocks(units, len(online_rchw), rows if tied else block, apart=tied or not shared)
+    smashed = model.received(smashed)
+    if hyper.targets is Targets.LABELS:
+        return _against_labels(model, server, smashed, labels_N, memory, hyper)
+    if hyper.targets is Targets.ONLINE:
+        return _against_itself(model, server, smashed, memory, hyper)
+    return _against_momentum(model, server, smashed, memory, hyper)
 
-    autocast = autocast or nullcontext()
-    with torch.no_grad(), autocast:
+
+def _against_momentum(
+    model: FlatModule, server: ServerState, smashed_2Nchw: Tensor, memory: Memory, hyper: Hyperparameters
+) -> Gradients:
+    """Compare the online network's outputs with those of the momentum network for the other view.
+
+    The second direction of a symmetric loss has the roles of the two views swapped (V2). No gradient reaches the
+    activations of the clients' momentum models.
+    """
+    rows, shared = len(smashed_2Nchw) // 2, _is_shared(memory)
+    online_rchw = smashed_2Nchw if hyper.symmetric else smashed_2Nchw[:rows]
+    momentum_rchw = smashed_2Nchw if hyper.symmetric else smashed_2Nchw[rows:]
+    whole = hyper.whole_batch or _batch_norm_ties_rows(server)
+    units = [1] * rows if shared else hyper.batches
+    parts = blocks(units, len(online_rchw), rows if whole else hyper.block, apart=whole or not shared)
+
+    with torch.no_grad(), hyper.autocast(server.online.device):
         momentum, statistics = model.weights(server.momentum), model.named_statistics(server.momentum_statistics)
         keys_nD = [  # in the published order of directions, which running statistics depend on
             embed(model, momentum, statistics, momentum_rchw[part]) for part in reversed(parts)
         ]
-    keys_rD = F.normalize(torch.cat(keys_nD[::-1]).to(server.momentum), dim=1)
-    own_key_rD = keys_rD.roll(rows, 0) if symmetric else keys_rD
+    keys_rD = torch.cat(keys_nD[::-1]).to(server.momentum)
+    targets_rD = keys_rD.roll(rows, 0) if hyper.symmetric else keys_rD
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
-        query_nD, key_nD = F.normalize(outputs_nD, dim=1), own_key_rD[part]
-        everything = [(slice(0, len(query_nD)), slice(0, 1))]
         loss = top1 = 0.0
-        for piece, clients in everything if shared else owners(batches, part.start % rows, len(query_nD)):
-            piece_loss, piece_top1 = info_nce(query_nD[piece], key_nD[piece], queue.keys[clients], temperature)
+        for piece, one in _groups(memory, hyper.batches, part.start % rows, len(outputs_nD)):
+            both = outputs_nD[piece], targets_rD[part][piece]
+            piece_loss, piece_top1 = hyper.objective.losses(*(_grouped(own, one) for own in both), one)
             loss = loss + piece_loss * (piece.stop - piece.start) / rows
             top1 = top1 + piece_top1 * (piece.stop - piece.start) / len(online_rchw)
         return loss, top1
 
-    gradients = _accumulate(model, server, online_rchw, parts, rows, block_loss, autocast)
-    return ServerOutcome(gradients, list(keys_rD.split(rows)))
+    return _accumulate(model, server, online_rchw, parts, rows, block_loss, hyper, list(keys_rD.split(rows)))
 
 
-def classify(
+def _against_itself(
+    model: FlatModule, server: ServerState, smashed_2Nchw: Tensor, memory: Memory, hyper: Hyperparameters
+) -> Gradients:
+    """Compare the online network's outputs for the two views with each other; both of them get a gradient."""
+    rows = len(smashed_2Nchw) // 2
+    leaves, statistics = model.leaves(server.online), model.named_statistics(server.online_statistics)
+    smashed_2Nchw = smashed_2Nchw.detach().requires_grad_()
+    parts = smashed_2Nchw.split(rows) if _batch_norm_ties_rows(server) else [smashed_2Nchw]
+    with hyper.autocast(server.online.device):
+        outputs = [embed(model, leaves.tensors, statistics, part) for part in parts]
+    views = torch.cat(outputs).to(server.online).split(rows)
+    loss = top1 = 0.0
+    for piece, one in _groups(memory, hyper.batches, 0, rows):
+        piece_loss, piece_top1 = hyper.objective.losses(*(_grouped(view[piece], one) for view in views), one)
+        loss = loss + piece_loss * (piece.stop - piece.start) / rows
+        top1 = top1 + piece_top1 * (piece.stop - piece.start) / rows
+    loss.backward()
+    targets = [view.detach() for view in views]
+    return Gradients(loss.detach(), top1, leaves.gradient(), smashed_2Nchw.grad, targets)
+
+
+def _against_labels(
     model: FlatModule,
     server: ServerState,
     smashed_Nchw: Tensor,
     labels_N: Tensor,
-    *,
-    block: int | None = None,
-    autocast: AbstractContextManager[object] | None = None,
-) -> ServerOutcome:
-    """Compute the cross-entropy of the images' labels, and its gradients, for supervised split learning.
-
-    Args:
-        model: the server's network.
-        server: its weights, which stay as they are, and its running statistics, which are updated in place.
-        smashed_Nchw: activations of the clients' online models.
-        labels_N: class of each image, int64.
-        block: most rows that go through the network together, see `contrast`.
-        autocast: context in which the network is called; None for no special one.
-    """
-    rows, smashed_Nchw = len(smashed_Nchw), model.received(smashed_Nchw)
-    tied = _batch_norm_ties_rows(server)
-    parts = blocks([1] * rows, rows, rows if tied else block, apart=tied)
+    memory: Memory,
+    hyper: Hyperparameters,
+) -> Gradients:
+    """Compare the online network's outputs with labels."""
+    rows, whole = len(smashed_Nchw), hyper.whole_batch or _batch_norm_ties_rows(server)
+    parts = blocks([1] * rows, rows, rows if whole else hyper.block, apart=whole)
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
-        labels_n = labels_N[part]
-        hits = (outputs_nD.detach().argmax(dim=1) == labels_n).to(outputs_nD.dtype)
-        return F.cross_entropy(outputs_nD, labels_n, reduction="sum") / rows, 100.0 * hits.sum() / rows
+        loss, top1 = hyper.objective.losses(outputs_nD[None], labels_N[part][None], memory)
+        return loss * len(outputs_nD) / rows, top1 * len(outputs_nD) / rows
 
-    gradients = _accumulate(model, server, smashed_Nchw, parts, rows, block_loss, autocast or nullcontext())
-    return ServerOutcome(gradients, keys=[])
+    return _accumulate(model, server, smashed_Nchw, parts, rows, block_loss, hyper, [])
 
 
 def _accumulate(
@@ -145,7 +153,8 @@ def _accumulate(
     parts: Sequence[slice],
     graded: int,
     block_loss: _BlockLoss,
-    autocast: AbstractContextManager[object],
+    hyper: Hyperparameters,
+    targets: list[Tensor],
 ) -> Gradients:
     """Sum loss, accuracy and gradients over blocks of rows, each of which goes forward and back by itself.
 
@@ -154,14 +163,15 @@ def _accumulate(
         parts: rows of each block.
         graded: number of rows, from the first, whose activations need a gradient.
         block_loss: the loss of a block.
-        autocast: context in which the network is called.
+        hyper: the precision of the network's passes.
+        targets: what the result has of the same name.
     """
     leaves, statistics = model.leaves(server.online), model.named_statistics(server.online_statistics)
     gradient_Nchw = torch.empty_like(smashed_rchw[:graded])
     loss = top1 = server.online.new_zeros(())
     for part in parts:
         smashed_nchw = smashed_rchw[part].detach().requires_grad_(part.start < graded)
-        with autocast:
+        with hyper.autocast(server.online.device):
             outputs_nD = embed(model, leaves.tensors, statistics, smashed_nchw)
         part_loss, part_top1 = block_loss(part, outputs_nD.to(server.online))
         part_loss.backward()
@@ -169,40 +179,50 @@ def _accumulate(
             gradient_Nchw[part] = smashed_nchw.grad[:graded]
         loss = loss + part_loss.detach()
         top1 = top1 + part_top1
-    return Gradients(loss, top1, leaves.gradient(), gradient_Nchw)
+    return Gradients(loss, top1, leaves.gradient(), gradient_Nchw, targets)
 
 
 def embed(
     model: FlatModule, parameters: Mapping[str, Tensor], statistics: Mapping[str, Tensor], smashed_nchw: Tensor
 ) -> Tensor:
-    """Return the network's output ``[n, D]`` for smashed data, with the given parameters and running statistics.
-
-    In supervised training, D is the number of classes.
-    """
+    """Return the network's output ``[n, D]`` for smashed data, with the given parameters and running statistics."""
     on_cpu = smashed_nchw.device.type == "cpu"
     with accelerated(None) if on_cpu else nullcontext():  # on a CPU, PyTorch's operators are the best for one model
         return model.run({**parameters, **statistics}, smashed_nchw)
 
 
-@torch.no_grad()
-def enqueue_(queue: KeyQueue, keys_ND: Tensor, batches: Sequence[int]) -> None:
-    """Write keys into the shared ring, or those of each client into its own ring, with wrap-around.
+def remember_(memory: Memory, targets: Sequence[Tensor], hyper: Hyperparameters) -> None:
+    """Let the objective remember the targets ``[N, D]`` of each direction, in one group or each client in its own."""
+    for targets_ND in targets:
+        for rows, one in _groups(memory, hyper.batches, 0, len(targets_ND)):
+            hyper.objective.remember_(one, _grouped(targets_ND[rows], one))
+
+
+def _groups(memory: Memory, batches: Sequence[int], start: int, count: int) -> Iterator[tuple[slice, Memory]]:
+    """Yield rows of a block, counted within it, and what their groups remember.
 
     Args:
-        queue: the rings; their pointers move on.
-        keys_ND: keys of all clients, in cohort order. If there are more than a ring is long (K), the last K remain.
+        memory: what the objective remembers, in one group for all clients or one for each client of the cohort.
         batches: rows of each client, in cohort order.
+        start: first row of the block.
+        count: rows of the block.
     """
-    shared, length, dim = len(queue.keys) == 1, *queue.keys.shape[1:]
-    for rows, clients in owners([len(keys_ND)] if shared else batches, 0, len(keys_ND)):
-        rings, pointers = queue.keys[clients], queue.pointer[clients]
-        keys_GnD = keys_ND[rows].view(len(rings), -1, dim)
-        count = keys_GnD.shape[1]
-        kept = min(count, length)
-        offset = torch.arange(count - kept, count, device=keys_ND.device)
-        slot_Gn = (pointers[:, None] + offset) % length
-        rings.scatter_(1, slot_Gn[:, :, None].expand(-1, -1, dim), keys_GnD[:, count - kept :])
-        pointers.add_(count).remainder_(length)
+    if _is_shared(memory):
+        yield slice(0, count), memory
+        return
+    for rows, clients in owners(batches, start, count):
+        yield rows, {name: one[clients] for name, one in memory.items()}
+
+
+def _grouped(rows_nD: Tensor, memory: Memory) -> Tensor:
+    """Return rows ``[n, D]`` as ``[G, n / G, D]``, with as many groups as there are in the memory."""
+    groups = next((len(one) for one in memory.values()), 1)
+    return rows_nD.unflatten(0, (groups, -1))
+
+
+def _is_shared(memory: Memory) -> bool:
+    """Return whether all clients are one group: they share a memory, or have none."""
+    return all(len(one) == 1 for one in memory.values())
 
 
 def _batch_norm_ties_rows(server: ServerState) -> bool:

@@ -22,13 +22,12 @@ class SingleClient:
 
     def __init__(self, online: nn.Module, momentum: nn.Module, velocity: Iterable[Tensor]):
         self.online, self.momentum, self.velocity = online, momentum, list(velocity)
-        self.smashed: Tensor | None = None
+        self._smashed: list[Tensor] = []
 
-    def query(self, images: Tensor) -> Tensor:
-        """Return the smashed data ``[B, c, h, w]`` of images ``[B, 3, H, W]``; a graph, if there is one, is kept."""
-        smashed = self.online(images)
-        self.smashed = smashed if smashed.requires_grad else None
-        return smashed
+    def query(self, *views: Tensor) -> list[Tensor]:
+        """Return the smashed data ``[B, c, h, w]`` of views ``[B, 3, H, W]`` of images; graphs are kept if any."""
+        self._smashed = [self.online(view) for view in views]
+        return self._smashed
 
     def move(self, tau: float) -> None:
         """Move the momentum model towards the online model; it keeps the share `tau` of its own weights."""
@@ -39,10 +38,10 @@ class SingleClient:
         """Return the momentum model's smashed data ``[B, c, h, w]`` of images ``[B, 3, H, W]``, without a graph."""
         return self.momentum(images)
 
-    def backward(self, gradient: Tensor) -> None:
-        """Compute the parameters' gradients from that of the latest query's smashed data, ``[B, c, h, w]``."""
-        self.smashed.backward(gradient.to(self.smashed.dtype))
-        self.smashed = None
+    def backward(self, *gradients: Tensor) -> None:
+        """Compute the parameters' gradients from those of the latest query's smashed data, ``[B, c, h, w]`` each."""
+        smashed, self._smashed = self._smashed, []
+        torch.autograd.backward(smashed, [own.to(sent.dtype) for own, sent in zip(gradients, smashed, strict=True)])
 
     @torch.no_grad()
     def descend(self, lr: float, momentum: float, weight_decay: float) -> None:

@@ -6,7 +6,7 @@ of a round, and scattered back at its end. Until a client first takes part, its 
 is never touched costs nothing on a CPU. No tensor is rebound: functions that change state in place end in ``_``.
 
 Letters in shapes: M clients, C of them in the cohort, P parameters and S running statistics of a client's model, Q
-parameters of the server's model, K keys of D numbers in a ring.
+parameters of the server's model.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from simsfl.models import FlatModule
+from simsfl.objectives import Memory
 from simsfl.system.client_store import Storage
 from simsfl.system.tensor_file import Rows, rows_in_block
 
@@ -32,6 +32,8 @@ _LAZY = "lazy"
 holds only the rows of participants."""
 _SAME_AS = "same as"
 """Key in the metadata of a `State` field: name of another field that may hold the same object, which is saved once."""
+_SAVED_AS = "saved as"
+"""Key in the metadata of a `State` field: its name in checkpoints, if it is another."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +103,6 @@ class ServerState:
 
 
 @dataclass(frozen=True)
-class KeyQueue:
-    """Keys of earlier steps, in G rings of length K: one that all clients share, or one for each client."""
-
-    keys: Tensor
-    """``[G, K, D]`` unit keys."""
-    pointer: Tensor
-    """``[G]`` int64 slot of each ring that the next key is written to."""
-
-
-@dataclass(frozen=True)
 class Attackers:
     """The simulated attackers of TAResSFL, one for each client (`simsfl.defences.taressfl`).
 
@@ -157,10 +149,11 @@ class State:
     """The state of the clients of the current round."""
     server: ServerState
     """The state of the server."""
-    queues: KeyQueue
-    """All key queues: a single ring that all clients share, or one for each client."""
-    queue: KeyQueue = field(metadata={_SAME_AS: "queues"})
-    """The cohort's key queues: the same object as `queues` if that is shared, otherwise a ring per cohort position."""
+    memories: Memory = field(metadata={_SAVED_AS: "queues"})
+    """What the objective remembers, such as key queues: in one group that all clients share, or one for each client."""
+    memory: Memory = field(metadata={_SAVED_AS: "queue", _SAME_AS: "memories"})
+    """What it remembers for the cohort: the same object as `memories` if all clients share it, otherwise a group per
+    cohort position."""
     sent: Sent | None
     """Smashed data that the server may train on again; None where it never does."""
     attackers: Attackers | None
@@ -215,10 +208,10 @@ class State:
             owner, twin = getattr(self, part.name), part.metadata.get(_SAME_AS)
             if owner is None or (twin and owner is getattr(self, twin)):
                 continue
-            for one in fields(owner):
-                value = getattr(owner, one.name)
+            lazy = set() if isinstance(owner, dict) else {one.name for one in fields(owner) if _LAZY in one.metadata}
+            for name, value in (owner if isinstance(owner, dict) else vars(owner)).items():
                 if isinstance(value, Tensor):
-                    yield f"{part.name}.{one.name}", value.detach(), _LAZY in one.metadata
+                    yield f"{part.metadata.get(_SAVED_AS, part.name)}.{name}", value.detach(), name in lazy
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
@@ -302,26 +295,9 @@ def initial_server(model: FlatModule, device: torch.device, dtype: torch.dtype) 
     )
 
 
-def initial_queues(
-    rings: int, length: int, dim: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
-) -> KeyQueue:
-    """Allocate `rings` rings of `length` random unit keys of `dim` numbers each.
-
-    Args:
-        rings: number of rings: 1, or one per client.
-        length: keys in each ring.
-        dim: dimension of a key.
-        generator: random numbers of the keys; on the CPU, so that the keys do not depend on the device.
-        device: device of the rings.
-        dtype: dtype of the keys.
-    """
-    keys = torch.randn(rings, length, dim, generator=generator).to(device, dtype)
-    return KeyQueue(F.normalize(keys, dim=2), torch.zeros(rings, dtype=torch.long, device=device))
-
-
-def cohort_queues(queues: KeyQueue, cohort: int) -> KeyQueue:
-    """Allocate the key queues of a cohort of `cohort` clients, a ring each, given those of all clients."""
-    return KeyQueue(queues.keys[:cohort].clone(), queues.pointer[:cohort].clone())
+def cohort_memory(memories: Memory, cohort: int) -> Memory:
+    """Allocate what an objective remembers for a cohort of `cohort` clients, given what it does for all clients."""
+    return {name: one[:cohort].clone() for name, one in memories.items()}
 
 
 def initial_attackers(
@@ -375,9 +351,9 @@ def gather_(state: State, ids: Tensor) -> None:
         mine.copy_(theirs[rows])
         if initial is not None:
             mine.copy_(torch.where(new, initial, mine))
-    if state.queue is not state.queues:
-        state.queue.keys.copy_(state.queues.keys[cohort.ids])
-        state.queue.pointer.copy_(state.queues.pointer[cohort.ids])
+    if state.memory is not state.memories:
+        for name, one in state.memory.items():
+            one.copy_(state.memories[name][cohort.ids])
 
 
 def rows_of(state: State, ids: Tensor) -> Tensor:
@@ -412,14 +388,14 @@ def scatter_(state: State) -> None:
         put_(clients.own, rows, cohort.online.detach())
     clients.participation.index_add_(0, rows, torch.ones_like(rows))
     clients.storage.release()
-    scatter_queue_(state)
+    scatter_memory_(state)
 
 
-def scatter_queue_(state: State) -> None:
-    """Copy the cohort's key queues back to all clients', unless they share one."""
-    if state.queue is not state.queues:
-        put_(state.queues.keys, state.cohort.ids, state.queue.keys)
-        put_(state.queues.pointer, state.cohort.ids, state.queue.pointer)
+def scatter_memory_(state: State) -> None:
+    """Copy what the objective remembers for the cohort back to all clients', unless they share it."""
+    if state.memory is not state.memories:
+        for name, one in state.memory.items():
+            put_(state.memories[name], state.cohort.ids, one)
 
 
 def put_(stack: Tensor, rows: Tensor, values: Tensor) -> None:

@@ -21,6 +21,7 @@ from simsfl.algorithm import clients, server
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.algorithm.state import State
 from simsfl.algorithm.wire import NOBODY
+from simsfl.config.catalogue import Targets
 from simsfl.defences.taressfl import taressfl_
 from simsfl.kernels import ema_, sgd_
 from simsfl.models import SplitModel
@@ -34,12 +35,15 @@ def train_step(
     1. The clients make two views of each of their images.
     2. Their online models turn the first view into query activations.
     3. Their momentum models move towards the online models, and turn the second view into key activations.
-    4. The clients send both. The server concatenates them, computes the loss against the key queue, updates its models
-       and the queue (`learn_`), and sends each client the gradient of its own query activations.
+    4. The clients send both. The server concatenates them, computes the loss of the objective, updates its models and
+       what the objective remembers, such as the key queue (`learn_`), and sends each client the gradient of its own
+       query activations.
     5. With TAResSFL, each client adds a gradient that makes its own simulated attacker's reconstructions worse.
     6. The clients backpropagate the gradient through their online models, and take a step of SGD.
 
-    In supervised training there are no key activations. Clients that do not learn (`hyper.clients_learn`) skip 5 and 6.
+    Where an objective compares the two views by the online models alone (`Targets.ONLINE`), these make the key
+    activations as well, and clients learn from both. With labels there are no key activations. Clients that do not
+    learn (`hyper.clients_learn`) skip 5 and 6.
 
     Args:
         model: halves of the network, and with TAResSFL the attackers' decoder.
@@ -56,21 +60,20 @@ def train_step(
         ]
         query_CB3HW, key_CB3HW = zip(*views, strict=True)
 
+    online, momentum = (cohort.online, cohort.online_statistics), (cohort.momentum, cohort.momentum_statistics)
     with clock("client forward"), autocast:
         with nullcontext() if hyper.clients_learn else torch.no_grad():
-            query_CBchw = clients.forward(
-                model.client, cohort.online, cohort.online_statistics, query_CB3HW, hyper.chunk
-            )
+            graded_CBchw = clients.forward(model.client, *online, query_CB3HW, hyper.chunk)
+            if hyper.targets is Targets.ONLINE:
+                graded_CBchw += clients.forward(model.client, *online, key_CB3HW, hyper.chunk)
         ema_(cohort.momentum, cohort.online, hyper.tau)
         key_CBchw = []
-        if batch.labels is None:
+        if hyper.targets is Targets.MOMENTUM:
             with torch.no_grad():
-                key_CBchw = clients.forward(
-                    model.client, cohort.momentum, cohort.momentum_statistics, key_CB3HW, hyper.chunk
-                )
+                key_CBchw = clients.forward(model.client, *momentum, key_CB3HW, hyper.chunk)
 
     with clock("server"):
-        smashed_2Nchw, absent = batch.wire.up(_cut([*query_CBchw, *key_CBchw], hyper.precision))
+        smashed_2Nchw, absent = batch.wire.up(_cut([*graded_CBchw, *key_CBchw], hyper.precision))
         del key_CBchw  # the server's passes need the memory
         labels_N = None if batch.labels is None else torch.cat([labels.flatten() for labels in batch.labels])
         gradients = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, absent)
@@ -94,7 +97,7 @@ def train_step(
 
     if hyper.clients_learn:
         with clock("client backward"):
-            gradient_CP = clients.backward(cohort.online, query_CBchw, gradient_Nchw)
+            gradient_CP = clients.backward(cohort.online, graded_CBchw, gradient_Nchw)
             sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
     return Outcome(gradients.loss, gradients.top1, smashed_2Nchw, gradient_Nchw, attackers_ssim, absent)
@@ -111,38 +114,23 @@ def learn_(
 ) -> server.Gradients:
     """Do the server's part of a step, in place, and return its loss and gradients.
 
-    The momentum model moves towards the online one, the loss is computed against the queue as it was before this step,
-    the online model takes a step of SGD, and the new keys are written into the queue.
+    The momentum model moves towards the online one, the loss is computed against the memory (such as the key queue) as
+    it was before this step, the online model takes a step of SGD, and the objective remembers the new targets.
 
     Args:
-        smashed_2Nchw: activations that arrived, those of the online models before those of the momentum models; in
-            supervised training only the former, N rows.
+        smashed_2Nchw: activations that arrived, those of the queries before those of the keys; with labels only the
+            former, N rows.
         server_lr: scalar learning rate.
-        labels_N: class of each image in supervised training, otherwise None.
+        labels_N: class of each image where targets are labels, otherwise None.
         absent: positions of clients whose rows are not used; their gradient is 0.
     """
     if absent:
         return _learn_without_(model, state, smashed_2Nchw, server_lr, hyper, labels_N, absent)
     central = state.server
     ema_(central.momentum, central.online, hyper.tau)
-    how = {"block": hyper.block, "autocast": hyper.autocast(central.online.device)}
-    if labels_N is None:
-        outcome = server.contrast(
-            model.server,
-            central,
-            smashed_2Nchw,
-            state.queue,
-            hyper.temperature,
-            symmetric=hyper.symmetric,
-            batches=hyper.batches,
-            **how,
-        )
-    else:
-        outcome = server.classify(model.server, central, smashed_2Nchw, labels_N, **how)
-    gradients = outcome.gradients
+    gradients = server.gradients(model.server, central, smashed_2Nchw, state.memory, hyper, labels_N)
     sgd_(central.online, gradients.parameters, central.velocity, server_lr, hyper.momentum, hyper.weight_decay)
-    for keys_ND in outcome.keys:
-        server.enqueue_(state.queue, keys_ND, hyper.batches)
+    server.remember_(state.memory, gradients.targets, hyper)
     return gradients
 
 
@@ -162,7 +150,9 @@ def _learn_without_(
     smashed_2nchw = smashed_2Nchw.unflatten(0, (-1, len(there_N)))[:, rows_n].flatten(0, 1)
     labels_n = None if labels_N is None else labels_N[rows_n]
     gradients = learn_(model, state, smashed_2nchw, server_lr, replace(hyper, batches=batches), labels_n)
-    gradient_Nchw = torch.zeros_like(smashed_2Nchw[: len(there_N)]).index_copy_(0, rows_n, gradients.smashed)
+    graded = len(gradients.smashed) // len(rows_n)
+    gradient_Nchw = torch.zeros_like(smashed_2Nchw[: graded * len(there_N)])
+    gradient_Nchw.unflatten(0, (graded, -1))[:, rows_n] = gradients.smashed.unflatten(0, (graded, -1))
     return replace(gradients, smashed=gradient_Nchw)
 
 

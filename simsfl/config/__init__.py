@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from simsfl.config.catalogue import ARCHITECTURES, HEADS, METHODS, PARTITIONS
+from simsfl.config.catalogue import ARCHITECTURES, HEADS, METHODS, OBJECTIVES, PARTITIONS, ObjectiveKind, Targets
 from simsfl.config.constraints import (
     AVERAGED,
     EVERY_RUN,
     EXPERT,
-    INFINITY,
     KEYS,
     LEARNING,
+    MOMENTUM,
     PROBED,
     SERVED,
     SHORTCUTS,
@@ -27,13 +27,14 @@ from simsfl.config.constraints import (
     SPLIT,
     STREAMABLE,
     TARESSFL,
+    UNLABELLED,
     Condition,
     check,
-    unless,
     when,
 )
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
-from simsfl.system.messages import shortened, unknown
+from simsfl.config.values import INFINITY, check_value
+from simsfl.system.messages import unknown
 
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -134,7 +135,7 @@ class RunConfig:
         False,
         "clients",
         "Average the clients' momentum encoders as well (MonAcoSFL); published MocoSFL does not.",
-        only=(LEARNING, unless("supervised", True)),
+        only=(LEARNING, MOMENTUM),
     )
     divergence_tau: float = _setting(
         0.0,
@@ -233,17 +234,21 @@ class RunConfig:
         "model",
         "Projection head: linear is that of MoCo v1, mlp that of v2; large-mlp has 4,096 hidden units with BatchNorm.",
         HEADS,
-        only=unless("supervised", True),
+        only=UNLABELLED,
     )
-    key_dim: int = _setting(
-        1024, "model", "Dimension of keys and queries.", within=(1, 65_536), only=unless("supervised", True)
-    )
+    key_dim: int = _setting(1024, "model", "Dimension of keys and queries.", within=(1, 65_536), only=UNLABELLED)
 
+    objective: str | None = _setting(
+        None,
+        "contrast",
+        "What is trained for; by rule the method's own, which is MoCo, or BYOL with fl-byol.",
+        OBJECTIVES,
+    )
     supervised: bool = _setting(
         False,
         "contrast",
-        "Train on the labels instead, as an upper bound; the head is linear, whatever `head` is.",
-        only=SPLIT,
+        "Train on the labels instead, as an upper bound, which is objective supervised; the head is linear, whatever "
+        "`head` is.",
     )
     queue_length: int = _setting(
         6000, "contrast", "Number of keys in the key queue.", within=(1, 10_000_000), only=KEYS
@@ -252,20 +257,18 @@ class RunConfig:
         True,
         "contrast",
         "Share one key queue among all clients; otherwise each client has its own, with its share of the length.",
-        only=(SPLIT, *KEYS),
+        only=(SPLIT, KEYS),
     )
     temperature: float = _setting(
         0.1, "contrast", "Temperature of the InfoNCE loss.", within=(1e-6, INFINITY), only=KEYS
     )
-    symmetric: bool = _setting(
-        True, "contrast", "Add the loss with the roles of the two views swapped.", only=unless("supervised", True)
-    )
+    symmetric: bool = _setting(True, "contrast", "Add the loss with the roles of the two views swapped.", only=MOMENTUM)
     tau: float = _setting(
         0.99,
         "contrast",
         "Share of its own weights that a momentum encoder keeps at each step.",
         within=(0, 1),
-        only=unless("supervised", True),
+        only=MOMENTUM,
     )
 
     ressfl_lambda: float = _setting(
@@ -402,31 +405,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            self._check_type(spec.name, spec.type, getattr(self, spec.name))
-            value, choices, within = getattr(self, spec.name), spec.metadata["choices"], spec.metadata["within"]
-            if choices and value not in choices:
-                raise unknown(spec.name, value, choices)
-            if within and value is not None and not (within[0] <= value <= within[1] and value < INFINITY):
-                low, high = within
-                bounds = f"{low:,} to {high:,}" if high < INFINITY else f"{low:,} or more"
-                raise ValueError(f"{spec.name}: {shortened(value)} is out of range; allowed: {bounds}")
+            check_value(spec.name, spec, getattr(self, spec.name))
         if self.bottleneck is not None:
             Bottleneck.parse(self.bottleneck)
         if self.unequal is not None:
             Unequal.parse(self.unequal)
         Decoder.parse(self.ressfl_decoder, "ressfl_decoder")
         check(self, EVERY_RUN)
-
-    @staticmethod
-    def _check_type(name: str, annotation: str, value: Any) -> None:
-        """Raise a ValueError unless `value` has the type that `annotation` names; an int may stand for a float."""
-        wanted, _, optional = annotation.partition(" | ")
-        allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[wanted]
-        right = isinstance(value, allowed) and (wanted == "bool" or not isinstance(value, bool))
-        if value == "":
-            raise ValueError(f"{name}: is empty; allowed: a name or path")
-        if not (right or (optional and value is None)):
-            raise ValueError(f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
 
     def check_effect(self, names: Iterable[str]) -> None:
         """Raise a ValueError if one of the fields `names` differs from its default but has no effect in this config."""
@@ -448,23 +433,34 @@ class RunConfig:
         return METHODS[self.method].split
 
     @property
+    def goal(self) -> ObjectiveKind:
+        """Return what is known of the objective: the one that is set, or that of the rule."""
+        return OBJECTIVES[self.objective or ("supervised" if self.supervised else METHODS[self.method].objective)]
+
+    @property
     def inequality(self) -> Unequal | None:
         """Return `unequal` as an object; None where all clients are equal."""
         return Unequal.parse(self.unequal) if self.unequal else None
 
     @property
     def views_sent(self) -> int:
-        """Return how many views of an image are used in a step: query and key, or the query alone with labels."""
-        return 1 if self.supervised else 2
+        """Return how many views of an image are used in a step: query and key, or with labels the query alone."""
+        return 1 if self.goal.targets is Targets.LABELS else 2
+
+    @property
+    def views_graded(self) -> int:
+        """Return how many views of an image a client learns from, and gets gradients for."""
+        return 2 if self.goal.targets is Targets.ONLINE else 1
 
     @property
     def passes_per_image(self) -> int:
         """Return how often a client runs each of its models for an image in a step.
 
-        In symmetric federated learning either view goes through both models; on the clients of split learning, each
-        view goes through one.
+        In symmetric federated learning with momentum models either view goes through both; on the clients of split
+        learning, each view goes through one.
         """
-        return 2 if self.symmetric and not self.is_split else 1
+        both = self.symmetric and not self.is_split and self.goal.targets is Targets.MOMENTUM
+        return 2 if both else 1
 
     def network(self) -> dict[str, Any]:
         """Return the fields that determine the network, apart from what the method adds to it, with their values."""

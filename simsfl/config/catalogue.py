@@ -6,25 +6,47 @@ Code is named by module and object, and imported when it is asked for, so that `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+from enum import Enum
+
+from simsfl.config.registry import Code
+
+
+class Targets(Enum):
+    """What an objective compares the online network's outputs for a view with."""
+
+    MOMENTUM = "momentum"
+    """Outputs of the momentum network for the other view, without gradient."""
+    ONLINE = "online"
+    """Outputs of the online network itself for the other view, with gradient: clients learn from both views."""
+    LABELS = "labels"
+    """Labels; clients make one view of each image."""
 
 
 @dataclass(frozen=True)
-class Code:
-    """An object of a module that is imported when it is asked for.
+class ObjectiveKind:
+    """What an objective needs."""
 
-    >>> Code("math:floor").load()(2.5)
-    2
-    """
+    code: Code
+    """A subclass of `simsfl.objectives.Objective`."""
+    targets: Targets = Targets.MOMENTUM
+    """What the network's outputs are compared with."""
+    whole_batch: bool = False
+    """Whether the figures of a row depend on other rows of the step, so that these cannot be handled in parts."""
+    queue: bool = False
+    """Whether it has a queue of keys, of which each client may have its own."""
+    predictor: bool = False
+    """Whether a predictor follows the projection head."""
 
-    path: str
-    """Module and object, such as ``simsfl.models.resnet:resnet8``."""
 
-    def load(self) -> Any:
-        """Import the module and return the object."""
-        module, _, name = self.path.partition(":")
-        return getattr(import_module(module), name)
+OBJECTIVES = {
+    "moco": ObjectiveKind(Code("simsfl.objectives.moco:MoCo"), queue=True),
+    "byol": ObjectiveKind(Code("simsfl.objectives.byol:BYOL"), whole_batch=True, predictor=True),
+    "simclr": ObjectiveKind(Code("simsfl.objectives.simclr:SimCLR"), Targets.ONLINE),
+    "simsiam": ObjectiveKind(Code("simsfl.objectives.simsiam:SimSiam"), Targets.ONLINE, predictor=True),
+    "barlow-twins": ObjectiveKind(Code("simsfl.objectives.barlow_twins:BarlowTwins"), Targets.ONLINE),
+    "supervised": ObjectiveKind(Code("simsfl.objectives.supervised:Supervised"), Targets.LABELS),
+}
+"""What networks are trained for."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +62,19 @@ class Method:
     """Step with one client after the other: the oracle."""
     split: bool
     """Whether the network is cut between clients and server; in federated learning, clients have all of it."""
-    queue: bool
-    """Whether queries are contrasted with the keys of a queue, which federated clients have one each of."""
-    predictor: bool = False
-    """Whether BYOL's predictor follows the projection head."""
+    objective: str
+    """What it trains for by rule."""
+    fixed: bool = False
+    """Whether it trains for nothing else."""
 
 
+_SPLIT = Code("simsfl.algorithm.step:train_step"), Code("simsfl.algorithm.reference:train_step")
+_FEDERATED = Code("simsfl.algorithm.federated:train_step"), Code("simsfl.algorithm.reference:federated_step")
 METHODS = {
-    "mocosfl": Method(
-        Code("simsfl.algorithm.step:train_step"),
-        Code("simsfl.algorithm.reference:train_step"),
-        split=True,
-        queue=True,
-    ),
-    "fl-moco": Method(
-        Code("simsfl.algorithm.federated:moco_step"),
-        Code("simsfl.algorithm.reference:moco_step"),
-        split=False,
-        queue=True,
-    ),
-    "fl-byol": Method(
-        Code("simsfl.algorithm.federated:byol_step"),
-        Code("simsfl.algorithm.reference:byol_step"),
-        split=False,
-        queue=False,
-        predictor=True,
-    ),
+    "mocosfl": Method(*_SPLIT, split=True, objective="moco"),
+    "federated": Method(*_FEDERATED, split=False, objective="moco"),
+    "fl-moco": Method(*_FEDERATED, split=False, objective="moco", fixed=True),
+    "fl-byol": Method(*_FEDERATED, split=False, objective="byol", fixed=True),
 }
 """Methods of training."""
 

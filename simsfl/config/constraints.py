@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from simsfl.config.catalogue import ARCHITECTURES, DATASETS, METHODS
+from simsfl.config.catalogue import ARCHITECTURES, DATASETS, METHODS, OBJECTIVES, Targets
 
-INFINITY = float("inf")
-"""Highest value of numbers that may be as large as a float can be; infinity itself is not allowed."""
 SMALLEST = 8
 """Smallest height and width of images that the networks accept, in pixels."""
 _Config = Any
@@ -66,7 +64,7 @@ EVERY_RUN = (
         "width: {width} does not divide into GroupNorm's groups; allowed: multiples of 4",
     ),
     Constraint(
-        lambda c: c.is_split and not (c.feature_sharing or c.supervised) and c.queue_length < c.clients,
+        lambda c: c.is_split and c.goal.queue and not c.feature_sharing and c.queue_length < c.clients,
         "queue_length: {queue_length} leaves no key for each of {clients} clients; "
         "allowed without feature sharing: {clients} or more",
     ),
@@ -92,8 +90,8 @@ EVERY_RUN = (
         "aux_dataset: {aux_dataset} is the data set itself; allowed: another",
     ),
     Constraint(
-        lambda c: c.supervised and c.aux_dataset is not None,
-        "aux_dataset: {aux_dataset} has other classes, and cannot be learnt supervised; allowed: None",
+        lambda c: c.goal.targets is Targets.LABELS and c.aux_dataset is not None,
+        "aux_dataset: {aux_dataset} has other classes, and cannot be learnt from labels; allowed: None",
     ),
     Constraint(
         lambda c: c.ressfl_lambda > 0 and c.client_lr == 0,
@@ -102,7 +100,18 @@ EVERY_RUN = (
     _for_split("ressfl_lambda", 0, ":g"),
     _for_split("init_client", None),
     _for_split("unequal", None),
-    _for_split("supervised", False),
+    Constraint(
+        lambda c: c.supervised and c.objective not in (None, "supervised"),
+        "supervised: is not for objective {objective}; allowed: with objective supervised, or left to its rule",
+    ),
+    Constraint(
+        lambda c: METHODS[c.method].fixed and (c.supervised or c.objective not in (None, METHODS[c.method].objective)),
+        "method: {method} has an objective of its own; allowed: federated or mocosfl",
+    ),
+    Constraint(
+        lambda c: c.ressfl_lambda > 0 and c.goal.targets is Targets.ONLINE,
+        "ressfl_lambda: clients that learn from both views resist no attackers; allowed: 0",
+    ),
     _for_split("loss_threshold", 0, ":g"),
 )
 """Combinations that no run can have."""
@@ -116,6 +125,10 @@ RECORDING = (
         lambda c: c.ressfl_lambda > 0,
         "record_trace: what simulated attackers do is not recorded; allowed: without --ressfl-lambda, such as frozen "
         "clients that start from an expert",
+    ),
+    Constraint(
+        lambda c: c.goal.targets is Targets.ONLINE,
+        "record_trace: clients that learn from both views are not recorded; allowed: another objective",
     ),
     Constraint(
         lambda c: c.precision == "tf32",
@@ -133,8 +146,9 @@ ATTACK = (
 
 DEVICES = (
     Constraint(
-        lambda c: not c.is_split or c.supervised,
-        f"devices: take part in contrastive split learning only; allowed: --method {_SPLIT_METHODS}",
+        lambda c: not c.is_split or c.goal.targets is not Targets.MOMENTUM,
+        f"devices: take part only in split learning with momentum models; allowed: --method {_SPLIT_METHODS}, and an "
+        "objective with them",
     ),
     _without("unequal", None),
     _without("loss_threshold", 0),
@@ -176,8 +190,20 @@ def unless(field: str, value: Any) -> Condition:
 
 SPLIT = when("method", *(name for name, method in METHODS.items() if method.split))
 """Condition of settings that only split learning has."""
-KEYS = (when("method", *(name for name, method in METHODS.items() if method.queue)), unless("supervised", True))
-"""Conditions of settings about keys and the key queue."""
+KEYS = Condition(
+    lambda c: c.goal.queue,
+    "the objective has no key queue",
+    "objective " + " or ".join(name for name, kind in OBJECTIVES.items() if kind.queue),
+)
+"""Condition of settings about keys and the key queue."""
+MOMENTUM = Condition(
+    lambda c: c.goal.targets is Targets.MOMENTUM,
+    "the objective has no momentum models",
+    "objective " + " or ".join(name for name, kind in OBJECTIVES.items() if kind.targets is Targets.MOMENTUM),
+)
+"""Condition of settings about momentum models."""
+UNLABELLED = Condition(lambda c: c.goal.targets is not Targets.LABELS, "targets are labels", "another objective")
+"""Condition of settings that do not matter where networks learn from labels."""
 LEARNING = Condition(
     lambda c: (c.lr if c.client_lr is None else c.client_lr) > 0, "clients do not learn", "client_lr other than 0.0"
 )

@@ -128,6 +128,7 @@ def split_model(
     key_dim: int,
     generator: torch.Generator | None,
     style: Style | None = None,
+    predictor: bool = False,
     bottleneck: Bottleneck | None = None,
     client_residual: bool = True,
 ) -> SplitModel:
@@ -146,6 +147,7 @@ def split_model(
         generator: Random numbers for the initial weights. None returns a network without weights, on the meta device,
             for estimates that need only its shapes.
         style: Normalisation of the convolutions; by default GroupNorm and weight standardisation.
+        predictor: Whether a predictor follows the head; it is built like another head, with inputs of `key_dim`.
         bottleneck: Layers added at the cut, on both sides.
         client_residual: Whether the client's residual blocks have shortcuts.
 
@@ -155,7 +157,7 @@ def split_model(
     with torch.device("meta"):
         backbone = _backbone(arch, width, image_size, style or Style())
         layers = backbone.layers
-        network = nn.ModuleList([*layers, HEADS[head].load()(backbone, key_dim)])
+        network = nn.ModuleList([*layers, _projector(backbone, head, key_dim, predictor=predictor)])
     _drop_shortcuts(layers[:cut_layer], client_residual)
     _weighted(network, generator)
     client, server = layers[:cut_layer], layers[cut_layer:]
@@ -198,24 +200,25 @@ def whole_model(
 ) -> SplitModel:
     """Build an architecture with its head, all of it on the client, for plain federated learning.
 
-    The other arguments are those of `split_model`.
-
-    Args:
-        predictor: Whether BYOL's predictor follows the head; it is built like another head, with inputs of `key_dim`.
+    The arguments are those of `split_model`.
 
     Raises:
         ValueError: The images are too small for the network.
     """
     with torch.device("meta"):
         backbone = _backbone(arch, width, image_size, style or Style())
-        last = HEADS[head].load()(backbone, key_dim)
-        if predictor:
-            last = Projection(last, HEADS[head].load()(replace(backbone, features=key_dim), key_dim))
-        network = _Encoder(backbone.layers, last)
+        network = _Encoder(backbone.layers, _projector(backbone, head, key_dim, predictor=predictor))
     _weighted(network, generator)
     too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
     _run(network.backbone, torch.zeros(1, 3, image_size, image_size), too_small)
     return SplitModel(FlatModule(network), FlatModule(nn.Identity()), (0, 0, 0), backbone.features)
+
+
+def _projector(backbone: Backbone, head: str, key_dim: int, *, predictor: bool) -> nn.Module:
+    """Return a projection head, with a predictor behind it if there is to be one."""
+    build = HEADS[head].load()
+    projection = build(backbone, key_dim)
+    return Projection(projection, build(replace(backbone, features=key_dim), key_dim)) if predictor else projection
 
 
 def _weighted(module: nn.Module, generator: torch.Generator | None) -> None:

@@ -15,8 +15,9 @@ from simsfl.algorithm.batch import Batch, Hyperparameters, Outcome
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan
-from simsfl.algorithm.state import completed_rounds, gather_, scatter_, scatter_queue_
+from simsfl.algorithm.state import completed_rounds, gather_, scatter_, scatter_memory_
 from simsfl.algorithm.wire import Wire
+from simsfl.config.catalogue import Targets
 from simsfl.defences.taressfl import attackers_lr
 from simsfl.engine.cuda_graph import CapturedStep
 from simsfl.engine.plan_ahead import PlanAhead
@@ -103,12 +104,12 @@ def replayed_steps(parts: Parts, progress: Progress, clock: PhaseClock) -> Itera
         with clock("server"):
             s = order[progress.step_index]
             smashed = state.sent.smashed[s].to(parts.device)
-            labels = state.sent.labels[s].to(parts.device) if parts.config.supervised else None
+            labels = state.sent.labels[s].to(parts.device) if parts.hyper.targets is Targets.LABELS else None
             with parts.computing():
                 gradients = step.learn_(parts.model, state, smashed, lr, parts.hyper, labels)
         progress.finish_step(gradients.loss, gradients.top1)
         if progress.round_is_over:
-            scatter_queue_(state)
+            scatter_memory_(state)
         yield
 
 
@@ -165,7 +166,11 @@ def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> 
     if s + 1 < parts.steps:
         for group in plan.groups:
             dataset.train.ahead(group.indices[s + 1])
-    labels = [dataset.train_labels[group.indices[s]] for group in plan.groups] if parts.config.supervised else None
+    labels = (
+        [dataset.train_labels[group.indices[s]] for group in plan.groups]
+        if parts.hyper.targets is Targets.LABELS
+        else None
+    )
     return Batch(
         images=dataset.train,
         pixels=pixels,

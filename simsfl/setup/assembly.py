@@ -12,20 +12,20 @@ from simsfl.algorithm.batch import Hyperparameters
 from simsfl.algorithm.state import (
     Sent,
     State,
-    cohort_queues,
+    cohort_memory,
     initial_attackers,
     initial_clients,
     initial_cohort,
-    initial_queues,
     initial_server,
 )
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import METHODS
+from simsfl.config.catalogue import Targets
 from simsfl.config.notation import Bottleneck, Decoder
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
 from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_model
 from simsfl.models.central import CentralModule
+from simsfl.objectives import Objective
 from simsfl.privacy.decoders import decoder
 from simsfl.setup import defaults
 from simsfl.setup.checks import check_attackers, check_queues, check_sent
@@ -93,11 +93,12 @@ def network(config: RunConfig, *, weights: bool = True) -> SplitModel:
         "image_size": config.image_size,
         "head": config.head,
         "key_dim": config.key_dim,
+        "predictor": config.goal.predictor,
         "generator": torch_generator(config.seed, Purpose.MODEL) if weights else None,
         "style": Style(config.norm, config.weight_standardisation),
     }
     if not config.is_split:
-        return whole_model(config.arch, **what, predictor=METHODS[config.method].predictor)
+        return whole_model(config.arch, **what)
     return split_model(
         config.arch,
         **what,
@@ -147,8 +148,8 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
     mine = {"device": device, "dtype": dtype}
     shared = config.feature_sharing and config.is_split
     rings = 1 if shared else config.clients
-    length = config.queue_length // (rings if config.is_split else 1) if METHODS[config.method].queue else 0
-    queues = initial_queues(rings, length, config.key_dim, torch_generator(config.seed, Purpose.QUEUE), **mine)
+    generator = torch_generator(config.seed, Purpose.QUEUE)
+    memories = objective(config).memory(rings, config.key_dim, generator, **mine)
     return State(
         clients=initial_clients(
             model.client,
@@ -160,8 +161,8 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
         ),
         cohort=initial_cohort(model.client, config.cohort, **mine),
         server=initial_server(model.server, **mine),
-        queues=queues,
-        queue=queues if shared else cohort_queues(queues, config.cohort),
+        memories=memories,
+        memory=memories if shared else cohort_memory(memories, config.cohort),
         sent=_room_for_sent(size, model, storage, dtype) if config.loss_threshold else None,
         attackers=initial_attackers(model.attacker, config.clients, config.cohort, storage, **mine)
         if model.attacker
@@ -176,8 +177,15 @@ def _room_for_sent(size: Outline, model: SplitModel, storage: Storage, dtype: to
     precision = _dtype_of(config.precision, dtype)
     check_sent(config, steps * rows * row * precision.itemsize, storage)
     smashed = storage.zeros(steps * rows, row, precision).view(steps, rows, *model.smashed_shape)
-    labels = torch.zeros(steps if config.supervised else 0, rows, dtype=torch.long, device=storage.device)
+    labels = torch.zeros(
+        steps if config.goal.targets is Targets.LABELS else 0, rows, dtype=torch.long, device=storage.device
+    )
     return Sent(smashed, labels)
+
+
+def objective(config: RunConfig) -> Objective:
+    """Return the objective of a config with every rule applied."""
+    return config.goal.code.load().of(config)
 
 
 def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:
@@ -193,11 +201,13 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyp
     on_cpu = torch.device(config.device).type == "cpu"
     row = max(1, prod(model.smashed_shape)) * precision.itemsize
     return Hyperparameters(
-        temperature=config.temperature,
+        objective=objective(config),
         symmetric=config.symmetric,
         tau=config.tau,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        targets=config.goal.targets,
+        whole_batch=config.goal.whole_batch,
         precision=precision,
         batches=tuple(group.batch_size for group in size.groups for _ in range(group.cohort)),
         taressfl_lambda=config.ressfl_lambda,

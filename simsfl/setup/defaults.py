@@ -6,7 +6,7 @@ import logging
 from dataclasses import fields, replace
 
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import ARCHITECTURES
+from simsfl.config.catalogue import ARCHITECTURES, METHODS, Targets
 from simsfl.engine.precision import automatic
 from simsfl.setup.checks import check_device, check_machine, check_precision, device_of
 
@@ -43,9 +43,10 @@ def with_rules(config: RunConfig, images_per_client: int | None = None, classes:
     of_classes = {}
     if classes:
         of_classes["classes_per_client"] = config.classes_per_client or classes_per_client(classes)
-        of_classes |= {"head": "linear", "key_dim": classes} if config.supervised else {}
+        of_classes |= {"head": "linear", "key_dim": classes} if config.goal.targets is Targets.LABELS else {}
     return replace(
         config,
+        objective=config.objective or ("supervised" if config.supervised else METHODS[config.method].objective),
         cohort=cohort,
         batch_size=images,
         rounds=config.rounds or max(1, round(config.epochs * clients / cohort / config.local_epochs)),
@@ -78,7 +79,7 @@ def left_to_rules(config: RunConfig) -> list[str]:
     return [
         *(spec.name for spec in fields(config) if getattr(config, spec.name) is None),
         *["precision"] * (config.precision == "auto"),
-        *["head", "key_dim"] * config.supervised,
+        *["head", "key_dim"] * (config.goal.targets is Targets.LABELS),
         *["stream"] * (config.stream == "auto"),
     ]
 

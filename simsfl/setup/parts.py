@@ -14,7 +14,7 @@ from simsfl.algorithm.batch import Hyperparameters, Outcome
 from simsfl.algorithm.plan import Group, RoundPlan, plan_round
 from simsfl.algorithm.state import State
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import METHODS
+from simsfl.config.catalogue import METHODS, Targets
 from simsfl.cost.model import ClientCost, client_cost
 from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
@@ -287,7 +287,7 @@ def _tuned(parts: Parts, known: Mapping[str, str]) -> Parts:
             tuning.views_and_descent(parts.dataset.train, parts.plan(0), parts.state.cohort.online.detach())
             if model.server.size:
                 plain = not len(model.server.initial_statistics)
-                both = config.symmetric and config.feature_sharing and not config.supervised and plain
+                both = config.symmetric and config.feature_sharing and hyper.targets is not Targets.LABELS and plain
                 rows = sum(group.images for group in parts.groups) * (2 if both else 1)
                 smashed = torch.zeros(rows, *model.smashed_shape, device=device, dtype=hyper.precision)
                 server = tuning.working_server(model.server, hyper, parts.state.server.online, smashed)

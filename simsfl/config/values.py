@@ -1,0 +1,67 @@
+"""Values that have a type, choices or limits: the fields of a config, and the options of what is chosen in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import MISSING, Field, field
+from typing import Any
+
+from simsfl.system.messages import shortened, unknown
+
+INFINITY = float("inf")
+"""Highest value of numbers that may be as large as a float can be; infinity itself is not allowed."""
+_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+"""Types of the values of a field, by its annotation; an int may stand for a float."""
+
+
+def option(
+    default: Any, help: str, *, choices: Collection[str] | None = None, within: tuple[float, float] | None = None
+) -> Any:
+    """Return a field of a dataclass that users may set, as an option of what they have chosen.
+
+    The field has the type int, float, str or bool, or one of these "| None".
+
+    Args:
+        default: its default.
+        help: one or two sentences on it.
+        choices: the values that are allowed, if they are names.
+        within: the lowest and the highest value that are allowed, if they are numbers.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "within": within})
+
+
+def check_value(name: str, spec: Field, value: Any) -> None:
+    """Raise a ValueError unless a field may have the value.
+
+    Args:
+        name: name of the field for the message, which also gives the value and what is allowed.
+        spec: the field, with its annotation as text, and "choices" and "within" in its metadata if it is limited so.
+        value: the value.
+    """
+    _check_type(name, spec.type, value)
+    choices, within = spec.metadata.get("choices"), spec.metadata.get("within")
+    if value is None:
+        return
+    if choices and value not in choices:
+        raise unknown(name, value, choices)
+    if within and not (within[0] <= value <= within[1] and value < INFINITY):
+        low, high = within
+        bounds = f"{low:,} to {high:,}" if high < INFINITY else f"{low:,} or more"
+        raise ValueError(f"{name}: {shortened(value)} is out of range; allowed: {bounds}")
+
+
+def _check_type(name: str, annotation: str, value: Any) -> None:
+    """Raise a ValueError unless `value` has the type that `annotation` names, such as "int | None"."""
+    wanted, _, optional = annotation.partition(" | ")
+    allowed = _TYPES[wanted]
+    right = isinstance(value, allowed) and (wanted == "bool" or not isinstance(value, bool))
+    if value == "":
+        raise ValueError(f"{name}: is empty; allowed: a name or path")
+    if not (right or (optional and value is None)):
+        raise ValueError(f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
+
+
+def is_option(spec: Field) -> bool:
+    """Return whether a field of a dataclass can be set as an option: it has a default, and a type that can be typed."""
+    kind = spec.type.partition(" | ")[0] if isinstance(spec.type, str) else ""
+    return spec.init and kind in _TYPES and spec.default is not MISSING

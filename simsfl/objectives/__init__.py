@@ -1,0 +1,96 @@
+"""Objectives: what a network is trained for, as a loss of its outputs and of targets, with a memory of its own.
+
+`simsfl.config.catalogue.OBJECTIVES` lists those that come with simsfl, and says what each needs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from simsfl.config import RunConfig
+from simsfl.config.values import option
+
+__all__ = ["Memory", "Objective", "nearest", "option"]
+
+Memory = dict[str, Tensor]
+"""What an objective remembers from step to step, by name: tensors ``[G, ...]`` with a row for each group."""
+
+
+class Objective:
+    """The base class of objectives; a subclass is a frozen dataclass, whose fields are its options.
+
+    In shapes, n is the number of rows (images) that are trained together, and D the length of the network's output for
+    each. On the split server these are the rows of all clients: one group. Where clients are trained apart, with queues
+    or whole networks of their own, each of them is one of G groups.
+    """
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Objective:
+        """Return the objective that a config with every rule applied means."""
+        return cls()
+
+    def loss(self, outputs_nD: Tensor, targets_nD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return the loss and the accuracy of one group.
+
+        Args:
+            outputs_nD: outputs of the online network, which the loss is differentiated with respect to.
+            targets_nD: what they are compared with, row by row: outputs of the momentum network for the other view; or
+                outputs of the online network for the other view, which the loss is differentiated with respect to as
+                well; or labels, int64 ``[n]``. The objective's entry in the catalogue says which.
+            memory: what the group remembers of earlier steps, without the dimension G.
+
+        Returns:
+            Two scalars: the loss, a mean over rows, and an accuracy in percent, which needs no gradient.
+        """
+        raise NotImplementedError
+
+    def losses(self, outputs_GnD: Tensor, targets_GnD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return the mean over all groups of what `loss` returns; objectives may have a faster way.
+
+        Args:
+            outputs_GnD: outputs of the online network.
+            targets_GnD: what they are compared with.
+            memory: what the groups remember.
+        """
+        if len(outputs_GnD) == 1:
+            return self.loss(outputs_GnD[0], targets_GnD[0], {name: one[0] for name, one in memory.items()})
+        loss_G, accuracy_G = vmap(self.loss)(outputs_GnD, targets_GnD, memory)
+        return loss_G.mean(), accuracy_G.mean()
+
+    def memory(
+        self, groups: int, dim: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
+    ) -> Memory:
+        """Return what the groups remember before the first step, which is nothing unless a subclass says otherwise.
+
+        Args:
+            groups: G, the number of groups.
+            dim: D, the length of the network's output.
+            generator: random numbers, on the CPU, so that they do not depend on the device.
+            device: device of the result.
+            dtype: dtype of the result, where it is of floating point.
+        """
+        return {}
+
+    def remember_(self, memory: Memory, targets_GnD: Tensor) -> None:
+        """Change the memory after a step, in place; here it stays as it is.
+
+        Args:
+            memory: what the groups remember.
+            targets_GnD: the step's targets, without gradient; in a symmetric loss, this is called for each direction.
+        """
+
+
+def nearest(similarity: Tensor) -> Tensor:
+    """Return how often a row's own column is more similar to it than all others, in percent; a tie is no hit.
+
+    Args:
+        similarity: ``[..., n, n]`` similarity of each row to each column.
+
+    >>> nearest(torch.tensor([[0.9, 0.1], [0.8, 0.8]]))
+    tensor(50.)
+    """
+    own = similarity.diagonal(dim1=-2, dim2=-1)
+    others = similarity - torch.diag_embed(torch.full_like(own, float("inf")))
+    return 100.0 * (own > others.amax(dim=-1)).to(similarity.dtype).mean()
