@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from simsfl.config.constraints import (
     when,
 )
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
-from simsfl.config.values import INFINITY, check_value
+from simsfl.config.registry import Code
+from simsfl.config.values import INFINITY, check_value, is_option
 from simsfl.system.messages import unknown
 
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
@@ -401,11 +402,19 @@ class RunConfig:
         "Precision in which the state of clients outside the cohort is kept; bf16 halves its size.",
         _STATE_DTYPES,
     )
+    options: Mapping[str, Any] = field(
+        default_factory=dict,
+        hash=False,
+        metadata={"group": "", "help": "Options of what is chosen, such as objective.temperature."},
+    )
     checkpoint_every: int = _setting(10, "run", "Rounds between checkpoints.", within=(1, _LARGE))
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            check_value(spec.name, spec, getattr(self, spec.name))
+            if spec.name != "options":
+                check_value(spec.name, spec, getattr(self, spec.name))
+        for name, value in self.options.items():
+            check_value(name, self.option(name), value)
         if self.bottleneck is not None:
             Bottleneck.parse(self.bottleneck)
         if self.unequal is not None:
@@ -431,6 +440,30 @@ class RunConfig:
     def is_split(self) -> bool:
         """Return whether the network is cut between clients and server, as opposed to federated learning."""
         return METHODS[self.method].split
+
+    def option(self, name: str) -> Field:
+        """Return the dataclass field that an option is, such as "objective.temperature".
+
+        Raises:
+            ValueError: what is chosen has no such option.
+        """
+        door, _, field_name = name.partition(".")
+        if door not in self._chosen:
+            raise unknown("options", name, [f"{door}." for door in self._chosen])
+        known = {spec.name: spec for spec in fields(self._chosen[door].load()) if is_option(spec)}
+        if field_name not in known:
+            allowed = ", ".join(f"{door}.{own}" for own in known) or "none, as it has no options"
+            raise unknown(door, name, [f"{door}.{own}" for own in known], allowed=allowed)
+        return known[field_name]
+
+    def options_of(self, door: str) -> dict[str, Any]:
+        """Return the options of what is chosen at a door, such as "objective", by their names there."""
+        return {name.partition(".")[2]: value for name, value in self.options.items() if name.startswith(f"{door}.")}
+
+    @property
+    def _chosen(self) -> dict[str, Code]:
+        """Return the code of what is chosen, by the name of its door."""
+        return {"objective": self.goal.code}
 
     @property
     def goal(self) -> ObjectiveKind:

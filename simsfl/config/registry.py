@@ -1,4 +1,4 @@
-"""Code behind a name: an object of simsfl that is imported when it is asked for, or one that somebody has registered."""
+"""Code behind a name: an object of simsfl that is imported when it is asked for, or one registered from outside."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def check_value(name: str, spec: Field, value: Any) -> None:
         spec: the field, with its annotation as text, and "choices" and "within" in its metadata if it is limited so.
         value: the value.
     """
-    _check_type(name, spec.type, value)
+    _check_type(name, _annotation(spec), value)
     choices, within = spec.metadata.get("choices"), spec.metadata.get("within")
     if value is None:
         return
@@ -63,5 +63,14 @@ def _check_type(name: str, annotation: str, value: Any) -> None:
 
 def is_option(spec: Field) -> bool:
     """Return whether a field of a dataclass can be set as an option: it has a default, and a type that can be typed."""
-    kind = spec.type.partition(" | ")[0] if isinstance(spec.type, str) else ""
-    return spec.init and kind in _TYPES and spec.default is not MISSING
+    return spec.init and kind_of(spec) in _TYPES and spec.default is not MISSING
+
+
+def kind_of(spec: Field) -> str:
+    """Return the name of a field's type, such as "int", also where it may be None."""
+    return _annotation(spec).partition(" | ")[0]
+
+
+def _annotation(spec: Field) -> str:
+    """Return a field's annotation as text: dataclasses keep the text, or the type, as the module has it."""
+    return spec.type.__name__ if isinstance(spec.type, type) else str(spec.type)

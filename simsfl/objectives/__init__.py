@@ -29,7 +29,7 @@ class Objective:
     @classmethod
     def of(cls, config: RunConfig) -> Objective:
         """Return the objective that a config with every rule applied means."""
-        return cls()
+        return cls(**config.options_of("objective"))
 
     def loss(self, outputs_nD: Tensor, targets_nD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Return the loss and the accuracy of one group.

@@ -1,0 +1,61 @@
+"""The doors for other people's code: register a class or function here, and choose it by its name in a config.
+
+A module that registers something is a plugin. It is found by ``--plugin MODULE_OR_FILE``, by an entry point of its
+package in the group ``simsfl.plugins``, or because a program has imported it. Options are the fields of a class that is
+a frozen dataclass; see `option`, and ``docs/extending.md`` for a recipe for each door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from simsfl.config.catalogue import OBJECTIVES, ObjectiveKind, Targets
+from simsfl.config.registry import Code, registered
+from simsfl.config.values import option
+from simsfl.objectives import Memory, Objective, nearest
+
+__all__ = ["Memory", "Objective", "Targets", "nearest", "objective", "option"]
+
+_Thing = TypeVar("_Thing")
+
+
+def objective(
+    name: str, *, targets: Targets = Targets.MOMENTUM, whole_batch: bool = False, predictor: bool = False
+) -> Callable[[type[Objective]], type[Objective]]:
+    """Return a decorator that registers a subclass of `Objective` for ``--objective NAME``.
+
+    Args:
+        name: its name.
+        targets: what the outputs of the online network are compared with.
+        whole_batch: whether the figures of a row depend on other rows of the step. This need not be said where targets
+            are outputs of the online network: all rows are then always handled together.
+        predictor: whether a predictor follows the projection head; see `simsfl.models.Projection`.
+    """
+    return _registering(
+        "objective",
+        OBJECTIVES,
+        name,
+        lambda code: ObjectiveKind(code, targets, whole_batch=whole_batch, predictor=predictor),
+    )
+
+
+def _registering(
+    door: str, names: dict[str, Any], name: str, kind: Callable[[Code], Any]
+) -> Callable[[_Thing], _Thing]:
+    """Return a decorator that puts a thing among the `names` of a door.
+
+    Raises:
+        ValueError: by the decorator, if the name belongs to something from another file.
+    """
+
+    def decorate(thing: _Thing) -> _Thing:
+        code = registered(thing)
+        held = names.get(name)
+        if held is not None and (held.code.origin is None or held.code.origin.file != code.origin.file):
+            whose = "simsfl" if held.code.origin is None else held.code.origin.file
+            raise ValueError(f"{door}: {name!r} is registered twice, by {whose} and by {code.origin.file}")
+        names[name] = kind(code)
+        return thing
+
+    return decorate
