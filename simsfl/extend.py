@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from simsfl.config.catalogue import OBJECTIVES, ObjectiveKind, Targets
+from simsfl.aggregations import Aggregation
+from simsfl.config.catalogue import AGGREGATIONS, OBJECTIVES, ObjectiveKind, Targets
 from simsfl.config.registry import Code, registered
 from simsfl.config.values import option
 from simsfl.objectives import Memory, Objective, nearest
 
-__all__ = ["Memory", "Objective", "Targets", "nearest", "objective", "option"]
+__all__ = ["Aggregation", "Memory", "Objective", "Targets", "aggregation", "nearest", "objective", "option"]
 
 _Thing = TypeVar("_Thing")
 
@@ -40,6 +41,11 @@ def objective(
     )
 
 
+def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
+    """Return a decorator that registers a subclass of `Aggregation` for ``--aggregation NAME``."""
+    return _registering("aggregation", AGGREGATIONS, name, lambda code: code)
+
+
 def _registering(
     door: str, names: dict[str, Any], name: str, kind: Callable[[Code], Any]
 ) -> Callable[[_Thing], _Thing]:
@@ -52,8 +58,9 @@ def _registering(
     def decorate(thing: _Thing) -> _Thing:
         code = registered(thing)
         held = names.get(name)
-        if held is not None and (held.code.origin is None or held.code.origin.file != code.origin.file):
-            whose = "simsfl" if held.code.origin is None else held.code.origin.file
+        before = getattr(held, "code", held)
+        if before is not None and (before.origin is None or before.origin.file != code.origin.file):
+            whose = "simsfl" if before.origin is None else before.origin.file
             raise ValueError(f"{door}: {name!r} is registered twice, by {whose} and by {code.origin.file}")
         names[name] = kind(code)
         return thing

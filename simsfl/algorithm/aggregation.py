@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from simsfl.aggregations import Aggregation
 from simsfl.algorithm.state import State, put_, rows_of
 from simsfl.models import FlatModule
 
@@ -24,24 +25,31 @@ def is_sync_step(step: int, steps: int, syncs: int) -> bool:
 
 
 @torch.no_grad()
-def average_(state: State, *, align_momentum: bool, absent: Collection[int] = ()) -> None:
-    """Average the cohort's online models with equal weights (McMahan et al. 2017), and their running statistics.
+def average_(
+    state: State, aggregation: Aggregation, images_C: Tensor, *, align_momentum: bool, absent: Collection[int] = ()
+) -> None:
+    """Aggregate the cohort's online models, and combine their running statistics.
 
-    The average goes to `state.clients`, from where `receive_` gives it to the clients of the cohort. It is the plain
-    mean over the cohort, while the published program starts its sum from client 0 instead of the cohort's first client.
+    The average goes to `state.clients`, from where `receive_` gives it to the clients of the cohort. By default it is
+    the plain mean over the cohort (McMahan et al. 2017), while the published program starts its sum from client 0
+    instead of the cohort's first client.
 
     Args:
+        state: the state, whose aggregation's memory may change as well.
+        aggregation: what is made of the models.
+        images_C: number of images that each client of the cohort holds, int64.
         align_momentum: whether momentum models are replaced by their average, too (MonAcoSFL, Przewiezlikowski et al.,
             ECML-PKDD 2024). The published program leaves them alone.
         absent: positions of clients whose models did not arrive. They do not count, but receive the average like all
             others.
     """
-    clients, cohort = state.clients, state.cohort
-    clients.online.copy_(_present(cohort.online, absent).mean(dim=0))
-    average_statistics_(state, absent)
+    clients, cohort, there_n = state.clients, state.cohort, _present(images_C, absent)
+    combined_P = aggregation.combine(_present(cohort.online.detach(), absent), there_n)
+    clients.online.copy_(aggregation.step(clients.online, combined_P, state.aggregation))
+    average_statistics_(state, aggregation, images_C, absent)
     if align_momentum:
         for stack in (cohort.momentum, cohort.momentum_statistics):
-            stack.copy_(_present(stack, absent).mean(dim=0, keepdim=True).expand_as(stack))
+            stack.copy_(aggregation.combine(_present(stack, absent), there_n).expand_as(stack))
 
 
 def _present(stack: Tensor, absent: Collection[int]) -> Tensor:
@@ -50,15 +58,18 @@ def _present(stack: Tensor, absent: Collection[int]) -> Tensor:
 
 
 @torch.no_grad()
-def average_statistics_(state: State, absent: Collection[int] = ()) -> None:
-    """Replace the running statistics of the cohort's online models by their average.
+def average_statistics_(state: State, aggregation: Aggregation, images_C: Tensor, absent: Collection[int] = ()) -> None:
+    """Replace the running statistics of the cohort's online models by what is combined of them.
 
     Running statistics change even in rounds in which the clients' parameters do not.
 
     Args:
+        state: the state.
+        aggregation: how they are combined.
+        images_C: number of images that each client of the cohort holds, int64.
         absent: positions of clients that do not count, but receive the average like all others.
     """
-    average = _present(state.cohort.online_statistics, absent).mean(dim=0)
+    average = aggregation.combine(_present(state.cohort.online_statistics, absent), _present(images_C, absent))
     state.clients.online_statistics.copy_(average)
     state.cohort.online_statistics.copy_(average.expand_as(state.cohort.online_statistics))
 

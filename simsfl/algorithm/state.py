@@ -158,6 +158,8 @@ class State:
     """Smashed data that the server may train on again; None where it never does."""
     attackers: Attackers | None
     """Simulated attackers (TAResSFL); None where there are none."""
+    aggregation: Memory = field(default_factory=dict)
+    """What the aggregation of models remembers (`simsfl.aggregations`)."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every distinct tensor by its dotted name, such as ``"clients.online"``."""

@@ -12,7 +12,16 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from simsfl.config.catalogue import ARCHITECTURES, HEADS, METHODS, OBJECTIVES, PARTITIONS, ObjectiveKind, Targets
+from simsfl.config.catalogue import (
+    AGGREGATIONS,
+    ARCHITECTURES,
+    HEADS,
+    METHODS,
+    OBJECTIVES,
+    PARTITIONS,
+    ObjectiveKind,
+    Targets,
+)
 from simsfl.config.constraints import (
     AVERAGED,
     EVERY_RUN,
@@ -130,6 +139,13 @@ class RunConfig:
         "Number of averagings of the client models in a round; by rule 1000 // (batch_size * clients), at least 1; 1 "
         "in federated learning.",
         within=(1, _LARGE),
+        only=AVERAGED,
+    )
+    aggregation: str = _setting(
+        "mean",
+        "clients",
+        "What the server makes of the cohort's models: their mean, another one, or a step of its own towards it.",
+        AGGREGATIONS,
         only=AVERAGED,
     )
     align_momentum: bool = _setting(
@@ -463,7 +479,7 @@ class RunConfig:
     @property
     def _chosen(self) -> dict[str, Code]:
         """Return the code of what is chosen, by the name of its door."""
-        return {"objective": self.goal.code}
+        return {"objective": self.goal.code, "aggregation": AGGREGATIONS[self.aggregation]}
 
     @property
     def goal(self) -> ObjectiveKind:

@@ -49,6 +49,17 @@ OBJECTIVES = {
 """What networks are trained for."""
 
 
+AGGREGATIONS = {
+    "mean": Code("simsfl.aggregations:Aggregation"),
+    "by-images": Code("simsfl.aggregations.weighted:ByImages"),
+    "trimmed-mean": Code("simsfl.aggregations.weighted:TrimmedMean"),
+    "median": Code("simsfl.aggregations.weighted:Median"),
+    "fedavgm": Code("simsfl.aggregations.server_step:FedAvgM"),
+    "fedadam": Code("simsfl.aggregations.server_step:FedAdam"),
+}
+"""What the server makes of the cohort's models: subclasses of `simsfl.aggregations.Aggregation`."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A method of training: its step with the cohort stacked, and with one client after the other.

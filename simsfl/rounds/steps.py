@@ -123,10 +123,11 @@ def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[
         absent: positions in the cohort of clients whose models did not arrive.
         learn: whether clients learn in this round.
     """
+    how = parts.state, parts.aggregation, parts.images_of(ids)
     if not learn:
-        average_statistics_(parts.state, absent)
+        average_statistics_(*how, absent)
         return
-    average_(parts.state, align_momentum=parts.config.align_momentum, absent=absent)
+    average_(*how, align_momentum=parts.config.align_momentum, absent=absent)
     if parts.config.measure_divergence:
         progress.divergences[progress.step_index] = ids, divergence(parts.model.client, parts.state)
 

@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 import torch
 
+from simsfl.aggregations import Aggregation
 from simsfl.algorithm.batch import Hyperparameters
 from simsfl.algorithm.state import (
     Sent,
@@ -19,7 +20,7 @@ from simsfl.algorithm.state import (
     initial_server,
 )
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import Targets
+from simsfl.config.catalogue import AGGREGATIONS, Targets
 from simsfl.config.notation import Bottleneck, Decoder
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
@@ -167,6 +168,7 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
         attackers=initial_attackers(model.attacker, config.clients, config.cohort, storage, **mine)
         if model.attacker
         else None,
+        aggregation=aggregation(config).memory(model.client.size, **mine),
     )
 
 
@@ -186,6 +188,11 @@ def _room_for_sent(size: Outline, model: SplitModel, storage: Storage, dtype: to
 def objective(config: RunConfig) -> Objective:
     """Return the objective of a config with every rule applied."""
     return config.goal.code.load().of(config)
+
+
+def aggregation(config: RunConfig) -> Aggregation:
+    """Return the aggregation of a config with every rule applied."""
+    return AGGREGATIONS[config.aggregation].load().of(config)
 
 
 def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from simsfl.aggregations import Aggregation
 from simsfl.algorithm import schedule
 from simsfl.algorithm.batch import Hyperparameters, Outcome
 from simsfl.algorithm.plan import Group, RoundPlan, plan_round
@@ -57,6 +58,8 @@ class Parts:
     """The network, cut in two."""
     state: State
     """Everything that is learnt: weights, momentum encoders, key queue, ..."""
+    aggregation: Aggregation
+    """What is made of the cohort's models."""
     hyper: Hyperparameters
     """Values that stay the same from step to step."""
     train_step: Callable[..., Outcome]
@@ -109,6 +112,11 @@ class Parts:
             seed=config.seed,
             device=self.device,
         )
+
+    def images_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return how many images clients hold, ``[C]`` int64 on the device, given their ids on the host."""
+        held = sum(source.sizes for source in self.sources)
+        return torch.from_numpy(held[ids.numpy()]).to(self.device, non_blocking=True)
 
     def server_lr(self, round_index: int) -> float:
         """Return the server's learning rate in a round counted from 0."""
@@ -176,6 +184,7 @@ def build(
         steps=size.steps,
         model=model,
         state=state,
+        aggregation=assembly.aggregation(config),
         hyper=hyper,
         train_step=_train_step(config, model),
         version=_version(config.engine),
