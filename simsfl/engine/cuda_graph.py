@@ -161,11 +161,8 @@ class CapturedStep:
     def _record(self, model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters) -> None:
         """Record a step, after some that warm up, and restore the state, which all of these train."""
         inputs, graph = batch.map(torch.clone), self.graph()
-        untouched = (
-            ("clients.", "sent.", "aggregation.")
-            if state.memory is state.memories
-            else ("clients.", "sent.", "aggregation.", "queues.")
-        )
+        apart = () if state.memory is state.memories else ("queues.",)
+        untouched = ("clients.", "sent.", "aggregation.", *apart)
         trained = {name: tensor for name, tensor in state.tensors().items() if not name.startswith(untouched)}
         before = {name: tensor.clone() for name, tensor in trained.items()}
         for _ in range(WARM_UP):
