@@ -11,12 +11,25 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from simsfl.aggregations import Aggregation
-from simsfl.config.catalogue import AGGREGATIONS, OBJECTIVES, ObjectiveKind, Targets
+from simsfl.config.catalogue import AGGREGATIONS, OBJECTIVES, SAMPLERS, ObjectiveKind, Targets
 from simsfl.config.registry import Code, registered
 from simsfl.config.values import option
 from simsfl.objectives import Memory, Objective, nearest
+from simsfl.samplers import Drawn, Sampler
 
-__all__ = ["Aggregation", "Memory", "Objective", "Targets", "aggregation", "nearest", "objective", "option"]
+__all__ = [
+    "Aggregation",
+    "Drawn",
+    "Memory",
+    "Objective",
+    "Sampler",
+    "Targets",
+    "aggregation",
+    "nearest",
+    "objective",
+    "option",
+    "sampler",
+]
 
 _Thing = TypeVar("_Thing")
 
@@ -44,6 +57,11 @@ def objective(
 def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
     """Return a decorator that registers a subclass of `Aggregation` for ``--aggregation NAME``."""
     return _registering("aggregation", AGGREGATIONS, name, lambda code: code)
+
+
+def sampler(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
+    """Return a decorator that registers a subclass of `Sampler` for ``--sampler NAME``."""
+    return _registering("sampler", SAMPLERS, name, lambda code: code)
 
 
 def _registering(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simsfl.algorithm.aggregation import is_sync_step
 from simsfl.algorithm.observer import Observer
-from simsfl.algorithm.plan import RoundPlan, draw_cohort
+from simsfl.algorithm.plan import RoundPlan
 from simsfl.algorithm.state import completed_rounds
 from simsfl.algorithm.wire import NOBODY, DeviceStatus, Wire
 from simsfl.cli.session import Stopped
@@ -299,8 +299,7 @@ def chosen_clients(simulation: Simulation, asked: str | None, count: int | None)
         return ids
     ids, count = [], count or 1
     for index in range(simulation.config.rounds):
-        cohort = np.concatenate(draw_cohort(simulation.parts.groups, index, simulation.config.seed))
-        ids += [client for client in cohort.tolist() if client not in ids]
+        ids += [client for client in simulation.parts.cohort(index).tolist() if client not in ids]
         if len(ids) >= count:
             return sorted(ids[:count])
     raise ValueError(f"devices: {count} are more than the clients that take part; allowed: 1 to {len(ids)}")

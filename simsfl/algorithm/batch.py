@@ -48,6 +48,8 @@ class Batch:
     """Class ``[C', B']`` of each image, group by group, where they are the objective's targets; None otherwise."""
     attackers_lr: Tensor | None = None
     """Scalar learning rate of the simulated attackers (TAResSFL); not used without them."""
+    absent: frozenset[int] = NOBODY
+    """Positions in the cohort of the clients that miss this step, and stay as they are. Not all do."""
     wire: Wire = field(default_factory=Wire)
     """What carries smashed data to the server, and their gradients back to the clients."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simsfl.algorithm import clients
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
-from simsfl.algorithm.state import State
+from simsfl.algorithm.state import State, put_back_, rows_before
 from simsfl.config.catalogue import Targets
 from simsfl.kernels import ema_, sgd_
 from simsfl.models import SplitModel
@@ -33,7 +33,7 @@ def train_step(
         hyper: the objective, and how it is computed.
         clock: called with the phases "data", "client forward" and "client backward".
     """
-    cohort = state.cohort
+    cohort, before = state.cohort, rows_before(state, batch.absent)
     (pixels,), (parameters,) = batch.pixels, batch.views
 
     with clock("data"):
@@ -62,14 +62,20 @@ def train_step(
             pairs += zip(outputs_CBD, targets_CBD, strict=True)
 
     with clock("client backward"):
-        results = [hyper.objective.losses(outputs_CBD, targets, state.memory) for outputs_CBD, targets in pairs]
+        there = slice(None)
+        if batch.absent:
+            there = [position for position in range(len(pixels)) if position not in batch.absent]
+        memory = {name: one[there] for name, one in state.memory.items()}
+        results = [hyper.objective.losses(outputs_CBD[there], targets[there], memory) for outputs_CBD, targets in pairs]
         loss = sum(loss for loss, _ in results)
         if hyper.clients_learn:
-            # times C: each client descends the mean over its own images, not its share of the cohort's mean
-            (gradient_CP,) = torch.autograd.grad(len(pixels) * loss, cohort.online)
+            # times clients: each descends the mean over its own images, not its share of the cohort's mean
+            (gradient_CP,) = torch.autograd.grad((len(pixels) - len(batch.absent)) * loss, cohort.online)
             sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
         for _, targets in reversed(pairs):  # those of the first view are remembered first
             hyper.objective.remember_(state.memory, targets.detach())
+        put_back_(before, batch.absent)
 
     nothing = cohort.online.new_empty(0)
-    return Outcome(loss.detach(), sum(top1 for _, top1 in results) / len(results), nothing, nothing)
+    top1 = sum(top1 for _, top1 in results) / len(results)
+    return Outcome(loss.detach(), top1, nothing, nothing, absent=batch.absent)

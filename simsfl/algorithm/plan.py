@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simsfl.algorithm.absence import Absences, Reliability
 from simsfl.config.notation import Unequal
 from simsfl.data.partition import Partition
 from simsfl.data.views import UNIFORMS, sample
 from simsfl.kernels import ViewParameters
+from simsfl.samplers import Drawn, Sampler
 from simsfl.system.randomness import Purpose, numpy_generator
+
+_UNIFORM, _RELIABLE = Sampler(), Reliability()
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class RoundPlan:
     """``[C]`` int64 ids of the clients that train, group after group, on the host."""
     groups: list[GroupPlan]
     """Draws of each group, in the same order."""
+    absences: Absences
+    """Which clients miss steps."""
 
     def on_device(self) -> list[Tensor]:
         """Return all tensors of the plan that are on the device."""
@@ -94,10 +100,24 @@ def steps_per_round(held: Sequence[int], groups: Sequence[Group], epochs: float 
     return max(1, int(epochs * (len(held) * max(held) // together)))
 
 
-def draw_cohort(groups: Sequence[Group], round_index: int, seed: int) -> list[np.ndarray]:
-    """Draw the ids of the clients that train in a round, an int64 array for each group, in cohort order."""
+def draw_cohort(
+    groups: Sequence[Group], round_index: int, seed: int, sampler: Sampler, images: np.ndarray
+) -> list[Drawn]:
+    """Draw the clients that train in a round, for each group, in cohort order.
+
+    Args:
+        groups: all clients, by batch size.
+        round_index: counted from 0.
+        seed: seed of the run.
+        sampler: draws the clients of a group.
+        images: ``[M]`` number of images that each client holds.
+    """
     lottery = numpy_generator(seed, Purpose.COHORT, round_index)
-    return [group.clients.start + lottery.choice(len(group.clients), group.cohort, replace=False) for group in groups]
+    shares = (images[group.clients.start : group.clients.stop] for group in groups)
+    return [
+        sampler.draw(group.clients, group.cohort, round_index, own, lottery)
+        for group, own in zip(groups, shares, strict=True)
+    ]
 
 
 def plan_round(
@@ -111,6 +131,8 @@ def plan_round(
     crop_scale: float,
     seed: int,
     device: torch.device,
+    sampler: Sampler = _UNIFORM,
+    reliability: Reliability = _RELIABLE,
 ) -> RoundPlan:
     """Draw a round; each client's draws depend on (seed, round, client id) alone, not on other clients.
 
@@ -124,9 +146,12 @@ def plan_round(
         crop_scale: smallest share of an image's area that a crop may have.
         seed: seed of the run.
         device: device that the plan is sent to; the host goes on before it has arrived.
+        sampler: draws the clients of the cohort.
+        reliability: how likely they are to miss steps.
     """
     cohorts, plans = [], []
-    for group, ids in zip(groups, draw_cohort(groups, round_index, seed), strict=True):
+    drawn = draw_cohort(groups, round_index, seed, sampler, sum(own.sizes for own in sources))
+    for group, ids in zip(groups, (own.clients for own in drawn), strict=True):
         indices = np.empty((steps, group.cohort, group.batch_size), dtype=np.int64)
         uniforms = np.empty((steps, 2, group.cohort, group.batch_size, UNIFORMS))
         for position, client in enumerate(ids.tolist()):
@@ -138,7 +163,8 @@ def plan_round(
         views = sample(uniforms, recipe, image_size, crop_scale).map(lambda t: _send(t, device))
         cohorts.append(torch.from_numpy(ids))
         plans.append(GroupPlan(_send(torch.from_numpy(indices), device), views))
-    return RoundPlan(torch.cat(cohorts), plans)
+    cohort, missing = torch.cat(cohorts), {client for own in drawn for client in own.missing}
+    return RoundPlan(cohort, plans, reliability.draw(cohort.tolist(), missing, seed, round_index))
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:

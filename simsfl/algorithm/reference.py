@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.algorithm.single_client import SingleClient, move_towards
-from simsfl.algorithm.state import Cohort, State
+from simsfl.algorithm.state import Cohort, State, put_back_, rows_before
 from simsfl.config.catalogue import Targets
 from simsfl.models import FlatModule, SplitModel
 from simsfl.objectives import Memory
@@ -31,7 +31,7 @@ def train_step(
     model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed
 ) -> Outcome:
     """Train the cohort's clients and the server on one batch, in place; see `simsfl.algorithm.step.train_step`."""
-    cohort = state.cohort
+    cohort, before = state.cohort, rows_before(state, batch.absent)
     clients = [_single(model.client, cohort, c) for c in range(len(cohort.online))]
     owned = [
         (pixels[c : c + 1], views.map(lambda t, c=c: t[:, c : c + 1]))
@@ -54,6 +54,7 @@ def train_step(
         graded = [one.detach() for view in zip(*queries, strict=True) for one in view]
         smashed = [one.to(hyper.precision) for one in [*graded, *keys]]
         sent, absent = batch.wire.up(torch.cat(smashed))
+        absent = frozenset(absent) | frozenset(batch.absent)
         arrived = sent.split([len(own) for own in smashed])
         there = [c for c in range(len(clients)) if c not in absent]
         views = [{c: arrived[first + c] for c in there} for first in range(0, len(arrived), len(clients))]
@@ -78,6 +79,7 @@ def train_step(
                 # after all backward passes: clients' weights share a tensor, which those must find unchanged
                 client.descend(float(lr), hyper.momentum, hyper.weight_decay)
 
+    put_back_(before, batch.absent)
     return Outcome(loss, top1, sent, torch.cat(gradients), attackers_ssim, absent)
 
 
@@ -237,7 +239,7 @@ def federated_step(
     """Train each client of the cohort by itself, in place; see `simsfl.algorithm.federated.train_step`."""
     cohort, (pixels,), (views,) = state.cohort, batch.pixels, batch.views
     losses, top1s = [], []
-    for c in range(len(pixels)):
+    for c in (position for position in range(len(pixels)) if position not in batch.absent):
         client = _single(model.client, cohort, c)
         memory = {name: one[c : c + 1] for name, one in state.memory.items()}
         labels = [batch.labels[0][c]] if batch.labels else []
@@ -259,7 +261,7 @@ def federated_step(
         losses.append(loss.detach())
         top1s.append(sum(top1 for _, top1 in results) / len(results))
     nothing = cohort.online.new_empty(0)
-    return Outcome(torch.stack(losses).mean(), torch.stack(top1s).mean(), nothing, nothing)
+    return Outcome(torch.stack(losses).mean(), torch.stack(top1s).mean(), nothing, nothing, absent=batch.absent)
 
 
 def _single(model: FlatModule, cohort: Cohort, c: int) -> SingleClient:

@@ -11,7 +11,7 @@ parameters of the server's model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -374,10 +374,14 @@ def completed_rounds(state: State, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def scatter_(state: State) -> None:
+def scatter_(state: State, missing: Collection[int] = ()) -> None:
     """Copy the cohort's state back to all clients' and count the round as completed.
 
     This has its place after the averaging that ends a round, and before clients receive the average.
+
+    Args:
+        state: the state.
+        missing: positions of the cohort's clients that did not come, for whom the round does not count.
     """
     clients, cohort = state.clients, state.cohort
     rows = cohort.ids.to(clients.storage.device)
@@ -388,7 +392,8 @@ def scatter_(state: State) -> None:
             put_(theirs, rows, mine)
     if len(clients.own):
         put_(clients.own, rows, cohort.online.detach())
-    clients.participation.index_add_(0, rows, torch.ones_like(rows))
+    came = torch.tensor([position not in missing for position in range(len(rows))])
+    clients.participation.index_add_(0, rows, came.to(rows))
     clients.storage.release()
     scatter_memory_(state)
 
@@ -398,6 +403,27 @@ def scatter_memory_(state: State) -> None:
     if state.memory is not state.memories:
         for name, one in state.memory.items():
             put_(state.memories[name], state.cohort.ids, one)
+
+
+def rows_before(state: State, positions: Collection[int]) -> list[tuple[Tensor, Tensor]]:
+    """Return what the cohort's clients at these positions have: each tensor of the cohort, and a copy of their rows.
+
+    What the objective remembers is among it, unless all clients share that.
+    """
+    if not positions:
+        return []
+    cohort, attackers = state.cohort, state.attackers
+    tensors = [cohort.online.detach(), cohort.online_statistics, cohort.momentum, cohort.momentum_statistics]
+    tensors += [cohort.velocity, *([attackers.cohort] if attackers else [])]
+    tensors += [] if state.memory is state.memories else state.memory.values()
+    return [(tensor, tensor[sorted(positions)]) for tensor in tensors]
+
+
+@torch.no_grad()
+def put_back_(before: Sequence[tuple[Tensor, Tensor]], positions: Collection[int]) -> None:
+    """Give the cohort's clients at these positions what they had when `rows_before` was called."""
+    for tensor, rows in before:
+        tensor[sorted(positions)] = rows
 
 
 def put_(stack: Tensor, rows: Tensor, values: Tensor) -> None:

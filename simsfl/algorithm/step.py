@@ -19,7 +19,7 @@ from torch import Tensor
 
 from simsfl.algorithm import clients, server
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
-from simsfl.algorithm.state import State
+from simsfl.algorithm.state import State, put_back_, rows_before
 from simsfl.algorithm.wire import NOBODY
 from simsfl.config.catalogue import Targets
 from simsfl.defences.taressfl import taressfl_
@@ -50,7 +50,7 @@ def train_step(
         state: what is trained; `state.cohort` has the clients of this round.
         clock: called with the phases "data", "client forward", "server", "attackers" and "client backward".
     """
-    cohort = state.cohort
+    cohort, before = state.cohort, rows_before(state, batch.absent)
     autocast = hyper.autocast(cohort.online.device)
 
     with clock("data"):
@@ -74,6 +74,7 @@ def train_step(
 
     with clock("server"):
         smashed_2Nchw, absent = batch.wire.up(_cut([*graded_CBchw, *key_CBchw], hyper.precision))
+        absent = batch.absent.union(absent) if batch.absent else absent
         del key_CBchw  # the server's passes need the memory
         labels_N = None if batch.labels is None else torch.cat([labels.flatten() for labels in batch.labels])
         gradients = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, absent)
@@ -100,6 +101,7 @@ def train_step(
             gradient_CP = clients.backward(cohort.online, graded_CBchw, gradient_Nchw)
             sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
 
+    put_back_(before, batch.absent)
     return Outcome(gradients.loss, gradients.top1, smashed_2Nchw, gradient_Nchw, attackers_ssim, absent)
 
 

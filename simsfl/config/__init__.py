@@ -19,6 +19,7 @@ from simsfl.config.catalogue import (
     METHODS,
     OBJECTIVES,
     PARTITIONS,
+    SAMPLERS,
     ObjectiveKind,
     Targets,
 )
@@ -30,10 +31,12 @@ from simsfl.config.constraints import (
     LEARNING,
     MOMENTUM,
     PROBED,
+    SAMPLED,
     SERVED,
     SHORTCUTS,
     SMALLEST,
     SPLIT,
+    STRAGGLING,
     STREAMABLE,
     TARESSFL,
     UNLABELLED,
@@ -109,6 +112,26 @@ class RunConfig:
         "clients",
         "Number of clients that train in a round; by rule 100 of 200 clients or more, else all.",
         within=(1, _LARGE),
+    )
+    sampler: str = _setting(
+        "uniform",
+        "clients",
+        "How the cohort of a round is drawn from the clients.",
+        SAMPLERS,
+        only=SAMPLED,
+    )
+    dropout: float = _setting(
+        0.0, "clients", "Probability that a client of the cohort does not come in a round.", within=(0, 1)
+    )
+    straggler: float = _setting(
+        0.0, "clients", "Probability that a client of the cohort is slow in a round, and misses steps.", within=(0, 1)
+    )
+    straggler_factor: float = _setting(
+        2.0,
+        "clients",
+        "How many times as long a slow client takes for a step; it misses the steps in between.",
+        within=(1, 1e6),
+        only=STRAGGLING,
     )
     batch_size: int | None = _setting(
         None,
@@ -479,7 +502,11 @@ class RunConfig:
     @property
     def _chosen(self) -> dict[str, Code]:
         """Return the code of what is chosen, by the name of its door."""
-        return {"objective": self.goal.code, "aggregation": AGGREGATIONS[self.aggregation]}
+        return {
+            "objective": self.goal.code,
+            "aggregation": AGGREGATIONS[self.aggregation],
+            "sampler": SAMPLERS[self.sampler],
+        }
 
     @property
     def goal(self) -> ObjectiveKind:

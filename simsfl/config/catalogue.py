@@ -60,6 +60,15 @@ AGGREGATIONS = {
 """What the server makes of the cohort's models: subclasses of `simsfl.aggregations.Aggregation`."""
 
 
+SAMPLERS = {
+    "uniform": Code("simsfl.samplers:Sampler"),
+    "by-images": Code("simsfl.samplers.orders:ByImages"),
+    "round-robin": Code("simsfl.samplers.orders:RoundRobin"),
+    "availability": Code("simsfl.samplers.availability:Availability"),
+}
+"""How the cohort of a round is drawn: subclasses of `simsfl.samplers.Sampler`."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A method of training: its step with the cohort stacked, and with one client after the other.

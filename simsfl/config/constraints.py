@@ -150,6 +150,8 @@ DEVICES = (
         f"devices: take part only in split learning with momentum models; allowed: --method {_SPLIT_METHODS}, and an "
         "objective with them",
     ),
+    _without("dropout", 0),
+    _without("straggler", 0),
     _without("unequal", None),
     _without("loss_threshold", 0),
     _without("ressfl_lambda", 0),
@@ -208,6 +210,14 @@ LEARNING = Condition(
     lambda c: (c.lr if c.client_lr is None else c.client_lr) > 0, "clients do not learn", "client_lr other than 0.0"
 )
 """Condition of settings about how clients learn."""
+SAMPLED = Condition(
+    lambda c: c.cohort is None or c.cohort < c.clients or c.sampler == "availability",
+    "all clients train in each round",
+    "a cohort smaller than clients",
+)
+"""Condition of settings about how a cohort is drawn."""
+STRAGGLING = Condition(lambda c: c.straggler > 0, "no client is slow", "straggler above 0")
+"""Condition of settings about slow clients."""
 SERVED = Condition(
     lambda c: c.is_split or c.client_lr is None,
     "method is {method} and client_lr {client_lr}",

@@ -130,6 +130,8 @@ class CapturedStep:
         arguments = model, state, batch, hyper, clock
         if type(batch.wire) is not Wire:
             return self.eager("what is between clients and server takes part in them", *arguments)
+        if batch.absent:
+            return self.eager("clients miss some of them", *arguments)
         if hyper not in self.recordings and not self._problem:
             begin = time.perf_counter()
             with clock("capture"):

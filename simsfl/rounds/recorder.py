@@ -15,7 +15,7 @@ from torch import Tensor
 from simsfl.algorithm.batch import Batch, Outcome
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.observer import Observer
-from simsfl.algorithm.plan import RoundPlan, draw_cohort
+from simsfl.algorithm.plan import RoundPlan
 from simsfl.config.constraints import RECORDING, check
 from simsfl.rounds.progress import Progress
 from simsfl.runs.client_description import about_client
@@ -215,7 +215,7 @@ def _chosen_client(parts: Parts, progress: Progress, client: int | None) -> int:
     first = progress.finished_rounds
     if first == config.rounds:
         raise ValueError("record_trace: the run is over; allowed: with rounds to come")
-    cohorts = (np.concatenate(draw_cohort(parts.groups, index, config.seed)) for index in range(first, config.rounds))
+    cohorts = (parts.cohort(index) for index in range(first, config.rounds))
     others = sorted(next(cohorts).tolist())
     if client is None:
         return others[0]

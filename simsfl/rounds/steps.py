@@ -77,11 +77,11 @@ def client_steps(
             if syncs:
                 for observer in observers:
                     observer.averaging()
-                absent = wire.models_up()
+                absent = plan.absences.missing.union(wire.models_up())
                 _average_(parts, progress, plan.cohort, absent, learn=hyper.clients_learn)
             known_absent = progress.note_absent((plan.cohort[p].item() for p in absent), known_absent)
             if progress.round_is_over:
-                scatter_(state)
+                scatter_(state, plan.absences.missing)
             if syncs:
                 if hyper.clients_learn:
                     receive_(parts.model.client, state, plan.cohort, config.divergence_tau)
@@ -179,6 +179,7 @@ def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> 
         server_lr=rates.server,
         client_lr=rates.clients(s),
         attackers_lr=rates.attackers,
+        absent=plan.absences.in_step(s),
         wire=wire,
         labels=labels,
     )

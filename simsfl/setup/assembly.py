@@ -20,7 +20,7 @@ from simsfl.algorithm.state import (
     initial_server,
 )
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import AGGREGATIONS, Targets
+from simsfl.config.catalogue import AGGREGATIONS, SAMPLERS, Targets
 from simsfl.config.notation import Bottleneck, Decoder
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
@@ -28,6 +28,7 @@ from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_mode
 from simsfl.models.central import CentralModule
 from simsfl.objectives import Objective
 from simsfl.privacy.decoders import decoder
+from simsfl.samplers import Sampler
 from simsfl.setup import defaults
 from simsfl.setup.checks import check_attackers, check_queues, check_sent
 from simsfl.setup.outline import Outline
@@ -193,6 +194,11 @@ def objective(config: RunConfig) -> Objective:
 def aggregation(config: RunConfig) -> Aggregation:
     """Return the aggregation of a config with every rule applied."""
     return AGGREGATIONS[config.aggregation].load().of(config)
+
+
+def sampler(config: RunConfig) -> Sampler:
+    """Return the sampler of a config with every rule applied."""
+    return SAMPLERS[config.sampler].load().of(config)
 
 
 def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from simsfl.aggregations import Aggregation
 from simsfl.algorithm import schedule
+from simsfl.algorithm.absence import Reliability
 from simsfl.algorithm.batch import Hyperparameters, Outcome
-from simsfl.algorithm.plan import Group, RoundPlan, plan_round
+from simsfl.algorithm.plan import Group, RoundPlan, draw_cohort, plan_round
 from simsfl.algorithm.state import State
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import METHODS, Targets
@@ -26,6 +28,7 @@ from simsfl.engine.precision import arithmetic
 from simsfl.evaluation import Evaluation
 from simsfl.kernels import accelerated, choosing, try_triton
 from simsfl.models import SplitModel
+from simsfl.samplers import Sampler
 from simsfl.setup import assembly, checks, defaults
 from simsfl.setup.outline import Outline, outline
 from simsfl.setup.weights import Weights, load_weights
@@ -58,6 +61,8 @@ class Parts:
     """The network, cut in two."""
     state: State
     """Everything that is learnt: weights, momentum encoders, key queue, ..."""
+    sampler: Sampler
+    """What draws the cohort of a round."""
     aggregation: Aggregation
     """What is made of the cohort's models."""
     hyper: Hyperparameters
@@ -106,6 +111,8 @@ class Parts:
             round_index,
             groups=self.groups,
             steps=self.steps,
+            sampler=self.sampler,
+            reliability=Reliability(config.dropout, config.straggler, config.straggler_factor),
             recipe=config.views,
             image_size=config.image_size,
             crop_scale=config.crop_scale,
@@ -113,10 +120,19 @@ class Parts:
             device=self.device,
         )
 
+    def cohort(self, round_index: int) -> np.ndarray:
+        """Return the ids of the clients that train in a round counted from 0, in the order of the cohort."""
+        drawn = draw_cohort(self.groups, round_index, self.config.seed, self.sampler, self.images)
+        return np.concatenate([own.clients for own in drawn])
+
+    @property
+    def images(self) -> np.ndarray:
+        """Return how many images each client holds, ``[M]``."""
+        return sum(source.sizes for source in self.sources)
+
     def images_of(self, ids: torch.Tensor) -> torch.Tensor:
         """Return how many images clients hold, ``[C]`` int64 on the device, given their ids on the host."""
-        held = sum(source.sizes for source in self.sources)
-        return torch.from_numpy(held[ids.numpy()]).to(self.device, non_blocking=True)
+        return torch.from_numpy(self.images[ids.numpy()]).to(self.device, non_blocking=True)
 
     def server_lr(self, round_index: int) -> float:
         """Return the server's learning rate in a round counted from 0."""
@@ -184,6 +200,7 @@ def build(
         steps=size.steps,
         model=model,
         state=state,
+        sampler=assembly.sampler(config),
         aggregation=assembly.aggregation(config),
         hyper=hyper,
         train_step=_train_step(config, model),
