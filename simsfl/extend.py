@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from simsfl.aggregations import Aggregation
-from simsfl.config.catalogue import AGGREGATIONS, OBJECTIVES, SAMPLERS, ObjectiveKind, Targets
+from simsfl.config.catalogue import AGGREGATIONS, OBJECTIVES, OPTIMIZERS, SAMPLERS, ObjectiveKind, Targets
 from simsfl.config.registry import Code, registered
 from simsfl.config.values import option
 from simsfl.objectives import Memory, Objective, nearest
+from simsfl.optimisers import Optimiser
 from simsfl.samplers import Drawn, Sampler
 
 __all__ = [
@@ -22,11 +23,13 @@ __all__ = [
     "Drawn",
     "Memory",
     "Objective",
+    "Optimiser",
     "Sampler",
     "Targets",
     "aggregation",
     "nearest",
     "objective",
+    "optimizer",
     "option",
     "sampler",
 ]
@@ -57,6 +60,11 @@ def objective(
 def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
     """Return a decorator that registers a subclass of `Aggregation` for ``--aggregation NAME``."""
     return _registering("aggregation", AGGREGATIONS, name, lambda code: code)
+
+
+def optimizer(name: str) -> Callable[[type[Optimiser]], type[Optimiser]]:
+    """Return a decorator that registers a subclass of `Optimiser` for ``--optimizer NAME``."""
+    return _registering("optimizer", OPTIMIZERS, name, lambda code: code)
 
 
 def sampler(name: str) -> Callable[[type[Sampler]], type[Sampler]]:

@@ -18,6 +18,7 @@ from simsfl.config.catalogue import Targets
 from simsfl.data import Images
 from simsfl.kernels import ViewParameters
 from simsfl.objectives import Objective
+from simsfl.optimisers import Optimiser
 
 Clock = Callable[[str], AbstractContextManager[object]]
 """Function that takes the name of a phase; the time spent in the context that it returns counts towards that phase."""
@@ -112,12 +113,12 @@ class Hyperparameters:
     momentum models' outputs."""
     tau: float
     """Share of its own weights that a momentum model keeps in each step."""
-    momentum: float
-    """Momentum of SGD, for clients and server."""
-    weight_decay: float
-    """Weight decay of SGD, for clients and server."""
+    optimiser: Optimiser
+    """How clients and server descend."""
     batches: tuple[int, ...]
     """Images per step of each client, in cohort order."""
+    proximal: float = 0.0
+    """Weight of the squared distance, halved, of a client's model to the average that it got last (FedProx)."""
     targets: Targets = Targets.MOMENTUM
     """What the objective compares outputs with."""
     whole_batch: bool = False

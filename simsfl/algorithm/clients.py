@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from simsfl.algorithm.batch import Hyperparameters
+from simsfl.algorithm.state import State
 from simsfl.kernels import contiguous
 from simsfl.models import FlatModule
 
@@ -36,6 +38,25 @@ def forward(
             named = {**model.named(part[0]), **model.named_statistics(part[1])}
             smashed.append(vmap(model.run)(named, part[2]))
     return smashed
+
+
+def descend_(model: FlatModule, state: State, gradient: Tensor, lr: Tensor, hyper: Hyperparameters) -> None:
+    """Let the clients of the cohort take a step, in place.
+
+    With `hyper.proximal`, the gradient is also that of the distance to the average that clients got last (FedProx; Li
+    et al., MLSys 2020, equation 2).
+
+    Args:
+        model: the clients' network.
+        state: the state of the cohort, which changes, and the average.
+        gradient: ``[C, P]`` gradient of each client's parameters.
+        lr: ``[C, 1]`` learning rates.
+        hyper: how they descend.
+    """
+    cohort = state.cohort
+    if hyper.proximal:
+        gradient = gradient + hyper.proximal * (cohort.online.detach() - state.clients.online)
+    hyper.optimiser.step_(model, cohort.online, gradient, cohort.velocity, lr)
 
 
 def backward(parameters: Tensor, smashed: Sequence[Tensor], gradient: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from simsfl.algorithm import clients
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.algorithm.state import State, put_back_, rows_before
 from simsfl.config.catalogue import Targets
-from simsfl.kernels import ema_, sgd_
+from simsfl.kernels import ema_
 from simsfl.models import SplitModel
 
 
@@ -71,7 +71,7 @@ def train_step(
         if hyper.clients_learn:
             # times clients: each descends the mean over its own images, not its share of the cohort's mean
             (gradient_CP,) = torch.autograd.grad((len(pixels) - len(batch.absent)) * loss, cohort.online)
-            sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
+            clients.descend_(model.client, state, gradient_CP, batch.client_lr, hyper)
         for _, targets in reversed(pairs):  # those of the first view are remembered first
             hyper.objective.remember_(state.memory, targets.detach())
         put_back_(before, batch.absent)

@@ -1,8 +1,8 @@
 """The oracle: one step as a plain loop over separate client modules. It is slow, and meant to be read.
 
 `train_step` and `federated_step` have the signatures of `simsfl.algorithm.step.train_step` and
-`simsfl.algorithm.federated.train_step`, and change the same state. They do so with ordinary `nn.Module` and
-`torch.optim.SGD` objects, one client after the other. Tests compare the two.
+`simsfl.algorithm.federated.train_step`, and change the same state. They do so with ordinary `nn.Module` objects,
+one client after the other. Tests compare the two.
 
 In shapes, B is the number of images of one client, and D the length of the network's output. A client's position is
 that in the cohort.
@@ -59,7 +59,7 @@ def train_step(
         there = [c for c in range(len(clients)) if c not in absent]
         views = [{c: arrived[first + c] for c in there} for first in range(0, len(arrived), len(clients))]
         there_labels = {c: labels[c] for c in there} if labels else {}
-        loss, top1 = _learn(model, state, views, there_labels, float(batch.server_lr), hyper)
+        loss, top1 = _learn(model, state, views, there_labels, batch.server_lr, hyper)
         gradients = [torch.zeros_like(own) for own in arrived[: len(graded)]]
         for first, view in zip(range(0, len(graded), len(clients)), views, strict=False):
             for c, own in view.items():
@@ -75,9 +75,9 @@ def train_step(
         with clock("client backward"):
             for c, client in enumerate(clients):
                 client.backward(*gradients[c :: len(clients)])
-            for client, lr in zip(clients, batch.client_lr, strict=True):
+            for c, client in enumerate(clients):
                 # after all backward passes: clients' weights share a tensor, which those must find unchanged
-                client.descend(float(lr), hyper.momentum, hyper.weight_decay)
+                _descend_client(model, state, c, client, batch.client_lr[c, 0], hyper)
 
     put_back_(before, batch.absent)
     return Outcome(loss, top1, sent, torch.cat(gradients), attackers_ssim, absent)
@@ -88,7 +88,7 @@ def _learn(
     state: State,
     views: Sequence[Mapping[int, Tensor]],
     labels: Mapping[int, Tensor],
-    lr: float,
+    lr: Tensor,
     hyper: Hyperparameters,
 ) -> tuple[Tensor, Tensor]:
     """Do the server's part of a step, in place, and return loss and accuracy in percent.
@@ -120,7 +120,7 @@ def _learn(
             share = len(outputs[rows]) / len(outputs)
             loss, top1 = loss + share * own_loss, top1 + share * own_top1 / len(pairs)
     loss.backward()
-    _descend(model.server, server, central.velocity, lr, hyper)
+    _descend(model.server, server, central.online, central.velocity, lr, hyper)
     for _, targets in reversed(pairs):
         for rows, memory in groups:
             hyper.objective.remember_(memory, targets[rows][None].detach())
@@ -255,7 +255,7 @@ def federated_step(
         with clock("client backward"):
             if hyper.clients_learn:
                 loss.backward()
-                client.descend(float(batch.client_lr[c]), hyper.momentum, hyper.weight_decay)
+                _descend_client(model, state, c, client, batch.client_lr[c, 0], hyper)
             for _, targets in reversed(pairs):
                 hyper.objective.remember_(memory, targets[None].detach())
         losses.append(loss.detach())
@@ -269,23 +269,39 @@ def _single(model: FlatModule, cohort: Cohort, c: int) -> SingleClient:
     return SingleClient(
         model.module(cohort.online[c], cohort.online_statistics[c]),
         model.module(cohort.momentum[c], cohort.momentum_statistics[c]),
-        model.named(cohort.velocity[c]).values(),
     )
 
 
-def _descend(model: FlatModule, module: nn.Module, velocity: Tensor, lr: float, hyper: Hyperparameters) -> None:
-    """Take one step of `torch.optim.SGD`, whose momentum buffers are views into `velocity`.
+def _descend_client(
+    model: SplitModel, state: State, c: int, client: SingleClient, lr: Tensor, hyper: Hyperparameters
+) -> None:
+    """Let the client at position `c` of the cohort take a step; see `_descend`."""
+    cohort = state.cohort
+    weights, memory = cohort.online.detach()[c], cohort.velocity[c]
+    _descend(model.client, client.online, weights, memory, lr, hyper, state.clients.online)
+
+
+def _descend(
+    model: FlatModule,
+    module: nn.Module,
+    weights: Tensor,
+    memory: Tensor,
+    lr: Tensor,
+    hyper: Hyperparameters,
+    average: Tensor | None = None,
+) -> None:
+    """Take one step of the optimiser.
 
     Args:
-        model: says where each parameter lies in `velocity`.
-        module: the network that learns.
-        velocity: ``[Q]`` SGD's velocity, changed in place.
-        lr: learning rate.
-        hyper: momentum and weight decay.
+        model: says where each parameter lies in `weights`.
+        module: the network that learns, whose parameters are views into `weights`.
+        weights: ``[P]`` its parameters, changed in place.
+        memory: ``[R]`` what the optimiser remembers, changed in place.
+        lr: learning rate, a scalar.
+        hyper: the optimiser.
+        average: ``[P]`` the average that a client stays close to (FedProx); None for the server.
     """
-    optimizer = torch.optim.SGD(
-        module.parameters(), lr=lr, momentum=hyper.momentum, weight_decay=hyper.weight_decay, foreach=False
-    )
-    for parameter, buffer in zip(module.parameters(), model.named(velocity).values(), strict=True):
-        optimizer.state[parameter]["momentum_buffer"] = buffer
-    optimizer.step()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+    if average is not None and hyper.proximal:
+        gradient = gradient + hyper.proximal * (weights - average)
+    hyper.optimiser.step_(model, weights, gradient, memory, lr)

@@ -28,6 +28,22 @@ def decay(schedule: str, round_index: int, rounds: int, factor: float) -> float:
     return factor ** sum(round_index >= max(1, int(share * rounds)) for share in (0.6, 0.8))
 
 
+def warmed_up(round_index: int, rounds: int, warmup: int) -> tuple[float, int, int]:
+    """Return the share of the learning rate that warming up leaves, and the round and the number of rounds after it.
+
+    In warming up the rate rises evenly to its full size, in the last of its rounds; then the schedule begins.
+
+    >>> [warmed_up(r, rounds=10, warmup=4)[0] for r in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+
+    Args:
+        round_index: counted from 0.
+        rounds: rounds of the run.
+        warmup: rounds of warming up.
+    """
+    return min(1.0, (round_index + 1) / (warmup or 1)), max(0, round_index - warmup), max(1, rounds - warmup)
+
+
 def server_lr(base: float, schedule: str, round_index: int, rounds: int) -> float:
     """Return the server's learning rate in a round counted from 0; "step" has the factor 0.1."""
     return base * decay(schedule, round_index, rounds, 0.1)

@@ -17,10 +17,11 @@ class SingleClient:
     Args:
         online: the model that learns.
         momentum: the momentum model, its moving average: the same module with other weights.
-        velocity: SGD's velocity of each parameter of `online`, changed in place.
+        velocity: SGD's velocity of each parameter of `online`, changed in place by `descend`; empty for those who take
+            the step themselves.
     """
 
-    def __init__(self, online: nn.Module, momentum: nn.Module, velocity: Iterable[Tensor]):
+    def __init__(self, online: nn.Module, momentum: nn.Module, velocity: Iterable[Tensor] = ()):
         self.online, self.momentum, self.velocity = online, momentum, list(velocity)
         self._smashed: list[Tensor] = []
 

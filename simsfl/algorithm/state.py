@@ -6,7 +6,7 @@ of a round, and scattered back at its end. Until a client first takes part, its 
 is never touched costs nothing on a CPU. No tensor is rebound: functions that change state in place end in ``_``.
 
 Letters in shapes: M clients, C of them in the cohort, P parameters and S running statistics of a client's model, Q
-parameters of the server's model.
+parameters of the server's model, R numbers that the optimiser remembers of a model (`simsfl.optimisers`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from simsfl.models import FlatModule
 from simsfl.objectives import Memory
+from simsfl.optimisers import Optimiser
 from simsfl.system.client_store import Storage
 from simsfl.system.tensor_file import Rows, rows_in_block
 
@@ -53,7 +54,7 @@ class Clients:
     momentum_statistics: Tensor = field(metadata={_LAZY: True})
     """``[M, S]`` running statistics of the momentum models, or ``[1, S]`` where these are averaged."""
     velocity: Tensor = field(metadata={_LAZY: True})
-    """``[M, P]`` SGD's velocity of each client."""
+    """``[M, R]`` what the optimiser remembers of each client; for SGD its velocity."""
     own: Tensor = field(metadata={_LAZY: True})
     """``[M, P]`` online models before the latest averaging, where clients mix them with it; otherwise ``[0, P]``."""
     scale: Tensor
@@ -83,7 +84,7 @@ class Cohort:
     momentum_statistics: Tensor
     """``[C, S]`` running statistics of the momentum models."""
     velocity: Tensor
-    """``[C, P]`` SGD's velocity of each client."""
+    """``[C, R]`` what the optimiser remembers of each client; for SGD its velocity."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class ServerState:
     momentum: Tensor
     """``[Q]`` parameters of the momentum encoder."""
     velocity: Tensor
-    """``[Q]`` SGD's velocity."""
+    """``[R]`` what the optimiser remembers; for SGD its velocity."""
     online_statistics: Tensor
     """Running statistics of the model, flat; empty without BatchNorm."""
     momentum_statistics: Tensor
@@ -235,6 +236,7 @@ def initial_clients(
     device: torch.device,
     dtype: torch.dtype,
     *,
+    optimiser: Optimiser,
     align_momentum: bool,
     mixing: bool,
 ) -> Clients:
@@ -246,6 +248,7 @@ def initial_clients(
         storage: what allocates the tensors with a row per client, in its own dtype.
         device: device of the averages.
         dtype: dtype of the averages.
+        optimiser: says how much it remembers.
         align_momentum: whether momentum models are averaged, so that a single row is enough for all.
         mixing: whether clients mix the average with their own models, which are then kept.
     """
@@ -261,7 +264,7 @@ def initial_clients(
         initial_statistics=statistics.clone(),
         momentum=persisting(online),
         momentum_statistics=persisting(statistics),
-        velocity=storage.zeros(clients, len(online)),
+        velocity=storage.zeros(clients, optimiser.size(len(online))),
         own=storage.zeros(clients if mixing else 0, len(online)),
         scale=torch.zeros(clients if mixing else 0, 1, device=storage.device, dtype=dtype),
         participation=torch.zeros(clients, dtype=torch.long, device=storage.device),
@@ -269,7 +272,9 @@ def initial_clients(
     )
 
 
-def initial_cohort(model: FlatModule, cohort: int, device: torch.device, dtype: torch.dtype) -> Cohort:
+def initial_cohort(
+    model: FlatModule, cohort: int, device: torch.device, dtype: torch.dtype, *, optimiser: Optimiser
+) -> Cohort:
     """Allocate the state of a cohort of `cohort` clients, who all begin with the weights of `model`."""
     online, statistics = (one.to(device, dtype) for one in (model.initial, model.initial_statistics))
     return Cohort(
@@ -278,11 +283,11 @@ def initial_cohort(model: FlatModule, cohort: int, device: torch.device, dtype: 
         online_statistics=_stack(statistics, cohort),
         momentum=_stack(online, cohort),
         momentum_statistics=_stack(statistics, cohort),
-        velocity=torch.zeros(cohort, len(online), device=device, dtype=dtype),
+        velocity=torch.zeros(cohort, optimiser.size(len(online)), device=device, dtype=dtype),
     )
 
 
-def initial_server(model: FlatModule, device: torch.device, dtype: torch.dtype) -> ServerState:
+def initial_server(model: FlatModule, device: torch.device, dtype: torch.dtype, *, optimiser: Optimiser) -> ServerState:
     """Allocate the server's state, which takes the initial weights out of `model` (see `FlatModule.take_initial`).
 
     They may be most of a run's memory, so the model does not keep a copy.
@@ -291,7 +296,7 @@ def initial_server(model: FlatModule, device: torch.device, dtype: torch.dtype) 
     return ServerState(
         online=online.clone(),
         momentum=online,
-        velocity=torch.zeros_like(online),
+        velocity=online.new_zeros(optimiser.size(len(online))),
         online_statistics=statistics.clone(),
         momentum_statistics=statistics.clone(),
     )

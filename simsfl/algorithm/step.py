@@ -23,7 +23,7 @@ from simsfl.algorithm.state import State, put_back_, rows_before
 from simsfl.algorithm.wire import NOBODY
 from simsfl.config.catalogue import Targets
 from simsfl.defences.taressfl import taressfl_
-from simsfl.kernels import ema_, sgd_
+from simsfl.kernels import ema_
 from simsfl.models import SplitModel
 
 
@@ -39,7 +39,7 @@ def train_step(
        what the objective remembers, such as the key queue (`learn_`), and sends each client the gradient of its own
        query activations.
     5. With TAResSFL, each client adds a gradient that makes its own simulated attacker's reconstructions worse.
-    6. The clients backpropagate the gradient through their online models, and take a step of SGD.
+    6. The clients backpropagate the gradient through their online models, and descend.
 
     Where an objective compares the two views by the online models alone (`Targets.ONLINE`), these make the key
     activations as well, and clients learn from both. With labels there are no key activations. Clients that do not
@@ -99,7 +99,7 @@ def train_step(
     if hyper.clients_learn:
         with clock("client backward"):
             gradient_CP = clients.backward(cohort.online, graded_CBchw, gradient_Nchw)
-            sgd_(cohort.online, gradient_CP, cohort.velocity, batch.client_lr, hyper.momentum, hyper.weight_decay)
+            clients.descend_(model.client, state, gradient_CP, batch.client_lr, hyper)
 
     put_back_(before, batch.absent)
     return Outcome(gradients.loss, gradients.top1, smashed_2Nchw, gradient_Nchw, attackers_ssim, absent)
@@ -117,7 +117,7 @@ def learn_(
     """Do the server's part of a step, in place, and return its loss and gradients.
 
     The momentum model moves towards the online one, the loss is computed against the memory (such as the key queue) as
-    it was before this step, the online model takes a step of SGD, and the objective remembers the new targets.
+    it was before this step, the online model descends, and the objective remembers the new targets.
 
     Args:
         smashed_2Nchw: activations that arrived, those of the queries before those of the keys; with labels only the
@@ -131,7 +131,7 @@ def learn_(
     central = state.server
     ema_(central.momentum, central.online, hyper.tau)
     gradients = server.gradients(model.server, central, smashed_2Nchw, state.memory, hyper, labels_N)
-    sgd_(central.online, gradients.parameters, central.velocity, server_lr, hyper.momentum, hyper.weight_decay)
+    hyper.optimiser.step_(model.server, central.online, gradients.parameters, central.velocity, server_lr)
     server.remember_(state.memory, gradients.targets, hyper)
     return gradients
 

@@ -18,6 +18,7 @@ from simsfl.config.catalogue import (
     HEADS,
     METHODS,
     OBJECTIVES,
+    OPTIMIZERS,
     PARTITIONS,
     SAMPLERS,
     ObjectiveKind,
@@ -40,6 +41,7 @@ from simsfl.config.constraints import (
     STREAMABLE,
     TARESSFL,
     UNLABELLED,
+    VELOCITY,
     Condition,
     check,
     when,
@@ -348,6 +350,17 @@ class RunConfig:
         False, "privacy", "Start the server from the weights of init_client, too.", only=EXPERT
     )
 
+    optimizer: str = _setting("sgd", "optimiser", "How clients and server descend.", OPTIMIZERS)
+    proximal: float = _setting(
+        0.0,
+        "optimiser",
+        "FedProx: weight with which clients stay close to the average that they got last. 0 turns it off.",
+        within=(0, INFINITY),
+        only=LEARNING,
+    )
+    warmup_rounds: int = _setting(
+        0, "optimiser", "Rounds in which learning rates rise to their full size.", within=(0, _LARGE)
+    )
     lr: float = _setting(0.06, "optimiser", "Learning rate of the server.", within=(0, INFINITY), only=SERVED)
     client_lr: float | None = _setting(
         None,
@@ -370,8 +383,8 @@ class RunConfig:
         _CLIENT_SCHEDULES,
         only=LEARNING,
     )
-    momentum: float = _setting(0.9, "optimiser", "Momentum of SGD.", within=(0, 1))
-    weight_decay: float = _setting(5e-4, "optimiser", "Weight decay of SGD.", within=(0, INFINITY))
+    momentum: float = _setting(0.9, "optimiser", "Momentum of SGD and LARS.", within=(0, 1), only=VELOCITY)
+    weight_decay: float = _setting(5e-4, "optimiser", "Weight decay.", within=(0, INFINITY))
 
     eval_every: int = _setting(
         10,
@@ -506,6 +519,7 @@ class RunConfig:
             "objective": self.goal.code,
             "aggregation": AGGREGATIONS[self.aggregation],
             "sampler": SAMPLERS[self.sampler],
+            "optimizer": OPTIMIZERS[self.optimizer],
         }
 
     @property

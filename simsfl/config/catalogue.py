@@ -69,6 +69,14 @@ SAMPLERS = {
 """How the cohort of a round is drawn: subclasses of `simsfl.samplers.Sampler`."""
 
 
+OPTIMIZERS = {
+    "sgd": Code("simsfl.optimisers:SGD"),
+    "adamw": Code("simsfl.optimisers.adamw:AdamW"),
+    "lars": Code("simsfl.optimisers.lars:LARS"),
+}
+"""How clients and server descend: subclasses of `simsfl.optimisers.Optimiser`."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A method of training: its step with the cohort stacked, and with one client after the other.

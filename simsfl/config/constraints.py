@@ -97,6 +97,10 @@ EVERY_RUN = (
         lambda c: c.ressfl_lambda > 0 and c.client_lr == 0,
         "ressfl_lambda: {ressfl_lambda:g} has no effect on frozen clients (client_lr 0); allowed: 0",
     ),
+    Constraint(
+        lambda c: c.client_state_dtype == "bf16" and c.optimizer == "adamw",
+        "client_state_dtype: bf16 cannot count the steps of optimizer adamw; allowed: fp32",
+    ),
     _for_split("ressfl_lambda", 0, ":g"),
     _for_split("init_client", None),
     _for_split("unequal", None),
@@ -131,6 +135,10 @@ RECORDING = (
         "record_trace: clients that learn from both views are not recorded; allowed: another objective",
     ),
     Constraint(
+        lambda c: c.optimizer != "sgd" or c.proximal > 0,
+        "record_trace: devices that do it again have plain SGD alone; allowed: --optimizer sgd, without --proximal",
+    ),
+    Constraint(
         lambda c: c.precision == "tf32",
         "record_trace: devices that do it again have no TF32; allowed: --precision fp32 or bf16",
     ),
@@ -150,6 +158,8 @@ DEVICES = (
         f"devices: take part only in split learning with momentum models; allowed: --method {_SPLIT_METHODS}, and an "
         "objective with them",
     ),
+    _without("optimizer", "sgd"),
+    _without("proximal", 0),
     _without("dropout", 0),
     _without("straggler", 0),
     _without("unequal", None),
@@ -218,6 +228,8 @@ SAMPLED = Condition(
 """Condition of settings about how a cohort is drawn."""
 STRAGGLING = Condition(lambda c: c.straggler > 0, "no client is slow", "straggler above 0")
 """Condition of settings about slow clients."""
+VELOCITY = unless("optimizer", "adamw")
+"""Condition of settings about SGD's velocity."""
 SERVED = Condition(
     lambda c: c.is_split or c.client_lr is None,
     "method is {method} and client_lr {client_lr}",

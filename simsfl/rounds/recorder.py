@@ -183,8 +183,8 @@ def about_part(parts: Parts, client: int) -> dict[str, Any]:
         learns=hyper.clients_learn,
         optimiser={
             "tau": hyper.tau,
-            "momentum": hyper.momentum,
-            "weight_decay": hyper.weight_decay,
+            "momentum": config.momentum,
+            "weight_decay": config.weight_decay,
             "precision": config.precision,
         },
         session={

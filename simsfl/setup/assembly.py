@@ -20,13 +20,14 @@ from simsfl.algorithm.state import (
     initial_server,
 )
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import AGGREGATIONS, SAMPLERS, Targets
+from simsfl.config.catalogue import AGGREGATIONS, OPTIMIZERS, SAMPLERS, Targets
 from simsfl.config.notation import Bottleneck, Decoder
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
 from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_model
 from simsfl.models.central import CentralModule
 from simsfl.objectives import Objective
+from simsfl.optimisers import Optimiser
 from simsfl.privacy.decoders import decoder
 from simsfl.samplers import Sampler
 from simsfl.setup import defaults
@@ -148,6 +149,7 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
     if model.attacker:
         check_attackers(config, 3 * model.attacker.size * dtype.itemsize, storage)
     mine = {"device": device, "dtype": dtype}
+    learning = mine | {"optimiser": optimiser(config)}
     shared = config.feature_sharing and config.is_split
     rings = 1 if shared else config.clients
     generator = torch_generator(config.seed, Purpose.QUEUE)
@@ -157,12 +159,12 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
             model.client,
             config.clients,
             storage,
-            **mine,
+            **learning,
             align_momentum=config.align_momentum,
             mixing=config.divergence_tau > 0,
         ),
-        cohort=initial_cohort(model.client, config.cohort, **mine),
-        server=initial_server(model.server, **mine),
+        cohort=initial_cohort(model.client, config.cohort, **learning),
+        server=initial_server(model.server, **learning),
         memories=memories,
         memory=memories if shared else cohort_memory(memories, config.cohort),
         sent=_room_for_sent(size, model, storage, dtype) if config.loss_threshold else None,
@@ -201,6 +203,11 @@ def sampler(config: RunConfig) -> Sampler:
     return SAMPLERS[config.sampler].load().of(config)
 
 
+def optimiser(config: RunConfig) -> Optimiser:
+    """Return the optimiser of a config with every rule applied."""
+    return OPTIMIZERS[config.optimizer].load().of(config)
+
+
 def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:
     """Return the values that stay the same from step to step, except `chunk`, which is measured later.
 
@@ -217,8 +224,8 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyp
         objective=objective(config),
         symmetric=config.symmetric,
         tau=config.tau,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
+        optimiser=optimiser(config),
+        proximal=config.proximal,
         targets=config.goal.targets,
         whole_batch=config.goal.whole_batch,
         precision=precision,

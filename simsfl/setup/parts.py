@@ -136,12 +136,14 @@ class Parts:
 
     def server_lr(self, round_index: int) -> float:
         """Return the server's learning rate in a round counted from 0."""
-        return schedule.server_lr(self.config.lr, self.config.lr_schedule, round_index, self.config.rounds)
+        share, *when = schedule.warmed_up(round_index, self.config.rounds, self.config.warmup_rounds)
+        return schedule.server_lr(share * self.config.lr, self.config.lr_schedule, *when)
 
     def client_lr(self, round_index: int, own_steps: torch.Tensor) -> torch.Tensor:
         """Return the learning rates ``[C]`` of clients that have done `own_steps` ``[C]`` steps each, in float64."""
         config = self.config
-        return schedule.client_lr(config.client_lr, config.client_lr_schedule, round_index, config.rounds, own_steps)
+        share, *when = schedule.warmed_up(round_index, config.rounds, config.warmup_rounds)
+        return schedule.client_lr(share * config.client_lr, config.client_lr_schedule, *when, own_steps)
 
 
 def build(

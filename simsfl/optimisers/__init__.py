@@ -1,0 +1,68 @@
+"""Optimisers: how clients and server descend, for all clients of a cohort at once.
+
+`simsfl.config.catalogue.OPTIMIZERS` lists those that come with simsfl.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from simsfl.config import RunConfig
+from simsfl.kernels import sgd_
+from simsfl.models import FlatModule
+
+__all__ = ["SGD", "Optimiser"]
+
+
+class Optimiser:
+    """The base class of optimisers; a subclass is a frozen dataclass, whose fields are its options.
+
+    What it remembers of a model of P parameters is a row of R numbers, zeros at first. Leading dimensions are those of
+    a cohort's clients, or none for the server's model.
+    """
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Optimiser:
+        """Return the optimiser that a config with every rule applied means."""
+        return cls(**config.options_of("optimizer"))
+
+    def size(self, parameters: int) -> int:
+        """Return R, given P."""
+        raise NotImplementedError
+
+    def step_(self, model: FlatModule, weights: Tensor, gradient: Tensor, memory: Tensor, lr: Tensor) -> None:
+        """Take a step, in place.
+
+        Args:
+            model: the network, which knows what layers the parameters belong to.
+            weights: ``[..., P]`` parameters, changed in place.
+            gradient: ``[..., P]`` their gradient, which may be changed, too.
+            memory: ``[..., R]`` what is remembered, changed in place.
+            lr: learning rates ``[..., 1]``, or a scalar.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SGD(Optimiser):
+    """Stochastic gradient descent with momentum and weight decay, as `torch.optim.SGD` does it."""
+
+    momentum: float
+    """Share of the velocity that is kept."""
+    weight_decay: float
+    """Multiple of the weights that is added to their gradient."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> SGD:
+        """Return SGD with the momentum and weight decay of a config."""
+        return cls(config.momentum, config.weight_decay)
+
+    def size(self, parameters: int) -> int:
+        """Return the size of the velocity."""
+        return parameters
+
+    def step_(self, model: FlatModule, weights: Tensor, gradient: Tensor, memory: Tensor, lr: Tensor) -> None:
+        """Take a step; the memory is the velocity."""
+        sgd_(weights, gradient, memory, lr, self.momentum, self.weight_decay)
