@@ -7,6 +7,8 @@ that clients had before towards that, as in adaptive federated optimisation (Red
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ Memory = dict[str, Tensor]
 """What an aggregation remembers from one averaging to the next, by name."""
 
 
+@dataclass(frozen=True)
 class Aggregation:
     """The plain mean of the models (McMahan et al., AISTATS 2017, with equal weights), and the base of all others.
 
@@ -28,7 +31,7 @@ class Aggregation:
     @classmethod
     def of(cls, config: RunConfig) -> Aggregation:
         """Return the aggregation that a config with every rule applied means."""
-        return cls(**config.options_of("aggregation"))
+        return cls(**config.options_of("aggregation", cls))
 
     def combine(self, models_nP: Tensor, images_n: Tensor) -> Tensor:
         """Return one model ``[P]`` made of those of the clients: here their mean.

@@ -16,9 +16,11 @@ from torch import Tensor
 from simsfl.algorithm.wire import NOBODY, Wire
 from simsfl.config.catalogue import Targets
 from simsfl.data import Images
+from simsfl.defences import NONE, Chain
 from simsfl.kernels import ViewParameters
 from simsfl.objectives import Objective
 from simsfl.optimisers import Optimiser
+from simsfl.system.draws import Draws
 
 Clock = Callable[[str], AbstractContextManager[object]]
 """Function that takes the name of a phase; the time spent in the context that it returns counts towards that phase."""
@@ -47,12 +49,28 @@ class Batch:
     """``[C, 1]`` learning rate of each client, in cohort order."""
     labels: list[Tensor] | None = None
     """Class ``[C', B']`` of each image, group by group, where they are the objective's targets; None otherwise."""
+    noise: list[Tensor] | None = None
+    """Keys ``[2, C', B', 2]`` of the random numbers that defences draw, group by group; None without defences."""
     attackers_lr: Tensor | None = None
     """Scalar learning rate of the simulated attackers (TAResSFL); not used without them."""
     absent: frozenset[int] = NOBODY
     """Positions in the cohort of the clients that miss this step, and stay as they are. Not all do."""
     wire: Wire = field(default_factory=Wire)
     """What carries smashed data to the server, and their gradients back to the clients."""
+
+    def draws(self, first_view: int = 0) -> Draws | None:
+        """Return random numbers for defences, None without any: those of each row of the first view, then the second.
+
+        Args:
+            first_view: 1 for those of the second view alone.
+        """
+        if self.noise is None:
+            return None
+        return Draws(torch.cat([keys[view].flatten(0, 1) for view in range(first_view, 2) for keys in self.noise]))
+
+    def draws_of_clients(self) -> Draws:
+        """Return random numbers for what defences do with the gradient of each client."""
+        return Draws(torch.cat([keys[0, :, 0] for keys in self.noise]))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with `function` applied to every tensor that differs from batch to batch."""
@@ -117,6 +135,8 @@ class Hyperparameters:
     """How clients and server descend."""
     batches: tuple[int, ...]
     """Images per step of each client, in cohort order."""
+    defence: Chain = NONE
+    """What clients do with what they send and learn from."""
     proximal: float = 0.0
     """Weight of the squared distance, halved, of a client's model to the average that it got last (FedProx)."""
     targets: Targets = Targets.MOMENTUM

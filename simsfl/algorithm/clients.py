@@ -14,8 +14,10 @@ from torch.func import vmap
 
 from simsfl.algorithm.batch import Hyperparameters
 from simsfl.algorithm.state import State
+from simsfl.defences import Chain
 from simsfl.kernels import contiguous
 from simsfl.models import FlatModule
+from simsfl.system.draws import Draws
 
 
 def forward(
@@ -38,6 +40,44 @@ def forward(
             named = {**model.named(part[0]), **model.named_statistics(part[1])}
             smashed.append(vmap(model.run)(named, part[2]))
     return smashed
+
+
+def protected(smashed: Sequence[Tensor], defence: Chain, draws: Draws | None) -> list[Tensor]:
+    """Return what clients send instead of their smashed data, in the same chunks.
+
+    Args:
+        smashed: what `forward` returned.
+        defence: what clients do against reconstruction.
+        draws: its random numbers, for the rows in the same order and maybe more.
+    """
+    if not defence:
+        return list(smashed)
+    result, start = [], 0
+    for chunk in smashed:
+        rows = chunk.flatten(0, 1)
+        result.append(defence.protect(rows, draws.rows(start, start + len(rows))).view_as(chunk))
+        start += len(rows)
+    return result
+
+
+def defended(gradient: Tensor, images: Sequence[Tensor], smashed: Tensor, defence: Chain, draws: Draws) -> Tensor:
+    """Return the gradient ``[N, c, h, w]`` that clients use instead of the one that arrived.
+
+    Args:
+        gradient: ``[N, c, h, w]`` gradient that arrived.
+        images: ``[C', B', 3, H, H]`` images in [0, 1] of each group of clients, in the same order.
+        smashed: ``[N, c, h, w]`` what clients have sent for them, or more than that.
+        defence: what clients do against reconstruction.
+        draws: its random numbers, for the rows in the same order and maybe more.
+    """
+    gradient, start = defence.receive(gradient, draws.rows(0, len(gradient))), 0
+    parts = []
+    for group in images:
+        stop = start + group.shape[:2].numel()
+        added = defence.add(group, smashed[start:stop].unflatten(0, group.shape[:2]))
+        parts.append(gradient[start:stop] if added is None else gradient[start:stop] + added.flatten(0, 1))
+        start = stop
+    return torch.cat(parts)
 
 
 def descend_(model: FlatModule, state: State, gradient: Tensor, lr: Tensor, hyper: Hyperparameters) -> None:

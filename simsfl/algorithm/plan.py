@@ -45,6 +45,8 @@ class GroupPlan:
     """``[S, C, B]`` int64 rows of the training images."""
     views: ViewParameters
     """Parameters of the two views of each image, tensors with the leading dimensions ``[S, 2, C, B]``."""
+    noise: Tensor | None
+    """``[S, 2, C, B, 2]`` int32 keys of the random numbers that defences draw for each view; None without any."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,12 @@ class RoundPlan:
 
     def on_device(self) -> list[Tensor]:
         """Return all tensors of the plan that are on the device."""
-        return [tensor for group in self.groups for tensor in (group.indices, *vars(group.views).values())]
+        return [
+            tensor
+            for group in self.groups
+            for tensor in (group.indices, *vars(group.views).values(), group.noise)
+            if tensor is not None
+        ]
 
 
 def client_groups(clients: int, cohort: int, batch_size: int, unequal: Unequal | None = None) -> list[Group]:
@@ -133,6 +140,7 @@ def plan_round(
     device: torch.device,
     sampler: Sampler = _UNIFORM,
     reliability: Reliability = _RELIABLE,
+    noise: bool = False,
 ) -> RoundPlan:
     """Draw a round; each client's draws depend on (seed, round, client id) alone, not on other clients.
 
@@ -148,21 +156,28 @@ def plan_round(
         device: device that the plan is sent to; the host goes on before it has arrived.
         sampler: draws the clients of the cohort.
         reliability: how likely they are to miss steps.
+        noise: whether defences draw random numbers.
     """
     cohorts, plans = [], []
     drawn = draw_cohort(groups, round_index, seed, sampler, sum(own.sizes for own in sources))
     for group, ids in zip(groups, (own.clients for own in drawn), strict=True):
         indices = np.empty((steps, group.cohort, group.batch_size), dtype=np.int64)
         uniforms = np.empty((steps, 2, group.cohort, group.batch_size, UNIFORMS))
+        keys = np.empty((steps, 2, group.cohort, group.batch_size, 2), dtype=np.int32)
         for position, client in enumerate(ids.tolist()):
             shuffle = numpy_generator(seed, Purpose.SHUFFLE, round_index, client)
             each = [passes(shuffle, own[client], steps * group.batch_size // len(sources)) for own in sources]
             indices[:, position] = np.concatenate([own.reshape(steps, -1) for own in each], axis=1)
             draws = numpy_generator(seed, Purpose.VIEWS, round_index, client)
             uniforms[:, :, position] = draws.random((steps, 2, group.batch_size, UNIFORMS))
+            if noise:
+                hashes = numpy_generator(seed, Purpose.NOISE, round_index, client)
+                low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+                keys[:, :, position] = hashes.integers(low, high, (steps, 2, group.batch_size, 2), dtype=np.int32)
         views = sample(uniforms, recipe, image_size, crop_scale).map(lambda t: _send(t, device))
         cohorts.append(torch.from_numpy(ids))
-        plans.append(GroupPlan(_send(torch.from_numpy(indices), device), views))
+        own_keys = _send(torch.from_numpy(keys), device) if noise else None
+        plans.append(GroupPlan(_send(torch.from_numpy(indices), device), views, own_keys))
     cohort, missing = torch.cat(cohorts), {client for own in drawn for client in own.missing}
     return RoundPlan(cohort, plans, reliability.draw(cohort.tolist(), missing, seed, round_index))
 

@@ -22,6 +22,7 @@ from simsfl.config.catalogue import Targets
 from simsfl.models import FlatModule, SplitModel
 from simsfl.objectives import Memory
 from simsfl.privacy.similarity import ssim
+from simsfl.system.draws import Draws
 
 _Pairs = list[tuple[Tensor, Tensor]]
 """Outputs ``[n, D]`` of the online network, and the objective's targets for them, in each direction of the loss."""
@@ -38,17 +39,21 @@ def train_step(
         for pixels, views in zip(batch.pixels, batch.views, strict=True)
         for c in range(len(pixels))
     ]
+    draws = [[Draws(keys) for keys in own] for group in batch.noise or () for own in group.unbind(dim=1)]
+    protect = hyper.defence.protect
     labels = [own for group in batch.labels for own in group] if batch.labels else []
     seen, queries, keys = [], [], []
-    for client, (pixels, views) in zip(clients, owned, strict=True):
+    for c, (client, (pixels, views)) in enumerate(zip(clients, owned, strict=True)):
         with clock("data"):
             first, second = batch.images.augmented(pixels, views, cohort.online.dtype)[:, 0]
-            seen.append(first)
+            seen.append([first, second] if hyper.targets is Targets.ONLINE else [first])
         with clock("client forward"), hyper.autocast(cohort.online.device):
-            queries.append(client.query(*([first, second] if hyper.targets is Targets.ONLINE else [first])))
+            query = client.query(*seen[c])
+            queries.append([protect(own, draws[c][view]) for view, own in enumerate(query)] if draws else query)
             client.move(hyper.tau)
             if hyper.targets is Targets.MOMENTUM:
-                keys.append(client.key(second))
+                key = client.key(second)
+                keys.append(protect(key, draws[c][1]) if draws else key)
 
     with clock("server"):
         graded = [one.detach() for view in zip(*queries, strict=True) for one in view]
@@ -69,18 +74,49 @@ def train_step(
     attackers_ssim: tuple[Tensor, ...] = ()
     if hyper.clients_learn and model.attacker:
         with clock("attackers"):
-            attackers_ssim = _taressfl_all(model, state, batch, seen, smashed[: len(clients)], gradients, hyper)
+            first = [views[0] for views in seen]
+            attackers_ssim = _taressfl_all(model, state, batch, first, smashed[: len(clients)], gradients, hyper)
 
     if hyper.clients_learn:
         with clock("client backward"):
-            for c, client in enumerate(clients):
-                client.backward(*gradients[c :: len(clients)])
+            for c, own in enumerate(gradients[first :: len(clients)] for first in range(len(clients))):
+                if draws:
+                    own = _defended(batch, seen[c], arrived[c :: len(clients)], own, draws[c], hyper)  # noqa: PLW2901
+                torch.autograd.backward(
+                    queries[c], [one.to(sent.dtype) for one, sent in zip(own, queries[c], strict=True)]
+                )
             for c, client in enumerate(clients):
                 # after all backward passes: clients' weights share a tensor, which those must find unchanged
-                _descend_client(model, state, c, client, batch.client_lr[c, 0], hyper)
+                _descend_client(model, state, c, client, batch.client_lr[c, 0], hyper, draws[c] if draws else ())
 
     put_back_(before, batch.absent)
     return Outcome(loss, top1, sent, torch.cat(gradients), attackers_ssim, absent)
+
+
+def _defended(
+    batch: Batch,
+    seen: Sequence[Tensor],
+    sent: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    draws: Sequence[Draws],
+    hyper: Hyperparameters,
+) -> list[Tensor]:
+    """Return what a client uses instead of the gradients that arrive; all lists have an item for each view.
+
+    Args:
+        batch: says how images are normalised.
+        seen: ``[B, 3, H, W]`` normalised images.
+        sent: ``[B, c, h, w]`` what the client has sent of them.
+        gradients: ``[B, c, h, w]`` gradients that arrive.
+        draws: random numbers of the defence.
+        hyper: the defence.
+    """
+    own = []
+    for images, smashed, gradient, numbers in zip(seen, sent, gradients, draws, strict=False):
+        received = hyper.defence.receive(gradient, numbers)
+        added = hyper.defence.add(batch.images.restore(images)[None], smashed.detach()[None])
+        own.append(received if added is None else received + added[0])
+    return own
 
 
 def _learn(
@@ -120,7 +156,7 @@ def _learn(
             share = len(outputs[rows]) / len(outputs)
             loss, top1 = loss + share * own_loss, top1 + share * own_top1 / len(pairs)
     loss.backward()
-    _descend(model.server, server, central.online, central.velocity, lr, hyper)
+    hyper.optimiser.step_(model.server, central.online, _gradient(server), central.velocity, lr)
     for _, targets in reversed(pairs):
         for rows, memory in groups:
             hyper.objective.remember_(memory, targets[rows][None].detach())
@@ -273,35 +309,33 @@ def _single(model: FlatModule, cohort: Cohort, c: int) -> SingleClient:
 
 
 def _descend_client(
-    model: SplitModel, state: State, c: int, client: SingleClient, lr: Tensor, hyper: Hyperparameters
-) -> None:
-    """Let the client at position `c` of the cohort take a step; see `_descend`."""
-    cohort = state.cohort
-    weights, memory = cohort.online.detach()[c], cohort.velocity[c]
-    _descend(model.client, client.online, weights, memory, lr, hyper, state.clients.online)
-
-
-def _descend(
-    model: FlatModule,
-    module: nn.Module,
-    weights: Tensor,
-    memory: Tensor,
+    model: SplitModel,
+    state: State,
+    c: int,
+    client: SingleClient,
     lr: Tensor,
     hyper: Hyperparameters,
-    average: Tensor | None = None,
+    draws: Sequence[Draws] = (),
 ) -> None:
-    """Take one step of the optimiser.
+    """Let the client at position `c` of the cohort take a step.
 
     Args:
-        model: says where each parameter lies in `weights`.
-        module: the network that learns, whose parameters are views into `weights`.
-        weights: ``[P]`` its parameters, changed in place.
-        memory: ``[R]`` what the optimiser remembers, changed in place.
+        model: the network.
+        state: the state of the cohort, which changes, and the average that the client stays close to (FedProx).
+        c: the client's position.
+        client: its model, with gradients.
         lr: learning rate, a scalar.
-        hyper: the optimiser.
-        average: ``[P]`` the average that a client stays close to (FedProx); None for the server.
+        hyper: defence and optimiser.
+        draws: random numbers of the defence, for each view of each image.
     """
-    gradient = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
-    if average is not None and hyper.proximal:
-        gradient = gradient + hyper.proximal * (weights - average)
-    hyper.optimiser.step_(model, weights, gradient, memory, lr)
+    weights, gradient = state.cohort.online.detach()[c], _gradient(client.online)
+    if draws:
+        gradient = hyper.defence.learn(gradient[None], draws[0].rows(0, 1))[0]
+    if hyper.proximal:
+        gradient = gradient + hyper.proximal * (weights - state.clients.online)
+    hyper.optimiser.step_(model.client, weights, gradient, state.cohort.velocity[c], lr)
+
+
+def _gradient(module: nn.Module) -> Tensor:
+    """Return the gradient of a module's parameters as one vector ``[P]``."""
+    return torch.cat([parameter.grad.flatten() for parameter in module.parameters()])

@@ -66,11 +66,13 @@ def train_step(
             graded_CBchw = clients.forward(model.client, *online, query_CB3HW, hyper.chunk)
             if hyper.targets is Targets.ONLINE:
                 graded_CBchw += clients.forward(model.client, *online, key_CB3HW, hyper.chunk)
+            graded_CBchw = clients.protected(graded_CBchw, hyper.defence, batch.draws())
         ema_(cohort.momentum, cohort.online, hyper.tau)
         key_CBchw = []
         if hyper.targets is Targets.MOMENTUM:
             with torch.no_grad():
                 key_CBchw = clients.forward(model.client, *momentum, key_CB3HW, hyper.chunk)
+                key_CBchw = clients.protected(key_CBchw, hyper.defence, batch.draws(first_view=1))
 
     with clock("server"):
         smashed_2Nchw, absent = batch.wire.up(_cut([*graded_CBchw, *key_CBchw], hyper.precision))
@@ -80,6 +82,11 @@ def train_step(
         gradients = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, absent)
 
     gradient_Nchw = batch.wire.down(gradients.smashed)
+    if hyper.clients_learn and hyper.defence:
+        with clock("client backward"):
+            seen_CB3HW = [*query_CB3HW, *key_CB3HW] if hyper.targets is Targets.ONLINE else query_CB3HW
+            images_CB3HW = [batch.images.restore(images) for images in seen_CB3HW]
+            gradient_Nchw = clients.defended(gradient_Nchw, images_CB3HW, smashed_2Nchw, hyper.defence, batch.draws())
     attackers_ssim: tuple[Tensor, ...] = ()
     if hyper.clients_learn and model.attacker:
         with clock("attackers"):
@@ -99,6 +106,8 @@ def train_step(
     if hyper.clients_learn:
         with clock("client backward"):
             gradient_CP = clients.backward(cohort.online, graded_CBchw, gradient_Nchw)
+            if hyper.defence:
+                gradient_CP = hyper.defence.learn(gradient_CP, batch.draws_of_clients())
             clients.descend_(model.client, state, gradient_CP, batch.client_lr, hyper)
 
     put_back_(before, batch.absent)

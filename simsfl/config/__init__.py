@@ -15,6 +15,7 @@ from typing import Any
 from simsfl.config.catalogue import (
     AGGREGATIONS,
     ARCHITECTURES,
+    DEFENCES,
     HEADS,
     METHODS,
     OBJECTIVES,
@@ -313,6 +314,14 @@ class RunConfig:
         only=MOMENTUM,
     )
 
+    defence: str | None = _setting(
+        None,
+        "privacy",
+        "What clients do with their smashed data and gradients: "
+        + ", ".join(DEFENCES)
+        + ", or several in this order, such as clip+gaussian.",
+        only=SPLIT,
+    )
     ressfl_lambda: float = _setting(
         0.0,
         "privacy",
@@ -465,6 +474,9 @@ class RunConfig:
         for spec in fields(self):
             if spec.name != "options":
                 check_value(spec.name, spec, getattr(self, spec.name))
+        for name in self.defences:
+            if name not in DEFENCES:
+                raise unknown("defence", name, DEFENCES, also="several of them, such as clip+gaussian")
         for name, value in self.options.items():
             check_value(name, self.option(name), value)
         if self.bottleneck is not None:
@@ -502,24 +514,37 @@ class RunConfig:
         door, _, field_name = name.partition(".")
         if door not in self._chosen:
             raise unknown("options", name, [f"{door}." for door in self._chosen])
-        known = {spec.name: spec for spec in fields(self._chosen[door].load()) if is_option(spec)}
+        known = {spec.name: spec for code in self._chosen[door] for spec in fields(code.load()) if is_option(spec)}
         if field_name not in known:
             allowed = ", ".join(f"{door}.{own}" for own in known) or "none, as it has no options"
             raise unknown(door, name, [f"{door}.{own}" for own in known], allowed=allowed)
         return known[field_name]
 
-    def options_of(self, door: str) -> dict[str, Any]:
-        """Return the options of what is chosen at a door, such as "objective", by their names there."""
-        return {name.partition(".")[2]: value for name, value in self.options.items() if name.startswith(f"{door}.")}
+    def options_of(self, door: str, kind: type) -> dict[str, Any]:
+        """Return the options of what is chosen at a door, by their names there.
+
+        Args:
+            door: such as "objective".
+            kind: the dataclass that is chosen; if there are several, each gets the options that it has.
+        """
+        own = {spec.name for spec in fields(kind)}
+        given = (name.partition(".")[2] for name in self.options if name.startswith(f"{door}."))
+        return {name: self.options[f"{door}.{name}"] for name in given if name in own}
 
     @property
-    def _chosen(self) -> dict[str, Code]:
+    def defences(self) -> list[str]:
+        """Return the names of the defences, in the order in which they are applied to smashed data."""
+        return self.defence.split("+") if self.defence else []
+
+    @property
+    def _chosen(self) -> dict[str, list[Code]]:
         """Return the code of what is chosen, by the name of its door."""
         return {
-            "objective": self.goal.code,
-            "aggregation": AGGREGATIONS[self.aggregation],
-            "sampler": SAMPLERS[self.sampler],
-            "optimizer": OPTIMIZERS[self.optimizer],
+            "objective": [self.goal.code],
+            "aggregation": [AGGREGATIONS[self.aggregation]],
+            "sampler": [SAMPLERS[self.sampler]],
+            "optimizer": [OPTIMIZERS[self.optimizer]],
+            "defence": [DEFENCES[name] for name in self.defences],
         }
 
     @property

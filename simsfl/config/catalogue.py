@@ -77,6 +77,18 @@ OPTIMIZERS = {
 """How clients and server descend: subclasses of `simsfl.optimisers.Optimiser`."""
 
 
+DEFENCES = {
+    "gaussian": Code("simsfl.defences.noise:Gaussian"),
+    "laplacian": Code("simsfl.defences.noise:Laplacian"),
+    "clip": Code("simsfl.defences.noise:Clip"),
+    "nopeek": Code("simsfl.defences.nopeek:NoPeek"),
+    "int8": Code("simsfl.defences.compression:Int8"),
+    "fp16": Code("simsfl.defences.compression:Half"),
+    "top-k": Code("simsfl.defences.compression:TopK"),
+}
+"""What clients do with what they send and learn from: subclasses of `simsfl.defences.Defence`."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A method of training: its step with the cohort stacked, and with one client after the other.

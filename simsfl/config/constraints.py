@@ -101,6 +101,15 @@ EVERY_RUN = (
         lambda c: c.client_state_dtype == "bf16" and c.optimizer == "adamw",
         "client_state_dtype: bf16 cannot count the steps of optimizer adamw; allowed: fp32",
     ),
+    Constraint(
+        lambda c: "nopeek" in c.defences and c.batch_size is not None and c.batch_size < 3,
+        "batch_size: {batch_size} is too few images for a distance correlation (defence nopeek); allowed: 3 or more",
+    ),
+    Constraint(
+        lambda c: c.defence is not None and c.ressfl_lambda > 0,
+        "defence: {defence} and ressfl_lambda {ressfl_lambda:g} do not go together; allowed: one of them",
+    ),
+    _for_split("defence", None),
     _for_split("ressfl_lambda", 0, ":g"),
     _for_split("init_client", None),
     _for_split("unequal", None),
@@ -139,6 +148,10 @@ RECORDING = (
         "record_trace: devices that do it again have plain SGD alone; allowed: --optimizer sgd, without --proximal",
     ),
     Constraint(
+        lambda c: c.defence is not None,
+        "record_trace: what a defence does is not recorded; allowed: without --defence",
+    ),
+    Constraint(
         lambda c: c.precision == "tf32",
         "record_trace: devices that do it again have no TF32; allowed: --precision fp32 or bf16",
     ),
@@ -160,6 +173,7 @@ DEVICES = (
     ),
     _without("optimizer", "sgd"),
     _without("proximal", 0),
+    _without("defence", None),
     _without("dropout", 0),
     _without("straggler", 0),
     _without("unequal", None),

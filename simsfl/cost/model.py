@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 import torch
 from torch import nn
 
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.plan import Group
+from simsfl.defences import NONE, Chain
 from simsfl.models import FlatModule, SplitModel
 from simsfl.models.layers import BatchNorm, ConvNorm
 
@@ -46,7 +47,9 @@ class ClientCost:
     """The bytes that travel for one client."""
 
     image_bytes: int
-    """Bytes of the smashed data of one view of one image, and of the gradient that comes back."""
+    """Bytes of the smashed data of one view of one image."""
+    gradient_bytes: int
+    """Bytes of the gradient that comes back for it."""
     sync_bytes: int
     """Bytes each way, per averaging, of the client model's weights and running statistics, including those of the
     momentum model if it is averaged."""
@@ -64,6 +67,7 @@ class ClientCost:
         exchange: Exchange = Exchange.BOTH_WAYS,
         frozen: bool = False,
         views: int,
+        graded: int = 1,
     ) -> Traffic:
         """Return the bytes that travel in a whole round, summed over the cohort.
 
@@ -73,7 +77,7 @@ class ClientCost:
         send activations, the same holds, except that weights are fetched at its start unless all clients take part, and
         that momentum models, if they are averaged, are sent, and fetched at its end. In a silent round nothing travels.
 
-        >>> cost = ClientCost(image_bytes=100, sync_bytes=40, momentum_bytes=0, statistics_bytes=0)
+        >>> cost = ClientCost(image_bytes=100, gradient_bytes=100, sync_bytes=40, momentum_bytes=0, statistics_bytes=0)
         >>> cost.round_traffic([Group(range(10), cohort=5, batch_size=2)], steps=3, syncs=1, views=2)
         Traffic(up=6200, down=3200)
 
@@ -84,11 +88,13 @@ class ClientCost:
             exchange: what clients and server exchange in the round.
             frozen: whether clients do not learn.
             views: views of an image that are sent. Labels, which supervised training sends, are not counted.
+            graded: views of an image that gradients come back for.
         """
         if exchange is Exchange.SILENT:
             return Traffic()
         cohort = sum(group.cohort for group in groups)
-        activations = steps * self.image_bytes * sum(group.images for group in groups)
+        images = steps * sum(group.images for group in groups)
+        activations = images * self.image_bytes
         statistics = cohort * min(syncs, steps) * self.statistics_bytes
         if frozen:
             return Traffic(views * activations + statistics, statistics)
@@ -97,11 +103,16 @@ class ClientCost:
             fetched = cohort * (self.momentum_bytes if everyone else self.sync_bytes)
             return Traffic(views * activations + cohort * self.momentum_bytes + statistics, fetched + statistics)
         weights = cohort * min(syncs, steps) * self.sync_bytes
-        return Traffic(views * activations + weights, activations + weights)
+        return Traffic(views * activations + weights, graded * images * self.gradient_bytes + weights)
 
 
 def client_cost(
-    model: SplitModel, *, number_bytes: int, align_momentum: bool, weight_bytes: int = WEIGHT_BYTES
+    model: SplitModel,
+    *,
+    number_bytes: int,
+    align_momentum: bool,
+    weight_bytes: int = WEIGHT_BYTES,
+    defence: Chain = NONE,
 ) -> ClientCost:
     """Return the bytes that travel for one client, from the model alone.
 
@@ -110,10 +121,13 @@ def client_cost(
         number_bytes: bytes of a number in activations and gradients on the wire.
         align_momentum: whether the momentum model is averaged, and therefore travels, too.
         weight_bytes: bytes of a weight on the wire.
+        defence: what clients do with their smashed data, which may take fewer bytes then.
     """
+    numbers = prod(model.smashed_shape)
     weights = (model.client.size + len(model.client.initial_statistics)) * weight_bytes
     return ClientCost(
-        image_bytes=prod(model.smashed_shape) * number_bytes,
+        image_bytes=ceil(defence.bytes_up(numbers, number_bytes)) if numbers else 0,
+        gradient_bytes=ceil(defence.bytes_down(numbers, number_bytes)) if numbers else 0,
         sync_bytes=weights * (2 if align_momentum else 1),
         momentum_bytes=weights if align_momentum else 0,
         statistics_bytes=len(model.client.initial_statistics) * weight_bytes,
@@ -133,14 +147,15 @@ class Operations:
     normalised: int
     """Count of the numbers that are normalised in a forward pass."""
 
-    def step(self, *, learns: bool = True, views: int = 2) -> int:
+    def step(self, *, learns: bool = True, views: int = 2, graded: int = 1) -> int:
         """Return a client's operations for an image.
 
         Args:
             learns: whether there is a backward pass.
             views: passes forward: of the online and the momentum model, or with labels of the online model alone.
+            graded: passes backward: two where clients learn from both views.
         """
-        return views * self.forward + (self.backward if learns else 0)
+        return views * self.forward + (graded * self.backward if learns else 0)
 
     def products(self) -> int:
         """Return the part of `step` that is convolutions and matrix products: two passes forward, one backward."""

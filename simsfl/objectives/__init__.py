@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -18,6 +20,7 @@ Memory = dict[str, Tensor]
 """What an objective remembers from step to step, by name: tensors ``[G, ...]`` with a row for each group."""
 
 
+@dataclass(frozen=True)
 class Objective:
     """The base class of objectives; a subclass is a frozen dataclass, whose fields are its options.
 
@@ -29,7 +32,7 @@ class Objective:
     @classmethod
     def of(cls, config: RunConfig) -> Objective:
         """Return the objective that a config with every rule applied means."""
-        return cls(**config.options_of("objective"))
+        return cls(**config.options_of("objective", cls))
 
     def loss(self, outputs_nD: Tensor, targets_nD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Return the loss and the accuracy of one group.

@@ -16,6 +16,7 @@ from simsfl.models import FlatModule
 __all__ = ["SGD", "Optimiser"]
 
 
+@dataclass(frozen=True)
 class Optimiser:
     """The base class of optimisers; a subclass is a frozen dataclass, whose fields are its options.
 
@@ -26,7 +27,7 @@ class Optimiser:
     @classmethod
     def of(cls, config: RunConfig) -> Optimiser:
         """Return the optimiser that a config with every rule applied means."""
-        return cls(**config.options_of("optimizer"))
+        return cls(**config.options_of("optimizer", cls))
 
     def size(self, parameters: int) -> int:
         """Return R, given P."""

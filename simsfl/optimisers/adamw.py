@@ -29,7 +29,7 @@ class AdamW(Optimiser):
     @classmethod
     def of(cls, config: RunConfig) -> AdamW:
         """Return AdamW with the weight decay of a config."""
-        return cls(**{"weight_decay": config.weight_decay} | config.options_of("optimizer"))
+        return cls(**{"weight_decay": config.weight_decay} | config.options_of("optimizer", cls))
 
     def size(self, parameters: int) -> int:
         """Return the size of both averages and of the count."""

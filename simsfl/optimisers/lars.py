@@ -32,7 +32,7 @@ class LARS(Optimiser):
     def of(cls, config: RunConfig) -> LARS:
         """Return LARS with the momentum and weight decay of a config."""
         own = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-        return cls(**own | config.options_of("optimizer"))
+        return cls(**own | config.options_of("optimizer", cls))
 
     def size(self, parameters: int) -> int:
         """Return the size of the velocity."""

@@ -119,6 +119,7 @@ class Progress:
                 exchange=one,
                 frozen=not parts.hyper.clients_learn,
                 views=config.views_sent,
+                graded=config.views_graded,
             )
             for one in (Exchange.BOTH_WAYS, exchange)
         )

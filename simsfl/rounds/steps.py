@@ -178,6 +178,7 @@ def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> 
         views=[group.views.map(lambda t: t[s]) for group in plan.groups],
         server_lr=rates.server,
         client_lr=rates.clients(s),
+        noise=[group.noise[s] for group in plan.groups] if parts.hyper.defence else None,
         attackers_lr=rates.attackers,
         absent=plan.absences.in_step(s),
         wire=wire,

@@ -26,6 +26,7 @@ class Drawn:
     """Ids of those of them that do not come."""
 
 
+@dataclass(frozen=True)
 class Sampler:
     """The uniform sampler, which draws without replacement, and the base of all others.
 
@@ -35,7 +36,7 @@ class Sampler:
     @classmethod
     def of(cls, config: RunConfig) -> Sampler:
         """Return the sampler that a config with every rule applied means."""
-        return cls(**config.options_of("sampler"))
+        return cls(**config.options_of("sampler", cls))
 
     def draw(self, clients: range, count: int, round_index: int, images: np.ndarray, rng: np.random.Generator) -> Drawn:
         """Draw the clients of a round.

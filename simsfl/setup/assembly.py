@@ -20,10 +20,11 @@ from simsfl.algorithm.state import (
     initial_server,
 )
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import AGGREGATIONS, OPTIMIZERS, SAMPLERS, Targets
+from simsfl.config.catalogue import AGGREGATIONS, DEFENCES, OPTIMIZERS, SAMPLERS, Targets
 from simsfl.config.notation import Bottleneck, Decoder
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
+from simsfl.defences import Chain
 from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_model
 from simsfl.models.central import CentralModule
 from simsfl.objectives import Objective
@@ -208,6 +209,11 @@ def optimiser(config: RunConfig) -> Optimiser:
     return OPTIMIZERS[config.optimizer].load().of(config)
 
 
+def defence(config: RunConfig) -> Chain:
+    """Return the defences of a config with every rule applied."""
+    return Chain([DEFENCES[name].load().of(config) for name in config.defences])
+
+
 def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:
     """Return the values that stay the same from step to step, except `chunk`, which is measured later.
 
@@ -225,6 +231,7 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyp
         symmetric=config.symmetric,
         tau=config.tau,
         optimiser=optimiser(config),
+        defence=defence(config),
         proximal=config.proximal,
         targets=config.goal.targets,
         whole_batch=config.goal.whole_batch,

@@ -113,6 +113,7 @@ class Parts:
             steps=self.steps,
             sampler=self.sampler,
             reliability=Reliability(config.dropout, config.straggler, config.straggler_factor),
+            noise=bool(self.hyper.defence),
             recipe=config.views,
             image_size=config.image_size,
             crop_scale=config.crop_scale,
@@ -207,7 +208,9 @@ def build(
         hyper=hyper,
         train_step=_train_step(config, model),
         version=_version(config.engine),
-        cost=client_cost(model, number_bytes=hyper.precision.itemsize, align_momentum=config.align_momentum),
+        cost=client_cost(
+            model, number_bytes=hyper.precision.itemsize, defence=hyper.defence, align_momentum=config.align_momentum
+        ),
         evaluation=Evaluation(dataset, seed=config.seed, bank=config.knn_bank, test=config.knn_test, dtype=dtype),
     )
     return parts if config.engine == "loop" else _tuned(parts, choices or {})

@@ -31,6 +31,7 @@ class Purpose(enum.IntEnum):
     ATTACKER = 12
     DECODER = 13
     ABSENCE = 14
+    NOISE = 15
 
 
 def numpy_generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:

@@ -57,23 +57,26 @@ def estimate(
     model = _network(RunConfig(method=config.method, **config.network()))
     learns = config.client_lr > 0
     shape = (COLOURS, config.image_size, config.image_size)
-    passes, views = config.passes_per_image, config.views_sent
+    passes, views, graded = config.passes_per_image, config.views_sent, config.views_graded
     one = operations(model.client, shape, of_images=True)
     sent = client_cost(
         model,
         number_bytes=number_bytes or (2 if config.precision == "bf16" else WEIGHT_BYTES),
         weight_bytes=number_bytes or WEIGHT_BYTES,
         align_momentum=config.align_momentum,
+        defence=assembly.defence(config),
     )
-    a_round = sent.round_traffic(size.groups, size.steps, config.syncs_per_round, frozen=not learns, views=views)
+    a_round = sent.round_traffic(
+        size.groups, size.steps, config.syncs_per_round, frozen=not learns, views=views, graded=graded
+    )
     batch_size = max(group.batch_size for group in size.groups)
     own = memory(model.client, shape, passes * batch_size, learns=learns)
     return {
         "flops_per_image": {
             "forward": passes * one.forward,
-            "momentum_forward": (views - 1) * passes * one.forward,
-            "backward": passes * one.backward if learns else 0,
-            "all": passes * one.step(learns=learns, views=views),
+            "momentum_forward": (views - graded) * passes * one.forward,
+            "backward": graded * passes * one.backward if learns else 0,
+            "all": passes * one.step(learns=learns, views=views, graded=graded),
             "forward_macs": passes * one.macs,
         },
         "server_flops_per_image": _server_work(model, config.symmetric) if model.server.size else 0,
@@ -84,7 +87,7 @@ def estimate(
         },
         "bytes_per_image": {
             "up": (views if model.smashed_shape[0] else 0) * sent.image_bytes,
-            "down": sent.image_bytes if learns else 0,
+            "down": graded * sent.gradient_bytes if learns else 0,
         },
         "bytes_per_round": {"up": a_round.up // config.cohort, "down": a_round.down // config.cohort},
         "bytes_per_session": {
