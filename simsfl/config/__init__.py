@@ -40,6 +40,7 @@ from simsfl.config.constraints import (
     SPLIT,
     STRAGGLING,
     STREAMABLE,
+    STYLED,
     TARESSFL,
     UNLABELLED,
     VELOCITY,
@@ -254,10 +255,10 @@ class RunConfig:
         None, "model", "Channels of the first layer, a multiple of 4; by rule the architecture's own.", within=(4, 4096)
     )
     norm: str = _setting(
-        "group", "model", "Normalisation layers: GroupNorm in groups of 4 channels, or BatchNorm.", NORMS
+        "group", "model", "Normalisation layers: GroupNorm in groups of 4 channels, or BatchNorm.", NORMS, only=STYLED
     )
     weight_standardisation: bool | None = _setting(
-        None, "model", "Standardise the weights of convolutions; by rule with GroupNorm only."
+        None, "model", "Standardise the weights of convolutions; by rule with GroupNorm only.", only=STYLED
     )
     cut_layer: int = _setting(
         1, "model", "Number of layers on the client: the stem is the first, and each block is one more.", only=SPLIT

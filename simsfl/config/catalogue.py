@@ -128,7 +128,9 @@ class Architecture:
     builder: Code
     """Function of width, image size and style that returns a `simsfl.models.layers.Backbone`."""
     residual: bool = True
-    """Whether its blocks have shortcuts."""
+    """Whether its blocks have shortcuts that the client's can do without."""
+    styled: bool = True
+    """Whether the normalisation of its convolutions can be chosen."""
 
 
 ARCHITECTURES = {
@@ -143,6 +145,9 @@ ARCHITECTURES = {
     "vgg16": Architecture(64, Code("simsfl.models.vgg:vgg16"), residual=False),
     "vgg19": Architecture(64, Code("simsfl.models.vgg:vgg19"), residual=False),
     "mobilenetv2": Architecture(32, Code("simsfl.models.mobilenetv2:mobilenetv2")),
+    "vit-tiny": Architecture(192, Code("simsfl.models.vit:vit"), residual=False, styled=False),
+    "vit-small": Architecture(384, Code("simsfl.models.vit:vit"), residual=False, styled=False),
+    "convnext-tiny": Architecture(96, Code("simsfl.models.convnext:convnext"), residual=False, styled=False),
 }
 """Backbones."""
 

@@ -277,6 +277,8 @@ TARESSFL = Condition(lambda c: c.ressfl_lambda > 0, "ressfl_lambda is {ressfl_la
 """Condition of settings about TAResSFL."""
 EXPERT = Condition(lambda c: c.init_client is not None, "there is no init_client", "one")
 """Condition of settings about the expert that a run starts from."""
+STYLED = when("arch", *(name for name, architecture in ARCHITECTURES.items() if architecture.styled))
+"""Condition of settings about how convolutions are normalised."""
 SHORTCUTS = (
     SPLIT,
     unless("cut_layer", 1),

@@ -208,7 +208,7 @@ def operations(half: FlatModule, shape: Sequence[int], *, of_images: bool = Fals
         macs += own
         if own and of_images and inputs[0] is image:
             spared += own
-        if isinstance(module, BatchNorm) or isinstance(getattr(module, "norm", None), nn.GroupNorm):
+        if isinstance(module, (BatchNorm, nn.LayerNorm)) or isinstance(getattr(module, "norm", None), nn.GroupNorm):
             normalised += output.numel()
 
     with _shapes_of(half, count) as module, torch.no_grad():
@@ -225,6 +225,8 @@ def _multiply_adds(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
     """Return the multiply-adds of a convolution or matrix product with input `x` and output `y`; 0 for other layers."""
     if isinstance(layer, nn.ConvTranspose2d):
         return x.numel() * layer.weight[0].numel()
+    if hasattr(layer, "products"):
+        return layer.products(x)
     return y.numel() * layer.weight[0].numel() if isinstance(layer, (nn.Conv2d, nn.Linear)) else 0
 
 

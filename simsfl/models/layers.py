@@ -108,6 +108,7 @@ def _convolve(conv: nn.Conv2d, x: Tensor, *, standardise: bool = False) -> Tenso
 def initialise_(module: nn.Module, generator: torch.Generator) -> None:
     """Initialise a module in place: Xavier-uniform weights, zero biases, unit norms.
 
+    Layers of other kinds have a method ``initialise_(generator)`` for the parameters that are their own.
     All random numbers are drawn from `generator`.
 
     The published program intends to do the same, but its type check skips the weight-standardised convolutions and
@@ -122,10 +123,12 @@ def initialise_(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             if layer.bias is not None:
                 layer.bias.zero_()
-        elif isinstance(layer, (nn.GroupNorm, BatchNorm)):
+        elif isinstance(layer, (nn.GroupNorm, nn.LayerNorm, BatchNorm)):
             layer.weight.fill_(1.0)
             layer.bias.zero_()
             for name, statistic in layer.named_buffers():
                 statistic.fill_(1.0 if name == "running_var" else 0.0)
+        elif hasattr(layer, "initialise_"):
+            layer.initialise_(generator)
         elif any(True for _ in layer.parameters(recurse=False)):
             raise TypeError(f"no initialisation is defined for {type(layer).__name__}")
