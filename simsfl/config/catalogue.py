@@ -131,6 +131,8 @@ class Architecture:
     """Whether its blocks have shortcuts that the client's can do without."""
     styled: bool = True
     """Whether the normalisation of its convolutions can be chosen."""
+    own_weights: bool = False
+    """Whether its layers are used with the weights that they come with, instead of Xavier's."""
 
 
 ARCHITECTURES = {

@@ -16,7 +16,7 @@ from simsfl.config.catalogue import ARCHITECTURES, HEADS
 from simsfl.config.notation import Bottleneck
 from simsfl.models.cut import narrowing, widening
 from simsfl.models.flat import FlatModule
-from simsfl.models.layers import Backbone, Style, initialise_
+from simsfl.models.layers import Backbone, Style, initialise_, made_stackable_
 from simsfl.models.resnet import Residual
 
 __all__ = [
@@ -77,15 +77,34 @@ class SplitModel:
     """Decoder of the simulated attacker that clients learn to resist; None if they do not."""
 
 
-def _backbone(arch: str, width: int, image_size: int, style: Style) -> Backbone:
-    """Build the backbone of an architecture."""
-    return ARCHITECTURES[arch].builder.load()(width, image_size, style)
+def _backbone(
+    arch: str, width: int, image_size: int, style: Style, generator: torch.Generator | None = None
+) -> Backbone:
+    """Build the backbone of an architecture, on the meta device unless it comes with weights of its own.
+
+    Args:
+        generator: random numbers for such weights; None for none.
+    """
+    kind, own = ARCHITECTURES[arch], torch.device("meta")
+    build = kind.builder.load()
+    if kind.own_weights and generator:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            built, own = build(width, image_size, style), torch.device("cpu")
+    else:
+        with own:
+            built = build(width, image_size, style)
+    layers = built if isinstance(built, list) else built.layers
+    made_stackable_(nn.ModuleList(layers), own)
+    if not isinstance(built, list):
+        return built
+    too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: larger images")
+    return Backbone(layers, _run(layers, torch.zeros(1, 3, image_size, image_size), too_small).shape[1])
 
 
 def layer_count(arch: str) -> int:
     """Return the number of layers of an architecture, which is the deepest cut layer allowed."""
-    with torch.device("meta"):
-        return len(_backbone(arch, 8, 32, Style()).layers)
+    return len(_backbone(arch, ARCHITECTURES[arch].width, 32, Style()).layers)
 
 
 def client_model(
@@ -102,8 +121,8 @@ def client_model(
 
     The arguments are those of `split_model`. The layers are on the meta device.
     """
+    layers = _backbone(arch, width, image_size, style).layers[:cut_layer]
     with torch.device("meta"):
-        layers = _backbone(arch, width, image_size, style).layers[:cut_layer]
         _drop_shortcuts(layers, client_residual)
         if bottleneck:
             convolutions = [module for module in nn.ModuleList(layers).modules() if isinstance(module, nn.Conv2d)]
@@ -154,9 +173,9 @@ def split_model(
     Raises:
         ValueError: The images are too small for the network, or its maps at the cut are too small for the bottleneck.
     """
+    backbone = _backbone(arch, width, image_size, style or Style(), generator)
+    layers = backbone.layers
     with torch.device("meta"):
-        backbone = _backbone(arch, width, image_size, style or Style())
-        layers = backbone.layers
         network = nn.ModuleList([*layers, _projector(backbone, head, key_dim, predictor=predictor)])
     _drop_shortcuts(layers[:cut_layer], client_residual)
     _weighted(network, generator)
@@ -205,8 +224,8 @@ def whole_model(
     Raises:
         ValueError: The images are too small for the network.
     """
+    backbone = _backbone(arch, width, image_size, style or Style(), generator)
     with torch.device("meta"):
-        backbone = _backbone(arch, width, image_size, style or Style())
         network = _Encoder(backbone.layers, _projector(backbone, head, key_dim, predictor=predictor))
     _weighted(network, generator)
     too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
@@ -222,9 +241,12 @@ def _projector(backbone: Backbone, head: str, key_dim: int, *, predictor: bool) 
 
 
 def _weighted(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Give a module on the meta device weights drawn from `generator`; leave it there if `generator` is None."""
-    if generator:
-        initialise_(module.to_empty(device="cpu"), generator)
+    """Give modules on the meta device weights drawn from `generator`; leave them there if `generator` is None."""
+    if not generator:
+        return
+    for part in module.children():
+        if any(parameter.is_meta for parameter in part.parameters()):
+            initialise_(part.to_empty(device="cpu"), generator)
 
 
 @torch.no_grad()

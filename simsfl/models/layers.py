@@ -57,6 +57,30 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, None, None, training=True, **affine)
 
 
+def made_stackable_(module: nn.Module, device: torch.device) -> None:
+    """Replace layers, in place, that cannot be mapped over clients' weights: those of BatchNorm by this module's.
+
+    Args:
+        module: a module, whose parts are looked at.
+        device: device of the new layers.
+
+    Raises:
+        ValueError: a layer is random, such as dropout, or a kind of normalisation that is not known here.
+    """
+    for name, part in list(module.named_children()):
+        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)) and part.affine and part.track_running_stats:
+            own = BatchNorm(part.num_features).to(device)
+            own.eps, own.momentum = part.eps, part.momentum
+            own.load_state_dict({key: value for key, value in part.state_dict().items() if key in own.state_dict()})
+            setattr(module, name, own)
+        elif isinstance(part, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
+            raise ValueError(
+                f"arch: {type(part).__name__} cannot be stacked over clients; allowed: without it, or with BatchNorm"
+            )
+        else:
+            made_stackable_(part, device)
+
+
 class ConvNorm(nn.Module):
     """Convolution with same-size padding, then normalisation, then optionally a residual added, then ReLU.
 
