@@ -22,7 +22,8 @@ from PIL import Image
 
 from simsfl.data import Arrays
 from simsfl.data.sources import CIFAR10, Unavailable, check, fetch, write_cache
-from simsfl.system.files import cache_directory, claimed, replacing
+from simsfl.system.files import claimed, replacing
+from simsfl.system.paths import cache_directory
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path
 

@@ -18,10 +18,11 @@ from simsfl.hw_profile.meters import Log, Meter, account, choose, label, present
 from simsfl.hw_profile.meters.board import Machine, board, temperature
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES
 from simsfl.runs.client_trace import Trace
+from simsfl.system.console import Output, print_error
 from simsfl.system.files import claimed, write_json
+from simsfl.system.programs import called
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, print_error, value_of, whole_number
-from simsfl.ui.console import Output
+from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, output, path, value_of, whole_number
 
 _PRECISIONS = ("fp32", "bf16", "fp16")
 """Precisions of the forward passes that can be asked for."""
@@ -42,7 +43,10 @@ def parser() -> Parser:
     result = Parser(description=__doc__)
     what = result.add_argument_group("what to do")
     what.add_argument(
-        "--replay", type=path, metavar="FILE", help="the trace of run.py --record-trace (default: a standard one)"
+        "--replay",
+        type=path,
+        metavar="FILE",
+        help=f"the trace of {called('run')} --record-trace (default: a standard one)",
     )
     what.add_argument("--cut-layer", type=whole_number, metavar="N", help="of the standard trace (default: 1)")
     what.add_argument("--bottleneck", metavar="C4S2", help="of the standard trace (default: none)")
@@ -76,7 +80,7 @@ def parser() -> Parser:
         metavar="NAME",
         help="pmic, ina226[:ADDRESS[:OHM]], ina219[:ADDRESS[:OHM]], rapl, csv:FILE, model, none, or auto (default)",
     )
-    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-pi_bench)")
+    where.add_argument("--out", type=output, metavar="DIR", help="(default: runs/<time>-pi_bench)")
     where.add_argument(
         "--add-log",
         type=path,
@@ -89,16 +93,16 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, show and write; return the exit code, which is 1 where the results differ from the trace's."""
-    with Stop():
-        return _run(argv)
+    with Stop() as stop:
+        return _run(argv, stop)
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    """Do what `main` does, while signals are caught."""
-    console = Output()
+def _run(argv: Sequence[str] | None, stop: Stop) -> int:
+    """Do what `main` does, while `stop` catches signals."""
     try:
         arguments = parser().parse(argv)
         _check(arguments)
+        console = Output(arguments.dashboard)
         if arguments.add_log:
             return _finish(console, arguments.add_log, _with_log(arguments))
         machine = Machine()
@@ -114,7 +118,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 1
     except KeyboardInterrupt:
         print_error("interrupted; nothing was written")
-        return 130
+        return 128 + stop.received
 
 
 def _check(arguments: Any) -> None:
@@ -168,7 +172,7 @@ def _measured(console: Output, arguments: Any, meter: Meter | Log | None, machin
         this = board(machine)
         title = f"{this.model}: cut layer {trace.about['network']['cut_layer']}, {arguments.runtime}"
         idle_seconds = 0.0 if arguments.meter == "none" else IDLE_SECONDS
-        kind = LiveView if console.is_live(arguments.dashboard) else PlainView
+        kind = LiveView if console.live else PlainView
         with kind(console, title, arguments.seconds, _metered(meter)) as view:
             seen = measure(job, meter, machine, view.show, idle_seconds)
         result = _figures(job, trace, seen, machine)
@@ -295,8 +299,7 @@ def _finish(console: Output, out: Path, result: dict[str, Any]) -> int:
     finally:
         for table in tables(result):
             console.print(table)
-    written = f"wrote {out / 'report.md'} and {out / 'result.json'}"
-    console.print(written, markup=False, highlight=False, soft_wrap=True)
+    console.say(f"wrote {out / 'report.md'} and {out / 'result.json'}")
     if result["energy_failed"]:
         print_error(f"{result['energy_note']}; the rest is written, and --add-log adds a log")
         return 2

@@ -20,20 +20,21 @@ from simsfl.hw_profile.meters import Log, Meter, Sampler, Span, account, choose
 from simsfl.hw_profile.meters.board import Machine, board
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES, Client, import_runtime, make_client, versions
+from simsfl.system.console import Output, print_error
 from simsfl.system.files import claimed, write_json
+from simsfl.system.programs import called
 from simsfl.system.signals import Stop
 from simsfl.ui.arguments import (
     Parser,
     add_dashboard_flag,
     fail,
     one_of,
+    output,
     path,
-    print_error,
     seconds,
     value_of,
     whole_number,
 )
-from simsfl.ui.console import Output
 
 _RESULT = "result.json"
 """File name of the result in the output directory."""
@@ -43,8 +44,8 @@ def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
     who = result.add_argument_group("whom to work for, and as whom")
-    who.add_argument("--server", required=True, metavar="HOST:PORT", help="where server.py listens")
-    who.add_argument("--key", type=path, metavar="FILE", help="device-N.key, which keys.py wrote")
+    who.add_argument("--server", required=True, metavar="HOST:PORT", help=f"where {called('server')} listens")
+    who.add_argument("--key", type=path, metavar="FILE", help=f"device-N.key, which {called('keys')} wrote")
     who.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
     who.add_argument(
         "--client-id",
@@ -56,7 +57,8 @@ def parser() -> Parser:
         "--images",
         type=path,
         metavar="FILE.npy",
-        help="its own, (n, 3, H, H) uint8, such as server.py --export-images writes (default: from the run's data set)",
+        help=f"its own, (n, 3, H, H) uint8, such as {called('server')} --export-images writes (default: from the run's "
+        "data set)",
     )
     who.add_argument(
         "--own-images", action="store_true", help="which are others than the simulation has for this client"
@@ -75,19 +77,22 @@ def parser() -> Parser:
     how.add_argument("--threads", type=whole_number, metavar="N", help="(default: what the runtime takes)")
     where = result.add_argument_group("measuring and output")
     where.add_argument(
-        "--meter", default="none", metavar="NAME", help="records energy, as that of pi_bench.py does (default: none)"
+        "--meter",
+        default="none",
+        metavar="NAME",
+        help=f"records energy, as that of {called('pi-bench')} does (default: none)",
     )
-    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-client-<process>)")
+    where.add_argument("--out", type=output, metavar="DIR", help="(default: runs/<time>-client-<process>)")
     add_dashboard_flag(where)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Take part until the server ends the run, and return the exit code."""
-    console = Output()
     with Stop() as stop:
         try:
             arguments = parser().parse(argv)
+            console = Output(arguments.dashboard)
             server, machine = checked(arguments.server, "server"), Machine()
             exposed = "another machine; allowed: --key FILE"
             keys = asked_for("device", arguments.key, server, insecure=arguments.insecure, exposed=exposed)
@@ -117,7 +122,7 @@ def take_part(
     console: Output, arguments: Any, keys: Keys | None, meter: Meter | Log | None, stop: Stop
 ) -> dict[str, Any]:
     """Connect and work until the run is over; return the content of ``result.json``."""
-    kind = LiveView if console.is_live(arguments.dashboard) else PlainView
+    kind = LiveView if console.live else PlainView
     watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
     idle_seconds = IDLE_SECONDS if meter else 0.0
     images = from_file(arguments.images) if arguments.images else None
@@ -203,7 +208,7 @@ def _made(device: Device, arguments: Any) -> Client:
 
 def from_file(file: Path) -> np.ndarray:
     """Return the array in a file that `numpy.save` wrote; raise a ValueError if it cannot be read as one."""
-    allowed = "allowed: what server.py --export-images wrote"
+    allowed = f"allowed: what {called('server')} --export-images wrote"
     try:
         return np.load(file, allow_pickle=False)
     except OSError as error:
@@ -257,8 +262,8 @@ def _from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
         return dataset.train.pixels[assembly.partition(own, dataset)[client]].numpy()
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(
-            f"images: there are none of the server's data set here ({error}); allowed: --images FILE, which server.py "
-            "--export-images writes"
+            f"images: there are none of the server's data set here ({error}); allowed: --images FILE, which "
+            f"{called('server')} --export-images writes"
         ) from error
 
 
@@ -274,4 +279,4 @@ def _conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
     elif result["meter_asked"] == "auto":
         lines += ["no meter found"]
     for line in [*lines, f"wrote {out / _RESULT}"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.say(line)

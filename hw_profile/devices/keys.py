@@ -17,8 +17,10 @@ import zmq
 from zmq.utils import z85
 
 from simsfl.hw_profile.devices.messages import LARGEST
+from simsfl.system.console import Output
 from simsfl.system.messages import shortened
-from simsfl.ui.arguments import Parser, fail, path, whole_number
+from simsfl.system.programs import called
+from simsfl.ui.arguments import Parser, fail, output, whole_number
 
 OPTIONS = {
     zmq.LINGER: 500,
@@ -74,12 +76,12 @@ class Keys:
                 and zmq.curve_public(keys.secret.encode()).decode() == keys.public
             )
         except OSError as error:
-            made = "allowed: a file that python hw_profile/keys.py makes"
+            made = f"allowed: a file that {called('keys')} makes"
             raise ValueError(f"key: {file} cannot be read ({error.strerror}); {made}") from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):  # of any content
             whole = False
         if not whole:
-            raise ValueError(f"key: {file} holds no keys; allowed: a file that python hw_profile/keys.py made")
+            raise ValueError(f"key: {file} holds no keys; allowed: a file that {called('keys')} made")
         if keys.end != end:
             raise ValueError(f"key: {file} is a {keys.end}'s; allowed: a {end}'s, made at the same time")
         return keys
@@ -163,7 +165,7 @@ def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
     result.add_argument("--devices", type=whole_number, default=1, metavar="N", help="how many (default: 1)")
-    result.add_argument("--out", type=path, default=Path("keys"), metavar="DIR", help="(default: keys)")
+    result.add_argument("--out", type=output, default=Path("keys"), metavar="DIR", help="(default: keys)")
     return result
 
 
@@ -178,5 +180,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(
             ValueError(f"out: {arguments.out} cannot be written to ({error.strerror}); allowed: a new directory")
         )
-    print(f"wrote {', '.join(map(str, files))}: {files[0].name} stays here, each other goes to its device")
+    Output().say(f"wrote {', '.join(map(str, files))}: {files[0].name} stays here, each other goes to its device")
     return 0

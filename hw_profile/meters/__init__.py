@@ -22,6 +22,7 @@ from simsfl.hw_profile.meters.log import Log
 from simsfl.hw_profile.meters.pmic import Pmic
 from simsfl.hw_profile.meters.rapl import Rapl
 from simsfl.system.messages import unknown
+from simsfl.system.paths import expanded
 
 __all__ = [
     "METERS",
@@ -100,7 +101,7 @@ def choose(spec: str, machine: Machine) -> Meter | Log | None:
     if name == "none":
         return None
     if name == "csv":
-        return Log(rest)
+        return Log(expanded(rest))
     if name == "auto":
         return next(iter(present(machine)[0].values()), None)
     if name not in METERS:

@@ -13,7 +13,6 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 from simsfl import Simulation
@@ -22,10 +21,11 @@ from simsfl.engine.precision import arithmetic
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
 from simsfl.rounds import evaluating
 from simsfl.runs.directory import RunDirectory
+from simsfl.system.console import Output
 from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.progress import watched
-from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_number
+from simsfl.ui.arguments import Parser, fail, output, seeds_of, value_of, whole_number
 from simsfl.ui.dashboard import number
 
 _DESCENT = "descent"
@@ -37,7 +37,7 @@ _SHOWN = 12
 def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
-    result.add_argument("run", type=path, metavar="RUN_DIR", help="run directory (method mocosfl)")
+    result.add_argument("run", type=output, metavar="RUN_DIR", help="run directory (method mocosfl)")
     result.add_argument(
         "--decoder",
         default="res_normN4C64",
@@ -152,7 +152,7 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
     for stem, figure in figures.items():
         figure.savefig(out / f"{stem}.png")
         plt.close(figure)
-    console = Console()
+    console = Output()
     table = Table(title=f"{name} against client {arguments.target_client}, {len(rows)} images")
     for column in ("", "mean", "std"):
         table.add_column(column, justify="right")
@@ -160,7 +160,7 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
         table.add_row(score.upper(), *(number(scores[score][part], ".4f", unit) for part in ("mean", "std")))
     table.caption = f"MSE of the mean image: {mean_image:.4f}"
     console.print(table)
-    console.print(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}", highlight=False, soft_wrap=True)
+    console.say(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}")
 
 
 def _mean_image_mse(simulation: Simulation, rows: torch.Tensor) -> float:

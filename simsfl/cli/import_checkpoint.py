@@ -15,7 +15,8 @@ from simsfl.cli.presets import named
 from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, Weights, from_published, mismatch
-from simsfl.ui.arguments import Parser, fail, path
+from simsfl.system.console import Output
+from simsfl.ui.arguments import Parser, fail, output, path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "files", type=path, nargs="+", metavar="CLIENT.tar SERVER.tar", help="state dicts; either may be left out"
     )
-    parser.add_argument("--out", type=path, metavar="FILE", help="file to write (default: the first, as .safetensors)")
+    parser.add_argument(
+        "--out", type=output, metavar="FILE", help="file to write (default: the first, as .safetensors)"
+    )
     add_config_flags(parser, preset="paper")
     try:
         arguments = parser.parse(argv)
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(error)
     start = f"start from it with --init-client {out}" + " --init-server" * bool(halves["server"])
-    print(
+    Output().say(
         f"wrote {out}: {start if halves['client'] else 'a server alone; import its client with it to start from both'}"
     )
     return 0

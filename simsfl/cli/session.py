@@ -19,9 +19,9 @@ from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
 from simsfl.simulation import Simulation
+from simsfl.system.console import Output
 from simsfl.system.files import write_json
 from simsfl.system.signals import Stop
-from simsfl.ui.console import Output
 from simsfl.ui.dashboard import LiveView, PlainView
 
 _LIVE_SECONDS = 1.0
@@ -191,7 +191,7 @@ class Session:
             for record in self.simulation.train():
                 self._take(record)
                 self.refresh("training")
-                if self.console.deserted:
+                if self.console.lost:
                     self.stop.received = signal.SIGPIPE
                 if self.stop.received and self._may_save(record):
                     self.save()

@@ -141,7 +141,7 @@ DATASETS = {
         in_files=True,
     ),
     "imagenet12": DataSet(
-        "12 classes of ImageNet, at 224x224, in DATA_DIR/imagenet-12: see prepare_imagenet12.py",
+        "12 classes of ImageNet, at 224x224, in DATA_DIR/imagenet-12, which `simsfl prepare-imagenet12` makes",
         Code("simsfl.data.load:imagenet12"),
         image_size=224,
         classes=12,

@@ -27,7 +27,8 @@ from rich.progress import DownloadColumn, Progress
 from safetensors import safe_open
 
 from simsfl.data import ARRAYS, Arrays
-from simsfl.system.files import cache_directory, digest
+from simsfl.system.files import digest
+from simsfl.system.paths import cache_directory
 from simsfl.system.progress import bar
 from simsfl.system.tensor_file import write_tensors
 

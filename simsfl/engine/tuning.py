@@ -35,8 +35,9 @@ from simsfl.kernels import (
 )
 from simsfl.models import FlatModule
 from simsfl.models.central import CentralModule
-from simsfl.system.files import cache_directory, write_json
+from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
+from simsfl.system.paths import cache_directory
 
 CHUNKS = (100, 50, 25, 10)
 """Numbers of clients that may run together on a CPU, the default first. On a GPU all clients run together."""

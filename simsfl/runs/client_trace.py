@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from simsfl.system.programs import called
+
 _FORMAT = 1
 """Version of the file format, recorded in ``trace.json``."""
 VIEWS = {"crop": (4,), "flip": (), "jitter": (4,), "blends": (3,), "hue_slot": (), "gray": (), "sigma": ()}
@@ -128,7 +130,7 @@ class Trace:
 
     def wrong(self, what: str) -> ValueError:
         """Return the error to raise about the file, whose message says `what` is wrong with it."""
-        return ValueError(f"replay: {self.path} {what}; allowed: a file that run.py --record-trace wrote")
+        return ValueError(f"replay: {self.path} {what}; allowed: a file that {called('run')} --record-trace wrote")
 
     def array(self, name: str) -> np.ndarray:
         """Read and return the array of this name.

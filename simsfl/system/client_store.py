@@ -9,7 +9,7 @@ import tempfile
 import torch
 from torch import Tensor
 
-from simsfl.system.files import cache_directory
+from simsfl.system.paths import cache_directory
 
 
 class Storage:

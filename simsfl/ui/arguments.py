@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from simsfl.system.console import print_error
 from simsfl.system.messages import shortened, unknown
+from simsfl.system.paths import expanded
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,7 +78,28 @@ def path(text: str) -> Path:
     """Convert the text of a flag that takes a path. Raise an ArgumentTypeError if it is empty."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; allowed: a path")
-    return Path(text)
+    return Path(source(text))
+
+
+def output(text: str) -> Path:
+    """Convert the text of a flag that names a run directory, or what is to be written, into a `path`.
+
+    Raise an ArgumentTypeError if it is not UTF-8: safetensors opens no such file.
+    """
+    result = path(text)
+    try:
+        str(result).encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not UTF-8; allowed: a path that is") from None
+    return result
+
+
+def source(text: str) -> str:
+    """Convert the text of a flag that takes a name or a path. Raise an ArgumentTypeError for an unknown ``~user``."""
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def whole_number(text: str) -> int:
@@ -126,8 +148,3 @@ def fail(error: Exception) -> int:
     """Print an error in what the user asked for as one line on stderr; return the exit code, 2."""
     print_error(str(error))
     return 2
-
-
-def print_error(text: str) -> None:
-    """Print an error on stderr, as one line."""
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)

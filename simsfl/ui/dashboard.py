@@ -22,6 +22,7 @@ from rich.text import Text
 from simsfl.algorithm.wire import DeviceStatus
 from simsfl.runs.metrics import History, Status
 from simsfl.system.clock import PHASES
+from simsfl.system.console import Output
 
 REFRESH_SECONDS = 1.0
 """Least seconds between two drawings of the live view."""
@@ -143,7 +144,7 @@ def _header(config: Mapping[str, Any], activity: str) -> Panel:
         (f"{config['clients']:,} clients", "bold"),
         f", cohort {config['cohort']:,}  {config['engine']}  {config['precision']}",
     )
-    titles = {"title": "simsfl", "title_align": "left", "subtitle": activity, "subtitle_align": "right"}
+    titles = {"title": "simsfl", "title_align": "left", "subtitle": Text(activity), "subtitle_align": "right"}
     return Panel(text, border_style="cyan", **titles)
 
 
@@ -305,7 +306,7 @@ class LiveView:
         console: the terminal.
     """
 
-    def __init__(self, config: Mapping[str, Any], history: History, console: Console):
+    def __init__(self, config: Mapping[str, Any], history: History, console: Output):
         self.config, self.history, self.console = config, history, console
         self.live = Live(console=console, auto_refresh=False, screen=True)
         self.picture: Group | None = None
@@ -342,7 +343,7 @@ class PlainView:
         console: where to print.
     """
 
-    def __init__(self, config: Mapping[str, Any], history: History, console: Console):
+    def __init__(self, config: Mapping[str, Any], history: History, console: Output):
         self.config, self.history, self.console = config, history, console
         self.printed = len(history.rounds)
 
@@ -365,13 +366,11 @@ class PlainView:
         knn = {record["round"]: f"  kNN {record['knn_top1']:.2f} %" for record in self.history.evaluations}
         left = time_left(status)
         for record in self.history.rounds[self.printed :]:
-            self.console.print(
+            self.console.say(
                 f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
                 f"contrast {record['contrast_top1']:.2f} %{knn.get(record['round'], '')}  "
                 f"{'' if record['communication'] == 'A' else 'state ' + record['communication'] + '  '}"
                 f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
-                f"{'-' if left is None else time_text(left)} left",
-                highlight=False,
-                soft_wrap=True,
+                f"{'-' if left is None else time_text(left)} left"
             )
         self.printed = len(self.history.rounds)

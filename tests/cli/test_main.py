@@ -53,16 +53,3 @@ def test_an_interrupted_program_ends_in_one_line(started, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "a_program", SimpleNamespace(main=interrupted))
     assert command.main(["run"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
-
-
-@pytest.mark.parametrize(
-    ("called", "words"),
-    [
-        ("simsfl run", ["simsfl", "pi-bench"]),
-        ("/somewhere/experiments/run.py", ["python", "/somewhere/hw_profile/pi_bench.py"]),
-        ("/usr/bin/pytest", ["simsfl", "pi-bench"]),
-    ],
-)
-def test_other_programs_are_named_as_this_one_was_called(monkeypatch, called, words):
-    monkeypatch.setattr(sys, "argv", [called])
-    assert command.command("pi-bench") == words

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from simsfl import Simulation
 from simsfl.system.client_store import Storage
-from simsfl.system.files import cache_directory
+from simsfl.system.paths import cache_directory
 
 
 @pytest.mark.parametrize("kind", ["host", "mmap"])

@@ -21,12 +21,12 @@ from statistics import median, quantiles
 from tempfile import TemporaryFile
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
+from simsfl.system.console import Output
 from simsfl.system.messages import unknown
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, whole_number
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report["engines"] = _engines(fields, names, steps)
             report["peaks"] = _one("peaks", fields)
         for table in tables(report):
-            Console(width=max(100, Console().width)).print(table)
+            Output(width=max(100, Output().width)).print(table)
         if arguments.json:
             from simsfl.system.files import write_json  # noqa: PLC0415
 

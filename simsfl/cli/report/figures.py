@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from simsfl.algorithm.plan import Group, plan_round
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
 from simsfl.runs.metrics import History
+from simsfl.system.console import Output
 from simsfl.system.progress import watched
 
 _PAIRS = 12
@@ -69,7 +69,7 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     for run in watched(runs, "Drawing"):
         simulation = Simulation.load(run.path, device="auto")
         for problem in simulation.damaged:
-            print(f"{problem}; using the one before", file=sys.stderr)
+            Output(stderr=True).say(f"{problem}; using the one before")
         suffix = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '-', run.name)}" if len(runs) > 1 else ""
         of = f" of {run.name}" if len(runs) > 1 else ""
         figures[f"partition{suffix}"] = (f"Images per client and class{of}", _partition(simulation))

@@ -13,15 +13,18 @@ from matplotlib.figure import Figure
 from simsfl.cli.report.figures import Run, draw, save
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, read_records
-from simsfl.ui.arguments import Parser, fail, path
+from simsfl.system.console import Output
+from simsfl.system.messages import visible
+from simsfl.system.programs import called
+from simsfl.ui.arguments import Parser, fail, output
 from simsfl.ui.dashboard import number, time_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report; return the exit code."""
     parser = Parser(description=__doc__)
-    parser.add_argument("runs", type=path, nargs="+", metavar="RUN_DIR", help="run directories")
-    parser.add_argument("--out", type=path, metavar="DIR", help="directory to write into (default: the first run's)")
+    parser.add_argument("runs", type=output, nargs="+", metavar="RUN_DIR", help="run directories")
+    parser.add_argument("--out", type=output, metavar="DIR", help="directory to write into (default: the first run's)")
     try:
         arguments = parser.parse(argv)
         runs = [_read(path, name) for path, name in zip(arguments.runs, _unique_names(arguments.runs), strict=True)]
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.report.write_text(_page(runs, figures, out.path), encoding="utf-8")
     except (ValueError, OSError) as error:
         return fail(error)
-    print(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
+    Output().say(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
     return 0
 
 
@@ -82,7 +85,7 @@ def _read_attack(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         [content[score][part] for score in ("mse", "ssim", "psnr") for part in ("mean", "std")]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); allowed: what attack.py writes") from error
+        raise ValueError(f"{file} is damaged ({error}); allowed: what {called('attack')} writes") from error
     return content
 
 
@@ -114,7 +117,7 @@ def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) ->
                 "",
                 f"![originals, reconstructions]({sheet})",
             ]
-    return "\n".join([*lines, ""])
+    return "\n".join(map(visible, [*lines, ""]))
 
 
 def _cells(run: Run) -> dict[str, str]:

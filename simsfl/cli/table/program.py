@@ -15,17 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from simsfl.cli.flags import add_config_flags, config_values
-from simsfl.cli.main import command
 from simsfl.cli.presets import named
 from simsfl.cli.table.cells import TABLES, Cell
+from simsfl.system.console import Output
 from simsfl.system.messages import unknown
+from simsfl.system.programs import command
 from simsfl.system.progress import bar, watched
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, fail, path, seeds_of
+from simsfl.ui.arguments import Parser, fail, output, seeds_of, value_of
 
 _COSTS = {"1": "hardware costs as the paper counts them", "hardware": "same as 1"}
 """Titles of the tables that need no runs, by name."""
@@ -44,8 +44,13 @@ def parser() -> Parser:
     )
     what.add_argument("--only", metavar="TEXT", help='run only cells whose "row, column" contains this text')
     what.add_argument("--dry-run", action="store_true", help="print commands, steps and times, and run nothing")
-    what.add_argument("--budget", type=float, metavar="MINUTES", help="shorten every run so that all fit in this time")
-    what.add_argument("--out", type=path, metavar="DIR", help="results, new or to continue (default: tables/TABLE)")
+    what.add_argument(
+        "--budget",
+        type=value_of(float, "minutes"),
+        metavar="MINUTES",
+        help="shorten every run so that all fit in this time",
+    )
+    what.add_argument("--out", type=output, metavar="DIR", help="results, new or to continue (default: tables/TABLE)")
     add_config_flags(result, preset="auto", group=what, without=("seed",))
     return result
 
@@ -74,7 +79,7 @@ def _tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        Output(stderr=True).say("stopped; the same command goes on")
         return 128 + (stop.received or signal.SIGINT)
 
 
@@ -89,7 +94,7 @@ def _show_costs(out: Path | None) -> int:
 
     tables, _ = paper_tables()
     for table in tables:
-        Console().print(table)
+        Output().print(table)
     if out:
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.md").write_text("\n".join(map(markdown, tables)), encoding="utf-8")
@@ -147,7 +152,7 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     from simsfl.cli.table.results import Results  # noqa: PLC0415
     from simsfl.system.files import write_json  # noqa: PLC0415
 
-    out, console = arguments.out or Path("tables") / arguments.table, Console()
+    out, console = arguments.out or Path("tables") / arguments.table, Output()
     identity = {"table": arguments.table, "preset": base.preset, "flags": flags, "budget": arguments.budget}
     kept = {name: run for name, run in read_grid(out / "grid.json", identity).items() if not run["problem"]}
     names = {Plan(cell, seed, base, 0, 0.0).name: (cell, seed) for cell, seed in cells}
@@ -158,7 +163,7 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     results = Results(TABLES[arguments.table](), plans, out, arguments.budget, flags)
     if arguments.dry_run:
         for plan in plans:
-            console.print(_command_line(plan, out), markup=False, highlight=False, soft_wrap=True)
+            console.say(_command_line(plan, out))
         console.print(results.forecast())
         return 0
     out.mkdir(parents=True, exist_ok=True)
@@ -166,7 +171,7 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     _run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], out, results.write)
     results.write()
     console.print(results.table())
-    console.print(f"wrote {out / 'table.md'} and {out / 'table.png'}", highlight=False)
+    console.say(f"wrote {out / 'table.md'} and {out / 'table.png'}")
     return 0
 
 
@@ -227,7 +232,7 @@ def _running(argv: list[str], log: Any) -> Iterator[subprocess.Popen]:
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # not by SIGINT: a job in the background ignores that, and so do its processes
         process.wait()
 
 
