@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -118,7 +119,7 @@ def _run(argv: Sequence[str] | None, stop: Stop) -> int:
         return 1
     except KeyboardInterrupt:
         print_error("interrupted; nothing was written")
-        return 128 + stop.received
+        return 128 + (stop.received or signal.SIGINT)
 
 
 def _check(arguments: Any) -> None:
