@@ -15,6 +15,7 @@ from rich.text import Text
 
 from simsfl.hw_profile.runtimes.client_work import PHASES
 from simsfl.system.console import Output
+from simsfl.system.messages import visible
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 """Blocks of a sparkline, from low to high."""
@@ -78,7 +79,7 @@ class LiveView:
     """A panel that is redrawn eight times a second."""
 
     def __init__(self, console: Output, title: str, seconds: float, meter: str):
-        self._title, self._seconds, self._meter = Text(title), seconds, meter
+        self._title, self._seconds, self._meter = Text(visible(title)), seconds, meter
         self._stage, self._what = "starting", {}
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, screen=True)
 

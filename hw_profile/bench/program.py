@@ -23,7 +23,7 @@ from simsfl.system.console import Output, print_error
 from simsfl.system.files import claimed, write_json
 from simsfl.system.programs import called
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, output, path, value_of, whole_number
+from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, value_of, whole_number
 
 _PRECISIONS = ("fp32", "bf16", "fp16")
 """Precisions of the forward passes that can be asked for."""
@@ -81,7 +81,7 @@ def parser() -> Parser:
         metavar="NAME",
         help="pmic, ina226[:ADDRESS[:OHM]], ina219[:ADDRESS[:OHM]], rapl, csv:FILE, model, none, or auto (default)",
     )
-    where.add_argument("--out", type=output, metavar="DIR", help="(default: runs/<time>-pi_bench)")
+    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-pi_bench)")
     where.add_argument(
         "--add-log",
         type=path,

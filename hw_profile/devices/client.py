@@ -24,17 +24,7 @@ from simsfl.system.console import Output, print_error
 from simsfl.system.files import claimed, write_json
 from simsfl.system.programs import called
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import (
-    Parser,
-    add_dashboard_flag,
-    fail,
-    one_of,
-    output,
-    path,
-    seconds,
-    value_of,
-    whole_number,
-)
+from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, seconds, value_of, whole_number
 
 _RESULT = "result.json"
 """File name of the result in the output directory."""
@@ -82,7 +72,7 @@ def parser() -> Parser:
         metavar="NAME",
         help=f"records energy, as that of {called('pi-bench')} does (default: none)",
     )
-    where.add_argument("--out", type=output, metavar="DIR", help="(default: runs/<time>-client-<process>)")
+    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-client-<process>)")
     add_dashboard_flag(where)
     return result
 

@@ -20,7 +20,7 @@ from simsfl.hw_profile.devices.messages import LARGEST
 from simsfl.system.console import Output
 from simsfl.system.messages import shortened
 from simsfl.system.programs import called
-from simsfl.ui.arguments import Parser, fail, output, whole_number
+from simsfl.ui.arguments import Parser, fail, path, whole_number
 
 OPTIONS = {
     zmq.LINGER: 500,
@@ -165,7 +165,7 @@ def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
     result.add_argument("--devices", type=whole_number, default=1, metavar="N", help="how many (default: 1)")
-    result.add_argument("--out", type=output, default=Path("keys"), metavar="DIR", help="(default: keys)")
+    result.add_argument("--out", type=path, default=Path("keys"), metavar="DIR", help="(default: keys)")
     return result
 
 

@@ -17,6 +17,7 @@ from simsfl.hw_profile.devices.device import Device
 from simsfl.hw_profile.meters import Sampler, label
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
 from simsfl.system.console import Output
+from simsfl.system.messages import visible
 
 _LATENCY = ("compute", "network", "server")
 """Parts of a step, as in `Device.seconds`."""
@@ -88,7 +89,7 @@ class LiveView:
         if latest:
             parts += [Text(""), Text("the latest step", style="dim"), phase_bars(latest)]
         who = f"client {device.client} of run {device.run} at {device.server}" if device.run else device.server
-        return Panel(Group(*parts), title=Text(who), padding=(1, 2))
+        return Panel(Group(*parts), title=Text(visible(who)), padding=(1, 2))
 
     def _rows(self, device: Device) -> dict[str, Any]:
         """Return the panel's rows, name and content; the device works on meanwhile."""

@@ -23,7 +23,7 @@ from simsfl.hw_profile.devices.keys import SERVER, asked_for, checked
 from simsfl.system.console import Formatter, Output, print_error
 from simsfl.system.programs import called, command
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, fail, output, path, seconds, value_of, whole_number
+from simsfl.ui.arguments import Parser, fail, path, seconds, value_of, whole_number
 
 _POLL_SECONDS = 0.2
 """Seconds between two looks while the server waits for devices."""
@@ -60,7 +60,7 @@ def parser() -> Parser:
         metavar="N",
         help="devices to wait for before training (default: all)",
     )
-    devices.add_argument("--export-images", type=output, metavar="DIR", help="write each device's images there first")
+    devices.add_argument("--export-images", type=path, metavar="DIR", help="write each device's images there first")
     return result
 
 

@@ -25,7 +25,7 @@ from simsfl.system.console import Output
 from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.progress import watched
-from simsfl.ui.arguments import Parser, fail, output, seeds_of, value_of, whole_number
+from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_number
 from simsfl.ui.dashboard import number
 
 _DESCENT = "descent"
@@ -37,7 +37,7 @@ _SHOWN = 12
 def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
-    result.add_argument("run", type=output, metavar="RUN_DIR", help="run directory (method mocosfl)")
+    result.add_argument("run", type=path, metavar="RUN_DIR", help="run directory (method mocosfl)")
     result.add_argument(
         "--decoder",
         default="res_normN4C64",

@@ -11,7 +11,7 @@ from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, load_weights, to_published
 from simsfl.system.console import Output
-from simsfl.ui.arguments import Parser, fail, output, source
+from simsfl.ui.arguments import Parser, fail, path, source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "source", type=source, metavar="SOURCE", help="run directory, weights file, or name of an expert"
     )
-    parser.add_argument("--out", type=output, required=True, metavar="DIR", help="directory to write into")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="directory to write into")
     parser.add_argument("--client-only", action="store_true", help="leave the server out, as experts do")
     try:
         arguments = parser.parse(argv)

@@ -16,7 +16,7 @@ from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, Weights, from_published, mismatch
 from simsfl.system.console import Output
-from simsfl.ui.arguments import Parser, fail, output, path
+from simsfl.ui.arguments import Parser, fail, path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "files", type=path, nargs="+", metavar="CLIENT.tar SERVER.tar", help="state dicts; either may be left out"
     )
-    parser.add_argument(
-        "--out", type=output, metavar="FILE", help="file to write (default: the first, as .safetensors)"
-    )
+    parser.add_argument("--out", type=path, metavar="FILE", help="file to write (default: the first, as .safetensors)")
     add_config_flags(parser, preset="paper")
     try:
         arguments = parser.parse(argv)

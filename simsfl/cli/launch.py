@@ -78,7 +78,8 @@ def launch(
         guests: participants from outside the simulation, if any.
 
     Returns:
-        0 if all went well, 1 if training failed, 128 plus the number of the signal if one stopped the run.
+        0 if all went well, 1 if training failed or stdout cannot be written, 128 plus the number of the signal if one
+        stopped the run.
 
     Raises:
         ValueError: the flags ask for something impossible, or for more memory than there is.
@@ -112,6 +113,9 @@ def launch(
         again = shlex.join([*begin, str(session.directory.path)])
         console.say(f"stopped by {stop.received.name}; go on with: {again}")
         _print_trace(console, session.recorder)
+        if console.lost and not isinstance(console.lost, BrokenPipeError):
+            print_error(f"output: stdout cannot be written ({console.lost.strerror}); the run goes on with: {again}")
+            return 1
         return 128 + stop.received
     _conclude(console, session.directory, session.result)
     _print_trace(console, session.recorder)

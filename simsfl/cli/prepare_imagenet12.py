@@ -14,7 +14,7 @@ from pathlib import Path
 from simsfl.system.console import Output
 from simsfl.system.files import replacing
 from simsfl.system.progress import watched
-from simsfl.ui.arguments import Parser, fail, output, path
+from simsfl.ui.arguments import Parser, fail, path
 
 _CLASSES = 12
 _SPLITS = ("train", "val")
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--imagenet", type=path, required=True, help="directory that holds train/WNID/* and val/WNID/*")
     parser.add_argument("--classes", type=path, required=True, help="file of 12 WordNet ids, one per line")
     parser.add_argument(
-        "--out", type=output, default=Path("data/imagenet-12"), help="new directory (default: data/imagenet-12)"
+        "--out", type=path, default=Path("data/imagenet-12"), help="new directory (default: data/imagenet-12)"
     )
     try:
         arguments = parser.parse(argv)

@@ -9,7 +9,7 @@ from simsfl.cli.presets import laptop
 from simsfl.system.console import print_error
 from simsfl.system.programs import called
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, output, path, value_of, whole_number
+from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, value_of, whole_number
 
 
 def parser() -> Parser:
@@ -22,12 +22,10 @@ def parser() -> Parser:
         metavar="FILE",
         help="start from a saved config.json instead of a preset",
     )
-    what.add_argument(
-        "--resume", type=output, metavar="DIR", help="go on with the run in this directory, as configured"
-    )
+    what.add_argument("--resume", type=path, metavar="DIR", help="go on with the run in this directory, as configured")
     what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
     where = result.add_argument_group("output")
-    where.add_argument("--out", type=output, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
+    where.add_argument("--out", type=path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
     where.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     add_dashboard_flag(where)
     where.add_argument(
@@ -38,7 +36,7 @@ def parser() -> Parser:
     )
     where.add_argument(
         "--record-trace",
-        type=output,
+        type=path,
         metavar="FILE",
         help=f"record what one client does, for {called('pi-bench')} --replay",
     )

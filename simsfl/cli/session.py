@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -172,12 +174,18 @@ class Session:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
         with torch.profiler.profile(
             schedule=torch.profiler.schedule(wait=1, warmup=UNTRACED - 1, active=steps, repeat=1),
-            on_trace_ready=lambda profile: profile.export_chrome_trace(str(self.directory.trace)),
+            on_trace_ready=self._write_profile,
         ) as profile:
             observer = _Profiled(profile)
             self.simulation.observers.append(observer)
             yield
         self.simulation.observers.remove(observer)
+
+    def _write_profile(self, profile: torch.profiler.profile) -> None:
+        """Write a profile as a Chrome trace; PyTorch itself writes into no directory whose name is not UTF-8."""
+        with tempfile.TemporaryDirectory() as scratch:
+            profile.export_chrome_trace(f"{scratch}/trace.json")
+            shutil.copyfile(f"{scratch}/trace.json", self.directory.trace)
 
     def _train(self) -> bool:
         """Train to the end or until the user stops the run, and show it; return whether it is finished.

@@ -11,7 +11,7 @@ from simsfl.runs.metrics import ENDINGS, History, Status, read_records
 from simsfl.system.console import Output
 from simsfl.system.messages import visible
 from simsfl.system.programs import called
-from simsfl.ui.arguments import Parser, fail, output
+from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import REFRESH_SECONDS, LiveView, PlainView, render, time_text
 
 _STALE_SECONDS = 120
@@ -58,9 +58,9 @@ def _follow(tail: _Tail, view: LiveView | PlainView, console: Output) -> Status 
 def main(argv: Sequence[str] | None = None) -> int:
     """Show the run until it ends; return the exit code."""
     parser = Parser(description=__doc__)
-    parser.add_argument("run", type=output, metavar="RUN_DIR", help="run directory")
+    parser.add_argument("run", type=path, metavar="RUN_DIR", help="run directory")
     parser.add_argument("--once", action="store_true", help="show the present state of the run and stop")
-    parser.add_argument("--svg", type=output, metavar="FILE", help="write the present view as a picture and stop")
+    parser.add_argument("--svg", type=path, metavar="FILE", help="write the present view as a picture and stop")
     console = Output("auto")
     try:
         arguments = parser.parse(argv)

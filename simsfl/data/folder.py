@@ -201,7 +201,7 @@ def _read_all(split: _Listing, size: int) -> tuple[np.ndarray, np.ndarray]:
 def _listing_checksum(path: Path, files: Sequence[str]) -> str:
     """Return the SHA-256 of the files' names, relative to `path`, and sizes; to read them all would take too long."""
     lines = (f"{os.path.relpath(file, path)} {Path(file).stat().st_size}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def read_image(path: Path, size: int) -> np.ndarray:

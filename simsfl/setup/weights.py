@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,7 +23,8 @@ from simsfl.models.flat import flattened, pieces
 from simsfl.runs import checkpoint
 from simsfl.runs.directory import RunDirectory
 from simsfl.setup import assembly
-from simsfl.system.messages import unknown
+from simsfl.system.messages import unknown, visible
+from simsfl.system.tensor_file import opened
 
 EXPERTS = Path(__file__).parent / "experts"
 """Directory of the experts that come with simsfl."""
@@ -84,7 +85,7 @@ class Weights:
             for half in HALVES
             for name, tensor in getattr(self, half).items()
         }
-        metadata = {"config": json.dumps(self.config.network()), "origin": Path(self.origin).name}
+        metadata = {"config": json.dumps(self.config.network()), "origin": visible(Path(self.origin).name)}
         save_file(tensors, path, metadata=metadata)
 
 
@@ -112,9 +113,9 @@ def load_weights(source: str) -> Weights:
         raise unknown("init_client", source, experts(), also="the directory of a run, or a file of weights")
     halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             config = RunConfig.from_dict(json.loads(file.metadata()["config"]))
-            for name in file.keys():  # noqa: SIM118 - safe_open is not a dictionary
+            for name in file.keys():  # noqa: SIM118 - this is not a dictionary
                 half, _, own = name.partition(".")
                 halves[half][own] = file.get_tensor(name)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -133,7 +134,7 @@ def _of_run(path: Path) -> Weights:
     model = assembly.network(config, weights=False)
     file, _, _ = checkpoint.newest(directory.checkpoints)
     halves = {}
-    with safe_open(file, framework="pt") as tensors:
+    with opened(file) as tensors:
         for half, part in zip(HALVES, ("clients", "server"), strict=True):
             own = getattr(model, half)
             halves[half] = {

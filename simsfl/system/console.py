@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -49,9 +50,8 @@ class Output(Console):
     def __init__(self, dashboard: str = "off", **options: Any):
         stream = options.get("file") or (sys.stderr if options.get("stderr") else sys.stdout)
         terminal = dashboard == "on" or (stream is not None and stream.isatty())
-        colours = Console(force_terminal=terminal or None, **options).color_system
-        plain = {"markup": False, "emoji": False, "highlight": False}
-        super().__init__(force_terminal=terminal, color_system=colours, **plain, **options)
+        options["color_system"] = Console(force_terminal=terminal or None, **options).color_system
+        super().__init__(force_terminal=terminal, markup=False, emoji=False, highlight=False, **options)
         self.redraws = terminal and not self.is_dumb_terminal
         self.live = self.redraws and dashboard != "off"
         if dashboard == "on" and not self.live:
@@ -62,13 +62,14 @@ class Output(Console):
         styled = [part if isinstance(part, tuple) else (part, "") for part in parts]
         self.print(Text.assemble(*((visible(text), style) for text, style in styled)), soft_wrap=True)
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a string to be printed, such as a cell of a table, of which every line is `visible`."""
+        return super().render_str(_visible_lines(text), **options)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield the segments of a text, table or picture, in whose text nothing controls the terminal."""
+        """Yield the segments of anything that is printed, of which every line is `visible`."""
         for segment in super().render(renderable, options):
-            if segment.control or segment.text.isprintable():
-                yield segment
-            else:
-                yield Segment("\n".join(map(visible, segment.text.split("\n"))), segment.style)
+            yield segment if segment.control else Segment(_visible_lines(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
         """Go on in silence, since the reader has ended."""
@@ -94,6 +95,11 @@ class Output(Console):
             os.dup2(nowhere.fileno(), self.file.fileno())
 
 
+def _visible_lines(text: str) -> str:
+    """Return a text with its line breaks, of which every line is `visible`."""
+    return text if text.isprintable() else "\n".join(map(visible, text.split("\n")))
+
+
 def print_error(text: str) -> None:
     """Print an error on stderr, as one line."""
     Output(stderr=True).say(f"error: {text}")
@@ -109,6 +115,7 @@ def set_up() -> None:
         if hasattr(stream, "reconfigure"):  # None where it was closed before the start
             stream.reconfigure(errors="legible")
     logging.basicConfig(handlers=[_Warnings()])
+    warnings.showwarning = _show_warning
 
 
 def ended(code: int) -> int:
@@ -136,6 +143,11 @@ class Formatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the message with what goes before it, on one line."""
         return visible(super().formatMessage(record))
+
+
+def _show_warning(message: Warning | str, *where: Any) -> None:
+    """Log a warning of Python or of a library, without the place in the code that causes it."""
+    log.warning("%s", message)
 
 
 class _Warnings(logging.Handler):

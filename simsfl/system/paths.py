@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -33,17 +34,18 @@ def cache_directory() -> Path:
     directory, which this process and those that it starts share, and which is removed in the end; a warning says so.
 
     Raises:
-        ValueError: one of the variables begins with ``~`` and names no home directory.
+        ValueError: the variable begins with ``~`` and names no home directory.
     """
-    named = os.environ.get("SIMSFL_CACHE")
-    if named:
-        return Path(expanded(named))
-    try:
+    if named := os.environ.get("SIMSFL_CACHE"):
+        try:
+            return Path(expanded(named))
+        except ValueError as error:
+            raise ValueError(f"SIMSFL_CACHE: {error}") from error
+    base = None
+    with suppress(ValueError):
         base = Path(expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
-    except ValueError:
-        base = None
-    if base and _can_be_made(base / "simsfl"):
-        return base / "simsfl"
+        if _can_be_made(base / "simsfl"):
+            return base / "simsfl"
     directory = tempfile.mkdtemp(prefix="simsfl-cache-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     os.environ["SIMSFL_CACHE"] = directory

@@ -1,16 +1,19 @@
-"""Writing tensors as safetensors files without having them all in memory."""
+"""Tensors in safetensors files: written without having them all in memory, and read whatever a file is called."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from simsfl.system.files import replacing
@@ -63,6 +66,27 @@ def rows_in_block(tensor: Tensor) -> int:
 def blocks_of(tensor: Tensor | Rows) -> Iterator[Tensor]:
     """Return the blocks of `Rows`, or a tensor as a single block."""
     return tensor.blocks() if isinstance(tensor, Rows) else iter([tensor])
+
+
+@contextmanager
+def opened(path: Path, framework: str = "pt") -> Iterator[safe_open]:
+    """Yield what `safetensors.safe_open` returns for a file, also for one whose path is not UTF-8, which it refuses.
+
+    Args:
+        path: the file.
+        framework: "pt" for tensors, "np" for NumPy's arrays.
+
+    Raises:
+        OSError: the file cannot be read.
+        safetensors.SafetensorError: the file holds no tensors.
+    """
+    with path.open("rb") as file:
+        try:
+            name = os.fsencode(path).decode("utf-8")
+        except UnicodeDecodeError:
+            name = f"/dev/fd/{file.fileno()}"
+        with safe_open(name, framework) as tensors:
+            yield tensors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: dict[str, str] | None = None) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from simsfl.system.console import print_error
+from simsfl.system.console import Output, print_error
 from simsfl.system.messages import shortened, unknown
 from simsfl.system.paths import expanded
 
@@ -22,6 +22,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         shape = argparse.RawDescriptionHelpFormatter
         super().__init__(allow_abbrev=False, formatter_class=shape, usage="%(prog)s [flags]", **options)
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help as all output is printed; argparse would not notice that the disk is full."""
+        Output(file=file).print(self.format_help(), end="", soft_wrap=True)
 
     def error(self, message: str) -> NoReturn:
         """Raise a ValueError that starts with the flag's name; argparse would print the usage and exit."""
@@ -79,19 +83,6 @@ def path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("is empty; allowed: a path")
     return Path(source(text))
-
-
-def output(text: str) -> Path:
-    """Convert the text of a flag that names a run directory, or what is to be written, into a `path`.
-
-    Raise an ArgumentTypeError if it is not UTF-8: safetensors opens no such file.
-    """
-    result = path(text)
-    try:
-        str(result).encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not UTF-8; allowed: a path that is") from None
-    return result
 
 
 def source(text: str) -> str:

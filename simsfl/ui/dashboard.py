@@ -23,6 +23,7 @@ from simsfl.algorithm.wire import DeviceStatus
 from simsfl.runs.metrics import History, Status
 from simsfl.system.clock import PHASES
 from simsfl.system.console import Output
+from simsfl.system.messages import visible
 
 REFRESH_SECONDS = 1.0
 """Least seconds between two drawings of the live view."""
@@ -144,7 +145,7 @@ def _header(config: Mapping[str, Any], activity: str) -> Panel:
         (f"{config['clients']:,} clients", "bold"),
         f", cohort {config['cohort']:,}  {config['engine']}  {config['precision']}",
     )
-    titles = {"title": "simsfl", "title_align": "left", "subtitle": Text(activity), "subtitle_align": "right"}
+    titles = {"title": "simsfl", "title_align": "left", "subtitle": Text(visible(activity)), "subtitle_align": "right"}
     return Panel(text, border_style="cyan", **titles)
 
 

@@ -24,6 +24,7 @@ from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
 from simsfl.runs.metrics import History
 from simsfl.system.console import Output
+from simsfl.system.messages import visible
 from simsfl.system.progress import watched
 
 _PAIRS = 12
@@ -191,7 +192,7 @@ def _partition(simulation: Simulation) -> Figure:
     labels = simulation.dataset.train_labels.cpu().numpy()
     counts = simulation.parts.partition.class_counts(labels)
     order = np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))
-    classes = simulation.dataset.classes
+    classes = list(map(visible, simulation.dataset.classes))
     figure, axis = plt.subplots(figsize=(6, 6), layout="constrained")
     picture = axis.imshow(counts[order], aspect="auto", cmap="viridis", interpolation="nearest")
     axis.grid(visible=False)
@@ -253,7 +254,7 @@ def _features(simulation: Simulation) -> Figure:
     figure, axis = plt.subplots(figsize=(7, 5.5), layout="constrained")
     if len(data.classes) <= 20:
         palette = plt.get_cmap("tab10" if len(data.classes) <= 10 else "tab20")
-        for label, name in enumerate(data.classes):
+        for label, name in enumerate(map(visible, data.classes)):
             mine = labels == label
             axis.scatter(*points[mine].T, s=6, alpha=0.6, label=name, color=palette(label))
         axis.legend(fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))

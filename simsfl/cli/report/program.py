@@ -16,15 +16,15 @@ from simsfl.runs.metrics import History, read_records
 from simsfl.system.console import Output
 from simsfl.system.messages import visible
 from simsfl.system.programs import called
-from simsfl.ui.arguments import Parser, fail, output
+from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import number, time_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report; return the exit code."""
     parser = Parser(description=__doc__)
-    parser.add_argument("runs", type=output, nargs="+", metavar="RUN_DIR", help="run directories")
-    parser.add_argument("--out", type=output, metavar="DIR", help="directory to write into (default: the first run's)")
+    parser.add_argument("runs", type=path, nargs="+", metavar="RUN_DIR", help="run directories")
+    parser.add_argument("--out", type=path, metavar="DIR", help="directory to write into (default: the first run's)")
     try:
         arguments = parser.parse(argv)
         runs = [_read(path, name) for path, name in zip(arguments.runs, _unique_names(arguments.runs), strict=True)]
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _unique_names(paths: list[Path]) -> list[str]:
     """Return the last part of each path, numbered where it is not unique: ``run-1``, ``run-2``."""
-    last = [path.resolve().name for path in paths]
+    last = [visible(path.resolve().name) for path in paths]
     return [name if last.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(last)]
 
 

@@ -25,7 +25,7 @@ from simsfl.system.messages import unknown
 from simsfl.system.programs import command
 from simsfl.system.progress import bar, watched
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, fail, output, seeds_of, value_of
+from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of
 
 _COSTS = {"1": "hardware costs as the paper counts them", "hardware": "same as 1"}
 """Titles of the tables that need no runs, by name."""
@@ -50,7 +50,7 @@ def parser() -> Parser:
         metavar="MINUTES",
         help="shorten every run so that all fit in this time",
     )
-    what.add_argument("--out", type=output, metavar="DIR", help="results, new or to continue (default: tables/TABLE)")
+    what.add_argument("--out", type=path, metavar="DIR", help="results, new or to continue (default: tables/TABLE)")
     add_config_flags(result, preset="auto", group=what, without=("seed",))
     return result
 

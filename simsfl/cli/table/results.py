@@ -18,6 +18,7 @@ from rich.table import Table
 from simsfl.cli.table.cells import Table as PaperTable
 from simsfl.cli.table.grid import ATTACK_EPOCHS, Plan
 from simsfl.runs.directory import RunDirectory
+from simsfl.system.messages import visible
 from simsfl.ui.dashboard import time_text
 from simsfl.ui.markdown import markdown
 
@@ -131,7 +132,7 @@ class Results:
         budget = f"schedules shortened to fit {self.budget:g} minutes; " if self.budget else ""
         changed = {name for plan in self.plans for name in self.flags if plan.cell.settings.get(name) is not None}
         flags = ", ".join(f"{name} {value}" + " ‡" * (name in changed) for name, value in self.flags.items())
-        return (
+        return visible(
             f"preset {preset}{', ' * bool(flags)}{flags}; {budget}share of the published steps, † fewer; accuracies in "
             "percent, time of training" + "; ‡ not as the cells are, so not what was published" * bool(changed)
         )
@@ -142,7 +143,7 @@ class Results:
             expert = next(p for p in self.plans if p.cell == plan.cell.expert and p.seed == plan.seed)
             return f"its expert: {self._trouble(expert)}"
         log = self.out / f"{plan.name}.log"
-        lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
         errors = [line for line in lines if line.startswith("error: ")]
         return plan.problem or (errors[-1] if errors else "not run" if not lines else f"failed, see {log}")
 
