@@ -217,7 +217,7 @@ def pickled():
 def test_a_trace_that_does_not_fit_together_is_refused(change, dataset, tmp_path):
     recorded({}, dataset, tmp_path / "trace")
     rewritten(tmp_path / "trace", change)
-    with pytest.raises(ValueError, match=r"replay: .*; allowed: a file that run.py --record-trace wrote"):
+    with pytest.raises(ValueError, match=r"replay: .*; allowed: a file that simsfl run --record-trace wrote"):
         Trace(tmp_path / "trace")
 
 
