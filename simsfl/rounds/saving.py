@@ -18,7 +18,7 @@ from simsfl.runs.directory import RunDirectory
 from simsfl.setup.defaults import with_possible_precision
 from simsfl.setup.parts import Parts, build
 from simsfl.setup.weights import load_weights
-from simsfl.system.tensor_file import Rows, blocks_of, opened
+from simsfl.system.tensor_file import Rows, blocks_of, open_tensors
 
 
 def save(path: str | Path, parts: Parts, progress: Progress, timed: dict[str, Any], metrics_bytes: int) -> None:
@@ -104,7 +104,7 @@ def _restore(path: Path, parts: Parts, progress: Progress) -> None:
         ValueError: the checkpoint is of another network, or of other clients.
     """
     try:
-        with opened(path) as file:
+        with open_tensors(path) as file:
             if set(file.keys()) != set(_tensors(parts, progress)):
                 raise ValueError("it holds other tensors")
             parts.state.restore_(file, sent=progress.communication.needs_sent(progress.step_index))

@@ -24,7 +24,7 @@ from simsfl.runs import checkpoint
 from simsfl.runs.directory import RunDirectory
 from simsfl.setup import assembly
 from simsfl.system.messages import unknown, visible
-from simsfl.system.tensor_file import opened
+from simsfl.system.tensor_file import open_tensors
 
 EXPERTS = Path(__file__).parent / "experts"
 """Directory of the experts that come with simsfl."""
@@ -113,7 +113,7 @@ def load_weights(source: str) -> Weights:
         raise unknown("init_client", source, experts(), also="the directory of a run, or a file of weights")
     halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
     try:
-        with opened(path) as file:
+        with open_tensors(path) as file:
             config = RunConfig.from_dict(json.loads(file.metadata()["config"]))
             for name in file.keys():  # noqa: SIM118 - this is not a dictionary
                 half, _, own = name.partition(".")
@@ -134,7 +134,7 @@ def _of_run(path: Path) -> Weights:
     model = assembly.network(config, weights=False)
     file, _, _ = checkpoint.newest(directory.checkpoints)
     halves = {}
-    with opened(file) as tensors:
+    with open_tensors(file) as tensors:
         for half, part in zip(HALVES, ("clients", "server"), strict=True):
             own = getattr(model, half)
             halves[half] = {

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from simsfl.system.files import replacing
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 _BLOCK_BYTES = 1 << 26
 """Bytes of rows that are written at a time, at most, unless a single row has more."""
@@ -69,17 +71,19 @@ def blocks_of(tensor: Tensor | Rows) -> Iterator[Tensor]:
 
 
 @contextmanager
-def opened(path: Path, framework: str = "pt") -> Iterator[safe_open]:
-    """Yield what `safetensors.safe_open` returns for a file, also for one whose path is not UTF-8, which it refuses.
+def open_tensors(path: Path, framework: str = "pt") -> Iterator[safe_open]:
+    """Open a safetensors file, also one whose path is not UTF-8, which the library itself does not open.
 
     Args:
         path: the file.
-        framework: "pt" for tensors, "np" for NumPy's arrays.
+        framework: "pt" for tensors on the CPU, "np" for NumPy's arrays.
 
     Raises:
         OSError: the file cannot be read.
         safetensors.SafetensorError: the file holds no tensors.
     """
+    from safetensors import safe_open  # noqa: PLC0415  (small boards lack it, and read no such file)
+
     with path.open("rb") as file:
         try:
             name = os.fsencode(path).decode("utf-8")
