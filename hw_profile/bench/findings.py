@@ -11,6 +11,7 @@ from rich.table import Table
 
 from simsfl.hw_profile.bench.plots import bars, curve
 from simsfl.hw_profile.runtimes.client_work import PHASES
+from simsfl.system.messages import count_text
 
 _PAPER = {"memory_mb": {1: 0.8, 2: 3.2}, "watts": 2.26, "mah": 9100}
 """Figures of Li et al. (ICLR 2023) on a Raspberry Pi 4B.
@@ -33,21 +34,20 @@ def session(about: Mapping[str, Any], step_seconds: float) -> dict[str, Any]:
     return {**about["session"], "seconds": seconds, "wh": None, "mah_at_5v": None, "share_of_10000_mah": None}
 
 
-def with_charge(session: Mapping[str, Any], watts: float, source: str) -> dict[str, Any]:
+def with_charge(session: Mapping[str, Any], watts: float | None, source: str) -> dict[str, Any]:
     """Return the session with its energy at a constant power.
 
     Args:
         session: figures that `session` returns.
-        watts: mean power.
+        watts: mean power; None where it is not known, so that there is no energy.
         source: where the power comes from, for people.
     """
-    wh = watts * session["seconds"] / 3600
-    share = wh / _BATTERY_WH
+    wh = None if watts is None else watts * session["seconds"] / 3600
     return {
         **session,
         "wh": wh,
-        "mah_at_5v": 1000 * wh / _USB_VOLTS,
-        "share_of_10000_mah": share,
+        "mah_at_5v": None if wh is None else 1000 * wh / _USB_VOLTS,
+        "share_of_10000_mah": None if wh is None else wh / _BATTERY_WH,
         "charge_source": source,
     }
 
@@ -148,7 +148,7 @@ def _work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "memory, tensors",
             f"{memory['tensors'] / _MB:.2f} MB",
             f"{published} MB" if published else "",
-            f"{memory['tensors_source']}; estimated {memory['reckoned'] / _MB:.2f} MB",
+            f"{memory['tensors_source']}; estimated {memory['estimated'] / _MB:.2f} MB",
         ),
         (
             "memory, process",
@@ -169,9 +169,16 @@ def _power_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     source, step = energy["label"], result["latency"]["step"]["mean"]
     above = energy["above_idle_watts"]
     spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
-    failed = f"; {energy['failed_readings']} readings failed" if energy["failed_readings"] else ""
+    remarks = [source]
+    if energy["failed_readings"]:
+        remarks.append(f"{count_text(energy['failed_readings'], 'reading')} failed")
+    if energy["warning"]:
+        remarks.append(energy["warning"])
+    power = ("power", f"{energy['mean_watts']:.2f} W", published, "; ".join(remarks))
+    if energy["below_zero"]:  # nothing can be computed from a power with the wrong sign
+        return [power]
     return [
-        ("power", f"{energy['mean_watts']:.2f} W", published, f"{source}{failed}"),
+        power,
         (
             "power above idle",
             f"{above:.2f} W",
@@ -245,7 +252,7 @@ def _what(result: Mapping[str, Any]) -> str:
     narrowed = f" {trace['bottleneck']}" if trace["bottleneck"] else ""
     return (
         f"{trace['arch']}, cut layer {trace['cut_layer']}{narrowed}, batch {trace['batch_size']}, {result['runtime']}, "
-        f"{result['dtype']}, threads {result['threads']}"
+        f"{result['dtype']}, {count_text(result['threads'], 'thread')}"
     )
 
 
@@ -264,7 +271,7 @@ def report(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
             "Memory of the client's training, estimated by category, and measured",
             {name: size / 1000 for name, size in result["memory"]["by_category"].items()}
             | {
-                "all, estimated": result["memory"]["reckoned"] / 1000,
+                "all, estimated": result["memory"]["estimated"] / 1000,
                 "all, measured": result["memory"]["tensors"] / 1000,
             },
             "kB",

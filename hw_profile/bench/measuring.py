@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import simsfl
-from simsfl.hw_profile.meters import Log, Meter, Readings, Sampler, Span
+from simsfl.hw_profile.meters import Log, Meter, Record, Sampler, Span
 from simsfl.hw_profile.meters.board import Machine, temperature, throttling
 
 _HOME = str(Path(simsfl.__file__).parents[1])
@@ -39,27 +39,17 @@ class Measurement:
     """What the worker reports after the timed work."""
     done: Mapping[str, Any]
     """What the worker reports in the end."""
-    before: Span
-    """Span in which the idle machine was measured before the work."""
-    after: Span
-    """Span in which the idle machine was measured after the work."""
-    readings: Readings
-    """Unix seconds and watts of each of the meter's readings."""
-    failures: int
-    """Number of the meter's readings that failed."""
-    last_error: str
-    """Text of the latest reading's failure."""
+    spans: Mapping[str, Span]
+    """Spans of the idle machine before the work, of the timed work, and of the idle machine after it, by name and in
+    this order, in unix seconds."""
+    record: Record
+    """What the meter showed."""
     temperatures: Sequence[float]
     """Temperatures of the processor in degrees Celsius, in order of time."""
     throttling_before: Sequence[str] | None
     """What limited the board's speed before the work (`board.throttling`)."""
     throttling: Sequence[str] | None
     """What limited the board's speed after the work; None where the board does not report it."""
-
-    @property
-    def work(self) -> Span:
-        """Return the span of the timed work."""
-        return self.worked["begin"], self.worked["end"]
 
 
 class _Worker:
@@ -197,15 +187,14 @@ def measure(
         worker.go_on()
         tell("memory and peak")
         done = worker.until("done", tell)
+    record, work = sampler.record(), (worked["begin"], worked["end"])
+    spans = {"idle before": before, "work": work, "idle after": after}
     return Measurement(
         verified,
         worked,
         done,
-        before,
-        after,
-        sampler.readings,
-        sampler.failures,
-        sampler.last_error,
+        {name: record.in_unix(span) for name, span in spans.items()},
+        record,
         temperatures,
         before_work,
         throttling(machine),
@@ -213,9 +202,9 @@ def measure(
 
 
 def idle(seconds: float, tell: Watch) -> Span:
-    """Wait for some seconds, so that a meter sees the idle machine, and return the span of that time."""
-    started, begin = time.time(), time.monotonic()
+    """Wait for some seconds, so that a meter sees the idle machine, and return their span on the monotonic clock."""
+    begin = time.monotonic()
     while (waited := time.monotonic() - begin) < seconds:
         tell("idle", seconds=waited, of=seconds)
         time.sleep(min(0.1, seconds))
-    return started, time.time()
+    return begin, time.monotonic()

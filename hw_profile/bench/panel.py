@@ -31,14 +31,16 @@ _STAGES = {
 
 
 def _sparkline(values: Sequence[float]) -> str:
-    """Return a row of blocks for the values; the scale begins at 0."""
-    high = max(values, default=0.0) or 1.0
-    return "".join(_LEVELS[min(int(value / high * len(_LEVELS)), len(_LEVELS) - 1)] for value in values)
+    """Return a row of blocks for the values; the scale includes 0, and begins there unless a value is negative."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    step = (high - low) / len(_LEVELS) or 1.0
+    return "".join(_LEVELS[min(int((value - low) / step), len(_LEVELS) - 1)] for value in values)
 
 
 def power_text(watts: Sequence[float], source: str) -> str:
     """Return the latest reading, a sparkline of the latest readings, and their source."""
-    return f"{watts[-1]:6.2f} W  {_sparkline(watts[-BAR:])}  {source}"
+    doubt = "; are VIN+ and VIN- swapped?" if min(watts) < 0 else ""
+    return f"{watts[-1]:6.2f} W  {_sparkline(watts[-BAR:])}  {source}{doubt}"
 
 
 def phase_bars(latest: Mapping[str, float]) -> Table:

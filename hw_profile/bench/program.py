@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -14,14 +15,18 @@ from typing import Any
 from simsfl.hw_profile.bench.findings import operations, report, session, tables, with_charge
 from simsfl.hw_profile.bench.measuring import IDLE_SECONDS, THREADS, Measurement, measure, standard_trace
 from simsfl.hw_profile.bench.panel import LiveView, PlainView
-from simsfl.hw_profile.meters import Log, Meter, account, choose, label, present
+from simsfl.hw_profile.meters import Log, Meter, Record, account, blocked, choose, label, present
 from simsfl.hw_profile.meters.board import Machine, board, temperature
+from simsfl.hw_profile.meters.cores import check_threads, usable_cores
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES
 from simsfl.runs.client_trace import Trace
 from simsfl.system.files import claimed, write_json
+from simsfl.system.messages import count_text
 from simsfl.system.signals import Stop
 from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, print_error, value_of, whole_number
 from simsfl.ui.console import Output
+
+log = logging.getLogger(__name__)
 
 _PRECISIONS = ("fp32", "bf16", "fp16")
 """Precisions of the forward passes that can be asked for."""
@@ -98,10 +103,10 @@ def _run(argv: Sequence[str] | None) -> int:
     console = Output()
     try:
         arguments = parser().parse(argv)
-        _check(arguments)
-        if arguments.add_log:
-            return _finish(console, arguments.add_log, _with_log(arguments))
         machine = Machine()
+        _check(arguments, machine)
+        if arguments.add_log:
+            return _finish(console, arguments.add_log, _with_log(arguments, machine))
         meter = choose(arguments.meter, machine)
         out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-pi_bench"
         with claimed(out, "result.json"):
@@ -117,7 +122,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 130
 
 
-def _check(arguments: Any) -> None:
+def _check(arguments: Any, machine: Machine) -> None:
     """Raise a ValueError if flags are out of range or do not go together."""
     if arguments.replay:
         for name in _STANDARD:
@@ -125,9 +130,8 @@ def _check(arguments: Any) -> None:
                 raise ValueError(f"{name}: is what the trace has; allowed: without --replay")
     if not 0.1 <= arguments.seconds <= _LONGEST:
         raise ValueError(f"seconds: {arguments.seconds:g} is out of range; allowed: 0.1 to {_LONGEST}")
-    cores = os.cpu_count() or 1
-    if arguments.threads and arguments.threads > cores:
-        raise ValueError(f"threads: {arguments.threads} are more than the cores; allowed: 1 to {cores}")
+    if arguments.threads:
+        check_threads(arguments.threads, machine)
     if arguments.tolerance is not None and not arguments.tolerance > 0:
         raise ValueError(f"tolerance: {arguments.tolerance:g} allows nothing; allowed: more than 0")
     if arguments.add_log:
@@ -160,7 +164,7 @@ def _measured(console: Output, arguments: Any, meter: Meter | Log | None, machin
         job = {
             "trace": str(file),
             "runtime": arguments.runtime,
-            "threads": arguments.threads,
+            "threads": arguments.threads or _default_threads(machine),
             "dtype": arguments.dtype or trace.about["optimiser"]["precision"],
             "compile": arguments.compile,
             "seconds": arguments.seconds,
@@ -178,7 +182,7 @@ def _measured(console: Output, arguments: Any, meter: Meter | Log | None, machin
     )
     result["verified"] = {name: seen.verified[name] for name in ("activations", "weights")} | {"tolerance": tolerance}
     try:
-        result = _with_energy(result, meter, seen.readings, (seen.failures, seen.last_error))
+        result = _with_energy(result, meter, seen.record)
         return result if meter else result | {"energy_note": _absent(arguments.meter, machine)}
     except ValueError as error:  # all other results are still valid
         return result | {"energy": None, "energy_note": str(error), "energy_failed": True, "readings": []}
@@ -188,14 +192,33 @@ def _absent(spec: str, machine: Machine) -> str:
     """Return why there is no power, including what would make further meters available, such as a package."""
     if spec == "none":
         return "no meter asked for"
-    reasons = [reason for reason in present(machine)[1].values() if " not here" not in reason]
-    return "; ".join(["no meter found", *reasons])
+    return "; ".join(["no meter found", *blocked(present(machine)[1])])
 
 
-def _usual_threads() -> int:
+def _default_threads(machine: Machine) -> int | None:
+    """Return the number of threads to set where none is asked for: the usable cores, if the machine has more of them.
+
+    None leaves it to the runtime. Warn if an environment variable asks for more threads than there are usable cores.
+    """
+    cores, named = usable_cores(machine), _named_threads()
+    if named is None:
+        return cores if cores < (os.cpu_count() or 1) else None
+    name, threads = named
+    if threads > cores:
+        usable = count_text(cores, "core")
+        log.warning("%s asks for %d threads, but this process may use %s: it is slower so", name, threads, usable)
+    return None
+
+
+def _named_threads() -> tuple[str, int] | None:
+    """Return the first environment variable that sets a number of threads, and that number."""
+    return next(((name, int(os.environ[name])) for name in THREADS if os.environ.get(name, "").isdecimal()), None)
+
+
+def _numpy_threads(machine: Machine) -> int:
     """Return the number of threads that NumPy uses by default."""
-    named = next((os.environ[name] for name in THREADS if os.environ.get(name, "").isdecimal()), None)
-    return int(named or os.cpu_count() or 1)
+    named = _named_threads()
+    return named[1] if named else usable_cores(machine)
 
 
 def _metered(meter: Meter | Log | None) -> str:
@@ -223,7 +246,7 @@ def _figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: M
         "versions": seen.verified["versions"],
         "runtime": job["runtime"],
         "dtype": job["dtype"],
-        "threads": job["threads"] or seen.verified["versions"].get("threads", _usual_threads()),
+        "threads": job["threads"] or seen.verified["versions"].get("threads", _numpy_threads(machine)),
         "compile": job["compile"],
         "trace": {
             "client": about["client"],
@@ -233,7 +256,8 @@ def _figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: M
             **network,
         },
         "steps": seen.worked["steps"],
-        "spans": {"idle before": seen.before, "work": seen.work, "idle after": seen.after},
+        "spans": seen.spans,
+        "clock_moved": seen.record.clock_moved,
         "latency": latency,
         "operations": operations(about, batch_size, latency, seen.done),
         "memory": {
@@ -241,7 +265,7 @@ def _figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: M
             "process_above_idle": seen.worked["memory"]["above_idle"],
             "tensors": seen.done["tensor_bytes"],
             "tensors_source": f"measured by {'tracemalloc' if lean else 'PyTorch'}, with the gradient that comes in",
-            "reckoned": sum(categories.values()),
+            "estimated": sum(categories.values()),
             "by_category": categories,
         },
         "session": session(about, latency["step"]["mean"]),
@@ -250,28 +274,27 @@ def _figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: M
     }
 
 
-def _with_energy(
-    result: dict[str, Any], meter: Meter | Log | None, readings: Sequence[Sequence[float]], failures: tuple[int, str]
-) -> dict[str, Any]:
+def _with_energy(result: dict[str, Any], meter: Meter | Log | None, record: Record) -> dict[str, Any]:
     """Return the result with the energy that a meter has measured, if there is a meter.
 
     Raises:
-        ValueError: the meter has too few readings, or the idle machine was not watched.
+        ValueError: the meter has too few valid readings, or the idle machine was not measured.
     """
     spans = [tuple(span) for span in result["spans"].values()]
     before, _, after = spans
     if meter is not None and not before[0] < before[1]:
-        raise ValueError("add_log: the idle machine was not watched, by --meter none; allowed: results without that")
-    found = None
+        raise ValueError("add_log: the idle machine was not measured; allowed: results without --meter none")
+    found, readings = None, record.readings
     if meter is not None:
-        found, readings = account(meter, readings, spans, failures)
-        result["session"] = with_charge(result["session"], found["mean_watts"], found["label"])
+        found, readings = account(meter, record, spans)
+        watts = None if found["below_zero"] else found["mean_watts"]
+        result["session"] = with_charge(result["session"], watts, found["label"])
     shown = [(at, watts) for at, watts in readings if before[0] <= at <= after[1]]
     shown = shown[:: 1 + len(shown) // _POINTS]
     return result | {"energy": found, "energy_note": "", "energy_failed": False, "readings": shown}
 
 
-def _with_log(arguments: Any) -> dict[str, Any]:
+def _with_log(arguments: Any, machine: Machine) -> dict[str, Any]:
     """Return an earlier result with the energy from a log that was copied later.
 
     Raises:
@@ -280,7 +303,11 @@ def _with_log(arguments: Any) -> dict[str, Any]:
     file = arguments.add_log / "result.json"
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        return _with_energy(result, choose(arguments.meter, Machine()), [], (0, ""))
+        memory = result.get("memory", {})
+        if "reckoned" in memory:  # as earlier versions called it
+            memory["estimated"] = memory.pop("reckoned")
+        record = Record(clock_moved=result.get("clock_moved", 0.0))
+        return _with_energy(result, choose(arguments.meter, machine), record)
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"add_log: {file} is no result ({error}); allowed: what --out was") from error
 

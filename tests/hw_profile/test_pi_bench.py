@@ -121,7 +121,7 @@ def test_a_result_has_everything(runtime, trace, tmp_path, capsys):
     assert set(result["latency"]) == {"step", "views", "query", "momentum", "key", "backward", "sgd", "sync"}
     assert result["latency"]["step"]["median"] <= result["latency"]["step"]["p95"]
     assert result["operations"]["per_step"] == 2 * sum(Trace(trace).about["cost"]["flops"].values())
-    assert result["memory"]["tensors"] > 0.5 * result["memory"]["reckoned"]
+    assert result["memory"]["tensors"] > 0.5 * result["memory"]["estimated"]
     assert result["energy"] is None
     assert result["energy_note"] == "no meter asked for"
     assert {"report.md", "latency.svg", "memory.svg"} <= {file.name for file in out.iterdir()}
@@ -194,7 +194,7 @@ def test_bad_input(trace, standard, tmp_path, capsys):
         (["--replay", tmp_path / "none"], "replay: "),
         (["--replay", tmp_path], "replay: "),
         (["--out", damaged / "x"], "out: "),
-        (["--threads", 4096], "threads: 4096 are more than the cores"),
+        (["--threads", 4096], "threads: 4096 are more than the cores that this process may use; allowed: 1"),
         (["--bottleneck", "C4S64"], "bottleneck: stride 64 is more than the maps of 32x32"),
         (["--replay", other], "network: is built otherwise here than where this comes from"),
         (["--replay", other, "--runtime", "lean"], "network: is built otherwise here than where this comes from"),
@@ -287,7 +287,7 @@ def test_nothing_else_goes_with_a_log(tmp_path, capsys):
         (
             '{"spans": {"idle before": [1, 1], "work": [1, 2], "idle after": [2, 2]}}',
             [],
-            "the idle machine was not watched",
+            "the idle machine was not measured",
         ),
     ):
         (tmp_path / "result.json").write_text(content)
