@@ -59,7 +59,7 @@ def operations(about: Mapping[str, Any], batch_size: int, latency: Mapping[str, 
         about: the content of a trace's ``trace.json``.
         batch_size: images per step.
         latency: times of the step and of each phase (`Times.spread`).
-        done: what the worker reports in the end, with its ``peak_flops``.
+        done: the report of the worker at its end, with its ``peak_flops``.
     """
     phases = {phase: batch_size * count for phase, count in about["cost"]["flops"].items() if phase in latency}
     total = sum(phases.values())
@@ -69,7 +69,7 @@ def operations(about: Mapping[str, Any], batch_size: int, latency: Mapping[str, 
         "per_second": rate,
         "phases_per_second": {phase: count / latency[phase]["mean"] for phase, count in phases.items()},
         "peak_per_second": done["peak_flops"],
-        "peak_source": "measured: the best of several products of large matrices, in fp32, on as many threads",
+        "peak_source": "measured: the best of several products of large matrices, in fp32, with as many threads",
         "share_of_peak": rate / done["peak_flops"],
     }
 
@@ -142,7 +142,7 @@ def _work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "speed",
             f"{speed['per_second'] / 1e9:.2f} GFLOP/s",
             "",
-            f"{speed['share_of_peak']:.1%} of {speed['peak_per_second'] / 1e9:.1f}: a matrix product here",
+            f"{speed['share_of_peak']:.1%} of the {speed['peak_per_second'] / 1e9:.1f} of a matrix product here",
         ),
         (
             "memory, tensors",
@@ -154,7 +154,7 @@ def _work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "memory, process",
             "-" if above is None else f"{above / _MB:.1f} MB",
             "",
-            "the system does not say"
+            "the system does not report it"
             if above is None
             else "private memory above the idle process, runtime and trace loaded",
         ),
@@ -202,13 +202,14 @@ def _session_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "session",
             duration(whole["seconds"]),
             "",
-            f"{whole['steps']:,} steps, of a client in a whole run, at the mean; server and network not counted",
+            f"{count_text(whole['steps'], 'step')} of a client in a whole run, at the mean pace; without server and "
+            "network",
         ),
         (
             "traffic",
             f"{whole['bytes_up'] / _MB:,.1f} / {whole['bytes_down'] / _MB:,.1f} MB",
             "",
-            "of a session, up / down, by the cost model",
+            "sent / received in a session, by the cost model",
         ),
     ]
     if whole["wh"] is not None:
@@ -231,7 +232,7 @@ def _board_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         first = f"{temperature['first']:.0f} °C at the start; the system's thermal zone of the processor"
         rows.append(("temperature", f"{temperature['highest']:.0f} °C", "", first))
     if flags is None:
-        rows.append(("throttling", "-", "", "the board does not say"))
+        rows.append(("throttling", "-", "", "the board does not report it"))
     else:
         words = f"{', '.join(flags)}: figures are not the board's best" if flags else "in this run, by vcgencmd"
         rows.append(("throttling", "yes" if flags else "none", "", words))

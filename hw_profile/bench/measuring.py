@@ -34,11 +34,11 @@ class Measurement:
     """Everything that was observed of the work, the machine and the meter."""
 
     verified: Mapping[str, Any]
-    """What the worker reports after the comparison with the trace."""
+    """Report of the worker after the comparison with the trace."""
     worked: Mapping[str, Any]
-    """What the worker reports after the timed work."""
+    """Report of the worker after the timed work."""
     done: Mapping[str, Any]
-    """What the worker reports in the end."""
+    """Report of the worker at its end."""
     spans: Mapping[str, Span]
     """Spans of the idle machine before the work, of the timed work, and of the idle machine after it, by name and in
     this order, in unix seconds."""
@@ -96,7 +96,7 @@ class _Worker:
         raise self._failure()
 
     def go_on(self) -> None:
-        """Let the worker do its next part; raise the errors of `until` if it has ended."""
+        """Let the worker continue; raise the errors of `until` if it has ended."""
         try:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
@@ -118,12 +118,12 @@ def _environment(threads: int | None) -> dict[str, str]:
 def _failure(errors: str, code: int) -> Exception:
     """Return the exception for a program that ended with this error output and this exit code."""
     if code < 0:
-        hint = " (systems without memory left do so)" if code == -signal.SIGKILL else ""
-        return RuntimeError(f"the worker was ended by {signal.Signals(-code).name}{hint}")
-    last = (errors.strip().splitlines() or [f"it said nothing, and ended with code {code}"])[-1]
+        hint = " (the system may have run out of memory)" if code == -signal.SIGKILL else ""
+        return RuntimeError(f"the measured process was ended by {signal.Signals(-code).name}{hint}")
+    last = (errors.strip().splitlines() or [f"no message, exit code {code}"])[-1]
     if code == 2:
         return ValueError(last.removeprefix("error: "))
-    return RuntimeError(f"the worker ended: {last}")
+    return RuntimeError(f"the measured process failed: {last}")
 
 
 def standard_trace(path: Path, settings: Mapping[str, Any]) -> None:
@@ -140,9 +140,7 @@ def standard_trace(path: Path, settings: Mapping[str, Any]) -> None:
     program = [sys.executable, "-m", "simsfl.hw_profile.bench.standard", str(path), json.dumps(settings)]
     done = subprocess.run(program, env=_environment(None), capture_output=True, text=True, check=False)
     if "ModuleNotFoundError" in done.stderr:
-        raise ValueError(
-            "replay: the standard trace is made with torch, which is not installed; allowed: --replay FILE"
-        )
+        raise ValueError("replay: the standard trace needs torch, which is not installed; allowed: --replay FILE")
     if done.returncode:
         raise _failure(done.stderr, done.returncode)
 
@@ -150,15 +148,15 @@ def standard_trace(path: Path, settings: Mapping[str, Any]) -> None:
 def measure(
     job: Mapping[str, Any], meter: Meter | Log | None, machine: Machine, watch: Watch, idle_seconds: float
 ) -> Measurement:
-    """Have the work done once and verified, then timed while it is repeated, between two spans of the idle machine.
+    """Measure a client's work: it is done once and verified, then repeated and timed, with the machine idle in between.
 
     Args:
         job: the work of ``worker.py``: ``trace`` (its file), ``runtime``, ``threads``, ``dtype``, ``compile`` and
             ``seconds``.
-        meter: where power is read from; None, or a log that is read later, to read none now.
+        meter: the meter that power is read from; None, or a `Log`, which is read later, to read none now.
         machine: access to the system.
         watch: called with each stage, the meter's latest readings, and the temperature.
-        idle_seconds: seconds for which the idle machine is watched, before and after.
+        idle_seconds: seconds for which the idle machine is measured before the timed work, and again after it.
 
     Raises:
         ValueError: the job cannot be done.

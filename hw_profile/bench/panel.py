@@ -22,12 +22,12 @@ BAR = 30
 """Width of bars and sparklines, in characters."""
 _STAGES = {
     "starting": "loading the runtime and the trace",
-    "verifying": "doing all of it once, and comparing",
-    "idle": "the idle machine",
-    "working": "at work",
-    "memory and peak": "memory of tensors, peak of the machine",
+    "verifying": "doing all steps once, and comparing the results with the trace",
+    "idle": "measuring the idle machine",
+    "working": "timing the work",
+    "memory and peak": "measuring the memory of tensors, and the peak of the machine",
 }
-"""Stages of a measurement, and how they are shown."""
+"""Descriptions of the stages of a measurement, by the names that `measuring` gives them."""
 
 
 def _sparkline(values: Sequence[float]) -> str:
@@ -92,7 +92,7 @@ class LiveView:
         self._live.__exit__(kind, error, at)
 
     def show(self, stage: str, **what: Any) -> None:
-        """Note the stage and its progress, which the panel shows when it is redrawn."""
+        """Set the stage and its progress, which the panel shows when it is redrawn."""
         self._stage, self._what = stage, what
 
     def _render(self) -> Panel:

@@ -45,28 +45,49 @@ _STANDARD = {"cut_layer": 1, "bottleneck": None, "batch_size": 1}
 def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
-    what = result.add_argument_group("what to do")
+    what = result.add_argument_group("work")
     what.add_argument(
-        "--replay", type=path, metavar="FILE", help="the trace of run.py --record-trace (default: a standard one)"
+        "--replay",
+        type=path,
+        metavar="FILE",
+        help="client trace to replay, as --record-trace of a run writes it (default: a standard trace)",
     )
-    what.add_argument("--cut-layer", type=whole_number, metavar="N", help="of the standard trace (default: 1)")
-    what.add_argument("--bottleneck", metavar="C4S2", help="of the standard trace (default: none)")
-    what.add_argument("--batch-size", type=whole_number, metavar="N", help="of the standard trace (default: 1)")
-    how = result.add_argument_group("how")
+    what.add_argument(
+        "--cut-layer", type=whole_number, metavar="N", help="cut layer of the standard trace (default: 1)"
+    )
+    what.add_argument("--bottleneck", metavar="C4S2", help="bottleneck of the standard trace (default: none)")
+    what.add_argument(
+        "--batch-size", type=whole_number, metavar="N", help="images per step of the standard trace (default: 1)"
+    )
+    how = result.add_argument_group("computing")
     how.add_argument(
-        "--runtime", type=one_of(RUNTIMES), default="torch", metavar="{torch,lean}", help="(default: torch)"
+        "--runtime",
+        type=one_of(RUNTIMES),
+        default="torch",
+        metavar="{torch,lean}",
+        help="PyTorch, or NumPy alone (default: torch)",
     )
-    how.add_argument("--threads", type=whole_number, metavar="N", help="(default: what the runtime takes)")
     how.add_argument(
-        "--dtype", type=one_of(_PRECISIONS), metavar="{fp32,bf16,fp16}", help="of forward passes (default: the trace's)"
+        "--threads",
+        type=whole_number,
+        metavar="N",
+        help="threads to compute with, at most the cores that this process may use (default: as the runtime chooses)",
     )
-    how.add_argument("--compile", action="store_true", help="with torch.compile, which needs a C++ compiler")
+    how.add_argument(
+        "--dtype",
+        type=one_of(_PRECISIONS),
+        metavar="{fp32,bf16,fp16}",
+        help="precision of the forward passes (default: the trace's)",
+    )
+    how.add_argument(
+        "--compile", action="store_true", help="compile the models with torch.compile, which needs a C++ compiler"
+    )
     how.add_argument(
         "--seconds",
         type=value_of(float, "seconds"),
         default=10.0,
         metavar="S",
-        help="of work that is timed (default: 10); the idle machine is watched for eight more",
+        help="seconds of timed work (default: 10); the idle machine is measured for eight more",
     )
     how.add_argument(
         "--tolerance",
@@ -79,14 +100,17 @@ def parser() -> Parser:
         "--meter",
         default="auto",
         metavar="NAME",
-        help="pmic, ina226[:ADDRESS[:OHM]], ina219[:ADDRESS[:OHM]], rapl, csv:FILE, model, none, or auto (default)",
+        help="power meter: pmic, ina226[:ADDRESS[:OHM]], ina219[:ADDRESS[:OHM]], rapl, csv:FILE, model, none, or auto "
+        "(default)",
     )
-    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-pi_bench)")
+    where.add_argument(
+        "--out", type=path, metavar="DIR", help="directory to write into (default: runs/<time>-pi_bench)"
+    )
     where.add_argument(
         "--add-log",
         type=path,
         metavar="DIR",
-        help="give an earlier result the energy of --meter csv:FILE, a log that came later",
+        help="directory of an earlier result, to which the energy of --meter csv:FILE is added, a log that came later",
     )
     add_dashboard_flag(where)
     return result
@@ -127,7 +151,7 @@ def _check(arguments: Any, machine: Machine) -> None:
     if arguments.replay:
         for name in _STANDARD:
             if getattr(arguments, name) is not None:
-                raise ValueError(f"{name}: is what the trace has; allowed: without --replay")
+                raise ValueError(f"{name}: has no effect on a trace that is replayed; allowed: without --replay")
     if not 0.1 <= arguments.seconds <= _LONGEST:
         raise ValueError(f"seconds: {arguments.seconds:g} is out of range; allowed: 0.1 to {_LONGEST}")
     if arguments.threads:
@@ -136,14 +160,14 @@ def _check(arguments: Any, machine: Machine) -> None:
         raise ValueError(f"tolerance: {arguments.tolerance:g} allows nothing; allowed: more than 0")
     if arguments.add_log:
         if not arguments.meter.startswith("csv:"):
-            raise ValueError(f"add_log: needs the log; allowed: with --meter csv:FILE, not {arguments.meter}")
+            raise ValueError(f"add_log: needs a log; allowed: with --meter csv:FILE, not {arguments.meter}")
         usual = vars(parser().parse([]))
         for name, value in vars(arguments).items():
             if name not in ("add_log", "meter", "dashboard") and value != usual[name]:
-                raise ValueError(f"{name}: has no effect on a result that there is; allowed: without --add-log")
+                raise ValueError(f"{name}: has no effect on an earlier result; allowed: without --add-log")
     if arguments.runtime == "lean" and (arguments.compile or arguments.dtype not in (None, "fp32")):
         flag = "compile" if arguments.compile else "dtype"
-        raise ValueError(f"{flag}: lean computes in fp32, and is not compiled; allowed: with --runtime torch")
+        raise ValueError(f"{flag}: lean computes in fp32 and cannot be compiled; allowed: with --runtime torch")
 
 
 def _measured(console: Output, arguments: Any, meter: Meter | Log | None, machine: Machine) -> dict[str, Any]:
@@ -153,7 +177,7 @@ def _measured(console: Output, arguments: Any, meter: Meter | Log | None, machin
         if file is None:
             file = Path(scratch) / "standard.trace"
             settings = {name: getattr(arguments, name) or usual for name, usual in _STANDARD.items()}
-            with console.status("making the standard trace"):
+            with console.status("writing the standard trace"):
                 standard_trace(file, settings)
         try:
             trace = Trace(file)
@@ -189,9 +213,9 @@ def _measured(console: Output, arguments: Any, meter: Meter | Log | None, machin
 
 
 def _absent(spec: str, machine: Machine) -> str:
-    """Return why there is no power, including what would make further meters available, such as a package."""
+    """Return why there is no power, and what the user could do to make a meter available."""
     if spec == "none":
-        return "no meter asked for"
+        return "no meter was asked for"
     return "; ".join(["no meter found", *blocked(present(machine)[1])])
 
 
@@ -222,19 +246,19 @@ def _numpy_threads(machine: Machine) -> int:
 
 
 def _metered(meter: Meter | Log | None) -> str:
-    """Return the text that is shown beside a meter's readings as they come in."""
+    """Return the text that is shown beside a meter's readings during the measurement."""
     return "" if meter is None or isinstance(meter, Log) else label(meter)
 
 
 def _new_flags(seen: Measurement) -> list[str] | None:
-    """Return what limited the board in this run, without what it reported before the work already."""
+    """Return what limited the board during the measurement, without what it had reported before."""
     if seen.throttling is None:
         return None
     return [flag for flag in seen.throttling if flag not in (seen.throttling_before or [])]
 
 
 def _figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Machine) -> dict[str, Any]:
-    """Return all entries of the result but the energy."""
+    """Return all entries of the result except the energy."""
     about, network = trace.about, trace.about["network"]
     batch_size = trace.visits[0].batch_size
     latency, categories = seen.worked["latency"], about["cost"]["memory"]
@@ -264,7 +288,7 @@ def _figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: M
             "process_idle": seen.worked["memory"]["idle"],
             "process_above_idle": seen.worked["memory"]["above_idle"],
             "tensors": seen.done["tensor_bytes"],
-            "tensors_source": f"measured by {'tracemalloc' if lean else 'PyTorch'}, with the gradient that comes in",
+            "tensors_source": f"measured by {'tracemalloc' if lean else 'PyTorch'}, with the gradient that is received",
             "estimated": sum(categories.values()),
             "by_category": categories,
         },

@@ -1,7 +1,7 @@
 """The measured process: a client's work on one runtime, and nothing else.
 
-``pi_bench.py`` starts it with a job as JSON, reads its events as lines of JSON, and writes a line whenever it may go
-on. So nothing of the measuring is in its memory or on its threads.
+`measuring` starts it with a job as JSON, reads its events as lines of JSON, and writes a line whenever it may continue.
+So nothing of the measuring is in its memory or on its threads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _say(event: str, **what: Any) -> None:
 
 
 def _wait() -> None:
-    """Wait until the parent process says to go on; exit if it has ended."""
+    """Wait until the parent process writes a line; exit if it has ended."""
     if not sys.stdin.readline():
         raise SystemExit(1)
 

@@ -69,7 +69,7 @@ def energy(
         count = int(((times >= begin) & (times <= end)).sum())
         if count < _LEAST:
             found = f"{count_text(count, 'reading')} {name} the work"
-            raise ValueError(f"meter: {found}; allowed: {_LEAST} or more, as with more --seconds")
+            raise ValueError(f"meter: {found}; allowed: {_LEAST} or more, with longer --seconds")
         inside = times[(times >= begin) & (times <= end)]
         gap, largest = float(np.diff([begin, *inside, end]).max()), max(_GAP_SECONDS, _GAP_SHARE * (end - begin))
         if gap > largest:

@@ -42,7 +42,7 @@ class TorchClient:
         model = model_of(network)
         if {name: list(shape) for name, shape in model.shapes.items()} != about["shapes"]:
             raise ValueError(
-                "network: is built otherwise here than where this comes from; allowed: the version of simsfl there"
+                "network: this version of simsfl builds it differently; allowed: the version that it comes from"
             )
         self._precision = _PRECISIONS[precision]
         self._mean, self._std = (
