@@ -148,7 +148,7 @@ def standard_trace(path: Path, settings: Mapping[str, Any]) -> None:
 def measure(
     job: Mapping[str, Any], meter: Meter | Log | None, machine: Machine, watch: Watch, idle_seconds: float
 ) -> Measurement:
-    """Measure a client's work: it is done once and verified, then repeated and timed, with the machine idle in between.
+    """Measure a client's work: do it once and verify it, then repeat and time it between two spans of the idle machine.
 
     Args:
         job: the work of ``worker.py``: ``trace`` (its file), ``runtime``, ``threads``, ``dtype``, ``compile`` and
@@ -173,18 +173,18 @@ def measure(
     sampled = None if isinstance(meter, Log) else meter
     with Sampler(sampled, also) as sampler, _Worker(job) as worker:
 
-        def tell(stage: str, **what: Any) -> None:
+        def show(stage: str, **what: Any) -> None:
             watch(stage, watts=sampler.latest, temperature=temperatures[-1] if temperatures else None, **what)
 
-        tell("starting")
-        verified = worker.until("verified", tell)
-        before = idle(idle_seconds, tell)
+        show("starting")
+        verified = worker.until("verified", show)
+        before = idle(idle_seconds, show)
         worker.go_on()
-        worked = worker.until("worked", tell)
-        after = idle(idle_seconds, tell)
+        worked = worker.until("worked", show)
+        after = idle(idle_seconds, show)
         worker.go_on()
-        tell("memory and peak")
-        done = worker.until("done", tell)
+        show("memory and peak")
+        done = worker.until("done", show)
     record, work = sampler.record(), (worked["begin"], worked["end"])
     spans = {"idle before": before, "work": work, "idle after": after}
     return Measurement(
@@ -199,10 +199,10 @@ def measure(
     )
 
 
-def idle(seconds: float, tell: Watch) -> Span:
+def idle(seconds: float, watch: Watch) -> Span:
     """Wait for some seconds, so that a meter sees the idle machine, and return their span on the monotonic clock."""
     begin = time.monotonic()
     while (waited := time.monotonic() - begin) < seconds:
-        tell("idle", seconds=waited, of=seconds)
+        watch("idle", seconds=waited, of=seconds)
         time.sleep(min(0.1, seconds))
     return begin, time.monotonic()

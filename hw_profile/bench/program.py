@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Do what `main` does, while signals are caught."""
+    """Measure, show and write as `main` does, while signals are caught."""
     console = Output()
     try:
         arguments = parser().parse(argv)
@@ -230,7 +230,7 @@ def _default_threads(machine: Machine) -> int | None:
     name, threads = named
     if threads > cores:
         usable = count_text(cores, "core")
-        log.warning("%s asks for %d threads, but this process may use %s: it is slower so", name, threads, usable)
+        log.warning("%s sets %d threads, but this process may use %s, so threads take turns", name, threads, usable)
     return None
 
 

@@ -155,7 +155,7 @@ def temperature(machine: Machine) -> float | None:
 def throttling(machine: Machine) -> list[str] | None:
     """Return what limits the board's speed now, or has limited it since boot.
 
-    The list is empty where nothing has; it is None where the board does not report it.
+    The list is empty where nothing limits or has limited it, and None where the board does not report it.
     """
     found = machine.output("vcgencmd", "get_throttled")
     if not found or "0x" not in found:

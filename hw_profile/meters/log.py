@@ -25,7 +25,7 @@ _UNITS = {"time": "[mun]?s|utc|gmt", "power": "m?w", "voltage": "m?v", "current"
 """Patterns of the accepted units; they are separate from the names because Ws and VA are not watts and volts."""
 _MILLI = {"mw", "mv", "ma"}
 _COMPUTER = 0.5, 100.0
-"""Watts between which the median power of a log lies, where it has to tell thousands from thousandths."""
+"""Watts between which the median power of a computer is expected, where a log does not say what its commas mean."""
 _OUT_OF_ORDER = 1.0
 """Largest number of seconds by which a line may be earlier than the one before; some loggers write several at once."""
 _AROUND = 60.0
@@ -120,8 +120,8 @@ class Log:
     def _check_times(self, rows: _Rows, span: Span) -> None:
         """Raise a ValueError if the times around a span have two meanings, or do not run in one direction."""
         first, last = span[0] - _AROUND, span[1] + _AROUND
-        near = (np.maximum(rows.times, rows.second_times) > first) & (np.minimum(rows.times, rows.second_times) < last)
-        (places,) = near.nonzero()
+        near = [(own > first) & (own < last) for own in (rows.times, rows.second_times)]
+        (places,) = np.any(near, axis=0).nonzero()
         doubtful = places[rows.times[places] != rows.second_times[places]]
         if len(doubtful):
             line, local = rows.lines[doubtful[0]], _clock(rows.times[doubtful[0]])

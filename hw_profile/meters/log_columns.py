@@ -60,7 +60,8 @@ def times(texts: Sequence[str], sign: str, *, utc: bool) -> tuple[np.ndarray, np
     """
     stamps = [_STAMP.fullmatch(text) for text in texts]
     unix = numbers([text if stamp is None else "" for text, stamp in zip(texts, stamps, strict=True)], sign)
-    while np.nanmax(np.abs(unix), initial=0.0) > _MILLISECONDS:  # milli-, micro- or nanoseconds
+    unix[unix < 0] = np.nan
+    while np.nanmax(unix, initial=0.0) > _MILLISECONDS:  # milli-, micro- or nanoseconds
         unix /= 1000
     both = np.array([unix, unix])
     for index, stamp in enumerate(stamps):

@@ -63,7 +63,8 @@ def rails(text: str) -> dict[str, float]:
         text: the output of ``vcgencmd pmic_read_adc``.
 
     Raises:
-        OSError: there is no current in the text, a rail has no voltage, a number is negative or none, or all are 0.
+        OSError: there is no current in the text, a rail has no voltage, a number is negative or malformed, or all rails
+            are at 0 W.
     """
     read: dict[str, dict[str, float]] = {"A": {}, "V": {}}
     for name, unit, number in re.findall(r"(\w+)_([AV])\s+(?:current|volt)\(\d+\)=(\S*)", text):

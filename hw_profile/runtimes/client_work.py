@@ -121,7 +121,7 @@ class Comparison:
         self.activations = max(self.activations, difference(checksums(smashed), expected))
 
     def see_weights(self, client: Client, expected: Mapping[str, np.ndarray]) -> None:
-        """Compare the client's state with the recorded one, SGD's velocity excepted.
+        """Compare the client's state with the recorded one, except SGD's velocity.
 
         One activation that rounding puts on the other side of a ReLU's zero changes the velocity.
         """
