@@ -1,4 +1,4 @@
-"""A MocoSFL client's work on this machine: time, memory, energy."""
+"""Measure the work of a MocoSFL client on this machine: its time, memory and energy."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ __all__ = [
     "present",
 ]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)  # `log` is a module of this package
 
 _CLOCK_SECONDS = 0.1
 """Largest number of seconds by which this machine's time of day may be set during a measurement with a log."""
@@ -105,7 +105,7 @@ def _best(machine: Machine) -> Meter | None:
     best = next(iter(found.values()), None)
     hindrances = blocked(refused)
     if best is not None and best.estimated and hindrances:
-        log.warning("power is only estimated, although there may be a better meter: %s", "; ".join(hindrances))
+        logger.warning("power is only estimated, although there may be a better meter: %s", "; ".join(hindrances))
     return best
 
 

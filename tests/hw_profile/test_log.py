@@ -1,14 +1,15 @@
 """Power logs as meters, spreadsheets and people write them: each is read as it is meant, or refused in one line."""
 
 import codecs
-import os
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
 from simsfl.hw_profile.meters import Log, choose
 from simsfl.hw_profile.meters.board import Machine
+from tests.hw_profile.machines import raiser
 
 BEGIN = 1_795_694_400.0
 """2026-11-26 12:00:00 UTC."""
@@ -337,9 +338,6 @@ def test_log_that_is_not_there(spec, tmp_path):
         choose(spec, Machine(tmp_path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_log_that_may_not_be_read(tmp_path):
-    (tmp_path / "log.csv").write_text("time,power\n")
-    (tmp_path / "log.csv").chmod(0)
-    with pytest.raises(ValueError, match=r"cannot be read \(Permission denied\)"):
-        Log(str(tmp_path / "log.csv"))
+def test_log_that_may_not_be_read(refused, monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", raiser(PermissionError(13, "Permission denied")))
+    assert "cannot be read (Permission denied)" in refused("time,power\n")
