@@ -42,7 +42,7 @@ class LeanClient:
         for mine, (name, shape) in zip_longest(layout.shapes.items(), given, fillvalue=("nothing", ())):
             if mine != (name, tuple(shape)):
                 raise ValueError(
-                    f"network: this version of simsfl builds it differently: {name} {list(shape)}; allowed: "
+                    f"network: is built differently here than where it was described: {name} {list(shape)}; allowed: "
                     f"{mine[0]} {list(mine[1])}"
                 )
         self.online, self.momentum, self.velocity, self.gradient = np.zeros((4, layout.size), np.float32)

@@ -133,7 +133,7 @@ def test_views_agree_with_the_kernel(recipe):
 def test_a_network_it_cannot_run_is_an_error(change, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the whole message is compared)
         LeanClient({**about(PAPER), "network": {**complete(PAPER), **change}})
-    assert str(error.value).removeprefix("network: this version of simsfl builds it differently: ") == message
+    assert str(error.value).removeprefix("network: is built differently here than where it was described: ") == message
 
 
 MEASURED = """
