@@ -88,7 +88,7 @@ def test_a_meter(monkeypatch):
     machine = meters.Machine()
     assert meters.choose("toy", machine).watts() == 3.0
     assert "toy" in meters.present(machine)[0]
-    with pytest.raises(ValueError, match="toy takes nothing behind a colon"):
+    with pytest.raises(ValueError, match="toy takes nothing after a colon"):
         meters.choose("toy:1", machine)
     with pytest.raises(ValueError, match=r"'tox' is not known \(did you mean toy\?\)"):
         meters.choose("tox", machine)

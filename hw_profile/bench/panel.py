@@ -23,23 +23,25 @@ BAR = 30
 """Width of bars and sparklines, in characters."""
 _STAGES = {
     "starting": "loading the runtime and the trace",
-    "verifying": "doing all of it once, and comparing",
-    "idle": "the idle machine",
-    "working": "at work",
-    "memory and peak": "memory of tensors, peak of the machine",
+    "verifying": "doing all steps once, and comparing the results with the trace",
+    "idle": "measuring the idle machine",
+    "working": "timing the work",
+    "memory and peak": "measuring the memory of tensors, and the peak of the machine",
 }
-"""Stages of a measurement, and how they are shown."""
+"""Descriptions of the stages of a measurement, by the names that `measuring` gives them."""
 
 
 def _sparkline(values: Sequence[float]) -> str:
-    """Return a row of blocks for the values; the scale begins at 0."""
-    high = max(values, default=0.0) or 1.0
-    return "".join(_LEVELS[min(int(value / high * len(_LEVELS)), len(_LEVELS) - 1)] for value in values)
+    """Return a row of blocks for the values; the scale includes 0, and begins there unless a value is negative."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    step = (high - low) / len(_LEVELS) or 1.0
+    return "".join(_LEVELS[min(int((value - low) / step), len(_LEVELS) - 1)] for value in values)
 
 
 def power_text(watts: Sequence[float], source: str) -> str:
     """Return the latest reading, a sparkline of the latest readings, and their source."""
-    return f"{watts[-1]:6.2f} W  {_sparkline(watts[-BAR:])}  {source}"
+    doubt = "; are VIN+ and VIN- swapped?" if min(watts) < 0 else ""
+    return f"{watts[-1]:6.2f} W  {_sparkline(watts[-BAR:])}  {source}{doubt}"
 
 
 def phase_bars(latest: Mapping[str, float]) -> Table:
@@ -91,7 +93,7 @@ class LiveView:
         self._live.__exit__(kind, error, at)
 
     def show(self, stage: str, **what: Any) -> None:
-        """Note the stage and its progress, which the panel shows when it is redrawn."""
+        """Set the stage and its progress, which the panel shows when it is redrawn."""
         self._stage, self._what = stage, what
 
     def _render(self) -> Panel:

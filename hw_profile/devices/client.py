@@ -18,6 +18,7 @@ from simsfl.hw_profile.devices.messages import digest
 from simsfl.hw_profile.devices.panel import LiveView, PlainView, latency_text
 from simsfl.hw_profile.meters import Log, Meter, Sampler, Span, account, choose
 from simsfl.hw_profile.meters.board import Machine, board
+from simsfl.hw_profile.meters.cores import check_threads
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES, Client, import_runtime, make_client, versions
 from simsfl.system.console import Output, print_error
@@ -92,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError("own_images: there are none; allowed: with --images FILE")
             if arguments.threads and arguments.runtime == "lean":
                 raise ValueError("threads: NumPy's are set from outside; allowed: OPENBLAS_NUM_THREADS=N, with lean")
+            if arguments.threads:
+                check_threads(arguments.threads, machine)
             import_runtime(arguments.runtime)  # so that a missing package shows before the server waits for this device
             with claimed(out, _RESULT):
                 result = take_part(console, arguments, keys, meter, stop)
@@ -132,7 +135,7 @@ def take_part(
         try:
             view.follow(device, watch, sampler)
             stop.patient = True
-            begin = time.time()
+            begin = time.monotonic()
             device.connect()
             if not device.connected:
                 raise KeyboardInterrupt
@@ -145,8 +148,11 @@ def take_part(
             ended = str(error)
         finally:
             device.close()
-        work = begin, time.time()
+        work = begin, time.monotonic()
         after = _quiet(view, idle_seconds)
+    record = sampler.record()
+    spans = {"idle before": before, "work": work, "idle after": after}
+    spans = {name: record.in_unix(span) for name, span in spans.items()}
     result = {
         "versions": versions(arguments.runtime),
         "runtime": arguments.runtime,
@@ -160,19 +166,17 @@ def take_part(
         "step": device.seconds,
         "latency": {phase: times.spread() for phase, times in watch.phases.items()},
         "ended": ended or ("stopped here" if stop.received else f"the server has {device.ended} the run"),
-        "spans": {"idle before": before, "work": work, "idle after": after},
+        "spans": spans,
         "meter_asked": arguments.meter,
         "energy": None,
         "problem": ended,
-        "readings": sampler.readings,
+        "readings": record.readings,
         "summary": f"{device.done:,} steps in {work[1] - work[0]:.1f} s; a step: {latency_text(device) or '-'}; "
         f"{device.up / 1e6:,.2f} MB sent, {device.down / 1e6:,.2f} MB received",
     }
     if meter:
         try:
-            energy, readings = account(
-                meter, sampler.readings, [before, work, after], (sampler.failures, sampler.last_error)
-            )
+            energy, readings = account(meter, record, list(spans.values()))
             result |= {"energy": energy, "readings": readings}
         except ValueError as error:  # all other results are still valid
             result["problem"] = "; ".join(filter(None, (ended, str(error))))
@@ -266,6 +270,7 @@ def _conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
             f"power {energy['mean_watts']:.2f} W, {energy['above_idle_watts']:.2f} ±{spread:.2f} W above idle; "
             f"{energy['joules']:.1f} J ({energy['label']}: {energy['source']})"
         ]
+        lines += [energy["warning"]] if energy["warning"] else []
     elif result["meter_asked"] == "auto":
         lines += ["no meter found"]
     for line in [*lines, f"wrote {out / _RESULT}"]:

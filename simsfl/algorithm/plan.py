@@ -79,20 +79,19 @@ def client_groups(clients: int, cohort: int, batch_size: int, unequal: Unequal |
     ]
 
 
-def steps_per_round(sources: Sequence[Partition], groups: Sequence[Group], epochs: float = 1.0) -> int:
+def steps_per_round(held: Sequence[int], groups: Sequence[Group], epochs: float = 1.0) -> int:
     """Return the steps of a round: those in which all clients together would go `epochs` times through their images.
 
     The cohort runs in lock step, so all its clients take the same number of steps. A client with fewer images than its
     share starts over in a fresh order; one with more leaves out a different random part each round.
 
     Args:
-        sources: what clients hold of each data set; the largest one counts.
+        held: number of images that all clients together hold of each data set; the largest one counts.
         groups: all clients, by batch size.
         epochs: passes through the images in a round; the result is at least 1 step.
     """
     together = sum(len(group.clients) * group.batch_size for group in groups)
-    largest = max(len(source.indices) for source in sources)
-    return max(1, int(epochs * (len(sources) * largest // together)))
+    return max(1, int(epochs * (len(held) * max(held) // together)))
 
 
 def draw_cohort(groups: Sequence[Group], round_index: int, seed: int) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ parameters of the server's model, K keys of D numbers in a ring.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -179,10 +179,10 @@ class State:
             sent: whether what clients have sent is included.
         """
         rows, release = self.clients.participants(), self.clients.storage.release
+        held = self if sent else replace(self, sent=None)
         return {
             name: Rows(tensor, rows, release) if lazy and len(tensor) > 1 else tensor
-            for name, tensor, lazy in self._named()
-            if sent or not name.startswith("sent.")
+            for name, tensor, lazy in held._named()
         }
 
     def restore_(self, file: safe_open, *, sent: bool) -> None:
@@ -339,6 +339,21 @@ def _stack(one: Tensor, rows: int) -> Tensor:
     return one.expand(rows, -1).clone()
 
 
+def _persisting(state: State) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Yield what clients take from round to round.
+
+    Yields:
+        The cohort's tensor ``[C, ...]``; that of all clients ``[M, ...]``, or ``[1, ...]`` where it is averaged; and
+        the row ``[...]`` of a client that has not taken part yet, or None where it is zeros.
+    """
+    clients, cohort, attackers = state.clients, state.cohort, state.attackers
+    yield cohort.momentum, clients.momentum, clients.initial
+    yield cohort.momentum_statistics, clients.momentum_statistics, clients.initial_statistics
+    yield cohort.velocity, clients.velocity, None
+    if attackers:
+        yield attackers.cohort, attackers.own, attackers.initial
+
+
 @torch.no_grad()
 def gather_(state: State, ids: Tensor) -> None:
     """Copy the state of the clients `ids` ``[C]``, given on the host, into the cohort, in that order.
@@ -353,20 +368,13 @@ def gather_(state: State, ids: Tensor) -> None:
     cohort.online.copy_(clients.online.expand_as(cohort.online))
     if len(clients.own):
         cohort.online.copy_(torch.where(new, cohort.online, clients.own[rows].to(cohort.online)))
-    for mine, theirs, initial in (
-        (cohort.momentum, clients.momentum, clients.initial),
-        (cohort.momentum_statistics, clients.momentum_statistics, clients.initial_statistics),
-    ):
-        if len(theirs) > 1:
-            mine.copy_(theirs[rows])
-            mine.copy_(torch.where(new, initial, mine))
-        else:
+    for mine, theirs, initial in _persisting(state):
+        if len(theirs) < len(clients.participation):
             mine.copy_(theirs.expand_as(mine))
-    cohort.velocity.copy_(clients.velocity[rows])
-    attackers = state.attackers
-    if attackers:
-        attackers.cohort.copy_(attackers.own[rows])
-        attackers.cohort.copy_(torch.where(new, attackers.initial, attackers.cohort))
+            continue
+        mine.copy_(theirs[rows])
+        if initial is not None:
+            mine.copy_(torch.where(new, initial, mine))
     if state.queue is not state.queues:
         state.queue.keys.copy_(state.queues.keys[cohort.ids])
         state.queue.pointer.copy_(state.queues.pointer[cohort.ids])
@@ -395,19 +403,13 @@ def scatter_(state: State) -> None:
     """
     clients, cohort = state.clients, state.cohort
     rows = cohort.ids.to(clients.storage.device)
-    for mine, theirs in (
-        (cohort.momentum, clients.momentum),
-        (cohort.momentum_statistics, clients.momentum_statistics),
-    ):
-        if len(theirs) > 1:
-            put_(theirs, rows, mine)
-        else:
+    for mine, theirs, _ in _persisting(state):
+        if len(theirs) < len(clients.participation):
             theirs.copy_(mine.mean(dim=0, keepdim=True))
-    put_(clients.velocity, rows, cohort.velocity)
+        else:
+            put_(theirs, rows, mine)
     if len(clients.own):
         put_(clients.own, rows, cohort.online.detach())
-    if state.attackers:
-        put_(state.attackers.own, rows, state.attackers.cohort)
     clients.participation.index_add_(0, rows, torch.ones_like(rows))
     clients.storage.release()
     scatter_queue_(state)
@@ -422,4 +424,4 @@ def scatter_queue_(state: State) -> None:
 
 def put_(stack: Tensor, rows: Tensor, values: Tensor) -> None:
     """Write `values` ``[n, ...]`` into the given rows ``[n]`` of `stack`, converted to its device and dtype."""
-    stack.index_copy_(0, rows, values.to(stack.device, stack.dtype))
+    stack.index_copy_(0, rows.to(stack.device), values.to(stack.device, stack.dtype))

@@ -21,9 +21,9 @@ from simsfl.config.constraints import (
     KEYS,
     LEARNING,
     PROBED,
-    RANGES,
     SERVED,
     SHORTCUTS,
+    SMALLEST,
     SPLIT,
     STREAMABLE,
     TARESSFL,
@@ -46,6 +46,8 @@ _STREAMS = ("auto", "always", "never")
 _SCHEDULES = ("cosine", "step")
 _CLIENT_SCHEDULES = (*_SCHEDULES, "oscillating")
 _FEATURES = ("backbone", "projector")
+_LARGE = 10**9
+"""Highest value of numbers that have no limit of their own."""
 
 
 def _setting(
@@ -54,6 +56,7 @@ def _setting(
     text: str,
     choices: Iterable[str] | None = None,
     *,
+    within: tuple[float, float] | None = None,
     only: Condition | tuple[Condition, ...] = (),
     path: bool = False,
 ) -> Any:
@@ -64,13 +67,13 @@ def _setting(
         group: the group of flags in ``--help`` that it belongs to; empty to make no flag of it.
         text: its help text.
         choices: the values that are allowed, if they are names.
+        within: the lowest and the highest value that are allowed, if they are numbers.
         only: conditions under which it has an effect; `RunConfig.check_effect` checks them.
         path: whether its value may be a path, in which ``~`` is replaced by the home directory.
     """
     only = (only,) if isinstance(only, Condition) else only
-    return field(
-        default=default, metadata={"group": group, "help": text, "choices": choices, "only": only, "path": path}
-    )
+    about = {"group": group, "help": text, "choices": choices, "within": within, "only": only, "path": path}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,30 +95,42 @@ class RunConfig:
         "learning, in which each client trains the whole network with its own MoCo or BYOL loss.",
         METHODS,
     )
-    clients: int = _setting(1000, "clients", "Number of clients.")
+    clients: int = _setting(1000, "clients", "Number of clients.", within=(1, _LARGE))
     cohort: int | None = _setting(
-        None, "clients", "Number of clients that train in a round; by rule 100 of 200 clients or more, else all."
+        None,
+        "clients",
+        "Number of clients that train in a round; by rule 100 of 200 clients or more, else all.",
+        within=(1, _LARGE),
     )
     batch_size: int | None = _setting(
         None,
         "clients",
         "Images per client and step; by rule 100 // clients for up to 50 clients, else 1; 128 in federated learning.",
+        within=(1, _LARGE),
     )
     rounds: int | None = _setting(
         None,
         "clients",
         "Number of rounds; by rule epochs * clients / (cohort * local_epochs), so that each client makes `epochs` "
         "passes over its images on average.",
+        within=(1, _LARGE),
     )
     epochs: int = _setting(
-        200, "clients", "Passes over the data that the rule for `rounds` aims at.", only=when("rounds", None)
+        200,
+        "clients",
+        "Passes over the data that the rule for `rounds` aims at.",
+        within=(1, _LARGE),
+        only=when("rounds", None),
     )
-    local_epochs: float = _setting(1.0, "clients", "Passes over its images that a client makes in a round.")
+    local_epochs: float = _setting(
+        1.0, "clients", "Passes over its images that a client makes in a round.", within=(1e-9, _LARGE)
+    )
     syncs_per_round: int | None = _setting(
         None,
         "clients",
         "Number of averagings of the client models in a round; by rule 1000 // (batch_size * clients), at least 1; 1 "
         "in federated learning.",
+        within=(1, _LARGE),
         only=AVERAGED,
     )
     align_momentum: bool = _setting(
@@ -129,6 +144,7 @@ class RunConfig:
         "clients",
         "Divergence-aware mixing (Zhuang et al.): share of its own model that a client keeps when it first receives "
         "the average; later shares are in proportion to its divergence. 0 turns mixing off.",
+        within=(0, 1),
     )
     measure_divergence: bool = _setting(
         False, "clients", "Record at each averaging how far the clients' models are from their average.", only=LEARNING
@@ -145,6 +161,7 @@ class RunConfig:
         "clients",
         "Save communication after a round whose loss fell by less than this: first, clients get no gradients; after "
         "the next such round, they send no smashed data either. 0 turns this off.",
+        within=(0, INFINITY),
         only=SPLIT,
     )
 
@@ -157,14 +174,25 @@ class RunConfig:
     )
     data_dir: str = _setting("data", "data", "Directory that is searched for the files of public data sets.", path=True)
     image_size: int | None = _setting(
-        None, "data", "Height and width in pixels that images are resized to; by rule their own."
+        None,
+        "data",
+        "Height and width in pixels that images are resized to; by rule their own.",
+        within=(SMALLEST, 1024),
     )
     partition: str = _setting("shards", "data", "How images are divided among clients.", PARTITIONS)
     classes_per_client: int | None = _setting(
-        None, "data", "Shards per client; by rule a fifth of the number of classes.", only=when("partition", "shards")
+        None,
+        "data",
+        "Shards per client; by rule a fifth of the number of classes.",
+        within=(1, _LARGE),
+        only=when("partition", "shards"),
     )
     alpha: float = _setting(
-        0.5, "data", "Concentration of the Dirichlet split; smaller is less even.", only=when("partition", "dirichlet")
+        0.5,
+        "data",
+        "Concentration of the Dirichlet split; smaller is less even.",
+        within=(1e-6, 1e6),
+        only=when("partition", "dirichlet"),
     )
     stream: str = _setting(
         "auto",
@@ -173,13 +201,17 @@ class RunConfig:
         _STREAMS,
         only=STREAMABLE,
     )
-    data_proportion: float = _setting(1.0, "data", "Share of the training images, drawn at random, that clients hold.")
+    data_proportion: float = _setting(
+        1.0, "data", "Share of the training images, drawn at random, that clients hold.", within=(0, 1)
+    )
     views: str = _setting("v2", "data", "Recipe of the two augmented views; v1 has no blur.", RECIPES)
-    crop_scale: float = _setting(0.08, "data", "Smallest share of the image area that a crop may have.")
+    crop_scale: float = _setting(
+        0.08, "data", "Smallest share of the image area that a crop may have.", within=(0.001, 1)
+    )
 
     arch: str = _setting("resnet18", "model", "Architecture of the network.", ARCHITECTURES)
     width: int | None = _setting(
-        None, "model", "Channels of the first layer, a multiple of 4; by rule the architecture's own."
+        None, "model", "Channels of the first layer, a multiple of 4; by rule the architecture's own.", within=(4, 4096)
     )
     norm: str = _setting(
         "group", "model", "Normalisation layers: GroupNorm in groups of 4 channels, or BatchNorm.", NORMS
@@ -207,7 +239,9 @@ class RunConfig:
         HEADS,
         only=unless("supervised", True),
     )
-    key_dim: int = _setting(1024, "model", "Dimension of keys and queries.", only=unless("supervised", True))
+    key_dim: int = _setting(
+        1024, "model", "Dimension of keys and queries.", within=(1, 65_536), only=unless("supervised", True)
+    )
 
     supervised: bool = _setting(
         False,
@@ -215,14 +249,18 @@ class RunConfig:
         "Train on the labels instead, as an upper bound; the head is linear, whatever `head` is.",
         only=SPLIT,
     )
-    queue_length: int = _setting(6000, "contrast", "Number of keys in the key queue.", only=KEYS)
+    queue_length: int = _setting(
+        6000, "contrast", "Number of keys in the key queue.", within=(1, 10_000_000), only=KEYS
+    )
     feature_sharing: bool = _setting(
         True,
         "contrast",
         "Share one key queue among all clients; otherwise each client has its own, with its share of the length.",
         only=(SPLIT, *KEYS),
     )
-    temperature: float = _setting(0.1, "contrast", "Temperature of the InfoNCE loss.", only=KEYS)
+    temperature: float = _setting(
+        0.1, "contrast", "Temperature of the InfoNCE loss.", within=(1e-6, INFINITY), only=KEYS
+    )
     symmetric: bool = _setting(
         True, "contrast", "Add the loss with the roles of the two views swapped.", only=unless("supervised", True)
     )
@@ -230,6 +268,7 @@ class RunConfig:
         0.99,
         "contrast",
         "Share of its own weights that a momentum encoder keeps at each step.",
+        within=(0, 1),
         only=unless("supervised", True),
     )
 
@@ -238,12 +277,14 @@ class RunConfig:
         "privacy",
         "TAResSFL: weight with which clients resist simulated attackers, which learn to reconstruct their images. 0 "
         "turns it off.",
+        within=(0, INFINITY),
         only=SPLIT,
     )
     ressfl_target_ssim: float = _setting(
         0.6,
         "privacy",
         "TAResSFL: SSIM up to which the reconstructions of simulated attackers do not count.",
+        within=(0.001, 0.999),
         only=TARESSFL,
     )
     ressfl_decoder: str = _setting(
@@ -270,9 +311,12 @@ class RunConfig:
         False, "privacy", "Start the server from the weights of init_client, too.", only=EXPERT
     )
 
-    lr: float = _setting(0.06, "optimiser", "Learning rate of the server.", only=SERVED)
+    lr: float = _setting(0.06, "optimiser", "Learning rate of the server.", within=(0, INFINITY), only=SERVED)
     client_lr: float | None = _setting(
-        None, "optimiser", "Learning rate of the clients, 0 for frozen clients; by rule the server's."
+        None,
+        "optimiser",
+        "Learning rate of the clients, 0 for frozen clients; by rule the server's.",
+        within=(0, INFINITY),
     )
     lr_schedule: str = _setting(
         "cosine",
@@ -289,17 +333,26 @@ class RunConfig:
         _CLIENT_SCHEDULES,
         only=LEARNING,
     )
-    momentum: float = _setting(0.9, "optimiser", "Momentum of SGD.")
-    weight_decay: float = _setting(5e-4, "optimiser", "Weight decay of SGD.")
+    momentum: float = _setting(0.9, "optimiser", "Momentum of SGD.", within=(0, 1))
+    weight_decay: float = _setting(5e-4, "optimiser", "Weight decay of SGD.", within=(0, INFINITY))
 
     eval_every: int = _setting(
-        10, "evaluation", "Rounds between kNN evaluations; 0 evaluates only at the start and at the end."
+        10,
+        "evaluation",
+        "Rounds between kNN evaluations; 0 evaluates only at the start and at the end.",
+        within=(0, _LARGE),
     )
     knn_bank: int | None = _setting(
-        None, "evaluation", "Number of training images in the kNN bank; by rule all, but at most 100,000."
+        None,
+        "evaluation",
+        "Number of training images in the kNN bank; by rule all, but at most 100,000.",
+        within=(1, _LARGE),
     )
     knn_test: int | None = _setting(
-        None, "evaluation", "Number of test images that kNN classifies; by rule all, but at most 100,000."
+        None,
+        "evaluation",
+        "Number of test images that kNN classifies; by rule all, but at most 100,000.",
+        within=(1, _LARGE),
     )
     eval_features: str = _setting(
         "backbone",
@@ -312,10 +365,14 @@ class RunConfig:
         False, "evaluation", "Train probes with a hidden layer on 10 % and on 1 % of the labels at the end."
     )
     probe_epochs: int = _setting(
-        100, "evaluation", "Epochs that linear and semi-supervised probes are trained for.", only=PROBED
+        100,
+        "evaluation",
+        "Epochs that linear and semi-supervised probes are trained for.",
+        within=(1, _LARGE),
+        only=PROBED,
     )
 
-    seed: int = _setting(0, "run", "Seed of all random draws.")
+    seed: int = _setting(0, "run", "Seed of all random draws.", within=(0, 2**63 - 1))
     device: str = _setting(
         "auto",
         "run",
@@ -347,21 +404,20 @@ class RunConfig:
         "Precision in which the state of clients outside the cohort is kept; bf16 halves its size.",
         _STATE_DTYPES,
     )
-    checkpoint_every: int = _setting(10, "run", "Rounds between checkpoints.")
+    checkpoint_every: int = _setting(10, "run", "Rounds between checkpoints.", within=(1, _LARGE))
 
     def __post_init__(self) -> None:
         for spec in fields(self):
             self._check_type(spec.name, spec.type, getattr(self, spec.name))
             if spec.metadata["path"]:
                 self._expand(spec.name)
-            choices = spec.metadata["choices"]
-            if choices and getattr(self, spec.name) not in choices:
-                raise unknown(spec.name, getattr(self, spec.name), choices)
-        for name, low, high in RANGES:
-            value = getattr(self, name)
-            if value is not None and not (low <= value <= high and value < INFINITY):
+            value, choices, within = getattr(self, spec.name), spec.metadata["choices"], spec.metadata["within"]
+            if choices and value not in choices:
+                raise unknown(spec.name, value, choices)
+            if within and value is not None and not (within[0] <= value <= within[1] and value < INFINITY):
+                low, high = within
                 bounds = f"{low:,} to {high:,}" if high < INFINITY else f"{low:,} or more"
-                raise ValueError(f"{name}: {shortened(value)} is out of range; allowed: {bounds}")
+                raise ValueError(f"{spec.name}: {shortened(value)} is out of range; allowed: {bounds}")
         if self.bottleneck is not None:
             Bottleneck.parse(self.bottleneck)
         if self.unequal is not None:
@@ -403,6 +459,16 @@ class RunConfig:
         return {name: value for name, value in self.to_dict().items() if value != usual[name]}
 
     @property
+    def is_split(self) -> bool:
+        """Return whether the network is cut between clients and server, as opposed to federated learning."""
+        return METHODS[self.method].split
+
+    @property
+    def inequality(self) -> Unequal | None:
+        """Return `unequal` as an object; None where all clients are equal."""
+        return Unequal.parse(self.unequal) if self.unequal else None
+
+    @property
     def views_sent(self) -> int:
         """Return how many views of an image are used in a step: query and key, or the query alone with labels."""
         return 1 if self.supervised else 2
@@ -414,7 +480,7 @@ class RunConfig:
         In symmetric federated learning either view goes through both models; on the clients of split learning, each
         view goes through one.
         """
-        return 2 if self.method != "mocosfl" and self.symmetric else 1
+        return 2 if self.symmetric and not self.is_split else 1
 
     def network(self) -> dict[str, Any]:
         """Return the fields that determine the network, apart from what the method adds to it, with their values."""

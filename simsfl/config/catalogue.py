@@ -38,12 +38,34 @@ class Method:
     """Step with all clients of the cohort as one batched program."""
     looped: Code
     """Step with one client after the other: the oracle."""
+    split: bool
+    """Whether the network is cut between clients and server; in federated learning, clients have all of it."""
+    queue: bool
+    """Whether queries are contrasted with the keys of a queue, which federated clients have one each of."""
+    predictor: bool = False
+    """Whether BYOL's predictor follows the projection head."""
 
 
 METHODS = {
-    "mocosfl": Method(Code("simsfl.algorithm.step:train_step"), Code("simsfl.algorithm.reference:train_step")),
-    "fl-moco": Method(Code("simsfl.algorithm.federated:moco_step"), Code("simsfl.algorithm.reference:moco_step")),
-    "fl-byol": Method(Code("simsfl.algorithm.federated:byol_step"), Code("simsfl.algorithm.reference:byol_step")),
+    "mocosfl": Method(
+        Code("simsfl.algorithm.step:train_step"),
+        Code("simsfl.algorithm.reference:train_step"),
+        split=True,
+        queue=True,
+    ),
+    "fl-moco": Method(
+        Code("simsfl.algorithm.federated:moco_step"),
+        Code("simsfl.algorithm.reference:moco_step"),
+        split=False,
+        queue=True,
+    ),
+    "fl-byol": Method(
+        Code("simsfl.algorithm.federated:byol_step"),
+        Code("simsfl.algorithm.reference:byol_step"),
+        split=False,
+        queue=False,
+        predictor=True,
+    ),
 }
 """Methods of training."""
 
@@ -56,6 +78,8 @@ class Architecture:
     """Channels of the first layer by rule, as published."""
     builder: Code
     """Function of width, image size and style that returns a `simsfl.models.layers.Backbone`."""
+    residual: bool = True
+    """Whether its blocks have shortcuts."""
 
 
 ARCHITECTURES = {
@@ -65,10 +89,10 @@ ARCHITECTURES = {
     "resnet50": Architecture(64, Code("simsfl.models.resnet:resnet50")),
     "resnet101": Architecture(64, Code("simsfl.models.resnet:resnet101")),
     "resnet152": Architecture(64, Code("simsfl.models.resnet:resnet152")),
-    "vgg11": Architecture(64, Code("simsfl.models.vgg:vgg11")),
-    "vgg13": Architecture(64, Code("simsfl.models.vgg:vgg13")),
-    "vgg16": Architecture(64, Code("simsfl.models.vgg:vgg16")),
-    "vgg19": Architecture(64, Code("simsfl.models.vgg:vgg19")),
+    "vgg11": Architecture(64, Code("simsfl.models.vgg:vgg11"), residual=False),
+    "vgg13": Architecture(64, Code("simsfl.models.vgg:vgg13"), residual=False),
+    "vgg16": Architecture(64, Code("simsfl.models.vgg:vgg16"), residual=False),
+    "vgg19": Architecture(64, Code("simsfl.models.vgg:vgg19"), residual=False),
     "mobilenetv2": Architecture(32, Code("simsfl.models.mobilenetv2:mobilenetv2")),
 }
 """Backbones."""
@@ -91,7 +115,8 @@ class PartitionKind:
     settings: tuple[str, ...] = ()
     """Names of the settings that the function takes: "classes_per_client", "alpha", both or neither."""
     random_sizes: bool = False
-    """Whether it draws how many images clients hold: it is then drawn again where a client would hold too few."""
+    """Whether it draws how many images clients hold: it then divides all, and is drawn again where a client would hold
+    too few. Otherwise what does not divide into equal parts is left out."""
 
 
 PARTITIONS = {
@@ -106,12 +131,14 @@ PARTITIONS = {
 class DataSet:
     """A data set that has a name."""
 
-    about: str
-    """One line for ``--list``."""
     loader: Code
     """Function of a `simsfl.data.load.Request` that returns a `simsfl.data.Dataset`."""
-    images: int | None = None
-    """Training images; None where that is not known."""
+    note: str
+    """What it is, or where it is taken from."""
+    images: int | None
+    """Training images; None where their number is not known."""
+    test_images: int | None
+    """Test images; None where their number is not known."""
     image_size: int = 32
     """Height and width of its images."""
     classes: int = 10
@@ -119,46 +146,51 @@ class DataSet:
     in_files: bool = False
     """Whether its pictures lie in files, and may be decoded when they are needed."""
 
+    @property
+    def about(self) -> str:
+        """Return one line for ``--list``."""
+        count = f"{self.images:,} + {self.test_images:,} images" if self.images else "images"
+        return f"{count} of {self.image_size}x{self.image_size}, {self.classes:,} classes: {self.note}"
+
 
 DATASETS = {
     "auto": DataSet(
-        "CIFAR-10 from the cache, from files or by download; the built-in shapes where it cannot be had",
         Code("simsfl.data.load:automatic"),
+        "CIFAR-10 if it is in the cache, in DATA_DIR, or can be downloaded, else the built-in shapes",
         50_000,
+        10_000,
     ),
-    "cifar10": DataSet("50,000 + 10,000 images of 32x32, 10 classes", Code("simsfl.data.load:cifar10"), 50_000),
-    "cifar100": DataSet(
-        "50,000 + 10,000 images of 32x32, 100 classes", Code("simsfl.data.load:cifar100"), 50_000, classes=100
-    ),
-    "svhn": DataSet("73,257 + 26,032 house numbers of 32x32, 10 classes", Code("simsfl.data.load:svhn"), 73_257),
-    "stl10": DataSet("5,000 + 8,000 images of 96x96, 10 classes", Code("simsfl.data.load:stl10"), 5_000, image_size=96),
+    "cifar10": DataSet(Code("simsfl.data.load:cifar10"), "objects and animals", 50_000, 10_000),
+    "cifar100": DataSet(Code("simsfl.data.load:cifar100"), "objects and animals", 50_000, 10_000, classes=100),
+    "svhn": DataSet(Code("simsfl.data.load:svhn"), "digits of house numbers", 73_257, 26_032),
+    "stl10": DataSet(Code("simsfl.data.load:stl10"), "objects and animals", 5_000, 8_000, image_size=96),
     "tiny-imagenet": DataSet(
-        "100,000 + 10,000 images of 64x64, 200 classes: the archive, unpacked in DATA_DIR",
         Code("simsfl.data.load:tiny_imagenet"),
+        "its archive, unpacked in DATA_DIR",
         100_000,
+        10_000,
         image_size=64,
         classes=200,
         in_files=True,
     ),
     "imagenet12": DataSet(
-        "12 classes of ImageNet, at 224x224, in DATA_DIR/imagenet-12, which `simsfl prepare-imagenet12` makes",
         Code("simsfl.data.load:imagenet12"),
+        "a part of ImageNet, in DATA_DIR/imagenet-12; prepare-imagenet12 makes it",
+        None,
+        None,
         image_size=224,
         classes=12,
         in_files=True,
     ),
     "imagenet": DataSet(
-        "ImageNet-1k, at 224x224, in DATA_DIR/imagenet: train/CLASS/* and val/CLASS/*",
         Code("simsfl.data.load:imagenet"),
+        "ImageNet-1k, in DATA_DIR/imagenet: train/CLASS/* and val/CLASS/*",
         1_281_167,
+        50_000,
         image_size=224,
         classes=1000,
         in_files=True,
     ),
-    "shapes": DataSet(
-        "built in, drawn from the seed: 50,000 + 10,000 images of 32x32, 10 classes",
-        Code("simsfl.data.load:built_in"),
-        50_000,
-    ),
+    "shapes": DataSet(Code("simsfl.data.load:built_in"), "built in, drawn from the seed", 50_000, 10_000),
 }
 """What ``--dataset`` takes besides the path of an ``.npz`` file or an ImageFolder directory."""

@@ -1,4 +1,4 @@
-"""The values that a config may have: ranges, combinations that cannot be run, and settings that need others."""
+"""The combinations of settings that cannot be run, and the settings that have an effect only with others."""
 
 from __future__ import annotations
 
@@ -6,51 +6,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from simsfl.config.catalogue import DATASETS
+from simsfl.config.catalogue import ARCHITECTURES, DATASETS, METHODS
 
 INFINITY = float("inf")
 """Highest value of numbers that may be as large as a float can be; infinity itself is not allowed."""
-_LARGE = 10**9
-"""Highest value of numbers that have no limit of their own."""
 SMALLEST = 8
 """Smallest height and width of images that the networks accept, in pixels."""
-RANGES: tuple[tuple[str, float, float], ...] = (
-    ("clients", 1, _LARGE),
-    ("cohort", 1, _LARGE),
-    ("batch_size", 1, _LARGE),
-    ("rounds", 1, _LARGE),
-    ("epochs", 1, _LARGE),
-    ("local_epochs", 1e-9, _LARGE),
-    ("syncs_per_round", 1, _LARGE),
-    ("image_size", SMALLEST, 1024),
-    ("classes_per_client", 1, _LARGE),
-    ("alpha", 1e-6, 1e6),
-    ("data_proportion", 0, 1),
-    ("ressfl_lambda", 0, INFINITY),
-    ("ressfl_target_ssim", 0.001, 0.999),
-    ("divergence_tau", 0, 1),
-    ("loss_threshold", 0, INFINITY),
-    ("crop_scale", 0.001, 1),
-    ("width", 4, 4096),
-    ("key_dim", 1, 65_536),
-    ("queue_length", 1, 10_000_000),
-    ("temperature", 1e-6, INFINITY),
-    ("tau", 0, 1),
-    ("lr", 0, INFINITY),
-    ("client_lr", 0, INFINITY),
-    ("momentum", 0, 1),
-    ("weight_decay", 0, INFINITY),
-    ("eval_every", 0, _LARGE),
-    ("knn_bank", 1, _LARGE),
-    ("knn_test", 1, _LARGE),
-    ("probe_epochs", 1, _LARGE),
-    ("seed", 0, 2**63 - 1),
-    ("checkpoint_every", 1, _LARGE),
-)
-"""Name, lowest value and highest value of each number, both allowed."""
-
 _Config = Any
 """A `RunConfig`, which cannot be imported here: its module imports this one."""
+_SPLIT_METHODS = " or ".join(name for name, method in METHODS.items() if method.split)
+"""Names of the methods in which clients send smashed data, for messages."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +44,8 @@ def _for_split(field: str, usual: Any, shown: str = "") -> Constraint:
         shown: format of the value in the message, such as ":g".
     """
     return Constraint(
-        lambda c: c.method != "mocosfl" and getattr(c, field) != usual,
-        f"{field}: {{{field}{shown}}} is for mocosfl, not for {{method}}; allowed: {usual}",
+        lambda c: not c.is_split and getattr(c, field) != usual,
+        f"{field}: {{{field}{shown}}} is for {_SPLIT_METHODS}, not for {{method}}; allowed: {usual}",
     )
 
 
@@ -101,7 +66,7 @@ EVERY_RUN = (
         "width: {width} does not divide into GroupNorm's groups; allowed: multiples of 4",
     ),
     Constraint(
-        lambda c: c.method == "mocosfl" and not (c.feature_sharing or c.supervised) and c.queue_length < c.clients,
+        lambda c: c.is_split and not (c.feature_sharing or c.supervised) and c.queue_length < c.clients,
         "queue_length: {queue_length} leaves no key for each of {clients} clients; "
         "allowed without feature sharing: {clients} or more",
     ),
@@ -144,8 +109,8 @@ EVERY_RUN = (
 
 RECORDING = (
     Constraint(
-        lambda c: c.method != "mocosfl",
-        "record_trace: clients of {method} send no smashed data; allowed: mocosfl",
+        lambda c: not c.is_split,
+        f"record_trace: clients of {{method}} send no smashed data; allowed: {_SPLIT_METHODS}",
     ),
     Constraint(
         lambda c: c.ressfl_lambda > 0,
@@ -158,11 +123,18 @@ RECORDING = (
     ),
 )
 """Further combinations that a run cannot have if a client trace is recorded (`simsfl.rounds.recorder`)."""
+ATTACK = (
+    Constraint(
+        lambda c: not c.is_split,
+        f"run: clients of {{method}} send no smashed data; allowed: a run of {_SPLIT_METHODS}",
+    ),
+)
+"""Combinations that a run cannot have if its smashed data are attacked (`simsfl.privacy`)."""
 
 DEVICES = (
     Constraint(
-        lambda c: c.method != "mocosfl" or c.supervised,
-        "devices: take part in contrastive split learning alone; allowed: --method mocosfl",
+        lambda c: not c.is_split or c.supervised,
+        f"devices: take part in contrastive split learning only; allowed: --method {_SPLIT_METHODS}",
     ),
     _without("unequal", None),
     _without("loss_threshold", 0),
@@ -202,22 +174,22 @@ def unless(field: str, value: Any) -> Condition:
     return Condition(lambda c: getattr(c, field) != value, f"{field} is {{{field}}}", allowed)
 
 
-SPLIT = when("method", "mocosfl")
+SPLIT = when("method", *(name for name, method in METHODS.items() if method.split))
 """Condition of settings that only split learning has."""
-KEYS = (when("method", "mocosfl", "fl-moco"), unless("supervised", True))
+KEYS = (when("method", *(name for name, method in METHODS.items() if method.queue)), unless("supervised", True))
 """Conditions of settings about keys and the key queue."""
 LEARNING = Condition(
     lambda c: (c.lr if c.client_lr is None else c.client_lr) > 0, "clients do not learn", "client_lr other than 0.0"
 )
 """Condition of settings about how clients learn."""
 SERVED = Condition(
-    lambda c: c.method == "mocosfl" or c.client_lr is None,
+    lambda c: c.is_split or c.client_lr is None,
     "method is {method} and client_lr {client_lr}",
     "client_lr left to its rule",
 )
 """Condition of the server's learning rate, which in federated learning only sets that of the clients."""
 AVERAGED = Condition(
-    lambda c: LEARNING.holds(c) or c.norm == "batch" or (c.method != "mocosfl" and c.head == "large-mlp"),
+    lambda c: LEARNING.holds(c) or c.norm == "batch" or (not c.is_split and c.head == "large-mlp"),
     "client_lr is {client_lr} and nothing else is averaged",
     "client_lr other than 0.0, or BatchNorm",
 )
@@ -246,6 +218,6 @@ EXPERT = Condition(lambda c: c.init_client is not None, "there is no init_client
 SHORTCUTS = (
     SPLIT,
     unless("cut_layer", 1),
-    Condition(lambda c: not c.arch.startswith("vgg"), "arch is {arch}", "resnet or mobilenetv2"),
+    when("arch", *(name for name, architecture in ARCHITECTURES.items() if architecture.residual)),
 )
 """Conditions of settings about shortcuts on the client: its layers include residual blocks."""

@@ -63,7 +63,7 @@ class ClientCost:
         *,
         exchange: Exchange = Exchange.BOTH_WAYS,
         frozen: bool = False,
-        views: int = 2,
+        views: int,
     ) -> Traffic:
         """Return the bytes that travel in a whole round, summed over the cohort.
 
@@ -74,7 +74,7 @@ class ClientCost:
         that momentum models, if they are averaged, are sent, and fetched at its end. In a silent round nothing travels.
 
         >>> cost = ClientCost(image_bytes=100, sync_bytes=40, momentum_bytes=0, statistics_bytes=0)
-        >>> cost.round_traffic([Group(range(10), cohort=5, batch_size=2)], steps=3, syncs=1)
+        >>> cost.round_traffic([Group(range(10), cohort=5, batch_size=2)], steps=3, syncs=1, views=2)
         Traffic(up=6200, down=3200)
 
         Args:
@@ -133,9 +133,14 @@ class Operations:
     normalised: int
     """Count of the numbers that are normalised in a forward pass."""
 
-    def step(self, *, learns: bool = True) -> int:
-        """Return a client's operations for an image: online and momentum model forward, and backward if it `learns`."""
-        return 2 * self.forward + (self.backward if learns else 0)
+    def step(self, *, learns: bool = True, views: int = 2) -> int:
+        """Return a client's operations for an image.
+
+        Args:
+            learns: whether there is a backward pass.
+            views: passes forward: of the online and the momentum model, or with labels of the online model alone.
+        """
+        return views * self.forward + (self.backward if learns else 0)
 
     def products(self) -> int:
         """Return the part of `step` that is convolutions and matrix products: two passes forward, one backward."""

@@ -194,7 +194,10 @@ def held(kind: str, images: int, clients: int, classes_per_client: int) -> int:
         clients: number of clients.
         classes_per_client: shards per client, if `kind` is "shards".
     """
-    parts = {"iid": clients, "shards": clients * classes_per_client}.get(kind, 1)
+    known = PARTITIONS[kind]
+    if known.random_sizes:
+        return images
+    parts = clients * (classes_per_client if "classes_per_client" in known.settings else 1)
     return images // parts * parts
 
 

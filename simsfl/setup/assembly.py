@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from simsfl.algorithm.batch import Hyperparameters
-from simsfl.algorithm.plan import Group, client_groups
 from simsfl.algorithm.state import (
     Sent,
     State,
@@ -21,7 +20,8 @@ from simsfl.algorithm.state import (
     initial_server,
 )
 from simsfl.config import RunConfig
-from simsfl.config.notation import Bottleneck, Decoder, Unequal
+from simsfl.config.catalogue import METHODS
+from simsfl.config.notation import Bottleneck, Decoder
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
 from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_model
@@ -29,6 +29,7 @@ from simsfl.models.central import CentralModule
 from simsfl.privacy.decoders import decoder
 from simsfl.setup import defaults
 from simsfl.setup.checks import check_attackers, check_queues, check_sent
+from simsfl.setup.outline import Outline
 from simsfl.system.client_store import Storage
 from simsfl.system.randomness import Purpose, torch_generator
 
@@ -53,7 +54,7 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         alpha=config.alpha,
         batch_size=config.batch_size or defaults.batch_size(config),
         least=config.batch_size or 1,
-        unequal=_unequal(config),
+        unequal=config.inequality,
         proportion=config.data_proportion,
         seed=config.seed,
     )
@@ -80,17 +81,6 @@ def auxiliary(config: RunConfig, dataset: Dataset) -> Partition | None:
     return Partition(first + dealt.indices, dealt.offsets)
 
 
-def groups(config: RunConfig) -> list[Group]:
-    """Return the clients grouped by batch size; with an auxiliary data set, a batch has `batch_size` images of each."""
-    sources = 2 if config.aux_dataset and config.data_proportion else 1
-    return client_groups(config.clients, config.cohort, sources * config.batch_size, _unequal(config))
-
-
-def _unequal(config: RunConfig) -> Unequal | None:
-    """Return the config's `unequal` as an object, None if it is not set."""
-    return Unequal.parse(config.unequal) if config.unequal else None
-
-
 def network(config: RunConfig, *, weights: bool = True) -> SplitModel:
     """Return the network of a config whose image size is known.
 
@@ -106,8 +96,8 @@ def network(config: RunConfig, *, weights: bool = True) -> SplitModel:
         "generator": torch_generator(config.seed, Purpose.MODEL) if weights else None,
         "style": Style(config.norm, config.weight_standardisation),
     }
-    if config.method != "mocosfl":
-        return whole_model(config.arch, **what, predictor=config.method == "fl-byol")
+    if not config.is_split:
+        return whole_model(config.arch, **what, predictor=METHODS[config.method].predictor)
     return split_model(
         config.arch,
         **what,
@@ -138,27 +128,26 @@ def with_attacker(config: RunConfig, model: SplitModel) -> SplitModel:
     return replace(model, attacker=FlatModule(network))
 
 
-def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) -> State:
+def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
     """Allocate everything that is learnt, with its initial values.
 
     Args:
-        config: the config with every rule applied.
+        size: the outline of the run.
         model: the network, whose initial weights the server takes over.
-        steps: steps in a round.
         dtype: dtype of weights and losses.
 
     Raises:
         ValueError: key queues, simulated attackers, or the smashed data that has to be kept do not fit into memory.
     """
-    device = torch.device(config.device)
+    config, device = size.config, torch.device(size.config.device)
     storage = Storage(config.client_state, device, _dtype_of(config.client_state_dtype, dtype))
     check_queues(config, storage.dtype)
     if model.attacker:
         check_attackers(config, 3 * model.attacker.size * dtype.itemsize, storage)
     mine = {"device": device, "dtype": dtype}
-    shared = config.feature_sharing and config.method == "mocosfl"
+    shared = config.feature_sharing and config.is_split
     rings = 1 if shared else config.clients
-    length = {"mocosfl": config.queue_length // rings, "fl-moco": config.queue_length, "fl-byol": 0}[config.method]
+    length = config.queue_length // (rings if config.is_split else 1) if METHODS[config.method].queue else 0
     queues = initial_queues(rings, length, config.key_dim, torch_generator(config.seed, Purpose.QUEUE), **mine)
     return State(
         clients=initial_clients(
@@ -173,16 +162,17 @@ def state(config: RunConfig, model: SplitModel, steps: int, dtype: torch.dtype) 
         server=initial_server(model.server, **mine),
         queues=queues,
         queue=queues if shared else cohort_queues(queues, config.cohort),
-        sent=_room_for_sent(config, model, steps, storage, dtype) if config.loss_threshold else None,
+        sent=_room_for_sent(size, model, storage, dtype) if config.loss_threshold else None,
         attackers=initial_attackers(model.attacker, config.clients, config.cohort, storage, **mine)
         if model.attacker
         else None,
     )
 
 
-def _room_for_sent(config: RunConfig, model: SplitModel, steps: int, storage: Storage, dtype: torch.dtype) -> Sent:
+def _room_for_sent(size: Outline, model: SplitModel, storage: Storage, dtype: torch.dtype) -> Sent:
     """Allocate what keeps the smashed data and labels of a whole round; see `state` for arguments and errors."""
-    rows, row = config.views_sent * sum(group.images for group in groups(config)), prod(model.smashed_shape)
+    config, steps = size.config, size.steps
+    rows, row = config.views_sent * sum(group.images for group in size.groups), prod(model.smashed_shape)
     precision = _dtype_of(config.precision, dtype)
     check_sent(config, steps * rows * row * precision.itemsize, storage)
     smashed = storage.zeros(steps * rows, row, precision).view(steps, rows, *model.smashed_shape)
@@ -190,14 +180,15 @@ def _room_for_sent(config: RunConfig, model: SplitModel, steps: int, storage: St
     return Sent(smashed, labels)
 
 
-def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:
+def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:
     """Return the values that stay the same from step to step, except `chunk`, which is measured later.
 
     Args:
-        config: the config with every rule applied.
+        size: the outline of the run.
         model: the network.
         dtype: dtype of weights and losses.
     """
+    config = size.config
     precision = _dtype_of(config.precision, dtype)
     on_cpu = torch.device(config.device).type == "cpu"
     row = max(1, prod(model.smashed_shape)) * precision.itemsize
@@ -208,7 +199,7 @@ def hyperparameters(config: RunConfig, model: SplitModel, dtype: torch.dtype) ->
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         precision=precision,
-        batches=tuple(group.batch_size for group in groups(config) for _ in range(group.cohort)),
+        batches=tuple(group.batch_size for group in size.groups for _ in range(group.cohort)),
         taressfl_lambda=config.ressfl_lambda,
         taressfl_target_ssim=config.ressfl_target_ssim,
         clients_learn=config.client_lr > 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from simsfl.config import ENGINES, RunConfig
+from simsfl.config.catalogue import METHODS
 from simsfl.engine.precision import TF32_CAPABILITY, has_bf16, has_tf32, name_of
 from simsfl.kernels import gpu
 from simsfl.models import SplitModel, layer_count
@@ -68,7 +69,7 @@ def _free_on(device: str | torch.device) -> int:
 
 def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
     """Raise a ValueError if key queues in `dtype`, of which each federated client has a whole one, do not fit."""
-    if config.method != "fl-moco":
+    if config.is_split or not METHODS[config.method].queue:
         return
     size, free = config.clients * config.queue_length * config.key_dim * dtype.itemsize, _free_on(config.device)
     if 2 * size > free:  # drawn, then normalised

@@ -16,8 +16,19 @@ _FEDERATED_BATCH = 128
 log = logging.getLogger(__name__)
 
 
-def resolve(config: RunConfig, images_per_client: int | None = None, classes: int | None = None) -> RunConfig:
+def resolve(config: RunConfig) -> RunConfig:
     """Return the config with every rule applied that does not need the images.
+
+    Raises:
+        ValueError: the config cannot be run on this machine, or its network lacks the cut layer.
+    """
+    config, _ = with_precision(config)
+    check_machine(config)
+    return with_rules(config)
+
+
+def with_rules(config: RunConfig, images_per_client: int | None = None, classes: int | None = None) -> RunConfig:
+    """Return the config with every rule applied except that of the precision (`with_precision`).
 
     Args:
         config: what was asked for.
@@ -25,13 +36,8 @@ def resolve(config: RunConfig, images_per_client: int | None = None, classes: in
             rule is not larger.
         classes: number of classes of the data set, if known: it sets the shards per client, and the head of supervised
             training.
-
-    Raises:
-        ValueError: the config cannot be run on this machine, or its network lacks the cut layer.
     """
-    config, _ = with_precision(config)
-    check_machine(config)
-    clients, split = config.clients, config.method == "mocosfl"
+    clients = config.clients
     cohort = config.cohort or (100 if clients >= 200 else clients)
     images = config.batch_size or batch_size(config, images_per_client)
     of_classes = {}
@@ -43,7 +49,7 @@ def resolve(config: RunConfig, images_per_client: int | None = None, classes: in
         cohort=cohort,
         batch_size=images,
         rounds=config.rounds or max(1, round(config.epochs * clients / cohort / config.local_epochs)),
-        syncs_per_round=config.syncs_per_round or (max(1, 1000 // (images * clients)) if split else 1),
+        syncs_per_round=config.syncs_per_round or (max(1, 1000 // (images * clients)) if config.is_split else 1),
         width=config.width or ARCHITECTURES[config.arch].width,
         weight_standardisation=(
             config.norm == "group" if config.weight_standardisation is None else config.weight_standardisation
@@ -57,7 +63,8 @@ def resolve(config: RunConfig, images_per_client: int | None = None, classes: in
 def batch_size(config: RunConfig, images_per_client: int | None = None) -> int:
     """Return the batch size by rule, which is at most `images_per_client`, the fewest that a client holds, if known."""
     clients = config.clients
-    by_rule = _FEDERATED_BATCH if config.method != "mocosfl" else 100 // clients if clients <= 50 else 1
+    in_split = 100 // clients if clients <= 50 else 1
+    by_rule = in_split if config.is_split else _FEDERATED_BATCH
     return min(by_rule, images_per_client or by_rule)
 
 

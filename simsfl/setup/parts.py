@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from simsfl.algorithm import schedule
 from simsfl.algorithm.batch import Hyperparameters, Outcome
-from simsfl.algorithm.plan import Group, RoundPlan, plan_round, steps_per_round
+from simsfl.algorithm.plan import Group, RoundPlan, plan_round
 from simsfl.algorithm.state import State
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import METHODS
@@ -26,6 +26,7 @@ from simsfl.evaluation import Evaluation
 from simsfl.kernels import accelerated, choosing, try_triton
 from simsfl.models import SplitModel
 from simsfl.setup import assembly, checks, defaults
+from simsfl.setup.outline import Outline, outline
 from simsfl.setup.weights import Weights, load_weights
 from simsfl.system.memory import keep_memory
 
@@ -149,18 +150,16 @@ def build(
     dataset = dataset or _load(asked)
     checks.check_precision(asked, dataset.image_size)
     partition, auxiliary = assembly.partition(asked, dataset), assembly.auxiliary(asked, dataset)
-    sources = _sources(partition, auxiliary)
-    config = _settled(asked, dataset, smallest=min(int(source.sizes.min()) for source in sources))
+    size = _outline(asked, dataset, _sources(partition, auxiliary))
+    config = size.config
     start = start or (load_weights(config.init_client) if config.init_client else None)
     device = torch.device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and defaults are to be this device's, too
-    groups = assembly.groups(config)
-    steps = steps_per_round(sources, groups, config.local_epochs)
     model = _network(config, start)
     checks.check_batch_norm(config, model)
-    state = assembly.state(config, model, steps, dtype)
-    hyper = assembly.hyperparameters(config, model, dtype)
+    state = assembly.state(size, model, dtype)
+    hyper = assembly.hyperparameters(size, model, dtype)
     if device.type == "cpu":
         keep_memory()  # not before: what set-up alone needs goes back to the system
     model = assembly.as_run(config, model, hyper.precision)
@@ -173,8 +172,8 @@ def build(
         partition=partition,
         auxiliary=auxiliary,
         start=start,
-        groups=groups,
-        steps=steps,
+        groups=size.groups,
+        steps=size.steps,
         model=model,
         state=state,
         hyper=hyper,
@@ -203,23 +202,28 @@ def _sources(partition: Partition, auxiliary: Partition | None) -> list[Partitio
     return [source for source in (partition, auxiliary) if source and len(source.indices)]
 
 
-def _settled(asked: RunConfig, dataset: Dataset, *, smallest: int) -> RunConfig:
-    """Return the config with every rule applied, and with absolute paths, so that a run can be resumed from anywhere.
+def _outline(asked: RunConfig, dataset: Dataset, sources: Sequence[Partition]) -> Outline:
+    """Return the outline of a run; paths in its config are absolute, so that it can be resumed from anywhere.
 
     Args:
         asked: the config, apart from the rules.
         dataset: the images.
-        smallest: number of images of the client that holds the fewest.
+        sources: which images clients hold.
     """
-    config = defaults.resolve(asked, smallest, len(dataset.classes))
-    return replace(
-        config,
+    config = replace(
+        asked,
         dataset=dataset.name,
-        data_dir=str(Path(config.data_dir).resolve()),
-        aux_dataset=_absolute(config.aux_dataset),
-        init_client=_absolute(config.init_client),
+        data_dir=str(Path(asked.data_dir).resolve()),
+        aux_dataset=_absolute(asked.aux_dataset),
+        init_client=_absolute(asked.init_client),
         image_size=dataset.image_size,
         stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
+    )
+    return outline(
+        config,
+        [len(source.indices) for source in sources],
+        smallest=min(int(source.sizes.min()) for source in sources),
+        classes=len(dataset.classes),
     )
 
 

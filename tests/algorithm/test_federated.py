@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from simsfl import RunConfig, Simulation
 from simsfl.cli import run
 from simsfl.runs.metrics import to_dict
-from simsfl.setup.defaults import resolve
+from simsfl.setup.defaults import resolve, with_rules
 from tests.algorithm.oracle import mean_of, move_towards
 from tests.conftest import TINY, flags
 
@@ -188,10 +188,10 @@ def test_only_weights_travel(dataset):
 
 
 def test_rules():
-    federated = resolve(RunConfig(method="fl-byol", clients=5), 10_000)
+    federated = with_rules(RunConfig(method="fl-byol", clients=5), 10_000)
     assert (federated.batch_size, federated.syncs_per_round, federated.rounds) == (128, 1, 200)
     assert resolve(replace(federated, rounds=None, local_epochs=5)).rounds == 40
-    assert resolve(RunConfig(method="fl-moco", clients=100), 40).batch_size == 40
+    assert with_rules(RunConfig(method="fl-moco", clients=100), 40).batch_size == 40
 
 
 WRONG = {

@@ -13,7 +13,7 @@ from simsfl.algorithm.schedule import client_lr, decay, server_lr
 from simsfl.cli import run
 from simsfl.cli.presets import PRESETS, automatic
 from simsfl.config import catalogue
-from simsfl.setup.defaults import left_to_rules, resolve
+from simsfl.setup.defaults import left_to_rules, resolve, with_rules
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_every_field_has_a_flag_with_help_and_presets_are_valid():
 
 
 def test_a_rule_gives_no_batch_that_a_client_does_not_hold():
-    assert resolve(RunConfig(clients=5), 12).batch_size == 12
-    assert resolve(RunConfig(clients=5), 12).syncs_per_round == 1000 // (12 * 5)
-    assert resolve(RunConfig(clients=5, batch_size=30), 12).batch_size == 30
+    assert with_rules(RunConfig(clients=5), 12).batch_size == 12
+    assert with_rules(RunConfig(clients=5), 12).syncs_per_round == 1000 // (12 * 5)
+    assert with_rules(RunConfig(clients=5, batch_size=30), 12).batch_size == 30
 
 
 def test_a_device_has_its_number(monkeypatch):
@@ -195,3 +195,11 @@ def test_oscillating_is_torchs_cosine_stepped_at_every_batch():
         assert ours.item() == pytest.approx(torchs.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         torchs.step()
+
+
+def test_every_number_has_limits():
+    numbers = {spec.name for spec in fields(RunConfig) if spec.type.split(" |")[0] in ("int", "float")}
+    limited = {spec.name for spec in fields(RunConfig) if spec.metadata["within"]}
+    assert numbers - limited == {"cut_layer"}  # whose limit depends on the architecture
+    assert limited < numbers
+    assert {"clients", "temperature", "ressfl_target_ssim", "knn_bank"} < numbers

@@ -44,6 +44,7 @@ def error_of(code, capsys):
         (["--server", "127.0.0.1:1", "--insecure", "--meter", "ohm"], "meter: 'ohm' is not known"),
         (["--server", "127.0.0.1:1", "--insecure", "--runtime", "onnx"], "runtime: 'onnx' is not known"),
         (["--server", "127.0.0.1:1", "--insecure", "--runtime", "lean", "--threads", "1"], "threads: NumPy's"),
+        (["--server", "127.0.0.1:1", "--insecure", "--threads", "4096"], "threads: 4096 are more than the cores that"),
         (["--server", "127.0.0.1:1", "--insecure", "--patience", "nan"], "patience: nan is no time to wait for"),
         (
             ["--server", "127.0.0.1:1", "--insecure", "--own-images"],

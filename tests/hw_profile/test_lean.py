@@ -125,7 +125,7 @@ def test_views_agree_with_the_kernel(recipe):
     [
         ({"arch": "vgg11"}, "runtime: lean has no vgg11; allowed: torch, or arch resnet8, resnet18, resnet34"),
         ({"norm": "batch"}, "runtime: lean has no batch norm; allowed: torch"),
-        ({"weight_standardisation": False}, "runtime: lean standardises weights always; allowed: torch"),
+        ({"weight_standardisation": False}, "runtime: lean always standardises weights; allowed: torch"),
         ({"width": 32}, "0.conv.weight [64, 3, 3, 3]; allowed: 0.conv.weight [32, 3, 3, 3]"),
         ({"cut_layer": 2}, "nothing []; allowed: 1.conv1.conv.weight [64, 64, 3, 3]"),
     ],
@@ -133,7 +133,7 @@ def test_views_agree_with_the_kernel(recipe):
 def test_a_network_it_cannot_run_is_an_error(change, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the whole message is compared)
         LeanClient({**about(PAPER), "network": {**complete(PAPER), **change}})
-    assert str(error.value).removeprefix("network: is built otherwise here than where this comes from: ") == message
+    assert str(error.value).removeprefix("network: is built differently here than where it was described: ") == message
 
 
 MEASURED = """

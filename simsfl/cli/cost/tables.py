@@ -11,14 +11,15 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from simsfl import RunConfig
-from simsfl.algorithm.plan import steps_per_round
-from simsfl.config.catalogue import DATASETS, Code, DataSet
+from simsfl.config.catalogue import DATASETS
 from simsfl.cost.measured import training_bytes
 from simsfl.cost.model import COLOURS, WEIGHT_BYTES, client_cost, memory, operations, server_flops
-from simsfl.data.partition import Partition, held
+from simsfl.data.partition import held
 from simsfl.models import FlatModule, SplitModel
 from simsfl.setup import assembly
-from simsfl.setup.defaults import resolve
+from simsfl.setup.checks import check_machine
+from simsfl.setup.defaults import classes_per_client, resolve, with_precision
+from simsfl.setup.outline import Outline, outline
 
 _PAPER_NORMALISED = 5
 """Operations that the paper's counter (fvcore) assumes for a number that is normalised."""
@@ -51,27 +52,8 @@ def estimate(
     Raises:
         ValueError: the number of images is not known, or is less than that of the clients.
     """
-    known = DATASETS.get(config.dataset, DataSet("", Code("")))
-    count = images or known.images
-    if not count:
-        raise ValueError(f"images: how many {config.dataset} has is not known; allowed: --images N")
-    config = replace(
-        config,
-        image_size=config.image_size or known.image_size,
-        device="cpu" if config.device == "auto" else config.device,
-    )
-    least = int(config.data_proportion * count) // config.clients
-    if not least:
-        raise ValueError(
-            f"clients: {config.clients} are more than the {count:,} training images; allowed: 1 to {count}"
-        )
-    config = resolve(config, least, known.classes)
-    groups = assembly.groups(config)
-    used = held(config.partition, int(config.data_proportion * count), config.clients, config.classes_per_client)
-    sources = [Partition.of([range(used)])] if used else []
-    if config.aux_dataset:
-        sources.append(Partition.of([range(_images_of_auxiliary(config))]))
-    steps = steps_per_round(sources, groups, config.local_epochs)
+    size = _outline(config, images)
+    config = size.config
     model = _network(RunConfig(method=config.method, **config.network()))
     learns = config.client_lr > 0
     shape = (COLOURS, config.image_size, config.image_size)
@@ -83,15 +65,15 @@ def estimate(
         weight_bytes=number_bytes or WEIGHT_BYTES,
         align_momentum=config.align_momentum,
     )
-    a_round = sent.round_traffic(groups, steps, config.syncs_per_round, frozen=not learns, views=views)
-    batch_size = max(group.batch_size for group in groups)
+    a_round = sent.round_traffic(size.groups, size.steps, config.syncs_per_round, frozen=not learns, views=views)
+    batch_size = max(group.batch_size for group in size.groups)
     own = memory(model.client, shape, passes * batch_size, learns=learns)
     return {
         "flops_per_image": {
             "forward": passes * one.forward,
             "momentum_forward": (views - 1) * passes * one.forward,
             "backward": passes * one.backward if learns else 0,
-            "all": passes * (one.step(learns=learns) - (2 - views) * one.forward),
+            "all": passes * one.step(learns=learns, views=views),
             "forward_macs": passes * one.macs,
         },
         "server_flops_per_image": _server_work(model, config.symmetric) if model.server.size else 0,
@@ -110,18 +92,47 @@ def estimate(
             "down": round(config.rounds * a_round.down / config.clients),
         },
         "rounds": config.rounds,
-        "steps_per_round": steps,
-        "images_per_step": sum(group.images for group in groups) / config.cohort,
+        "steps_per_round": size.steps,
+        "images_per_step": sum(group.images for group in size.groups) / config.cohort,
         "client_parameters": model.client.size,
     }
 
 
+def _outline(config: RunConfig, images: int | None) -> Outline:
+    """Return the outline of a run; see `estimate` for the arguments and errors."""
+    known = DATASETS.get(config.dataset)
+    count = images or (known and known.images)
+    if not count:
+        raise ValueError(f"images: how many {config.dataset} has is not known; allowed: --images N")
+    asked, _ = with_precision(
+        replace(
+            config,
+            image_size=config.image_size or (known.image_size if known else 32),
+            device="cpu" if config.device == "auto" else config.device,
+        )
+    )
+    check_machine(asked)
+    classes = known.classes if known else 10
+    drawn = int(config.data_proportion * count)
+    shards = config.classes_per_client or classes_per_client(classes)
+    own = held(config.partition, drawn, config.clients, shards)
+    if config.data_proportion and own < config.clients:
+        raise ValueError(
+            f"clients: {config.clients} are more than the {drawn:,} training images allow; allowed: fewer clients"
+        )
+    together = [number for number in (own, _images_of_auxiliary(config)) if number]
+    smallest = min(number // config.clients for number in together)
+    return outline(asked, together, smallest=smallest, classes=classes)
+
+
 def _images_of_auxiliary(config: RunConfig) -> int:
-    """Return how many images of the auxiliary data set all clients together hold.
+    """Return how many images of the auxiliary data set all clients together hold, 0 if there is none.
 
     Raises:
         ValueError: the size of that data set is not known.
     """
+    if not config.aux_dataset:
+        return 0
     known = {name: one.images for name, one in DATASETS.items() if one.images and name != "auto"}
     if config.aux_dataset not in known:
         allowed = ", ".join(known)

@@ -160,7 +160,7 @@ def _measured(config: RunConfig, known: dict[tuple, tuple[float, float]], *, att
     work = (*(getattr(config, name) for name in _WORK), sum(group.images for group in simulation.parts.groups))
     if work not in known:
         known[work] = _step_seconds(simulation), _image_seconds(simulation)
-    pass_ = steps_per_round(simulation.parts.sources, simulation.parts.groups)
+    pass_ = steps_per_round([len(source.indices) for source in simulation.parts.sources], simulation.parts.groups)
     data, evaluation = simulation.dataset, simulation.parts.evaluation
     images, compared = len(data.train_labels) + len(data.test), len(evaluation.bank) + len(evaluation.test)
     attack = _attack_seconds(simulation) if attacked else 0.0
