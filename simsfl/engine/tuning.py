@@ -248,7 +248,7 @@ def where() -> str:
 def processor() -> str:
     """Return the name of the processor's model, or that of its architecture if the model is unknown."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -15,7 +15,9 @@ from torch import Tensor
 from simsfl.system.paths import cache_directory
 
 _BLOCK_BYTES = 1 << 22
-"""Bytes that are written at a time where a system cannot reserve room otherwise."""
+"""Bytes that are written at a time where room cannot be reserved otherwise."""
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Errors of file systems that cannot reserve room."""
 
 
 class Storage:
@@ -79,9 +81,14 @@ def _reserve(file: BinaryIO, size: int) -> None:
     Raises:
         OSError: there is not so much room.
     """
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(file.fileno(), 0, size)
         return
+    except AttributeError:  # macOS has no such function
+        pass
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     for start in range(0, size, _BLOCK_BYTES):
         file.write(bytes(min(_BLOCK_BYTES, size - start)))
     file.flush()

@@ -176,7 +176,7 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
 
 
 def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None:
-    """Run plans one after the other, with a bar of their estimated time on stderr.
+    """Run plans one after the other, with a bar of their estimated time on stderr, or lines where that is no terminal.
 
     A run whose expert has not ended is skipped.
 
@@ -189,7 +189,10 @@ def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> Non
         task = progress.add_task("", total=sum(plan.seconds for plan in plans))
         before = 0.0
         for position, plan in enumerate(plans, start=1):
-            progress.update(task, description=f"{position}/{len(plans)} {plan.cell.name}, seed {plan.seed}")
+            description = f"{position}/{len(plans)} {plan.cell.name}, seed {plan.seed}"
+            progress.update(task, description=description)
+            if progress.disable:  # no terminal shows the bar
+                progress.console.say(description)
             begin = time.perf_counter()
             if not plan.expert_has_ended(out):
                 continue
