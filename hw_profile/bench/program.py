@@ -21,10 +21,11 @@ from simsfl.hw_profile.meters.board import Machine, board, temperature
 from simsfl.hw_profile.meters.cores import check_threads, usable_cores
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES
 from simsfl.runs.client_trace import Trace
-from simsfl.system.console import Output, print_error
+from simsfl.system.console import Output
 from simsfl.system.files import claimed, write_json
 from simsfl.system.messages import count_text
 from simsfl.system.signals import Stop
+from simsfl.system.streams import print_error
 from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, value_of, whole_number
 
 log = logging.getLogger(__name__)

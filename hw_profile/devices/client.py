@@ -21,10 +21,11 @@ from simsfl.hw_profile.meters.board import Machine, board
 from simsfl.hw_profile.meters.cores import check_threads
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES, Client, import_runtime, make_client, versions
-from simsfl.system.console import Output, print_error
+from simsfl.system.console import Output
 from simsfl.system.files import claimed, write_json
 from simsfl.system.programs import called
 from simsfl.system.signals import Stop
+from simsfl.system.streams import print_error
 from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, seconds, value_of, whole_number
 
 _RESULT = "result.json"

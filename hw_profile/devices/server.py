@@ -20,9 +20,10 @@ from simsfl.cli import run
 from simsfl.config.constraints import DEVICES, check
 from simsfl.hw_profile.devices.hub import Counts, Hub
 from simsfl.hw_profile.devices.keys import SERVER, asked_for, checked
-from simsfl.system.console import Formatter, Output, print_error
+from simsfl.system.console import Output
 from simsfl.system.programs import called, command
 from simsfl.system.signals import Stop
+from simsfl.system.streams import Formatter, print_error
 from simsfl.ui.arguments import Parser, fail, path, seconds, value_of, whole_number
 
 _POLL_SECONDS = 0.2

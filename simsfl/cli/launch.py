@@ -26,11 +26,12 @@ from simsfl.models import layer_count
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
-from simsfl.system.console import Output, print_error
+from simsfl.system.console import Output
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
 from simsfl.system.programs import command
 from simsfl.system.signals import Stop
+from simsfl.system.streams import print_error
 from simsfl.ui.dashboard import number, time_text
 
 _CHOICES = ("preset", "dataset", "device", "precision", "engine")

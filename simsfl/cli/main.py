@@ -9,8 +9,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from simsfl.system.console import Output, ended, print_error, set_up
 from simsfl.system.messages import unknown
+from simsfl.system.streams import ended, print_error, set_up
 from simsfl.ui.arguments import fail
 
 BASE = {"numpy": "numpy", "rich": "rich"}
@@ -58,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return start(name)
     set_up()
     if name in ("-h", "--help"):
-        Output().print(_help(), soft_wrap=True)
+        print(_help())
         return ended(0)
     if name == "--version":
-        Output().say(_version())
+        print(_version())
         return ended(0)
     return fail(unknown("program", name, PROGRAMS))
 

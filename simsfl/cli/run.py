@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from simsfl.cli.flags import add_config_flags
 from simsfl.cli.presets import laptop
-from simsfl.system.console import print_error
 from simsfl.system.programs import called
 from simsfl.system.signals import Stop
+from simsfl.system.streams import print_error
 from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, value_of, whole_number
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from simsfl.system.console import Output, print_error
 from simsfl.system.messages import shortened, unknown
 from simsfl.system.paths import expanded
+from simsfl.system.streams import lose, print_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,8 +24,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=shape, usage="%(prog)s [flags]", **options)
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help as all output is printed; argparse would not notice that the disk is full."""
-        Output(file=file).print(self.format_help(), end="", soft_wrap=True)
+        """Print the help; argparse itself would pass over a full disk."""
+        try:
+            print(self.format_help(), end="", file=file)
+        except OSError as error:
+            lose(error)
 
     def error(self, message: str) -> NoReturn:
         """Raise a ValueError that starts with the flag's name; argparse would print the usage and exit."""

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,8 @@ from PIL import Image
 
 from simsfl.cli.main import main
 from simsfl.runs.directory import RunDirectory
-from simsfl.system.console import Output
 from tests.conftest import TINY, flags
+from tests.streams import FULL, stdout_to, stdout_without_a_reader
 
 NAME = os.fsdecode(b"[bold]d :smile:\xff\x1b]0;title\x07\nnext\xe2\x80\xae")
 """Name with markup, an emoji's name, a byte that is no character, an escape sequence, a line break and a direction."""
@@ -23,9 +22,8 @@ SHORT = {**TINY, "rounds": 1, "dashboard": "off"}
 
 
 @pytest.fixture(autouse=True)
-def nothing_lost(monkeypatch):
-    """Have each test begin with a stdout that is read, and end with the arguments of before."""
-    monkeypatch.setattr(Output, "lost", None)
+def arguments_of_before(monkeypatch):
+    """Give the process its arguments back after each test."""
     monkeypatch.setattr(sys, "argv", sys.argv)
 
 
@@ -35,23 +33,6 @@ def finished(npz, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
     assert main(["run", *flags(dataset=npz, out=out, **SHORT)]) == 0
     return out
-
-
-@contextmanager
-def stdout_to(file):
-    """Have stdout write into a file, which is a path or a handle."""
-    with open(file, "w", encoding="utf-8") as stream, pytest.MonkeyPatch.context() as patched:  # noqa: PTH123
-        patched.setattr(sys, "stdout", stream)
-        yield
-
-
-@contextmanager
-def nobody_reading():
-    """Have stdout write into a pipe whose reader has ended."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    with stdout_to(writing):
-        yield
 
 
 def test_every_program_works_with_any_name_and_prints_it_in_one_piece(npz, tmp_path, monkeypatch, capfd):
@@ -103,23 +84,23 @@ def test_pictures_may_have_any_name(stream, tmp_path, monkeypatch, capfd):
     assert error.count("\n") == 1
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@FULL
 @pytest.mark.parametrize("words", ["--help", "--version", "run --help", "run --list", "report RUN", "watch RUN"])
-def test_a_stdout_that_cannot_be_written(words, finished, capsys):
+def test_a_stdout_that_cannot_be_written(words, finished, nothing_lost, capsys):
     words = words.replace("RUN", str(finished)).split()
     with stdout_to("/dev/full"):
         assert main(words) == 1
     assert capsys.readouterr().err == (
         "error: output: stdout cannot be written (No space left on device); allowed: a file or pipe with room\n"
     )
-    Output.lost = None
-    with nobody_reading():
+    nothing_lost.clear()
+    with stdout_without_a_reader():
         assert main(words) == 128 + signal.SIGPIPE
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-def test_a_run_whose_stdout_cannot_be_written_is_saved(npz, tmp_path, capsys):
+@FULL
+def test_a_run_whose_stdout_cannot_be_written_is_saved(npz, nothing_lost, tmp_path, capsys):
     out = tmp_path / "run"
     with stdout_to("/dev/full"):
         assert main(["run", *flags(dataset=npz, out=out, **SHORT)]) == 1
@@ -129,7 +110,7 @@ def test_a_run_whose_stdout_cannot_be_written_is_saved(npz, tmp_path, capsys):
         f"simsfl run --resume {out}\n"
     )
     assert not RunDirectory(out).summary.exists()
-    Output.lost = None
+    nothing_lost.clear()
     assert main(["run", "--resume", str(out), "--dashboard", "off"]) == 0
     assert RunDirectory(out).summary.exists()
 

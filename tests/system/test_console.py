@@ -1,33 +1,26 @@
-"""What is printed: text of others shows as it is, and a program outlives its reader, its disk and its terminal."""
+"""What is printed: text of others shows as it is, and views are live where a terminal can draw them."""
 
 import io
-import logging
 import os
 import pty
-import signal
 import sys
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from simsfl.system import console
-from simsfl.system.console import Formatter, Output, ended, print_error, set_up
+from simsfl.system.console import Output
 from simsfl.system.messages import visible
 from simsfl.system.progress import watched
+from simsfl.system.streams import ended, lost
+from tests.streams import stdout_to
+
+pytestmark = pytest.mark.usefixtures("nothing_lost")
 
 HOSTILE = "a\x1b]0;title\x07b\x9b31mc\x7fd\u202ee\u2066f\u2028g\udcffh\ri"
 """A name that sets a terminal's title, and more, by C0 and C1 controls, DEL, marks of direction and a stray byte."""
 SHOWN = r"a\x1b]0;title\x07b\x9b31mc\x7fd\u202ee\u2066f\u2028g\udcffh\ri"
-
-
-@pytest.fixture(autouse=True)
-def nothing_lost(monkeypatch):
-    """Have each test begin with a stdout that is read."""
-    monkeypatch.setattr(Output, "lost", None)
 
 
 def printed(*parts, **options):
@@ -73,40 +66,6 @@ def test_a_line_is_one_line_and_keeps_its_brackets():
     output = Output(file=io.StringIO(), width=20)
     output.say("wrote ", ("[red]a\nb[/x]", "bold"), " " + "x" * 50)
     assert output.file.getvalue() == f"wrote [red]a\\nb[/x] {'x' * 50}\n"
-
-
-def test_errors_and_warnings_are_one_line_each(capsys):
-    print_error("out: a\nb [/] \x1b[2J")
-    console._Warnings().emit(logging.makeLogRecord({"msg": "%s", "args": ("x\x1b\ny",), "levelname": "WARNING"}))
-    assert capsys.readouterr().err == "error: out: a\\nb [/] \\x1b[2J\nwarning: x\\x1b\\ny\n"
-
-
-def test_log_files_have_one_line_for_each_record():
-    record = logging.makeLogRecord({"msg": "client said %s", "args": ("a\nb\x1b",)})
-    assert Formatter("%(message)s").format(record) == r"client said a\nb\x1b"
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_every_stream_takes_every_character(encoding, monkeypatch):
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    set_up()
-    Output().say("2.26 ±0.1 W at 51 °C, 日 ▁█ †")
-    print("plain ± \udcff")
-    print_error("no such file ñ…")
-    sys.stdout.flush()
-    out, err = (stream.buffer.getvalue().decode(encoding) for stream in (sys.stdout, sys.stderr))
-    assert (
-        out.splitlines()
-        == {
-            "ascii": [r"2.26 +-0.1 W at 51 deg C, \u65e5 .# *", r"plain +- \udcff"],
-            "latin-1": [r"2.26 ±0.1 W at 51 °C, \u65e5 .# *", r"plain ± \udcff"],
-            "utf-8": ["2.26 ±0.1 W at 51 °C, 日 ▁█ †", r"plain ± \udcff"],
-        }[encoding]
-    )
-    assert err == {"ascii": "error: no such file \\xf1...\n", "latin-1": "error: no such file ñ...\n"}.get(
-        encoding, "error: no such file ñ…\n"
-    )
 
 
 class Terminal(io.StringIO):
@@ -159,40 +118,6 @@ def test_progress_is_shown_on_terminals_alone_and_takes_any_label(monkeypatch):
         assert shown or not sys.stderr.getvalue()
 
 
-@contextmanager
-def stdout_to(file):
-    """Have stdout write into a file, which is a path or a handle."""
-    with open(file, "w", encoding="utf-8") as stream, pytest.MonkeyPatch.context() as patched:  # noqa: PTH123
-        patched.setattr(sys, "stdout", stream)
-        yield
-
-
-def test_a_reader_that_has_ended_is_no_error(capsys):
-    reading, writing = os.pipe()
-    os.close(reading)
-    with stdout_to(writing):
-        output = Output()
-        output.say("nobody reads this")
-        output.say("nor this")
-        assert isinstance(output.lost, BrokenPipeError)
-        assert ended(0) == 128 + signal.SIGPIPE
-        assert ended(2) == 2
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-@pytest.mark.parametrize("way", ["console", "print"])
-def test_a_full_disk_is_said_in_one_line(way, capsys):
-    with stdout_to("/dev/full"):
-        if way == "console":
-            Output().say("too much")
-        else:
-            print("too much")
-        assert ended(0) == 1
-    error = "error: output: stdout cannot be written (No space left on device); allowed: a file or pipe with room\n"
-    assert capsys.readouterr().err == error
-
-
 def test_a_program_goes_on_after_its_terminal_is_closed():
     """It was sent SIGHUP; where it goes on nevertheless, it is meant to."""
     terminal, own = pty.openpty()
@@ -200,11 +125,5 @@ def test_a_program_goes_on_after_its_terminal_is_closed():
         output = Output("auto")
         os.close(terminal)
         output.say("nobody sees this")
-        assert output.lost is None
+        assert lost() is None
         assert ended(0) == 0
-
-
-def test_a_stdout_that_was_closed_before_the_start(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    Output("auto").say("nobody sees this")
-    assert ended(0) == 0
