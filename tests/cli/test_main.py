@@ -1,5 +1,7 @@
 """The command `simsfl`: it finds programs by name, and says in one line what is wrong."""
 
+import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -53,3 +55,15 @@ def test_an_interrupted_program_ends_in_one_line(started, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "a_program", SimpleNamespace(main=interrupted))
     assert command.main(["run"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_the_version_is_printed(capsys):
+    assert command.main(["--version"]) == 0
+    assert re.fullmatch(r"simsfl \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_a_board_without_rich_is_told_so():
+    """In a process of its own: what names the missing package must not need it."""
+    code = "import sys; sys.modules['rich'] = None; from simsfl.cli.main import start; sys.exit(start('pi-bench'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: rich: is not installed; allowed: pip install rich\n")
