@@ -40,7 +40,7 @@ class Output(Console):
         stream = options.get("file") or (sys.stderr if options.get("stderr") else sys.stdout)
         terminal = dashboard == "on" or (stream is not None and stream.isatty())
         options["color_system"] = Console(force_terminal=terminal or None, **options).color_system
-        super().__init__(force_terminal=terminal, markup=False, emoji=False, highlight=False, **options)
+        super().__init__(force_terminal=terminal, markup=False, emoji=False, **options)
         self.redraws = terminal and not self.is_dumb_terminal
         self.live = self.redraws and dashboard != "off"
         if dashboard == "on" and not self.live:
