@@ -102,7 +102,8 @@ class Dataset:
     origin: str
     """Description, for people, of where the data set came from."""
     checksum: str
-    """SHA-256 of the arrays that it was made from, before any resizing."""
+    """SHA-256 of the arrays that it was made from, before any resizing; of the names and sizes of files, if pictures
+    are decoded when they are needed."""
     classes: tuple[str, ...]
     """Name of the class of each label."""
     train: Images
@@ -114,6 +115,9 @@ class Dataset:
     auxiliary: int = 0
     """Number of training images of another data set, which come last: clients may hold them, and nothing is evaluated
     on them."""
+    names_checksum: str = ""
+    """SHA-256 of the names of files alone, if pictures are decoded when they are needed; empty for others. It stays the
+    same when a damaged picture is replaced by a whole one, unlike `checksum`."""
 
     @property
     def image_size(self) -> int:

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as TF
 from simsfl import RunConfig, Simulation
 from simsfl.cli import prepare_imagenet12
 from simsfl.data import ARRAYS, Arrays, folder, make_dataset, measure, resize, sources
-from simsfl.data.folder import Pictures, read_image
+from simsfl.data.folder import Pictures
 from simsfl.data.load import load_dataset
 from simsfl.data.shapes import CLASSES, shapes
 from simsfl.system import files, tensor_file
@@ -50,12 +50,6 @@ def test_colour_and_place_do_not_tell_shapes_apart():
     for feature in (colour, spread, place):
         means = np.stack([feature[data.train_y == label].mean(axis=0) for label in range(10)])
         assert means.std(axis=0).max() < 0.25 * feature.std(axis=0).min()
-
-
-def test_gray_of_16_bits_is_scaled_not_cut_off(tmp_path):
-    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
-    Image.fromarray(values).save(tmp_path / "gray.png")
-    assert np.array_equal(read_image(tmp_path / "gray.png", 8)[..., 0], values >> 8)
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (40, 55), (61, 33), (20, 20)])
@@ -162,7 +156,7 @@ def test_splits_of_a_directory(tmp_path):
     data = load_dataset("imagenet", data_dir=tmp_path, image_size=16)
     assert (data.classes, len(data.test)) == (("a", "b"), 8)
     shutil.rmtree(tmp_path / "imagenet" / "val" / "b")
-    with pytest.raises(ValueError, match="dataset: class 'b' is only in one of"):
+    with pytest.raises(ValueError, match=r"class 'b' is only in .*train, and not in .*val; allowed: the same names"):
         load_dataset("imagenet", data_dir=tmp_path, image_size=16)
 
 
