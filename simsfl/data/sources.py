@@ -46,7 +46,7 @@ CIFAR10_SHA256 = {
 
 
 class Unavailable(Exception):
-    """A data set could not be had from any source; the message says what was tried."""
+    """A data set is not available from any source; the message says what was tried."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def fetch(source: Source, data_dir: Path) -> tuple[Arrays, str]:
         data_dir: where torchvision's own files may lie already; nothing is written there.
 
     Raises:
-        Unavailable: no source had it; the message says what was tried.
+        Unavailable: no source has it; the message says what was tried.
     """
     cached = cache_directory() / f"{source.key}.safetensors"
     tried = []
