@@ -9,7 +9,7 @@ import io
 import os
 import weakref
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -83,33 +83,47 @@ class ArrayZip:
             NotArraysError: the file has no such array, or it is damaged, or does not consist of plain numbers.
         """
         with self._reading(f"{name}.npy") as member:
-            start = io.BytesIO(member.read(_HEADER_BYTES))
-            version = np.lib.format.read_magic(start)
-            if version not in _HEADERS:
-                raise ValueError(f"version {version} of the format")
-            try:
-                shape, _, dtype = _HEADERS[version](start)
-            except MemoryError:  # Python's parser says so of a text that is nested too deep
-                raise ValueError("its header is nested too deep") from None
-            if dtype.kind not in "biuf":
-                raise ValueError(f"dtype {dtype}, which is not plain numbers")
-            header = Header(shape, dtype)
-            if min(shape, default=0) < 0 or start.tell() + header.nbytes != self._entries[f"{name}.npy"].file_size:
-                raise ValueError(f"its shape {shape} is not that of its content")
-        return header
+            return self._begun(name, member)[0]
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str, accept: Callable[[Header], None] | None = None) -> np.ndarray:
         """Read and return the array of this name, in the byte order of this machine.
 
+        Args:
+            name: name of the array.
+            accept: function that is called before the numbers are read, and raises a NotArraysError to refuse them.
+
         Raises:
-            NotArraysError: as `header`, or the content does not have its checksum.
+            NotArraysError: as `header`, or the array is refused, or does not have its checksum.
             MemoryError: the array does not fit into memory.
         """
-        self.header(name)
         with self._reading(f"{name}.npy") as member:
-            array = np.lib.format.read_array(member, allow_pickle=False)
-            member.read()  # to the end, where the checksum is compared
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
+            header, fortran, start = self._begun(name, member)
+            if accept:
+                accept(header)
+            content = np.empty(header.nbytes, np.uint8)
+            content[: len(start)] = np.frombuffer(start, np.uint8)
+            for at in range(len(start), len(content), _READ_BYTES):
+                part = content[at : at + _READ_BYTES]
+                member.readinto(part)  # an error is raised at the end if the checksum is another
+        array = content.view(header.dtype).reshape(header.shape, order="F" if fortran else "C")
+        return array.astype(header.dtype.newbyteorder("="), copy=False)
+
+    def _begun(self, name: str, member: zipfile.ZipExtFile) -> tuple[Header, bool, bytes]:
+        """Return the header of an array that is opened, whether its first index runs fastest, and its first bytes."""
+        start = io.BytesIO(member.read(_HEADER_BYTES))
+        version = np.lib.format.read_magic(start)
+        if version not in _HEADERS:
+            raise ValueError(f"version {version} of the format")
+        try:
+            shape, fortran, dtype = _HEADERS[version](start)
+        except MemoryError:  # Python's parser says so of a text that is nested too deep
+            raise ValueError("its header is nested too deep") from None
+        if dtype.kind not in "biuf":
+            raise ValueError(f"dtype {dtype}, which is not plain numbers")
+        header = Header(shape, dtype)
+        if min(shape, default=0) < 0 or start.tell() + header.nbytes != self._entries[f"{name}.npy"].file_size:
+            raise ValueError(f"its shape {shape} is not that of its content")
+        return header, fortran, start.read()
 
     def content(self, name: str, most: int) -> bytes:
         """Read and return an entry that is no array.
@@ -147,7 +161,7 @@ def _converting(what: str) -> Iterator[None]:
     """Raise errors of reading as a NotArraysError that says `what`, except for a lack of memory."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, NotArraysError):
         raise
     except Exception as error:  # zipfile, zlib and NumPy raise errors of many types about damaged files
         raise NotArraysError(f"{what} ({error})") from error
