@@ -128,6 +128,8 @@ class Trace:
             return self._file.array(name, accept if shape is not None else None)
         except NotArraysError as error:
             raise self.wrong(str(error)) from error
+        except MemoryError as error:
+            raise self.wrong(f"has {name}, which does not fit into memory") from error
 
     def header(self, name: str) -> Header:
         """Return shape and type of the array of this name, without reading its numbers.

@@ -299,9 +299,10 @@ def test_a_trace_that_is_written_anew_is_the_same(whole, tmp_path):
             np.testing.assert_array_equal(array, other.begin[name])
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 100_000, "[]", "{", '{"format": NaN}', '{"format": 1, "client": 1e999}', "9" * 9000]
-)
+TEXTS = ("[" * 100_000, "[]", "{", '{"format": NaN}', '{"format": 1, "client": 1e999}', "9" * 9000)
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_hostile_json(text, tmp_path):
     with zipfile.ZipFile(tmp_path / "trace", "w") as file:
         file.writestr("trace.json", text)
