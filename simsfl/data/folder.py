@@ -106,7 +106,7 @@ def read_folder(
         parts = torch.from_numpy(sample).split(100)
         statistics = measure(torch.cat([pictures[0][part] for part in watched(parts, f"Measuring {path}")]))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
-    checksum, names_checksum = checksums(path, chain(train.files, test.files))
+    checksum, listing = checksums(path, chain(train.files, test.files))
     return Dataset(
         name,
         f"{origin}, decoded as it is needed",
@@ -116,7 +116,7 @@ def read_folder(
         train_labels=torch.from_numpy(train.labels),
         test=Images(pictures[1], mean, std),
         test_labels=torch.from_numpy(test.labels),
-        names_checksum=names_checksum,
+        listing=listing,
     )
 
 

