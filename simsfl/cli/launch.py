@@ -388,7 +388,7 @@ def _print_names(console: Output) -> None:
         "architectures": {name: f"cut layer 1 to {layer_count(name)}" for name in ARCHITECTURES},
         "datasets": {name: known.about for name, known in DATASETS.items()}
         | {
-            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels",
+            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's",
             "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/)",
         },
     }

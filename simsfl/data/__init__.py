@@ -26,7 +26,7 @@ ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 
 @dataclass(frozen=True)
 class Arrays:
-    """A data set as it is read: uint8 images ``[n, H, W, 3]`` and integer labels ``[n]``, to train and to test on."""
+    """A data set as NumPy arrays: uint8 images ``[n, H, W, 3]`` and integer labels ``[n]``, to train and to test on."""
 
     train_x: np.ndarray
     train_y: np.ndarray
@@ -37,7 +37,7 @@ class Arrays:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each array's bytes, by name; labels are taken as uint8 if they fit, else as int64."""
+        """SHA-256 of the bytes of each array, by name; labels count as uint8 if all are below 256, else as int64."""
         small = max(self.train_y.max(), self.test_y.max()) < 256
         to = np.uint8 if small else np.int64
         arrays = {
@@ -50,7 +50,7 @@ class Arrays:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the four hexadecimal digests in `digests`, put together."""
+        """SHA-256 of the four hexadecimal digests in `digests`, one after the other."""
         return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
@@ -69,7 +69,7 @@ class Images:
         return len(self.pixels)
 
     def ahead(self, rows: Tensor) -> None:
-        """Start to decode the images at `rows`, which will be asked for next, if they are in files."""
+        """Start to decode the images at `rows`, which are needed next, if they are in files."""
         if not isinstance(self.pixels, Tensor):
             self.pixels.ahead(rows)
 
@@ -175,7 +175,7 @@ def make_dataset(
 
 
 def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
-    """Return `data` with the training images of `other` behind its own, normalised by the statistics of `data`.
+    """Return `data` with the training images of `other` appended, which are normalised by the statistics of `data`.
 
     Raises:
         ValueError: the images of the two differ in size, or one of the two is too large to be read whole.
@@ -204,8 +204,8 @@ def planes(images: np.ndarray) -> Tensor:
 def resize(pixels: Tensor, size: int | None) -> Tensor:
     """Scale the shorter side of uint8 images ``[n, 3, H, W]`` to `size` and cut out the middle square.
 
-    The result is ``[n, 3, size, size]`` uint8; if `size` is None, it is the images as they are. Interpolation is done
-    in float and rounded at the end, because interpolation of bytes differs between versions of PyTorch.
+    The result is ``[n, 3, size, size]`` uint8; if `size` is None, the images are returned unchanged. Interpolation is
+    done in float and rounded at the end, because interpolation of bytes differs between versions of PyTorch.
     """
     if size is None or pixels.shape[-2:] == (size, size):
         return pixels

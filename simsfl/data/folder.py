@@ -1,7 +1,7 @@
-"""Data sets that are directories of pictures: ImageFolder trees, and Tiny-ImageNet-200 in the layout of its archive.
+"""Data sets that are directories of pictures (`simsfl.data.listing` says in which layouts).
 
-Small ones are read whole. The pictures of larger ones stay in their files and are decoded when a step needs them, by
-threads that work ahead; the images are the same either way.
+Small ones are read whole. The pictures of larger ones stay in their files, and threads decode them shortly before a
+step needs them. The images are the same in both cases.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class Pictures:
         return images.unflatten(0, rows.shape).to(self.device)
 
     def to(self, device: torch.device) -> Pictures:
-        """Return these images for another device."""
+        """Return the same images, which indexing puts onto another device."""
         return Pictures(self.files, self.shape[-1], device)
 
 
 def read_folder(
     path: Path, name: str, *, image_size: int | None, stream: str, statistics: Statistics | None = None
 ) -> Dataset:
-    """Read a data set from a directory of pictures, onto the CPU.
+    """Return the data set in a directory of pictures, with tensors on the CPU.
 
     Args:
         path: the directory, in ImageFolder layout or that of Tiny-ImageNet-200.

@@ -28,7 +28,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", "
 _OF_SYSTEMS = ("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found")
 """Names, in small letters, of directories that systems make, besides hidden ones, whose names begin with a dot."""
 _SPLITS = ("test", "val", "test/images", "val/images")
-"""Where test pictures may lie in directories of their classes, in the order in which they are looked for."""
+"""Directories in which test pictures are looked for, sorted into directories of their classes, in this order."""
 _ANNOTATIONS = Path("val", "val_annotations.txt")
 """Tiny-ImageNet's file with name and class of each validation picture."""
 _LARGEST_ANNOTATIONS = 1 << 28

@@ -18,16 +18,17 @@ from simsfl.system.messages import shortened, unknown
 
 @dataclass(frozen=True)
 class Request:
-    """How a data set is wanted."""
+    """What a caller asks of a data set, besides its name."""
 
     data_dir: Path = Path("data")
-    """Where files of public data sets may lie."""
+    """Directory where files of public data sets are looked for."""
     image_size: int | None = None
-    """Height and width that images are resized to; None for their own."""
+    """Height and width that images are resized to; None keeps their own size."""
     seed: int = 0
-    """Seed of the built-in set."""
+    """Seed that the built-in shapes are drawn from."""
     stream: str = "auto"
-    """"always" or "never" decode the pictures of a directory when they are needed; "auto" where they are too many."""
+    """When pictures in a directory are decoded: with "always" when they are needed, with "never" all at once, and with
+    "auto" when they are needed if all at once would take too much memory."""
 
 
 def load_dataset(
@@ -44,8 +45,11 @@ def load_dataset(
     Args:
         name: one of `simsfl.config.catalogue.DATASETS`, the path of an ``.npz`` file, or that of a directory in
             ImageFolder layout. "auto" is CIFAR-10, or the built-in shapes where CIFAR-10 is not available.
-        data_dir: see `Request`, as for all that follow.
-        auxiliary: another data set, whose training images are put behind this one's.
+        data_dir: directory where files of public data sets are looked for.
+        image_size: height and width that images are resized to; None keeps their own size.
+        seed: seed that the built-in shapes are drawn from.
+        stream: when the pictures of a directory are decoded; see `Request`.
+        auxiliary: another data set, whose training images are appended to this one's.
 
     Raises:
         ValueError: there is no such data set, or it is not available, or damaged.
@@ -66,7 +70,7 @@ def _load(name: str, wanted: Request) -> Dataset:
         return DATASETS[name].loader.load()(wanted)
     path = Path(name)
     try:
-        local = os.path.realpath(name, strict=True)  # absolute, for a run is resumed from anywhere
+        local = os.path.realpath(name, strict=True)  # absolute, so that a run can be resumed from anywhere
     except OSError as error:
         if path.suffix != ".npz" and len(path.parts) == 1:
             raise unknown(
@@ -142,12 +146,12 @@ class _Directory:
         """Load the data set.
 
         Raises:
-            ValueError: it is not there, or damaged.
+            ValueError: the directory does not exist, or is damaged.
         """
         path = wanted.data_dir / self.directory
         if not path.is_dir():
             raise ValueError(
-                f"dataset: {self.key} must lie in {path}, which does not exist; allowed: another --data-dir"
+                f"dataset: {self.key} is read from {path}, which does not exist; allowed: another --data-dir"
             )
         size = wanted.image_size or self.size
         data = read_folder(path, self.key, image_size=size, stream=wanted.stream, statistics=self.statistics)
