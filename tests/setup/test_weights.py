@@ -130,6 +130,45 @@ def test_hostile_files_are_not_unpacked(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def written(path, size, **changes):
+    """Write a file of weights with one tensor of zeros, `size` bytes of them, as holes in the file."""
+    tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    header = {"__metadata__": {"config": json.dumps(RunConfig(**TINY).network())}, "client.x": tensor} | changes
+    start = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(start).to_bytes(8, "little") + start)
+        file.truncate(8 + len(start) + size)
+    return str(path)
+
+
+def test_hostile_files_of_weights(tmp_path):
+    """None is read before its shapes are known, and what is wrong is said in one line."""
+    model = Simulation(RunConfig(**{**TINY, "dataset": "shapes"})).model
+    for size in (1 << 32, 1 << 43):  # the second is refused by the system, unless it lends more memory than there is
+        with pytest.raises(ValueError, match="init_client: "):
+            load_weights(written(tmp_path / "large", size)).initialise(model, server=False)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "short").write_bytes((1 << 60).to_bytes(8, "little"))
+    for source in (
+        written(tmp_path / "nested", 4, __metadata__={"config": "[" * 100_000}),
+        written(tmp_path / "no config", 4, __metadata__={}),
+        written(tmp_path / "other half", 4, **{"middle.x": {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]}}),
+        str(tmp_path / "short"),
+        str(tmp_path / "fifo"),
+        "/dev/zero",
+    ):
+        with pytest.raises(ValueError, match="init_client: ") as caught:
+            load_weights(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_weights_may_have_any_name(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    shutil.copy(EXPERTS / "laptop-shapes.safetensors", path)
+    name = "0.conv.weight"
+    assert torch.equal(load_weights(str(path)).client[name], load_weights("laptop-shapes").client[name])
+
+
 def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys):
     settings = {**TINY, "bottleneck": "C4S2", "rounds": 2}
     expert = tmp_path / "expert"
