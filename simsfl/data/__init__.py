@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from simsfl.config.constraints import SMALLEST
 from simsfl.kernels import ViewParameters, augment
+from simsfl.system.memory import free_memory
 
 if TYPE_CHECKING:
     from simsfl.data.folder import Pictures
@@ -153,13 +154,16 @@ def make_dataset(
         statistics: mean and standard deviation per channel; None measures them on the training images.
 
     Raises:
-        ValueError: the images are too small, or not square, and no `image_size` is given.
+        ValueError: the images are too small, or not square, and no `image_size` is given, or they do not fit into
+            memory at this size.
     """
     height, width = arrays.train_x.shape[1:3]
     if image_size is None and min(height, width) < SMALLEST:
         raise ValueError(f"dataset: {name} has images of {height}x{width}; give --image-size {SMALLEST} or more")
     if image_size is None and height != width:
         raise ValueError(f"dataset: {name} has images of {height}x{width}; give --image-size to make them square")
+    if image_size is not None and (height, width) != (image_size, image_size):
+        check_memory(name, len(arrays.train_x) + len(arrays.test_x), image_size, image_size)
     train, test = (resize(planes(x), image_size) for x in (arrays.train_x, arrays.test_x))
     mean, std = (torch.tensor(s).view(3, 1, 1) for s in statistics or measure(train))
     return Dataset(
@@ -172,6 +176,23 @@ def make_dataset(
         test=Images(test, mean, std),
         test_labels=torch.from_numpy(arrays.test_y.astype(np.int64)),
     )
+
+
+def check_memory(name: str, images: int, height: int, width: int) -> None:
+    """Raise a ValueError if images do not fit into the free memory, before they are read or scaled.
+
+    Args:
+        name: name of the data set.
+        images: number of images, of 3 bytes a pixel.
+        height: height of each, in pixels.
+        width: width of each, in pixels.
+    """
+    size, free = images * height * width * 3, free_memory()
+    if size > free:
+        raise ValueError(
+            f"dataset: {name} takes {size / 1e9:,.1f} GB at {height}x{width}, and {free / 1e9:,.1f} GB of memory are "
+            "free; allowed: fewer or smaller images, or a directory of pictures with --stream always"
+        )
 
 
 def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:

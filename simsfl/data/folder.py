@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simsfl.data import Arrays, Dataset, Images, make_dataset, measure, planes
+from simsfl.data import Arrays, Dataset, Images, check_memory, make_dataset, measure, planes
 from simsfl.data.listing import Listing, checksums, list_pictures
 from simsfl.data.picture import read_picture
 from simsfl.system.memory import free_memory
@@ -90,13 +90,16 @@ def read_folder(
         statistics: mean and standard deviation per channel; measured if None.
 
     Raises:
-        ValueError: a split is missing or empty, the classes differ, or an image cannot be read.
+        ValueError: a split is missing or empty, the classes differ, an image cannot be read, or all images are to be
+            read at once and do not fit into memory.
     """
     size = image_size or _DEFAULT_SIZE
     train, test = list_pictures(path)
     origin = f"directory {path}"
     sample = np.linspace(0, len(train.files) - 1, min(MEASURED, len(train.files))).astype(np.int64)
     total = (len(train.files) + len(test.files)) * 3 * size**2
+    if stream == "never":
+        check_memory(str(path), len(train.files) + len(test.files), size, size)
     if stream == "never" or (stream == "auto" and total <= _SHARE_OF_MEMORY * free_memory()):
         arrays = Arrays(*_read_all(train, size), *_read_all(test, size), train.classes)
         statistics = statistics or measure(torch.from_numpy(arrays.train_x[sample]).permute(0, 3, 1, 2))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from simsfl.data import ARRAYS, Arrays
+from simsfl.data import ARRAYS, Arrays, check_memory
 from simsfl.system.array_zip import ArrayZip, Header, NotArraysError
-from simsfl.system.memory import free_memory
 from simsfl.system.messages import count_text, shortened
 
 _MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
@@ -105,12 +103,7 @@ def _check(path: Path, headers: dict[str, Header]) -> None:
             f"dataset: {path} has {train_x} of {train.shape[1:]} but {test_x} of {test.shape[1:]} an image; they must "
             "be alike"
         )
-    size = sum(3 * prod(images.shape[:3]) for images in (train, test))
-    if size > (free := free_memory()):
-        raise ValueError(
-            f"dataset: {path} has {size / 1e9:,.1f} GB of images, and {free / 1e9:,.1f} GB of memory are free; "
-            "allowed: fewer or smaller images, or a directory of pictures"
-        )
+    check_memory(str(path), train.shape[0] + test.shape[0], *train.shape[1:3])
 
 
 def _as_rgb(images: np.ndarray) -> np.ndarray:

@@ -126,6 +126,9 @@ def test_a_set_that_would_fill_memory_stays_in_its_files(tmp_path, monkeypatch):
     assert isinstance(load_dataset(str(tmp_path)).train.pixels, torch.Tensor)
     monkeypatch.setattr(folder, "free_memory", lambda: 16 * 3 * 32**2 * 3)
     assert isinstance(load_dataset(str(tmp_path)).train.pixels, Pictures)
+    monkeypatch.setattr("simsfl.data.free_memory", lambda: 16 * 3 * 32**2 - 1)
+    with pytest.raises(ValueError, match=r"takes 0.0 GB at 32x32, .*--stream always"):
+        load_dataset(str(tmp_path), stream="never")
     (tmp_path / "train" / "a" / "a_1.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"a_1.png is not a readable image"):
         load_dataset(str(tmp_path)).train.pixels[torch.arange(4)]

@@ -6,9 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from simsfl import RunConfig, Simulation
-from simsfl.data import npz as module
+from simsfl import RunConfig, Simulation, data
 from simsfl.data.load import load_dataset
+from simsfl.system.array_zip import ArrayZip
 from tests.conftest import TINY
 
 
@@ -105,9 +105,14 @@ def test_images_that_do_not_fit_into_memory_are_not_read(tmp_path, monkeypatch):
     zeros = np.zeros((1000, 100, 100), np.uint8)
     np.savez_compressed(path, train_x=zeros, train_y=np.zeros(1000, int), test_x=zeros[:1], test_y=[0])
     assert path.stat().st_size < zeros.nbytes / 500
-    monkeypatch.setattr(module, "free_memory", lambda: 10**7)
-    monkeypatch.setattr(module.ArrayZip, "array", None)
-    refused(path, "0.0 GB of images")
+    small = load_dataset(str(path), image_size=8)
+    assert small.train.pixels.shape == (1000, 3, 8, 8)
+    monkeypatch.setattr(data, "free_memory", lambda: 4 * 10**7)
+    with pytest.raises(ValueError, match=r"takes 0.8 GB at 512x512, and 0.0 GB of memory"):
+        load_dataset(str(path), image_size=512)
+    monkeypatch.setattr(data, "free_memory", lambda: 10**7)
+    monkeypatch.setattr(ArrayZip, "array", None)
+    refused(path, "takes 0.0 GB at 100x100, and 0.0 GB of memory are free")
 
 
 def test_what_is_no_file_is_refused_and_does_not_wait(tmp_path):
