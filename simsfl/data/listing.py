@@ -74,6 +74,9 @@ def _list_pictures(path: Path) -> tuple[Listing, Listing]:
             continue  # the archive of Tiny-ImageNet-200 has a test split without classes
         test = _classes(path / name)
         if {_composed(own) for own in train} & {_composed(other) for other in test}:
+            for extra in test.keys() - train.keys():
+                if not _pictures_below(path / name / extra, test[extra], frozenset()):
+                    del test[extra]  # such as images/ of the archive, after its pictures were moved
             _check_alike(path / "train", train, path / name, test)
             return _list_split(path / "train", train), _list_split(path / name, test)
     if annotated and train:
@@ -124,7 +127,7 @@ def _list_split(split: Path, classes: Mapping[str, str]) -> Listing:
     others = frozenset(classes.values())
     listed = [_pictures_below(split / name, real, others) for name, real in classes.items()]
     if empty := [_shown(name) for name, files in zip(classes, listed, strict=True) if not files]:
-        more = f" (nor have {count_text(len(empty) - 1, 'other')})" if empty[1:] else ""
+        more = f", like {count_text(len(empty) - 1, 'other')}" if empty[1:] else ""
         raise ValueError(
             f"dataset: class {empty[0]} of {split} has no pictures{more}; allowed: classes with files that end in "
             f"{', '.join(_SUFFIXES)}"
@@ -159,6 +162,7 @@ def _pictures_below(top: Path, real: str, classes: Set[str]) -> list[str]:
                     heapq.heappush(waiting, (links + linked, entry.path, target))  # so the real directories come first
                 elif is_picture(entry.name):
                     if not entry.is_file():
+                        entry.stat()  # an OSError says more about a link to nothing
                         raise OSError(errno.EINVAL, "not a regular file", entry.path)
                     files.append(entry.path)
         found.append((root, sorted(files)))
@@ -171,8 +175,12 @@ def is_picture(name: str) -> bool:
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a directory or a link to one; raise an OSError if it is a link to nothing."""
-    if entry.is_symlink():
+    """Return whether an entry is a directory, or a link to one.
+
+    Raises:
+        OSError: the entry is a link to nothing, and its name is not a picture's, so it may have been a directory.
+    """
+    if entry.is_symlink() and not is_picture(entry.name):
         entry.stat()
     return entry.is_dir()
 

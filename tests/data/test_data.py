@@ -22,6 +22,7 @@ from simsfl.cli import prepare_imagenet12
 from simsfl.data import ARRAYS, Arrays, folder, make_dataset, measure, resize, sources
 from simsfl.data.folder import Pictures
 from simsfl.data.load import load_dataset
+from simsfl.data.picture import PictureError
 from simsfl.data.shapes import CLASSES, shapes
 from simsfl.system import files, tensor_file
 from tests.conftest import TINY
@@ -119,6 +120,22 @@ def test_pictures_decoded_as_they_are_needed_give_the_same_run(tmp_path):
     assert torch.equal(streamed.state.server.online, resident.state.server.online)
     streamed.save(tmp_path / "run")
     assert Simulation.load(tmp_path / "run").progress.finished_rounds == 3
+
+
+@pytest.mark.parametrize("damage", ["cut short", "gone", "fifo"])
+def test_a_picture_that_is_damaged_during_a_run_is_named(damage, tmp_path):
+    write_tree(tmp_path, ("train", "val"), ("a", "b", "c"), per_class=8)
+    simulation = Simulation(RunConfig(**TINY | {"dataset": str(tmp_path), "image_size": 16, "stream": "always"}))
+    file = tmp_path / "val" / "c" / "c_7.png"  # which is not needed before the first evaluation
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut short":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "fifo":
+        os.mkfifo(file)
+    with pytest.raises(PictureError, match=r"dataset: .*c_7\.png is not a readable image \("):
+        list(simulation.train())
+    assert simulation.progress.step_index > 0
 
 
 def test_a_set_that_would_fill_memory_stays_in_its_files(tmp_path, monkeypatch):
