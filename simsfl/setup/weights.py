@@ -8,6 +8,7 @@ of an `nn.Sequential` for each half, in which the shortcut of a block comes last
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from simsfl.runs import checkpoint
 from simsfl.runs.directory import RunDirectory
 from simsfl.setup import assembly
 from simsfl.system.messages import unknown
+from simsfl.system.reading import open_regular
 
 EXPERTS = Path(__file__).parent / "experts"
 """Directory of the experts that come with simsfl."""
@@ -112,14 +114,21 @@ def load_weights(source: str) -> Weights:
         raise unknown("init_client", source, experts(), also="the directory of a run, or a file of weights")
     halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             config = RunConfig.from_dict(json.loads(file.metadata()["config"]))
             for name in file.keys():  # noqa: SIM118 - safe_open is not a dictionary
                 half, _, own = name.partition(".")
                 halves[half][own] = file.get_tensor(name)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"init_client: {path} is no file of weights ({error})") from error
     return Weights(str(path), config, **halves)
+
+
+def _opened(path: Path) -> safe_open:
+    """Open a safetensors file, whose name need not be UTF-8; the library opens such a file by its descriptor alone."""
+    with open_regular(path) as stream:
+        is_text = os.fsencode(path).decode(errors="ignore") == str(path)
+        return safe_open(path if is_text else f"/dev/fd/{stream.fileno()}", framework="pt")
 
 
 def _of_run(path: Path) -> Weights:
