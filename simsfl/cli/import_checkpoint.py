@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,12 @@ from simsfl.cli.presets import named
 from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, Weights, from_published, mismatch
+from simsfl.system.array_zip import ArrayZip
 from simsfl.system.console import Output
 from simsfl.ui.arguments import Parser, fail, path
+
+_ELSE_BYTES = 1 << 28
+"""Bytes of a file besides its weights, at most: of names, and of weights of a network that is not the one asked for."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
         halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
         for file in arguments.files:
-            given = _read(file)
+            given = _read(file, 16 * (model.client.size + model.server.size))
             wrong = {half: mismatch(getattr(model, half), given) for half in HALVES}
             half = next((half for half in HALVES if wrong[half] is None), None)
             if half is None:
@@ -54,8 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _read(file: Path, most: int) -> dict[str, Tensor]:
     """Read a state dict; nothing in the file is executed.
+
+    Args:
+        file: path of the file.
+        most: bytes that its weights take at most; other content may take `_ELSE_BYTES`.
 
     Returns:
         Tensors by name, on the CPU.
@@ -65,7 +74,11 @@ def _read(file: Path) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise ValueError(f"files: there is no file {file}; allowed: what torch.save wrote")
+    if (size := file.stat().st_size) > most + _ELSE_BYTES:
+        raise ValueError(f"files: {file} has {size:,} bytes; allowed: {most + _ELSE_BYTES:,} at most for this network")
     try:
+        if zipfile.is_zipfile(file):
+            ArrayZip(file, compressed=False)  # torch would unpack what is compressed, however large it is
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about foreign pickles; the errors below say more
             given = torch.load(file, map_location="cpu", weights_only=True)

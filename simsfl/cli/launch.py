@@ -270,8 +270,8 @@ def _announce(session: Session, why: dict[str, str]) -> None:
     batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.parts.groups)
     unused = len(data.train_labels) - sizes.sum()
     model = simulation.model
-    if "could not be had" in data.origin:
-        banner = "CIFAR-10 could not be had: this run uses the built-in shapes instead."
+    if "is not available" in data.origin:
+        banner = "CIFAR-10 is not available: this run uses the built-in shapes instead."
         console.print(Panel(banner, style="bold yellow"))
     for name, value, note in (
         ("preset", config.preset, why["preset"]),
@@ -381,7 +381,7 @@ def _print_names(console: Output) -> None:
         "architectures": {name: f"cut layer 1 to {layer_count(name)}" for name in ARCHITECTURES},
         "datasets": {name: known.about for name, known in DATASETS.items()}
         | {
-            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels",
+            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's",
             "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/)",
         },
     }

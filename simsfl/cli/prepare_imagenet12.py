@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from simsfl.data.listing import is_picture
 from simsfl.system.console import Output
 from simsfl.system.files import replacing
 from simsfl.system.progress import watched
@@ -69,7 +70,8 @@ def _list_class(imagenet: Path, split: str, wnid: str) -> list[Path]:
         ValueError: the class has no images.
     """
     directory = imagenet / split / wnid
-    files = sorted(file for file in directory.iterdir() if file.is_file()) if directory.is_dir() else []
+    files = sorted(directory.iterdir()) if directory.is_dir() else []
+    files = [file for file in files if is_picture(file.name) and file.is_file()]
     if not files:
         raise ValueError(f"imagenet: {directory} holds no images; allowed: a directory of them for each class")
     return files

@@ -117,7 +117,7 @@ def make_partition(
         alpha: concentration of the Dirichlet split; smaller is less even. The split is drawn up to `_DRAWS`
             times, until every client holds `batch_size` images.
         batch_size: images in a batch.
-        least: images that each client must hold, `batch_size` by default.
+        least: number of images that each client must hold, `batch_size` by default.
         unequal: how much more the rich clients hold; they come first. None for equal clients.
         proportion: share of the images, drawn at random, that is divided among clients; the others are left out.
         seed: the run's seed.
@@ -143,7 +143,7 @@ def make_partition(
                 best = partition
             if best.sizes.min() >= batch_size:
                 break
-        return best  # if none will do, the most even: with the batch size that the error suggests, it is found again
+        return best  # the most even draw if none suffices; the batch size that the error suggests finds it again
 
     chosen = None
     if proportion < 1:

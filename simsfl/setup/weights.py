@@ -118,7 +118,7 @@ def load_weights(source: str) -> Weights:
             for name in file.keys():  # noqa: SIM118 - this is not a dictionary
                 half, _, own = name.partition(".")
                 halves[half][own] = file.get_tensor(name)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"init_client: {path} is no file of weights ({error})") from error
     return Weights(str(path), config, **halves)
 

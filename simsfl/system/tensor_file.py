@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from simsfl.system.files import replacing
+from simsfl.system.reading import open_regular
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -79,12 +80,12 @@ def open_tensors(path: Path, framework: str = "pt") -> Iterator[safe_open]:
         framework: "pt" for tensors on the CPU, "np" for NumPy's arrays.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is no regular file.
         safetensors.SafetensorError: the file holds no tensors.
     """
     from safetensors import safe_open  # noqa: PLC0415  (small boards lack it, and read no such file)
 
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             name = os.fsencode(path).decode("utf-8")
         except UnicodeDecodeError:

@@ -218,7 +218,8 @@ def test_what_differs_from_the_trace_fails(trace, tmp_path, capsys):
 
 
 def test_bad_input(trace, standard, tmp_path, capsys):
-    damaged, other = tmp_path / "damaged", tmp_path / "other"
+    damaged, other, fifo = tmp_path / "damaged", tmp_path / "other", tmp_path / "fifo"
+    os.mkfifo(fifo)
     damaged.write_bytes(trace.read_bytes()[:-100])
     with zipfile.ZipFile(trace) as source, zipfile.ZipFile(other, "w") as target:
         for name in source.namelist():
@@ -231,6 +232,8 @@ def test_bad_input(trace, standard, tmp_path, capsys):
         (["--replay", damaged], "replay: "),
         (["--replay", tmp_path / "none"], "replay: "),
         (["--replay", tmp_path], "replay: "),
+        (["--replay", fifo], "(not a regular file)"),
+        (["--replay", "/dev/zero"], "(not a regular file)"),
         (["--out", damaged / "x"], "out: "),
         (["--threads", 4096], "threads: 4096 are more than the cores that this process may use; allowed: 1"),
         (["--bottleneck", "C4S64"], "bottleneck: stride 64 is more than the maps of 32x32"),

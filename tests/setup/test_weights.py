@@ -1,9 +1,11 @@
 """Weights of models outside a run: exported, imported, and used to start another run."""
 
 import json
+import os
 import pickle
 import re
 import shutil
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -100,6 +102,71 @@ def test_what_cannot_be_imported(tmp_path, capsys, npz):
         file.write_bytes(content)
         assert import_checkpoint.main([str(file)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_hostile_files_are_not_unpacked(tmp_path, capsys):
+    """Neither a file that unpacks to a thousand times its size, nor one with holes, nor what is no file."""
+    torch.save({"0.conv1.weight": torch.zeros(10_000_000)}, tmp_path / "whole.tar")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.tar") as whole,
+        zipfile.ZipFile(tmp_path / "bomb.tar", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    assert (tmp_path / "bomb.tar").stat().st_size < 100_000
+    with (tmp_path / "long.tar").open("wb") as file:
+        file.truncate(1 << 40)
+    os.mkfifo(tmp_path / "fifo.tar")
+    for name, words in (
+        ("bomb.tar", "is damaged, or holds more than tensors"),
+        ("long.tar", "has 1,099,511,627,776 bytes; allowed: "),
+        ("fifo.tar", "there is no file"),
+    ):
+        argv = [str(tmp_path / name), "--arch", "resnet8", "--width", "4", "--out", str(tmp_path / "out")]
+        assert import_checkpoint.main(argv) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def written(path, size, **changes):
+    """Write a file of weights with one tensor of zeros, `size` bytes of them, as holes in the file."""
+    tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    header = {"__metadata__": {"config": json.dumps(RunConfig(**TINY).network())}, "client.x": tensor} | changes
+    start = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(start).to_bytes(8, "little") + start)
+        file.truncate(8 + len(start) + size)
+    return str(path)
+
+
+def test_hostile_files_of_weights(tmp_path):
+    """None is read before its shapes are known, and what is wrong is said in one line."""
+    model = Simulation(RunConfig(**{**TINY, "dataset": "shapes"})).model
+    for size in (1 << 32, 1 << 43):  # the second is refused by the system, unless it lends more memory than there is
+        with pytest.raises(ValueError, match="init_client: "):
+            load_weights(written(tmp_path / "large", size)).initialise(model, server=False)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "short").write_bytes((1 << 60).to_bytes(8, "little"))
+    for source in (
+        written(tmp_path / "nested", 4, __metadata__={"config": "[" * 100_000}),
+        written(tmp_path / "no config", 4, __metadata__={}),
+        written(tmp_path / "other half", 4, **{"middle.x": {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]}}),
+        str(tmp_path / "short"),
+        str(tmp_path / "fifo"),
+        "/dev/zero",
+    ):
+        with pytest.raises(ValueError, match="init_client: ") as caught:
+            load_weights(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_weights_may_have_any_name(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    shutil.copy(EXPERTS / "laptop-shapes.safetensors", path)
+    name = "0.conv.weight"
+    assert torch.equal(load_weights(str(path)).client[name], load_weights("laptop-shapes").client[name])
 
 
 def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys):
