@@ -22,6 +22,7 @@ from PIL import Image
 
 from simsfl.data import Arrays
 from simsfl.data.sources import CIFAR10, Unavailable, check, fetch, write_cache
+from simsfl.system.console import Output
 from simsfl.system.files import claimed, replacing
 from simsfl.system.paths import cache_directory
 from simsfl.system.progress import watched
@@ -95,9 +96,9 @@ def pack(out: Path, data_dir: Path) -> None:
         raise ValueError(f"CIFAR-10 could not be had ({error})") from error
     except OSError as error:
         raise ValueError(f"out: {out} cannot be written ({error}); allowed: a new directory") from error
-    print(f"CIFAR-10 from {origin}")
+    Output().say(f"CIFAR-10 from {origin}")
     for file in sorted(out.iterdir()):
-        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+        Output().say(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
 def encode(images: np.ndarray) -> bytes:
@@ -174,9 +175,11 @@ def unpack(files: Sequence[Path], out: Path) -> None:
             write_cache(target, arrays)
         except OSError as error:
             raise ValueError(f"out: {target} cannot be written ({error}); allowed: a place for 185 MB") from error
-    print(f"{target}: {len(arrays.train_x):,} training and {len(arrays.test_x):,} test images, SHA-256 as published")
+    Output().say(
+        f"{target}: {len(arrays.train_x):,} training and {len(arrays.test_x):,} test images, SHA-256 as published"
+    )
     if out.resolve() != cache_directory().resolve():
-        print(f"use it with SIMSFL_CACHE={out} and --dataset cifar10")
+        Output().say(f"use it with SIMSFL_CACHE={out} and --dataset cifar10")
 
 
 def join(files: Sequence[Path]) -> Arrays:
