@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -51,6 +52,22 @@ def test_linear_probe_separates_what_can_be_separated():
         noise[:500], labels[:500], noise[500:], labels[500:], generator, classes=3, epochs=60, batch_size=8
     )
     assert last < 55
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 2), (1, 5), (2, 1), (2, 5), (3, 1), (7, 3), (100, 2)])
+def test_rates_of_the_semi_supervised_probe_fall_after_60_and_80_percent_of_its_steps(epochs, steps, monkeypatch):
+    """However few epochs it has: a step counts towards the share of all steps that came before it."""
+    rates = []
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda optimizer, closure=None: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    features, labels = torch.randn(4 * steps, 3), torch.arange(4 * steps) % 2
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"classes": 2, "hidden": 5, "epochs": epochs, "batch_size": 4}
+    evaluation.train_probe(features, labels, features, labels, generator, **sizes)
+    before = [Fraction(step, epochs * steps) for step in range(epochs * steps)]
+    expected = [1e-3 if share < Fraction(3, 5) else 1e-4 if share < Fraction(4, 5) else 1e-5 for share in before]
+    assert rates == pytest.approx(expected)
 
 
 def test_semi_supervised_probes_see_their_share_of_the_labels(config, dataset, monkeypatch):
