@@ -27,7 +27,7 @@ class StepRecord:
     step: int
     loss: float
     contrast_top1: float
-    """Contrastive accuracy: percentage of queries whose own key scores highest."""
+    """Contrastive accuracy: percentage of queries whose own key scores higher than all others; a tie is no hit."""
 
 
 @dataclass(frozen=True)
