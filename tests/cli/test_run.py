@@ -23,6 +23,7 @@ SUMMARY_KEYS = [
     "loss",
     "contrast_top1",
     "knn_top1",
+    "output_std",
     "linear_top1",
     "seconds",
     "client_steps_per_second",

@@ -11,6 +11,7 @@ import torch
 
 from simsfl import Simulation, evaluation
 from simsfl.evaluation import knn
+from simsfl.evaluation.spread import output_std
 
 
 def naive_knn(bank, bank_labels, test, k, temperature):
@@ -115,6 +116,44 @@ def test_evaluation_is_of_the_averaged_model_and_disturbs_nothing(config, datase
     torch.testing.assert_close(encode(images), server.backbone(client(images)).mean(dim=(2, 3)))
     projector = simulation.encoder("projector")
     torch.testing.assert_close(projector(images), server(client(images)))
+
+
+@pytest.mark.parametrize(("count", "part"), [(1, 1), (50, 50), (50, 7), (100, 1)])
+def test_spread_of_outputs(count, part):
+    """The standard deviation of rows of length 1, which does not depend on their original length."""
+    rng = np.random.default_rng(count)
+    outputs = rng.normal(size=(count, 6)) + 0.5
+    unit = outputs / np.linalg.norm(outputs, axis=1, keepdims=True)
+    parts = torch.from_numpy(outputs * rng.uniform(1, 9, (count, 1))).split(part)
+    assert output_std(parts) == pytest.approx(unit.std(axis=0).mean())
+
+
+def test_spread_of_outputs_is_0_if_all_are_alike_and_highest_if_they_are_even():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        alike = torch.randn(1, 33, generator=torch.Generator().manual_seed(0)).to(dtype).expand(70, 33)
+        assert output_std(alike.split(20)) == 0.0
+        assert output_std([torch.zeros(5, 4, dtype=dtype)]) == 0.0
+    everywhere = torch.cat([torch.eye(16), -torch.eye(16)])
+    assert output_std([everywhere]) == pytest.approx(16**-0.5)
+    assert output_std([everywhere.double() + 1e-9 * torch.randn(32, 16)]) <= 16**-0.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "fl-byol", "syncs_per_round": 1}, {"head": "large-mlp"}])
+@pytest.mark.parametrize("features", ["backbone", "projector"])
+def test_spread_is_that_of_the_projection_whatever_features_are_evaluated(settings, features, config, dataset):
+    simulation = Simulation(replace(config, eval_features=features, knn_test=20, **settings), dataset)
+    next(simulation.rounds())
+    for record, trained in ((simulation.evaluate_untrained(), False), (simulation.evaluate(), True)):
+        one = simulation if trained else Simulation(simulation.config, dataset)
+        outputs = one.encoder("projector")(dataset.test.plain(simulation.parts.evaluation.test))
+        assert outputs.shape == (20, config.key_dim)
+        unit = outputs / outputs.norm(dim=1, keepdim=True)
+        assert record.output_std == pytest.approx(unit.detach().numpy().std(axis=0).mean(), rel=1e-4)
+
+
+def test_the_spread_shows_that_a_network_has_collapsed(config, dataset, black):
+    assert Simulation(config, black).evaluate().output_std == 0.0
+    assert Simulation(config, dataset).evaluate().output_std > 0.01
 
 
 @pytest.mark.cuda
