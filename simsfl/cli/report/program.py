@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, read_records
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import number, time_text
+from simsfl.ui.markdown import escaped, lines_of, picture
+from simsfl.ui.spread import collapse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,9 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unique_names(paths: list[Path]) -> list[str]:
-    """Return the last part of each path, numbered where it is not unique: ``run-1``, ``run-2``."""
-    last = [path.resolve().name for path in paths]
-    return [name if last.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(last)]
+    """Return the last part of each path, numbered where it is not unique: ``run-1``, ``run-2``.
+
+    Parts that differ only in how Unicode composes their letters look the same, so they count as equal.
+
+    >>> _unique_names([Path("a/run"), Path("b/run"), Path("c/run-1")])
+    ['run-2', 'run-3', 'run-1']
+    """
+    last = [unicodedata.normalize("NFC", path.resolve().name) for path in paths]
+    names = [name if last.count(name) == 1 else "" for name in last]
+    for position, name in enumerate(last):
+        if not names[position]:
+            names[position] = next(numbered for i in count(1) if (numbered := f"{name}-{i}") not in names)
+    return names
 
 
 def _read(path: Path, name: str) -> Run:
@@ -96,24 +110,19 @@ def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) ->
     """
     columns = [_cells(run) for run in runs]
     titles = max(columns, key=len) | {title: "" for column in columns for title in column}
-    lines = [
-        "# simsfl report",
-        "",
-        "| | " + " | ".join(run.name for run in runs) + " |",
-        "|---" * (len(runs) + 1) + "|",
-        *("| " + " | ".join([title, *(column.get(title, "-") for column in columns)]) + " |" for title in titles),
-    ]
+    table = [["", *(run.name for run in runs)]]
+    table += [[title, *(column.get(title, "-") for column in columns)] for title in titles]
+    lines = ["# simsfl report", "", *lines_of(table)]
+    for run in runs:
+        if found := collapse(run.spreads):
+            lines += ["", f"**{escaped(run.name)}:** {found[1]}"]
     for stem, (title, _) in figures.items():
-        lines += ["", f"## {title}", "", f"![{title}](figures/{stem}.png)"]
+        lines += ["", f"## {escaped(title)}", "", picture(title, f"figures/{stem}.png")]
     for run in runs:
         for decoder in run.attacks:
             sheet = os.path.relpath(RunDirectory(run.path).attacks / f"{decoder}.png", out)
-            lines += [
-                "",
-                f"## Reconstructions by {decoder} of {run.name}",
-                "",
-                f"![originals, reconstructions]({sheet})",
-            ]
+            title = f"Reconstructions by {decoder} of {run.name}"
+            lines += ["", f"## {escaped(title)}", "", picture("originals, reconstructions", sheet)]
     return "\n".join([*lines, ""])
 
 
@@ -136,6 +145,7 @@ def _cells(run: Run) -> dict[str, str]:
         "kNN untrained [%]": number(history.untrained("knn_top1")),
         "kNN [%]": number(knn[-1] if knn else None),
         "kNN, best [%]": number(max(knn, default=None)),
+        "standard deviation of outputs": f"{run.spreads[-1]} at most" if run.spreads else "-",
         **{f"{kind} probe [%]": number(record["top1"]) for kind, record in history.probes.items()},
         **{
             f"{score.upper()} of {decoder}": number(found[score]["mean"], ".3f")
