@@ -28,6 +28,7 @@ from simsfl.models import SplitModel
 from simsfl.setup import assembly, checks, defaults
 from simsfl.setup.weights import Weights, load_weights
 from simsfl.system.memory import keep_memory
+from simsfl.system.messages import count_text
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Parts:
     by_rule: list[str]
     """Names of the fields of the config that rules have filled in."""
     reasons: dict[str, str]
-    """Why a field of the config is what it is, by name: the precision."""
+    """Why a field of the config is what it is, by name: the precision, and a batch size smaller than its rule says."""
     dataset: Dataset
     """The images, on the device."""
     partition: Partition
@@ -168,7 +169,7 @@ def build(
     parts = Parts(
         config=config,
         by_rule=by_rule,
-        reasons={"precision": reason},
+        reasons={"precision": reason} | _limits(asked, config, sources),
         dataset=dataset,
         partition=partition,
         auxiliary=auxiliary,
@@ -221,6 +222,23 @@ def _settled(asked: RunConfig, dataset: Dataset, *, smallest: int) -> RunConfig:
         image_size=dataset.image_size,
         stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
     )
+
+
+def _limits(asked: RunConfig, config: RunConfig, sources: list[Partition]) -> dict[str, str]:
+    """Return why the batch size is smaller than its rule says, by "batch_size"; nothing if it is not.
+
+    Args:
+        asked: the config, apart from the rules.
+        config: the config with every rule applied.
+        sources: which images clients hold.
+    """
+    usual = defaults.batch_size(asked)
+    if asked.batch_size or config.batch_size == usual:
+        return {}
+    source = min(sources, key=lambda one: one.sizes.min())
+    client = int(source.sizes.argmin())
+    held = count_text(int(source.sizes[client]), "image")
+    return {"batch_size": f"by rule {usual}, but client {client} holds only {held}"}
 
 
 def _absolute(name: str | None) -> str | None:

@@ -44,6 +44,8 @@ class Run:
     """The run directory."""
     config: dict[str, Any]
     """Fields of the run's `RunConfig`."""
+    reasons: dict[str, str]
+    """Why a field of the config is what it is, by name; see `simsfl.setup.parts.Parts`."""
     history: History
     """The records so far."""
     steps: list[int]

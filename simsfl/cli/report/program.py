@@ -67,7 +67,7 @@ def _read(path: Path, name: str) -> Run:
         ValueError: a file is missing or damaged.
     """
     directory = RunDirectory(path)
-    config = directory.read_config()["config"]
+    content = directory.read_config()
     history, steps, done = History(), [0], 0
     if directory.metrics.exists():
         for record, _ in read_records(directory.metrics):
@@ -83,7 +83,7 @@ def _read(path: Path, name: str) -> Run:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{directory.summary} is damaged ({error})") from error
     attacks = {file.stem: _read_attack(file) for file in sorted(directory.attacks.glob("*.json"))}
-    return Run(name, path, config, history, steps, summary, attacks)
+    return Run(name, path, content["config"], content.get("reasons", {}), history, steps, summary, attacks)
 
 
 def _read_attack(file: Path) -> dict[str, Any]:
@@ -130,6 +130,7 @@ def _cells(run: Run) -> dict[str, str]:
     """Return a run's column of the table: texts by the title of their row."""
     config, history, summary = run.config, run.history, run.summary
     knn = [record["knn_top1"] for record in history.evaluations]
+    limited = run.reasons.get("batch_size")
     rate, seconds = summary.get("client_steps_per_second"), summary.get("seconds")
     return {
         "preset, method": f"{config['preset']}, {config['method']}",
@@ -137,6 +138,7 @@ def _cells(run: Run) -> dict[str, str]:
         "partition": config["partition"],
         "architecture, cut layer": f"{config['arch']}, {config['cut_layer']}",
         "clients, cohort": f"{config['clients']:,}, {config['cohort']:,}",
+        "images per client and step": f"{config['batch_size']:,}" + (f" ({limited})" if limited else ""),
         "rounds": f"{len(history.rounds):,} of {config['rounds']:,}",
         "precision, engine": f"{config['precision']}, {config['engine']}",
         "seed": str(config["seed"]),
