@@ -38,6 +38,15 @@ def test_knn(k, monkeypatch):
     assert knn.knn_top1(*tensors, k=k) == pytest.approx(expected)
 
 
+def test_knn_of_a_collapsed_network_names_one_class():
+    """The most frequent class of the bank, the first if there are several, so that the accuracy is chance."""
+    for labels, named in (([2, 2, 1, 1, 0], 1), ([0, 2, 2, 1], 2)):
+        bank, test = torch.ones(len(labels), 1), torch.ones(10, 1)
+        of_test = torch.arange(10) % 4
+        expected = 100.0 * (of_test == named).double().mean().item()
+        assert knn.knn_top1(bank, torch.tensor(labels), test, of_test) == expected
+
+
 def test_linear_probe_separates_what_can_be_separated():
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 3, 600))

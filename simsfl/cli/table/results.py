@@ -27,6 +27,8 @@ _ATTACK = "res_normN4C64"
 """Decoder of the attack, after which the file of its result is named."""
 _LINEAR, _KNN = "linear probe", "kNN"
 """Names of the two measures of accuracy."""
+_NOTE = 110
+"""Most characters on a line of the note in the figure, whose letters are small."""
 _IMPOSSIBLE = "impossible"
 """What is shown of a run that is not possible, for reasons that are given below the table."""
 
@@ -81,7 +83,7 @@ class Results:
 
     def forecast(self) -> Table:
         """Return a table of the steps and estimated times of all runs, beside the published figures."""
-        table = Table(title=self.title, caption=f"estimated from a probe of a few steps; {self._note()}")
+        table = Table(title=self.title, caption=Text(f"estimated from a probe of a few steps; {self._note()}"))
         for column in ("cell", "published", "seed", "steps", "share", "time"):
             table.add_column(column, justify="left" if column == "cell" else "right")
         of_expert = {plan.cell.expert.name: plan.cell for plan in self.plans if plan.cell.expert}
@@ -101,7 +103,7 @@ class Results:
 
     def table(self) -> Table:
         """Return the table of results: a row for each cell, with the published figure and the one found here."""
-        table = Table(title=self.title, caption=self._note())
+        table = Table(title=self.title, caption=Text(self._note()))
         for column in ("cell", "published", "here", "measured by", "steps", "share", "time"):
             table.add_column(column, justify="left" if column in ("cell", "measured by") else "right")
         if self.attacked:
@@ -171,7 +173,8 @@ class Results:
         """Write ``table.md`` and ``table.png``."""
         problems = "".join(f"- {escaped(problem)}\n" for problem in self.problems())
         page = [f"# {self.title}", markdown(self.table()), problems, escaped(self.context), "![](table.png)"]
-        (self.out / "table.md").write_text("\n\n".join(part for part in page if part) + "\n", encoding="utf-8")
+        text = "\n\n".join(part.strip() for part in page if part)
+        (self.out / "table.md").write_text(f"{text}\n", encoding="utf-8")
         figure = self._figure()
         figure.savefig(self.out / "table.png")
         plt.close(figure)
@@ -192,7 +195,7 @@ class Results:
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.set_xlabel("accuracy [%]")
         axes.grid(alpha=0.3)
-        figure.suptitle(f"{literal(self.title)}\n{literal(self._note())}", fontsize=8)
+        figure.suptitle(f"{literal(self.title)}\n{literal(self._note(), _NOTE)}", fontsize=8)
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         if handles:
             axes.legend(handles.values(), handles.keys(), fontsize=7)
