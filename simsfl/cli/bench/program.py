@@ -22,6 +22,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
@@ -308,7 +309,9 @@ def tables(report: _Json) -> Iterator[Table]:
 def _engine_table(report: _Json, title: str) -> Table:
     """Return a table of the phases of a step, with a row for each phase and a column for each engine."""
     results = report["engines"]
-    table = Table(title=title, caption="ms: median (quartiles); the ratios are of medians")
+    collected = ", for loop mostly the garbage collection that the published program does after every step"
+    rest = f"the rest: time of a step outside its phases{collected * ('loop' in results)}"
+    table = Table(title=title, caption=f"ms: median (quartiles); the ratios are of medians; {rest}")
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right")
@@ -347,7 +350,7 @@ def _scale_table(results: _Json, title: str) -> Table:
         "bytes a client",
     )
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(escape(column), justify="right")  # rich would take [ms] for markup
     for clients, run in results.items():
         table.add_row(
             f"{int(clients):,}",
