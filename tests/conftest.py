@@ -1,6 +1,7 @@
 """Shared fixtures and helpers: a data set small enough to train on in a second, and the config of such a run."""
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from unittest.mock import patch
 
@@ -87,6 +88,13 @@ def arrays():
 def dataset(arrays):
     """Return the images of `arrays` as a data set."""
     return make_dataset("tiny", "made up", arrays)
+
+
+@pytest.fixture(scope="session")
+def black(arrays):
+    """Return the labels of `arrays` with images that are all black, as are their views, so that outputs collapse."""
+    without = replace(arrays, train_x=np.zeros_like(arrays.train_x), test_x=np.zeros_like(arrays.test_x))
+    return make_dataset("black", "made up", without, statistics=((0.5,) * 3, (0.2,) * 3))  # normalised, they are not 0
 
 
 @pytest.fixture(scope="session")

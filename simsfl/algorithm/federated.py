@@ -20,7 +20,7 @@ from torch import Tensor
 from simsfl.algorithm import clients, server
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.algorithm.state import KeyQueue, State
-from simsfl.kernels import ema_, info_nce, sgd_
+from simsfl.kernels import ema_, info_nce, sgd_, tie_width
 from simsfl.models import SplitModel
 
 _Objective = Callable[[Tensor, Tensor, KeyQueue, float], tuple[Tensor, Tensor]]
@@ -91,7 +91,7 @@ def _contrast(online_CBD: Tensor, target_CBD: Tensor, queue: KeyQueue, temperatu
 def _predict(online_CBD: Tensor, target_CBD: Tensor, queue: KeyQueue, temperature: float) -> tuple[Tensor, Tensor]:
     """Return BYOL's loss, between the prediction from one view and the momentum model's projection of the other.
 
-    The accuracy is the percentage of images whose own projection is the nearest one in the client's batch.
+    The accuracy is the percentage of images whose own projection is nearer than all others in the client's batch.
 
     Args:
         online_CBD: projection and prediction, side by side; the prediction is used.
@@ -103,8 +103,10 @@ def _predict(online_CBD: Tensor, target_CBD: Tensor, queue: KeyQueue, temperatur
     projection_CBD, _ = F.normalize(target_CBD.unflatten(2, (2, -1)), dim=3).unbind(dim=2)
     cosine_CBB = prediction_CBD @ projection_CBD.transpose(1, 2)
     own_CB = cosine_CBB.diagonal(dim1=1, dim2=2)
-    top1 = 100.0 * (own_CB >= cosine_CBB.amax(dim=2)).to(own_CB.dtype).mean()
-    return (2.0 - 2.0 * own_CB).mean(), top1.detach()
+    own_BB = torch.eye(own_CB.shape[1], dtype=torch.bool, device=own_CB.device)
+    rival_CB = cosine_CBB.masked_fill(own_BB, -torch.inf).amax(dim=2)
+    top1 = 100.0 * (own_CB - rival_CB > tie_width(projection_CBD)).to(own_CB.dtype).mean()
+    return (2.0 - 2.0 * own_CB).mean(), top1
 
 
 moco_step = partial(_local_step, _contrast)

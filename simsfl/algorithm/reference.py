@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.algorithm.single_client import SingleClient, move_towards
 from simsfl.algorithm.state import Cohort, KeyQueue, State
+from simsfl.kernels import tie_width
 from simsfl.models import FlatModule, SplitModel
 from simsfl.privacy.similarity import ssim
 
@@ -208,9 +209,10 @@ def byol_step(model: SplitModel, state: State, batch: Batch, hyper: Hyperparamet
         with torch.no_grad():
             projection = target(key).to(prediction).chunk(2, dim=1)[0]
         hits = []
-        for row in prediction:
+        for own, row in enumerate(prediction):
             similar = F.cosine_similarity(row[None], projection)
-            hits.append(similar[len(hits)] >= similar.max())
+            lead = similar[own] - torch.cat([similar[:own], similar[own + 1 :]])
+            hits.append((lead > tie_width(projection)).all())
         top1 = 100.0 * torch.stack(hits).to(prediction.dtype).mean()
         return (2.0 - 2.0 * F.cosine_similarity(prediction, projection)).mean(), top1, projection
 
@@ -280,7 +282,8 @@ def _enqueue(queue: KeyQueue, row: int, key: Tensor) -> None:
 def _contrast(query: Tensor, key: Tensor, queues: Sequence[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
     """Return the mean InfoNCE loss and the accuracy in percent, row by row.
 
-    A row's loss is minus the logarithm of its positive's share of the sum of exponentials.
+    A row's loss is minus the logarithm of its positive's share of the sum of exponentials. It is a hit if its positive
+    scores higher than every negative, and not if one of them scores the same.
 
     Args:
         query: ``[n, D]`` unit rows.
@@ -293,8 +296,8 @@ def _contrast(query: Tensor, key: Tensor, queues: Sequence[Tensor], temperature:
         positive = torch.dot(q, k) / temperature
         scores = torch.cat([positive[None], queue @ q / temperature])
         losses.append(torch.logsumexp(scores, dim=0) - positive)
-        hits.append((scores.detach().argmax() == 0).to(query.dtype))
-    return torch.stack(losses).mean(), 100.0 * torch.stack(hits).mean()
+        hits.append((scores[0] - scores[1:] > tie_width(query) / temperature).all())
+    return torch.stack(losses).mean(), 100.0 * torch.stack(hits).to(query.dtype).mean()
 
 
 def _descend(model: FlatModule, module: nn.Module, velocity: Tensor, lr: float, hyper: Hyperparameters) -> None:

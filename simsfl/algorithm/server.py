@@ -32,7 +32,8 @@ class Gradients:
     loss: Tensor
     """Scalar loss, summed over directions."""
     top1: Tensor
-    """Scalar percentage of queries whose own key scores highest, or of images whose label does, if supervised."""
+    """Scalar percentage of queries whose own key scores higher than all others, or if supervised of images whose label
+    scores highest."""
     parameters: Tensor
     """``[Q]`` gradient with respect to the server's parameters."""
     smashed: Tensor

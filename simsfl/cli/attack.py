@@ -11,12 +11,14 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from simsfl import Simulation
 from simsfl.config.notation import Decoder
+from simsfl.data.partition import Partition
 from simsfl.engine.precision import arithmetic
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
 from simsfl.rounds import evaluating
@@ -24,6 +26,7 @@ from simsfl.runs.directory import RunDirectory
 from simsfl.system.console import Output
 from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
+from simsfl.system.messages import count_text
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_number
 from simsfl.ui.dashboard import number
@@ -125,42 +128,65 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
         )
         for seed in seeds
     ]
-    name, out = arguments.decoder, RunDirectory(arguments.run).attacks
-    out.mkdir(exist_ok=True)
-    scores = {score: spread([getattr(result, score) for result in results]) for score in ("mse", "ssim", "psnr")}
-    own = {score: [getattr(result, score) for result in results] for score in scores}
-    mean_image = _mean_image_mse(simulation, rows)
-    write_json(
-        out / f"{name}.json",
-        {
-            "decoder": name,
-            "attacker_data": arguments.attacker_data,
-            "epochs": arguments.attack_epochs,
-            "target_client": arguments.target_client,
-            "targets": len(rows),
-            "seeds": seeds,
-            "rounds": simulation.progress.round_index,
-            **scores,
-            "by_seed": own,
-            "mean_image_mse": mean_image,
-            "training": [asdict(result.training) if result.training else None for result in results],
-        },
-    )
-    figures = {name: _sheet(pixels(images, rows[:_SHOWN]).cpu(), results[0], name)}
+    found = _found(arguments, simulation, rows, seeds, results)
+    figures = {arguments.decoder: _sheet(pixels(images, rows[:_SHOWN]).cpu(), results[0], arguments.decoder)}
     if decoder:
-        figures[f"{name}-curves"] = _curves(results, seeds)
+        figures[f"{arguments.decoder}-curves"] = _curves(results, seeds)
+    out = RunDirectory(arguments.run).attacks
+    out.mkdir(exist_ok=True)
+    write_json(out / f"{arguments.decoder}.json", found)
     for stem, figure in figures.items():
         figure.savefig(out / f"{stem}.png")
         plt.close(figure)
     console = Output()
-    table = Table(title=f"{name} against client {arguments.target_client}, {len(rows)} images")
+    console.print(_table(found))
+    console.say(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}")
+
+
+def _found(
+    arguments: Any, simulation: Simulation, rows: torch.Tensor, seeds: list[int], results: list[Result]
+) -> dict[str, Any]:
+    """Return what is written about the attacks, as JSON takes it.
+
+    Args:
+        rows: rows of the target images, int64 ``[n]``.
+        seeds: seed of each of the `results`.
+    """
+    by_seed = {score: [getattr(result, score) for result in results] for score in ("mse", "ssim", "psnr")}
+    return {
+        "decoder": arguments.decoder,
+        "attacker_data": arguments.attacker_data,
+        "epochs": arguments.attack_epochs,
+        "target_client": arguments.target_client,
+        "target_clients": _clients_of(simulation.parts.sources[0], rows),
+        "targets": len(rows),
+        "seeds": seeds,
+        "rounds": simulation.progress.round_index,
+        **{score: spread(values) for score, values in by_seed.items()},
+        "by_seed": by_seed,
+        "mean_image_mse": _mean_image_mse(simulation, rows),
+        "training": [asdict(result.training) if result.training else None for result in results],
+    }
+
+
+def _clients_of(partition: Partition, rows: torch.Tensor) -> int:
+    """Return the number of clients that hold the images at these rows ``[n]``."""
+    owners = np.repeat(np.arange(len(partition)), partition.sizes)
+    return len(np.unique(owners[np.isin(partition.indices, rows)]))
+
+
+def _table(found: dict[str, Any]) -> Table:
+    """Return a table of the scores in what `_found` returns."""
+    following = found["target_clients"] - 1
+    also = f" and the next {following:,}" if following > 1 else " and the next one" if following else ""
+    whom = f"client {found['target_client']}{also}"
+    table = Table(title=f"{found['decoder']} against {whom}, {count_text(found['targets'], 'image')}")
     for column in ("", "mean", "std"):
         table.add_column(column, justify="right")
     for score, unit in (("mse", ""), ("ssim", ""), ("psnr", " dB")):
-        table.add_row(score.upper(), *(number(scores[score][part], ".4f", unit) for part in ("mean", "std")))
-    table.caption = f"MSE of the mean image: {mean_image:.4f}"
-    console.print(table)
-    console.say(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}")
+        table.add_row(score.upper(), *(number(found[score][part], ".4f", unit) for part in ("mean", "std")))
+    table.caption = f"MSE of the mean image: {found['mean_image_mse']:.4f}"
+    return table
 
 
 def _mean_image_mse(simulation: Simulation, rows: torch.Tensor) -> float:

@@ -172,7 +172,7 @@ def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: G
         asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
     if config.precision == "auto":
         asked["precision"] = simulation.parts.reasons["precision"]
-    _announce(session, asked | {"preset": why})
+    _announce(session, asked | {"preset": why, "batch_size": simulation.parts.reasons.get("batch_size", "")})
     return session
 
 
@@ -213,7 +213,7 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
     if guests:
         guests.prepare(simulation)
     session = Session(simulation, directory, console, stop, recorder)
-    why = dict.fromkeys(_CHOICES, "as configured")
+    why = dict.fromkeys(_CHOICES, "as configured") | {"batch_size": saved.get("reasons", {}).get("batch_size", "")}
     if simulation.config.precision != saved["config"]["precision"]:
         why["precision"] = f"{saved['config']['precision']} as configured is not available here"
     _announce(session, why)
@@ -258,7 +258,12 @@ def _check_profile(steps: int | None, simulation: Simulation) -> None:
 
 
 def _announce(session: Session, why: dict[str, str]) -> None:
-    """Print what the run is; `why` has the reasons for the `_CHOICES`."""
+    """Print what the run is.
+
+    Args:
+        session: the run.
+        why: reasons for the `_CHOICES` and for the batch size, which may be empty, by name.
+    """
     console, simulation, config = session.console, session.simulation, session.simulation.config
     data, sizes = simulation.dataset, simulation.parts.partition.sizes
     device = (
@@ -268,6 +273,7 @@ def _announce(session: Session, why: dict[str, str]) -> None:
     )
     held = ("" if sizes.min() == sizes.max() else f"{sizes.min():,} to ") + count_text(sizes.max(), "image")
     batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.parts.groups)
+    limited = f" ({why['batch_size']})" if why["batch_size"] else ""
     unused = len(data.train_labels) - sizes.sum()
     model = simulation.model
     if "is not available" in data.origin:
@@ -300,7 +306,7 @@ def _announce(session: Session, why: dict[str, str]) -> None:
         (
             "schedule",
             count_text(config.rounds, "round"),
-            f"{count_text(simulation.parts.steps, 'step')} each, {batches} per client and step, "
+            f"{count_text(simulation.parts.steps, 'step')} each, {batches} per client and step{limited}, "
             f"{count_text(min(config.syncs_per_round, simulation.parts.steps), 'averaging')}",
         ),
         ("output", session.directory.path, ""),

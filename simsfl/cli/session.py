@@ -122,6 +122,7 @@ class Session:
             "loss": history.value("round", "loss"),
             "contrast_top1": history.value("round", "contrast_top1"),
             "knn_top1": history.value("evaluation", "knn_top1"),
+            "output_std": history.value("evaluation", "output_std"),
             "linear_top1": history.probes.get("linear", {}).get("top1"),
             "probes": {
                 kind: {name: record[name] for name in ("top1", "best_top1", "features")}

@@ -1,4 +1,4 @@
-"""What a representation is worth: kNN monitor, linear and semi-supervised probes on frozen features.
+"""What a representation is worth: kNN monitor, spread of outputs, linear and semi-supervised probes on frozen features.
 
 All see the averaged client model and the server's backbone as one ordinary module, without augmentation, and touch
 neither training state nor any generator but their own.
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from simsfl.data import Dataset, Images
-from simsfl.evaluation.encoding import Encoder, Watch, embed, unwatched
+from simsfl.evaluation.encoding import IMAGES, Encoder, Watch, embed, unwatched
 from simsfl.evaluation.knn import knn_top1
 from simsfl.evaluation.probes import train_probe
+from simsfl.evaluation.spread import output_std
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
 
 HIDDEN = 512
@@ -46,14 +47,29 @@ class Evaluation:
 
     def knn(self, encode: Encoder) -> float:
         """Return the kNN accuracy of an encoder in percent."""
+        return self._knn(*self._compared(encode))
+
+    @torch.no_grad()
+    def monitor(self, encode: Encoder, rest: Encoder) -> tuple[float, float]:
+        """Return the kNN accuracy of an encoder in percent, and the spread of the network's outputs (`output_std`).
+
+        Both are measured on the same test images, so that the spread takes hardly any time.
+
+        Args:
+            encode: maps images to features.
+            rest: maps these features to the network's outputs.
+        """
+        bank, test = self._compared(encode)
+        return self._knn(bank, test), output_std(rest(part) for part in test.split(IMAGES))
+
+    def _compared(self, encode: Encoder) -> tuple[Tensor, Tensor]:
+        """Return the features ``[n, F]`` of the images in the kNN bank, and of those that kNN classifies."""
+        return self.features(encode, self.dataset.train, self.bank), self.features(encode, self.dataset.test, self.test)
+
+    def _knn(self, bank: Tensor, test: Tensor) -> float:
+        """Return the kNN accuracy in percent of the features that `_compared` returns."""
         data = self.dataset
-        return knn_top1(
-            self.features(encode, data.train, self.bank),
-            data.train_labels[self.bank],
-            self.features(encode, data.test, self.test),
-            data.test_labels[self.test],
-            watch=self.watch,
-        )
+        return knn_top1(bank, data.train_labels[self.bank], test, data.test_labels[self.test], watch=self.watch)
 
     def all_features(self, encode: Encoder) -> tuple[Tensor, Tensor]:
         """Return the features ``[n, F]`` of all training and of all test images, to train probes on."""

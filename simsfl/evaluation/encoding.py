@@ -33,19 +33,22 @@ def unwatched(title: str, items: Sequence[Item]) -> Iterable[Item]:
     return items
 
 
-def encoder(client: nn.Module, server: nn.Module, features: str = "backbone") -> nn.Module:
-    """Return a client model followed by a server as one module in evaluation mode; either may have the head.
+def encoder(client: nn.Module, server: nn.Module, features: str = "backbone") -> tuple[nn.Module, nn.Module]:
+    """Cut a network behind the features that are evaluated; return what comes before, the encoder, and what follows.
 
     Args:
-        features: "backbone" for average-pooled features ``[N, F]``, "projector" for the head's output
-            ``[N, D]``, which the published kNN monitor uses.
+        client: the client model, which is changed, as the server is.
+        server: the network behind it. Either of them may have the projection head.
+        features: "backbone" for average-pooled features ``[N, F]``, which the head follows; "projector" for the head's
+            output ``[N, D]``, which the published kNN monitor uses, and which nothing follows.
+
+    Returns:
+        Two modules in evaluation mode: from images to features, and from features to the head's output.
     """
     last = client if hasattr(client, "head") else server
-    if features == "backbone":
-        last.head = nn.Identity()
-    elif isinstance(last.head, Projection):
-        last.head = last.head.head
-    return nn.Sequential(client, server).eval()
+    head = last.head.head if isinstance(last.head, Projection) else last.head
+    last.head, rest = (nn.Identity(), head) if features == "backbone" else (head, nn.Identity())
+    return nn.Sequential(client, server).eval(), rest.eval()
 
 
 def raw_pixels(images: Tensor) -> Tensor:

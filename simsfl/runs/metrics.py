@@ -27,7 +27,7 @@ class StepRecord:
     step: int
     loss: float
     contrast_top1: float
-    """Contrastive accuracy: percentage of queries whose own key scores highest."""
+    """Contrastive accuracy: percentage of queries whose own key scores higher than all others; a tie is no hit."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,17 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """kNN accuracy after a round, in percent of the test images; round 0 is the untrained network."""
+    """What the network is worth after a round; round 0 is the untrained network."""
 
     event: ClassVar[str] = "evaluation"
     round: int
     knn_top1: float
+    """kNN accuracy in percent of the test images."""
     pixel_knn_top1: float | None = None
     """kNN accuracy on raw pixels in percent, for comparison; only in round 0, otherwise None."""
+    output_std: float | None = None
+    """Standard deviation of the normalised outputs over the test images, averaged over their D dimensions: 0 if the
+    network has collapsed, at most ``1 / sqrt(D)``. None in runs of versions that did not record it."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class AbsenceRecord:
 Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord | AbsenceRecord
 _FIELDS = {kind.event: {field.name for field in fields(kind)} for kind in get_args(Record)}
 """Names of the fields of a record, by its `event`."""
+_ADDED = {"evaluation": {"output_std"}}
+"""Names of those fields that runs of earlier versions lack, by `event`; they read as None."""
 ENDINGS = ("finished", "stopped", "failed")
 """Activities of a run that is over; see `Status`."""
 
@@ -254,6 +260,7 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
             offset += len(line)
             try:
                 record = json.loads(line)
+                record = dict.fromkeys(_ADDED.get(record["event"], ())) | record
                 if set(record) != _FIELDS[record["event"]] | {"event"}:
                     raise ValueError("it lacks fields, or has others")
             except (ValueError, KeyError, TypeError) as error:

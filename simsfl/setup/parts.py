@@ -29,6 +29,7 @@ from simsfl.setup import assembly, checks, defaults
 from simsfl.setup.outline import Outline, outline
 from simsfl.setup.weights import Weights, load_weights
 from simsfl.system.memory import keep_memory
+from simsfl.system.messages import count_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Parts:
     by_rule: list[str]
     """Names of the fields of the config that rules have filled in."""
     reasons: dict[str, str]
-    """Why a field of the config is what it is, by name: the precision."""
+    """Why a field of the config is what it is, by name: the precision, and a batch size smaller than its rule says."""
     dataset: Dataset
     """The images, on the device."""
     partition: Partition
@@ -150,7 +151,8 @@ def build(
     dataset = dataset or _load(asked)
     checks.check_precision(asked, dataset.image_size)
     partition, auxiliary = assembly.partition(asked, dataset), assembly.auxiliary(asked, dataset)
-    size = _outline(asked, dataset, _sources(partition, auxiliary))
+    sources = _sources(partition, auxiliary)
+    size = _outline(asked, dataset, sources)
     config = size.config
     start = start or (load_weights(config.init_client) if config.init_client else None)
     device = torch.device(config.device)
@@ -167,7 +169,7 @@ def build(
     parts = Parts(
         config=config,
         by_rule=by_rule,
-        reasons={"precision": reason},
+        reasons={"precision": reason} | _limits(asked, config, sources),
         dataset=dataset,
         partition=partition,
         auxiliary=auxiliary,
@@ -225,6 +227,23 @@ def _outline(asked: RunConfig, dataset: Dataset, sources: Sequence[Partition]) -
         smallest=min(int(source.sizes.min()) for source in sources),
         classes=len(dataset.classes),
     )
+
+
+def _limits(asked: RunConfig, config: RunConfig, sources: list[Partition]) -> dict[str, str]:
+    """Return why the batch size is smaller than its rule says, by "batch_size"; nothing if it is not.
+
+    Args:
+        asked: the config, apart from the rules.
+        config: the config with every rule applied.
+        sources: which images clients hold.
+    """
+    usual = defaults.batch_size(asked)
+    if asked.batch_size or config.batch_size == usual:
+        return {}
+    source = min(sources, key=lambda one: one.sizes.min())
+    client = int(source.sizes.argmin())
+    held = count_text(int(source.sizes[client]), "image")
+    return {"batch_size": f"by rule {usual}, but client {client} holds only {held}"}
 
 
 def _absolute(name: str | None) -> str | None:

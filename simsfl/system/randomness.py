@@ -30,6 +30,7 @@ class Purpose(enum.IntEnum):
     LABELLED = 11
     ATTACKER = 12
     DECODER = 13
+    FIGURE = 14
 
 
 def numpy_generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:

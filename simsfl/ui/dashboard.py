@@ -24,6 +24,7 @@ from simsfl.runs.metrics import History, Status
 from simsfl.system.clock import PHASES
 from simsfl.system.console import Output
 from simsfl.system.messages import visible
+from simsfl.ui.spread import collapse, spreads
 
 REFRESH_SECONDS = 1.0
 """Least seconds between two drawings of the live view."""
@@ -121,7 +122,7 @@ def render(config: Mapping[str, Any], history: History, status: Status | None) -
         history: the records so far.
         status: the latest status; None before there is one.
     """
-    parts = [_header(config, status.activity if status else "starting"), _curves(history)]
+    parts = [_header(config, status.activity if status else "starting"), _curves(config, history)]
     if status:
         parts.insert(1, _progress(status))
         parts.append(_figures(history, status))
@@ -173,8 +174,8 @@ def _progress(status: Status) -> Table:
     return table
 
 
-def _curves(history: History) -> Table:
-    """Return rows of the loss, the contrastive and kNN accuracy and the attackers' SSIM, each with a sparkline."""
+def _curves(config: Mapping[str, Any], history: History) -> Table:
+    """Return rows of the loss, contrastive and kNN accuracy, spread and attackers' SSIM, each with a sparkline."""
     knn = [record["knn_top1"] for record in history.evaluations]
     pixels = history.untrained("pixel_knn_top1")
     table = Table.grid(expand=True, padding=(0, 1))
@@ -193,6 +194,10 @@ def _curves(history: History) -> Table:
         ("kNN", "evaluation", "knn_top1", ".1f", " %", knn, best + against if knn else "", "green"),
     ):
         table.add_row(name, number(history.value(event, key), form, unit), note, Sparkline(values, style))
+    if found := spreads(config, history):
+        latest, values = found[-1], [spread.percent for spread in found]
+        note = Text("outputs almost the same", "red") if latest.collapsed else f"std {latest}"
+        table.add_row("spread", f"{latest.percent:.1f} %", note, Sparkline(values, "blue"))
     if ssim:
         before = number(history.value("round", "attackers_ssim_before"), ".3f")
         table.add_row("attacker", f"{ssim[-1]:.3f}", f"SSIM, before {before}", Sparkline(ssim, "red"))
@@ -323,6 +328,8 @@ class LiveView:
         self.live.stop()
         if self.picture:
             self.console.print(self.picture)
+        if found := collapse(spreads(self.config, self.history)):
+            self.console.say((found[1], "yellow"))
 
     def due(self) -> bool:
         """Return whether `REFRESH_SECONDS` have passed since the last drawing."""
@@ -364,7 +371,10 @@ class PlainView:
         """Print the rounds that are not printed yet."""
         if status is None:
             return
+        found = spreads(self.config, self.history)
         knn = {record["round"]: f"  kNN {record['knn_top1']:.2f} %" for record in self.history.evaluations}
+        knn |= {spread.round: f"{knn[spread.round]}  spread {spread.percent:.1f} %" for spread in found}
+        collapsed_in, warning = collapse(found) or (None, "")
         left = time_left(status)
         for record in self.history.rounds[self.printed :]:
             self.console.say(
@@ -374,4 +384,6 @@ class PlainView:
                 f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
                 f"{'-' if left is None else time_text(left)} left"
             )
+            if record["round"] == collapsed_in:
+                self.console.say((warning, "yellow"))
         self.printed = len(self.history.rounds)

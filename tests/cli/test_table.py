@@ -3,6 +3,7 @@
 import json
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from simsfl.cli.presets import named
 from simsfl.cli.table import grid
 from simsfl.cli.table import program as table
 from simsfl.cli.table.cells import TABLES, Cell
+from simsfl.cli.table.results import Results
 from simsfl.runs.directory import RunDirectory
 from tests.conftest import flags
 
@@ -152,6 +154,46 @@ def test_dry_run_prints_no_command_for_what_cannot_run(tmp_path, capsys):
     assert run(*argv, out=tmp_path / "grid", rounds=2, local_epochs=0.02) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "is out of range" in line)
     assert line.startswith("# cut-layer-5-iid-seed-0: cut_layer: 5 is out of range")
+
+
+def test_what_cannot_run_for_one_reason_is_one_line(tmp_path, capsys, monkeypatch):
+    """The data are missed once, and the published figures are shown all the same."""
+    tried = []
+    measured = grid._measured
+    monkeypatch.setattr(grid, "_measured", lambda *given, **how: tried.append(given) or measured(*given, **how))
+    options = {name: value for name, value in TINY.items() if name != "dataset"}
+    argv = ["3", "--only", "ImageNet-12 non-IID", "--preset", "laptop"]
+    missing = flags(out=tmp_path / "grid", data_dir=tmp_path / "none", **options)
+    assert table.main([*argv, *missing, "--dry-run"]) == 0
+    assert len(tried) == 1
+    output = capsys.readouterr().out
+    lines = [line for line in output.splitlines() if line.startswith("# ")]
+    where = (
+        f"imagenet12 must lie in {tmp_path / 'none' / 'imagenet-12'}, which does not exist; allowed: another --data-dir"
+    )
+    assert lines == [f"# 6 runs: dataset: {where}"]
+    assert "simsfl run" not in output
+    for published in ("92.24", "91.44", "91.28", "92.60", "91.83"):
+        assert published in output
+    assert output.count("impossible") == 6
+    assert table.main([*argv, *missing]) == 0
+    page = (tmp_path / "grid" / "table.md").read_text()
+    assert page.count("must lie in") == 1
+    assert page.count("| impossible |") == 6
+    assert "| 92.60 |" in page
+
+
+def test_a_forecast_names_experts_under_the_row_of_their_cell():
+    cells = [cell for cell in TABLES["4"]().cells if cell.published][:3]
+    plans = [grid.Plan(cell, 0, RunConfig(), 1000, 60.0, steps=10) for pair in cells for cell in (pair.expert, pair)]
+    forecast = Results(TABLES["4"](), plans, Path("none"), None, {}).forecast()
+    first, published, *_ = ([*column.cells] for column in forecast.columns)
+    assert first == [
+        "cut layer 1, lambda 2",
+        *(f"{expert}{share} of the target's data" for share in ("0.0%", "0.5%", "1.0%") for expert in ("expert, ", "")),
+        "all",
+    ]
+    assert published == ["", "-", "81.14", "-", "80.78", "-", "79.96", ""]
 
 
 def test_a_schedule_that_fits():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from simsfl import RunConfig, Simulation
+from simsfl import RunConfig, Simulation, evaluation
 from simsfl.cli import launch, run
 from simsfl.cli.bench import program as bench
 from simsfl.cli.cost import program as cost
@@ -192,9 +192,7 @@ def test_each_run_has_its_own_arithmetic(config, dataset, larger, with_tf32, mon
     for precision, simulation in runs.items():
         assert set(seen[precision]) == {WANTED[IN_TF32[precision]]}
         evaluated = []
-        monkeypatch.setattr(
-            simulation.parts.evaluation, "knn", lambda encode, seen=evaluated: seen.append(tf32()) or 1.0
-        )
+        monkeypatch.setattr(evaluation, "knn_top1", lambda *given, seen=evaluated, **how: seen.append(tf32()) or 1.0)
         simulation.evaluate()
         simulation.evaluate_untrained()
         assert evaluated == [WANTED[IN_TF32[precision]]] * 3

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from simsfl import RunConfig, Simulation
-from simsfl.cli import launch, run
+from simsfl.cli import launch, run, watch
+from simsfl.cli.report import program as report
 from simsfl.cli.session import Session
 from simsfl.rounds.progress import NonFiniteLossError
+from simsfl.runs import metrics
 from tests.conftest import TINY, flags
 
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
@@ -111,6 +113,35 @@ def test_stopped_in_an_evaluation(npz, tmp_path, monkeypatch, capsys):
     assert run.main(["--resume", str(out)]) == 0
     assert "after round 2, step 5" in capsys.readouterr().out
     assert final(out) == final(whole)
+
+
+def test_a_run_of_a_version_that_recorded_no_spread_goes_on_and_is_shown(npz, tmp_path, monkeypatch, capsys):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert run.main(flags(dataset=npz, out=whole, **SLOW)) == 0
+    honest, to_dict = Session._take, metrics.to_dict
+
+    def older(record):
+        return {name: value for name, value in to_dict(record).items() if name != "output_std"}
+
+    def take(self, record):
+        honest(self, record)
+        if record.event == "step" and record.round == 5:
+            self.stop.received = signal.SIGINT
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "to_dict", older)
+        patch.setattr(Session, "_take", take)
+        assert run.main(flags(dataset=npz, out=out, **SLOW)) == 130
+    assert "output_std" not in (out / "metrics.jsonl").read_text()
+    for _ in ("stopped", "finished"):
+        assert report.main([str(out)]) == 0
+        assert watch.main([str(out), "--once"]) == 0
+        assert run.main(["--resume", str(out)]) == 0
+    lines, all_lines = ((path / "metrics.jsonl").read_text().splitlines() for path in (out, whole))
+    assert [json.loads(line).get("output_std") for line in lines if "knn_top1" in line][:2] == [None, None]
+    for line, expected in zip(lines, all_lines, strict=True):
+        assert json.loads(expected) | json.loads(line) == json.loads(expected)
+    assert final(out)[1:] == final(whole)[1:]
 
 
 def test_a_run_has_one_writer(npz, tmp_path, capfd):

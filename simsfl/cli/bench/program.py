@@ -308,7 +308,9 @@ def tables(report: _Json) -> Iterator[Table]:
 def _engine_table(report: _Json, title: str) -> Table:
     """Return a table of the phases of a step, with a row for each phase and a column for each engine."""
     results = report["engines"]
-    table = Table(title=title, caption="ms: median (quartiles); the ratios are of medians")
+    collected = ", for loop mostly the garbage collection that the published program does after every step"
+    rest = f"the rest: time of a step outside its phases{collected * ('loop' in results)}"
+    table = Table(title=title, caption=f"ms: median (quartiles); the ratios are of medians; {rest}")
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from simsfl.cli.report.figures import Run, draw, save
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, read_records
 from simsfl.system.console import Output
-from simsfl.system.messages import visible
 from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import number, time_text
+from simsfl.ui.markdown import escaped, lines_of, picture
+from simsfl.ui.spread import collapse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unique_names(paths: list[Path]) -> list[str]:
-    """Return the last part of each path, numbered where it is not unique: ``run-1``, ``run-2``."""
-    last = [visible(path.resolve().name) for path in paths]
-    return [name if last.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(last)]
+    """Return the last part of each path, numbered where it is not unique: ``run-1``, ``run-2``.
+
+    Parts that differ only in how Unicode composes their letters look the same, so they count as equal.
+
+    >>> _unique_names([Path("a/run"), Path("b/run"), Path("c/run-1")])
+    ['run-2', 'run-3', 'run-1']
+    """
+    last = [unicodedata.normalize("NFC", path.resolve().name) for path in paths]
+    names = [name if last.count(name) == 1 else "" for name in last]
+    for position, name in enumerate(last):
+        if not names[position]:
+            names[position] = next(numbered for i in count(1) if (numbered := f"{name}-{i}") not in names)
+    return names
 
 
 def _read(path: Path, name: str) -> Run:
@@ -56,7 +69,7 @@ def _read(path: Path, name: str) -> Run:
         ValueError: a file is missing or damaged.
     """
     directory = RunDirectory(path)
-    config = directory.read_config()["config"]
+    content = directory.read_config()
     history, steps, done = History(), [0], 0
     if directory.metrics.exists():
         for record, _ in read_records(directory.metrics):
@@ -72,7 +85,7 @@ def _read(path: Path, name: str) -> Run:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{directory.summary} is damaged ({error})") from error
     attacks = {file.stem: _read_attack(file) for file in sorted(directory.attacks.glob("*.json"))}
-    return Run(name, path, config, history, steps, summary, attacks)
+    return Run(name, path, content["config"], content.get("reasons", {}), history, steps, summary, attacks)
 
 
 def _read_attack(file: Path) -> dict[str, Any]:
@@ -99,31 +112,27 @@ def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) ->
     """
     columns = [_cells(run) for run in runs]
     titles = max(columns, key=len) | {title: "" for column in columns for title in column}
-    lines = [
-        "# simsfl report",
-        "",
-        "| | " + " | ".join(run.name for run in runs) + " |",
-        "|---" * (len(runs) + 1) + "|",
-        *("| " + " | ".join([title, *(column.get(title, "-") for column in columns)]) + " |" for title in titles),
-    ]
+    table = [["", *(run.name for run in runs)]]
+    table += [[title, *(column.get(title, "-") for column in columns)] for title in titles]
+    lines = ["# simsfl report", "", *lines_of(table)]
+    for run in runs:
+        if found := collapse(run.spreads):
+            lines += ["", f"**{escaped(run.name)}:** {found[1]}"]
     for stem, (title, _) in figures.items():
-        lines += ["", f"## {title}", "", f"![{title}](figures/{stem}.png)"]
+        lines += ["", f"## {escaped(title)}", "", picture(title, f"figures/{stem}.png")]
     for run in runs:
         for decoder in run.attacks:
             sheet = os.path.relpath(RunDirectory(run.path).attacks / f"{decoder}.png", out)
-            lines += [
-                "",
-                f"## Reconstructions by {decoder} of {run.name}",
-                "",
-                f"![originals, reconstructions]({sheet})",
-            ]
-    return "\n".join(map(visible, [*lines, ""]))
+            title = f"Reconstructions by {decoder} of {run.name}"
+            lines += ["", f"## {escaped(title)}", "", picture("originals, reconstructions", sheet)]
+    return "\n".join([*lines, ""])
 
 
 def _cells(run: Run) -> dict[str, str]:
     """Return a run's column of the table: texts by the title of their row."""
     config, history, summary = run.config, run.history, run.summary
     knn = [record["knn_top1"] for record in history.evaluations]
+    limited = run.reasons.get("batch_size")
     rate, seconds = summary.get("client_steps_per_second"), summary.get("seconds")
     return {
         "preset, method": f"{config['preset']}, {config['method']}",
@@ -131,6 +140,7 @@ def _cells(run: Run) -> dict[str, str]:
         "partition": config["partition"],
         "architecture, cut layer": f"{config['arch']}, {config['cut_layer']}",
         "clients, cohort": f"{config['clients']:,}, {config['cohort']:,}",
+        "images per client and step": f"{config['batch_size']:,}" + (f" ({limited})" if limited else ""),
         "rounds": f"{len(history.rounds):,} of {config['rounds']:,}",
         "precision, engine": f"{config['precision']}, {config['engine']}",
         "seed": str(config["seed"]),
@@ -139,6 +149,7 @@ def _cells(run: Run) -> dict[str, str]:
         "kNN untrained [%]": number(history.untrained("knn_top1")),
         "kNN [%]": number(knn[-1] if knn else None),
         "kNN, best [%]": number(max(knn, default=None)),
+        "standard deviation of outputs": f"{run.spreads[-1]} at most" if run.spreads else "-",
         **{f"{kind} probe [%]": number(record["top1"]) for kind, record in history.probes.items()},
         **{
             f"{score.upper()} of {decoder}": number(found[score]["mean"], ".3f")

@@ -232,15 +232,22 @@ def planned(
         ValueError: the budget is too small for one step of each run.
     """
     known: dict[tuple, tuple[float, float]] = {}
+    missing: dict[tuple, str] = {}  # why data could not be loaded: they are not asked for again, which takes long
     plans, costs = [], []
     for cell, seed in cells:
+        data = None
         try:
             asked = cell.concerned(flags)
             config = replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **asked})
-            config = _with_rounds(config, cell)
+            config, data = _with_rounds(config, cell), (config.dataset, config.aux_dataset)
+            if data in missing:
+                raise ValueError(missing[data])
             costs.append((cell, seed, config, *_measured(config, known, attacked=cell.attacked)))
         except (ValueError, OSError, MemoryError, RuntimeError, ArithmeticError) as error:
-            plans.append(Plan(cell, seed, base, 0, 0.0, str(error).partition("\n")[0]))
+            problem = str(error).partition("\n")[0]
+            plans.append(Plan(cell, seed, base, 0, 0.0, problem))
+            if problem.startswith("dataset:"):
+                missing[data] = problem
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # for the processes of the runs

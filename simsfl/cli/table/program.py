@@ -162,8 +162,9 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     plans = [fresh.get(name) or Plan.kept(*pair, kept[name]) for name, pair in names.items()]
     results = Results(TABLES[arguments.table](), plans, out, arguments.budget, flags)
     if arguments.dry_run:
-        for plan in plans:
-            console.say(_command_line(plan, out))
+        lines = [_command_line(plan, out) for plan in plans if not plan.problem]
+        for line in lines + [f"# {problem}" for problem in results.problems()]:
+            console.say(line)
         console.print(results.forecast())
         return 0
     out.mkdir(parents=True, exist_ok=True)
@@ -171,6 +172,8 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     _run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], out, results.write)
     results.write()
     console.print(results.table())
+    for problem in results.problems():
+        console.say(problem)
     console.say(f"wrote {out / 'table.md'} and {out / 'table.png'}")
     return 0
 
@@ -240,11 +243,8 @@ def _running(argv: list[str], log: Any) -> Iterator[subprocess.Popen]:
 
 
 def _command_line(plan: Any, out: Path) -> str:
-    """Return the shell commands that do a run by hand, on one line, or a comment that says why it cannot be done."""
+    """Return the shell commands that do a run by hand, on one line."""
     from simsfl import RunConfig  # noqa: PLC0415
-
-    if plan.problem:
-        return f"# {plan.name}: {plan.problem}"
 
     config = plan.config_in(out)
     preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()
