@@ -43,13 +43,13 @@ WORDS = {"version": "1", "kind": "hello", "run": "", "client": "0", "round": "0"
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"version": "2"}, "version: '2' is not spoken here; allowed: 1"),
+        ({"version": "2"}, "version: '2' of the protocol is not known; allowed: 1"),
         ({"kind": "shutdown"}, "kind: 'shutdown' is not known"),
-        ({"client": "-1"}, "count: '-1' is none"),
+        ({"client": "-1"}, "count: '-1' is no number"),
         ({"client": "9" * 30}, "count: "),
         ({"round": "1.5"}, "count: "),
         ({"step": "\u0663"}, "count: "),
-        ({"about": "[]"}, "about: is no object"),
+        ({"about": "[]"}, "about: is no JSON object"),
         ({"about": "{"}, "frame: "),
         ({"about": "[" * 100_000}, "frame: |about: "),
     ],
@@ -114,7 +114,7 @@ def test_mutations_give_messages_or_value_errors():
 
 def test_a_header_that_json_chokes_on_is_refused():
     header = b'{"__metadata__": ' + b"9" * 5000 + b"}"
-    with pytest.raises(ValueError, match=r"^frame: has no header of words$"):
+    with pytest.raises(ValueError, match=r"^frame: has no metadata in its header$"):
         unpack(len(header).to_bytes(8, "little") + header)
 
 
