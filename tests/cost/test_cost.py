@@ -172,7 +172,7 @@ def test_the_program(tmp_path, capsys):
     ("argv", "message"),
     [
         (["--dtype", "fp8"], "dtype: 'fp8'"),
-        (["--accounting", "paper", "--dtype", "int8"], "accounting: paper is of the paper's settings"),
+        (["--accounting", "paper", "--dtype", "int8"], "accounting: paper has the paper's settings"),
         (["--dataset", "mine.npz"], "images: how many mine.npz has"),
         (["--cut-layer", "99"], "cut_layer: 99"),
         (["--accounting", "mine"], "accounting: 'mine'"),

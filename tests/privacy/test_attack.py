@@ -127,7 +127,7 @@ WRONG = {
     "share": (["--attacker-data", "0"], "attacker_data: 0 is no share"),
     "seeds": (["--attack-seeds", "1;2"], "attack_seeds: '1;2'"),
     "client": (["--target-client", "8"], "target_client: 8 is no client; allowed: 0 to 7"),
-    "descent": (["--decoder", "descent", "--attacker-data", "0.1"], "decoder: descent trains none"),
+    "descent": (["--decoder", "descent", "--attacker-data", "0.1"], "decoder: descent trains nothing"),
     "epochs": (["--attack-epochs", "none"], "attack_epochs: 'none'"),
     "device": (["--device", "gpu"], "device: 'gpu'"),
 }

@@ -198,7 +198,7 @@ def test_resuming_a_finished_run_changes_nothing(npz, tmp_path, capfd):
     assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     text = capfd.readouterr().out
-    assert "is over already" in text
+    assert "/run is finished" in text
     assert text.count("linear probe") == 2
 
 
