@@ -23,7 +23,7 @@ from simsfl.kernels.gpu import jit, tl
 from simsfl.kernels.stacking import custom_op
 
 _EPSILON = 1e-5
-"""Added to the standard deviation that standardised weights are divided by."""
+"""Number added to the standard deviation that standardised weights are divided by."""
 
 
 def conv2d(

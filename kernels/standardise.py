@@ -21,7 +21,7 @@ from simsfl.kernels import gpu
 from simsfl.kernels.gpu import jit, tl
 
 _EPSILON = 1e-5
-"""Added to the standard deviation that standardised weights are divided by."""
+"""Number added to the standard deviation that standardised weights are divided by."""
 _BLOCK = 1024
 """Weights that a Triton program handles at a time."""
 

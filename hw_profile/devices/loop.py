@@ -295,7 +295,7 @@ def chosen_clients(simulation: Simulation, asked: str | None, count: int | None)
             raise ValueError(f"device_clients: {asked} names one twice; allowed: each once")
         if not all(client < clients for client in ids):
             raise ValueError(
-                f"device_clients: {asked} holds ids that no client has; allowed: 0 to {clients - 1}, by comma"
+                f"device_clients: {asked} has ids that no client has; allowed: 0 to {clients - 1}, with commas"
             )
         if count not in (None, len(ids)):
             raise ValueError(f"devices: {count} is not the number of device_clients; allowed: {len(ids)}, or no flag")

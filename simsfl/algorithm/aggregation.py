@@ -1,4 +1,4 @@
-"""Averaging of the cohort's models, and how each client takes the average over."""
+"""Averaging of the cohort's models, and what each client does with the average."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def average_statistics_(state: State, absent: Collection[int] = ()) -> None:
     Running statistics change even in rounds in which the clients' parameters do not.
 
     Args:
-        absent: positions of clients that do not count, but receive the average like all others.
+        absent: positions of clients whose statistics do not count; they receive the average like all others.
     """
     average = _present(state.cohort.online_statistics, absent).mean(dim=0)
     state.clients.online_statistics.copy_(average)

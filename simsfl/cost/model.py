@@ -277,11 +277,11 @@ def client_flops(model: SplitModel, image_size: int, *, learns: bool = True) -> 
 
 
 def server_flops(model: SplitModel, *, symmetric: bool) -> int:
-    """Return the operations of the server for one image: online and momentum model forward, and one of them backward.
+    """Return the operations of the server for one image: both models forward, and the online model backward.
 
     Args:
         model: client and server model.
-        symmetric: whether this is done for both views, instead of for one.
+        symmetric: whether both views go through both models, instead of one view through each.
     """
     server = operations(model.server, model.smashed_shape)
     return (2 if symmetric else 1) * (2 * server.forward + server.backward)

@@ -19,7 +19,7 @@ from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
 HIDDEN = 512
 """Units of the hidden layer of the semi-supervised probe."""
 MOST = 100_000
-"""Most images in the kNN bank, and most images that it classifies, unless more are asked for."""
+"""Largest number of images in the kNN bank, and of images that kNN classifies, unless a larger one is given."""
 
 
 class Evaluation:
@@ -33,7 +33,7 @@ class Evaluation:
         dtype: dtype that features are computed in.
 
     Attributes:
-        watch: yields the items of long loops, and may show how far they have come.
+        watch: function that yields the items of long loops, and may show how far they have come.
     """
 
     def __init__(self, dataset: Dataset, *, seed: int, bank: int | None, test: int | None, dtype: torch.dtype):

@@ -1,4 +1,4 @@
-"""An attack on a run: what the attacker knows, and how well it reconstructs a client's images from the smashed data."""
+"""An attack on a run: the images that the attacker has, and how well it reconstructs a client's from smashed data."""
 
 from __future__ import annotations
 

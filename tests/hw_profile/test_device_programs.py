@@ -128,7 +128,7 @@ def test_of_servers(npz, tmp_path, capsys, monkeypatch):
             (["--insecure", "--devices", "9"], "devices: 9 is more than the clients that take part; allowed: 1 to"),
             (
                 ["--insecure", "--device-clients", "8"],
-                "device_clients: 8 holds ids that no client has",
+                "device_clients: 8 has ids that no client has",
             ),
             (["--insecure", "--device-clients", "1,2", "--devices", "3"], "devices: 3 is not the number of device_cl"),
             (["--insecure", "--wait-for", "2"], "wait_for: 2 is out of range; allowed: 0 to 1"),
