@@ -1,9 +1,10 @@
-"""What is measured on a CUDA device besides whole steps: ``python benchmarks/parts_of_a_step.py WHAT``.
+"""Measure what ``bench.py`` does not, on a CUDA device: ``python benchmarks/parts_of_a_step.py WHAT``.
 
-`benchmarks/cuda.sh` calls it. ``records`` trains two rounds with each engine and compares with the CPU. ``precisions``
-compares fp32, TF32 and bf16 over 200 steps. ``parts`` times the parts of a step in the ways they could be done, in the
-paper's setting. ``profile`` lists a step's kernels by time. ``train`` runs the paper's setting for as long as it is
-told to, its learning rates over as many rounds as fit. ``summary`` prints what came of all, shortly.
+``benchmarks/cuda.sh`` calls it. ``records`` trains two rounds with each engine, and compares the losses with those on
+the CPU. ``precisions`` compares fp32, TF32 and bf16 over 200 steps. ``parts`` times the parts of a step, in the paper's
+setting, in each of the ways in which they could be done. ``profile`` lists a step's kernels by time. ``train`` runs the
+paper's setting for a given time, with learning rates that decay over as many rounds as fit into it. ``summary`` prints
+the main results of all.
 
 With ``SIMSFL_CUDA_REHEARSAL=1`` everything runs on the CPU at tiny sizes, so that a mistake shows without a device.
 """
@@ -52,7 +53,7 @@ PAPER = {
     "device": str(DEVICE),
     **({"clients": 6, "batch_size": 1, "width": 8, "key_dim": 16, "queue_length": 40} if REHEARSAL else {}),
 }
-"""Config fields of the paper's setting; everything else is by default."""
+"""Config fields of the paper's setting; all other fields have their defaults."""
 OUT = Path(os.environ.get("OUT", "cuda-results"))
 
 Json = dict[str, Any]
@@ -76,7 +77,10 @@ def main(what: str, *rest: str) -> int:
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """Return the median time of a call: of replays of a CUDA graph, so that what launches it does not count."""
+    """Return the median time of a call in milliseconds.
+
+    On CUDA, replays of a CUDA graph are timed, so that the time to launch the call does not count.
+    """
     return on_host(function) if REHEARSAL else 1000 * median(replays(function, REPEATS))
 
 
@@ -91,19 +95,25 @@ def on_host(function: Callable[[], object]) -> float:
 
 
 class Report:
-    """Times by name, printed and written down as they come, so that what breaks off leaves what came before."""
+    """Times by name, printed and written to a file one by one, so that an interruption loses none."""
 
     def __init__(self, path: Path):
         self.path, self.content = path, {"device": name(), "torch": torch.__version__, "times": {}, "failed": {}}
 
     def time(self, label: str, function: Callable[[], object], *, flops: float = 0.0, moved: float = 0.0) -> None:
-        """Time a call, and what share of the peaks it reaches by so many operations, or bytes moved.
+        """Time a call, and report which share of the device's peaks it reaches.
 
-        One that fails is reported and does not stop the next.
+        A call that fails is reported, too, and the next one goes on.
+
+        Args:
+            label: what is timed.
+            function: the call.
+            flops: floating-point operations of the call; 0 if its rate is of no interest.
+            moved: bytes that the call reads and writes; 0 if their rate is of no interest.
         """
         try:
             ms = milliseconds(function)
-        except Exception as error:  # of compilers and libraries, of whatever type
+        except Exception as error:  # compilers and libraries raise exceptions of their own types
             self.fail(label, error)
             return
         rates = {"TFLOP/s": flops / ms / 1e9, "TB/s": moved / ms / 1e9}
@@ -114,13 +124,13 @@ class Report:
         self.write()
 
     def fail(self, label: str, error: Exception) -> None:
-        """Print and write down why something could not be timed."""
+        """Print why something could not be timed, and write it to the file."""
         self.content["failed"][label] = reason(error)
         print(f"{label:70s} FAILED {reason(error)}", flush=True)
         self.write()
 
     def share(self, label: str, unit: str, rate: float) -> str:
-        """Return a rate in words, and its share of the peak in the precision that the label names, if it is known."""
+        """Return a rate as text, with its share of the peak in the label's precision if that has been measured."""
         precision = next((name for name in ("tf32", "fp32") if name in label), "bf16")
         peak = self.content["times"].get("peak: copy" if unit == "TB/s" else f"peak: product, {precision}")
         if peak is None:
@@ -129,18 +139,18 @@ class Report:
         return f"{rate:7.2f} {unit} ({rate / peak[unit]:.0%} of the peak)"
 
     def write(self) -> None:
-        """Write what is known so far."""
+        """Write the results so far to the file."""
         self.path.write_text(json.dumps(self.content, indent=1), encoding="utf-8")
 
 
 def name() -> str:
-    """Return the name of what it is measured on."""
+    """Return the name of the device that is measured."""
     return torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu (rehearsal)"
 
 
 @cache
 def images() -> Dataset:
-    """Return as many images of the built-in shapes as CIFAR-10 has, made once."""
+    """Return built-in shapes, as many as CIFAR-10 has images; they are drawn once."""
     return make_dataset("shapes", "built in", shapes(0, train=60 if REHEARSAL else 50_000, test=100))
 
 
@@ -150,7 +160,7 @@ def simulation(**fields: object) -> Simulation:
 
 
 def records() -> int:
-    """Two rounds with each engine, in fp32 and bf16, against the loop on the CPU; 1 if they differ."""
+    """Train two rounds with each engine and precision; return 1 if losses differ from the loop's on the CPU, else 0."""
     small = {
         "clients": 12, "cohort": 6, "rounds": 2, "arch": "resnet8", "width": 16, "key_dim": 64, "queue_length": 600,
         "dataset": "shapes", "eval_every": 0, "syncs_per_round": 2, "lr": 0.02,
@@ -179,7 +189,7 @@ def records() -> int:
 
 
 def precisions() -> int:
-    """200 steps of the paper's setting in each precision; 1 if bf16's mean loss is 1 % or more from fp32's."""
+    """Train 200 steps in each precision; return 1 if bf16's mean loss differs from fp32's by 1 % or more, else 0."""
     losses = {}
     for precision in ("fp32",) if REHEARSAL else ("fp32", "tf32", "bf16"):
         run = simulation(engine="fused", precision=precision)
@@ -196,7 +206,7 @@ def precisions() -> int:
 
 
 def parts(*names: str) -> int:
-    """Time the parts of a step: those that are named, or all."""
+    """Time the named parts of a step, or all; return 1 if one of them failed, else 0."""
     report = Report(OUT / "parts.json")
     torch.backends.cudnn.benchmark = True  # as in steps that are recorded
     all_of_them = (peaks, server_parts, losses_and_optimiser, convolutions, client_parts, norms, compiled)
@@ -207,7 +217,7 @@ def parts(*names: str) -> int:
 
 
 def peaks(report: Report) -> None:
-    """What the device can do: large products and a large copy."""
+    """Time large matrix products and a large copy, which show the device's peak rates."""
     size = 256 if REHEARSAL else 8192
     a, b = (torch.randn(size, size, device=DEVICE) for _ in range(2))
     flops = 2 * size**3
@@ -222,13 +232,13 @@ def peaks(report: Report) -> None:
 
 
 def server_flops(run: Simulation) -> float:
-    """Operations of the server's three passes and their gradients in a step."""
+    """Return the floating-point operations of the server in a step: two forward passes and a backward pass."""
     rows = 2 * run.config.cohort * run.config.batch_size
     return rows * operations(run.model.server, run.model.smashed_shape).products()
 
 
 def server_parts(report: Report) -> None:
-    """The server's part of a step, in every way that it could be done."""
+    """Time the server's part of a step in each of the ways in which it could be done."""
     run = simulation(engine="vmap", precision="fp32")
     plain = run.model.server
     rows, flops = 2 * run.config.cohort * run.config.batch_size, server_flops(run)
@@ -269,7 +279,7 @@ def server_parts(report: Report) -> None:
 
 
 def compiled(report: Report) -> None:
-    """The server's passes as TorchInductor compiles them from PyTorch's operators, in bf16 and channels-last."""
+    """Time the server's passes in bf16 and channels-last, compiled by TorchInductor from PyTorch's operators."""
     run = simulation(engine="vmap", precision="fp32")
     plain, flat = run.model.server, run.state.server.online
     sent = channels_last(ROWS, *run.model.smashed_shape[:2])
@@ -308,11 +318,14 @@ def client_parts(report: Report) -> None:
 
 
 def client_passes(report: Report, cut: int, precision: str, version: str | None) -> None:
-    """Time the clients' two forward passes and the one back, with a version of the convolution; None is vmap's own."""
+    """Time the clients' two forward passes and their backward pass with a version of the convolution.
+
+    A `version` of None is that of the engine ``vmap``.
+    """
     label = f"clients: cut {cut}, {version or 'vmap'}, {precision}, forward twice and back"
     try:
         run = simulation(engine=f"fused:{version}" if version else "vmap", precision=precision, cut_layer=cut)
-    except Exception as error:  # a version may not run here, for whatever reason
+    except Exception as error:  # a version may be unable to run here, for any reason
         report.fail(label, error)
         return
     cohort, model = run.state.cohort, run.model.client
@@ -332,13 +345,13 @@ def client_passes(report: Report, cut: int, precision: str, version: str | None)
 
 
 STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))
-"""Channels and height of ResNet-18's maps."""
+"""Channels and height of the maps in each stage of ResNet-18."""
 ROWS = 4 if REHEARSAL else 200
 """Images that go through the server in a step."""
 
 
 def norms(report: Report) -> None:
-    """GroupNorm with residual and ReLU in channels-last, by how much a program holds; PyTorch's beside it."""
+    """Time GroupNorm with residual and ReLU on channels-last maps: ours with several tile sizes, and PyTorch's."""
     own = sys.modules["simsfl.kernels.group_norm_nhwc"]
     usual = own.TILE, own.WARPS, own.NARROWEST
     others = [(2048, 4, 16), (4096, 8, 32), (4096, 8, 64), (1024, 4, 32)]
@@ -349,7 +362,7 @@ def norms(report: Report) -> None:
 
 
 def norm_of_stage(report: Report, ch: int, side: int, setting: str) -> None:
-    """Time our norm in one setting, forward and back, and PyTorch's, for the maps of one stage."""
+    """Time our norm in one setting, and PyTorch's, on the maps of one stage."""
     x, residual, grad = (channels_last(ROWS, ch, side) for _ in range(3))
     weight, bias = torch.ones(ch, device=DEVICE), torch.zeros(ch, device=DEVICE)
     label = f"norm {ch}x{side}x{side}"
@@ -362,7 +375,7 @@ def norm_of_stage(report: Report, ch: int, side: int, setting: str) -> None:
 
     report.time(f"{label}: {setting}, forward", forward, moved=3 * x.nbytes)
 
-    def both_ways() -> tuple[Tensor, ...]:  # a graph records no backward pass of what was computed outside
+    def both_ways() -> tuple[Tensor, ...]:  # a graph cannot record the backward pass of a forward pass outside it
         leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias, residual)]
         y = group_norm_nhwc(leaves[0], ch // 4, leaves[1], leaves[2], residual=leaves[3], relu=True)
         return torch.autograd.grad(y, leaves, grad)
@@ -373,21 +386,24 @@ def norm_of_stage(report: Report, ch: int, side: int, setting: str) -> None:
 
 
 def channels_last(rows: int, ch: int, side: int) -> Tensor:
-    """Random images in bf16."""
+    """Return random maps ``[rows, ch, side, side]`` in bfloat16 and the channels-last memory format."""
     images = torch.randn(rows, ch, side, side, device=DEVICE, dtype=torch.bfloat16)
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def convolutions(report: Report) -> None:
-    """Time cuDNN's convolutions of each stage, forward and back: what none of ours can beat.
+    """Time cuDNN's convolutions of each stage, forward and backward, which ours cannot beat.
 
-    The strided ones are also timed with cuDNN free to try all its algorithms, not the ten that PyTorch lets it try.
-    On an H200 it chose one for 64 to 128 channels that turns its images to the contiguous format and back.
+    The strided ones are also timed while cuDNN may try all its algorithms, instead of the ten that PyTorch lets it try.
+    On an H200, for 64 to 128 channels, it chose one that converts its images to the contiguous format and back.
     """
     for (ch, side), layout in product(STAGES, (torch.channels_last, CONTIGUOUS)):
         convolution(report, ROWS, ch, ch, side, layout)
     before = torch.backends.cudnn.benchmark_limit
-    for rows, limit in ((ROWS, before), (ROWS + 1, 0)):  # a choice is kept for its shape, so the second needs another
+    for rows, limit in (
+        (ROWS, before),
+        (ROWS + 1, 0),
+    ):  # cuDNN keeps a choice for each shape, so the second limit needs another
         torch.backends.cudnn.benchmark_limit = limit
         for (ch, side), (outputs, _) in pairwise(STAGES):
             convolution(report, rows, ch, outputs, side, torch.channels_last, f"{limit or 'all'} algorithms tried, ")
@@ -397,7 +413,7 @@ def convolutions(report: Report) -> None:
 def convolution(
     report: Report, rows: int, inputs: int, outputs: int, side: int, layout: torch.memory_format, how: str = ""
 ) -> None:
-    """Time a 3x3 convolution, of stride 2 where the channels become more, and its two gradients."""
+    """Time a 3x3 convolution, which has stride 2 if it changes the number of channels, and its two gradients."""
     stride = 1 if inputs == outputs else 2
     shapes = (rows, inputs, side, side), (outputs, inputs, 3, 3), (rows, outputs, side // stride, side // stride)
     x, w, grad = (torch.randn(s, device=DEVICE, dtype=torch.bfloat16).contiguous(memory_format=layout) for s in shapes)
@@ -414,7 +430,7 @@ def convolution(
 
 
 def losses_and_optimiser(report: Report) -> None:
-    """InfoNCE of a step, and the server's descent and moving average."""
+    """Time the InfoNCE loss of a step, the server's SGD and its moving average."""
     run = simulation(engine="vmap", precision="fp32")
     rows, dim = 2 * run.config.cohort, run.config.key_dim
     query, key = (F.normalize(torch.randn(rows, dim, device=DEVICE), dim=1) for _ in range(2))
@@ -470,7 +486,7 @@ def profile() -> int:
 
 
 def train(seconds: str, *flags: str) -> int:
-    """The paper's setting for so many seconds, its schedules over as many rounds as fit, then a linear probe."""
+    """Train the paper's setting for `seconds`, with schedules over as many rounds as fit, then a linear probe."""
     run = simulation(engine="fused", precision="auto", rounds=100)
     list(run.round())
     begin = time.perf_counter()
@@ -487,7 +503,7 @@ def train(seconds: str, *flags: str) -> int:
         *("--no-linear-probe" if REHEARSAL else "--linear-probe", *flags),
     ]
     what = ["--resume", str(out)] if out.exists() else new
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the run stops by it, and what it wrote is still collected
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the run stops at this signal; its files are still collected below
     run_py = str(ROOT / "experiments" / "run.py")
     code = subprocess.run([sys.executable, run_py, *what, "--dashboard", "off"], check=False).returncode
     paper = {}
@@ -503,7 +519,7 @@ def train(seconds: str, *flags: str) -> int:
 
 
 def summary(*sections: str) -> int:
-    """Print the figures that matter most of the sections that were run."""
+    """Print the main figures of the sections that were run."""
     file = OUT / "parts.json"
     known = "parts" in sections and file.exists()
     times = json.loads(file.read_text(encoding="utf-8"))["times"] if known else {}

@@ -227,7 +227,7 @@ def test_a_full_disk_or_ctrl_c_leaves_nothing_behind(slices, tmp_path, monkeypat
 def test_cifar10_not_to_be_had_is_one_line(cifar, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SIMSFL_CACHE", str(tmp_path / "empty"))
     assert pack_cifar10.main(["pack", str(tmp_path / "slices")]) == 2
-    assert "CIFAR-10 could not be had" in refusal(capsys)
+    assert "CIFAR-10 is not available" in refusal(capsys)
     assert list(tmp_path.iterdir()) == []
 
 
