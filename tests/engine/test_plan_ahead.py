@@ -73,7 +73,7 @@ def test_another_round_than_the_one_begun_is_drawn_at_once():
     assert at_once == [8, 9, 6]  # round 9 does not exist, so it is not begun
 
 
-def test_what_goes_wrong_in_drawing_ahead_is_raised_where_the_plan_is_used():
+def test_an_error_in_drawing_ahead_is_raised_where_the_plan_is_used():
     plans = ahead(9)
     plans.begin(lambda index: 1 / index, 0)
     with pytest.raises(ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""Devices in threads, for tests: a hub with its loop, clients that may misbehave, and what is expected of them."""
+"""Devices in threads, for tests: a hub with its loop, and devices that may misbehave."""
 
 import threading
 import time
@@ -31,9 +31,17 @@ def hub_of(simulation, own_keys=None, timeout=LONG, clients=CLIENTS):
 
 
 class Served(threading.Thread):
-    """A device in a thread, as client `number`; it leaves without a word after so many steps.
+    """A device in a thread.
 
-    `says` makes of a message those that are sent instead; a pair is sent as two frames of one.
+    Args:
+        simulation: the run that it takes part in.
+        address: address of the server.
+        number: id of the client that it is.
+        runtime: what computes its part, "torch" or "lean".
+        leave_after: number of steps after which it vanishes without a goodbye; None to stay.
+        before_step: called with the device before each step.
+        says: function from a message to the messages that are sent instead of it; a pair of messages is sent as a
+            message of two frames.
     """
 
     def __init__(self, simulation, address, number, runtime="torch", leave_after=None, before_step=None, says=None):
@@ -61,7 +69,7 @@ class Served(threading.Thread):
         except (Refused, TimeoutError) as error:
             self.error = error
         finally:
-            if self.left.is_set():  # as one whose plug is pulled
+            if self.left.is_set():  # like a device that is unplugged, it says no goodbye
                 device.connected = False
             device.close()
 

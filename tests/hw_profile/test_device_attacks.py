@@ -1,4 +1,4 @@
-"""Whatever else comes over the wire, and whatever a device may say: the result is the simulation's."""
+"""Attacks on the server of devices, and devices that lie: the result is still the simulation's."""
 
 import subprocess
 import sys
@@ -70,7 +70,7 @@ def test_weights_that_cannot_be_are_turned_away(dataset):
 
 
 def test_a_device_that_repeats_itself_and_mixes_things_up_changes_nothing(dataset, caplog):
-    """Replays, answers of other steps, rounds, clients and runs, and two frames at once, all of a device that is in."""
+    """A device sends replays, answers for other steps, rounds, clients and runs, and two frames in one message, too."""
     config = RunConfig(**{**EVERYONE, "engine": "loop", "rounds": 2})
     expected = trained(Simulation(config, dataset))
     simulation, said = Simulation(config, dataset), []
@@ -129,7 +129,7 @@ def test_a_hello_may_say_anything(value, dataset, caplog):
 
 
 def test_whatever_comes_over_the_wire_the_round_ends_with_the_right_weights(dataset):
-    """Random frames, mutations of real ones, other devices' answers, replays: 100,000 of them during a round."""
+    """An attacker sends 100,000 frames during a round: random ones, mutations, other devices' answers and replays."""
     config = RunConfig(**{**TINY, "engine": "loop", "rounds": 2})
     expected = trained(Simulation(config, dataset))
     simulation = Simulation(config, dataset)
@@ -146,7 +146,7 @@ def test_whatever_comes_over_the_wire_the_round_ends_with_the_right_weights(data
                     refused > 20_000 * simulation.progress.step_index
                     and simulation.progress.step_index < simulation.parts.steps - 1
                 ):
-                    next(steps)  # in the middle of it
+                    next(steps)  # trains on during the attack
                 hub.wait(0.01)
             assert refused == 100_000
             assert attacker.stdout.readline() == b"sent\n"
@@ -189,7 +189,7 @@ def test_ids_that_are_taken_and_other_versions_are_refused(dataset, monkeypatch)
         assert not hub.present()
 
 
-def test_a_wrong_key_is_no_one(dataset, tmp_path):
+def test_devices_with_a_wrong_key_are_refused(dataset, tmp_path):
     simulation = Simulation(RunConfig(**TINY), dataset)
     for name in ("ours", "theirs"):
         assert keys.main(["--out", str(tmp_path / name)]) == 0

@@ -1,4 +1,4 @@
-"""What the programs of devices say to bad input."""
+"""The programs for devices answer bad input with one line."""
 
 import json
 import socket
@@ -13,6 +13,7 @@ from tests.conftest import TINY, flags
 
 
 def error_of(code, capsys):
+    """Return the error of a program, which must be one line on stderr, with exit code 2."""
     text = capsys.readouterr().err
     assert code == 2
     assert text.startswith("error: ")
@@ -76,7 +77,9 @@ def test_of_keys(capsys, tmp_path):
         "[]",
         "{}",
         good[:-9],
-        json.dumps(json.loads(good) | {"secret": zmq.curve_keypair()[1].decode()}),  # of another pair
+        json.dumps(
+            json.loads(good) | {"secret": zmq.curve_keypair()[1].decode()}
+        ),  # the public key belongs to another secret key
         good.replace("secret", "other"),
         '"' * 40,
         good.replace('"device"', "3"),

@@ -91,7 +91,7 @@ def test_bytes_are_the_cost_models_and_a_little_more(dataset):
     assert sum(account.bytes_down for account in hub.accounts.values()) == hub.counts.down
 
 
-def test_a_device_that_leaves_is_done_without_and_may_return(dataset):
+def test_a_round_goes_on_without_a_device_that_leaves_and_it_may_return(dataset):
     simulation = Simulation(RunConfig(**{**EVERYONE, "rounds": 3}), dataset)
     with hub_of(simulation) as (hub, loop):
         gone = Served(simulation, hub.address, 1, leave_after=simulation.parts.steps + 1)
@@ -112,7 +112,7 @@ def test_a_device_that_leaves_is_done_without_and_may_return(dataset):
     finish(*devices)
 
 
-def test_where_the_run_ends_in_the_middle_of_a_round_the_devices_end_too(dataset):
+def test_devices_end_when_the_run_ends_in_the_middle_of_a_round(dataset):
     simulation = Simulation(RunConfig(**EVERYONE), dataset)
     with hub_of(simulation) as (hub, _):
         devices = [Served(simulation, hub.address, number) for number in CLIENTS]
@@ -147,7 +147,7 @@ def test_a_device_that_hangs_is_dismissed_and_comes_back_at_an_averaging(dataset
     finish(*devices)
 
 
-def test_where_nobody_is_left_somebody_is_waited_for_between_steps(dataset):
+def test_a_run_waits_between_steps_while_all_clients_are_gone(dataset):
     """What the last ones did not send, the simulation has: the result is as if they had gone behind the step."""
     config = RunConfig(**{**TINY, "clients": 2, "cohort": 2, "rounds": 2, "engine": "loop"})
     expected = trained(Simulation(config, dataset))
@@ -200,7 +200,7 @@ def test_a_device_is_there_once_it_has_loaded_what_it_needs(dataset):
         device.close()
 
 
-def test_a_device_that_still_loads_is_told_of_the_end(dataset):
+def test_a_device_that_is_still_loading_learns_that_the_run_has_ended(dataset):
     simulation = Simulation(RunConfig(**TINY), dataset)
     with hub_of(simulation) as (hub, _):
         device, late = (Device(hub.address, None, client, LONG) for client in (1, 3))

@@ -1,4 +1,4 @@
-"""Messages come back as they were sent, and whatever else comes is refused; keys are their owner's alone."""
+"""Messages arrive as they were sent, and all other bytes are refused; only their owner can read a file of keys."""
 
 import random
 import stat
@@ -59,7 +59,7 @@ def test_words_that_are_wrong(words, message):
         unpack(save({}, {**WORDS, **words}))
 
 
-def test_frames_that_are_none():
+def test_malformed_frames_are_refused():
     frame = pack(MESSAGE)
     for wrong in (
         b"",
@@ -83,7 +83,7 @@ def test_random_bytes_are_refused(frame):
 
 
 def test_mutations_give_messages_or_value_errors():
-    """Of 20,000, whichever are taken have fields of the right types."""
+    """Each of 20,000 mutations is refused, or gives a message whose fields have the right types."""
     rng, frame, taken = random.Random(0), pack(MESSAGE), 0
     for _ in range(20_000):
         mutated = bytearray(frame)
