@@ -105,6 +105,12 @@ def client_cost(
 ) -> ClientCost:
     """Return the bytes that travel for one client, from the model alone.
 
+    >>> from simsfl.models import split_model
+    >>> shape = {"width": 8, "cut_layer": 1, "image_size": 32, "head": "mlp", "key_dim": 8}
+    >>> model = split_model("resnet8", **shape, generator=None)
+    >>> model.smashed_shape, client_cost(model, number_bytes=4, align_momentum=False).image_bytes
+    ((8, 16, 16), 8192)
+
     Args:
         model: client and server model.
         number_bytes: bytes of a number in activations and gradients on the wire.

@@ -25,6 +25,15 @@ MOST = 100_000
 class Evaluation:
     """Evaluates frozen encoders on a data set.
 
+    >>> import numpy as np
+    >>> from simsfl.data import Arrays, make_dataset
+    >>> labels = np.arange(80) % 2
+    >>> images = (255 * labels).astype(np.uint8).repeat(192).reshape(80, 8, 8, 3)
+    >>> dataset = make_dataset("toy", "made up", Arrays(images, labels, images, labels, ("black", "white")))
+    >>> evaluation = Evaluation(dataset, seed=0, bank=None, test=None, dtype=torch.float32)
+    >>> evaluation.knn(lambda images: images.flatten(1))
+    100.0
+
     Args:
         dataset: the images that are evaluated on, on the device.
         seed: the run's seed, which everything that is drawn depends on.
