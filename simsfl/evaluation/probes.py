@@ -30,11 +30,6 @@ def train_probe(
     divided by ten after 60 and after 80 % of the steps. The accuracy of the last epoch is the headline, since the best
     epoch is chosen on the test set.
 
-    >>> features, labels = torch.eye(4).repeat(32, 100), torch.arange(4).repeat(32)
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> train_probe(features, labels, features[:4], labels[:4], generator, classes=4, epochs=50)
-    (100.0, 100.0)
-
     Args:
         train: ``[n, F]`` features with labels ``[n]``.
         test: ``[m, F]`` features with labels ``[m]``.
