@@ -15,14 +15,16 @@ from simsfl.hw_profile.runtimes.client_work import make_client
 from tests.conftest import TINY
 
 CLIENTS = (1, 3, 5)
-LONG = 20.0
+LONG = 60.0
+"""Seconds after which a test gives up waiting for something that should have happened long before."""
 EVERYONE = {**TINY, "cohort": 8}
 
 
 @contextmanager
-def hub_of(simulation, own_keys=None, timeout=LONG, clients=CLIENTS):
+def hub_of(simulation, own_keys=None, clients=CLIENTS):
+    """Let devices take part in a simulation inside this context, as any of `clients`; yield the hub and its loop."""
     hub = Hub("127.0.0.1:0", own_keys, "run", {client: about_run(simulation, client) for client in clients})
-    loop = DeviceLoop(simulation, hub, timeout)
+    loop = DeviceLoop(simulation, hub, LONG)
     try:
         yield hub, loop
     finally:
@@ -84,24 +86,33 @@ class Served(threading.Thread):
 
 
 def finish(*devices):
+    """Wait until devices have ended, and raise an error that one of them had."""
     for device in devices:
         device.join(LONG)
         assert not device.is_alive()
         assert device.error is None
 
 
-def wait_for(hub, count):
+def wait_until(hub, condition):
+    """Wait until a condition holds; it is looked at again whenever a device comes, goes or sends something."""
     deadline = time.monotonic() + LONG
-    while len(hub.present()) < count and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         hub.wait(0.1)
-    assert len(hub.present()) == count
+    assert condition()
+
+
+def wait_for(hub, count):
+    """Wait until `count` devices are there and ready."""
+    wait_until(hub, lambda: len(hub.present()) == count)
 
 
 def trained(simulation):
+    """Train a simulation to its end; return what it has learnt, by name."""
     list(simulation.rounds())
     return simulation.state.tensors()
 
 
 def assert_same(found, expected, tolerance=0.0):
+    """Compare the tensors in `expected` with those of the same names in `found`."""
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)

@@ -183,10 +183,7 @@ def test_ids_that_are_taken_and_other_versions_are_refused(dataset, monkeypatch)
         assert any_that_is_free.client == 1
         for device in (first, second, third, other, any_that_is_free):
             device.close()
-        deadline = time.monotonic() + LONG
-        while hub.present() and time.monotonic() < deadline:
-            hub.wait(0.1)
-        assert not hub.present()
+        wait_for(hub, 0)
 
 
 def test_devices_with_a_wrong_key_are_refused(dataset, tmp_path):

@@ -220,7 +220,8 @@ def test_what_differs_from_the_trace_fails(trace, tmp_path, capsys):
     assert "replay: what is computed here differs by" in capsys.readouterr().err
 
 
-def test_bad_input(trace, standard, tmp_path, capsys):
+def test_bad_input(trace, standard, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     damaged, other, fifo = tmp_path / "damaged", tmp_path / "other", tmp_path / "fifo"
     os.mkfifo(fifo)
     damaged.write_bytes(trace.read_bytes()[:-100])
