@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from simsfl import RunConfig, Simulation
 from simsfl.algorithm import step
