@@ -106,13 +106,8 @@ def wait_for(hub, count):
     wait_until(hub, lambda: len(hub.present()) == count)
 
 
-def trained(simulation):
-    """Train a simulation to its end; return what it has learnt, by name."""
-    list(simulation.rounds())
-    return simulation.state.tensors()
-
-
-def assert_same(found, expected, tolerance=0.0):
-    """Compare the tensors in `expected` with those of the same names in `found`."""
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+def assert_near(simulation, alone, names):
+    """Compare the named tensors of two simulations, of which one has devices and the other does not."""
+    found, expected = simulation.state.tensors(), alone.state.tensors()
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-3, msg=name)

@@ -15,7 +15,8 @@ from simsfl.hw_profile.devices import keys
 from simsfl.hw_profile.devices.device import Device, Refused
 from simsfl.hw_profile.devices.messages import Message, pack, unpack
 from tests.conftest import TINY
-from tests.hw_profile.serving import CLIENTS, EVERYONE, LONG, Served, assert_same, finish, hub_of, trained, wait_for
+from tests.hw_profile.serving import CLIENTS, EVERYONE, LONG, Served, finish, hub_of, wait_for
+from tests.simulations import assert_same_state, trained
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_weights_that_cannot_be_are_turned_away(dataset):
 def test_a_device_that_repeats_itself_and_mixes_things_up_changes_nothing(dataset, caplog):
     """A device sends replays, answers for other steps, rounds, clients and runs, and two frames in one message, too."""
     config = RunConfig(**{**EVERYONE, "engine": "loop", "rounds": 2})
-    expected = trained(Simulation(config, dataset))
+    alone, _ = trained(config, dataset)
     simulation, said = Simulation(config, dataset), []
 
     def babble(message):
@@ -94,9 +95,9 @@ def test_a_device_that_repeats_itself_and_mixes_things_up_changes_nothing(datase
     with hub_of(simulation, clients=[1, 3]) as (hub, loop):
         devices = [Served(simulation, hub.address, 1), Served(simulation, hub.address, 3, says=babble)]
         wait_for(hub, 2)
-        found = trained(simulation)
+        list(simulation.rounds())
     finish(*devices)
-    assert_same(found, expected)
+    assert_same_state(simulation, alone)
     assert not loop.missed
     answers = len(said)
     assert answers == 2 * (simulation.parts.steps + simulation.config.syncs_per_round)
@@ -131,7 +132,7 @@ def test_a_hello_may_say_anything(value, dataset, caplog):
 def test_whatever_comes_over_the_wire_the_round_ends_with_the_right_weights(dataset):
     """An attacker sends 100,000 frames during a round: random ones, mutations, other devices' answers and replays."""
     config = RunConfig(**{**TINY, "engine": "loop", "rounds": 2})
-    expected = trained(Simulation(config, dataset))
+    alone, _ = trained(config, dataset)
     simulation = Simulation(config, dataset)
     with hub_of(simulation) as (hub, loop):
         devices = [Served(simulation, hub.address, number) for number in CLIENTS]
@@ -156,7 +157,7 @@ def test_whatever_comes_over_the_wire_the_round_ends_with_the_right_weights(data
         list(simulation.rounds())
     finish(*devices)
     assert not loop.missed
-    assert_same(simulation.state.tensors(), expected)
+    assert_same_state(simulation, alone)
 
 
 def test_ids_that_are_taken_and_other_versions_are_refused(dataset, monkeypatch):
