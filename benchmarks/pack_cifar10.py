@@ -26,14 +26,14 @@ from simsfl.system.files import cache_directory, claimed, replacing
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path
 
-SLICES = 2
+_SLICES = 2
 COLUMN = 500
 """Number of images in a picture, one below the other; WebP allows 511 of 32 rows each."""
-QUALITY = {"method": 4, "quality": 75}
+_QUALITY = {"method": 4, "quality": 75}
 """Effort of WebP's compression; its slowest setting (6 and 100) takes 20 times as long and makes files 1 % smaller."""
-ABOUT = "about.json"
+_ABOUT = "about.json"
 """Member of each slice that states its number, the number of slices, and labels and classes of the whole data set."""
-CACHED = "cifar10.safetensors"
+_CACHED = "cifar10.safetensors"
 """Name that the data set has in the cache directory."""
 
 
@@ -88,10 +88,10 @@ def pack(out: Path, data_dir: Path) -> None:
             arrays, origin = fetch(CIFAR10, data_dir)
             images = np.concatenate([arrays.train_x, arrays.test_x])
             starts = range(0, len(images), COLUMN)
-            pictures = [encode(images[start : start + COLUMN]) for start in watched(starts, "Packing CIFAR-10")]
-            for number in range(1, SLICES + 1):
-                first, end = (len(pictures) * bound // SLICES for bound in (number - 1, number))
-                write_slice(temporary / f"cifar10-{number}-of-{SLICES}.zip", number, arrays, pictures[first:end])
+            pictures = [_encode(images[start : start + COLUMN]) for start in watched(starts, "Packing CIFAR-10")]
+            for number in range(1, _SLICES + 1):
+                first, end = (len(pictures) * bound // _SLICES for bound in (number - 1, number))
+                write_slice(temporary / f"cifar10-{number}-of-{_SLICES}.zip", number, arrays, pictures[first:end])
     except Unavailable as error:
         raise ValueError(f"CIFAR-10 is not available ({error})") from error
     except OSError as error:
@@ -101,16 +101,16 @@ def pack(out: Path, data_dir: Path) -> None:
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
-def encode(images: np.ndarray) -> bytes:
+def _encode(images: np.ndarray) -> bytes:
     """Return ``[n, H, W, 3]`` uint8 images as one lossless WebP picture, one below the other."""
     buffer = io.BytesIO()
     column = images.reshape(-1, *images.shape[2:])
-    Image.fromarray(column).save(buffer, "WEBP", lossless=True, **QUALITY)
+    Image.fromarray(column).save(buffer, "WEBP", lossless=True, **_QUALITY)
     return buffer.getvalue()
 
 
-def decode(picture: bytes) -> np.ndarray:
-    """Return the square ``[n, W, W, 3]`` uint8 images of a picture that `encode` made."""
+def _decode(picture: bytes) -> np.ndarray:
+    """Return the square ``[n, W, W, 3]`` uint8 images of a picture that `_encode` made."""
     with Image.open(io.BytesIO(picture)) as column:
         pixels = np.asarray(column)
     width = pixels.shape[1]
@@ -120,15 +120,15 @@ def decode(picture: bytes) -> np.ndarray:
 def write_slice(file: Path, number: int, arrays: Arrays, pictures: Sequence[bytes]) -> None:
     """Write one slice, whose `number` counts from 1; equal content gives equal files."""
     labels = {"train_y": arrays.train_y.tolist(), "test_y": arrays.test_y.tolist()}
-    about = {"slice": number, "slices": SLICES, "classes": arrays.classes, **labels}
+    about = {"slice": number, "slices": _SLICES, "classes": arrays.classes, **labels}
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(zipfile.ZipInfo(ABOUT), json.dumps(about))  # a ZipInfo has no time of writing
+        archive.writestr(zipfile.ZipInfo(_ABOUT), json.dumps(about))  # a ZipInfo has no time of writing
         for row, picture in enumerate(pictures):
             archive.writestr(zipfile.ZipInfo(f"{row:03}.webp"), picture)
 
 
 @dataclass(frozen=True)
-class Common:
+class _Common:
     """Facts that all slices of one packing share."""
 
     slices: int
@@ -138,7 +138,7 @@ class Common:
     test_y: tuple[int, ...]
 
 
-def read_slice(file: Path) -> tuple[int, Common, list[bytes]]:
+def _read_slice(file: Path) -> tuple[int, _Common, list[bytes]]:
     """Return the number of a slice, the facts that it shares with the others, and its pictures.
 
     Raises:
@@ -146,10 +146,10 @@ def read_slice(file: Path) -> tuple[int, Common, list[bytes]]:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            about = json.loads(archive.read(ABOUT))
-            pictures = [archive.read(name) for name in archive.namelist() if name != ABOUT]
+            about = json.loads(archive.read(_ABOUT))
+            pictures = [archive.read(name) for name in archive.namelist() if name != _ABOUT]
         labels = (tuple(map(int, about[key])) for key in ("train_y", "test_y"))
-        return int(about["slice"]), Common(int(about["slices"]), tuple(about["classes"]), *labels), pictures
+        return int(about["slice"]), _Common(int(about["slices"]), tuple(about["classes"]), *labels), pictures
     except Exception as error:  # zipfile raises many kinds of errors on damage; the reason is reported
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(
@@ -164,11 +164,11 @@ def unpack(files: Sequence[Path], out: Path) -> None:
         ValueError: a slice is missing, damaged or given twice, they do not make CIFAR-10 (SHA-256), or `out` holds
             the file already or cannot be written to.
     """
-    target = out / CACHED
+    target = out / _CACHED
     if target.exists():
         raise ValueError(f"out: {target} exists already; allowed: a directory without it")
-    with claimed(out, CACHED):
-        arrays = join(files)
+    with claimed(out, _CACHED):
+        arrays = _join(files)
         try:
             check("cifar10", arrays)
         except ValueError as error:
@@ -184,15 +184,15 @@ def unpack(files: Sequence[Path], out: Path) -> None:
         print(f"use it with SIMSFL_CACHE={out} and --dataset cifar10")
 
 
-def join(files: Sequence[Path]) -> Arrays:
+def _join(files: Sequence[Path]) -> Arrays:
     """Return the arrays that slices hold together.
 
     Raises:
         ValueError: a slice is missing, damaged, given twice, or of another packing.
     """
-    found: dict[int, tuple[Path, Common, list[bytes]]] = {}
+    found: dict[int, tuple[Path, _Common, list[bytes]]] = {}
     for file in files:
-        number, *content = read_slice(file)
+        number, *content = _read_slice(file)
         if number in found:
             raise ValueError(f"slices: {file} is the same slice as {found[number][0]}; allowed: each slice once")
         found[number] = file, *content
@@ -204,7 +204,7 @@ def join(files: Sequence[Path]) -> Arrays:
     if missing:
         raise ValueError(f"slices: number {', '.join(missing)} of {common.slices} is missing; allowed: all of them")
     pictures = [picture for number in sorted(found) for picture in found[number][2]]
-    images = np.concatenate([decode(picture) for picture in watched(pictures, "Unpacking CIFAR-10")])
+    images = np.concatenate([_decode(picture) for picture in watched(pictures, "Unpacking CIFAR-10")])
     train_y, test_y = (np.array(labels, dtype=np.int64) for labels in (common.train_y, common.test_y))
     return Arrays(images[: len(train_y)], train_y, images[len(train_y) :], test_y, common.classes)
 

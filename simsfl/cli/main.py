@@ -14,9 +14,9 @@ from simsfl.ui.arguments import fail, print_error
 
 DOORS = ("experiments", "hw_profile")
 """Folders of a checkout with a file for each program, such as ``experiments/run.py``."""
-BASE = {"numpy": "numpy", "rich": "rich"}
+_BASE = {"numpy": "numpy", "rich": "rich"}
 """Modules that every program imports, and the package that each comes with; a board may lack them."""
-DEVICES = {**BASE, "safetensors": "safetensors", "zmq": "pyzmq"}
+_DEVICES = {**_BASE, "safetensors": "safetensors", "zmq": "pyzmq"}
 """Modules that the programs for real devices import, and the package that each comes with."""
 
 
@@ -46,16 +46,16 @@ PROGRAMS = {
     "export-checkpoint": Program("simsfl.cli.export_checkpoint", "write weights in the published program's layout"),
     "prepare-imagenet12": Program("simsfl.cli.prepare_imagenet12", "make ImageNet-12 from a local ImageNet"),
     "pi-bench": Program(
-        "simsfl.hw_profile.bench.program", "measure the work of a client on this machine", "hw_profile", BASE
+        "simsfl.hw_profile.bench.program", "measure the work of a client on this machine", "hw_profile", _BASE
     ),
     "server": Program(
         "simsfl.hw_profile.devices.server",
         "train with real devices",
         "hw_profile",
-        {**DEVICES, "torch": "torch"},
+        {**_DEVICES, "torch": "torch"},
     ),
-    "client": Program("simsfl.hw_profile.devices.client", "take part in a run as a device", "hw_profile", DEVICES),
-    "keys": Program("simsfl.hw_profile.devices.keys", "make keys for a server and its devices", "hw_profile", DEVICES),
+    "client": Program("simsfl.hw_profile.devices.client", "take part in a run as a device", "hw_profile", _DEVICES),
+    "keys": Program("simsfl.hw_profile.devices.keys", "make keys for a server and its devices", "hw_profile", _DEVICES),
 }
 
 

@@ -16,9 +16,9 @@ from simsfl.evaluation.probes import train_probe
 from simsfl.evaluation.spread import output_std
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
 
-HIDDEN = 512
+_HIDDEN = 512
 """Units of the hidden layer of the semi-supervised probe."""
-MOST = 100_000
+_MOST = 100_000
 """Largest number of images in the kNN bank, and of images that kNN classifies, unless a larger one is given."""
 
 
@@ -37,8 +37,8 @@ class Evaluation:
     Args:
         dataset: the images that are evaluated on, on the device.
         seed: the run's seed, which everything that is drawn depends on.
-        bank: training images in the kNN bank; None for all up to `MOST`.
-        test: test images that kNN classifies; None for all up to `MOST`.
+        bank: training images in the kNN bank; None for all up to `_MOST`.
+        test: test images that kNN classifies; None for all up to `_MOST`.
         dtype: dtype that features are computed in.
 
     Attributes:
@@ -49,7 +49,7 @@ class Evaluation:
         self.dataset, self.seed, self.dtype = dataset, seed, dtype
         rng = numpy_generator(seed, Purpose.EVALUATION)
         self.bank, self.test = (
-            torch.from_numpy(rng.permutation(len(labels))[: count or MOST]).to(labels.device)
+            torch.from_numpy(rng.permutation(len(labels))[: count or _MOST]).to(labels.device)
             for labels, count in ((dataset.train_labels, bank), (dataset.test_labels, test))
         )
         self.watch: Watch = unwatched
@@ -107,7 +107,7 @@ class Evaluation:
             data.test_labels,
             torch_generator(self.seed, Purpose.PROBE),
             classes=len(data.classes),
-            hidden=None if share is None else HIDDEN,
+            hidden=None if share is None else _HIDDEN,
             epochs=epochs,
             watch=self.watch,
         )

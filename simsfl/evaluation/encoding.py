@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from simsfl.data import Images
 from simsfl.models import Projection
 
-IMAGES = 100
+_IMAGES = 100
 """Images in a forward pass; more would not be faster, and would need more memory than training."""
-PIXELS = 32
+_PIXELS = 32
 """Height and width that raw pixels are compared at, if images are larger."""
 
 Encoder = Callable[[Tensor], Tensor]
@@ -53,7 +53,7 @@ def encoder(client: nn.Module, server: nn.Module, features: str = "backbone") ->
 
 def raw_pixels(images: Tensor) -> Tensor:
     """Return the pixels ``[N, F]`` of images as features: an encoder that learning has to beat."""
-    small = F.adaptive_avg_pool2d(images, PIXELS) if images.shape[-1] > PIXELS else images
+    small = F.adaptive_avg_pool2d(images, _PIXELS) if images.shape[-1] > _PIXELS else images
     return small.flatten(1)
 
 
@@ -67,7 +67,7 @@ def embed(
     watch: Watch = unwatched,
 ) -> Tensor:
     """Return the features ``[n, F]`` of the images at `rows` ``[n]``, computed in `dtype`."""
-    parts = rows.split(IMAGES)
+    parts = rows.split(_IMAGES)
     features = []
     for number, part in enumerate(watch("features", parts), start=1):
         if number < len(parts):
