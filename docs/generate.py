@@ -68,7 +68,7 @@ def modules() -> Iterator[tuple[str, str, Path]]:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Yield the full name of what each import statement of a file names, but for those that type checkers alone see."""
+    """Yield the full name of everything that a file imports, except imports that only type checkers see."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     hidden = {
         inner

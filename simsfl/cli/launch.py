@@ -317,7 +317,7 @@ def _announce(session: Session, why: dict[str, str]) -> None:
 
 
 def _auxiliary_text(simulation: Simulation) -> str:
-    """Return a text on the images of the auxiliary data set that each client holds, empty if there is none."""
+    """Return a text on each client's images of the auxiliary data set; empty for a run without such a data set."""
     if simulation.parts.auxiliary is None:
         return ""
     held = int(simulation.parts.auxiliary.sizes.min())
