@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from simsfl.data import Images
 from simsfl.models import Projection
 
-_IMAGES = 100
+IMAGES = 100
 """Images in a forward pass; more would not be faster, and would need more memory than training."""
 _PIXELS = 32
 """Height and width that raw pixels are compared at, if images are larger."""
@@ -67,7 +67,7 @@ def embed(
     watch: Watch = unwatched,
 ) -> Tensor:
     """Return the features ``[n, F]`` of the images at `rows` ``[n]``, computed in `dtype`."""
-    parts = rows.split(_IMAGES)
+    parts = rows.split(IMAGES)
     features = []
     for number, part in enumerate(watch("features", parts), start=1):
         if number < len(parts):
