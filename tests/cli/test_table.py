@@ -168,17 +168,15 @@ def test_what_cannot_run_for_one_reason_is_one_line(tmp_path, capsys, monkeypatc
     assert len(tried) == 1
     output = capsys.readouterr().out
     lines = [line for line in output.splitlines() if line.startswith("# ")]
-    where = (
-        f"imagenet12 must lie in {tmp_path / 'none' / 'imagenet-12'}, which does not exist; allowed: another --data-dir"
-    )
-    assert lines == [f"# 6 runs: dataset: {where}"]
+    where = f"{tmp_path / 'none' / 'imagenet-12'}, which does not exist; allowed: another --data-dir"
+    assert lines == [f"# 6 runs: dataset: imagenet12 is read from {where}"]
     assert "simsfl run" not in output
     for published in ("92.24", "91.44", "91.28", "92.60", "91.83"):
         assert published in output
     assert output.count("impossible") == 6
     assert table.main([*argv, *missing]) == 0
     page = (tmp_path / "grid" / "table.md").read_text()
-    assert page.count("must lie in") == 1
+    assert page.count("imagenet12 is read from") == 1
     assert page.count("| impossible |") == 6
     assert "| 92.60 |" in page
 
