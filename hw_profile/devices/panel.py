@@ -41,7 +41,7 @@ class PlainView:
 
     def tell(self, text: str) -> None:
         """Print an event."""
-        with suppress(OSError):  # a terminal that is closed
+        with suppress(OSError):  # the terminal may have been closed
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step_done(self, round_index: int, step: int) -> None:
@@ -63,7 +63,7 @@ class LiveView:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with suppress(OSError):  # a terminal that is closed
+        with suppress(OSError):  # the terminal may have been closed
             self._live.__exit__(kind, error, at)
 
     def follow(self, device: Device, watch: Stopwatch, sampler: Sampler) -> None:
@@ -94,7 +94,7 @@ class LiveView:
         return Panel(Group(*parts), title=escape(who), padding=(1, 2))
 
     def _rows(self, device: Device) -> dict[str, Any]:
-        """Return the panel's rows, name and content; the device works on meanwhile."""
+        """Return the content of the panel's rows by their names; the device goes on working meanwhile."""
         round_index, step, steps = device.round, device.step, device.steps
         at_work = None not in (round_index, step, steps)
         if not device.connected:

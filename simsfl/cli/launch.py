@@ -1,4 +1,4 @@
-"""What ``run.py`` does once its flags are read: set up a run, print what it is, carry it out, and print the results."""
+"""The work of ``run.py`` after its flags are read: set up a run, announce it, train, and print the results."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _PRECISION_NOTES = {
     "tf32": "TF32 in products and convolutions, all else in fp32",
     "bf16": "forward passes and smashed data; weights, queue and loss in fp32",
 }
-"""What is printed about each precision."""
+"""Explanation that is printed with each precision."""
 _ENGINE_NOTES = {
-    "fused": "the cohort stacked into one batched program, with operators made for that",
-    "vmap": "the cohort stacked into one batched program, of PyTorch's operators",
-    "loop": "clients one by one, the slow reference",
+    "fused": "the cohort stacked into one batched program, with simsfl's operators",
+    "vmap": "the cohort stacked into one batched program, with PyTorch's operators",
+    "loop": "one client after another, the slow reference",
 }
-"""What is printed about each engine."""
+"""Explanation that is printed with each engine."""
 
 
 class Guests(Protocol):
@@ -114,7 +114,7 @@ def launch(
     if not finished:
         begin = guests.resuming() if guests else [*command("run"), "--resume"]
         again = shlex.join([*begin, str(session.directory.path)])
-        console.print(f"stopped by {stop.received.name}; go on with: {again}", markup=False, soft_wrap=True)
+        console.print(f"stopped by {stop.received.name}; resume with: {again}", markup=False, soft_wrap=True)
         _print_trace(console, session.recorder)
         return 128 + stop.received
     _conclude(console, session.directory, session.result)
@@ -123,13 +123,13 @@ def launch(
 
 
 def _print_trace(console: Output, recorder: Recorder | None) -> None:
-    """Print where the client trace is, or why it could not be written; nothing if none was asked for."""
+    """Print where the client trace is, or why it could not be written; print nothing without ``--record-trace``."""
     if recorder is None:
         return
     if recorder.problem:
         console.print(f"[yellow]{escape(str(recorder.path))} could not be written: {escape(str(recorder.problem))}[/]")
         return
-    what = f"what client {recorder.client} did; python hw_profile/pi_bench.py --replay FILE does it again"
+    what = f"the work of client {recorder.client}, which python hw_profile/pi_bench.py --replay FILE repeats"
     console.print(f"  {escape(str(recorder.path))}  [dim]{what}[/]", highlight=False, soft_wrap=True)
 
 
@@ -188,7 +188,7 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
         raise ValueError(f"resume: {error}") from error
     for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
         if getattr(arguments, flag) != unset:
-            raise ValueError(f"{flag}: cannot be given with --resume, which goes on as configured")
+            raise ValueError(f"{flag}: cannot be given with --resume, which continues as configured")
     if arguments.out and arguments.out.resolve() != directory.path.resolve():
         raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
     values = config_values(arguments)
@@ -204,7 +204,7 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
     recorder = _recorder_of(arguments, simulation)
     whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.progress.metrics_bytes
     if simulation.progress.round_index == simulation.config.rounds and directory.summary.exists() and whole:
-        console.print(f"{escape(str(directory.path))} is over already", soft_wrap=True)
+        console.print(f"the run in {escape(str(directory.path))} is finished", soft_wrap=True)
         _conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
         return None
     for problem in simulation.damaged:
@@ -259,7 +259,7 @@ def _check_profile(steps: int | None, simulation: Simulation) -> None:
 
 
 def _announce(session: Session, why: dict[str, str]) -> None:
-    """Print what the run is.
+    """Print the run's settings.
 
     Args:
         session: the run.
@@ -277,7 +277,7 @@ def _announce(session: Session, why: dict[str, str]) -> None:
     limited = f" ({why['batch_size']})" if why["batch_size"] else ""
     unused = len(data.train_labels) - sizes.sum()
     model = simulation.model
-    if "is not available" in data.origin:
+    if why["dataset"] == "auto" and data.name == "shapes":
         banner = "CIFAR-10 is not available: this run uses the built-in shapes instead."
         console.print(Panel(banner, style="bold yellow"))
     for name, value, note in (
@@ -317,7 +317,7 @@ def _announce(session: Session, why: dict[str, str]) -> None:
 
 
 def _auxiliary_text(simulation: Simulation) -> str:
-    """Return a text on the images of the auxiliary data set that each client holds, empty if there is none."""
+    """Return a text on each client's images of the auxiliary data set; empty for a run without such a data set."""
     if simulation.parts.auxiliary is None:
         return ""
     held = int(simulation.parts.auxiliary.sizes.min())
@@ -342,7 +342,7 @@ def _conclude(console: Output, directory: RunDirectory, summary: dict[str, Any])
     )
     path = directory.path
     for name, text in (
-        ("config.json", "what was run"),
+        ("config.json", "the settings of the run"),
         ("metrics.jsonl", "every step, round and evaluation"),
         ("summary.json", "the figures above and more"),
         ("checkpoints", "final state"),

@@ -14,10 +14,10 @@ from simsfl.ui.arguments import fail, print_error
 
 DOORS = ("experiments", "hw_profile")
 """Folders of a checkout with a file for each program, such as ``experiments/run.py``."""
-BASE = {"numpy": "numpy", "rich": "rich"}
-"""What every program imports, and the package that each comes with; a board may lack them."""
-DEVICES = {**BASE, "safetensors": "safetensors", "zmq": "pyzmq"}
-"""What the programs for real devices import."""
+_BASE = {"numpy": "numpy", "rich": "rich"}
+"""Modules that every program imports, and the package that each comes with; a board may lack them."""
+_DEVICES = {**_BASE, "safetensors": "safetensors", "zmq": "pyzmq"}
+"""Modules that the programs for real devices import, and the package that each comes with."""
 
 
 @dataclass(frozen=True)
@@ -35,42 +35,44 @@ class Program:
 
 
 PROGRAMS = {
-    "run": Program("simsfl.cli.run", "train, or go on with a run"),
-    "watch": Program("simsfl.cli.watch", "show a run that goes on elsewhere"),
+    "run": Program("simsfl.cli.run", "train a run, or resume one"),
+    "watch": Program("simsfl.cli.watch", "show the live view of a run that another process trains"),
     "report": Program("simsfl.cli.report.program", "write a page and figures about runs"),
-    "table": Program("simsfl.cli.table.program", "run a table of the paper again"),
+    "table": Program("simsfl.cli.table.program", "rerun a table of the paper, beside the published figures"),
     "attack": Program("simsfl.cli.attack", "reconstruct images from what clients send"),
     "cost": Program("simsfl.cli.cost.program", "estimate what taking part costs a client"),
     "bench": Program("simsfl.cli.bench.program", "time the engines side by side"),
-    "import-checkpoint": Program("simsfl.cli.import_checkpoint", "convert weights of the published program"),
-    "export-checkpoint": Program("simsfl.cli.export_checkpoint", "write weights as the published program has them"),
+    "import-checkpoint": Program("simsfl.cli.import_checkpoint", "convert weights from the published program's layout"),
+    "export-checkpoint": Program("simsfl.cli.export_checkpoint", "write weights in the published program's layout"),
     "prepare-imagenet12": Program("simsfl.cli.prepare_imagenet12", "make ImageNet-12 from a local ImageNet"),
     "pi-bench": Program(
-        "simsfl.hw_profile.bench.program", "measure the work of a client on this machine", "hw_profile", BASE
+        "simsfl.hw_profile.bench.program", "measure the work of a client on this machine", "hw_profile", _BASE
     ),
     "server": Program(
         "simsfl.hw_profile.devices.server",
         "train with real devices",
         "hw_profile",
-        {**DEVICES, "torch": "torch"},
+        {**_DEVICES, "torch": "torch"},
     ),
-    "client": Program("simsfl.hw_profile.devices.client", "take part in a run as a device", "hw_profile", DEVICES),
-    "keys": Program("simsfl.hw_profile.devices.keys", "make keys for a server and its devices", "hw_profile", DEVICES),
+    "client": Program("simsfl.hw_profile.devices.client", "take part in a run as a device", "hw_profile", _DEVICES),
+    "keys": Program("simsfl.hw_profile.devices.keys", "make keys for a server and its devices", "hw_profile", _DEVICES),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Start the program that the first argument names, with the others; return the exit code."""
+    """Start the program that the first argument names, with the other arguments; return the exit code."""
     name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
-    name = name.replace("_", "-") if not name.startswith("-") else name  # as the doors are called
+    name = (
+        name.replace("_", "-") if not name.startswith("-") else name
+    )  # the name of the program's file is accepted, too
     if name in ("-h", "--help"):
         width = max(map(len, PROGRAMS))
-        print("usage: simsfl PROGRAM [flags]\n\nPrograms; each has a --help of its own:")
+        print("usage: simsfl PROGRAM [flags]\n\nPrograms, each with its own --help:")
         print("\n".join(f"  {known:<{width}}  {program.purpose}" for known, program in PROGRAMS.items()))
         return 0
     if name not in PROGRAMS:
         return fail(unknown("program", name, PROGRAMS))
-    sys.argv = [f"simsfl {name}", *arguments]  # as usage messages call it
+    sys.argv = [f"simsfl {name}", *arguments]  # the program's name in usage messages
     return start(name)
 
 
@@ -85,7 +87,7 @@ def start(name: str) -> int:
         return fail(ValueError(f"{missing[0]}: is not installed; allowed: pip install {' '.join(missing)}"))
     try:
         return import_module(program.module).main(sys.argv[1:])
-    except KeyboardInterrupt:  # of programs that have nothing to save
+    except KeyboardInterrupt:  # raised by programs that have nothing to save
         print_error("interrupted")
         return 130
 

@@ -11,7 +11,7 @@ from rich.console import Console
 class Output(Console):
     """A console whose reader may end before it, as in ``| head``.
 
-    Rich would exit at once and lose the work that is under way; this console goes on in silence.
+    Rich would exit at once and lose the work that is under way; this console prints nothing more, and the work goes on.
     """
 
     deserted = False
