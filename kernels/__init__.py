@@ -1,4 +1,4 @@
-"""Operators on stacks of clients, one operator per file, each with a plain PyTorch reference first.
+"""Operators on stacks of clients, one per file; each file begins with a plain PyTorch reference.
 
 This package is installed as ``simsfl.kernels``. It does not depend on models, configs or rounds: an operator takes
 tensors and returns tensors. An operator whose name ends in ``_`` changes its first argument in place. Inside

@@ -25,6 +25,11 @@ def info_nce(query_ND: Tensor, key_ND: Tensor, queue_GKD: Tensor, temperature: f
     Where another key scores the same, up to rounding (`tie_width`), the row does not count: if an encoder gives all
     images the same output, it tells none of them from the others.
 
+    >>> rows = torch.eye(3)  # a query that equals its key, and two other keys in the queue
+    >>> loss, top1 = info_nce(rows[:1], rows[:1], rows[None, 1:], temperature=0.5)
+    >>> round(loss.item(), 4), top1.item()  # log(1 + 2 / e ** 2)
+    (0.2395, 100.0)
+
     Args:
         query_ND: The queries, ``[N, D]`` unit rows; the loss is differentiated with respect to them.
         key_ND: The positives, ``[N, D]`` unit rows, which need no gradient.

@@ -20,7 +20,7 @@ ROOM = {name: room for room, name, _ in MODULES}
 
 
 def module_of(imported):
-    """Return the module that an import is of, which may name something in it; None if it is none of ours."""
+    """Return the module of the library that an import refers to, which may name something in it; None for others."""
     imported = {"simsfl.RunConfig": "simsfl.config", "simsfl.Simulation": "simsfl.simulation"}.get(imported, imported)
     return imported if imported in ROOM else parent if (parent := imported.rpartition(".")[0]) in ROOM else None
 

@@ -35,46 +35,53 @@ _RESULT = "result.json"
 def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
-    who = result.add_argument_group("whom to work for, and as whom")
-    who.add_argument("--server", required=True, metavar="HOST:PORT", help=f"where {called('server')} listens")
-    who.add_argument("--key", type=path, metavar="FILE", help=f"device-N.key, which {called('keys')} wrote")
-    who.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
+    who = result.add_argument_group("connection and client")
+    who.add_argument("--server", required=True, metavar="HOST:PORT", help=f"address that {called('server')} listens at")
+    who.add_argument(
+        "--key", type=path, metavar="FILE", help=f"key of this device, such as device-1.key of {called('keys')}"
+    )
+    who.add_argument(
+        "--insecure", action="store_true", help="connect in plain text, without a key, to a server on this machine"
+    )
     who.add_argument(
         "--client-id",
         type=value_of(int, "a whole number"),
         metavar="ID",
-        help="who it is (default: the one whose --images are given, or any that is free)",
+        help="client to be (default: the one that --images belong to, or any free one)",
     )
     who.add_argument(
         "--images",
         type=path,
         metavar="FILE.npy",
-        help=f"its own, (n, 3, H, H) uint8, such as {called('server')} --export-images writes (default: from the run's "
-        "data set)",
+        help=f"the client's images, (n, 3, H, H) uint8, as {called('server')} --export-images writes them (default: "
+        "those of the run's data set)",
     )
     who.add_argument(
-        "--own-images", action="store_true", help="which are others than the simulation has for this client"
+        "--own-images", action="store_true", help="accept --images that differ from the simulation's for this client"
     )
     who.add_argument(
         "--patience",
         type=seconds,
         default=60.0,
         metavar="S",
-        help="how long to try to reach the server, at first and when the connection is lost (default: 60)",
+        help="seconds to try to reach the server, at first and whenever the connection is lost (default: 60)",
     )
-    how = result.add_argument_group("how")
+    how = result.add_argument_group("computing")
     how.add_argument(
-        "--runtime", type=one_of(RUNTIMES), default="torch", metavar="{torch,lean}", help="(default: torch)"
+        "--runtime",
+        type=one_of(RUNTIMES),
+        default="torch",
+        metavar="{torch,lean}",
+        help="PyTorch, or NumPy alone (default: torch)",
     )
-    how.add_argument("--threads", type=whole_number, metavar="N", help="(default: what the runtime takes)")
+    how.add_argument("--threads", type=whole_number, metavar="N", help="threads of PyTorch (default: as it chooses)")
     where = result.add_argument_group("measuring and output")
     where.add_argument(
-        "--meter",
-        default="none",
-        metavar="NAME",
-        help=f"records energy, as that of {called('pi-bench')} does (default: none)",
+        "--meter", default="none", metavar="NAME", help=f"power meter, as for {called('pi-bench')} (default: none)"
     )
-    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-client-<process>)")
+    where.add_argument(
+        "--out", type=path, metavar="DIR", help="directory to write into (default: runs/<time>-client-<process>)"
+    )
     add_dashboard_flag(where)
     return result
 
@@ -91,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             meter = choose(arguments.meter, machine)
             out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-client-{os.getpid()}"
             if arguments.own_images and not arguments.images:
-                raise ValueError("own_images: there are none; allowed: with --images FILE")
+                raise ValueError("own_images: has no effect without --images; allowed: with --images FILE")
             if arguments.threads and arguments.runtime == "lean":
-                raise ValueError("threads: NumPy's are set from outside; allowed: OPENBLAS_NUM_THREADS=N, with lean")
+                raise ValueError("threads: cannot be set for NumPy; allowed with lean: OPENBLAS_NUM_THREADS=N")
             if arguments.threads:
                 check_threads(arguments.threads, machine)
             import_runtime(arguments.runtime)  # so that a missing package shows before the server waits for this device
@@ -107,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_error("interrupted; nothing was written")
             return 128 + stop.received
         if result["problem"]:
-            print_error(f"{result['problem']}; what was done until then is written")
+            print_error(f"{result['problem']}; the results until then are written")
             return 2
         return 128 + stop.received if stop.received else 0
 
@@ -216,14 +223,14 @@ def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None, 
     """Return the client's images, ``[n, 3, H, H]`` uint8.
 
     Args:
-        about: what the server said of the run.
+        about: what the server has said about the run.
         client: id of the client.
         given: images from a file; None to take those of the data set that the run's config names.
         others: whether they may be other images than the simulation has.
 
     Raises:
-        ValueError: the images have another shape or type than the simulation's, are other ones, or the data set is not
-            available here.
+        ValueError: the images have another shape or type than the simulation's, or differ from them, or the data set is
+            not available here.
     """
     size, held = about["network"]["image_size"], about["held"]
     images = _from_data_set(about["config"], client) if given is None else given
@@ -231,10 +238,10 @@ def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None, 
     if images.shape != shape or images.dtype != np.uint8:
         raise ValueError(f"images: {images.dtype} of shape {images.shape}; allowed: uint8 of {shape}")
     if not others and digest(images) != held["sha256"]:
-        whose = "the data set here has others" if given is None else "they are others"
+        whose = "those of the data set here" if given is None else "they"
         raise ValueError(
-            f"images: {whose} than the simulation has for client {client}; allowed: those of --export-images, or "
-            "--own-images where that is meant"
+            f"images: {whose} differ from the simulation's for client {client}; allowed: those of --export-images, or "
+            "others with --own-images"
         )
     return images
 
@@ -257,7 +264,7 @@ def _from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
         return dataset.train.pixels[assembly.partition(own, dataset)[client]].numpy()
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(
-            f"images: there are none of the server's data set here ({error}); allowed: --images FILE, which "
+            f"images: the server's data set is not available here ({error}); allowed: --images FILE, which "
             f"{called('server')} --export-images writes"
         ) from error
 

@@ -92,7 +92,7 @@ class LiveView:
         return Panel(Group(*parts), title=Text(visible(who)), padding=(1, 2))
 
     def _rows(self, device: Device) -> dict[str, Any]:
-        """Return the panel's rows, name and content; the device works on meanwhile."""
+        """Return the content of the panel's rows by their names; the device goes on working meanwhile."""
         round_index, step, steps = device.round, device.step, device.steps
         at_work = None not in (round_index, step, steps)
         if not device.connected:

@@ -1,6 +1,6 @@
-"""A simulation that real devices take part in.
+"""Train a run in which real devices are some of the clients.
 
-All flags of ``simsfl run`` are this program's, too.
+This program has all the flags of ``simsfl run``, too.
 """
 
 from __future__ import annotations
@@ -39,29 +39,40 @@ def parser() -> Parser:
     result = run.parser()
     result.description = __doc__.replace("``simsfl run``", called("run"))
     devices = result.add_argument_group("devices")
-    devices.add_argument("--devices", type=whole_number, metavar="N", help="how many take part (default: 1)")
+    devices.add_argument("--devices", type=whole_number, metavar="N", help="number of devices (default: 1)")
     devices.add_argument(
-        "--device-clients", metavar="ID,ID", help="which clients they are (default: the first to take part)"
+        "--device-clients", metavar="ID,ID", help="clients that are devices (default: the first to take part)"
     )
     devices.add_argument(
-        "--listen", metavar="HOST:PORT", help=f"(default: 0.0.0.0:{_PORT}; with --insecure 127.0.0.1:{_PORT})"
+        "--listen",
+        metavar="HOST:PORT",
+        help=f"address to listen at (default: 0.0.0.0:{_PORT}; with --insecure 127.0.0.1:{_PORT})",
     )
-    devices.add_argument("--key", type=path, metavar="FILE", help=f"which {called('keys')} wrote (default: {_KEY})")
-    devices.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
+    devices.add_argument(
+        "--key", type=path, metavar="FILE", help=f"key of the server, which {called('keys')} wrote (default: {_KEY})"
+    )
+    devices.add_argument(
+        "--insecure", action="store_true", help="accept devices on this machine, in plain text and without keys"
+    )
     devices.add_argument(
         "--device-timeout",
         type=seconds,
         default=30.0,
         metavar="S",
-        help="a round goes on without a device that does not answer for so long (default: 30)",
+        help="seconds after which a round goes on without a device that does not answer (default: 30)",
     )
     devices.add_argument(
         "--wait-for",
         type=value_of(int, "a whole number"),
         metavar="N",
-        help="devices to wait for before training (default: all)",
+        help="number of devices to wait for before training (default: all)",
     )
-    devices.add_argument("--export-images", type=path, metavar="DIR", help="write each device's images there first")
+    devices.add_argument(
+        "--export-images",
+        type=path,
+        metavar="DIR",
+        help="directory to write each device's images into first",
+    )
     return result
 
 
@@ -137,7 +148,7 @@ class Devices:
             _export(simulation, clients, arguments.export_images)
 
     def resuming(self) -> list[str]:
-        """Return the words of the command that goes on with the run, without its directory."""
+        """Return the words of the command that resumes the run, without its directory."""
         arguments = self._arguments
         how = ["--insecure"] if arguments.insecure else ["--key", str(arguments.key)]
         clients = ["--device-clients", ",".join(map(str, self._hub.accounts))]
@@ -173,13 +184,13 @@ class Devices:
                 _tell(console, f"{_summary(hub.counts)}, {loop.missed} answers missed; {file}")
 
     def _wait(self, console: Output) -> None:
-        """Wait until as many devices are ready as are wanted."""
+        """Wait until as many devices are ready as ``--wait-for`` asks for."""
         self.waits = True
         with console.status("") as status:
             while len(there := self._hub.present()) < self._wanted:
                 if console.lost:
                     raise KeyboardInterrupt
-                status.update(f"waiting for devices: {len(there)} of {self._wanted} are there and ready")
+                status.update(f"waiting for devices: {len(there)} of {self._wanted} are connected and ready")
                 self._hub.wait(_POLL_SECONDS)
         self.waits = False
 
@@ -190,7 +201,7 @@ class Devices:
 
 
 def _allow_files() -> None:
-    """Raise the limit of open files as far as the system allows: connections of strangers take files, too."""
+    """Raise the limit of open files as far as the system allows: connections that are refused take files, too."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS has a limit of its own
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,4 +1,4 @@
-"""Averaging of the cohort's models, and how each client takes the average over."""
+"""Averaging of the cohort's models, and what each client does with the average."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ def average_(state: State, *, align_momentum: bool, absent: Collection[int] = ()
     The average goes to `state.clients`, from where `receive_` gives it to the clients of the cohort. It is the plain
     mean over the cohort, while the published program starts its sum from client 0 instead of the cohort's first client.
 
+    >>> from types import SimpleNamespace as Part
+    >>> cohort = Part(online=torch.tensor([[1.0, 2.0], [3.0, 6.0]]), online_statistics=torch.empty(2, 0))
+    >>> clients = Part(online=torch.empty(2), online_statistics=torch.empty(0))
+    >>> average_(Part(clients=clients, cohort=cohort), align_momentum=False)
+    >>> clients.online
+    tensor([2., 4.])
+
     Args:
         align_momentum: whether momentum models are replaced by their average, too (MonAcoSFL, Przewiezlikowski et al.,
             ECML-PKDD 2024). The published program leaves them alone.
@@ -56,7 +63,7 @@ def average_statistics_(state: State, absent: Collection[int] = ()) -> None:
     Running statistics change even in rounds in which the clients' parameters do not.
 
     Args:
-        absent: positions of clients that do not count, but receive the average like all others.
+        absent: positions of clients whose statistics do not count; they receive the average like all others.
     """
     average = _present(state.cohort.online_statistics, absent).mean(dim=0)
     state.clients.online_statistics.copy_(average)
@@ -83,6 +90,13 @@ def receive_(model: FlatModule, state: State, ids: Tensor, tau: float) -> None:
     Mixing is divergence-aware (Zhuang et al., ICLR 2022, eq. 4 and 5): a client keeps the share ``min(scale *
     divergence, 1)`` of its own model. Its scale is set when it first differs from the average, such that it keeps the
     share `tau` that time.
+
+    >>> from types import SimpleNamespace as Part
+    >>> cohort = Part(online=torch.tensor([[1.0, 2.0], [3.0, 6.0]]), online_statistics=torch.empty(2, 0))
+    >>> clients = Part(online=torch.tensor([2.0, 4.0]), online_statistics=torch.empty(0))
+    >>> receive_(None, Part(clients=clients, cohort=cohort), torch.tensor([7, 3]), tau=0.0)
+    >>> cohort.online.tolist()
+    [[2.0, 4.0], [2.0, 4.0]]
 
     Args:
         model: the clients' network.

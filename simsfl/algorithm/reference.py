@@ -140,9 +140,9 @@ def _taressfl_all(
     """Add to each client's gradient, in place, the one that makes its attacker's reconstructions worse (TAResSFL).
 
     Args:
-        seen: ``[B, 3, H, W]`` normalised images of each client that its query activations are of.
-        queries: ``[B, c, h, w]`` these activations.
-        gradients: ``[B, c, h, w]`` gradient of these activations, for each client.
+        seen: for each client the normalised images ``[B, 3, H, W]`` that its query activations were computed from.
+        queries: for each client these activations, ``[B, c, h, w]``.
+        gradients: for each client the gradient of these activations, ``[B, c, h, w]``.
 
     Returns:
         SSIM of the attackers' reconstructions, averaged over clients, before and after they learn from this step.
@@ -304,7 +304,7 @@ def _descend(model: FlatModule, module: nn.Module, velocity: Tensor, lr: float, 
     """Take one step of `torch.optim.SGD`, whose momentum buffers are views into `velocity`.
 
     Args:
-        model: says where each parameter lies in `velocity`.
+        model: the network's `FlatModule`, which knows where each parameter lies in `velocity`.
         module: the network that learns.
         velocity: ``[Q]`` SGD's velocity, changed in place.
         lr: learning rate.

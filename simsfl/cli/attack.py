@@ -54,16 +54,14 @@ def parser() -> Parser:
         metavar="SHARE",
         help="share of the training images that the attacker has, drawn at random (default: 0.01)",
     )
-    result.add_argument(
-        "--attack-seeds", default="0", metavar="N,N", help="seeds, by comma, of an attack each (default: 0)"
-    )
+    result.add_argument("--attack-seeds", default="0", metavar="N,N", help="seeds; each gives one attack (default: 0)")
     result.add_argument("--attack-epochs", type=whole_number, metavar="N", help="epochs of the decoder (default: 50)")
     result.add_argument(
         "--target-client",
         type=value_of(int, "a whole number"),
         default=0,
         metavar="ID",
-        help="first client whose images are reconstructed; the next ones follow up to 128 images (default: 0)",
+        help="client whose images are reconstructed, and those of the next ones up to 128 images (default: 0)",
     )
     result.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     return result
@@ -76,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seeds = seeds_of(arguments.attack_seeds, "attack_seeds")
         decoder = None if arguments.decoder == _DESCENT else Decoder.parse(arguments.decoder)
         if decoder is None and (arguments.attacker_data is not None or arguments.attack_epochs):
-            raise ValueError("decoder: descent trains none; allowed: without --attacker-data and --attack-epochs")
+            raise ValueError("decoder: descent trains nothing; allowed: without --attacker-data and --attack-epochs")
         arguments.attacker_data = 0.01 if arguments.attacker_data is None else arguments.attacker_data
         arguments.attack_epochs = arguments.attack_epochs or 50
         if not 0 < arguments.attacker_data <= 1:
@@ -89,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return fail(ValueError(f"memory: this attack does not fit ({error}); allowed: less --attacker-data"))
+        return fail(ValueError(f"memory: this attack does not fit ({error}); allowed: a smaller --attacker-data"))
     except KeyboardInterrupt:
         return 130
     return 0

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "source", type=source, metavar="SOURCE", help="run directory, weights file, or name of an expert"
     )
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="directory to write into")
-    parser.add_argument("--client-only", action="store_true", help="leave the server out, as experts do")
+    parser.add_argument("--client-only", action="store_true", help="leave out the server, as in experts")
     try:
         arguments = parser.parse(argv)
         weights = load_weights(arguments.source)

@@ -43,9 +43,9 @@ def add_config_flags(
     Args:
         parser: parser that the flags are added to.
         preset: default of ``--preset``.
-        group: gets that flag instead.
+        group: group of flags that ``--preset`` is added to; None for none.
         without: fields that get no flag.
-        beside: presets by name; help shows their values of a field beside its default, where they differ.
+        beside: presets by name; the help of a field shows their values beside its default, where they differ.
     """
     text = f"auto, or one of those that `{called('run')} --list` prints; flags override its fields (default: {preset})"
     (group or parser).add_argument("--preset", default=preset, help=text)

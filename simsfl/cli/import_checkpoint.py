@@ -1,4 +1,4 @@
-"""Convert weights of the published program."""
+"""Convert weights from the published program's layout."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error)
     start = f"start from it with --init-client {out}" + " --init-server" * bool(halves["server"])
     Output().say(
-        f"wrote {out}: {start if halves['client'] else 'a server alone; import its client with it to start from both'}"
+        f"wrote {out}: {start if halves['client'] else 'a server alone; import both halves to start from them'}"
     )
     return 0
 
@@ -73,7 +73,7 @@ def _read(file: Path, most: int) -> dict[str, Tensor]:
         ValueError: the file is missing or damaged, or holds something other than a state dict.
     """
     if not file.is_file():
-        raise ValueError(f"files: there is no file {file}; allowed: what torch.save wrote")
+        raise ValueError(f"files: there is no file {file}; allowed: a file that torch.save wrote")
     if (size := file.stat().st_size) > most + _ELSE_BYTES:
         raise ValueError(f"files: {file} has {size:,} bytes; allowed: {most + _ELSE_BYTES:,} at most for this network")
     try:
@@ -85,5 +85,5 @@ def _read(file: Path, most: int) -> dict[str, Tensor]:
     except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(f"files: {file} is damaged, or holds more than tensors; allowed: a state dict") from error
     if not isinstance(given, dict) or not given or not all(isinstance(value, Tensor) for value in given.values()):
-        raise ValueError(f"files: {file} holds no state dict; allowed: names with tensors")
+        raise ValueError(f"files: {file} holds no state dict; allowed: tensors by name")
     return given

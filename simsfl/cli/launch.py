@@ -1,4 +1,4 @@
-"""What ``run.py`` does once its flags are read: set up a run, print what it is, carry it out, and print the results."""
+"""The work of ``run.py`` after its flags are read: set up a run, announce it, train, and print the results."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _PRECISION_NOTES = {
     "tf32": "TF32 in products and convolutions, all else in fp32",
     "bf16": "forward passes and smashed data; weights, queue and loss in fp32",
 }
-"""What is printed about each precision."""
+"""Explanation that is printed with each precision."""
 _ENGINE_NOTES = {
-    "fused": "the cohort stacked into one batched program, with operators made for that",
-    "vmap": "the cohort stacked into one batched program, of PyTorch's operators",
-    "loop": "clients one by one, the slow reference",
+    "fused": "the cohort stacked into one batched program, with simsfl's operators",
+    "vmap": "the cohort stacked into one batched program, with PyTorch's operators",
+    "loop": "one client after another, the slow reference",
 }
-"""What is printed about each engine."""
+"""Explanation that is printed with each engine."""
 
 
 class Guests(Protocol):
@@ -112,10 +112,10 @@ def launch(
     if not finished:
         begin = guests.resuming() if guests else [*command("run"), "--resume"]
         again = shlex.join([*begin, str(session.directory.path)])
-        console.say(f"stopped by {stop.received.name}; go on with: {again}")
+        console.say(f"stopped by {stop.received.name}; resume with: {again}")
         _print_trace(console, session.recorder)
         if console.lost and not isinstance(console.lost, BrokenPipeError):
-            print_error(f"output: stdout cannot be written ({console.lost.strerror}); the run goes on with: {again}")
+            print_error(f"output: stdout cannot be written ({console.lost.strerror}); resume with: {again}")
             return 1
         return 128 + stop.received
     _conclude(console, session.directory, session.result)
@@ -124,14 +124,14 @@ def launch(
 
 
 def _print_trace(console: Output, recorder: Recorder | None) -> None:
-    """Print where the client trace is, or why it could not be written; nothing if none was asked for."""
+    """Print where the client trace is, or why it could not be written; print nothing without ``--record-trace``."""
     if recorder is None:
         return
     if recorder.problem:
         console.say((f"{recorder.path} could not be written: {recorder.problem}", "yellow"))
         return
     again = shlex.join([*command("pi-bench"), "--replay", str(recorder.path)])
-    console.say(f"  {recorder.path}  ", (f"what client {recorder.client} did; it is done again by: {again}", "dim"))
+    console.say(f"  {recorder.path}  ", (f"the work of client {recorder.client}; repeat it with: {again}", "dim"))
 
 
 def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session:
@@ -189,7 +189,7 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
         raise ValueError(f"resume: {error}") from error
     for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
         if getattr(arguments, flag) != unset:
-            raise ValueError(f"{flag}: cannot be given with --resume, which goes on as configured")
+            raise ValueError(f"{flag}: cannot be given with --resume, which continues as configured")
     if arguments.out and arguments.out.resolve() != directory.path.resolve():
         raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
     values = config_values(arguments)
@@ -205,7 +205,7 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
     recorder = _recorder_of(arguments, simulation)
     whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.progress.metrics_bytes
     if simulation.progress.round_index == simulation.config.rounds and directory.summary.exists() and whole:
-        console.say(f"{directory.path} is over already")
+        console.say(f"the run in {directory.path} is finished")
         _conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
         return None
     for problem in simulation.damaged:
@@ -258,7 +258,7 @@ def _check_profile(steps: int | None, simulation: Simulation) -> None:
 
 
 def _announce(session: Session, why: dict[str, str]) -> None:
-    """Print what the run is.
+    """Print the run's settings.
 
     Args:
         session: the run.
@@ -276,7 +276,7 @@ def _announce(session: Session, why: dict[str, str]) -> None:
     limited = f" ({why['batch_size']})" if why["batch_size"] else ""
     unused = len(data.train_labels) - sizes.sum()
     model = simulation.model
-    if "is not available" in data.origin:
+    if why["dataset"] == "auto" and data.name == "shapes":
         banner = "CIFAR-10 is not available: this run uses the built-in shapes instead."
         console.print(Panel(banner, style="bold yellow"))
     for name, value, note in (
@@ -315,7 +315,7 @@ def _announce(session: Session, why: dict[str, str]) -> None:
 
 
 def _auxiliary_text(simulation: Simulation) -> str:
-    """Return a text on the images of the auxiliary data set that each client holds, empty if there is none."""
+    """Return a text on each client's images of the auxiliary data set; empty for a run without such a data set."""
     if simulation.parts.auxiliary is None:
         return ""
     held = int(simulation.parts.auxiliary.sizes.min())
@@ -337,7 +337,7 @@ def _conclude(console: Output, directory: RunDirectory, summary: dict[str, Any])
     console.say("kNN ", (knn, "bold green"), f"{probes}  (untrained {untrained}, raw pixels {pixels}) ", trained)
     path = directory.path
     for name, text in (
-        ("config.json", "what was run"),
+        ("config.json", "the settings of the run"),
         ("metrics.jsonl", "every step, round and evaluation"),
         ("summary.json", "the figures above and more"),
         ("checkpoints", "final state"),

@@ -58,7 +58,7 @@ def _read_classes(file: Path) -> list[str]:
     if len(set(wnids)) != _CLASSES or len(wnids) != _CLASSES:
         raise ValueError(
             f"classes: {file} has {len(set(wnids))} different WordNet ids in {len(wnids)} lines; allowed: {_CLASSES}, "
-            "such as n02123045, one a line"
+            "such as n02123045, one per line"
         )
     return wnids
 

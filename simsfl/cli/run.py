@@ -1,4 +1,4 @@
-"""Train a run, or continue one."""
+"""Train a run, or resume one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parser() -> Parser:
         metavar="FILE",
         help="start from a saved config.json instead of a preset",
     )
-    what.add_argument("--resume", type=path, metavar="DIR", help="go on with the run in this directory, as configured")
+    what.add_argument("--resume", type=path, metavar="DIR", help="resume the run in this directory, as configured")
     what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
     where = result.add_argument_group("output")
     where.add_argument("--out", type=path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
@@ -44,7 +44,7 @@ def parser() -> Parser:
         "--trace-client",
         type=value_of(int, "a whole number"),
         metavar="ID",
-        help="which (default: one of the first cohort)",
+        help="client to record (default: one of the first cohort)",
     )
     add_config_flags(result, preset="auto", group=what, beside={"laptop": laptop()})
     return result

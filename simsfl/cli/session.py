@@ -37,7 +37,7 @@ class Session:
 
     Args:
         simulation: a new simulation, or one that was loaded from a checkpoint in the directory.
-        directory: the run directory; its ``metrics.jsonl`` is cut back to what belongs to the simulation's state.
+        directory: the run directory; records of ``metrics.jsonl`` later than the simulation's state are removed.
         console: where the run is shown; the run is stopped when nobody reads it any more, as in ``| head``.
         stop: entered already; says when the user wants the run to end.
         recorder: recorder of a client trace, if one is asked for.
@@ -254,7 +254,7 @@ class Session:
         self.view.show(self.status)
 
     def _write_live(self, activity: str) -> None:
-        """Replace ``live.json`` with the present status."""
+        """Replace ``live.json`` with the current status."""
         self.shown = time.monotonic()
         self.status = self._status(activity)
         write_json(self.directory.live, asdict(self.status), durable=False)

@@ -23,14 +23,14 @@ class _Tail:
 
     Args:
         directory: the run directory.
-        history: takes in the records.
+        history: gets the records.
     """
 
     def __init__(self, directory: RunDirectory, history: History):
         self.directory, self.history, self.offset = directory, history, 0
 
     def read(self) -> Status | None:
-        """Take in new records; return the latest status, or None before there is one."""
+        """Add new records to the history; return the latest status, or None before there is one."""
         path = self.directory.metrics
         if path.exists():
             if path.stat().st_size < self.offset:  # cut back when the run was resumed
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Show the run until it ends; return the exit code."""
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=path, metavar="RUN_DIR", help="run directory")
-    parser.add_argument("--once", action="store_true", help="show the present state of the run and stop")
-    parser.add_argument("--svg", type=path, metavar="FILE", help="write the present view as a picture and stop")
+    parser.add_argument("--once", action="store_true", help="show the current state of the run once, and end")
+    parser.add_argument("--svg", type=path, metavar="FILE", help="write the current view as a picture, and end")
     console = Output("auto")
     try:
         arguments = parser.parse(argv)

@@ -105,6 +105,12 @@ def client_cost(
 ) -> ClientCost:
     """Return the bytes that travel for one client, from the model alone.
 
+    >>> from simsfl.models import split_model
+    >>> shape = {"width": 8, "cut_layer": 1, "image_size": 32, "head": "mlp", "key_dim": 8}
+    >>> model = split_model("resnet8", **shape, generator=None)
+    >>> model.smashed_shape, client_cost(model, number_bytes=4, align_momentum=False).image_bytes
+    ((8, 16, 16), 8192)
+
     Args:
         model: client and server model.
         number_bytes: bytes of a number in activations and gradients on the wire.
@@ -277,11 +283,11 @@ def client_flops(model: SplitModel, image_size: int, *, learns: bool = True) -> 
 
 
 def server_flops(model: SplitModel, *, symmetric: bool) -> int:
-    """Return the operations of the server for one image: online and momentum model forward, and one of them backward.
+    """Return the operations of the server for one image: both models forward, and the online model backward.
 
     Args:
         model: client and server model.
-        symmetric: whether this is done for both views, instead of for one.
+        symmetric: whether both views go through both models, instead of one view through each.
     """
     server = operations(model.server, model.smashed_shape)
     return (2 if symmetric else 1) * (2 * server.forward + server.backward)

@@ -16,31 +16,40 @@ from simsfl.evaluation.probes import train_probe
 from simsfl.evaluation.spread import output_std
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
 
-HIDDEN = 512
+_HIDDEN = 512
 """Units of the hidden layer of the semi-supervised probe."""
-MOST = 100_000
-"""Most images in the kNN bank, and most images that it classifies, unless more are asked for."""
+_MOST = 100_000
+"""Largest number of images in the kNN bank, and of images that kNN classifies, unless a larger one is given."""
 
 
 class Evaluation:
     """Evaluates frozen encoders on a data set.
 
+    >>> import numpy as np
+    >>> from simsfl.data import Arrays, make_dataset
+    >>> labels = np.arange(80) % 2
+    >>> images = (255 * labels).astype(np.uint8).repeat(192).reshape(80, 8, 8, 3)
+    >>> dataset = make_dataset("toy", "made up", Arrays(images, labels, images, labels, ("black", "white")))
+    >>> evaluation = Evaluation(dataset, seed=0, bank=None, test=None, dtype=torch.float32)
+    >>> evaluation.knn(lambda images: images.flatten(1))
+    100.0
+
     Args:
         dataset: the images that are evaluated on, on the device.
         seed: the run's seed, which everything that is drawn depends on.
-        bank: training images in the kNN bank; None for all up to `MOST`.
-        test: test images that kNN classifies; None for all up to `MOST`.
+        bank: training images in the kNN bank; None for all up to `_MOST`.
+        test: test images that kNN classifies; None for all up to `_MOST`.
         dtype: dtype that features are computed in.
 
     Attributes:
-        watch: yields the items of long loops, and may show how far they have come.
+        watch: function that yields the items of long loops, and may show how far they have come.
     """
 
     def __init__(self, dataset: Dataset, *, seed: int, bank: int | None, test: int | None, dtype: torch.dtype):
         self.dataset, self.seed, self.dtype = dataset, seed, dtype
         rng = numpy_generator(seed, Purpose.EVALUATION)
         self.bank, self.test = (
-            torch.from_numpy(rng.permutation(len(labels))[: count or MOST]).to(labels.device)
+            torch.from_numpy(rng.permutation(len(labels))[: count or _MOST]).to(labels.device)
             for labels, count in ((dataset.train_labels, bank), (dataset.test_labels, test))
         )
         self.watch: Watch = unwatched
@@ -98,7 +107,7 @@ class Evaluation:
             data.test_labels,
             torch_generator(self.seed, Purpose.PROBE),
             classes=len(data.classes),
-            hidden=None if share is None else HIDDEN,
+            hidden=None if share is None else _HIDDEN,
             epochs=epochs,
             watch=self.watch,
         )

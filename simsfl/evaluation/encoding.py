@@ -1,4 +1,4 @@
-"""Frozen encoders, and the features that they give of images."""
+"""Frozen encoders, and the features that they compute from images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from simsfl.data import Images
 from simsfl.models import Projection
 
 IMAGES = 100
-"""Images per forward pass: more are no faster, and need more memory than training."""
-PIXELS = 32
+"""Images in a forward pass; more would not be faster, and would need more memory than training."""
+_PIXELS = 32
 """Height and width that raw pixels are compared at, if images are larger."""
 
 Encoder = Callable[[Tensor], Tensor]
-"""Images ``[n, 3, H, H]``, normalised, to features ``[n, F]``."""
+"""Function from normalised images ``[n, 3, H, H]`` to features ``[n, F]``."""
 Item = TypeVar("Item")
 
 
@@ -53,7 +53,7 @@ def encoder(client: nn.Module, server: nn.Module, features: str = "backbone") ->
 
 def raw_pixels(images: Tensor) -> Tensor:
     """Return the pixels ``[N, F]`` of images as features: an encoder that learning has to beat."""
-    small = F.adaptive_avg_pool2d(images, PIXELS) if images.shape[-1] > PIXELS else images
+    small = F.adaptive_avg_pool2d(images, _PIXELS) if images.shape[-1] > _PIXELS else images
     return small.flatten(1)
 
 

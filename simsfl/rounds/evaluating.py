@@ -49,7 +49,7 @@ def evaluate(parts: Parts, finished_rounds: int) -> EvaluationRecord:
 
 
 def evaluate_untrained(parts: Parts) -> EvaluationRecord:
-    """Return what learning has to beat: the kNN accuracy of the untrained network, and that of the raw pixels."""
+    """Return a record of the kNN accuracies that learning has to beat: of the untrained network, and of raw pixels."""
     model, to = parts.untrained(), {"device": parts.device, "dtype": parts.dtype}
     client, server = (half.module(half.initial.to(**to)) for half in (model.client, model.server))
     knn, std = parts.evaluation.monitor(*encoding.encoder(client, server, parts.config.eval_features))

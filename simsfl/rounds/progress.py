@@ -22,7 +22,7 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass
 class Progress:
-    """How far a run has come, and what is known of its current round."""
+    """How many rounds and steps of a run are finished, and the figures of its current round."""
 
     figures: Tensor
     """Loss and contrastive accuracy in percent of each step of the round, ``[S, 2]``, on the device.
@@ -139,7 +139,7 @@ class Progress:
         return RoundRecord(self.round_index, loss, top1, lr, up, down, exchange.value, kept_up + kept_down, *ssim)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the progress beside the tensors, as JSON takes it."""
+        """Return the part of the progress that a checkpoint keeps beside the tensors, in a form that JSON can hold."""
         return {
             "round": self.round_index,
             "step": self.step_index,
@@ -149,7 +149,7 @@ class Progress:
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take over what a checkpoint has kept beside the tensors."""
+        """Replace this progress by that of a checkpoint, which has what `to_dict` returns and two sizes in bytes."""
         self.round_index, self.step_index = saved["round"], saved["step"]
         self.seconds, self.metrics_bytes = saved["seconds"], saved["metrics_bytes"]
         self.peak_memory_bytes = saved["peak_memory_bytes"]

@@ -85,7 +85,7 @@ def load(
     progress = Progress.of(parts)
     progress.restore(meta)
     if progress.round_index > parts.config.rounds or progress.step_index > progress.steps:
-        raise ValueError(f"resume: the checkpoint in {path} stands behind the end of the run")
+        raise ValueError(f"resume: the checkpoint in {path} is later than the end of the run")
     _restore(file, parts, progress)
     return parts, progress, meta["phase_seconds"], problems
 
@@ -101,7 +101,7 @@ def _restore(path: Path, parts: Parts, progress: Progress) -> None:
     """Copy the tensors of a checkpoint into the state and the progress.
 
     Raises:
-        ValueError: the checkpoint is of another network, or of other clients.
+        ValueError: the checkpoint belongs to another network or to other clients.
     """
     try:
         with open_tensors(path) as file:

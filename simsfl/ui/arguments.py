@@ -115,14 +115,14 @@ def seeds_of(text: str, flag: str = "seeds") -> list[int]:
     """Return the seeds in a text, each once: [0, 2] for "0,2,0".
 
     Args:
-        text: whole numbers, by comma.
+        text: whole numbers, separated by commas.
         flag: name of the flag, for the error.
 
     Raises:
         ValueError: the text holds something else.
     """
     if not all(seed.isdecimal() and len(seed) < 19 for seed in text.split(",")):
-        raise ValueError(f"{flag}: {shortened(text)!r} are no numbers; allowed: 0 or more, by comma")
+        raise ValueError(f"{flag}: {shortened(text)!r} are no numbers; allowed: 0 or more, separated by commas")
     return list(dict.fromkeys(map(int, text.split(","))))
 
 
@@ -139,6 +139,6 @@ def add_dashboard_flag(group: argparse._ArgumentGroup) -> None:
 
 
 def fail(error: Exception) -> int:
-    """Print an error in what the user asked for as one line on stderr; return the exit code, 2."""
+    """Print a user's mistake as one line on stderr; return the exit code, 2."""
     print_error(str(error))
     return 2

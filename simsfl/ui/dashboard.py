@@ -91,7 +91,7 @@ def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
 
 
 def time_left(status: Status) -> float | None:
-    """Return the seconds to go at the pace of the latest steps, with evaluations; None before the first step."""
+    """Return the seconds until the run ends, if steps and evaluations stay as fast; None before the first step."""
     training = sum(status.phase_seconds.values()) - status.phase_seconds.get("evaluation", 0.0)
     if not status.step_seconds or not training:
         return None
@@ -138,7 +138,7 @@ def render(config: Mapping[str, Any], history: History, status: Status | None) -
 
 
 def _header(config: Mapping[str, Any], activity: str) -> Panel:
-    """Return a panel of what is being run and what it is doing."""
+    """Return a panel of the run's settings and its current activity."""
     text = Text.assemble(
         (config["preset"], "bold cyan"),
         "" if config["method"] in ("mocosfl", config["preset"]) else f"  {config['method']}",

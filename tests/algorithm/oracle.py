@@ -1,4 +1,4 @@
-"""A whole run of MocoSFL written out anew from the papers, one client at a time, in float64 on the CPU.
+"""A whole run of MocoSFL, written independently from the papers, one client at a time, in float64 on the CPU.
 
 The oracle takes only three things from the library: the modules of the network with their initial weights, the initial
 key queues, and what is drawn at random in a round with the views that follow from it. Everything else is written with

@@ -1,4 +1,4 @@
-"""The baselines, federated learning without a split and training in one place, against loops written anew."""
+"""The baselines, federated learning without a split and training in one place, against independent loops."""
 
 import copy
 import math

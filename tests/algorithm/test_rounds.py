@@ -1,4 +1,4 @@
-"""Whole runs against an oracle written anew: modules, optimisers and lists, one client at a time (`oracle.py`).
+"""Whole runs against an independent oracle: modules, optimisers and lists, one client at a time (`oracle.py`).
 
 `test_step.py` compares one step of two engines that share the rest. Here nothing of the library computes but the
 models and the views: averaging, what each client keeps between its rounds, schedules and queues are written out.

@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from simsfl import RunConfig
 from simsfl.algorithm import server
 from simsfl.algorithm.state import KeyQueue
 from simsfl.models import split_model
-from tests.states import new_state
+from simsfl.setup import assembly
+from simsfl.setup.outline import Outline
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -39,14 +41,8 @@ def small_server(head="mlp"):
         key_dim=6,
         generator=torch.Generator().manual_seed(0),
     )
-    state = new_state(
-        model,
-        clients=2,
-        cohort=2,
-        queue_length=9,
-        key_dim=6,
-        generator=torch.Generator().manual_seed(1),
-    )
+    config = RunConfig(clients=2, cohort=2, queue_length=9, key_dim=6, device="cpu")
+    state = assembly.state(Outline(config, groups=[], steps=0), model, torch.float64)
     return model.server, state.server, state.queue
 
 

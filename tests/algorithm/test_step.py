@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from simsfl import RunConfig
 from simsfl.algorithm import reference, step
 from simsfl.algorithm.aggregation import average_, receive_
 from simsfl.algorithm.batch import Batch, Hyperparameters
@@ -19,8 +20,9 @@ from simsfl.config.notation import Bottleneck
 from simsfl.data import Images, views
 from simsfl.kernels import accelerated
 from simsfl.models import Style, split_model
+from simsfl.setup import assembly
+from simsfl.setup.outline import Outline
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
-from tests.states import new_state
 
 CLIENTS, BATCH, ROUNDS, STEPS = 6, 2, 2, 3
 IMAGES, CLASSES, KEY_DIM, QUEUE_LENGTH = 40, 12, 12, 54
@@ -105,16 +107,16 @@ def new_model(setting):
 
 def initial_state(setting, model):
     """Return the state of a run of a setting before its first round."""
-    return new_state(
-        model,
+    config = RunConfig(
         clients=CLIENTS,
         cohort=setting.cohort,
         queue_length=QUEUE_LENGTH,
         key_dim=KEY_DIM,
         feature_sharing=setting.shared_queue,
         align_momentum=setting.align_momentum,
-        generator=torch_generator(SEED, Purpose.QUEUE),
+        device="cpu",
     )
+    return assembly.state(Outline(config, groups=[], steps=0), model, DTYPE)
 
 
 def hyperparameters(setting):

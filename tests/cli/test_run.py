@@ -84,7 +84,7 @@ def test_a_profile_names_the_phases(npz, tmp_path, capfd):
     assert run.main(argv) == 0
     names = [event.get("name") for event in json.loads((out / "trace.json").read_text())["traceEvents"]]
     assert [names.count(phase) for phase in ("client forward", "server", "client backward")] == [4] * 3
-    assert names.count("data") >= 4  # the planning of a round counts, too
+    assert names.count("data") >= 4  # drawing a round's plan is in this phase, too
     assert "trace.json" in capfd.readouterr().out
 
 

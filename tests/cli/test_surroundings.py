@@ -107,8 +107,7 @@ def test_a_run_whose_stdout_cannot_be_written_is_saved(npz, nothing_lost, tmp_pa
         assert main(["run", *flags(dataset=npz, out=out, **SHORT)]) == 1
     error = capsys.readouterr().err
     assert error == (
-        "error: output: stdout cannot be written (No space left on device); the run goes on with: "
-        f"simsfl run --resume {out}\n"
+        f"error: output: stdout cannot be written (No space left on device); resume with: simsfl run --resume {out}\n"
     )
     assert not RunDirectory(out).summary.exists()
     nothing_lost.clear()
@@ -136,4 +135,4 @@ def test_a_run_outlives_signals_that_were_ignored_when_it_began(npz, tmp_path):
                 break
         output = process.stdout.read()
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert "stopped by SIGTERM; go on with: simsfl run --resume" in output
+    assert "stopped by SIGTERM; resume with: simsfl run --resume" in output

@@ -1,4 +1,4 @@
-"""Tables of the paper: what their cells are, and grids that are planned, run, broken off and gone on with."""
+"""Tables of the paper: their cells, and grids that are planned, run, interrupted and continued."""
 
 import json
 import signal
@@ -29,6 +29,7 @@ TINY = {
 
 
 def run(*argv, out, **settings):
+    """Run ``table.py`` with tiny runs that write into `out`; return the exit code."""
     return table.main([*argv, "--preset", "laptop", *flags(out=out, **TINY | settings)])
 
 
@@ -44,12 +45,12 @@ def test_cells_are_named_once_and_can_be_run():
     assert (published[0], published[-1]) == (87.29, 91.28)
     few = {cell.name: cell for cell in TABLES["2"]().cells}
     assert few["MocoSFL-3, CIFAR-100 N=20"].published == 57.52
-    assert few["MocoSFL-3, CIFAR-100 N=20"].settings["cohort"] == 5  # a quarter takes part
+    assert few["MocoSFL-3, CIFAR-100 N=20"].settings["cohort"] == 5  # a quarter of the clients takes part
 
 
 @pytest.mark.slow
 def test_the_smoke_grids(tmp_path, capsys):
-    """Each in its budget, on shapes; the second with a data set that is not there."""
+    """Two grids run on shapes, each within its budget; a cell of the second needs a data set that is not there."""
     out = tmp_path / "2"
     short = {"rounds": 2, "local_epochs": 0.02, "probe_epochs": 1}
     assert run("2", "--budget", "3", "--only", "CIFAR-10 N=5", out=out, **short) == 0
@@ -79,7 +80,7 @@ def test_the_smoke_grids(tmp_path, capsys):
     assert table.main([*argv, *flags(out=out, data_dir=tmp_path / "none", **options)]) == 0
     page = (out / "table.md").read_text()
     assert "91.76" in page
-    assert "imagenet-12" in page  # why it did not run
+    assert "imagenet-12" in page  # the reason for which a cell did not run
     argv = ["3", "--budget", "3", "--only", "MocoSFL-3 CIFAR-10 non-IID", "--no-linear-probe"]
     assert run(*argv, out=tmp_path / "all", rounds=1, local_epochs=0.02) == 0
     page = (tmp_path / "all" / "table.md").read_text()
@@ -168,17 +169,15 @@ def test_what_cannot_run_for_one_reason_is_one_line(tmp_path, capsys, monkeypatc
     assert len(tried) == 1
     output = capsys.readouterr().out
     lines = [line for line in output.splitlines() if line.startswith("# ")]
-    where = (
-        f"imagenet12 must lie in {tmp_path / 'none' / 'imagenet-12'}, which does not exist; allowed: another --data-dir"
-    )
-    assert lines == [f"# 6 runs: dataset: {where}"]
+    where = f"{tmp_path / 'none' / 'imagenet-12'}, which does not exist; allowed: another --data-dir"
+    assert lines == [f"# 6 runs: dataset: imagenet12 is read from {where}"]
     assert "simsfl run" not in output
     for published in ("92.24", "91.44", "91.28", "92.60", "91.83"):
         assert published in output
     assert output.count("impossible") == 6
     assert table.main([*argv, *missing]) == 0
     page = (tmp_path / "grid" / "table.md").read_text()
-    assert page.count("must lie in") == 1
+    assert page.count("imagenet12 is read from") == 1
     assert page.count("| impossible |") == 6
     assert "| 92.60 |" in page
 

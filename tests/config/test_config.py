@@ -68,7 +68,7 @@ def test_a_rule_gives_no_batch_that_a_client_does_not_hold():
 
 
 def test_a_device_has_its_number(monkeypatch):
-    """`torch.cuda.set_device` refuses a device without."""
+    """`torch.cuda.set_device` refuses a device without a number."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     devices = ("auto", "cuda", "cuda:1", "cpu")

@@ -100,6 +100,7 @@ def test_folder(tmp_path, test_name):
 
 
 def write_tree(root, splits, classes, per_class=4, inner="", seed=0):
+    """Write random pictures of several sizes as ``root/SPLIT/CLASS/inner/CLASS_NUMBER.png``."""
     rng = np.random.default_rng(seed)
     for split in splits:
         for name in classes:
@@ -218,6 +219,7 @@ def test_imagenet12_is_made_from_a_list_of_classes(tmp_path, capsys):
 
 
 def cache():
+    """Return the path of CIFAR-10 in the cache."""
     return sources.cache_directory() / "cifar10.safetensors"
 
 
@@ -350,7 +352,7 @@ def test_a_cache_that_is_no_file_is_not_waited_for(fake_cifar, tmp_path):
 
 def test_an_interrupted_download_leaves_nothing_to_trust(fake_cifar, tmp_path, monkeypatch):
     def interrupted(tensor):
-        raise KeyboardInterrupt  # when the file has only its header
+        raise KeyboardInterrupt  # after the header is written
 
     monkeypatch.setattr(tensor_file, "blocks_of", interrupted)
     with pytest.raises(KeyboardInterrupt):

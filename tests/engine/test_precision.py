@@ -334,7 +334,7 @@ def test_a_run_in_a_precision_that_is_not_here_can_be_opened_and_goes_on_in_fp32
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 @pytest.mark.parametrize("precision", ["bf16", "tf32", "fp32"])
-def test_a_run_of_a_cuda_machine_is_not_resumed_where_there_is_none(precision, config, dataset, tmp_path, capfd):
+def test_a_run_from_a_cuda_machine_is_not_resumed_without_cuda(precision, config, dataset, tmp_path, capfd):
     Simulation(config, dataset).save(tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     content = json.loads(path.read_text())

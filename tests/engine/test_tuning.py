@@ -53,7 +53,7 @@ def test_those_of_another_version_or_machine_are_ignored_and_left(config, datase
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": {"b": 1}}', "\x00"])
-def test_a_damaged_file_is_made_anew_with_a_warning(content, config, dataset, caplog):
+def test_a_damaged_file_is_replaced_with_a_warning(content, config, dataset, caplog):
     cache_directory().mkdir(parents=True, exist_ok=True)
     (cache_directory() / "choices.json").write_text(content)
     with caplog.at_level(logging.WARNING):
@@ -62,7 +62,7 @@ def test_a_damaged_file_is_made_anew_with_a_warning(content, config, dataset, ca
     assert kept() == {tuning.where(): simulation.parts.choices}
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(config, dataset, monkeypatch, tmp_path):
+def test_choices_are_made_without_a_cache_that_can_be_written(config, dataset, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SIMSFL_CACHE", str(tmp_path / "file" / "cache"))
     assert Simulation(replace(config, engine="fused"), dataset).parts.choices
@@ -127,7 +127,7 @@ def test_the_servers_operators_are_called_before_training_too(config, dataset, m
         tuning.server_passes(central, simulation.parts.hyper, simulation.state.server.online, smashed)
 
 
-def test_lack_of_memory_is_left_to_those_who_know_what_needs_less():
+def test_lack_of_memory_is_raised_unchanged():
     error = CannotRunError("version unfold of conv2d cannot run: OutOfMemoryError: Tried to allocate 20 GB")
     with pytest.raises(CannotRunError, match="Tried to allocate"), tuning.able("fused:unfold"):
         raise error

@@ -81,7 +81,7 @@ def test_rates_of_the_semi_supervised_probe_fall_after_60_and_80_percent_of_its_
 
 
 def test_semi_supervised_probes_see_their_share_of_the_labels(config, dataset, monkeypatch):
-    """Random images of it, each with its own label, and rates that fall behind 60 and 80 % of the epochs."""
+    """A probe sees a random share of the images, each with its own label; rates fall at 60 and 80 % of the epochs."""
     simulation = Simulation(replace(config, semi_supervised=True, probe_epochs=10), dataset)
     seen, rates, original = [], [], evaluation.train_probe
 
@@ -97,7 +97,7 @@ def test_semi_supervised_probes_see_their_share_of_the_labels(config, dataset, m
     probes = simulation.probes()
     assert [probe.kind for probe in probes] == ["semi-10%", "semi-1%"]
     everything, _ = simulation.parts.evaluation.all_features(simulation.encoder())
-    for (features, labels), count in zip(seen, (8, 2), strict=True):  # of 80; two at least
+    for (features, labels), count in zip(seen, (8, 2), strict=True):  # 10 % and 1 % of 80 images, but at least two
         assert len(features) == count
         rows = [(everything == own).all(dim=1).nonzero()[0].item() for own in features]
         assert len(set(rows)) == count

@@ -1,4 +1,4 @@
-"""A device's panel fits a small terminal and shows what it should."""
+"""A device's panel fits a small terminal, and shows connection, round, traffic and times."""
 
 import io
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ METER = SimpleNamespace(name="pmic", uncertainty=0.05, estimated=False)
 
 
 def device(**changes):
+    """Return the attributes of a device that a panel shows, with some changed."""
     usual = {
         "server": "pc.local:5555",
         "run": "0123456789abcdef",
@@ -31,6 +32,7 @@ def device(**changes):
 
 
 def drawn(width, height, own, watts=()):
+    """Return the lines that a panel draws of a device on a terminal of the given size."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     view, watch = LiveView(console), Stopwatch()
     if own.done:

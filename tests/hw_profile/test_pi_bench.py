@@ -1,4 +1,4 @@
-"""The whole measurement, in processes of its own: what it computes is what the trace has, on either runtime."""
+"""The whole measurement, in processes of its own: either runtime computes what the trace has recorded."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def one_thread(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory, arrays):
-    """Of a client of a run with two averagings a round."""
+    """Return the trace of a client in a run with two averagings per round."""
     dataset = make_dataset("tiny", "made up", arrays, image_size=16)
     path = tmp_path_factory.mktemp("trace") / "trace"
     simulation = Simulation(RunConfig(**{**TINY, **PAPER, "image_size": 16}), dataset)
@@ -57,12 +57,14 @@ def trace(tmp_path_factory, arrays):
 
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory):
+    """Return the path of the standard trace for a client with a bottleneck."""
     path = tmp_path_factory.mktemp("standard") / "trace"
     standard_trace(path, {"cut_layer": 1, "bottleneck": "C4S2", "batch_size": 10})
     return path
 
 
 def replay(trace, runtime, precision="fp32"):
+    """Replay a trace; return the largest difference from what is recorded."""
     compare, trace = Comparison(), Trace(trace)
     client = make_client(trace.about, runtime, precision=precision)
     for visit in trace.visits:
@@ -114,6 +116,7 @@ def _c4s2():
 
 
 def bench(*flags):
+    """Run ``pi_bench.py`` on one thread; return the exit code."""
     return pi_bench.main(["--threads", "1", "--dashboard", "off", *map(str, flags)])
 
 
@@ -217,7 +220,8 @@ def test_what_differs_from_the_trace_fails(trace, tmp_path, capsys):
     assert "replay: what is computed here differs by" in capsys.readouterr().err
 
 
-def test_bad_input(trace, standard, tmp_path, capsys):
+def test_bad_input(trace, standard, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     damaged, other, fifo = tmp_path / "damaged", tmp_path / "other", tmp_path / "fifo"
     os.mkfifo(fifo)
     damaged.write_bytes(trace.read_bytes()[:-100])
@@ -263,7 +267,7 @@ def test_bad_input(trace, standard, tmp_path, capsys):
 
 
 def test_a_bare_checkout_needs_torch_numpy_and_rich_alone(trace, tmp_path):
-    """Copied, not installed; other packages cannot be imported."""
+    """The checkout is copied, not installed, and no other packages can be imported."""
     copy = tmp_path / "copy"
     for name in ("simsfl", "kernels", "hw_profile"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -278,7 +282,7 @@ def test_a_bare_checkout_needs_torch_numpy_and_rich_alone(trace, tmp_path):
 
 
 def run(*arguments, at, path):
-    """A program without a meter, in a directory, with a path of its own."""
+    """Run a program without a meter in the directory `at`, with `path` on Python's search path."""
     return subprocess.run(
         [sys.executable, *arguments, *(() if arguments[0] == "-c" else ("--meter", "none"))],
         env={**os.environ, "PYTHONPATH": str(path)},

@@ -166,7 +166,7 @@ def test_a_bottleneck_brings_maps_of_any_size_back(size):
     assert wide(smashed).shape[1:] == plain.smashed_shape
 
 
-def test_a_bottleneck_that_does_not_fit_is_told_where_it_would():
+def test_a_bottleneck_that_does_not_fit_is_refused_with_cut_layers_that_do():
     with pytest.raises(ValueError, match=r"maps of 4x4 .*; allowed: stride 1 to 4, or cut layer 1, 2"):
         build("resnet18", 9, width=4, bottleneck=Bottleneck.parse("C4S8"))
 
@@ -207,7 +207,7 @@ def test_batch_norm_of_stacked_clients_is_torchs_for_each():
 
 @pytest.mark.parametrize("cohort", [1, 7, 60])
 def test_stacked_forward_is_each_clients_own(cohort):
-    """There may be more clients than one chunk holds."""
+    """Each client's stacked output is that of its own module, also where there are more clients than in a chunk."""
     model = build("resnet8", 2)
     generator = torch.Generator().manual_seed(1)
     parameters = model.client.initial + 0.1 * torch.randn(cohort, model.client.size, generator=generator)

@@ -54,7 +54,7 @@ def test_of_a_client_that_sends_noise_nothing_is_learnt_but_the_mean_image(pictu
     assert result.mse > 0.95 * (images - images.mean(dim=0)).square().mean()
 
 
-def test_who_knows_what(dataset):
+def test_the_attackers_images_are_not_those_that_it_reconstructs(dataset):
     simulation = Simulation(RunConfig(**TINY), dataset)
     rows = targets(simulation.parts.partition, 3)
     assert rows.tolist() == [row for c in (3, 4, 5, 6) for row in simulation.parts.partition[c]]
@@ -127,7 +127,7 @@ WRONG = {
     "share": (["--attacker-data", "0"], "attacker_data: 0 is no share"),
     "seeds": (["--attack-seeds", "1;2"], "attack_seeds: '1;2'"),
     "client": (["--target-client", "8"], "target_client: 8 is no client; allowed: 0 to 7"),
-    "descent": (["--decoder", "descent", "--attacker-data", "0.1"], "decoder: descent trains none"),
+    "descent": (["--decoder", "descent", "--attacker-data", "0.1"], "decoder: descent trains nothing"),
     "epochs": (["--attack-epochs", "none"], "attack_epochs: 'none'"),
     "device": (["--device", "gpu"], "device: 'gpu'"),
 }

@@ -37,6 +37,7 @@ SETTINGS = {
 
 
 def recorded(setting, dataset, path, client=None):
+    """Train a run of four rounds and record a client; return the simulation, the recorder and the trace."""
     config = RunConfig(**{**TINY, "rounds": 4, **setting})
     simulation = Simulation(config, dataset)
     with recorder_of(simulation, client, path) as recorder:
@@ -45,7 +46,7 @@ def recorded(setting, dataset, path, client=None):
 
 
 def replayed(simulation, trace):
-    """Largest differences from the trace of a client of ordinary modules and `torch.optim.SGD`."""
+    """Replay a trace with ordinary modules and `torch.optim.SGD`; return the largest differences from what it holds."""
     model, optimiser, differences = simulation.model.client, trace.about["optimiser"], []
     precision = simulation.parts.hyper.precision
     for visit in trace.visits:
@@ -104,7 +105,7 @@ def test_the_work_done_again_comes_to_the_same(setting, dataset, arrays, tmp_pat
     assert trace.visits
     assert trace.about["client"] == recorder.client
     assert replayed(simulation, trace) < (0.02 if "precision" in setting else 2e-5)
-    if "loss_threshold" in setting:  # at last no gradients come in, then nothing is done
+    if "loss_threshold" in setting:  # in the last rounds no gradients come in, then clients do nothing
         assert {visit.learns for visit in trace.visits} == {True, False}
 
 
@@ -176,7 +177,7 @@ def test_a_trace_is_read_without_torch(dataset, tmp_path):
 
 
 def rewritten(path, change):
-    """With what `change` makes of its content: of what it is about, and of arrays by name."""
+    """Write the trace anew after `change`, a function of the content of ``trace.json`` and of the arrays by name."""
     with zipfile.ZipFile(path) as file:
         content = {name: file.read(name) for name in file.namelist()}
     about = json.loads(content.pop("trace.json"))
@@ -209,7 +210,7 @@ WRONG = {
     "other weights": lambda about, content: content.update(
         {"visits/0/begin/online.npy": content["visits/0/begin/online_statistics.npy"]}
     ),
-    "a precision that is none": lambda about, content: about["optimiser"].update(precision="fp8"),
+    "an unknown precision": lambda about, content: about["optimiser"].update(precision="fp8"),
     "words for counts": lambda about, content: about["session"].update(steps="many"),
     "other averages": lambda about, content: content.update(
         {"visits/0/sync-4/sent/online.npy": content["visits/0/begin/online_statistics.npy"]}
@@ -262,6 +263,7 @@ WRONG = {
 
 
 def pickled():
+    """Return the bytes of an ``.npy`` file that can be read only with pickle."""
     file = io.BytesIO()
     np.save(file, np.array([{}], dtype=object))
     return file.getvalue()

@@ -24,7 +24,7 @@ SLOW = TINY | {"rounds": 12, "eval_every": 3, "checkpoint_every": 2, "measure_di
 
 
 def start(*argv):
-    """The program in a process of its own, as a user runs it."""
+    """Start the program in a process of its own, as a user does."""
     return subprocess.Popen(
         [sys.executable, str(RUN), *map(str, argv)],
         stdout=subprocess.PIPE,
@@ -35,17 +35,19 @@ def start(*argv):
 
 
 def lines(path):
+    """Return the number of lines in a file, 0 if there is none."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def wait_for(process, condition):
+    """Wait until a condition holds, as long as the process runs."""
     while not condition():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.005)
 
 
 def final(directory):
-    """The metrics, and the bytes of the final checkpoint, which holds tensors alone."""
+    """Return the bytes of the metrics, and name and bytes of the final checkpoint, which holds only tensors."""
     newest = json.loads((directory / "checkpoints" / "manifest.json").read_text())["checkpoints"][0]
     weights = (directory / "checkpoints" / newest["file"]).read_bytes()
     assert hashlib.sha256(weights).hexdigest() == newest["sha256"]
@@ -54,6 +56,7 @@ def final(directory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(npz, tmp_path_factory):
+    """Return what `final` returns of a run that is not interrupted."""
     out = tmp_path_factory.mktemp("whole") / "run"
     process = start(*flags(dataset=npz, out=out, **SLOW))
     output, _ = process.communicate()
@@ -96,7 +99,7 @@ def test_stopped_in_the_middle_of_a_round(number, npz, tmp_path, uninterrupted):
 
 
 def test_stopped_in_an_evaluation(npz, tmp_path, monkeypatch, capsys):
-    """At once, without waiting for it: it is done after resuming."""
+    """The run stops at once, without finishing the evaluation, and does it after resuming."""
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert run.main(flags(dataset=npz, out=whole, **SLOW)) == 0
     honest = Session._watch
@@ -198,7 +201,7 @@ def test_resuming_a_finished_run_changes_nothing(npz, tmp_path, capfd):
     assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     text = capfd.readouterr().out
-    assert "is over already" in text
+    assert "/run is finished" in text
     assert text.count("linear probe") == 2
 
 
@@ -214,7 +217,7 @@ def test_a_damaged_final_checkpoint_is_made_again(npz, tmp_path, uninterrupted, 
 
 
 def test_a_run_saved_in_python_is_resumed_by_the_program(npz, tmp_path, capfd):
-    """Without metrics there is nothing to compare with, which is no reason to fail."""
+    """A run that was saved in Python has no ``metrics.jsonl``, and is resumed all the same."""
     simulation = Simulation(RunConfig(**TINY, dataset=str(npz)))
     next(simulation.rounds())
     simulation.save(tmp_path / "run")

@@ -38,7 +38,7 @@ def test_bf16_rounds_what_is_put_away(config, dataset):
     assert clients.online.dtype == torch.float32
 
 
-def test_a_checkpoint_holds_rows_of_participants_alone_and_brings_them_back(config, dataset, tmp_path):
+def test_a_checkpoint_holds_and_restores_the_rows_of_participants_only(config, dataset, tmp_path):
     config = replace(config, client_state="mmap")
     simulation = Simulation(config, dataset)
     rounds = simulation.rounds()
@@ -77,7 +77,7 @@ print(sizes[240] - sizes[40])
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory in use is read from Linux")
 def test_memory_is_flat_over_200_rounds(npz):
-    """In a process of its own: what other tests have left behind is given back at any time."""
+    """The run is in a process of its own, since memory of earlier tests may be released at any time."""
     argv = [sys.executable, "-c", FLAT, str(npz)]
     done = subprocess.run(argv, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True)
     assert int(done.stdout) < 1e6

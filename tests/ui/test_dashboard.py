@@ -1,4 +1,4 @@
-"""The view: it fits a small terminal and shows what it should."""
+"""The live view fits a small terminal, and shows the run's progress, curves, figures and devices."""
 
 import io
 import json
@@ -44,7 +44,7 @@ STATUS = Status(
 
 
 def history(rounds=300, std=None):
-    """Records of some rounds; evaluations have `std` as the spread of outputs, unless it is None, as in older runs."""
+    """Return the records of a run; evaluations have the spread of outputs `std`, or None as in older runs."""
     result, spread = History(), {} if std is None else {"output_std": std}
     result.feed({"event": "evaluation", "round": 0, "knn_top1": 17.1, "pixel_knn_top1": 35.7} | spread)
     for r in range(1, rounds + 1):
@@ -68,6 +68,7 @@ def history(rounds=300, std=None):
 
 
 def drawn(width, height, *arguments):
+    """Return the lines that `render` draws on a terminal of the given size."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     console.print(render(*arguments))
     return console.file.getvalue().splitlines()
@@ -203,7 +204,7 @@ def test_a_terminal_that_knows_ascii_only():
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "5", "{", '{"activity": "finished"}'])
-def test_a_damaged_status_is_none(content, tmp_path):
+def test_a_damaged_status_counts_as_missing(content, tmp_path):
     (tmp_path / "live.json").write_text(content)
     assert Status.load(tmp_path / "live.json") is None
     (tmp_path / "live.json").write_text(json.dumps(asdict(STATUS) | {"updated": "x"}))

@@ -66,7 +66,7 @@ def _engine(name: str, config: RunConfig) -> None:
 
 
 def _simulated_step(simulation: Simulation):
-    """Return a function that trains the next step of a simulation, over the ends of rounds, and returns its loss."""
+    """Return a function that trains the next step of a simulation, of whatever round, and returns its loss."""
 
     def records():
         while True:
@@ -108,7 +108,7 @@ def _flops(config: RunConfig) -> dict[str, int]:
 
 
 def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the floating-point operations per second of a large matrix product, the best of several."""
+    """Return the floating-point operations per second of the fastest of several large matrix products."""
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, begin = float("inf"), time.perf_counter()
@@ -121,7 +121,7 @@ def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _peak_copies(device: torch.device) -> float:
-    """Return the bytes per second that a large copy reads and writes, the best of several."""
+    """Return the bytes per second that the fastest of several large copies reads and writes."""
     source = torch.zeros(1 << 26, device=device)
     target = torch.empty_like(source)
     best = float("inf")
@@ -175,7 +175,7 @@ def _take_part(simulation: Simulation) -> None:
 
 
 def _start(config: RunConfig) -> None:
-    """Print the seconds of importing torch, from then until ready to train, and of the first step."""
+    """Print the seconds that importing torch takes, then all else until the run can train, then the first step."""
     simulation = Simulation(config, _dataset_of(config))
     ready = time.perf_counter()
     next(simulation.round())

@@ -68,7 +68,9 @@ def parser() -> Parser:
     result = Parser(description=__doc__.splitlines()[0])
     what = result.add_argument_group("what to measure")
     what.add_argument(
-        "--engines", help=f"engines, by comma; +tf32 or +bf16 sets the precision of one (default: {','.join(_ENGINES)})"
+        "--engines",
+        metavar="NAME,NAME",
+        help=f"engines; +tf32 or +bf16 sets one's precision (default: {','.join(_ENGINES)})",
     )
     what.add_argument(
         "--scale",
@@ -184,7 +186,7 @@ def _engines(fields: _Json, names: Sequence[str], steps: int) -> _Json:
 
 
 def _turn_lengths(steps: int) -> list[int]:
-    """Divide `steps` into turns of at most `_TURN`, such as 5, 5, 2; return their lengths."""
+    """Return the lengths of turns of at most `_TURN` steps that make up `steps`, such as 5, 5 and 2."""
     return [min(_TURN, steps - done) for done in range(0, steps, _TURN)]
 
 
@@ -206,7 +208,7 @@ def _scale(fields: _Json, steps: int, most: int) -> _Json:
 def _start(fields: _Json) -> _Json:
     """Return the seconds to the first step by number of clients, the medians of three processes.
 
-    The numbers of clients are the configured one and, where shapes can stand in for the data set, 100,000.
+    The numbers of clients are the configured one and, where shapes can replace the data set, 100,000.
     """
     results = {}
     many = {100_000} if fields["dataset"] in ("auto", "cifar10", "shapes") else set()  # shapes can be made for these
@@ -217,7 +219,7 @@ def _start(fields: _Json) -> _Json:
 
 
 def _summary(seconds: Sequence[float]) -> _Json:
-    """Return median and quartiles, all equal where there is a single value."""
+    """Return median and quartiles, which are equal where there is a single value."""
     low, middle, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 3
     return {"median": middle, "q1": low, "q3": high}
 

@@ -26,7 +26,7 @@ from simsfl.ui.plot_text import literal
 from simsfl.ui.spread import Spread, spreads
 
 _PAIRS = 12
-"""Most pairs of views that are shown, each of an image of another client."""
+"""Most pairs of views that are shown; each is of an image of another client."""
 _PCA_IMAGES = 2000
 """Most test images whose features are shown."""
 _STEM = 40

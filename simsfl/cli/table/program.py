@@ -1,4 +1,4 @@
-"""Run a table of the paper again, beside its published figures."""
+"""Rerun a table of the paper, beside its published figures."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def parser() -> Parser:
     result = Parser(description=__doc__.splitlines()[0], epilog="Tables: " + ", ".join(titles))
     result.add_argument("table", metavar="TABLE", help="; ".join(f"{name}: {title}" for name, title in titles.items()))
     what = result.add_argument_group("what to run")
-    what.add_argument(
-        "--seeds", default="0", metavar="N,N", help="seeds, by comma; one run of a cell each (default: 0)"
-    )
+    what.add_argument("--seeds", default="0", metavar="N,N", help="seeds; each cell is run once for each (default: 0)")
     what.add_argument("--only", metavar="TEXT", help='run only cells whose "row, column" contains this text')
     what.add_argument("--dry-run", action="store_true", help="print commands, steps and times, and run nothing")
     what.add_argument(
         "--budget",
         type=value_of(float, "minutes"),
         metavar="MINUTES",
-        help="shorten every run so that all fit in this time",
+        help="shorten the runs so that all fit in this time",
     )
-    what.add_argument("--out", type=path, metavar="DIR", help="results, new or to continue (default: tables/TABLE)")
+    what.add_argument(
+        "--out", type=path, metavar="DIR", help="directory of the results, new or to continue (default: tables/TABLE)"
+    )
     add_config_flags(result, preset="auto", group=what, without=("seed",))
     return result
 
@@ -79,7 +79,7 @@ def _tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
-        Output(stderr=True).say("stopped; the same command goes on")
+        Output(stderr=True).say("stopped; the same command continues")
         return 128 + (stop.received or signal.SIGINT)
 
 
@@ -120,7 +120,7 @@ def _chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, 
     Args:
         table: the table's name in `TABLES`.
         only: text that the names of the cells contain, or None for all cells.
-        seeds: numbers, by comma.
+        seeds: numbers, separated by commas.
 
     Raises:
         ValueError: the table is not known, no cell contains the text, or a seed is not a number.
@@ -133,7 +133,9 @@ def _chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, 
         if not chosen:
             near = difflib.get_close_matches(only.lower(), [cell.name.lower() for cell in cells], n=1, cutoff=0.0)[0]
             nearest = next(cell.name for cell in cells if cell.name.lower() == near)
-            raise ValueError(f"only: {only!r} is in no cell of table {table}; allowed: part of such as {nearest!r}")
+            raise ValueError(
+                f"only: {only!r} is in no cell of table {table}; allowed: part of a name such as {nearest!r}"
+            )
         cells = chosen
     first = [[cell.expert, cell] if cell.expert else [cell] for cell in cells]
     return [(cell, seed) for together in first for seed in seeds_of(seeds) for cell in together]

@@ -83,7 +83,7 @@ class Results:
 
     def forecast(self) -> Table:
         """Return a table of the steps and estimated times of all runs, beside the published figures."""
-        table = Table(title=self.title, caption=Text(f"estimated from a probe of a few steps; {self._note()}"))
+        table = Table(title=self.title, caption=Text(f"estimated by timing a few steps; {self._note()}"))
         for column in ("cell", "published", "seed", "steps", "share", "time"):
             table.add_column(column, justify="left" if column == "cell" else "right")
         of_expert = {plan.cell.expert.name: plan.cell for plan in self.plans if plan.cell.expert}
@@ -147,14 +147,14 @@ class Results:
         return ["-" if published is None else f"{published:.3f}", f"{mean(errors):.3f}{spread}{short}"]
 
     def _note(self) -> str:
-        """Return what a reader has to know about the figures: preset, flags, budget and the meaning of the marks."""
+        """Return the caption of the figures: preset, flags, budget and the meaning of the marks."""
         preset = self.plans[0].config.preset
         budget = f"schedules shortened to fit {self.budget:g} minutes; " if self.budget else ""
         changed = {name for plan in self.plans for name in self.flags if plan.cell.settings.get(name) is not None}
         flags = ", ".join(f"{name} {value}" + " ‡" * (name in changed) for name, value in self.flags.items())
         return (
             f"preset {preset}{', ' * bool(flags)}{flags}; {budget}share of the published steps, † fewer; accuracies in "
-            "percent, time of training" + "; ‡ not as the cells are, so not what was published" * bool(changed)
+            "percent; time of training" + "; ‡ a setting other than the published one" * bool(changed)
         )
 
     def _trouble(self, plan: Plan) -> str:
@@ -163,7 +163,7 @@ class Results:
             return _IMPOSSIBLE
         if not plan.expert_has_ended(self.out):
             expert = next(p for p in self.plans if p.cell == plan.cell.expert and p.seed == plan.seed)
-            return f"its expert: {self._trouble(expert)}"
+            return f"its expert did not finish: {self._trouble(expert)}"
         log = self.out / f"{plan.name}.log"
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
         errors = [line for line in lines if line.startswith("error: ")]
