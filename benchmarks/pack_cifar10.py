@@ -22,7 +22,9 @@ from PIL import Image
 
 from simsfl.data import Arrays
 from simsfl.data.sources import CIFAR10, Unavailable, check, fetch, write_cache
-from simsfl.system.files import cache_directory, claimed, replacing
+from simsfl.system.console import Output
+from simsfl.system.files import claimed, replacing
+from simsfl.system.paths import cache_directory
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path
 
@@ -96,9 +98,9 @@ def pack(out: Path, data_dir: Path) -> None:
         raise ValueError(f"CIFAR-10 is not available ({error})") from error
     except OSError as error:
         raise ValueError(f"out: {out} cannot be written ({error}); allowed: a new directory") from error
-    print(f"CIFAR-10 from {origin}")
+    Output().say(f"CIFAR-10 from {origin}")
     for file in sorted(out.iterdir()):
-        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+        Output().say(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
 def _encode(images: np.ndarray) -> bytes:
@@ -179,9 +181,10 @@ def unpack(files: Sequence[Path], out: Path) -> None:
             raise ValueError(
                 f"out: {target} cannot be written ({error}); allowed: a directory with 185 MB free"
             ) from error
-    print(f"{target}: {len(arrays.train_x):,} training and {len(arrays.test_x):,} test images, SHA-256 as published")
+    images = f"{len(arrays.train_x):,} training and {len(arrays.test_x):,} test images"
+    Output().say(f"{target}: {images}, SHA-256 as published")
     if out.resolve() != cache_directory().resolve():
-        print(f"use it with SIMSFL_CACHE={out} and --dataset cifar10")
+        Output().say(f"use it with SIMSFL_CACHE={out} and --dataset cifar10")
 
 
 def _join(files: Sequence[Path]) -> Arrays:

@@ -14,6 +14,7 @@ import torch
 from simsfl import RunConfig
 from simsfl.data import Arrays, make_dataset
 from simsfl.kernels import CHOICES
+from simsfl.system import streams
 
 collect_ignore = [] if find_spec("zmq") else ["hw_profile"]
 """Folders that pytest skips: without pyzmq (the extra "device") the programs for real devices cannot be imported."""
@@ -60,6 +61,13 @@ def private_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("SIMSFL_CACHE", str(tmp_path_factory.mktemp("cache")))
     with patch.dict(CHOICES, clear=True):
         yield
+
+
+@pytest.fixture
+def nothing_lost(monkeypatch):
+    """Have a test begin with a stdout that can be written; return the errors in writing it, which are to come."""
+    monkeypatch.setattr(streams, "_LOST", [])
+    return streams._LOST
 
 
 @pytest.fixture(scope="session")

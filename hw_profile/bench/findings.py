@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.markup import escape
 from rich.table import Table
 
 from simsfl.hw_profile.bench.plots import bars, curve
@@ -82,7 +81,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 def _latency_table(result: Mapping[str, Any]) -> Table:
     """Return the table of the times of each phase and of the step."""
     flops = result["operations"]["phases_per_second"]
-    table = Table(title=escape(f"A step of {result['steps']:,}: {_what(result)}"), box=SIMPLE)
+    table = Table(title=f"A step of {result['steps']:,}: {_what(result)}", box=SIMPLE)
     for column in ("", "median [ms]", "p95 [ms]", "share", "GFLOP/s"):
         table.add_column(column, justify="right" if column else "left")
     latency = result["latency"]
@@ -111,13 +110,13 @@ def _summary_table(result: Mapping[str, Any]) -> Table:
     """Return a table with a row for each figure: here, in the paper, and its source."""
     energy = result["energy"]
     caption = f"{energy['meter']}: {energy['source']}" if energy else None
-    table = Table(title=escape(result["board"]["model"]), caption=caption and escape(caption), box=SIMPLE)
+    table = Table(title=result["board"]["model"], caption=caption, box=SIMPLE)
     table.add_column("")
     table.add_column("here", justify="right")
     table.add_column("paper", justify="right")
     table.add_column("source")
     for row in _summary(result):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 

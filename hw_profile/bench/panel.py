@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from simsfl.hw_profile.runtimes.client_work import PHASES
+from simsfl.system.console import Output
+from simsfl.system.messages import visible
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 """Blocks of a sparkline, from low to high."""
@@ -59,9 +60,9 @@ def phase_bars(latest: Mapping[str, float]) -> Table:
 class PlainView:
     """Prints a line for each stage."""
 
-    def __init__(self, console: Console, title: str, seconds: float, meter: str):
+    def __init__(self, console: Output, title: str, seconds: float, meter: str):
         self._console, self._stage = console, ""
-        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        console.say(title)
 
     def __enter__(self) -> PlainView:
         return self
@@ -73,14 +74,14 @@ class PlainView:
         """Print the stage if it is a new one."""
         if stage != self._stage:
             self._stage = stage
-            self._console.print(f"{_STAGES[stage]} ...", highlight=False)
+            self._console.say(f"{_STAGES[stage]} ...")
 
 
 class LiveView:
     """A panel that is redrawn eight times a second."""
 
-    def __init__(self, console: Console, title: str, seconds: float, meter: str):
-        self._title, self._seconds, self._meter = escape(title), seconds, meter
+    def __init__(self, console: Output, title: str, seconds: float, meter: str):
+        self._title, self._seconds, self._meter = Text(visible(title)), seconds, meter
         self._stage, self._what = "starting", {}
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, screen=True)
 

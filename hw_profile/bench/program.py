@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,12 @@ from simsfl.hw_profile.meters.board import Machine, board, temperature
 from simsfl.hw_profile.meters.cores import check_threads, usable_cores
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES
 from simsfl.runs.client_trace import Trace
+from simsfl.system.console import Output
 from simsfl.system.files import claimed, write_json
 from simsfl.system.messages import count_text
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, print_error, value_of, whole_number
-from simsfl.ui.console import Output
+from simsfl.system.streams import print_error
+from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, value_of, whole_number
 
 log = logging.getLogger(__name__)
 
@@ -118,15 +120,15 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, show and write; return the exit code, which is 1 where the results differ from the trace's."""
-    with Stop():
-        return _run(argv)
+    with Stop() as stop:
+        return _run(argv, stop)
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    """Measure, show and write as `main` does, while signals are caught."""
-    console = Output()
+def _run(argv: Sequence[str] | None, stop: Stop) -> int:
+    """Do what `main` does, while `stop` catches signals."""
     try:
         arguments = parser().parse(argv)
+        console = Output(arguments.dashboard)
         machine = Machine()
         _check(arguments, machine)
         if arguments.add_log:
@@ -143,7 +145,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 1
     except KeyboardInterrupt:
         print_error("interrupted; nothing was written")
-        return 130
+        return 128 + (stop.received or signal.SIGINT)
 
 
 def _check(arguments: Any, machine: Machine) -> None:
@@ -196,7 +198,7 @@ def _measured(console: Output, arguments: Any, meter: Meter | Log | None, machin
         this = board(machine)
         title = f"{this.model}: cut layer {trace.about['network']['cut_layer']}, {arguments.runtime}"
         idle_seconds = 0.0 if arguments.meter == "none" else IDLE_SECONDS
-        kind = LiveView if console.is_live(arguments.dashboard) else PlainView
+        kind = LiveView if console.live else PlainView
         with kind(console, title, arguments.seconds, _metered(meter)) as view:
             seen = measure(job, meter, machine, view.show, idle_seconds)
         result = _figures(job, trace, seen, machine)
@@ -346,8 +348,7 @@ def _finish(console: Output, out: Path, result: dict[str, Any]) -> int:
     finally:
         for table in tables(result):
             console.print(table)
-    written = f"wrote {out / 'report.md'} and {out / 'result.json'}"
-    console.print(written, markup=False, highlight=False, soft_wrap=True)
+    console.say(f"wrote {out / 'report.md'} and {out / 'result.json'}")
     if result["energy_failed"]:
         print_error(f"{result['energy_note']}; the rest is written, and --add-log adds a log")
         return 2

@@ -21,20 +21,12 @@ from simsfl.hw_profile.meters.board import Machine, board
 from simsfl.hw_profile.meters.cores import check_threads
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES, Client, import_runtime, make_client, versions
+from simsfl.system.console import Output
 from simsfl.system.files import claimed, write_json
+from simsfl.system.programs import called
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import (
-    Parser,
-    add_dashboard_flag,
-    fail,
-    one_of,
-    path,
-    print_error,
-    seconds,
-    value_of,
-    whole_number,
-)
-from simsfl.ui.console import Output
+from simsfl.system.streams import print_error
+from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, seconds, value_of, whole_number
 
 _RESULT = "result.json"
 """File name of the result in the output directory."""
@@ -44,8 +36,10 @@ def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
     who = result.add_argument_group("connection and client")
-    who.add_argument("--server", required=True, metavar="HOST:PORT", help="address that server.py listens at")
-    who.add_argument("--key", type=path, metavar="FILE", help="key of this device, such as device-1.key of keys.py")
+    who.add_argument("--server", required=True, metavar="HOST:PORT", help=f"address that {called('server')} listens at")
+    who.add_argument(
+        "--key", type=path, metavar="FILE", help=f"key of this device, such as device-1.key of {called('keys')}"
+    )
     who.add_argument(
         "--insecure", action="store_true", help="connect in plain text, without a key, to a server on this machine"
     )
@@ -59,8 +53,8 @@ def parser() -> Parser:
         "--images",
         type=path,
         metavar="FILE.npy",
-        help="the client's images, (n, 3, H, H) uint8, as server.py --export-images writes them (default: those of the "
-        "run's data set)",
+        help=f"the client's images, (n, 3, H, H) uint8, as {called('server')} --export-images writes them (default: "
+        "those of the run's data set)",
     )
     who.add_argument(
         "--own-images", action="store_true", help="accept --images that differ from the simulation's for this client"
@@ -83,7 +77,7 @@ def parser() -> Parser:
     how.add_argument("--threads", type=whole_number, metavar="N", help="threads of PyTorch (default: as it chooses)")
     where = result.add_argument_group("measuring and output")
     where.add_argument(
-        "--meter", default="none", metavar="NAME", help="power meter, as for pi_bench.py (default: none)"
+        "--meter", default="none", metavar="NAME", help=f"power meter, as for {called('pi-bench')} (default: none)"
     )
     where.add_argument(
         "--out", type=path, metavar="DIR", help="directory to write into (default: runs/<time>-client-<process>)"
@@ -94,10 +88,10 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Take part until the server ends the run, and return the exit code."""
-    console = Output()
     with Stop() as stop:
         try:
             arguments = parser().parse(argv)
+            console = Output(arguments.dashboard)
             server, machine = checked(arguments.server, "server"), Machine()
             exposed = "another machine; allowed: --key FILE"
             keys = asked_for("device", arguments.key, server, insecure=arguments.insecure, exposed=exposed)
@@ -129,7 +123,7 @@ def take_part(
     console: Output, arguments: Any, keys: Keys | None, meter: Meter | Log | None, stop: Stop
 ) -> dict[str, Any]:
     """Connect and work until the run is over; return the content of ``result.json``."""
-    kind = LiveView if console.is_live(arguments.dashboard) else PlainView
+    kind = LiveView if console.live else PlainView
     watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
     idle_seconds = IDLE_SECONDS if meter else 0.0
     images = from_file(arguments.images) if arguments.images else None
@@ -216,7 +210,7 @@ def _made(device: Device, arguments: Any) -> Client:
 
 def from_file(file: Path) -> np.ndarray:
     """Return the array in a file that `numpy.save` wrote; raise a ValueError if it cannot be read as one."""
-    allowed = "allowed: what server.py --export-images wrote"
+    allowed = f"allowed: what {called('server')} --export-images wrote"
     try:
         return np.load(file, allow_pickle=False)
     except OSError as error:
@@ -270,8 +264,8 @@ def _from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
         return dataset.train.pixels[assembly.partition(own, dataset)[client]].numpy()
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(
-            f"images: the server's data set is not available here ({error}); allowed: --images FILE, which server.py "
-            "--export-images writes"
+            f"images: the server's data set is not available here ({error}); allowed: --images FILE, which "
+            f"{called('server')} --export-images writes"
         ) from error
 
 
@@ -288,4 +282,4 @@ def _conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
     elif result["meter_asked"] == "auto":
         lines += ["no meter found"]
     for line in [*lines, f"wrote {out / _RESULT}"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.say(line)

@@ -18,7 +18,9 @@ import zmq
 from zmq.utils import z85
 
 from simsfl.hw_profile.devices.messages import LARGEST
+from simsfl.system.console import Output
 from simsfl.system.messages import shortened
+from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, fail, path, whole_number
 
 OPTIONS = {
@@ -75,12 +77,12 @@ class Keys:
                 and zmq.curve_public(keys.secret.encode()).decode() == keys.public
             )
         except OSError as error:
-            made = "allowed: a file that python hw_profile/keys.py makes"
+            made = f"allowed: a file that {called('keys')} makes"
             raise ValueError(f"key: {file} cannot be read ({error.strerror}); {made}") from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):  # any other content
             whole = False
         if not whole:
-            raise ValueError(f"key: {file} holds no keys; allowed: a file that python hw_profile/keys.py made")
+            raise ValueError(f"key: {file} holds no keys; allowed: a file that {called('keys')} made")
         if keys.end != end:
             raise ValueError(f"key: {file} is a {keys.end}'s; allowed: a {end}'s, made at the same time")
         return keys
@@ -183,5 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(
             ValueError(f"out: {arguments.out} cannot be written to ({error.strerror}); allowed: a new directory")
         )
-    print(f"wrote {', '.join(map(str, files))}: {files[0].name} stays here, each of the others goes to one device")
+    Output().say(
+        f"wrote {', '.join(map(str, files))}: {files[0].name} stays here, each of the others goes to one device"
+    )
     return 0

@@ -1,6 +1,6 @@
 """Train a run in which real devices are some of the clients.
 
-This program has all the flags of ``experiments/run.py``, too.
+This program has all the flags of ``simsfl run``, too.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from simsfl.cli import run
-from simsfl.cli.main import command
 from simsfl.config.constraints import DEVICES, check
 from simsfl.hw_profile.devices.hub import Counts, Hub
 from simsfl.hw_profile.devices.keys import SERVER, asked_for, checked
+from simsfl.system.console import Output
+from simsfl.system.programs import called, command
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, fail, path, print_error, seconds, value_of, whole_number
-from simsfl.ui.console import Output
+from simsfl.system.streams import Formatter, print_error
+from simsfl.ui.arguments import Parser, fail, path, seconds, value_of, whole_number
 
 _POLL_SECONDS = 0.2
 """Seconds between two looks while the server waits for devices."""
@@ -36,7 +37,7 @@ _KEY = Path("keys", SERVER)
 def parser() -> Parser:
     """Return the parser of this program's flags, which include those of ``run.py``."""
     result = run.parser()
-    result.description = __doc__
+    result.description = __doc__.replace("``simsfl run``", called("run"))
     devices = result.add_argument_group("devices")
     devices.add_argument("--devices", type=whole_number, metavar="N", help="number of devices (default: 1)")
     devices.add_argument(
@@ -48,7 +49,7 @@ def parser() -> Parser:
         help=f"address to listen at (default: 0.0.0.0:{_PORT}; with --insecure 127.0.0.1:{_PORT})",
     )
     devices.add_argument(
-        "--key", type=path, metavar="FILE", help=f"key of the server, which keys.py wrote (default: {_KEY})"
+        "--key", type=path, metavar="FILE", help=f"key of the server, which {called('keys')} wrote (default: {_KEY})"
     )
     devices.add_argument(
         "--insecure", action="store_true", help="accept devices on this machine, in plain text and without keys"
@@ -160,7 +161,7 @@ class Devices:
         """Return a context in which devices take part in the session; entering it waits for them."""
         hub, loop, console, file = self._hub, self._loop, session.console, session.directory.devices
         loop.waiting = lambda: session.refresh("waiting for devices")
-        loop.is_over = lambda: bool(self._stop.received or console.deserted)
+        loop.is_over = lambda: bool(self._stop.received or console.lost)
         real = f"client{'s' * (len(hub.accounts) > 1)} {', '.join(map(str, hub.accounts))}"
         with ExitStack() as stack:
             stack.enter_context(
@@ -172,7 +173,7 @@ class Devices:
                     _tell(console, f"their images are in {self._arguments.export_images}")
                 with _logged(_Shown(console)):
                     self._wait(console)
-                if not console.is_live(self._arguments.dashboard):  # else the view fills the screen
+                if not console.live:  # else the view fills the screen
                     stack.enter_context(_logged(_Shown(console)))
                 yield
             finally:
@@ -187,7 +188,7 @@ class Devices:
         self.waits = True
         with console.status("") as status:
             while len(there := self._hub.present()) < self._wanted:
-                if console.deserted:
+                if console.lost:
                     raise KeyboardInterrupt
                 status.update(f"waiting for devices: {len(there)} of {self._wanted} are connected and ready")
                 self._hub.wait(_POLL_SECONDS)
@@ -220,13 +221,13 @@ class _Shown(logging.Handler):
 
 def _tell(console: Output, text: str) -> None:
     """Print a line about the devices."""
-    console.print(f"devices   {text}", highlight=False, markup=False, soft_wrap=True)
+    console.say(f"devices   {text}")
 
 
 @contextmanager
 def _logged(handler: logging.Handler) -> Iterator[None]:
     """Return a context in which the devices' log also goes to this handler."""
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(message)s"))
     log = logging.getLogger("devices")
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)

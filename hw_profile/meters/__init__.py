@@ -22,6 +22,7 @@ from simsfl.hw_profile.meters.pmic import Pmic
 from simsfl.hw_profile.meters.rapl import Rapl
 from simsfl.hw_profile.meters.sampler import Meter, Record, Sampler
 from simsfl.system.messages import count_text, unknown
+from simsfl.system.paths import expanded
 
 __all__ = [
     "METERS",
@@ -88,7 +89,7 @@ def choose(spec: str, machine: Machine) -> Meter | Log | None:
     if name == "none":
         return None
     if name == "csv":
-        return Log(rest)
+        return Log(expanded(rest))
     if name == "auto":
         return _best(machine)
     if name not in METERS:

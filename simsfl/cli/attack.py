@@ -14,7 +14,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 from simsfl import Simulation
@@ -24,6 +23,7 @@ from simsfl.engine.precision import arithmetic
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
 from simsfl.rounds import evaluating
 from simsfl.runs.directory import RunDirectory
+from simsfl.system.console import Output
 from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
@@ -136,9 +136,9 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
     for stem, figure in figures.items():
         figure.savefig(out / f"{stem}.png")
         plt.close(figure)
-    console = Console()
+    console = Output()
     console.print(_table(found))
-    console.print(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}", highlight=False, soft_wrap=True)
+    console.say(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}")
 
 
 def _found(

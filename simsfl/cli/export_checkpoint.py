@@ -10,13 +10,16 @@ import torch
 from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, load_weights, to_published
-from simsfl.ui.arguments import Parser, fail, path
+from simsfl.system.console import Output
+from simsfl.ui.arguments import Parser, fail, path, source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read weights; write a file for each half, and one for --init-client; return the exit code."""
     parser = Parser(description=__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="run directory, weights file, or name of an expert")
+    parser.add_argument(
+        "source", type=source, metavar="SOURCE", help="run directory, weights file, or name of an expert"
+    )
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="directory to write into")
     parser.add_argument("--client-only", action="store_true", help="leave out the server, as in experts")
     try:
@@ -35,5 +38,5 @@ def main(argv: Sequence[str] | None = None) -> int:
                 torch.save(to_published(getattr(model, half), getattr(weights, half)), written[-1])
     except (ValueError, OSError) as error:
         return fail(error)
-    print(f"wrote {', '.join(map(str, written))}")
+    Output().say(f"wrote {', '.join(map(str, written))}")
     return 0

@@ -17,6 +17,7 @@ from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, Weights, from_published, mismatch
 from simsfl.system.array_zip import ArrayZip
+from simsfl.system.console import Output
 from simsfl.ui.arguments import Parser, fail, path
 
 _ELSE_BYTES = 1 << 28
@@ -52,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(error)
     start = f"start from it with --init-client {out}" + " --init-server" * bool(halves["server"])
-    print(f"wrote {out}: {start if halves['client'] else 'a server alone; import both halves to start from them'}")
+    Output().say(
+        f"wrote {out}: {start if halves['client'] else 'a server alone; import both halves to start from them'}"
+    )
     return 0
 
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from simsfl import RunConfig, Simulation
 from simsfl.cli.flags import config_values
-from simsfl.cli.main import command
 from simsfl.cli.presets import PRESETS, automatic, named
 from simsfl.cli.session import UNTRACED, Session
 from simsfl.config.catalogue import ARCHITECTURES, DATASETS
@@ -27,11 +26,12 @@ from simsfl.models import layer_count
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
+from simsfl.system.console import Output
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
+from simsfl.system.programs import command
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import print_error
-from simsfl.ui.console import Output
+from simsfl.system.streams import print_error
 from simsfl.ui.dashboard import number, time_text
 
 _CHOICES = ("preset", "dataset", "device", "precision", "engine")
@@ -74,19 +74,20 @@ def launch(
     """Do what the flags ask for; return the exit code of the program.
 
     Args:
-        arguments: the flags of ``run.py``, parsed.
+        arguments: the flags of ``simsfl run``, parsed.
         stop: entered already; says when the user wants the run to end.
         guests: participants from outside the simulation, if any.
 
     Returns:
-        0 if all went well, 1 if training failed, 128 plus the number of the signal if one stopped the run.
+        0 if all went well, 1 if training failed or stdout cannot be written, 128 plus the number of the signal if one
+        stopped the run.
 
     Raises:
         ValueError: the flags ask for something impossible, or for more memory than there is.
         OSError: the run directory cannot be written, before training.
         KeyboardInterrupt: the user stopped the program before training.
     """
-    console = Output(force_terminal=True) if arguments.dashboard == "on" else Output()
+    console = Output(arguments.dashboard)
     if arguments.list:
         _print_names(console)
         return 0
@@ -102,10 +103,7 @@ def launch(
         raise KeyboardInterrupt
     try:
         with guests.during(session) if guests else nullcontext():
-            finished = session.go(
-                live=console.is_live(arguments.dashboard),
-                profile=arguments.profile,
-            )
+            finished = session.go(live=console.live, profile=arguments.profile)
     except (NonFiniteLossError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
@@ -114,8 +112,11 @@ def launch(
     if not finished:
         begin = guests.resuming() if guests else [*command("run"), "--resume"]
         again = shlex.join([*begin, str(session.directory.path)])
-        console.print(f"stopped by {stop.received.name}; resume with: {again}", markup=False, soft_wrap=True)
+        console.say(f"stopped by {stop.received.name}; resume with: {again}")
         _print_trace(console, session.recorder)
+        if console.lost and not isinstance(console.lost, BrokenPipeError):
+            print_error(f"output: stdout cannot be written ({console.lost.strerror}); resume with: {again}")
+            return 1
         return 128 + stop.received
     _conclude(console, session.directory, session.result)
     _print_trace(console, session.recorder)
@@ -127,10 +128,10 @@ def _print_trace(console: Output, recorder: Recorder | None) -> None:
     if recorder is None:
         return
     if recorder.problem:
-        console.print(f"[yellow]{escape(str(recorder.path))} could not be written: {escape(str(recorder.problem))}[/]")
+        console.say((f"{recorder.path} could not be written: {recorder.problem}", "yellow"))
         return
-    what = f"the work of client {recorder.client}, which python hw_profile/pi_bench.py --replay FILE repeats"
-    console.print(f"  {escape(str(recorder.path))}  [dim]{what}[/]", highlight=False, soft_wrap=True)
+    again = shlex.join([*command("pi-bench"), "--replay", str(recorder.path)])
+    console.say(f"  {recorder.path}  ", (f"the work of client {recorder.client}; repeat it with: {again}", "dim"))
 
 
 def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session:
@@ -204,11 +205,11 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
     recorder = _recorder_of(arguments, simulation)
     whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.progress.metrics_bytes
     if simulation.progress.round_index == simulation.config.rounds and directory.summary.exists() and whole:
-        console.print(f"the run in {escape(str(directory.path))} is finished", soft_wrap=True)
+        console.say(f"the run in {directory.path} is finished")
         _conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
         return None
     for problem in simulation.damaged:
-        console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
+        console.say((f"{problem}; going back to the one before", "yellow"))
     if guests:
         guests.prepare(simulation)
     session = Session(simulation, directory, console, stop, recorder)
@@ -216,13 +217,11 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
     if simulation.config.precision != saved["config"]["precision"]:
         why["precision"] = f"{saved['config']['precision']} as configured is not available here"
     _announce(session, why)
-    console.print(f"resumed   after round {simulation.progress.round_index}, step {simulation.progress.step_index}")
+    console.say(f"resumed   after round {simulation.progress.round_index}, step {simulation.progress.step_index}")
     threads = saved["threads"]
     if simulation.parts.device.type == "cpu" and torch.get_num_threads() != threads:
-        console.print(
-            f"[yellow]The run began with {count_text(threads, 'thread')}: with another number, sums are rounded "
-            "differently, and the result is not the same to the last bit.[/]"
-        )
+        began = f"The run began with {count_text(threads, 'thread')}: with another number, sums are rounded "
+        console.say((f"{began}differently, and the result is not the same to the last bit.", "yellow"))
     return session
 
 
@@ -312,8 +311,7 @@ def _announce(session: Session, why: dict[str, str]) -> None:
         ),
         ("output", session.directory.path, ""),
     ):
-        line = f"{name:<9} [bold]{escape(str(value))}[/]  [dim]{escape(note)}[/]"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.say(f"{name:<9} ", (str(value), "bold"), "  ", (note, "dim"))
 
 
 def _auxiliary_text(simulation: Simulation) -> str:
@@ -334,12 +332,9 @@ def _conclude(console: Output, directory: RunDirectory, summary: dict[str, Any])
     """
     probes = "".join(f", {kind} probe {probe['top1']:.2f} %" for kind, probe in summary["probes"].items())
     knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
-    console.print(
-        f"\nkNN [bold green]{knn}[/]{probes}  (untrained {untrained}, raw pixels {pixels}) "
-        f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training",
-        highlight=False,
-        soft_wrap=True,
-    )
+    trained = f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training"
+    console.print()
+    console.say("kNN ", (knn, "bold green"), f"{probes}  (untrained {untrained}, raw pixels {pixels}) ", trained)
     path = directory.path
     for name, text in (
         ("config.json", "the settings of the run"),
@@ -348,11 +343,9 @@ def _conclude(console: Output, directory: RunDirectory, summary: dict[str, Any])
         ("checkpoints", "final state"),
         ("trace.json", "profile, for chrome://tracing or ui.perfetto.dev"),
     ):
-        if not (path / name).exists():
-            continue
-        console.print(f"  {escape(str(path / name))}  [dim]{text}[/]", highlight=False, soft_wrap=True)
-    figures = shlex.join([*command("report"), str(path)])
-    console.print(f"figures: {figures}", markup=False, highlight=False, soft_wrap=True)
+        if (path / name).exists():
+            console.say(f"  {path / name}  ", (text, "dim"))
+    console.say(f"figures: {shlex.join([*command('report'), str(path)])}")
 
 
 def _chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
@@ -390,7 +383,7 @@ def _print_names(console: Output) -> None:
 
     sections = {
         "presets": {"auto": f"the one that suits this machine: {automatic()[0]}"}
-        | {name: f"{preset.__doc__}\n[dim]{settings(preset())}[/]" for name, preset in PRESETS.items()},
+        | {name: Text.assemble(f"{preset.__doc__}\n", (settings(preset()), "dim")) for name, preset in PRESETS.items()},
         "architectures": {name: f"cut layer 1 to {layer_count(name)}" for name in ARCHITECTURES},
         "datasets": {name: known.about for name, known in DATASETS.items()}
         | {
@@ -400,7 +393,7 @@ def _print_names(console: Output) -> None:
     }
     table = Table.grid(padding=(0, 2))
     for title, names in sections.items():
-        table.add_row(f"[bold]{title}[/]")
+        table.add_row(Text(title, "bold"))
         for name, text in names.items():
             table.add_row(f"  {name}", text)
     console.print(table)

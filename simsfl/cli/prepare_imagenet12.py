@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simsfl.data.listing import is_picture
+from simsfl.system.console import Output
 from simsfl.system.files import replacing
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _put(file, temporary / file.relative_to(arguments.imagenet))
     except (ValueError, OSError) as error:
         return fail(error)
-    print(f"{arguments.out}: {len(files):,} images of {len(wnids)} classes; use it with --dataset imagenet12")
+    Output().say(f"{arguments.out}: {len(files):,} images of {len(wnids)} classes; use it with --dataset imagenet12")
     return 0
 
 

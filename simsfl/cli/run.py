@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from simsfl.cli.flags import add_config_flags
 from simsfl.cli.presets import laptop
+from simsfl.system.programs import called
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, print_error, value_of, whole_number
+from simsfl.system.streams import print_error
+from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, value_of, whole_number
 
 
 def parser() -> Parser:
@@ -36,7 +38,7 @@ def parser() -> Parser:
         "--record-trace",
         type=path,
         metavar="FILE",
-        help="record what one client does, for hw_profile/pi_bench.py --replay",
+        help=f"record what one client does, for {called('pi-bench')} --replay",
     )
     where.add_argument(
         "--trace-client",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,9 +21,9 @@ from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
 from simsfl.simulation import Simulation
+from simsfl.system.console import Output
 from simsfl.system.files import write_json
 from simsfl.system.signals import Stop
-from simsfl.ui.console import Output
 from simsfl.ui.dashboard import LiveView, PlainView
 
 _LIVE_SECONDS = 1.0
@@ -173,12 +175,18 @@ class Session:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
         with torch.profiler.profile(
             schedule=torch.profiler.schedule(wait=1, warmup=UNTRACED - 1, active=steps, repeat=1),
-            on_trace_ready=lambda profile: profile.export_chrome_trace(str(self.directory.trace)),
+            on_trace_ready=self._write_profile,
         ) as profile:
             observer = _Profiled(profile)
             self.simulation.observers.append(observer)
             yield
         self.simulation.observers.remove(observer)
+
+    def _write_profile(self, profile: torch.profiler.profile) -> None:
+        """Write a profile as a Chrome trace; PyTorch itself writes into no directory whose name is not UTF-8."""
+        with tempfile.TemporaryDirectory() as scratch:
+            profile.export_chrome_trace(f"{scratch}/trace.json")
+            shutil.copyfile(f"{scratch}/trace.json", self.directory.trace)
 
     def _train(self) -> bool:
         """Train to the end or until the user stops the run, and show it; return whether it is finished.
@@ -192,7 +200,7 @@ class Session:
             for record in self.simulation.train():
                 self._take(record)
                 self.refresh("training")
-                if self.console.deserted:
+                if self.console.lost:
                     self.stop.received = signal.SIGPIPE
                 if self.stop.received and self._may_save(record):
                     self.save()

@@ -1,6 +1,6 @@
 """The configuration of a run: one documented field per decision, validated on construction.
 
-Every field is also a flag of ``experiments/run.py``. The algorithm, the models, the data and the kernels take plain
+Every field is also a flag of ``simsfl run``. The algorithm, the models, the data and the kernels take plain
 arguments instead of a `RunConfig`. Nothing here imports torch, so that ``--help`` answers at once.
 """
 
@@ -34,6 +34,7 @@ from simsfl.config.constraints import (
 )
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.system.messages import shortened, unknown
+from simsfl.system.paths import expanded
 
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -57,6 +58,7 @@ def _setting(
     *,
     within: tuple[float, float] | None = None,
     only: Condition | tuple[Condition, ...] = (),
+    path: bool = False,
 ) -> Any:
     """Return a field of the config.
 
@@ -67,9 +69,10 @@ def _setting(
         choices: the values that are allowed, if they are names.
         within: the lowest and the highest value that are allowed, if they are numbers.
         only: conditions under which it has an effect; `RunConfig.check_effect` checks them.
+        path: whether its value may be a path, in which ``~`` is replaced by the home directory.
     """
     only = (only,) if isinstance(only, Condition) else only
-    about = {"group": group, "help": text, "choices": choices, "within": within, "only": only}
+    about = {"group": group, "help": text, "choices": choices, "within": within, "only": only, "path": path}
     return field(default=default, metadata=about)
 
 
@@ -167,8 +170,9 @@ class RunConfig:
         "data",
         "Name of a data set, an .npz file, or an ImageFolder directory; auto is CIFAR-10 if it is available, else the "
         "built-in shapes.",
+        path=True,
     )
-    data_dir: str = _setting("data", "data", "Directory that is searched for the files of public data sets.")
+    data_dir: str = _setting("data", "data", "Directory that is searched for the files of public data sets.", path=True)
     image_size: int | None = _setting(
         None,
         "data",
@@ -293,6 +297,7 @@ class RunConfig:
         None,
         "privacy",
         "Second data set, whose images clients hold besides their share of the first; a batch has batch_size of each.",
+        path=True,
     )
     init_client: str | None = _setting(
         None,
@@ -300,6 +305,7 @@ class RunConfig:
         "Expert whose weights the clients start from: a run directory, a file of weights, or the name of one that "
         "comes with simsfl.",
         only=SPLIT,
+        path=True,
     )
     init_server: bool = _setting(
         False, "privacy", "Start the server from the weights of init_client, too.", only=EXPERT
@@ -403,6 +409,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for spec in fields(self):
             self._check_type(spec.name, spec.type, getattr(self, spec.name))
+            if spec.metadata["path"]:
+                self._expand(spec.name)
             value, choices, within = getattr(self, spec.name), spec.metadata["choices"], spec.metadata["within"]
             if choices and value not in choices:
                 raise unknown(spec.name, value, choices)
@@ -416,6 +424,14 @@ class RunConfig:
             Unequal.parse(self.unequal)
         Decoder.parse(self.ressfl_decoder, "ressfl_decoder")
         check(self, EVERY_RUN)
+
+    def _expand(self, name: str) -> None:
+        """Replace ``~`` in the value of a field by the home directory; raise a ValueError if there is none."""
+        try:
+            value = getattr(self, name)
+            object.__setattr__(self, name, value and expanded(value))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     @staticmethod
     def _check_type(name: str, annotation: str, value: Any) -> None:

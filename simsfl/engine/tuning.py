@@ -35,8 +35,9 @@ from simsfl.kernels import (
 )
 from simsfl.models import FlatModule
 from simsfl.models.central import CentralModule
-from simsfl.system.files import cache_directory, write_json
+from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
+from simsfl.system.paths import cache_directory
 
 CHUNKS = (100, 50, 25, 10)
 """Numbers of clients that may run together on a CPU, the default first. On a GPU all clients run together."""
@@ -245,7 +246,7 @@ def where() -> str:
 def processor() -> str:
     """Return the name of the processor's model, or that of its architecture if the model is unknown."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from simsfl.algorithm.state import same_shape
@@ -19,7 +18,7 @@ from simsfl.runs.directory import RunDirectory
 from simsfl.setup.defaults import with_possible_precision
 from simsfl.setup.parts import Parts, build
 from simsfl.setup.weights import load_weights
-from simsfl.system.tensor_file import Rows, blocks_of
+from simsfl.system.tensor_file import Rows, blocks_of, open_tensors
 
 
 def save(path: str | Path, parts: Parts, progress: Progress, timed: dict[str, Any], metrics_bytes: int) -> None:
@@ -105,7 +104,7 @@ def _restore(path: Path, parts: Parts, progress: Progress) -> None:
         ValueError: the checkpoint belongs to another network or to other clients.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             if set(file.keys()) != set(_tensors(parts, progress)):
                 raise ValueError("it holds other tensors")
             parts.state.restore_(file, sent=progress.communication.needs_sent(progress.step_index))

@@ -21,6 +21,7 @@ import numpy as np
 
 from simsfl.runs.trace_about import FORMAT, read_about
 from simsfl.system.array_zip import ArrayZip, Header, NotArraysError
+from simsfl.system.programs import called
 
 VIEWS = {"crop": (4,), "flip": (), "jitter": (4,), "blends": (3,), "hue_slot": (), "gray": (), "sigma": ()}
 """Parameters of views, as in `kernels.ViewParameters`, and the shape that each has for one view of an image."""
@@ -102,7 +103,7 @@ class Trace:
 
     def wrong(self, what: str) -> ValueError:
         """Return the error to raise about the file, whose message says `what` is wrong with it."""
-        return ValueError(f"replay: {self.path} {what}; allowed: a file that run.py --record-trace wrote")
+        return ValueError(f"replay: {self.path} {what}; allowed: a file that {called('run')} --record-trace wrote")
 
     def array(self, name: str, shape: tuple[int, ...] | None = None, types: tuple[str, ...] = ()) -> np.ndarray:
         """Read and return the array of this name.

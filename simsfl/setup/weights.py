@@ -8,13 +8,12 @@ of an `nn.Sequential` for each half, in which the shortcut of a block comes last
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,8 +23,8 @@ from simsfl.models.flat import flattened, pieces
 from simsfl.runs import checkpoint
 from simsfl.runs.directory import RunDirectory
 from simsfl.setup import assembly
-from simsfl.system.messages import unknown
-from simsfl.system.reading import open_regular
+from simsfl.system.messages import unknown, visible
+from simsfl.system.tensor_file import open_tensors
 
 EXPERTS = Path(__file__).parent / "experts"
 """Directory of the experts that come with simsfl."""
@@ -86,7 +85,7 @@ class Weights:
             for half in HALVES
             for name, tensor in getattr(self, half).items()
         }
-        metadata = {"config": json.dumps(self.config.network()), "origin": Path(self.origin).name}
+        metadata = {"config": json.dumps(self.config.network()), "origin": visible(Path(self.origin).name)}
         save_file(tensors, path, metadata=metadata)
 
 
@@ -114,21 +113,14 @@ def load_weights(source: str) -> Weights:
         raise unknown("init_client", source, experts(), also="the directory of a run, or a file of weights")
     halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
     try:
-        with _opened(path) as file:
+        with open_tensors(path) as file:
             config = RunConfig.from_dict(json.loads(file.metadata()["config"]))
-            for name in file.keys():  # noqa: SIM118 - safe_open is not a dictionary
+            for name in file.keys():  # noqa: SIM118 - this is not a dictionary
                 half, _, own = name.partition(".")
                 halves[half][own] = file.get_tensor(name)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"init_client: {path} is no file of weights ({error})") from error
     return Weights(str(path), config, **halves)
-
-
-def _opened(path: Path) -> safe_open:
-    """Open a safetensors file, whose name need not be UTF-8; the library opens such a file by its descriptor alone."""
-    with open_regular(path) as stream:
-        is_text = os.fsencode(path).decode(errors="ignore") == str(path)
-        return safe_open(path if is_text else f"/dev/fd/{stream.fileno()}", framework="pt")
 
 
 def _of_run(path: Path) -> Weights:
@@ -142,7 +134,7 @@ def _of_run(path: Path) -> Weights:
     model = assembly.network(config, weights=False)
     file, _, _ = checkpoint.newest(directory.checkpoints)
     halves = {}
-    with safe_open(file, framework="pt") as tensors:
+    with open_tensors(file) as tensors:
         for half, part in zip(HALVES, ("clients", "server"), strict=True):
             own = getattr(model, half)
             halves[half] = {

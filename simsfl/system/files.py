@@ -13,12 +13,6 @@ from pathlib import Path
 from typing import Any
 
 
-def cache_directory() -> Path:
-    """Return ``$SIMSFL_CACHE`` if it is set, else ``simsfl`` in the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SIMSFL_CACHE") or Path(base) / "simsfl")
-
-
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path with the same file name; it replaces `path` when the block ends without an error.

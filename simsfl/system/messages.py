@@ -1,4 +1,4 @@
-"""Text for messages: errors that suggest the name that was meant, and counts with their nouns."""
+"""Text for messages: errors that suggest the name that was meant, counts with their nouns, and text of others."""
 
 from __future__ import annotations
 
@@ -33,3 +33,21 @@ def shortened(value: object) -> str:
     large = isinstance(value, int) and abs(value) >= 10**30
     text = f"a number of {value.bit_length()} bits" if large else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def visible(text: str) -> str:
+    r"""Return text of others, such as the name of a file, as it may be printed on one line.
+
+    Line breaks and all other characters that a terminal would obey instead of showing them (control characters, marks
+    of the direction of text, bytes of a file name that are no characters) are written as in a Python string. Whatever
+    is printed goes through this function (`simsfl.system.console`).
+
+    >>> print(visible("a title\x1b]0;mine\x07 on two\nlines"))
+    a title\x1b]0;mine\x07 on two\nlines
+    """
+    return "".join(character if character.isprintable() else escaped(character) for character in text)
+
+
+def escaped(text: str) -> str:
+    """Return a text in ASCII, with every other character and every control character as in a Python string."""
+    return text.encode("unicode_escape").decode("ascii")

@@ -1,19 +1,25 @@
-"""Writing tensors as safetensors files without having them all in memory."""
+"""Tensors in safetensors files: written without having them all in memory, and read whatever a file is called."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from simsfl.system.files import replacing
+from simsfl.system.reading import open_regular
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 _BLOCK_BYTES = 1 << 26
 """Bytes of rows that are written at a time, at most, unless a single row has more."""
@@ -63,6 +69,29 @@ def rows_in_block(tensor: Tensor) -> int:
 def blocks_of(tensor: Tensor | Rows) -> Iterator[Tensor]:
     """Return the blocks of `Rows`, or a tensor as a single block."""
     return tensor.blocks() if isinstance(tensor, Rows) else iter([tensor])
+
+
+@contextmanager
+def open_tensors(path: Path, framework: str = "pt") -> Iterator[safe_open]:
+    """Open a safetensors file, also one whose path is not UTF-8, which the library itself does not open.
+
+    Args:
+        path: the file.
+        framework: "pt" for tensors on the CPU, "np" for NumPy's arrays.
+
+    Raises:
+        OSError: the file cannot be read, or is no regular file.
+        safetensors.SafetensorError: the file holds no tensors.
+    """
+    from safetensors import safe_open  # noqa: PLC0415  (small boards lack it, and read no such file)
+
+    with open_regular(path) as file:
+        try:
+            name = os.fsencode(path).decode("utf-8")
+        except UnicodeDecodeError:
+            name = f"/dev/fd/{file.fileno()}"
+        with safe_open(name, framework) as tensors:
+            yield tensors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: dict[str, str] | None = None) -> str:

@@ -22,6 +22,8 @@ from rich.text import Text
 from simsfl.algorithm.wire import DeviceStatus
 from simsfl.runs.metrics import History, Status
 from simsfl.system.clock import PHASES
+from simsfl.system.console import Output
+from simsfl.system.messages import visible
 from simsfl.ui.spread import collapse, spreads
 
 REFRESH_SECONDS = 1.0
@@ -144,7 +146,7 @@ def _header(config: Mapping[str, Any], activity: str) -> Panel:
         (f"{config['clients']:,} clients", "bold"),
         f", cohort {config['cohort']:,}  {config['engine']}  {config['precision']}",
     )
-    titles = {"title": "simsfl", "title_align": "left", "subtitle": activity, "subtitle_align": "right"}
+    titles = {"title": "simsfl", "title_align": "left", "subtitle": Text(visible(activity)), "subtitle_align": "right"}
     return Panel(text, border_style="cyan", **titles)
 
 
@@ -310,7 +312,7 @@ class LiveView:
         console: the terminal.
     """
 
-    def __init__(self, config: Mapping[str, Any], history: History, console: Console):
+    def __init__(self, config: Mapping[str, Any], history: History, console: Output):
         self.config, self.history, self.console = config, history, console
         self.live = Live(console=console, auto_refresh=False, screen=True)
         self.picture: Group | None = None
@@ -327,7 +329,7 @@ class LiveView:
         if self.picture:
             self.console.print(self.picture)
         if found := collapse(spreads(self.config, self.history)):
-            _warn(self.console, found[1])
+            self.console.say((found[1], "yellow"))
 
     def due(self) -> bool:
         """Return whether `REFRESH_SECONDS` have passed since the last drawing."""
@@ -349,7 +351,7 @@ class PlainView:
         console: where to print.
     """
 
-    def __init__(self, config: Mapping[str, Any], history: History, console: Console):
+    def __init__(self, config: Mapping[str, Any], history: History, console: Output):
         self.config, self.history, self.console = config, history, console
         self.printed = len(history.rounds)
 
@@ -375,20 +377,13 @@ class PlainView:
         collapsed_in, warning = collapse(found) or (None, "")
         left = time_left(status)
         for record in self.history.rounds[self.printed :]:
-            self.console.print(
+            self.console.say(
                 f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
                 f"contrast {record['contrast_top1']:.2f} %{knn.get(record['round'], '')}  "
                 f"{'' if record['communication'] == 'A' else 'state ' + record['communication'] + '  '}"
                 f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
-                f"{'-' if left is None else time_text(left)} left",
-                highlight=False,
-                soft_wrap=True,
+                f"{'-' if left is None else time_text(left)} left"
             )
             if record["round"] == collapsed_in:
-                _warn(self.console, warning)
+                self.console.say((warning, "yellow"))
         self.printed = len(self.history.rounds)
-
-
-def _warn(console: Console, text: str) -> None:
-    """Print a warning as one line."""
-    console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from rich.table import Table
-from rich.text import Text
 
 _MARKUP = re.compile(r"[\\`*<~$|]|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(])|&(?=#?\w+;)")
 """What Markdown, or a formula in ``$`` on GitHub, would not show as it is. Underscores within a word are harmless, for
@@ -62,12 +61,7 @@ def lines_of(cells: Sequence[Sequence[str]], right: Sequence[bool] | None = None
 
 def markdown(table: Table) -> str:
     """Return a rich table as Markdown, with its title above and its caption below, in italics."""
-    columns = [[_plain(column.header), *map(_plain, column.cells)] for column in table.columns]
+    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
     lines = lines_of(list(zip(*columns, strict=True)), [column.justify == "right" for column in table.columns])
-    title, caption = (f"*{escaped(_plain(text))}*" if text else "" for text in (table.title, table.caption))
+    title, caption = (f"*{escaped(str(text))}*" if text else "" for text in (table.title, table.caption))
     return "\n".join([title, "", *lines, "", caption, ""])
-
-
-def _plain(cell: object) -> str:
-    """Return the text of a cell as a terminal shows it: without rich's markup."""
-    return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)

@@ -1,6 +1,7 @@
 """Tables of the paper: their cells, and grids that are planned, run, interrupted and continued."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,10 +214,23 @@ WRONG = {
     "cell": (["3", "--only", "CIFAR-11"], "only: 'CIFAR-11' is in no cell"),
     "seeds": (["3", "--seeds", "a"], "seeds: 'a'"),
     "budget": (["3", "--budget", "0"], "budget: 0 is no time"),
+    "budget in words": (["3", "--budget", "x"], "budget: 'x' is no number; allowed: minutes"),
     "tiny budget": (["sync", "--only", "1 per round", "--budget", "0.001"], "budget: 0.001 minutes are too few"),
     "flag": (["3", "--archs", "resnet8"], "flag: '--archs' is not known (did you mean --arch?)"),
     "config": (["3", "--tau", "2"], "tau: 2.0 is out of range"),
 }
+
+
+def test_a_run_is_ended_even_where_interrupts_are_ignored(tmp_path):
+    """As in a job of a script in the background, whose processes ignore them, too."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        argv = ["run", *flags(out=tmp_path / "run", rounds=3, preset="laptop", **TINY)]
+        with (tmp_path / "log").open("w") as log, table._running(argv, log) as process:
+            assert process.poll() is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

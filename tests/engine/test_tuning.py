@@ -14,7 +14,7 @@ from simsfl.algorithm import server
 from simsfl.engine import tuning
 from simsfl.kernels import CHOICES, CannotRunError, accelerated, choosing
 from simsfl.runs.directory import RunDirectory
-from simsfl.system.files import cache_directory
+from simsfl.system.paths import cache_directory
 
 
 @pytest.fixture(autouse=True)

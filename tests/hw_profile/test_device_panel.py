@@ -8,6 +8,7 @@ from rich.console import Console
 
 from simsfl.hw_profile.devices.panel import LiveView, PlainView
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
+from simsfl.system.console import Output
 
 METER = SimpleNamespace(name="pmic", uncertainty=0.05, estimated=False)
 
@@ -79,7 +80,7 @@ def test_what_is_not_so_is_not_shown():
 
 
 def test_lines_where_there_is_no_terminal():
-    console = Console(file=io.StringIO(), width=80)
+    console = Output(file=io.StringIO(), width=80)
     with PlainView(console) as view:
         view.follow(device(steps=5), Stopwatch(), None)
         view.tell("client 26 of run [0123]")

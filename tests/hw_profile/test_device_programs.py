@@ -116,7 +116,7 @@ def test_of_servers(npz, tmp_path, capsys, monkeypatch):
         taken.listen()
         port = taken.getsockname()[1]
         for argv, message in (
-            ([], "key: keys/server.key cannot be read (No such file or directory); allowed: a file that python hw_"),
+            ([], "key: keys/server.key cannot be read (No such file or directory); allowed: a file that simsfl keys"),
             (["--key", "server.key", "--insecure"], "insecure: cannot be given with --key; allowed: one"),
             (["--insecure", "--listen", "0.0.0.0:5555"], "insecure: 0.0.0.0:5555 is open to others"),
             (

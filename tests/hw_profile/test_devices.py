@@ -17,7 +17,7 @@ from simsfl.hw_profile.devices import client
 from simsfl.hw_profile.devices.device import Device
 from simsfl.hw_profile.devices.loop import about_run, own_images
 from simsfl.runs.client_trace import Trace
-from simsfl.ui.console import Output
+from simsfl.system.console import Output
 from tests.conftest import TINY
 from tests.engine.tape import Tape
 from tests.hw_profile.serving import (

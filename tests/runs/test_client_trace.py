@@ -278,7 +278,9 @@ def whole(dataset, tmp_path_factory):
 
 
 def refused(path, words=""):
-    with pytest.raises(ValueError, match=r"^replay: .*; allowed: a file that run.py --record-trace wrote$") as caught:
+    with pytest.raises(
+        ValueError, match=r"^replay: .*; allowed: a file that simsfl run --record-trace wrote$"
+    ) as caught:
         Trace(path)
     assert words in str(caught.value)
 

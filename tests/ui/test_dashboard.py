@@ -11,6 +11,7 @@ from simsfl.algorithm.wire import DeviceStatus
 from simsfl.cli import run, watch
 from simsfl.cli.report import program as report
 from simsfl.runs.metrics import History, Status
+from simsfl.system.console import Output
 from simsfl.ui.dashboard import LiveView, PlainView, Sparkline, histogram, render, time_left, time_text
 from tests.conftest import TINY, flags
 
@@ -155,14 +156,14 @@ def test_a_collapsed_network_is_shown_and_warned_of_once():
     for std, times in ((0.0001, 1), (0.0181, 0), (None, 0)):
         assert ("outputs almost the same" in "\n".join(drawn(80, 24, CONFIG, history(std=std), STATUS))) == (times > 0)
         for kind in (PlainView, LiveView):
-            records, console = History(), Console(file=io.StringIO(), width=80, height=24)
+            records, console = History(), Output(file=io.StringIO(), width=80, height=24)
             with kind(CONFIG | {"rounds": 9}, records, console) as view:
                 view.show(STATUS)
                 for record in history(rounds=4, std=std).evaluations + history(rounds=4, std=std).rounds:
                     records.feed(record)
                     view.show(STATUS)
             assert console.file.getvalue().count(words) == times, kind
-    console = Console(file=io.StringIO(), width=80)
+    console = Output(file=io.StringIO(), width=80)
     with PlainView(CONFIG | {"rounds": 9}, history(rounds=4, std=0.0), console) as view:  # of a resumed run
         view.show(STATUS)
     assert console.file.getvalue() == ""

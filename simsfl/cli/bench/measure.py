@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 _BEGIN = time.perf_counter()
 
@@ -31,7 +29,7 @@ from simsfl.engine.precision import arithmetic, has_tf32  # noqa: E402
 from simsfl.setup.assembly import network  # noqa: E402
 from simsfl.setup.defaults import device_of, resolve  # noqa: E402
 from simsfl.system.clock import PhaseClock  # noqa: E402
-from simsfl.system.memory import peak_memory_bytes  # noqa: E402
+from simsfl.system.memory import peak_memory_bytes, resident_bytes  # noqa: E402
 
 _SECONDS_OF_PRODUCTS = 1.0
 """Seconds spent on finding the peak rate of matrix products."""
@@ -157,7 +155,7 @@ def _scale(config: RunConfig, steps: int) -> None:
         {
             "step_seconds": np.diff(times)[2:].tolist(),
             "start_seconds": start,
-            "resident_bytes": _resident_bytes(),
+            "resident_bytes": resident_bytes(),
             "peak_bytes": peak_memory_bytes(simulation.parts.device),
             "data_bytes": data,
             "bytes_per_client": kept / config.clients,
@@ -204,11 +202,6 @@ def _synchronise(device: torch.device) -> None:
     """Wait until the device has done all work given to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _resident_bytes() -> int:
-    """Return the bytes of memory that this process uses now (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _emit(value: dict) -> None:

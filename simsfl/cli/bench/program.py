@@ -21,13 +21,12 @@ from statistics import median, quantiles
 from tempfile import TemporaryFile
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
+from simsfl.system.console import Output
 from simsfl.system.messages import unknown
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, whole_number
@@ -108,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report["engines"] = _engines(fields, names, steps)
             report["peaks"] = _one("peaks", fields)
         for table in tables(report):
-            Console(width=max(100, Console().width)).print(table)
+            Output(width=max(100, Output().width)).print(table)
         if arguments.json:
             from simsfl.system.files import write_json  # noqa: PLC0415
 
@@ -352,7 +351,7 @@ def _scale_table(results: _Json, title: str) -> Table:
         "bytes a client",
     )
     for column in columns:
-        table.add_column(escape(column), justify="right")  # rich would take [ms] for markup
+        table.add_column(column, justify="right")
     for clients, run in results.items():
         table.add_row(
             f"{int(clients):,}",

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
+from simsfl.system.console import Output
 from simsfl.system.files import write_json
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, one_of, path, whole_number
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures = {name: estimate(config, arguments.images, **how) for name, config in rows}
             tables = own_tables(figures, asked, arguments.dtype or f"the formats of a run ({asked.precision})")
         for table in tables:
-            Console().print(table)
+            Output().print(table)
         if arguments.json:
             write_json(arguments.json, figures)
     except (ValueError, OSError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from simsfl.algorithm.plan import Group, plan_round
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
 from simsfl.runs.metrics import History
+from simsfl.system.console import Output
 from simsfl.system.progress import watched
 from simsfl.system.randomness import Purpose, numpy_generator
 from simsfl.ui.plot_text import literal
@@ -87,7 +87,7 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     for number, run in enumerate(watched(runs, "Drawing"), start=1):
         simulation = Simulation.load(run.path, device="auto")
         for problem in simulation.damaged:
-            print(f"{problem}; using the one before", file=sys.stderr)
+            Output(stderr=True).say(f"{problem}; using the one before")
         words = "-".join(["", str(number), *re.findall(r"[A-Za-z0-9_.]+", run.name)])
         suffix = words[:_STEM] if len(runs) > 1 else ""
         of = f" of {run.name}" if len(runs) > 1 else ""

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from simsfl.cli.report.figures import Run, draw, save
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, read_records
+from simsfl.system.console import Output
+from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import number, time_text
 from simsfl.ui.markdown import escaped, lines_of, picture
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.report.write_text(_page(runs, figures, out.path), encoding="utf-8")
     except (ValueError, OSError) as error:
         return fail(error)
-    print(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
+    Output().say(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
     return 0
 
 
@@ -96,7 +98,7 @@ def _read_attack(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         [content[score][part] for score in ("mse", "ssim", "psnr") for part in ("mean", "std")]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); allowed: what attack.py writes") from error
+        raise ValueError(f"{file} is damaged ({error}); allowed: what {called('attack')} writes") from error
     return content
 
 

@@ -15,17 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from simsfl.cli.flags import add_config_flags, config_values
-from simsfl.cli.main import command
 from simsfl.cli.presets import named
 from simsfl.cli.table.cells import TABLES, Cell
+from simsfl.system.console import Output
 from simsfl.system.messages import unknown
+from simsfl.system.programs import command
 from simsfl.system.progress import bar, watched
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, fail, path, seeds_of
+from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of
 
 _COSTS = {"1": "hardware costs as the paper counts them", "hardware": "same as 1"}
 """Titles of the tables that need no runs, by name."""
@@ -42,7 +42,12 @@ def parser() -> Parser:
     what.add_argument("--seeds", default="0", metavar="N,N", help="seeds; each cell is run once for each (default: 0)")
     what.add_argument("--only", metavar="TEXT", help='run only cells whose "row, column" contains this text')
     what.add_argument("--dry-run", action="store_true", help="print commands, steps and times, and run nothing")
-    what.add_argument("--budget", type=float, metavar="MINUTES", help="shorten the runs so that all fit in this time")
+    what.add_argument(
+        "--budget",
+        type=value_of(float, "minutes"),
+        metavar="MINUTES",
+        help="shorten the runs so that all fit in this time",
+    )
     what.add_argument(
         "--out", type=path, metavar="DIR", help="directory of the results, new or to continue (default: tables/TABLE)"
     )
@@ -74,7 +79,7 @@ def _tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
+        Output(stderr=True).say("stopped; the same command continues")
         return 128 + (stop.received or signal.SIGINT)
 
 
@@ -89,7 +94,7 @@ def _show_costs(out: Path | None) -> int:
 
     tables, _ = paper_tables()
     for table in tables:
-        Console().print(table)
+        Output().print(table)
     if out:
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.md").write_text("\n".join(map(markdown, tables)), encoding="utf-8")
@@ -149,7 +154,7 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     from simsfl.cli.table.results import Results  # noqa: PLC0415
     from simsfl.system.files import write_json  # noqa: PLC0415
 
-    out, console = arguments.out or Path("tables") / arguments.table, Console()
+    out, console = arguments.out or Path("tables") / arguments.table, Output()
     identity = {"table": arguments.table, "preset": base.preset, "flags": flags, "budget": arguments.budget}
     kept = {name: run for name, run in read_grid(out / "grid.json", identity).items() if not run["problem"]}
     names = {Plan(cell, seed, base, 0, 0.0).name: (cell, seed) for cell, seed in cells}
@@ -161,7 +166,7 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     if arguments.dry_run:
         lines = [_command_line(plan, out) for plan in plans if not plan.problem]
         for line in lines + [f"# {problem}" for problem in results.problems()]:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.say(line)
         console.print(results.forecast())
         return 0
     out.mkdir(parents=True, exist_ok=True)
@@ -170,13 +175,13 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     results.write()
     console.print(results.table())
     for problem in results.problems():
-        console.print(problem, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"wrote {out / 'table.md'} and {out / 'table.png'}", highlight=False)
+        console.say(problem)
+    console.say(f"wrote {out / 'table.md'} and {out / 'table.png'}")
     return 0
 
 
 def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None:
-    """Run plans one after the other, with a bar of their estimated time on stderr.
+    """Run plans one after the other, with a bar of their estimated time on stderr, or lines where that is no terminal.
 
     A run whose expert has not ended is skipped.
 
@@ -189,7 +194,10 @@ def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> Non
         task = progress.add_task("", total=sum(plan.seconds for plan in plans))
         before = 0.0
         for position, plan in enumerate(plans, start=1):
-            progress.update(task, description=f"{position}/{len(plans)} {plan.cell.name}, seed {plan.seed}")
+            description = f"{position}/{len(plans)} {plan.cell.name}, seed {plan.seed}"
+            progress.update(task, description=description)
+            if progress.disable:  # no terminal shows the bar
+                progress.console.say(description)
             begin = time.perf_counter()
             if not plan.expert_has_ended(out):
                 continue
@@ -232,7 +240,7 @@ def _running(argv: list[str], log: Any) -> Iterator[subprocess.Popen]:
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # not by SIGINT: a job in the background ignores that, and so do its processes
         process.wait()
 
 

@@ -165,7 +165,7 @@ class Results:
             expert = next(p for p in self.plans if p.cell == plan.cell.expert and p.seed == plan.seed)
             return f"its expert did not finish: {self._trouble(expert)}"
         log = self.out / f"{plan.name}.log"
-        lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
         errors = [line for line in lines if line.startswith("error: ")]
         return errors[-1] if errors else f"failed, see {log}" if lines else "not run"
 
