@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import matplotlib as mpl
@@ -21,13 +22,15 @@ from simsfl.config.notation import Decoder
 from simsfl.engine.precision import arithmetic
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
 from simsfl.rounds import evaluating
+from simsfl.rounds.saving import PLACES
 from simsfl.runs.directory import RunDirectory
-from simsfl.system.files import write_json
+from simsfl.runs.records import AttackRecord, Scores, to_json
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_number
 from simsfl.ui.dashboard import number
 
+log = logging.getLogger(__name__)
 _DESCENT = "descent"
 """Name of the attack that trains no decoder."""
 _SHOWN = 12
@@ -63,6 +66,9 @@ def parser() -> Parser:
         help="first client whose images are reconstructed; the next ones follow up to 128 images (default: 0)",
     )
     result.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    for name in PLACES:
+        text = "where the run's images lie now, if not where they lay when it began"
+        result.add_argument(f"--{name.replace('_', '-')}", metavar="STR", help=text)
     return result
 
 
@@ -78,7 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.attack_epochs = arguments.attack_epochs or 50
         if not 0 < arguments.attacker_data <= 1:
             raise ValueError(f"attacker_data: {arguments.attacker_data:g} is no share; allowed: more than 0, up to 1")
-        simulation = Simulation.load(arguments.run, device=arguments.device)
+        places = {name: getattr(arguments, name) for name in PLACES if getattr(arguments, name)}
+        simulation = Simulation.load(arguments.run, device=arguments.device, places=places)
+        for problem in simulation.damaged:
+            log.warning("%s", problem)
         with arithmetic(simulation.config.precision):
             _carry_out(arguments, simulation, decoder, seeds)
     except (ValueError, OSError, ArithmeticError) as error:
@@ -112,6 +121,9 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
     images, count = simulation.dataset.train, len(simulation.dataset.train_labels)
     rows = targets(simulation.parts.sources[0], arguments.target_client)
     client = evaluating.client(simulation.parts)
+    name, out = arguments.decoder, RunDirectory(arguments.run).outputs
+    names = {"record": f"attacks/{name}.json", "sheet": f"attacks/{name}.png", "curves": f"attacks/{name}-curves.png"}
+    out.check(*names.values())
     results = [
         attack(
             client,
@@ -125,42 +137,44 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
         )
         for seed in seeds
     ]
-    name, out = arguments.decoder, RunDirectory(arguments.run).attacks
-    out.mkdir(exist_ok=True)
-    scores = {score: spread([getattr(result, score) for result in results]) for score in ("mse", "ssim", "psnr")}
-    own = {score: [getattr(result, score) for result in results] for score in scores}
-    mean_image = _mean_image_mse(simulation, rows)
-    write_json(
-        out / f"{name}.json",
-        {
-            "decoder": name,
-            "attacker_data": arguments.attacker_data,
-            "epochs": arguments.attack_epochs,
-            "target_client": arguments.target_client,
-            "targets": len(rows),
-            "seeds": seeds,
-            "rounds": simulation.progress.round_index,
-            **scores,
-            "by_seed": own,
-            "mean_image_mse": mean_image,
-            "training": [asdict(result.training) if result.training else None for result in results],
-        },
+    own = {
+        score: [value if math.isfinite(value := getattr(result, score)) else None for result in results]
+        for score in ("mse", "ssim", "psnr")
+    }
+    scores = {score: None if None in values else Scores(**spread(values)) for score, values in own.items()}
+    record = AttackRecord(
+        decoder=name,
+        attacker_data=arguments.attacker_data,
+        epochs=arguments.attack_epochs,
+        target_client=arguments.target_client,
+        targets=len(rows),
+        seeds=seeds,
+        rounds=simulation.progress.round_index,
+        **scores,
+        by_seed=own,
+        mean_image_mse=_mean_image_mse(simulation, rows),
+        training=[result.training for result in results],
     )
-    figures = {name: _sheet(pixels(images, rows[:_SHOWN]).cpu(), results[0], name)}
+    out.write_json(names["record"], to_json(record))
+    figures = {"sheet": _sheet(pixels(images, rows[:_SHOWN]).cpu(), results[0], name)}
     if decoder:
-        figures[f"{name}-curves"] = _curves(results, seeds)
-    for stem, figure in figures.items():
-        figure.savefig(out / f"{stem}.png")
+        figures["curves"] = _curves(results, seeds)
+    for kind, figure in figures.items():
+        with out.replacing(names[kind]) as file:
+            figure.savefig(file)
         plt.close(figure)
     console = Console()
     table = Table(title=f"{name} against client {arguments.target_client}, {len(rows)} images")
     for column in ("", "mean", "std"):
         table.add_column(column, justify="right")
     for score, unit in (("mse", ""), ("ssim", ""), ("psnr", " dB")):
-        table.add_row(score.upper(), *(number(scores[score][part], ".4f", unit) for part in ("mean", "std")))
-    table.caption = f"MSE of the mean image: {mean_image:.4f}"
+        measured = (scores[score].mean, scores[score].std) if scores[score] else (None, None)
+        table.add_row(score.upper(), *(number(value, ".4f", unit) for value in measured))
+    table.caption = f"MSE of the mean image: {record.mean_image_mse:.4f}"
     console.print(table)
-    console.print(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"wrote {', '.join(str(out.path / names[kind]) for kind in figures)}", highlight=False, soft_wrap=True
+    )
 
 
 def _mean_image_mse(simulation: Simulation, rows: torch.Tensor) -> float:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import ENDINGS, History, Status, read_records
+from simsfl.system.files import check_new, replacing
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import REFRESH_SECONDS, LiveView, PlainView, render, time_text
 
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse(argv)
         directory = RunDirectory(arguments.run)
-        config = directory.read_config()["config"]
+        config = directory.read_config().config.to_dict()
+        if arguments.svg:
+            check_new(arguments.svg, "svg")
     except ValueError as error:
         return fail(error)
     history = History()
@@ -61,11 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = tail.read()
         if arguments.svg:
-            if arguments.svg.is_dir():
-                raise ValueError(f"svg: {arguments.svg} is a directory; allowed: the path of a file")
             picture = Console(file=io.StringIO(), record=True, width=100, force_terminal=True)
             picture.print(render(config, history, status))
-            picture.save_svg(str(arguments.svg), title=f"watch.py {directory.path.resolve().name}")
+            with replacing(arguments.svg, new=True) as file:
+                picture.save_svg(str(file), title=f"watch.py {directory.path.resolve().name}")
             return 0
         with (LiveView if live else PlainView)(config, history, console) as view:
             while True:

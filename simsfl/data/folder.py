@@ -118,15 +118,17 @@ def read_folder(
         parts = torch.from_numpy(sample).split(100)
         statistics = measure(torch.cat([pictures[0][part] for part in watched(parts, f"Measuring {path}")]))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
+    files = [*train.files, *test.files]
     return Dataset(
         name,
         f"{origin}, decoded as it is needed",
-        _listing_checksum(path, [*train.files, *test.files]),
+        _listing_checksum(path, files, sizes=True),
         train.classes,
         train=Images(pictures[0], mean, std),
         train_labels=torch.from_numpy(train.labels),
         test=Images(pictures[1], mean, std),
         test_labels=torch.from_numpy(test.labels),
+        listing=_listing_checksum(path, files, sizes=False),
     )
 
 
@@ -198,9 +200,12 @@ def _read_all(split: _Listing, size: int) -> tuple[np.ndarray, np.ndarray]:
     return images, split.labels
 
 
-def _listing_checksum(path: Path, files: Sequence[str]) -> str:
-    """Return the SHA-256 of the files' names, relative to `path`, and sizes; to read them all would take too long."""
-    lines = (f"{os.path.relpath(file, path)} {Path(file).stat().st_size}\n" for file in files)
+def _listing_checksum(path: Path, files: Sequence[str], *, sizes: bool) -> str:
+    """Return the SHA-256 of the files' names, relative to `path`, and if asked for their sizes.
+
+    To read all files would take too long.
+    """
+    lines = (f"{os.path.relpath(file, path)}{f' {Path(file).stat().st_size}' if sizes else ''}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from simsfl.system.files import replacing
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 _BLOCK_BYTES = 1 << 26
 """Bytes of rows that are written at a time, at most, unless a single row has more."""
@@ -25,6 +29,8 @@ _DTYPES = {
     torch.uint8: "U8",
 }
 """Name of each dtype in safetensors files."""
+SEAL, _SEAL_BYTES = "sha256", 32
+"""Name and length of the last tensor of a sealed file."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,13 @@ def blocks_of(tensor: Tensor | Rows) -> Iterator[Tensor]:
     return tensor.blocks() if isinstance(tensor, Rows) else iter([tensor])
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: dict[str, str] | None = None) -> str:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor | Rows],
+    metadata: dict[str, str] | None = None,
+    *,
+    sealed: bool = False,
+) -> str:
     """Write tensors into a safetensors file, atomically, and return the file's SHA-256 in hexadecimal.
 
     The format is written here because the safetensors library needs all tensors in memory, twice. The library reads
@@ -75,6 +87,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: di
         path: the file, which is replaced if it exists.
         tensors: tensors or rows by name, in the order of the file.
         metadata: strings for the header of the file.
+        sealed: whether to add `SEAL` as the last tensor: the SHA-256 of all that comes before it in the file, header
+            included, as ``[32]`` uint8. `is_sealed` checks it.
 
     Raises:
         OSError: the file cannot be written.
@@ -85,6 +99,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: di
         end = offset + prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
+    if sealed:
+        header[SEAL] = {"dtype": "U8", "shape": [_SEAL_BYTES], "data_offsets": [offset, offset + _SEAL_BYTES]}
     start = json.dumps(header).encode()
     start += b" " * (-len(start) % 8)
     sha256 = hashlib.sha256()
@@ -100,4 +116,34 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: di
             for tensor in tensors.values():
                 for block in blocks_of(tensor):
                     put(memoryview(block.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()))
+            if sealed:
+                put(sha256.digest())
         return sha256.hexdigest()
+
+
+def is_sealed(path: Path) -> bool:
+    """Return whether the last bytes of a file are the checksum of all others, as `write_tensors` writes it."""
+    sha256, rest = hashlib.sha256(), path.stat().st_size - _SEAL_BYTES
+    with path.open("rb") as file:
+        while rest > 0 and (block := file.read(min(rest, 1 << 22))):
+            sha256.update(block)
+            rest -= len(block)
+        return file.read() == sha256.digest()
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[safe_open]:
+    """Open a safetensors file, whose tensors are read onto the CPU.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, or it lacks a tensor that is asked for inside.
+    """
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  (small boards lack it, and read no such file)
+
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error

@@ -10,7 +10,6 @@ fp32, or in the precision that its name ends with: ``+tf32`` or ``+bf16``.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from rich.table import Table
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
+from simsfl.system.files import check_new, write_json
 from simsfl.system.messages import unknown
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, whole_number
@@ -107,9 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for table in tables(report):
             Console(width=max(100, Console().width)).print(table)
         if arguments.json:
-            from simsfl.system.files import write_json  # noqa: PLC0415
-
-            write_json(arguments.json, report)
+            write_json(arguments.json, report, new=True)
     except (ValueError, OSError) as error:
         return fail(error)
     return 0
@@ -117,11 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(arguments: Any, values: _Json) -> None:
     """Raise a ValueError for flags that cannot work, or that have no effect beside the others."""
-    file = arguments.json
-    if file and not file.parent.is_dir():
-        raise ValueError(f"json: there is no directory {file.parent}; allowed: one that exists")
-    if file and (file.is_dir() or not os.access(file.parent, os.W_OK)):
-        raise ValueError(f"json: {file} cannot be written; allowed: a file in a writable directory")
+    if arguments.json:
+        check_new(arguments.json, "json")
     if arguments.scale and arguments.start:
         raise ValueError("start: cannot be given with --scale; allowed: one of the two")
     given = {name for name in ("engines", "steps") if getattr(arguments, name)} | set(values)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.plan import Group, plan_round
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
+from simsfl.rounds.saving import ImagesError
 from simsfl.runs.metrics import History
+from simsfl.runs.records import AttackRecord, Summary
+from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 
 _PAIRS = 12
 """Most pairs of views that are shown, each of an image of another client."""
 _PCA_IMAGES = 2000
 """Most test images whose features are shown."""
+log = logging.getLogger(__name__)
 mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9})
 
 
@@ -47,14 +51,17 @@ class Run:
     """The records so far."""
     steps: list[int]
     """Steps done at the end of each round, after a 0 for the start."""
-    summary: dict[str, Any]
-    """Content of ``summary.json``; empty where the run has not ended."""
-    attacks: dict[str, dict[str, Any]]
+    summary: Summary | None
+    """Content of ``summary.json``; None where the run has not ended."""
+    attacks: dict[str, AttackRecord]
     """Results that ``attack.py`` wrote, by decoder."""
 
 
 def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
-    """Draw all figures that the runs have records for; return each with its title, by file name without suffix."""
+    """Draw all figures that the runs have records for; return each with its title, by file name without suffix.
+
+    Of runs whose images cannot be had, the figures that show images, or what the network makes of them, are left out.
+    """
     figures = {}
     if any(run.history.evaluations for run in runs):
         figures["curves"] = ("Loss and kNN accuracy", _curves(runs))
@@ -67,9 +74,13 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     if any(run.attacks for run in runs):
         figures["privacy"] = ("Privacy against accuracy", _privacy(runs))
     for run in watched(runs, "Drawing"):
-        simulation = Simulation.load(run.path, device="auto")
+        try:
+            simulation = Simulation.load(run.path, device="auto", going_on=True)
+        except ImagesError as error:
+            log.warning("%s: partition, views and features of %s are left out", error, run.name)
+            continue
         for problem in simulation.damaged:
-            print(f"{problem}; using the one before", file=sys.stderr)
+            log.warning("%s", problem)
         suffix = f"-{re.sub(r'[^A-Za-z0-9_.-]+', '-', run.name)}" if len(runs) > 1 else ""
         of = f" of {run.name}" if len(runs) > 1 else ""
         figures[f"partition{suffix}"] = (f"Images per client and class{of}", _partition(simulation))
@@ -79,11 +90,18 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     return figures
 
 
-def save(figures: dict[str, tuple[str, Figure]], directory: Path) -> None:
-    """Write what `draw` returned into a directory, as a PNG file for each figure, and close the figures."""
-    for stem, (title, figure) in figures.items():
+def save(figures: dict[str, tuple[str, Figure]], out: Outputs) -> None:
+    """Write what `draw` returned below ``figures/``, as a PNG file for each figure, and close the figures.
+
+    Raises:
+        ValueError: one of the files is there, but is not simsfl's own; then nothing is written.
+    """
+    files = {f"figures/{stem}.png": figure for stem, figure in figures.items()}
+    out.check(*files)
+    for name, (title, figure) in files.items():
         figure.suptitle(title)
-        figure.savefig(directory / f"{stem}.png")
+        with out.replacing(name) as file:
+            figure.savefig(file)
         plt.close(figure)
 
 
@@ -179,8 +197,8 @@ def _privacy(runs: list[Run]) -> Figure:
             expert = f", from {Path(config['init_client']).stem}" if config["init_client"] else ""
             bottleneck = f", {config['bottleneck']}" if config["bottleneck"] else ""
             label = f"{run.name}: cut {config['cut_layer']}{bottleneck}{resisting}{expert}, {decoder}"
-            ssim, y = found["ssim"], float("nan") if accuracy is None else accuracy
-            axis.errorbar(ssim["mean"], y, xerr=ssim["std"] or 0.0, fmt="o", capsize=3, label=label)
+            ssim, y = found.ssim, float("nan") if accuracy is None else accuracy
+            axis.errorbar(ssim.mean, y, xerr=ssim.std or 0.0, fmt="o", capsize=3, label=label)
     axis.set(xlabel="SSIM of the attacker's reconstructions (less is more private)", ylabel="accuracy [%]")
     axis.legend(fontsize=7)
     return figure
