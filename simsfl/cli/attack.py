@@ -23,9 +23,9 @@ from simsfl.engine.precision import arithmetic
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
 from simsfl.rounds import evaluating
 from simsfl.rounds.saving import PLACES
-from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import AttackRecord, Scores, to_json
 from simsfl.system.memory import is_out_of_memory
+from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_number
 from simsfl.ui.dashboard import number
@@ -121,7 +121,7 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
     images, count = simulation.dataset.train, len(simulation.dataset.train_labels)
     rows = targets(simulation.parts.sources[0], arguments.target_client)
     client = evaluating.client(simulation.parts)
-    name, out = arguments.decoder, RunDirectory(arguments.run).outputs
+    name, out = arguments.decoder, Outputs(arguments.run, "run")
     names = {"record": f"attacks/{name}.json", "sheet": f"attacks/{name}.png", "curves": f"attacks/{name}-curves.png"}
     out.check(*names.values())
     results = [

@@ -240,18 +240,23 @@ def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: Run
 
 
 def _is_over(console: Output, directory: RunDirectory, simulation: Simulation) -> bool:
-    """Return whether nothing is left to do in a run, and then print its results."""
+    """Return whether nothing is left to do in a run, and then print its results.
+
+    Raises:
+        ValueError: ``summary.json`` is damaged.
+    """
     if simulation.progress.round_index < simulation.config.rounds:
         return False
-    try:
-        summary = directory.read_summary()
-    except ValueError as error:
-        simulation.damaged.append(f"{error}; it is made again")
+    if (summary := directory.read_summary()) is None:
         return False
-    if summary:
-        console.print(f"{escape(str(directory.path))} is over already", soft_wrap=True)
-        _conclude(console, directory, summary)
-    return summary is not None
+    try:
+        directory.check_metrics(summary)
+    except ValueError as error:
+        simulation.damaged.append(f"{error}; its end is made again")
+        return False
+    console.print(f"{escape(str(directory.path))} is over already", soft_wrap=True)
+    _conclude(console, directory, summary)
+    return True
 
 
 def _recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recorder | None:

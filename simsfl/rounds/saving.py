@@ -16,7 +16,7 @@ from simsfl.algorithm.state import same_shape
 from simsfl.data import Dataset
 from simsfl.rounds.progress import NonFiniteLossError, Progress
 from simsfl.runs import checkpoint
-from simsfl.runs.checkpoint import Found, Timed
+from simsfl.runs.checkpoint import SEAL, Found, Timed
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import Extent
 from simsfl.runs.records import RunRecord
@@ -24,7 +24,7 @@ from simsfl.setup.defaults import with_possible_precision
 from simsfl.setup.parts import Parts, build, load_images
 from simsfl.setup.weights import load_weights
 from simsfl.system.files import digest
-from simsfl.system.tensor_file import SEAL, Rows, blocks_of, open_tensors
+from simsfl.system.tensor_file import Rows, blocks_of, open_tensors
 
 PLACES = ("dataset", "data_dir", "aux_dataset")
 """Fields of the config that say where the images lie."""

@@ -32,6 +32,8 @@ _NAME = re.compile(r"round-(\d{6,19})-step-(\d{6,19})\.safetensors")
 """Names of checkpoints; a user's own files beside them have others."""
 MANIFEST = "manifest.json"
 """Name of the file that lists the checkpoints."""
+SEAL = "sha256"
+"""Name of the last tensor of a file."""
 _KEY = "simsfl.checkpoint"
 """Key of a `Standing` in the header of a file."""
 
@@ -130,7 +132,7 @@ def save(directory: Path, tensors: Mapping[str, Tensor | Rows], standing: Standi
     name = f"round-{standing.round:06d}-step-{standing.step:06d}.safetensors"
     entries, own = _listed(directory) or {}, _own(directory, standing.config_sha256)
     kept = [name, *(older for older in own if _place(older) < _place(name))][:_KEEP]
-    sha256 = write_tensors(directory / name, tensors, {_KEY: json.dumps(asdict(standing))}, sealed=True)
+    sha256 = write_tensors(directory / name, tensors, {_KEY: json.dumps(asdict(standing))}, SEAL)
     meta = _Meta(
         round=standing.round,
         step=standing.step,

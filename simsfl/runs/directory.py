@@ -203,7 +203,9 @@ class RunDirectory:
             ValueError: this is not a run directory, or its ``config.json`` is damaged or was edited.
         """
         if not self.config.is_file():
-            raise ValueError(f"{self.path} is not the directory of a run: there is no config.json in it")
+            raise ValueError(
+                f"{self.path} is not the directory of a run: there is no config.json in it; allowed: what run.py writes"
+            )
         try:
             return read(self.config, RunRecord)
         except ValueError as error:
@@ -211,17 +213,13 @@ class RunDirectory:
             raise ValueError(f"{error}; allowed: {allowed}") from error
 
     def read_summary(self) -> Summary | None:
-        """Return the content of ``summary.json``, None where the run has not ended.
+        """Return the content of ``summary.json``, None where the run has not ended; a ValueError if it is damaged."""
+        return read(self.summary, Summary) if self.summary.exists() else None
 
-        Raises:
-            ValueError: the file is damaged, or ``metrics.jsonl`` is not as the run left it.
-        """
-        if not self.summary.exists():
-            return None
-        summary = read(self.summary, Summary)
+    def check_metrics(self, summary: Summary) -> None:
+        """Raise a ValueError unless ``metrics.jsonl`` is as it was when this summary was written."""
         if summary.metrics_sha256 not in (None, digest(self.metrics) if self.metrics.is_file() else ""):
-            raise ValueError(f"{self.metrics} is damaged, or was edited: it is not as the run left it")
-        return summary
+            raise ValueError(f"{self.metrics} is damaged, or was edited since the run ended")
 
     def check_same(self, config: RunConfig, dataset: Dataset) -> RunRecord:
         """Return what was recorded of the run in this directory, if it has this config and these images.

@@ -119,7 +119,7 @@ def load_weights(source: str) -> Weights:
         try:
             return _of_run(path)
         except ValueError as error:
-            raise ValueError(f"init_client: {str(error).removeprefix('resume: ')}; allowed: a run") from error
+            raise ValueError(f"init_client: {str(error).removeprefix('resume: ')}") from error
     if not path.is_file():
         raise unknown("init_client", source, experts(), also="the directory of a run, or a file of weights")
     try:

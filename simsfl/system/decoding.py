@@ -28,7 +28,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from simsfl.system.messages import shortened
+from simsfl.system.messages import shortened, shown
 
 T = TypeVar("T")
 _Convert = Callable[[Any], Any]
@@ -50,8 +50,8 @@ Count = Annotated[int, Range(0)]
 """A whole number from 0 on."""
 Ordinal = Annotated[int, Range(1)]
 """A whole number from 1 on."""
-Amount = Annotated[float, Range(0)]
-"""A finite number from 0 on, such as seconds."""
+Amount = Annotated[float, Range(0, _LARGEST)]
+"""A number from 0 on, such as seconds, not so large that sums and products of a few are infinite."""
 Percent = Annotated[float, Range(0, 100)]
 """A percentage."""
 
@@ -131,9 +131,9 @@ def _scalar(kind: type) -> _Convert:
 
     def convert(value: Any) -> Any:
         if type(value) not in types:
-            raise Wrong(f"{_shown(value)} is not {_SCALARS[kind]}")
+            raise Wrong(f"{shown(value)} is not {_SCALARS[kind]}")
         if kind in (int, float) and not abs(value) <= (_LARGEST if type(value) is int else math.nextafter(math.inf, 0)):
-            raise Wrong(f"{_shown(value)} is out of range")
+            raise Wrong(f"{shown(value)} is out of range")
         return value
 
     return convert
@@ -145,7 +145,7 @@ def _bounded(inner: _Convert, bounds: Range) -> _Convert:
 
     def convert(value: Any) -> Any:
         if not bounds.low <= inner(value) <= bounds.high:
-            raise Wrong(f"{_shown(value)} is out of range; allowed: {bounds.low:,} {upper}")
+            raise Wrong(f"{shown(value)} is out of range; allowed: {bounds.low:,} {upper}")
         return value
 
     return convert
@@ -168,7 +168,7 @@ def _text(allowed: Iterable[str], kind: _Convert) -> _Convert:
 
     def convert(value: Any) -> Any:
         if not isinstance(value, str) or value not in allowed:
-            raise Wrong(f"{_shown(value)} is not known; allowed: {', '.join(allowed)}")
+            raise Wrong(f"{shown(value)} is not known; allowed: {', '.join(allowed)}")
         return kind(value)
 
     return convert
@@ -179,7 +179,7 @@ def _list(inner: _Convert) -> _Convert:
 
     def convert(value: Any) -> list[Any]:
         if not isinstance(value, list):
-            raise Wrong(f"{_shown(value)} is not a list")
+            raise Wrong(f"{shown(value)} is not a list")
         return list(_each(enumerate(value), lambda _: inner).values())
 
     return convert
@@ -209,7 +209,7 @@ def _record(kind: type) -> _Convert:
 def _entries(value: Any) -> Iterable[tuple[str, Any]]:
     """Return the entries of an object."""
     if not isinstance(value, Mapping):
-        raise Wrong(f"{_shown(value)} is not an object")
+        raise Wrong(f"{shown(value)} is not an object")
     return value.items()
 
 
@@ -224,10 +224,3 @@ def _each(entries: Iterable[tuple[Any, Any]], inner: Callable[[Any], _Convert]) 
         except ValueError as error:  # of a dataclass that checks itself
             raise Wrong(str(error), name) from error
     return result
-
-
-def _shown(value: Any) -> str:
-    """Return a value as errors show it: texts in quotes, and lists and objects by that name alone."""
-    if isinstance(value, str):
-        return repr(shortened(value))
-    return {list: "a list", dict: "an object"}.get(type(value)) or shortened(value)

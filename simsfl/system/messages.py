@@ -33,3 +33,10 @@ def shortened(value: object) -> str:
     large = isinstance(value, int) and abs(value) >= 10**30
     text = f"a number of {value.bit_length()} bits" if large else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def shown(value: object) -> str:
+    """Return a value of a file as errors show it: texts in quotes, and lists and objects by that name alone."""
+    if isinstance(value, str):
+        return repr(shortened(value))
+    return {list: "a list", dict: "an object"}.get(type(value)) or shortened(value)

@@ -54,8 +54,8 @@ class Outputs:
         for name in names:
             if os.path.lexists(self.path / name) and not self.owns(name):
                 raise ValueError(
-                    f"{self.flag}: {self.path / name} was not written by simsfl, or has been changed since; allowed: another "
-                    "directory, or to move that file away"
+                    f"{self.flag}: {self.path / name} was not written by simsfl, or has been changed since; allowed: "
+                    "another directory, or to move that file away"
                 )
 
     @contextmanager

@@ -29,8 +29,8 @@ _DTYPES = {
     torch.uint8: "U8",
 }
 """Name of each dtype in safetensors files."""
-SEAL, _SEAL_BYTES = "sha256", 32
-"""Name and length of the last tensor of a sealed file."""
+_SEAL_BYTES = 32
+"""Length of a SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ def write_tensors(
     path: Path,
     tensors: Mapping[str, Tensor | Rows],
     metadata: dict[str, str] | None = None,
-    *,
-    sealed: bool = False,
+    seal: str | None = None,
 ) -> str:
     """Write tensors into a safetensors file, atomically, and return the file's SHA-256 in hexadecimal.
 
@@ -87,8 +86,8 @@ def write_tensors(
         path: the file, which is replaced if it exists.
         tensors: tensors or rows by name, in the order of the file.
         metadata: strings for the header of the file.
-        sealed: whether to add `SEAL` as the last tensor: the SHA-256 of all that comes before it in the file, header
-            included, as ``[32]`` uint8. `is_sealed` checks it.
+        seal: name of a last tensor to add, ``[32]`` uint8: the SHA-256 of all that comes before it in the file, header
+            included, which `is_sealed` checks; None to add none.
 
     Raises:
         OSError: the file cannot be written.
@@ -99,8 +98,8 @@ def write_tensors(
         end = offset + prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
-    if sealed:
-        header[SEAL] = {"dtype": "U8", "shape": [_SEAL_BYTES], "data_offsets": [offset, offset + _SEAL_BYTES]}
+    if seal:
+        header[seal] = {"dtype": "U8", "shape": [_SEAL_BYTES], "data_offsets": [offset, offset + _SEAL_BYTES]}
     start = json.dumps(header).encode()
     start += b" " * (-len(start) % 8)
     sha256 = hashlib.sha256()
@@ -116,7 +115,7 @@ def write_tensors(
             for tensor in tensors.values():
                 for block in blocks_of(tensor):
                     put(memoryview(block.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()))
-            if sealed:
+            if seal:
                 put(sha256.digest())
         return sha256.hexdigest()
 

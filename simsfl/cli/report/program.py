@@ -60,8 +60,10 @@ def _read(path: Path, name: str) -> Run:
             done += record["event"] == "step"
             if record["event"] == "round":
                 steps.append(done)
+    if summary := directory.read_summary():
+        directory.check_metrics(summary)
     attacks = {file.stem: read(file, AttackRecord) for file in sorted(directory.attacks.glob("*.json"))}
-    return Run(name, path, config, history, steps, directory.read_summary(), attacks)
+    return Run(name, path, config, history, steps, summary, attacks)
 
 
 def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) -> str:
