@@ -138,14 +138,14 @@ class Progress:
         ssim = ssim if exchange is Exchange.BOTH_WAYS else ()  # otherwise clients got no gradient to resist with
         return RoundRecord(self.round_index, loss, top1, lr, up, down, exchange.value, kept_up + kept_down, *ssim)
 
-    def standing(self, metrics: Extent, config_sha256: str) -> Standing:
+    def standing(self, metrics: Extent, run: str) -> Standing:
         """Return what a checkpoint keeps of the progress beside the tensors.
 
         Args:
             metrics: the part of ``metrics.jsonl`` that belongs to it.
-            config_sha256: checksum of the run's config.
+            run: the run (`simsfl.runs.records.RunRecord.identity`).
         """
-        return Standing(self.round_index, self.step_index, self.communication, self.traffic, metrics, config_sha256)
+        return Standing(self.round_index, self.step_index, self.communication, self.traffic, metrics, run)
 
     def restore(self, standing: Standing, timed: Timed) -> None:
         """Take over what a checkpoint has kept beside the tensors.

@@ -57,7 +57,7 @@ def save(path: str | Path, parts: Parts, progress: Progress, timed: Timed, metri
     directory = RunDirectory(path)
     if directory.config.exists():
         run = directory.check_same(parts.config, parts.dataset)
-        checkpoint.save(directory.checkpoints, tensors, progress.standing(metrics, run.sha256), timed)
+        checkpoint.save(directory.checkpoints, tensors, progress.standing(metrics, run.identity), timed)
         return
     directory.check_free(overwrite=False)
     with directory.appearing() as new:
@@ -65,7 +65,7 @@ def save(path: str | Path, parts: Parts, progress: Progress, timed: Timed, metri
             with new.outputs.replacing(new.start.name) as file:
                 parts.start.save(file)
         run = new.record(parts.config, parts.by_rule, parts.reasons, parts.dataset, parts.choices)
-        checkpoint.save(new.checkpoints, tensors, progress.standing(metrics, run.sha256), timed)
+        checkpoint.save(new.checkpoints, tensors, progress.standing(metrics, run.identity), timed)
 
 
 def load(
@@ -95,7 +95,7 @@ def load(
     """
     directory = RunDirectory(path)
     saved = directory.read_config()
-    found = checkpoint.newest(directory.checkpoints, saved.sha256, directory.metrics if going_on else None)
+    found = checkpoint.newest(directory.checkpoints, saved.identity, directory.metrics if going_on else None)
     config = replace(saved.config, **(places or {}), **({"device": device} if device else {}))
     if device:
         config = with_possible_precision(config)

@@ -1,6 +1,6 @@
 """Checkpoints: safetensors files, each of which carries what a resume believes and its own checksum.
 
-The header of a file says where the run stood, which config it belongs to, and how its metrics began; its last tensor is
+The header of a file says where the run stood, which run it was, and how its metrics began; its last tensor is
 the SHA-256 of all before. So a file can be judged by itself, and is the same, byte for byte, whether the run was
 interrupted or not. ``manifest.json`` lists the files, newest first, for people and with what was timed; older runs have
 no other description of their checkpoints. It is replaced once a new file is on disk, and older files are deleted only
@@ -52,8 +52,8 @@ class Standing:
     """Bytes sent so far."""
     metrics: Extent
     """The part of ``metrics.jsonl`` that belongs to the checkpoint."""
-    config_sha256: str
-    """Checksum of the config that the run began with (`simsfl.runs.records.RunRecord.sha256`)."""
+    run: str
+    """The run that it belongs to (`simsfl.runs.records.RunRecord.identity`)."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def save(directory: Path, tensors: Mapping[str, Tensor | Rows], standing: Standi
     """
     directory.mkdir(parents=True, exist_ok=True)
     name = f"round-{standing.round:06d}-step-{standing.step:06d}.safetensors"
-    entries, own = _listed(directory) or {}, _own(directory, standing.config_sha256)
+    entries, own = _listed(directory) or {}, _own(directory, standing.run)
     kept = [name, *(older for older in own if _place(older) < _place(name))][:_KEEP]
     sha256 = write_tensors(directory / name, tensors, {_KEY: json.dumps(asdict(standing))}, SEAL)
     meta = _Meta(
@@ -147,21 +147,21 @@ def save(directory: Path, tensors: Mapping[str, Tensor | Rows], standing: Standi
         (directory / other).unlink()
 
 
-def clear(directory: Path, config_sha256: str) -> None:
-    """Delete the checkpoints of the run with this config, their manifest, and the directory if it is empty then."""
-    for name in _own(directory, config_sha256):
+def clear(directory: Path, run: str) -> None:
+    """Delete the checkpoints of a run, their manifest, and the directory if it is empty then."""
+    for name in _own(directory, run):
         (directory / name).unlink()
     (directory / MANIFEST).unlink(missing_ok=True)
     with suppress(OSError):  # there is none, or it holds other files
         directory.rmdir()
 
 
-def newest(directory: Path, config_sha256: str, metrics: Path | None = None) -> Found:
+def newest(directory: Path, run: str, metrics: Path | None = None) -> Found:
     """Return the newest checkpoint that is whole, and belongs to the run.
 
     Args:
         directory: directory of the checkpoints.
-        config_sha256: checksum of the run's config (`simsfl.runs.records.RunRecord.sha256`).
+        run: the run (`simsfl.runs.records.RunRecord.identity`).
         metrics: ``metrics.jsonl``, which then has to begin as it did at the checkpoint; None if the run does not go on.
 
     Raises:
@@ -173,7 +173,7 @@ def newest(directory: Path, config_sha256: str, metrics: Path | None = None) -> 
     for name in _names(directory) if entries is None else sorted(entries, key=_place, reverse=True):
         entry = (entries or {}).get(name)
         try:
-            standing = _checked(directory / name, entry, config_sha256)
+            standing = _checked(directory / name, entry, run)
             if metrics and (problem := standing.metrics.problem(metrics)):
                 raise ValueError(problem)
         except ValueError as error:
@@ -200,14 +200,14 @@ def _names(directory: Path) -> list[str]:
     return sorted(names, key=_place, reverse=True)
 
 
-def _own(directory: Path, config_sha256: str) -> list[str]:
-    """Return those of `_names` that are checkpoints of the run with this config, by their header or the manifest."""
+def _own(directory: Path, run: str) -> list[str]:
+    """Return those of `_names` that are checkpoints of the run, by their header or the manifest."""
     entries = _listed(directory) or {}
 
     def is_own(name: str) -> bool:
         with suppress(ValueError):
             standing = _described(directory / name)
-            return name in entries if standing is None else standing.config_sha256 == config_sha256
+            return name in entries if standing is None else standing.run == run
         return name in entries
 
     return [name for name in _names(directory) if is_own(name)]
@@ -226,19 +226,22 @@ def _described(path: Path) -> Standing | None:
     """
     with open_tensors(path) as file:
         metadata = file.metadata() or {}
-    return decode(Standing, parse_json(metadata[_KEY])) if _KEY in metadata else None
+    try:
+        return decode(Standing, parse_json(metadata[_KEY])) if _KEY in metadata else None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
 
 
-def _checked(path: Path, entry: _Entry | None, config_sha256: str) -> Standing:
+def _checked(path: Path, entry: _Entry | None, run: str) -> Standing:
     """Return where the run stood at a checkpoint, if the whole file is as it was written.
 
     Args:
         path: the file.
         entry: its entry in the manifest, if it has one.
-        config_sha256: checksum of the run's config.
+        run: the run.
 
     Raises:
-        ValueError: the file is missing or damaged, or belongs to another config.
+        ValueError: the file is missing or damaged, or belongs to another run.
     """
     try:
         standing = _described(path)
@@ -249,11 +252,11 @@ def _checked(path: Path, entry: _Entry | None, config_sha256: str) -> Standing:
             raise ValueError(f"checkpoint {path} is damaged (SHA-256 differs)")
         meta = entry.meta
         metrics = Extent(meta.metrics_bytes, None)
-        return Standing(meta.round, meta.step, meta.communication, meta.traffic, metrics, config_sha256)
+        return Standing(meta.round, meta.step, meta.communication, meta.traffic, metrics, run)
     if standing is None or not is_sealed(path):
         raise ValueError(f"checkpoint {path} is damaged (SHA-256 differs)")
-    if standing.config_sha256 != config_sha256:
+    if standing.run != run:
         raise ValueError(
-            f"checkpoint {path} belongs to another config.json than there is now; allowed: a new run with --config"
+            f"checkpoint {path} belongs to another run than config.json describes; allowed: a new run with --config"
         )
     return standing

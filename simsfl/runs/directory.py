@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,15 +26,13 @@ from simsfl.config import RunConfig
 from simsfl.data import Dataset
 from simsfl.runs import checkpoint
 from simsfl.runs.metrics import is_written
-from simsfl.runs.records import DatasetRecord, RunRecord, Summary, read, to_json
+from simsfl.runs.records import DatasetRecord, RunRecord, Summary, lasting, read, to_json
 from simsfl.system.files import digest, replacing
 from simsfl.system.messages import shortened
 from simsfl.system.outputs import Outputs
 
 _PACKAGES = ("torchvision", "numpy", "rich", "safetensors")
 """Packages whose versions are recorded, besides those of Python and PyTorch."""
-_OF_THE_PLACE = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_client")
-"""Fields of the config in which a run may differ where it goes on: the device and what that supports, and paths."""
 
 
 class RunDirectory:
@@ -129,7 +126,7 @@ class RunDirectory:
         """Delete the run that is here, with its report, figures and attacks; what others have put here stays."""
         if run := self._run():
             self.outputs.adopt(self._whole)
-            checkpoint.clear(self.checkpoints, run.sha256)
+            checkpoint.clear(self.checkpoints, run.identity)
             for path in self._growing:
                 path.unlink(missing_ok=True)
         self.outputs.clear()
@@ -222,16 +219,13 @@ class RunDirectory:
             raise ValueError(f"{self.metrics} is damaged, or was edited since the run ended")
 
     def check_same(self, config: RunConfig, dataset: Dataset) -> RunRecord:
-        """Return what was recorded of the run in this directory, if it has this config and these images.
-
-        Device and precision may differ: a run may be resumed on a device that does not support its precision. So may
-        paths, for the checksum says which images they are.
+        """Return what was recorded of the run in this directory, if its config is this one, apart from what may differ.
 
         Raises:
             ValueError: it is another run.
         """
         saved = self.read_config()
-        if _identity(saved.config) != _identity(config) or not saved.dataset.is_of(dataset):
+        if lasting(saved.config) != lasting(config) or not saved.dataset.is_of(dataset):
             raise ValueError(f"out: {self.path} holds another run; allowed: another directory")
         return saved
 
@@ -241,13 +235,6 @@ class RunDirectory:
             return self.read_config()
         except ValueError:
             return None
-
-
-def _identity(config: RunConfig) -> dict[str, Any]:
-    """Return the fields of a config that stay the same wherever the run goes on."""
-    values = config.to_dict()
-    paths = {name: values[name] is None for name in ("aux_dataset", "init_client")}
-    return {name: value for name, value in values.items() if name not in _OF_THE_PLACE} | paths
 
 
 def git_commit() -> str | None:

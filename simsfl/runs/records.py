@@ -18,6 +18,8 @@ from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decod
 
 _SUM = "sha256"
 """Key under which a file has the checksum of all its other entries."""
+_PLACES = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_client")
+"""Fields of the config that may differ where a run goes on."""
 _SETTLED = ("cohort", "batch_size", "rounds", "syncs_per_round", "width", "image_size", "client_lr")
 """Fields of a config that rules have filled in before it is recorded."""
 
@@ -68,6 +70,12 @@ class RunRecord:
     """Checksum of ``start.safetensors``; None where the run starts from no expert."""
     sha256: str = ""
     """Checksum of all other entries."""
+
+    @property
+    def identity(self) -> str:
+        """Return a checksum of what makes it this run and no other, which stays the same wherever it goes on."""
+        images = self.dataset.listing or self.dataset.sha256
+        return checksum({"config": lasting(self.config), "images": images, "start": self.start})
 
     def __post_init__(self) -> None:
         for name in _SETTLED:
@@ -166,6 +174,17 @@ class AttackRecord:
 
 R = TypeVar("R")
 """A dataclass with the field `sha256`."""
+
+
+def lasting(config: RunConfig) -> dict[str, Any]:
+    """Return the fields of a config that stay the same wherever a run goes on.
+
+    Device and precision may differ: a run may be resumed on a device that does not support its precision. So may paths,
+    for checksums say which images and which weights they lead to.
+    """
+    values = config.to_dict()
+    there = {name: values[name] is None for name in ("aux_dataset", "init_client")}
+    return {name: value for name, value in values.items() if name not in _PLACES} | there
 
 
 def to_json(record: R) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def _of_run(path: Path) -> Weights:
     directory = RunDirectory(path)
     run = directory.read_config()
     model = assembly.network(run.config, weights=False)
-    found = checkpoint.newest(directory.checkpoints, run.sha256)
+    found = checkpoint.newest(directory.checkpoints, run.identity)
     for problem in found.problems:
         log.warning("%s", problem)
     halves: dict[str, dict[str, Tensor]] = {}

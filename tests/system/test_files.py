@@ -146,7 +146,7 @@ def test_file_systems_that_cannot_sync_directories(code, tmp_path, monkeypatch):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", nothing_syncs)
-    with pytest.raises(OSError, match="x.json") as caught:
+    with pytest.raises(OSError, match=r"x\.json") as caught:
         write_json(tmp_path / "x.json", [2])
     assert caught.value.errno == code
     assert (tmp_path / "x.json").read_text() == "[\n  1\n]\n"
@@ -165,9 +165,13 @@ def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_to_be_new_replaces_none(tmp_path):
-    with pytest.raises(FileExistsError, match=f"{tmp_path}/x"), replacing(tmp_path / "x", new=True) as temporary:
-        temporary.write_text("ours")
-        (tmp_path / "x").write_text("theirs")
+    def write():
+        with replacing(tmp_path / "x", new=True) as temporary:
+            temporary.write_text("ours")
+            (tmp_path / "x").write_text("theirs")
+
+    with pytest.raises(FileExistsError, match=f"{tmp_path}/x"):
+        write()
     assert (tmp_path / "x").read_text() == "theirs"
 
 

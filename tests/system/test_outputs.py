@@ -76,8 +76,7 @@ def test_an_error_leaves_the_file_as_it_was(tmp_path):
     out = Outputs(tmp_path)
     out.write_text("a.txt", "one")
     with pytest.raises(RuntimeError), out.replacing("a.txt") as temporary:
-        temporary.write_text("two")
-        raise RuntimeError
+        raise RuntimeError(temporary.write_text("two"))
     assert (tmp_path / "a.txt").read_text() == "one"
     assert out.owns("a.txt")
 
