@@ -200,9 +200,8 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
         console.print(f"[yellow]{escape(problem)}[/]", soft_wrap=True)
     if guests:
         guests.prepare(simulation)
+    directory.reopen(profile=bool(arguments.profile))
     session = Session(simulation, directory, console, stop, recorder)
-    if arguments.profile:
-        directory.outputs.check(directory.trace.name)
     why = dict.fromkeys(_CHOICES, "as configured")
     if simulation.config.precision != saved.config.precision:
         why["precision"] = f"{saved.config.precision} as configured is not available here"

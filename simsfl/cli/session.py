@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -45,8 +47,7 @@ class Session:
         result: the content of ``summary.json`` once the run has finished, None before.
 
     Raises:
-        ValueError: another process writes into the directory, its metrics do not fit its checkpoint, or a file is in
-            the way that is not simsfl's own.
+        ValueError: another process writes into the directory, or its metrics do not fit its checkpoint.
     """
 
     def __init__(
@@ -59,7 +60,6 @@ class Session:
     ):
         self.simulation, self.directory, self.console, self.stop = simulation, directory, console, stop
         self.recorder = recorder
-        directory.reopen()
         self.log = MetricsLog(directory.metrics, simulation.progress.metrics)
         self.history = History()
         for record in self.log.kept:
@@ -173,19 +173,23 @@ class Session:
     def _profiling(self, steps: int) -> Iterator[None]:
         """Profile `steps` steps of training inside, after `UNTRACED` to warm up, and write a Chrome trace of them."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
-
-        def export(profile: torch.profiler.profile) -> None:
-            with self.directory.outputs.replacing(self.directory.trace.name) as file:
-                profile.export_chrome_trace(str(file))
-
         with torch.profiler.profile(
             schedule=torch.profiler.schedule(wait=1, warmup=UNTRACED - 1, active=steps, repeat=1),
-            on_trace_ready=export,
+            on_trace_ready=self._write_profile,
         ) as profile:
             observer = _Profiled(profile)
             self.simulation.observers.append(observer)
             yield
         self.simulation.observers.remove(observer)
+
+    def _write_profile(self, profile: torch.profiler.profile) -> None:
+        """Write a profile as a Chrome trace; PyTorch itself writes into no directory whose name is not UTF-8."""
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            self.directory.outputs.replacing(self.directory.trace.name) as file,
+        ):
+            profile.export_chrome_trace(f"{scratch}/trace.json")
+            shutil.copyfile(f"{scratch}/trace.json", file)
 
     def _train(self) -> bool:
         """Train to the end or until the user stops the run, and show it; return whether it is finished.

@@ -24,6 +24,7 @@ from simsfl.runs.metrics import Extent
 from simsfl.runs.records import read, to_json
 from simsfl.system.decoding import Amount, Count, decode, parse_json
 from simsfl.system.files import digest, write_json
+from simsfl.system.messages import shown
 from simsfl.system.tensor_file import Rows, is_sealed, open_tensors, write_tensors
 
 _KEEP = 2
@@ -89,6 +90,10 @@ class _Entry:
     file: str
     sha256: str
     meta: _Meta
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.file):
+            raise ValueError(f"{shown(self.file)} is not the name of a checkpoint")
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ def newest(directory: Path, run: str, metrics: Path | None = None) -> Found:
         metrics: ``metrics.jsonl``, which then has to begin as it did at the checkpoint; None if the run does not go on.
 
     Raises:
-        ValueError: no checkpoint in the directory is usable.
+        ValueError: no checkpoint in the directory is usable, or ``metrics.jsonl`` is not that of the run.
     """
     entries = _listed(directory)
     problems = [] if entries is not None else [f"{directory / MANIFEST} is missing or damaged: earlier times are lost"]
@@ -174,10 +179,11 @@ def newest(directory: Path, run: str, metrics: Path | None = None) -> Found:
         entry = (entries or {}).get(name)
         try:
             standing = _checked(directory / name, entry, run)
-            if metrics and (problem := standing.metrics.problem(metrics)):
-                raise ValueError(problem)
         except ValueError as error:
             unusable.append(str(error))
+            continue
+        if metrics and (problem := standing.metrics.problem(metrics)):
+            unusable.append(problem)
             continue
         timed = Timed(entry.meta.seconds, entry.meta.peak_memory_bytes, entry.meta.phase_seconds) if entry else Timed()
         return Found(

@@ -131,14 +131,17 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
         self.outputs.clear()
 
-    def reopen(self) -> None:
+    def reopen(self, *, profile: bool) -> None:
         """Prepare to go on with the run: the summary of a run that had ended is deleted, and will be made again.
 
+        Args:
+            profile: whether ``trace.json`` will be written, too.
+
         Raises:
-            ValueError: ``summary.json`` is not simsfl's own.
+            ValueError: one of the two is there, but is not simsfl's own.
         """
         self.outputs.adopt(self._whole)
-        self.outputs.check(self.summary.name)
+        self.outputs.check(self.summary.name, *[self.trace.name] * profile)
         self.summary.unlink(missing_ok=True)
 
     @contextmanager

@@ -12,14 +12,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from io import BufferedReader, FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import IO, Annotated, Any, ClassVar, Literal, get_args
 
 from simsfl.algorithm.wire import DeviceStatus
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, parse_json, read_json
 from simsfl.system.files import naming
+from simsfl.system.reading import open_regular
 
 _Similarity = Annotated[float, Range(-1, 1)]
 """A structural similarity (SSIM)."""
@@ -188,10 +188,14 @@ class Extent:
     """None where it is not known, as in older runs."""
 
     def problem(self, path: Path) -> str:
-        """Return what is wrong with the beginning of the metrics file at `path`; empty if it is this part."""
+        """Return how the file at `path` differs from this part as far as that goes; empty if it does not.
+
+        Raises:
+            ValueError: the file is shorter, so that it is not the file that the run has left.
+        """
         held = path.stat().st_size if path.exists() else 0
         if held < self.bytes:
-            return f"{path} has {held} bytes, but its checkpoint belongs to {self.bytes}"
+            raise ValueError(f"resume: {path} has {held} bytes, but its checkpoint belongs to {self.bytes}")
         whole = self.sha256 in (None, _hashed(path, self.bytes).hexdigest())
         return "" if whole else f"{path} is damaged, or was edited, before byte {self.bytes}"
 
@@ -204,7 +208,7 @@ def _hashed(path: Path, count: int) -> hashlib._Hash:
     """Return the SHA-256 of the first `count` bytes of a file, to which more can be added; the file may be missing."""
     result = hashlib.sha256()
     if count:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while count and (block := file.read(min(count, 1 << 22))):
                 result.update(block)
                 count -= len(block)
@@ -227,7 +231,9 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, keep: Extent = NOTHING):
-        self._path, self._file = path, _open(path, "ab")
+        if path.exists():
+            open_regular(path).close()
+        self._path, self._file = path, path.open("ab", buffering=0)
         try:
             if not _lock(self._file):
                 raise ValueError(f"resume: {path.parent} is being written to by another process; allowed once it ends")
@@ -267,14 +273,7 @@ class MetricsLog:
         self._file.close()
 
 
-def _open(path: Path, mode: str) -> FileIO:
-    """Open a metrics file without a buffer; raise a ValueError if it is something that could block, such as a pipe."""
-    if path.exists() and not path.is_file():
-        raise ValueError(f"metrics: {path} is not a file; allowed: what a run writes")
-    return path.open(mode, buffering=0)
-
-
-def _lock(file: FileIO) -> bool:
+def _lock(file: IO[bytes]) -> bool:
     """Lock an open file for this process until it is closed; return False if another process has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -287,7 +286,7 @@ def _lock(file: FileIO) -> bool:
 
 def is_written(path: Path) -> bool:
     """Return whether a process has a `MetricsLog` open on this file."""
-    with _open(path, "rb") as file:
+    with open_regular(path) as file:
         return not _lock(file)
 
 
@@ -299,7 +298,7 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
     Raises:
         ValueError: a line is not a record.
     """
-    with BufferedReader(_open(path, "rb")) as file:
+    with open_regular(path) as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import builtins
 import json
 import math
-import stat
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from simsfl.system.messages import shortened, shown
+from simsfl.system.reading import open_regular
 
 T = TypeVar("T")
 _Convert = Callable[[Any], Any]
@@ -74,9 +74,8 @@ def read_json(path: Path) -> Any:
         ValueError: there is no such file, or it is not JSON.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is not a file")
-        return parse_json(path.read_bytes())
+        with open_regular(path) as file:
+            return parse_json(file.read())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{path} cannot be read as JSON ({reason})") from error

@@ -65,7 +65,8 @@ def naming(path: Path) -> Iterator[None]:
         parts = Path(os.fsdecode(error.filename)).parts if isinstance(error.filename, str | bytes) else ()
         temporary = any(part.startswith(_PREFIX) and part.endswith(_SUFFIX) for part in parts)
         if error.errno is not None and (error.filename is None or temporary):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            del error.filename2
         raise
 
 

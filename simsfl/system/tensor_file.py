@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from simsfl.system.files import replacing
+from simsfl.system.reading import open_regular
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -132,7 +134,7 @@ def is_sealed(path: Path) -> bool:
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[safe_open]:
-    """Open a safetensors file, whose tensors are read onto the CPU.
+    """Open a safetensors file, also one whose path is not UTF-8; its tensors are read onto the CPU.
 
     Raises:
         ValueError: there is no such file, it is damaged, or it lacks a tensor that is asked for inside.
@@ -142,7 +144,10 @@ def open_tensors(path: Path) -> Iterator[safe_open]:
     if not path.is_file():
         raise ValueError(f"{path} is missing")
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_regular(path) as stream:
+            is_text = os.fsencode(path).decode(errors="ignore") == str(path)
+            file = safe_open(path if is_text else f"/dev/fd/{stream.fileno()}", framework="pt")
+        with file:
             yield file
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # of the file, or of mapping it into memory
         raise ValueError(f"{path} is damaged ({error})") from error

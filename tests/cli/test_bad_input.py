@@ -101,13 +101,6 @@ def other_images(out):
     npz(out.parent / "base.npz", train_y=(np.arange(40) + 1) % 4)
 
 
-def forget_the_round(out):
-    manifest = json.loads((out / "checkpoints" / "manifest.json").read_text())
-    for entry in manifest["checkpoints"]:
-        del entry["meta"]["round"]
-    (out / "checkpoints" / "manifest.json").write_text(json.dumps(manifest))
-
-
 CASES = {
     "flag": (["--clints", "5"], ["'--clints'", "did you mean --clients"]),
     "flag with value": (["--cohrt=5"], ["'--cohrt'", "did you mean --cohort"]),
@@ -220,7 +213,6 @@ CASES = {
         finished(damage_checkpoints, "--resume", "out"),
         ["resume: ", "no usable checkpoint", "damaged"],
     ),
-    "resume from a damaged manifest": (finished(forget_the_round, "--resume", "out"), ["no usable checkpoint"]),
     "resume with other images": (finished(other_images, "--resume", "out"), ["dataset", "not what the run"]),
 }
 """What follows valid flags (or what to prepare, which gives them), and words of the error."""

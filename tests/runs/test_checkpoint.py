@@ -90,4 +90,5 @@ def test_of_which_run_and_which_metrics(tmp_path):
     assert found.standing.round == 1
     assert found.problems == [f"{metrics} is damaged, or was edited, before byte 4; the one before is used"]
     metrics.unlink()
-    assert "has 0 bytes, but" in checkpoint.newest(tmp_path, "a", metrics).problems[0]
+    with pytest.raises(ValueError, match=r"resume: .* has 0 bytes, but its checkpoint belongs to 4"):
+        checkpoint.newest(tmp_path, "a", metrics)

@@ -84,6 +84,6 @@ def test_what_is_no_json(content, tmp_path):
 
 def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
-    for name, reason in (("none", "No such file"), (".", "not a file"), ("pipe", "not a file")):
+    for name, reason in (("none", "No such file"), (".", "not a regular file"), ("pipe", "not a regular file")):
         with pytest.raises(ValueError, match=reason):
             read_json(tmp_path / name)

@@ -153,11 +153,11 @@ def test_file_systems_that_cannot_sync_directories(code, tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
-    with pytest.raises(OSError, match=r"No space left on device: '.*/x'"), replacing(tmp_path / "x"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x'$"), replacing(tmp_path / "x"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(FileNotFoundError, match=rf"'{tmp_path}/x'"), replacing(tmp_path / "x"):
+    with pytest.raises(FileNotFoundError, match=rf"'{tmp_path}/x'$"), replacing(tmp_path / "x"):
         pass  # nothing is written
-    with pytest.raises(FileNotFoundError, match=rf"'{tmp_path}/none/x'"), replacing(tmp_path / "none" / "x"):
+    with pytest.raises(FileNotFoundError, match=rf"'{tmp_path}/none/x'$"), replacing(tmp_path / "none" / "x"):
         pass
     with pytest.raises(FileNotFoundError, match="another"), replacing(tmp_path / "x"):
         (tmp_path / "another").read_text()
