@@ -15,7 +15,7 @@ from simsfl.cli.presets import named
 from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, Weights, from_published, mismatch
-from simsfl.system.files import check_new, replacing
+from simsfl.system.outputs import Outputs
 from simsfl.ui.arguments import Parser, fail, path
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse(argv)
         out = arguments.out or arguments.files[0].with_suffix(".safetensors")
-        check_new(out, "out")
+        outputs = Outputs.of(out, "out")
         config = resolve(replace(named(arguments.preset)[0], **config_values(arguments)))
         model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
         halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if halves[half]:
                 raise ValueError(f"files: {file} is a second {half}; allowed: one client and one server")
             halves[half] = from_published(getattr(model, half), given)
-        with replacing(out, new=True) as file:
+        with outputs.replacing(out.name) as file:
             Weights(", ".join(map(str, arguments.files)), config, **halves).save(file)
     except (ValueError, OSError) as error:
         return fail(error)

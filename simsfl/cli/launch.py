@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -27,7 +28,7 @@ from simsfl.rounds.recorder import Recorder
 from simsfl.rounds.saving import PLACES
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import Summary
-from simsfl.system.files import check_new
+from simsfl.system.files import check_writable
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
 from simsfl.system.signals import Stop
@@ -269,7 +270,9 @@ def _recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recor
         if arguments.trace_client is not None:
             raise ValueError("trace_client: has no effect without --record-trace; allowed with --record-trace FILE")
         return None
-    check_new(file, "record_trace")
+    check_writable(file, "record_trace")
+    if os.path.lexists(file):
+        raise ValueError(f"record_trace: {file} exists already; allowed: a new file")
     parts, progress, observers = simulation.parts, simulation.progress, simulation.observers
     return Recorder(parts, progress, observers, arguments.trace_client, file)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import ENDINGS, History, Status, read_records
-from simsfl.system.files import check_new, replacing
+from simsfl.system.outputs import Outputs
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import REFRESH_SECONDS, LiveView, PlainView, render, time_text
 
@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse(argv)
         directory = RunDirectory(arguments.run)
         config = directory.read_config().config.to_dict()
-        if arguments.svg:
-            check_new(arguments.svg, "svg")
+        out = Outputs.of(arguments.svg, "svg") if arguments.svg else None
     except ValueError as error:
         return fail(error)
     history = History()
@@ -63,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.time()
     try:
         status = tail.read()
-        if arguments.svg:
+        if out:
             picture = Console(file=io.StringIO(), record=True, width=100, force_terminal=True)
             picture.print(render(config, history, status))
-            with replacing(arguments.svg, new=True) as file:
+            with out.replacing(arguments.svg.name) as file:
                 picture.save_svg(str(file), title=f"watch.py {directory.path.resolve().name}")
             return 0
         with (LiveView if live else PlainView)(config, history, console) as view:

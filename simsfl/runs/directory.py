@@ -129,7 +129,8 @@ class RunDirectory:
             checkpoint.clear(self.checkpoints, run.identity)
             for path in self._growing:
                 path.unlink(missing_ok=True)
-        self.outputs.clear()
+        made_of_it = [path.name for path in (self.report, self.figures, self.attacks)] if run else []
+        self.outputs.clear(*self._whole, *made_of_it)
 
     def reopen(self, *, profile: bool) -> None:
         """Prepare to go on with the run: the summary of a run that had ended is deleted, and will be made again.

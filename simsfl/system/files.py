@@ -138,9 +138,9 @@ def _flush(path: Path) -> None:
             raise
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True, new: bool = False) -> None:
-    """Write `value` into `path` as indented JSON, atomically; the other arguments are those of `replacing`."""
-    with replacing(path, durable=durable, new=new) as temporary:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write `value` into `path` as indented JSON, atomically; unless `durable`, a power cut may lose it."""
+    with replacing(path, durable=durable) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
@@ -153,18 +153,16 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
     return state.hexdigest()
 
 
-def check_new(path: Path, flag: str) -> None:
-    """Raise a ValueError that names `flag` unless a file can be made at `path`, where nothing is yet."""
+def check_writable(path: Path, flag: str) -> None:
+    """Raise a ValueError that names `flag` unless a file can be made at `path`, or the one there be replaced."""
     try:
-        if os.path.lexists(path) and not path.is_dir():
-            raise ValueError(f"{flag}: {path} exists already; allowed: a new file")
         if path.is_dir() or not path.parent.is_dir():
             reason = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
-            raise ValueError(f"{flag}: {path} cannot be written: {reason}; allowed: a new file in a directory")
+            raise ValueError(f"{flag}: {path} cannot be written: {reason}; allowed: a file in a directory")
         with tempfile.TemporaryFile(dir=path.parent):  # raises if it cannot be written to
             pass
     except OSError as error:
-        raise ValueError(f"{flag}: {path} cannot be written ({error.strerror}); allowed: a new file") from error
+        raise ValueError(f"{flag}: {path} cannot be written ({error.strerror}); allowed: another file") from error
 
 
 @contextmanager

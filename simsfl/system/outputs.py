@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from simsfl.system.files import digest, naming, replacing, sweep
+from simsfl.system.files import check_writable, digest, naming, replacing, sweep
 
 LIST = "written-by-simsfl.txt"
 """Name of the file in a directory that lists what simsfl has written into it, as ``sha256sum`` does."""
@@ -31,6 +31,18 @@ class Outputs:
 
     def __init__(self, path: Path, flag: str = "out"):
         self.path, self.flag = path, flag
+
+    @classmethod
+    def of(cls, file: Path, flag: str) -> Outputs:
+        """Return the directory of a file that will be written, and that a flag names.
+
+        Raises:
+            ValueError: the file cannot be written, or is there but is not simsfl's own.
+        """
+        check_writable(file, flag)
+        outputs = cls(file.parent, flag)
+        outputs.check(file.name)
+        return outputs
 
     @property
     def listed(self) -> bool:
@@ -55,7 +67,7 @@ class Outputs:
             if os.path.lexists(self.path / name) and not self.owns(name):
                 raise ValueError(
                     f"{self.flag}: {self.path / name} was not written by simsfl, or has been changed since; allowed: "
-                    "another directory, or to move that file away"
+                    "another place, or to move that file away"
                 )
 
     @contextmanager
@@ -90,15 +102,20 @@ class Outputs:
                 if (self.path / name).is_file():
                     self._add(digest(self.path / name), name)
 
-    def clear(self) -> None:
-        """Delete all that is simsfl's own, the latest first, then directories that are empty, and the list."""
-        for name in reversed(list(dict.fromkeys(name for _, name in self._lines()))):
-            if self.owns(name):
+    def clear(self, *names: str) -> None:
+        """Delete files and what is in directories called `names`, the latest first, as far as it is simsfl's own.
+
+        Directories that are empty then are deleted, too, and so is the list if nothing is left that it has.
+        """
+        listed = list(dict.fromkeys(name for _, name in self._lines()))
+        for name in reversed(listed):
+            if Path(name).parts[0] in names and self.owns(name):
                 (self.path / name).unlink()
                 for directory in Path(name).parents[:-1]:
                     with suppress(OSError):  # it holds other files
                         (self.path / directory).rmdir()
-        (self.path / LIST).unlink(missing_ok=True)
+        if not any(map(self.owns, listed)):
+            (self.path / LIST).unlink(missing_ok=True)
 
     def _add(self, checksum: str, name: str) -> None:
         """Add a line to the list, and force it onto the disk."""

@@ -71,6 +71,15 @@ def test_a_report_that_a_user_has_edited_outlives_its_run(npz, tmp_path):
     assert not (out / "figures").exists()
 
 
+def test_a_run_beside_a_report_of_others_keeps_it(trained, npz, tmp_path):
+    out = tmp_path / "out"
+    assert report.main([str(trained), "--out", str(out)]) == 0
+    before = contents(out)
+    assert run.main(flags(dataset=npz, out=out, **SHORT)) == 0
+    after = contents(out)
+    assert all(after[name] == content for name, content in before.items() if not name.endswith(".txt"))
+
+
 @pytest.mark.parametrize("name", ["figures/mine.png", "attacks/mine.json", "report.md", "checkpoints/mine.safetensors"])
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_directory_that_holds_no_run_keeps_what_it_holds(name, overwrite, npz, tmp_path):
@@ -186,17 +195,18 @@ SINGLE = {
 
 
 @pytest.mark.parametrize(("main", "argv", "flag"), SINGLE.values(), ids=SINGLE)
-def test_a_file_that_a_flag_names_has_to_be_new(main, argv, flag, trained, tmp_path, capfd, monkeypatch):
+def test_a_file_that_a_flag_names_is_not_a_users(main, argv, flag, trained, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "mine")
     argv = [str(trained) if part == "RUN" else part for part in argv]
-    refused(main([*argv, f"--{flag.replace('_', '-')}", "mine"]), capfd, f"{flag}: mine exists already")
+    problem = "exists already" if flag == "record_trace" else "was not written by simsfl"
+    refused(main([*argv, f"--{flag.replace('_', '-')}", "mine"]), capfd, f"{flag}: mine {problem}")
     assert contents(tmp_path) == {"mine": MINE}
 
 
 def test_importing_beside_the_file_replaces_nothing(tmp_path, capfd):
     put(tmp_path / "client.safetensors", tmp_path / "client.tar")
-    refused(import_checkpoint.main([str(tmp_path / "client.tar")]), capfd, "client.safetensors exists already")
+    refused(import_checkpoint.main([str(tmp_path / "client.tar")]), capfd, "client.safetensors was not written by")
 
 
 def traced(npz, tmp_path):

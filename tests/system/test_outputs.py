@@ -25,7 +25,9 @@ def test_its_own_files_are_replaced_and_deleted(tmp_path):
     assert (out.path / "figures" / "a.txt").read_text() == "two"
     lines = (out.path / LIST).read_text().splitlines()
     assert lines[1] == f"{hashlib.sha256(b'two').hexdigest()}  figures/a.txt"
-    out.clear()
+    out.clear("b.json")
+    assert held(out.path) == ["figures", LIST]
+    out.clear("figures")
     assert held(out.path) == []
 
 
@@ -46,12 +48,12 @@ def test_files_of_others_stay(how, tmp_path):
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=r"out: .*figures/a.txt was not written by simsfl, or has been changed since"):
         out.write_text("figures/a.txt", "new")
-    with pytest.raises(ValueError, match="allowed: another directory"):
+    with pytest.raises(ValueError, match="allowed: another place"):
         out.check("c.txt", "figures/a.txt")
     out.check("c.txt", "none.txt")
     assert contents(tmp_path) == before
     assert not out.is_empty()
-    out.clear()
+    out.clear("figures", "c.txt")
     left = set(before) - {"c.txt", LIST}
     assert contents(tmp_path) == {name: before[name] for name in left}
 
@@ -67,9 +69,21 @@ def test_a_list_that_is_damaged_or_hostile_owns_nothing_more(tmp_path):
     assert out.owns("a.txt")
     assert not out.owns("../mine.txt")
     assert not out.owns(str(mine))
-    out.clear()
+    out.clear("a.txt", "..", str(mine), "/")
     assert mine.read_text() == "mine"
     assert held(out.path) == []
+
+
+def test_a_file_that_a_flag_names(tmp_path):
+    file = tmp_path / "a.json"
+    for _ in range(2):
+        Outputs.of(file, "json").write_json(file.name, [1])
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=r"^json: .*/a.json was not written by simsfl"):
+        Outputs.of(file, "json")
+    with pytest.raises(ValueError, match=r"^json: .* there is no directory .*/none;"):
+        Outputs.of(tmp_path / "none" / "a.json", "json")
+    assert file.read_text() == "mine"
 
 
 def test_an_error_leaves_the_file_as_it_was(tmp_path):

@@ -26,8 +26,8 @@ from rich.table import Table
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
-from simsfl.system.files import check_new, write_json
 from simsfl.system.messages import unknown
+from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, whole_number
 
@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print tables and write them as JSON if asked; return the exit code."""
     try:
         arguments = parser().parse(argv)
+        out = Outputs.of(arguments.json, "json") if arguments.json else None
         _check(arguments, config_values(arguments))
         config = asked_config(arguments)
         names, steps = _engine_names(arguments.engines or ",".join(_ENGINES)), arguments.steps or 10
@@ -106,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             report["peaks"] = _one("peaks", fields)
         for table in tables(report):
             Console(width=max(100, Console().width)).print(table)
-        if arguments.json:
-            write_json(arguments.json, report, new=True)
+        if out:
+            out.write_json(arguments.json.name, report)
     except (ValueError, OSError) as error:
         return fail(error)
     return 0
@@ -115,8 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(arguments: Any, values: _Json) -> None:
     """Raise a ValueError for flags that cannot work, or that have no effect beside the others."""
-    if arguments.json:
-        check_new(arguments.json, "json")
     if arguments.scale and arguments.start:
         raise ValueError("start: cannot be given with --scale; allowed: one of the two")
     given = {name for name in ("engines", "steps") if getattr(arguments, name)} | set(values)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
-from simsfl.system.files import check_new, write_json
+from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, one_of, path, whole_number
 
@@ -67,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.accounting == "paper" and (values or arguments.dtype or arguments.images or arguments.measured):
             raise ValueError("accounting: paper is of the paper's settings; allowed: without flags that change them")
         asked = asked_config(arguments)
-        if arguments.json:
-            check_new(arguments.json, "json")
+        out = Outputs.of(arguments.json, "json") if arguments.json else None
 
         from simsfl.cli.cost.tables import estimate, own_tables, paper_tables  # noqa: PLC0415  (imports torch)
         from simsfl.setup.defaults import with_precision  # noqa: PLC0415
@@ -84,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             tables = own_tables(figures, asked, arguments.dtype or f"as a run does ({asked.precision})")
         for table in tables:
             Console().print(table)
-        if arguments.json:
-            write_json(arguments.json, figures, new=True)
+        if out:
+            out.write_json(arguments.json.name, figures)
     except (ValueError, OSError) as error:
         return fail(error)
     return 0
