@@ -22,8 +22,9 @@ from simsfl.hw_profile.meters.cores import check_threads, usable_cores
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES
 from simsfl.runs.client_trace import Trace
 from simsfl.system.console import Output
-from simsfl.system.files import claimed, write_json
+from simsfl.system.files import claimed
 from simsfl.system.messages import count_text
+from simsfl.system.outputs import Outputs
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
 from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, value_of, whole_number
@@ -36,6 +37,8 @@ _TOLERANCES = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.05}
 """Largest relative differences from the trace that are allowed, by precision.
 
 In fp32 sums are added in another order over a whole trace; bf16 and fp16 have 8 and 11 significant bits."""
+_FILES = ("result.json", "report.md", "latency.svg", "memory.svg", "power.svg")
+"""Names of all files that may be written into ``--out``."""
 _LONGEST = 3600
 """Largest number of seconds of timed work."""
 _POINTS = 2000
@@ -135,7 +138,7 @@ def _run(argv: Sequence[str] | None, stop: Stop) -> int:
             return _finish(console, arguments.add_log, _with_log(arguments, machine))
         meter = choose(arguments.meter, machine)
         out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-pi_bench"
-        with claimed(out, "result.json"):
+        with claimed(out, *_FILES):
             result = _measured(console, arguments, meter, machine)
         return _finish(console, out, result)
     except (ValueError, OSError) as error:
@@ -326,7 +329,7 @@ def _with_log(arguments: Any, machine: Machine) -> dict[str, Any]:
     Raises:
         ValueError: there is no such result, or the log cannot be used.
     """
-    file = arguments.add_log / "result.json"
+    file = arguments.add_log / _FILES[0]
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         memory = result.get("memory", {})
@@ -341,10 +344,11 @@ def _with_log(arguments: Any, machine: Machine) -> dict[str, Any]:
 def _finish(console: Output, out: Path, result: dict[str, Any]) -> int:
     """Write and show the result, and return the exit code."""
     text, plots = report(result)
+    outputs = Outputs(out)
     try:
-        write_json(out / "result.json", result)
+        outputs.write_json("result.json", result)
         for name, content in {"report.md": text, **plots}.items():
-            (out / name).write_text(content, encoding="utf-8")
+            outputs.write_text(name, content)
     finally:
         for table in tables(result):
             console.print(table)

@@ -21,6 +21,7 @@ from simsfl.config.constraints import DEVICES, check
 from simsfl.hw_profile.devices.hub import Counts, Hub
 from simsfl.hw_profile.devices.keys import SERVER, asked_for, checked
 from simsfl.system.console import Output
+from simsfl.system.outputs import Outputs
 from simsfl.system.programs import called, command
 from simsfl.system.signals import Stop
 from simsfl.system.streams import Formatter, print_error
@@ -252,6 +253,9 @@ def _export(simulation: Any, clients: Sequence[int], directory: Path) -> None:
     """Write the images of each client into a file, to be copied to its device."""
     from simsfl.hw_profile.devices.loop import own_images  # noqa: PLC0415  (imports torch)
 
-    directory.mkdir(parents=True, exist_ok=True)
-    for client in clients:
-        np.save(directory / f"client-{client}.npy", own_images(simulation, client))
+    files = {f"client-{client}.npy": client for client in clients}
+    out = Outputs(directory, "export_images")
+    out.check(*files)
+    for name, client in files.items():
+        with out.replacing(name) as file:
+            np.save(file, own_images(simulation, client))

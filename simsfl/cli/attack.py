@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import matplotlib as mpl
@@ -22,15 +23,17 @@ from simsfl.data.partition import Partition
 from simsfl.engine.precision import arithmetic
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
 from simsfl.rounds import evaluating
-from simsfl.runs.directory import RunDirectory
+from simsfl.rounds.saving import PLACES
+from simsfl.runs.records import AttackRecord, Scores, to_json
 from simsfl.system.console import Output
-from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
+from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_number
 from simsfl.ui.dashboard import number
 
+log = logging.getLogger(__name__)
 _DESCENT = "descent"
 """Name of the attack that trains no decoder."""
 _SHOWN = 12
@@ -64,6 +67,9 @@ def parser() -> Parser:
         help="client whose images are reconstructed, and those of the next ones up to 128 images (default: 0)",
     )
     result.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    for name in PLACES:
+        text = "where the run's images lie now, if not where they lay when it began"
+        result.add_argument(f"--{name.replace('_', '-')}", metavar="STR", help=text)
     return result
 
 
@@ -79,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.attack_epochs = arguments.attack_epochs or 50
         if not 0 < arguments.attacker_data <= 1:
             raise ValueError(f"attacker_data: {arguments.attacker_data:g} is no share; allowed: more than 0, up to 1")
-        simulation = Simulation.load(arguments.run, device=arguments.device)
+        places = {name: getattr(arguments, name) for name in PLACES if getattr(arguments, name)}
+        simulation = Simulation.load(arguments.run, device=arguments.device, places=places)
+        for problem in simulation.damaged:
+            log.warning("%s", problem)
         with arithmetic(simulation.config.precision):
             _carry_out(arguments, simulation, decoder, seeds)
     except (ValueError, OSError, ArithmeticError) as error:
@@ -113,6 +122,9 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
     images, count = simulation.dataset.train, len(simulation.dataset.train_labels)
     rows = targets(simulation.parts.sources[0], arguments.target_client)
     client = evaluating.client(simulation.parts)
+    name, out = arguments.decoder, Outputs(arguments.run, "run")
+    names = {"record": f"attacks/{name}.json", "sheet": f"attacks/{name}.png", "curves": f"attacks/{name}-curves.png"}
+    out.check(*names.values())
     results = [
         attack(
             client,
@@ -126,45 +138,48 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
         )
         for seed in seeds
     ]
-    found = _found(arguments, simulation, rows, seeds, results)
-    figures = {arguments.decoder: _sheet(pixels(images, rows[:_SHOWN]).cpu(), results[0], arguments.decoder)}
+    record = _record(arguments, simulation, rows, seeds, results)
+    out.write_json(names["record"], to_json(record))
+    figures = {"sheet": _sheet(pixels(images, rows[:_SHOWN]).cpu(), results[0], name)}
     if decoder:
-        figures[f"{arguments.decoder}-curves"] = _curves(results, seeds)
-    out = RunDirectory(arguments.run).attacks
-    out.mkdir(exist_ok=True)
-    write_json(out / f"{arguments.decoder}.json", found)
-    for stem, figure in figures.items():
-        figure.savefig(out / f"{stem}.png")
+        figures["curves"] = _curves(results, seeds)
+    for kind, figure in figures.items():
+        with out.replacing(names[kind]) as file:
+            figure.savefig(file)
         plt.close(figure)
     console = Output()
-    console.print(_table(found))
-    console.say(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}")
+    console.print(_table(record))
+    console.say(f"wrote {', '.join(str(out.path / names[kind]) for kind in figures)}")
 
 
-def _found(
+def _record(
     arguments: Any, simulation: Simulation, rows: torch.Tensor, seeds: list[int], results: list[Result]
-) -> dict[str, Any]:
-    """Return what is written about the attacks, as JSON takes it.
+) -> AttackRecord:
+    """Return what is written about the attacks.
 
     Args:
         rows: rows of the target images, int64 ``[n]``.
         seeds: seed of each of the `results`.
     """
-    by_seed = {score: [getattr(result, score) for result in results] for score in ("mse", "ssim", "psnr")}
-    return {
-        "decoder": arguments.decoder,
-        "attacker_data": arguments.attacker_data,
-        "epochs": arguments.attack_epochs,
-        "target_client": arguments.target_client,
-        "target_clients": _clients_of(simulation.parts.sources[0], rows),
-        "targets": len(rows),
-        "seeds": seeds,
-        "rounds": simulation.progress.round_index,
-        **{score: spread(values) for score, values in by_seed.items()},
-        "by_seed": by_seed,
-        "mean_image_mse": _mean_image_mse(simulation, rows),
-        "training": [asdict(result.training) if result.training else None for result in results],
+    own = {
+        score: [value if math.isfinite(value := getattr(result, score)) else None for result in results]
+        for score in ("mse", "ssim", "psnr")
     }
+    scores = {score: None if None in values else Scores(**spread(values)) for score, values in own.items()}
+    return AttackRecord(
+        decoder=arguments.decoder,
+        attacker_data=arguments.attacker_data,
+        epochs=arguments.attack_epochs,
+        target_client=arguments.target_client,
+        targets=len(rows),
+        seeds=seeds,
+        rounds=simulation.progress.round_index,
+        **scores,
+        by_seed=own,
+        mean_image_mse=_mean_image_mse(simulation, rows),
+        training=[result.training for result in results],
+        target_clients=_clients_of(simulation.parts.sources[0], rows),
+    )
 
 
 def _clients_of(partition: Partition, rows: torch.Tensor) -> int:
@@ -173,17 +188,19 @@ def _clients_of(partition: Partition, rows: torch.Tensor) -> int:
     return len(np.unique(owners[np.isin(partition.indices, rows)]))
 
 
-def _table(found: dict[str, Any]) -> Table:
-    """Return a table of the scores in what `_found` returns."""
-    following = found["target_clients"] - 1
+def _table(record: AttackRecord) -> Table:
+    """Return a table of the scores of attacks."""
+    following = record.target_clients - 1
     also = f" and the next {following:,}" if following > 1 else " and the next one" if following else ""
-    whom = f"client {found['target_client']}{also}"
-    table = Table(title=f"{found['decoder']} against {whom}, {count_text(found['targets'], 'image')}")
+    whom = f"client {record.target_client}{also}"
+    table = Table(title=f"{record.decoder} against {whom}, {count_text(record.targets, 'image')}")
     for column in ("", "mean", "std"):
         table.add_column(column, justify="right")
     for score, unit in (("mse", ""), ("ssim", ""), ("psnr", " dB")):
-        table.add_row(score.upper(), *(number(found[score][part], ".4f", unit) for part in ("mean", "std")))
-    table.caption = f"MSE of the mean image: {found['mean_image_mse']:.4f}"
+        measured = getattr(record, score)
+        parts = (measured.mean, measured.std) if measured else (None, None)
+        table.add_row(score.upper(), *(number(value, ".4f", unit) for value in parts))
+    table.caption = f"MSE of the mean image: {record.mean_image_mse:.4f}"
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +12,11 @@ from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, load_weights, to_published
 from simsfl.system.console import Output
+from simsfl.system.outputs import Outputs
 from simsfl.ui.arguments import Parser, fail, path, source
+
+_WEIGHTS = "weights.safetensors"
+"""Name of the file for ``--init-client``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,14 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             weights = replace(weights, server={})
         config = resolve(replace(weights.config, device="cpu"))
         model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        written = [arguments.out / "weights.safetensors"]
-        weights.save(written[0])
-        for half in HALVES:
-            if getattr(weights, half):
-                written.append(arguments.out / f"{half}.tar")
-                torch.save(to_published(getattr(model, half), getattr(weights, half)), written[-1])
+        out = Outputs(arguments.out)
+        halves = {f"{half}.tar": half for half in HALVES if getattr(weights, half)}
+        out.check(_WEIGHTS, *halves)
+        with out.replacing(_WEIGHTS) as file:
+            weights.save(file)
+        for name, half in halves.items():
+            content = io.BytesIO()  # since torch.save has errors of its own if a disk is full
+            torch.save(to_published(getattr(model, half), getattr(weights, half)), content)
+            with out.replacing(name) as file:
+                file.write_bytes(content.getbuffer())
     except (ValueError, OSError) as error:
         return fail(error)
-    Output().say(f"wrote {', '.join(map(str, written))}")
+    Output().say(f"wrote {', '.join(str(out.path / name) for name in (_WEIGHTS, *halves))}")
     return 0

@@ -18,6 +18,7 @@ from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, Weights, from_published, mismatch
 from simsfl.system.array_zip import ArrayZip
 from simsfl.system.console import Output
+from simsfl.system.outputs import Outputs
 from simsfl.ui.arguments import Parser, fail, path
 
 _ELSE_BYTES = 1 << 28
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_config_flags(parser, preset="paper")
     try:
         arguments = parser.parse(argv)
+        out = arguments.out or arguments.files[0].with_suffix(".safetensors")
+        outputs = Outputs.of(out, "out")
         config = resolve(replace(named(arguments.preset)[0], **config_values(arguments)))
         model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
         halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
@@ -48,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if halves[half]:
                 raise ValueError(f"files: {file} is a second {half}; allowed: one client and one server")
             halves[half] = from_published(getattr(model, half), given)
-        out = arguments.out or arguments.files[0].with_suffix(".safetensors")
-        Weights(", ".join(map(str, arguments.files)), config, **halves).save(out)
+        with outputs.replacing(out.name) as file:
+            Weights(", ".join(map(str, arguments.files)), config, **halves).save(file)
     except (ValueError, OSError) as error:
         return fail(error)
     start = f"start from it with --init-client {out}" + " --init-server" * bool(halves["server"])
@@ -70,7 +73,7 @@ def _read(file: Path, most: int) -> dict[str, Tensor]:
         Tensors by name, on the CPU.
 
     Raises:
-        ValueError: the file is missing or damaged, or holds something other than a state dict.
+        ValueError: the file is missing or damaged, or holds something other than a state dict of finite numbers.
     """
     if not file.is_file():
         raise ValueError(f"files: there is no file {file}; allowed: a file that torch.save wrote")
@@ -86,4 +89,10 @@ def _read(file: Path, most: int) -> dict[str, Tensor]:
         raise ValueError(f"files: {file} is damaged, or holds more than tensors; allowed: a state dict") from error
     if not isinstance(given, dict) or not given or not all(isinstance(value, Tensor) for value in given.values()):
         raise ValueError(f"files: {file} holds no state dict; allowed: tensors by name")
+    for name, tensor in given.items():
+        if not isinstance(name, str):
+            raise ValueError(f"files: {file} has a name that is a {type(name).__name__}; allowed: texts")
+        plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_complex() or tensor.is_meta)
+        if not plain or not tensor.isfinite().all():
+            raise ValueError(f"files: {file} holds something other than finite numbers in {name}; allowed: weights")
     return given

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import shlex
-import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
@@ -25,8 +24,11 @@ from simsfl.config.catalogue import ARCHITECTURES, DATASETS
 from simsfl.models import layer_count
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
+from simsfl.rounds.saving import PLACES
 from simsfl.runs.directory import RunDirectory
+from simsfl.runs.records import Summary
 from simsfl.system.console import Output
+from simsfl.system.files import check_writable
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
 from simsfl.system.programs import command
@@ -104,7 +106,7 @@ def launch(
     try:
         with guests.during(session) if guests else nullcontext():
             finished = session.go(live=console.live, profile=arguments.profile)
-    except (NonFiniteLossError, OSError, MemoryError, RuntimeError) as error:
+    except (NonFiniteLossError, OSError, ValueError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         print_error(f"{error}; the last good checkpoint is kept in {session.directory.checkpoints}")
@@ -119,19 +121,19 @@ def launch(
             return 1
         return 128 + stop.received
     _conclude(console, session.directory, session.result)
-    _print_trace(console, session.recorder)
-    return 0
+    return 0 if _print_trace(console, session.recorder) else 1
 
 
-def _print_trace(console: Output, recorder: Recorder | None) -> None:
-    """Print where the client trace is, or why it could not be written; print nothing without ``--record-trace``."""
+def _print_trace(console: Output, recorder: Recorder | None) -> bool:
+    """Print where the client trace is, or an error that it could not be written; return whether all is well."""
     if recorder is None:
-        return
+        return True
     if recorder.problem:
-        console.say((f"{recorder.path} could not be written: {recorder.problem}", "yellow"))
-        return
+        print_error(f"record_trace: {recorder.path} could not be written ({recorder.problem})")
+        return False
     again = shlex.join([*command("pi-bench"), "--replay", str(recorder.path)])
     console.say(f"  {recorder.path}  ", (f"the work of client {recorder.client}; repeat it with: {again}", "dim"))
+    return True
 
 
 def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session:
@@ -152,16 +154,18 @@ def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: G
     recorder = _recorder_of(arguments, simulation)
     if guests:
         guests.prepare(simulation)
+    new = not directory.path.exists()
     if arguments.out is None:
-        directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
+        new, directory = True, RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
     else:
         directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes time
     directory.clear()
     try:
         simulation.save(directory.path)
     except BaseException:
-        with suppress(OSError):  # not empty: it holds other files
-            directory.path.rmdir()
+        if new:
+            with suppress(OSError):  # it was not made, or is not empty
+                directory.path.rmdir()
         raise
     session = Session(simulation, directory, console, stop, recorder)
     origin = f"from {arguments.config}" if arguments.config else "by default"
@@ -180,68 +184,94 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
     """Load the run in ``--resume``; return None, and print its results, if it is finished already.
 
     Raises:
-        ValueError: the run cannot be resumed, or a flag contradicts its config; flags may repeat it.
+        ValueError: the run cannot be resumed, or a flag contradicts its config; flags may repeat it, and say where its
+            images lie now.
     """
     directory = RunDirectory(arguments.resume)
     try:
         saved = directory.read_config()
     except ValueError as error:
         raise ValueError(f"resume: {error}") from error
+    device, places = _changes(arguments, directory, saved.config)
+    simulation = Simulation.load(directory.path, device=device, places=places, going_on=True)
+    _check_profile(arguments.profile, simulation)
+    recorder = _recorder_of(arguments, simulation)
+    if _is_over(console, directory, simulation):
+        return None
+    for problem in simulation.damaged:
+        console.say((problem, "yellow"))
+    if guests:
+        guests.prepare(simulation)
+    directory.reopen(profile=bool(arguments.profile))
+    session = Session(simulation, directory, console, stop, recorder)
+    why = dict.fromkeys(_CHOICES, "as configured") | {"batch_size": saved.reasons.get("batch_size", "")}
+    if simulation.config.precision != saved.config.precision:
+        why["precision"] = f"{saved.config.precision} as configured is not available here"
+    _announce(session, why)
+    console.say(f"resumed   after round {simulation.progress.round_index}, step {simulation.progress.step_index}")
+    if simulation.parts.device.type == "cpu" and torch.get_num_threads() != saved.threads:
+        began = f"The run began with {count_text(saved.threads, 'thread')}: with another number, sums are rounded "
+        console.say((f"{began}differently, and the result is not the same to the last bit.", "yellow"))
+    return session
+
+
+def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: RunConfig) -> tuple[str, dict[str, str]]:
+    """Return the device on which a run goes on, and where its images lie now, by `PLACES`, as the flags say.
+
+    Raises:
+        ValueError: another flag contradicts the config of the run; flags may repeat it.
+    """
     for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
         if getattr(arguments, flag) != unset:
             raise ValueError(f"{flag}: cannot be given with --resume, which continues as configured")
     if arguments.out and arguments.out.resolve() != directory.path.resolve():
         raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
     values = config_values(arguments)
-    device = values.pop("device", saved["config"]["device"])  # a run may continue on another device
+    device = values.pop("device", config.device)
+    places = {name: values.pop(name) for name in PLACES if name in values}
     for name, value in values.items():
-        if value != "auto" and _same_file(value) != saved["config"][name]:
+        held = getattr(config, name)
+        if value != "auto" and _same_file(value) != held:
             raise ValueError(
-                f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {saved['config'][name]!r}, "
-                "or leave the flag out"
+                f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {held!r}, or leave the flag out"
             )
-    simulation = Simulation.load(directory.path, device=device)
-    _check_profile(arguments.profile, simulation)
-    recorder = _recorder_of(arguments, simulation)
-    whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.progress.metrics_bytes
-    if simulation.progress.round_index == simulation.config.rounds and directory.summary.exists() and whole:
-        console.say(f"the run in {directory.path} is finished")
-        _conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
-        return None
-    for problem in simulation.damaged:
-        console.say((f"{problem}; going back to the one before", "yellow"))
-    if guests:
-        guests.prepare(simulation)
-    session = Session(simulation, directory, console, stop, recorder)
-    why = dict.fromkeys(_CHOICES, "as configured") | {"batch_size": saved.get("reasons", {}).get("batch_size", "")}
-    if simulation.config.precision != saved["config"]["precision"]:
-        why["precision"] = f"{saved['config']['precision']} as configured is not available here"
-    _announce(session, why)
-    console.say(f"resumed   after round {simulation.progress.round_index}, step {simulation.progress.step_index}")
-    threads = saved["threads"]
-    if simulation.parts.device.type == "cpu" and torch.get_num_threads() != threads:
-        began = f"The run began with {count_text(threads, 'thread')}: with another number, sums are rounded "
-        console.say((f"{began}differently, and the result is not the same to the last bit.", "yellow"))
-    return session
+    return device, {name: value for name, value in places.items() if value != "auto"}
+
+
+def _is_over(console: Output, directory: RunDirectory, simulation: Simulation) -> bool:
+    """Return whether nothing is left to do in a run, and then print its results.
+
+    Raises:
+        ValueError: ``summary.json`` is damaged.
+    """
+    if simulation.progress.round_index < simulation.config.rounds:
+        return False
+    if (summary := directory.read_summary()) is None:
+        return False
+    try:
+        directory.check_metrics(summary)
+    except ValueError as error:
+        simulation.damaged.append(f"{error}; its end is made again")
+        return False
+    console.say(f"the run in {directory.path} is finished")
+    _conclude(console, directory, summary)
+    return True
 
 
 def _recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recorder | None:
     """Return the recorder of the client trace that ``--record-trace`` asks for, or None.
 
     Raises:
-        ValueError: the file exists, its directory does not, or the client or the run cannot be recorded.
-        OSError: the directory of the file cannot be written.
+        ValueError: the file exists or cannot be written, or the client or the run cannot be recorded.
     """
     file = arguments.record_trace
     if file is None:
         if arguments.trace_client is not None:
             raise ValueError("trace_client: has no effect without --record-trace; allowed with --record-trace FILE")
         return None
-    if file.exists() or not file.parent.is_dir():
-        problem = "exists already" if file.exists() else f"cannot be written: there is no directory {file.parent}"
-        raise ValueError(f"record_trace: {file} {problem}; allowed: a new file")
-    with tempfile.TemporaryFile(dir=file.parent):  # so that an OSError is raised now, not at the end of the run
-        pass
+    check_writable(file, "record_trace")
+    if os.path.lexists(file):
+        raise ValueError(f"record_trace: {file} exists already; allowed: a new file")
     parts, progress, observers = simulation.parts, simulation.progress, simulation.observers
     return Recorder(parts, progress, observers, arguments.trace_client, file)
 
@@ -322,17 +352,12 @@ def _auxiliary_text(simulation: Simulation) -> str:
     return f"; {count_text(held, 'image')} of {simulation.config.aux_dataset} each"
 
 
-def _conclude(console: Output, directory: RunDirectory, summary: dict[str, Any]) -> None:
-    """Print the results of a finished run, and where its files are.
-
-    Args:
-        console: where to print.
-        directory: the run directory.
-        summary: the content of ``summary.json``.
-    """
-    probes = "".join(f", {kind} probe {probe['top1']:.2f} %" for kind, probe in summary["probes"].items())
-    knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
-    trained = f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training"
+def _conclude(console: Output, directory: RunDirectory, summary: Summary) -> None:
+    """Print the results of a finished run, and where its files are."""
+    probes = "".join(f", {kind} probe {probe.top1:.2f} %" for kind, probe in summary.probes.items())
+    measured = (summary.knn_top1, summary.knn_top1_untrained, summary.knn_top1_pixels)
+    knn, untrained, pixels = (number(accuracy, ".2f", " %") for accuracy in measured)
+    trained = f"after {summary.steps:,} steps, {time_text(summary.seconds)} of training"
     console.print()
     console.say("kNN ", (knn, "bold green"), f"{probes}  (untrained {untrained}, raw pixels {pixels}) ", trained)
     path = directory.path

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -20,9 +19,10 @@ from simsfl.evaluation.encoding import Item
 from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
+from simsfl.runs.records import ProbeSummary, Summary, to_json
 from simsfl.simulation import Simulation
 from simsfl.system.console import Output
-from simsfl.system.files import write_json
+from simsfl.system.files import digest, write_json
 from simsfl.system.signals import Stop
 from simsfl.ui.dashboard import LiveView, PlainView
 
@@ -44,7 +44,7 @@ class Session:
 
     Attributes:
         history: the records so far, including those of earlier sessions.
-        result: the content of ``summary.json`` once the run has finished, empty before.
+        result: the content of ``summary.json`` once the run has finished, None before.
 
     Raises:
         ValueError: another process writes into the directory, or its metrics do not fit its checkpoint.
@@ -60,12 +60,12 @@ class Session:
     ):
         self.simulation, self.directory, self.console, self.stop = simulation, directory, console, stop
         self.recorder = recorder
-        self.log = MetricsLog(directory.metrics, simulation.progress.metrics_bytes)
+        self.log = MetricsLog(directory.metrics, simulation.progress.metrics)
         self.history = History()
         for record in self.log.kept:
             self.history.feed(record)
         self.view: LiveView | PlainView | None = None
-        self.result: dict[str, Any] = {}
+        self.result: Summary | None = None
         self.shown = 0.0
 
     def go(self, *, live: bool, profile: int | None = None) -> bool:
@@ -100,45 +100,46 @@ class Session:
                 self._write_live(ending)
         if finished:
             self.result = self.summary()
-            write_json(self.directory.summary, self.result)
+            self.directory.outputs.write_json(self.directory.summary.name, to_json(self.result))
         return finished
 
     def save(self) -> None:
         """Write a checkpoint that belongs to the metrics written so far."""
         self.simulation.save(self.directory.path, self.log.sync())
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """Return the content of ``summary.json``."""
         progress, config, history = self.simulation.progress, self.simulation.config, self.history
         status = self._status("finished")
-        return {
-            "preset": config.preset,
-            "method": config.method,
-            "dataset": config.dataset,
-            "clients": config.clients,
-            "cohort": config.cohort,
-            "rounds": progress.round_index,
-            "steps": progress.round_index * progress.steps,
-            "loss": history.value("round", "loss"),
-            "contrast_top1": history.value("round", "contrast_top1"),
-            "knn_top1": history.value("evaluation", "knn_top1"),
-            "output_std": history.value("evaluation", "output_std"),
-            "linear_top1": history.probes.get("linear", {}).get("top1"),
-            "probes": {
-                kind: {name: record[name] for name in ("top1", "best_top1", "features")}
+        return Summary(
+            preset=config.preset,
+            method=config.method,
+            dataset=config.dataset,
+            clients=config.clients,
+            cohort=config.cohort,
+            rounds=progress.round_index,
+            steps=progress.round_index * progress.steps,
+            loss=history.value("round", "loss"),
+            contrast_top1=history.value("round", "contrast_top1"),
+            knn_top1=history.value("evaluation", "knn_top1"),
+            output_std=history.value("evaluation", "output_std"),
+            linear_top1=history.probes.get("linear", {}).get("top1"),
+            probes={
+                kind: ProbeSummary(record["top1"], record["best_top1"], record["features"])
                 for kind, record in history.probes.items()
             },
-            "knn_top1_untrained": history.untrained("knn_top1"),
-            "knn_top1_pixels": history.untrained("pixel_knn_top1"),
-            "seconds": progress.seconds,
-            "client_steps_per_second": status.client_steps_per_second,
-            "images_per_second": status.images_per_second,
-            "peak_memory_bytes": status.peak_memory_bytes,
-            "bytes_up_per_client": history.value("round", "bytes_up_per_client"),
-            "bytes_down_per_client": history.value("round", "bytes_down_per_client"),
-            "bytes_saved_per_client": history.value("round", "bytes_saved_per_client"),
-            "client_flops_per_step": self._client_flops(),
-        }
+            knn_top1_untrained=history.untrained("knn_top1"),
+            knn_top1_pixels=history.untrained("pixel_knn_top1"),
+            seconds=progress.seconds,
+            client_steps_per_second=status.client_steps_per_second,
+            images_per_second=status.images_per_second,
+            peak_memory_bytes=status.peak_memory_bytes,
+            bytes_up_per_client=history.value("round", "bytes_up_per_client"),
+            bytes_down_per_client=history.value("round", "bytes_down_per_client"),
+            bytes_saved_per_client=history.value("round", "bytes_saved_per_client"),
+            client_flops_per_step=self._client_flops(),
+            metrics_sha256=digest(self.directory.metrics),
+        )
 
     def _client_flops(self) -> int:
         """Return the floating-point operations of a client's step, averaged over the cohort."""
@@ -184,9 +185,12 @@ class Session:
 
     def _write_profile(self, profile: torch.profiler.profile) -> None:
         """Write a profile as a Chrome trace; PyTorch itself writes into no directory whose name is not UTF-8."""
-        with tempfile.TemporaryDirectory() as scratch:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            self.directory.outputs.replacing(self.directory.trace.name) as file,
+        ):
             profile.export_chrome_trace(f"{scratch}/trace.json")
-            shutil.copyfile(f"{scratch}/trace.json", self.directory.trace)
+            shutil.copyfile(f"{scratch}/trace.json", file)
 
     def _train(self) -> bool:
         """Train to the end or until the user stops the run, and show it; return whether it is finished.

@@ -10,6 +10,7 @@ from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import ENDINGS, History, Status, read_records
 from simsfl.system.console import Output
 from simsfl.system.messages import visible
+from simsfl.system.outputs import Outputs
 from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import REFRESH_SECONDS, LiveView, PlainView, render, time_text
@@ -65,19 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse(argv)
         directory = RunDirectory(arguments.run)
-        config = directory.read_config()["config"]
+        config = directory.read_config().config.to_dict()
+        out = Outputs.of(arguments.svg, "svg") if arguments.svg else None
     except ValueError as error:
         return fail(error)
     history = History()
     tail = _Tail(directory, history)
     try:
         status = tail.read()
-        if arguments.svg:
-            if arguments.svg.is_dir():
-                raise ValueError(f"svg: {arguments.svg} is a directory; allowed: the path of a file")
+        if out:
             picture = Output(file=io.StringIO(), record=True, width=100, color_system="truecolor")
             picture.print(render(config, history, status))
-            picture.save_svg(str(arguments.svg), title=visible(f"{called('watch')} {directory.path.resolve().name}"))
+            title = visible(f"{called('watch')} {directory.path.resolve().name}")
+            with out.replacing(arguments.svg.name) as file:
+                picture.save_svg(str(file), title=title)
             return 0
         if arguments.once:
             console.print(render(config, history, status))

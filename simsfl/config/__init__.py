@@ -6,7 +6,6 @@ arguments instead of a `RunConfig`. Nothing here imports torch, so that ``--help
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -33,7 +32,8 @@ from simsfl.config.constraints import (
     when,
 )
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
-from simsfl.system.messages import shortened, unknown
+from simsfl.system.decoding import read_json
+from simsfl.system.messages import shortened, shown, unknown
 from simsfl.system.paths import expanded
 
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
@@ -442,7 +442,9 @@ class RunConfig:
         if value == "":
             raise ValueError(f"{name}: is empty; allowed: a name or path")
         if not (right or (optional and value is None)):
-            raise ValueError(f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
+            raise ValueError(
+                f"{name}: {shown(value)} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}"
+            )
 
     def check_effect(self, names: Iterable[str]) -> None:
         """Raise a ValueError if one of the fields `names` differs from its default but has no effect in this config."""
@@ -517,9 +519,9 @@ class RunConfig:
             ValueError: the file cannot be read, or does not hold a config.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"config: {path} cannot be read as JSON ({error})") from error
+            content = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"config: {error}") from error
         values = content.get("config", content) if isinstance(content, dict) else None
         by_rule = content.get("by_rule", []) if isinstance(content, dict) else None
         if not isinstance(values, dict) or not isinstance(by_rule, list):

@@ -14,6 +14,7 @@ from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.plan import Group
 from simsfl.models import FlatModule, SplitModel
 from simsfl.models.layers import BatchNorm, ConvNorm
+from simsfl.system.decoding import Count
 
 COLOURS = 3
 """Channels of an image."""
@@ -32,9 +33,9 @@ class Traffic:
     Traffic(up=5, down=1)
     """
 
-    up: int = 0
+    up: Count = 0
     """Bytes that clients send."""
-    down: int = 0
+    down: Count = 0
     """Bytes that are sent to clients."""
 
     def __add__(self, other: Traffic) -> Traffic:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,7 +55,7 @@ class Recorder(Observer):
 
     def __enter__(self) -> Recorder:
         self._open = ExitStack()
-        self._writer = TraceWriter(self._open.enter_context(replacing(self.path)))
+        self._writer = TraceWriter(self._open.enter_context(replacing(self.path, new=True)))
         self._position: int | None = None
         self.problem: Exception | None = None
         self._observers.append(self)
@@ -69,9 +69,13 @@ class Recorder(Observer):
                 if not self._writer.visits:
                     raise OSError("the client did no step")
                 self._writer.close(about_part(self._parts, self.client))
-        with suppress(OSError):  # the error of the run, or `problem`, is the one to report
-            failed = error or self.problem
+        failed = error or self.problem
+        if failed:
+            self._writer.abandon()
+        try:
             self._open.__exit__(type(failed) if failed else None, failed, at)
+        except OSError as last:  # the error of the run, or the first of the recorder, is the one to report
+            self.problem = self.problem or last
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

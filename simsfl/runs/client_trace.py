@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -332,6 +333,11 @@ class TraceWriter:
         """Write several arrays of the current visit below ``name/``."""
         for own, array in arrays.items():
             self.put(f"{name}/{own}", array)
+
+    def abandon(self) -> None:
+        """Close the file as it is, whatever is missing, because it will not be kept."""
+        with suppress(OSError, ValueError):
+            self._file.close()
 
     def close(self, about: Mapping[str, Any]) -> None:
         """Write ``trace.json`` with the content `about`, the format and the number of visits; then close the file."""

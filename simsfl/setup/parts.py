@@ -148,7 +148,7 @@ def build(
     by_rule = defaults.left_to_rules(config)
     asked, reason = defaults.with_precision(config, auto_precision)
     checks.check_machine(asked)
-    dataset = dataset or _load(asked)
+    dataset = dataset or load_images(asked)
     checks.check_precision(asked, dataset.image_size)
     partition, auxiliary = assembly.partition(asked, dataset), assembly.auxiliary(asked, dataset)
     sources = _sources(partition, auxiliary)
@@ -187,8 +187,8 @@ def build(
     return parts if config.engine == "loop" else _tuned(parts, choices or {})
 
 
-def _load(config: RunConfig) -> Dataset:
-    """Load the images that a config names."""
+def load_images(config: RunConfig) -> Dataset:
+    """Load the images that a config names; raise a ValueError if they cannot be had."""
     return load_dataset(
         config.dataset,
         data_dir=config.data_dir,

@@ -51,3 +51,10 @@ def visible(text: str) -> str:
 def escaped(text: str) -> str:
     """Return a text in ASCII, with every other character and every control character as in a Python string."""
     return text.encode("unicode_escape").decode("ascii")
+
+
+def shown(value: object) -> str:
+    """Return a value of a file as errors show it: texts in quotes, and lists and objects by that name alone."""
+    if isinstance(value, str):
+        return repr(shortened(value))
+    return {list: "a list", dict: "an object"}.get(type(value)) or shortened(value)

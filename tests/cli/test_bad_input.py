@@ -103,14 +103,6 @@ def other_images(out):
     npz(out.parent / "base.npz", train_y=(np.arange(40) + 1) % 4)
 
 
-def forget_the_round(out):
-    """Remove the round from all entries of the manifest of checkpoints."""
-    manifest = json.loads((out / "checkpoints" / "manifest.json").read_text())
-    for entry in manifest["checkpoints"]:
-        del entry["meta"]["round"]
-    (out / "checkpoints" / "manifest.json").write_text(json.dumps(manifest))
-
-
 CASES = {
     "flag": (["--clints", "5"], ["'--clints'", "did you mean --clients"]),
     "flag with value": (["--cohrt=5"], ["'--cohrt'", "did you mean --cohort"]),
@@ -223,7 +215,6 @@ CASES = {
         finished(damage_checkpoints, "--resume", "out"),
         ["resume: ", "no usable checkpoint", "damaged"],
     ),
-    "resume from a damaged manifest": (finished(forget_the_round, "--resume", "out"), ["no usable checkpoint"]),
     "resume with other images": (finished(other_images, "--resume", "out"), ["dataset", "not what the run"]),
 }
 """Flags that follow valid ones, or a preparation that returns them, and words that the error contains."""

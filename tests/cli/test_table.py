@@ -12,8 +12,10 @@ from simsfl.cli.presets import named
 from simsfl.cli.table import grid
 from simsfl.cli.table import program as table
 from simsfl.cli.table.cells import TABLES, Cell
+from simsfl.cli.table.grid import Identity, read_grid
 from simsfl.cli.table.results import Results
 from simsfl.runs.directory import RunDirectory
+from simsfl.system.outputs import LIST, Outputs
 from tests.conftest import flags
 
 TINY = {
@@ -130,6 +132,11 @@ def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, capsy
     assert RunDirectory(good).summary.exists()
     assert not RunDirectory(broken).summary.exists()
     assert "1 of 2 seeds" in (out / "table.md").read_text()
+    (broken / "config.json").write_text("[]")
+    assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 0
+    log = (out / f"{broken.name}.log").read_text()
+    assert log.count("$ simsfl run --resume") == 2  # an earlier attempt stays to be read
+    assert log.count("a list is not an object") == 1
 
 
 @pytest.mark.parametrize("name", ["1", "hardware"])
@@ -261,3 +268,20 @@ def test_a_directory_of_another_grid_or_of_something_else(tmp_path, capfd):
     (out / "mine.txt").touch()
     assert run("sync", "--only", "1 per round", out=out) == 2
     assert "holds something else" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ['{"grid": {"table": "sync"}, "runs": []}', '{"grid": 5, "runs": {}}', "[" * 100_000]
+)
+def test_a_damaged_grid_is_one_line(content, tmp_path, capsys):
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "grid.json").write_text(content)
+    assert run("sync", "--only", "1 per round", out=tmp_path / "grid") == 2
+    error = capsys.readouterr().err
+    assert "grid.json is damaged" in error
+    assert error.count("\n") == 1
+
+
+def test_what_a_killed_process_left_is_no_grid_of_others(tmp_path):
+    (tmp_path / LIST).write_text("")
+    assert read_grid(Outputs(tmp_path), Identity()) == {}

@@ -206,6 +206,32 @@ def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     assert "this machine's clock was set by +37.0 s during the measurement" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["report.md", "latency.svg", "memory.svg", "power.svg"])
+def test_files_of_a_user_are_not_replaced(name, trace, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert bench("--replay", trace, "--seconds", 0.1, "--meter", "none", "--out", out) == 2
+    assert f"out: {out} holds a result already, {name}" in capsys.readouterr().err
+    assert [(file.name, file.read_text()) for file in out.iterdir()] == [(name, "mine")]
+
+
+def test_a_report_that_a_user_has_edited_is_not_replaced_by_a_later_log(trace, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no meter
+    monkeypatch.setattr("simsfl.hw_profile.bench.program.IDLE_SECONDS", 0.5)
+    assert bench("--replay", trace, "--seconds", 0.3, "--out", out) == 0
+    (out / "written-by-simsfl.txt").unlink()  # as an older version left it, whose files are known by the result
+    begin, _ = json.loads((out / "result.json").read_text())["spans"]["work"]
+    log = tmp_path / "log.csv"
+    log.write_text("time,power\n" + "".join(f"{begin - 6 + 0.05 * step:.3f},2.0\n" for step in range(300)))
+    assert pi_bench.main(["--add-log", str(out), "--meter", f"csv:{log}"]) == 0
+    (out / "report.md").write_text("mine")
+    assert pi_bench.main(["--add-log", str(out), "--meter", f"csv:{log}"]) == 2
+    assert f"add_log: {out / 'report.md'} was not written by simsfl" in capsys.readouterr().err
+    assert (out / "report.md").read_text() == "mine"
+
+
 def test_what_differs_from_the_trace_fails(trace, tmp_path, capsys):
     other = tmp_path / "other"
     with zipfile.ZipFile(trace) as source, zipfile.ZipFile(other, "w") as target:

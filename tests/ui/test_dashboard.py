@@ -204,11 +204,12 @@ def test_a_terminal_that_knows_ascii_only():
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "5", "{", '{"activity": "finished"}'])
-def test_a_damaged_status_counts_as_missing(content, tmp_path):
-    (tmp_path / "live.json").write_text(content)
-    assert Status.load(tmp_path / "live.json") is None
-    (tmp_path / "live.json").write_text(json.dumps(asdict(STATUS) | {"updated": "x"}))
-    assert Status.load(tmp_path / "live.json") is None
+def test_a_damaged_status_is_refused(content, tmp_path):
+    assert Status.load(tmp_path / "live.json") is None  # there is none yet
+    for damaged in (content, json.dumps(asdict(STATUS) | {"updated": "x"})):
+        (tmp_path / "live.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"live: .*live.json is damaged"):
+            Status.load(tmp_path / "live.json")
     (tmp_path / "live.json").write_text(json.dumps(asdict(STATUS)))
     assert Status.load(tmp_path / "live.json") == STATUS
 

@@ -10,7 +10,6 @@ fp32, or in the precision that its name ends with: ``+tf32`` or ``+bf16``.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
 from simsfl.system.console import Output
 from simsfl.system.messages import unknown
+from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, whole_number
 
@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print tables and write them as JSON if asked; return the exit code."""
     try:
         arguments = parser().parse(argv)
+        out = Outputs.of(arguments.json, "json") if arguments.json else None
         _check(arguments, config_values(arguments))
         config = asked_config(arguments)
         names, steps = _engine_names(arguments.engines or ",".join(_ENGINES)), arguments.steps or 10
@@ -108,10 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             report["peaks"] = _one("peaks", fields)
         for table in tables(report):
             Output(width=max(100, Output().width)).print(table)
-        if arguments.json:
-            from simsfl.system.files import write_json  # noqa: PLC0415
-
-            write_json(arguments.json, report)
+        if out:
+            out.write_json(arguments.json.name, report)
     except (ValueError, OSError) as error:
         return fail(error)
     return 0
@@ -119,11 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(arguments: Any, values: _Json) -> None:
     """Raise a ValueError for flags that cannot work, or that have no effect beside the others."""
-    file = arguments.json
-    if file and not file.parent.is_dir():
-        raise ValueError(f"json: there is no directory {file.parent}; allowed: one that exists")
-    if file and (file.is_dir() or not os.access(file.parent, os.W_OK)):
-        raise ValueError(f"json: {file} cannot be written; allowed: a file in a writable directory")
     if arguments.scale and arguments.start:
         raise ValueError("start: cannot be given with --scale; allowed: one of the two")
     given = {name for name in ("engines", "steps") if getattr(arguments, name)} | set(values)

@@ -8,7 +8,7 @@ from typing import Any
 
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
 from simsfl.system.console import Output
-from simsfl.system.files import write_json
+from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, one_of, path, whole_number
 
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.accounting == "paper" and (values or arguments.dtype or arguments.images or arguments.measured):
             raise ValueError("accounting: paper has the paper's settings; allowed: without flags that change them")
         asked = asked_config(arguments)
+        out = Outputs.of(arguments.json, "json") if arguments.json else None
 
         from simsfl.cli.cost.tables import estimate, own_tables, paper_tables  # noqa: PLC0415  (imports torch)
         from simsfl.setup.defaults import with_precision  # noqa: PLC0415
@@ -81,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             tables = own_tables(figures, asked, arguments.dtype or f"the formats of a run ({asked.precision})")
         for table in tables:
             Output().print(table)
-        if arguments.json:
-            write_json(arguments.json, figures)
+        if out:
+            out.write_json(arguments.json.name, figures)
     except (ValueError, OSError) as error:
         return fail(error)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.plan import Group, plan_round
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
+from simsfl.rounds.saving import ImagesError
 from simsfl.runs.metrics import History
-from simsfl.system.console import Output
+from simsfl.runs.records import AttackRecord, Summary
+from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.system.randomness import Purpose, numpy_generator
 from simsfl.ui.plot_text import literal
@@ -31,6 +34,7 @@ _PCA_IMAGES = 2000
 """Most test images whose features are shown."""
 _STEM = 40
 """Most characters of a run's number and name in the name of a file."""
+log = logging.getLogger(__name__)
 mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9})
 
 
@@ -50,9 +54,9 @@ class Run:
     """The records so far."""
     steps: list[int]
     """Steps done at the end of each round, after a 0 for the start."""
-    summary: dict[str, Any]
-    """Content of ``summary.json``; empty where the run has not ended."""
-    attacks: dict[str, dict[str, Any]]
+    summary: Summary | None
+    """Content of ``summary.json``; None where the run has not ended."""
+    attacks: dict[str, AttackRecord]
     """Results that ``attack.py`` wrote, by decoder."""
 
     @property
@@ -69,7 +73,8 @@ class Run:
 def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     """Draw all figures that the runs have records for; return each with its title, by file name without suffix.
 
-    File names have the number of the run in them, since names of runs may differ only in what file names leave out.
+    File names have the number of the run in them, since names of runs may differ only in what file names leave out. Of
+    runs whose images are not available, the figures that show images, or what the network makes of them, are left out.
     """
     figures = {}
     if any(run.history.evaluations for run in runs):
@@ -85,9 +90,13 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     if any(run.attacks for run in runs):
         figures["privacy"] = ("Privacy against accuracy", _privacy(runs))
     for number, run in enumerate(watched(runs, "Drawing"), start=1):
-        simulation = Simulation.load(run.path, device="auto")
+        try:
+            simulation = Simulation.load(run.path, device="auto", going_on=True)
+        except ImagesError as error:
+            log.warning("%s: partition, views and features of %s are left out", error, run.name)
+            continue
         for problem in simulation.damaged:
-            Output(stderr=True).say(f"{problem}; using the one before")
+            log.warning("%s", problem)
         words = "-".join(["", str(number), *re.findall(r"[A-Za-z0-9_.]+", run.name)])
         suffix = words[:_STEM] if len(runs) > 1 else ""
         of = f" of {run.name}" if len(runs) > 1 else ""
@@ -98,11 +107,18 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     return figures
 
 
-def save(figures: dict[str, tuple[str, Figure]], directory: Path) -> None:
-    """Write what `draw` returned into a directory, as a PNG file for each figure."""
-    for stem, (title, figure) in figures.items():
+def save(figures: dict[str, tuple[str, Figure]], out: Outputs) -> None:
+    """Write what `draw` returned below ``figures/``, as a PNG file for each figure.
+
+    Raises:
+        ValueError: one of the files is there, but is not simsfl's own; then nothing is written.
+    """
+    files = {f"figures/{stem}.png": figure for stem, figure in figures.items()}
+    out.check(*files)
+    for name, (title, figure) in files.items():
         figure.suptitle(literal(title))
-        figure.savefig(directory / f"{stem}.png")
+        with out.replacing(name) as file:
+            figure.savefig(file)
 
 
 def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **how: Any) -> tuple[Figure, Any]:
@@ -213,8 +229,8 @@ def _privacy(runs: list[Run]) -> Figure:
             expert = f", from {literal(Path(config['init_client']).stem)}" if config["init_client"] else ""
             bottleneck = f", {config['bottleneck']}" if config["bottleneck"] else ""
             label = f"{run.label}: cut {config['cut_layer']}{bottleneck}{resisting}{expert}, {literal(decoder)}"
-            ssim, y = found["ssim"], float("nan") if accuracy is None else accuracy
-            axis.errorbar(ssim["mean"], y, xerr=ssim["std"] or 0.0, fmt="o", capsize=3, label=label)
+            ssim, y = found.ssim, float("nan") if accuracy is None else accuracy
+            axis.errorbar(ssim.mean, y, xerr=ssim.std or 0.0, fmt="o", capsize=3, label=label)
     axis.set(xlabel="SSIM of the attacker's reconstructions (less is more private)", ylabel="accuracy [%]")
     axis.legend(fontsize=7)
     return figure

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import unicodedata
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from simsfl.cli.report.figures import Run, draw, save
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, read_records
+from simsfl.runs.records import AttackRecord, read
 from simsfl.system.console import Output
-from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import number, time_text
 from simsfl.ui.markdown import escaped, lines_of, picture
@@ -31,11 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse(argv)
         runs = [_read(path, name) for path, name in zip(arguments.runs, _unique_names(arguments.runs), strict=True)]
-        figures = draw(runs)
         out = RunDirectory(arguments.out or arguments.runs[0])
-        out.figures.mkdir(parents=True, exist_ok=True)
-        save(figures, out.figures)
-        out.report.write_text(_page(runs, figures, out.path), encoding="utf-8")
+        out.outputs.check(out.report.name)
+        figures = draw(runs)
+        save(figures, out.outputs)
+        out.outputs.write_text(out.report.name, _page(runs, figures, out.path))
     except (ValueError, OSError) as error:
         return fail(error)
     Output().say(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
@@ -77,29 +75,10 @@ def _read(path: Path, name: str) -> Run:
             done += record["event"] == "step"
             if record["event"] == "round":
                 steps.append(done)
-    summary = {}
-    if directory.summary.exists():
-        try:
-            summary = json.loads(directory.summary.read_text(encoding="utf-8"))
-            summary["client_steps_per_second"], summary["seconds"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{directory.summary} is damaged ({error})") from error
-    attacks = {file.stem: _read_attack(file) for file in sorted(directory.attacks.glob("*.json"))}
-    return Run(name, path, content["config"], content.get("reasons", {}), history, steps, summary, attacks)
-
-
-def _read_attack(file: Path) -> dict[str, Any]:
-    """Read the result of an attack.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        [content[score][part] for score in ("mse", "ssim", "psnr") for part in ("mean", "std")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); allowed: what {called('attack')} writes") from error
-    return content
+    if summary := directory.read_summary():
+        directory.check_metrics(summary)
+    attacks = {file.stem: read(file, AttackRecord) for file in sorted(directory.attacks.glob("*.json"))}
+    return Run(name, path, content.config.to_dict(), content.reasons, history, steps, summary, attacks)
 
 
 def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) -> str:
@@ -133,7 +112,7 @@ def _cells(run: Run) -> dict[str, str]:
     config, history, summary = run.config, run.history, run.summary
     knn = [record["knn_top1"] for record in history.evaluations]
     limited = run.reasons.get("batch_size")
-    rate, seconds = summary.get("client_steps_per_second"), summary.get("seconds")
+    rate, seconds = (summary.client_steps_per_second, summary.seconds) if summary else (None, None)
     return {
         "preset, method": f"{config['preset']}, {config['method']}",
         "data set": Path(config["dataset"]).name,
@@ -152,10 +131,9 @@ def _cells(run: Run) -> dict[str, str]:
         "standard deviation of outputs": f"{run.spreads[-1]} at most" if run.spreads else "-",
         **{f"{kind} probe [%]": number(record["top1"]) for kind, record in history.probes.items()},
         **{
-            f"{score.upper()} of {decoder}": number(found[score]["mean"], ".3f")
-            + ("" if found[score]["std"] is None else f" ± {found[score]['std']:.3f}")
+            f"{name} of {decoder}": number(scores.mean, ".3f") + ("" if scores.std is None else f" ± {scores.std:.3f}")
             for decoder, found in run.attacks.items()
-            for score in ("ssim", "mse")
+            for name, scores in (("SSIM", found.ssim), ("MSE", found.mse))
         },
         "MB up, down per client": ", ".join(
             "-" if (sent := history.value("round", f"bytes_{way}_per_client")) is None else f"{sent / 1e6:,.1f}"

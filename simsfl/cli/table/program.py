@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import shlex
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from simsfl.cli.presets import named
 from simsfl.cli.table.cells import TABLES, Cell
 from simsfl.system.console import Output
 from simsfl.system.messages import unknown
+from simsfl.system.outputs import Outputs
 from simsfl.system.programs import command
 from simsfl.system.progress import bar, watched
 from simsfl.system.signals import Stop
@@ -96,8 +96,7 @@ def _show_costs(out: Path | None) -> int:
     for table in tables:
         Output().print(table)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text("\n".join(map(markdown, tables)), encoding="utf-8")
+        Outputs(out).write_text("table.md", "\n".join(map(markdown, tables)))
     return 0
 
 
@@ -150,18 +149,25 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
         base: the preset, a `RunConfig`.
         flags: config fields that the user gave for all cells.
     """
-    from simsfl.cli.table.grid import Plan, planned, read_grid  # noqa: PLC0415  (imports torch: mistakes are reported first)
+    from simsfl.cli.table.grid import (  # noqa: PLC0415  (imports torch: mistakes are reported first)
+        GRID,
+        RESULTS,
+        Grid,
+        Identity,
+        Plan,
+        planned,
+        read_grid,
+    )
     from simsfl.cli.table.results import Results  # noqa: PLC0415
-    from simsfl.system.files import write_json  # noqa: PLC0415
 
     out, console = arguments.out or Path("tables") / arguments.table, Output()
-    identity = {"table": arguments.table, "preset": base.preset, "flags": flags, "budget": arguments.budget}
-    kept = {name: run for name, run in read_grid(out / "grid.json", identity).items() if not run["problem"]}
+    outputs, identity = Outputs(out), Identity(arguments.table, base.preset, flags, arguments.budget)
+    kept = {name: run for name, run in read_grid(outputs, identity).items() if not run.problem}
     names = {Plan(cell, seed, base, 0, 0.0).name: (cell, seed) for cell, seed in cells}
     new = [pair for name, pair in names.items() if name not in kept]
-    spent = sum(run["seconds"] for run in kept.values())
+    spent = sum(run.seconds for run in kept.values())
     fresh = {plan.name: plan for plan in planned(watched(new, "Probing"), base, flags, arguments.budget, spent)}
-    plans = [fresh.get(name) or Plan.kept(*pair, kept[name]) for name, pair in names.items()]
+    plans = [fresh.get(name) or Plan(*pair, **vars(kept[name])) for name, pair in names.items()]
     results = Results(TABLES[arguments.table](), plans, out, arguments.budget, flags)
     if arguments.dry_run:
         lines = [_command_line(plan, out) for plan in plans if not plan.problem]
@@ -169,9 +175,9 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
             console.say(line)
         console.print(results.forecast())
         return 0
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "grid.json", {"grid": identity, "runs": kept | {p.name: p.to_dict() for p in plans}})
-    _run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], out, results.write)
+    outputs.check(*RESULTS)
+    outputs.write_json(GRID, asdict(Grid(identity, kept | {plan.name: plan.kept() for plan in plans})))
+    _run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], outputs, results.write)
     results.write()
     console.print(results.table())
     for problem in results.problems():
@@ -180,16 +186,19 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     return 0
 
 
-def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None:
+def _run_all(plans: list[Any], outputs: Outputs, after_each: Callable[[], None]) -> None:
     """Run plans one after the other, with a bar of their estimated time on stderr, or lines where that is no terminal.
 
     A run whose expert has not ended is skipped.
 
     Args:
         plans: a `Plan` for each run.
-        out: the directory that holds the run directories.
+        outputs: the directory that holds the run directories.
         after_each: called after each run.
     """
+    from simsfl.cli.table.grid import ATTEMPT  # noqa: PLC0415
+
+    out = outputs.path
     with bar(TimeRemainingColumn()) as progress:
         task = progress.add_task("", total=sum(plan.seconds for plan in plans))
         before = 0.0
@@ -201,8 +210,9 @@ def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> Non
             begin = time.perf_counter()
             if not plan.expert_has_ended(out):
                 continue
-            with (out / f"{plan.name}.log").open("w", encoding="utf-8") as log:
-                for argv in _stages(plan, out):
+            with (out / f"{plan.name}.log").open("a", encoding="utf-8") as log:
+                for argv in _stages(plan, outputs):
+                    print(f"{ATTEMPT}{shlex.join(argv)}", file=log, flush=True)
                     with _running(argv, log) as process:
                         while process.poll() is None:
                             time.sleep(_POLL)
@@ -213,13 +223,14 @@ def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> Non
             after_each()
 
 
-def _stages(plan: Any, out: Path) -> Iterator[list[str]]:
+def _stages(plan: Any, outputs: Outputs) -> Iterator[list[str]]:
     """Yield the arguments of ``simsfl`` for what is left of a run: begin or resume its training, then attack it."""
-    run, config = out / plan.name, out / f"{plan.name}.json"
-    config.write_text(json.dumps(plan.config_in(out).to_dict()), encoding="utf-8")
+    out, config = outputs.path, f"{plan.name}.json"
+    run = out / plan.name
+    outputs.write_json(config, plan.config_in(out).to_dict())
     if not (run / "summary.json").exists():
         begun = (run / "config.json").exists()
-        where = ["--resume", str(run)] if begun else ["--config", str(config), "--out", str(run)]
+        where = ["--resume", str(run)] if begun else ["--config", str(out / config), "--out", str(run)]
         yield ["run", *where, "--dashboard", "off"]
     if plan.attack_epochs:
         yield _attack_argv(plan, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from simsfl.cli.table.cells import Table as PaperTable
-from simsfl.cli.table.grid import ATTACK_EPOCHS, Plan
+from simsfl.cli.table.grid import ATTACK_EPOCHS, ATTEMPT, Plan
 from simsfl.runs.directory import RunDirectory
+from simsfl.runs.records import AttackRecord, Summary, read
+from simsfl.system.outputs import Outputs
 from simsfl.ui.dashboard import number, time_text
 from simsfl.ui.markdown import escaped, markdown
 from simsfl.ui.plot_text import literal
@@ -56,14 +57,24 @@ class Results:
         directory = RunDirectory(self.out / plan.name)
         return directory.summary.exists() and (not plan.attack_epochs or self._attack(plan) is not None)
 
-    def _attack(self, plan: Plan) -> dict[str, Any] | None:
+    def _attack(self, plan: Plan) -> AttackRecord | None:
         """Return the result of the attack on a run, or None where that has not ended."""
         file = RunDirectory(self.out / plan.name).attacks / f"{_ATTACK}.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return read(file, AttackRecord) if file.exists() else None
 
-    def _summary(self, plan: Plan) -> dict[str, Any] | None:
-        """Return the content of a run's ``summary.json``, or None where the run has not ended."""
-        return json.loads(RunDirectory(self.out / plan.name).summary.read_text()) if self.is_finished(plan) else None
+    def _summary(self, plan: Plan) -> Summary | None:
+        """Return the content of a run's ``summary.json``, or None where the run has not ended.
+
+        Raises:
+            ValueError: the file is damaged, or has no accuracy.
+        """
+        if not self.is_finished(plan):
+            return None
+        directory = RunDirectory(self.out / plan.name)
+        summary = directory.read_summary()
+        if summary.knn_top1 is None:
+            raise ValueError(f"{directory.summary} has no accuracy; allowed: what a run writes at its end")
+        return summary
 
     def _cells(self) -> Iterator[list[Plan]]:
         """Yield the runs of each cell of the table, one for each seed; experts are no cells."""
@@ -120,7 +131,7 @@ class Results:
             kind, figures = _accuracies(ended)
             spread = f" ± {stdev(figures):.2f}" if len(figures) > 1 else ""
             whole = next(plan.published_steps for plan in plans if self.is_finished(plan))
-            steps = ended[0]["steps"]
+            steps = ended[0].steps
             table.add_row(
                 cell.column,
                 number(cell.published),
@@ -128,7 +139,7 @@ class Results:
                 kind + _seeds_text(len(figures), len(plans)),
                 f"{steps:,}",
                 f"{steps / whole:.2%}" + (" †" if steps < whole else ""),
-                time_text(sum(summary["seconds"] for summary in ended)),
+                time_text(sum(summary.seconds for summary in ended)),
                 *self._attack_cells(plans),
             )
         return table
@@ -141,9 +152,9 @@ class Results:
         if not self.attacked:
             return []
         published, found = plans[0].cell.published_mse, [a for plan in plans if (a := self._attack(plan))]
-        errors = [attack["mse"]["mean"] for attack in found]
+        errors = [attack.mse.mean for attack in found]
         spread = f" ± {stdev(errors):.3f}" if len(errors) > 1 else ""
-        short = " †" if any(attack["epochs"] < ATTACK_EPOCHS for attack in found) else ""
+        short = " †" if any(attack.epochs < ATTACK_EPOCHS for attack in found) else ""
         return ["-" if published is None else f"{published:.3f}", f"{mean(errors):.3f}{spread}{short}"]
 
     def _note(self) -> str:
@@ -165,7 +176,8 @@ class Results:
             expert = next(p for p in self.plans if p.cell == plan.cell.expert and p.seed == plan.seed)
             return f"its expert did not finish: {self._trouble(expert)}"
         log = self.out / f"{plan.name}.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        lines = text.rpartition(ATTEMPT)[2].strip().splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         return errors[-1] if errors else f"failed, see {log}" if lines else "not run"
 
@@ -173,10 +185,11 @@ class Results:
         """Write ``table.md`` and ``table.png``."""
         problems = "".join(f"- {escaped(problem)}\n" for problem in self.problems())
         page = [f"# {self.title}", markdown(self.table()), problems, escaped(self.context), "![](table.png)"]
-        text = "\n\n".join(part.strip() for part in page if part)
-        (self.out / "table.md").write_text(f"{text}\n", encoding="utf-8")
+        out = Outputs(self.out)
+        out.write_text("table.md", "\n\n".join(part.strip() for part in page if part) + "\n")
         figure = self._figure()
-        figure.savefig(self.out / "table.png")
+        with out.replacing("table.png") as file:
+            figure.savefig(file)
         plt.close(figure)
 
     def _figure(self) -> plt.Figure:
@@ -216,10 +229,10 @@ def _seeds_text(ended: int, all_of_them: int) -> str:
     return f", {ended} seeds" if ended > 1 else ""
 
 
-def _accuracies(summaries: Sequence[dict[str, Any]]) -> tuple[str, list[float]]:
+def _accuracies(summaries: Sequence[Summary]) -> tuple[str, list[float]]:
     """Return the measure of the runs, and their accuracies in percent by it.
 
     The measure is the linear probe, or kNN where a run has no linear probe.
     """
-    linear = [summary["linear_top1"] for summary in summaries]
-    return (_LINEAR, linear) if None not in linear else (_KNN, [summary["knn_top1"] for summary in summaries])
+    linear = [summary.linear_top1 for summary in summaries]
+    return (_LINEAR, linear) if None not in linear else (_KNN, [summary.knn_top1 for summary in summaries])
