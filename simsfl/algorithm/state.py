@@ -216,11 +216,12 @@ class State:
             rounds: rounds of the run.
             classes: classes of the data set.
         """
+        length = max(1, self.queues.keys.shape[1])  # some methods have no queue
         counts = {
             "clients.participation": rounds + 1,
             "cohort.ids": len(self.clients.participation),
-            "queues.pointer": self.queues.keys.shape[1],
-            "queue.pointer": self.queue.keys.shape[1],
+            "queues.pointer": length,
+            "queue.pointer": length,
             "sent.labels": classes,
         }
         for name, tensor, _ in self._named():

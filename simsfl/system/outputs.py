@@ -120,13 +120,13 @@ class Outputs:
     def _add(self, checksum: str, name: str) -> None:
         """Add a line to the list, and force it onto the disk."""
         with (self.path / LIST).open("ab", buffering=0) as file:
-            file.write(f"{checksum}  {name}\n".encode())
+            file.write(f"{checksum}  {name}\n".encode(errors="surrogateescape"))
             os.fsync(file.fileno())
 
     def _lines(self) -> list[tuple[str, str]]:
         """Return checksum and name of each version of a file, in the order in which they were written."""
         try:
-            lines = (self.path / LIST).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = (self.path / LIST).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
         except FileNotFoundError:
             return []
         found = (match.groups() for line in lines if (match := _LINE.fullmatch(line)))
