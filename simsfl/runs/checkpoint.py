@@ -1,10 +1,10 @@
-"""Checkpoints: safetensors files, each of which carries what a resume believes and its own checksum.
+"""Checkpoints: safetensors files, each of which carries what a resume believes, and its own checksum.
 
-The header of a file says where the run stood, which run it was, and how its metrics began; its last tensor is
-the SHA-256 of all before. So a file can be judged by itself, and is the same, byte for byte, whether the run was
-interrupted or not. ``manifest.json`` lists the files, newest first, for people and with what was timed; older runs have
-no other description of their checkpoints. It is replaced once a new file is on disk, and older files are deleted only
-after that.
+The header of a file says where the run stood, which run it was, and how its metrics began; its last tensor is the
+SHA-256 of everything before it. So a file can be judged by itself, and it is the same, byte for byte, whether the run
+was interrupted or not. ``manifest.json`` lists the files, newest first, with what was timed; checkpoints of older
+versions are described there alone. It is replaced once a new file is on disk, and older files are deleted only after
+that.
 """
 
 from __future__ import annotations
@@ -186,9 +186,8 @@ def newest(directory: Path, run: str, metrics: Path | None = None) -> Found:
             unusable.append(problem)
             continue
         timed = Timed(entry.meta.seconds, entry.meta.peak_memory_bytes, entry.meta.phase_seconds) if entry else Timed()
-        return Found(
-            directory / name, standing, timed, [f"{one}; the one before is used" for one in unusable] + problems
-        )
+        problems = [*(f"{one}; the one before is used" for one in unusable), *problems]
+        return Found(directory / name, standing, timed, problems)
     raise ValueError("; ".join([f"resume: {directory.parent} holds no usable checkpoint", *unusable]))
 
 
@@ -253,14 +252,13 @@ def _checked(path: Path, entry: _Entry | None, run: str) -> Standing:
         standing = _described(path)
     except ValueError as error:
         raise ValueError(f"checkpoint {error}") from error
-    if standing is None and entry is not None:
-        if digest(path) != entry.sha256:
-            raise ValueError(f"checkpoint {path} is damaged (SHA-256 differs)")
-        meta = entry.meta
-        metrics = Extent(meta.metrics_bytes, None)
-        return Standing(meta.round, meta.step, meta.communication, meta.traffic, metrics, run)
-    if standing is None or not is_sealed(path):
+    if standing is None and entry is None:
+        raise ValueError(f"checkpoint {path} does not say where the run stood, and neither does {MANIFEST}")
+    if not (is_sealed(path) if standing else digest(path) == entry.sha256):
         raise ValueError(f"checkpoint {path} is damaged (SHA-256 differs)")
+    if standing is None:
+        meta, metrics = entry.meta, Extent(entry.meta.metrics_bytes, None)
+        return Standing(meta.round, meta.step, meta.communication, meta.traffic, metrics, run)
     if standing.run != run:
         raise ValueError(
             f"checkpoint {path} belongs to another run than config.json describes; allowed: a new run with --config"

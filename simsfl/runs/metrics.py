@@ -21,8 +21,8 @@ from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decod
 from simsfl.system.files import naming
 from simsfl.system.reading import open_regular
 
-_Similarity = Annotated[float, Range(-1, 1)]
-"""A structural similarity (SSIM)."""
+_Similarity = Annotated[float, Range(-1.001, 1.001)]
+"""A structural similarity (SSIM), which may have been rounded."""
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ Ordinal = Annotated[int, Range(1)]
 """A whole number from 1 on."""
 Amount = Annotated[float, Range(0, _LARGEST)]
 """A number from 0 on, such as seconds, not so large that sums and products of a few are infinite."""
-Percent = Annotated[float, Range(0, 100)]
-"""A percentage."""
+Percent = Annotated[float, Range(0, 100.001)]
+"""A percentage, which may have been rounded up."""
 
 
 class Wrong(ValueError):

@@ -357,6 +357,8 @@ def test_records_that_are_impossible_are_refused_by_every_program(prepare, half,
         assert "metrics" in refused(main(argv), capfd)
 
 
+DEVICE = dict.fromkeys(("step_seconds", "compute_seconds", "network_seconds"))
+DEVICE |= {"client": 1, "presence": "here", "steps": 1, "bytes_up": 1, "bytes_down": 1}
 OTHER_FILES = {
     "seconds without end": ("summary.json", {"seconds": float("inf")}, [report.main, run.main]),
     "probes as a list": ("summary.json", {"probes": []}, [report.main, run.main]),
@@ -365,6 +367,7 @@ OTHER_FILES = {
     "a time that is none": ("live.json", {"updated": float("nan")}, [watch.main]),
     "negative participation": ("live.json", {"participation": [-1]}, [watch.main]),
     "a device that is none": ("live.json", {"devices": [{"client": 1}]}, [watch.main]),
+    "a device that is lost": ("live.json", {"devices": [DEVICE | {"presence": "lost"}]}, [watch.main]),
 }
 
 
