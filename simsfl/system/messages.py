@@ -28,11 +28,11 @@ def count_text(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def shortened(value: object) -> str:
-    """Return a value as an error message shows it: cut to 80 characters, and huge integers by their size in bits."""
+def shortened(value: object, most: int = 80) -> str:
+    """Return a value as an error message shows it: cut to `most` characters, and huge integers by their size in bits."""
     large = isinstance(value, int) and abs(value) >= 10**30
     text = f"a number of {value.bit_length()} bits" if large else str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def visible(text: str) -> str:

@@ -16,6 +16,7 @@ from simsfl.cli.report import figures
 from simsfl.cli.report import program as report
 from simsfl.data import make_dataset
 from simsfl.evaluation.encoding import embed
+from simsfl.runs.records import AttackRecord, Scores, to_json
 from tests.conftest import TINY, flags
 
 
@@ -57,8 +58,9 @@ def test_links_to_pictures_in_directories_of_any_name(trained, tmp_path):
     path = tmp_path / "a (run) of 50 %"
     shutil.copytree(trained, path)
     (path / "attacks").mkdir()
-    scores = {score: {"mean": 0.5, "std": None} for score in ("mse", "ssim", "psnr")}
-    (path / "attacks" / "custom.json").write_text(json.dumps(scores))
+    scores = {score: Scores(0.5, None) for score in ("mse", "ssim", "psnr")}
+    found = AttackRecord("custom", 0.01, 50, 0, 8, [0], 2, **scores, by_seed={}, mean_image_mse=0.1, training=[])
+    (path / "attacks" / "custom.json").write_text(json.dumps(to_json(found)))
     assert report.main([str(path), "--out", str(tmp_path / "elsewhere")]) == 0
     tokens = MarkdownIt("commonmark").parse((tmp_path / "elsewhere" / "report.md").read_text())
     links = [unquote(c.attrs["src"]) for t in tokens for c in t.children or () if c.type == "image"]

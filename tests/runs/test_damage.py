@@ -201,7 +201,7 @@ def test_an_older_run_that_is_over_stays_over(whole, tmp_path, capfd):
     out = copied(whole, tmp_path)
     as_before(out)
     assert resumed(out) == 0
-    assert "is over already" in capfd.readouterr().out
+    assert "is finished" in capfd.readouterr().out
     assert report.main([str(out)]) == 0
 
 

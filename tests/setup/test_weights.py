@@ -254,11 +254,11 @@ def replaced(value):
 
 
 HOSTILE = {
-    "nan": (hostile(replaced(float("nan"))), "holds something else than finite numbers"),
-    "infinity": (hostile(replaced(float("inf"))), "holds something else than finite numbers"),
+    "nan": (hostile(replaced(float("nan"))), "holds something other than finite numbers"),
+    "infinity": (hostile(replaced(float("inf"))), "holds something other than finite numbers"),
     "whole numbers": (
         hostile(lambda tensors, about: tensors.update({next(iter(tensors)): torch.zeros(16, 3, 3, 3).long()})),
-        "holds something else than finite numbers",
+        "holds something other than finite numbers",
     ),
     "a tensor less": (hostile(lambda tensors, about: tensors.pop(next(iter(tensors)))), "is nothing, but"),
     "a tensor more": (hostile(lambda tensors, about: tensors.update({"client.x": torch.zeros(2)})), "client.x is 2"),
@@ -296,7 +296,7 @@ def test_a_run_with_weights_that_are_not_finite_is_no_expert(npz, tmp_path, capf
     Simulation(RunConfig(**TINY, dataset=str(npz))).save(tmp_path / "run")
     rewritten(tmp_path / "run", tensors=lambda tensors: tensors["clients.online"].fill_(float("nan")))
     assert run.main(flags(dataset=npz, out=tmp_path / "out", init_client=tmp_path / "run", **TINY)) == 2
-    assert "holds something else than finite numbers" in capfd.readouterr().err
+    assert "holds something other than finite numbers" in capfd.readouterr().err
 
 
 STRANGE = {
