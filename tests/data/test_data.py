@@ -3,10 +3,8 @@
 import hashlib
 import io
 import json
-import os
 import pickle
 import shutil
-import subprocess
 import tarfile
 from dataclasses import replace
 
@@ -23,7 +21,7 @@ from simsfl.data import ARRAYS, Arrays, folder, make_dataset, measure, resize, s
 from simsfl.data.folder import Pictures, read_image
 from simsfl.data.load import load_dataset
 from simsfl.data.shapes import CLASSES, shapes
-from simsfl.system import files, tensor_file
+from simsfl.system import tensor_file
 from tests.conftest import TINY
 
 
@@ -362,15 +360,6 @@ def test_a_cache_of_other_pixels_is_not_trusted(fake_cifar, tmp_path):
     again = load_dataset("cifar10", data_dir=tmp_path)
     assert "npm" in again.origin
     assert again.checksum == first.checksum
-
-
-def test_what_a_killed_process_was_writing_is_removed(tmp_path):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    (tmp_path / f".cifar10.safetensors.{gone.pid}.tmp").mkdir()
-    (tmp_path / f".other.{os.getpid()}.tmp").mkdir()
-    files.write_json(tmp_path / "x.json", {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".other.{os.getpid()}.tmp", "x.json"]
 
 
 def test_npms_own_error_is_reported(fake_cifar, tmp_path):
