@@ -77,7 +77,8 @@ def _load(name: str, wanted: Request) -> Dataset:
                 "dataset", name, DATASETS, also="the path of an .npz file or ImageFolder directory"
             ) from error
         raise ValueError(
-            f"dataset: there is no file or directory {shortened(name, 300)} ({error.strerror}); allowed: the path of one"
+            f"dataset: there is no file or directory {shortened(name, 300)} ({error.strerror}); "
+            "allowed: the path of one"
         ) from error
     if path.is_dir():
         return read_folder(path, local, image_size=wanted.image_size, stream=wanted.stream)

@@ -29,7 +29,7 @@ def count_text(count: int, noun: str) -> str:
 
 
 def shortened(value: object, most: int = 80) -> str:
-    """Return a value as an error message shows it: cut to `most` characters, and huge integers by their size in bits."""
+    """Return a value for an error message: cut to `most` characters; of huge integers, the size in bits."""
     large = isinstance(value, int) and abs(value) >= 10**30
     text = f"a number of {value.bit_length()} bits" if large else str(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import pickle
 import shutil
 import tarfile
@@ -23,7 +22,7 @@ from simsfl.data.folder import Pictures
 from simsfl.data.load import load_dataset
 from simsfl.data.picture import PictureError
 from simsfl.data.shapes import CLASSES, shapes
-from simsfl.system import files, tensor_file
+from simsfl.system import tensor_file
 from tests.conftest import TINY
 
 
@@ -367,17 +366,6 @@ def test_a_cache_of_other_pixels_is_not_trusted(fake_cifar, tmp_path):
     again = load_dataset("cifar10", data_dir=tmp_path)
     assert "npm" in again.origin
     assert again.checksum == first.checksum
-
-
-def test_directories_that_only_look_temporary_stay(tmp_path):
-    """Earlier versions gave their temporary directories such names, and so may others."""
-    names = [".cifar10.safetensors.999999.tmp", ".photos.99999999999999999999.tmp"]
-    for name in names:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "mine").touch()
-    files.write_json(tmp_path / "x.json", {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "x.json"]
-    assert all((tmp_path / name / "mine").exists() for name in names)
 
 
 def test_npms_own_error_is_reported(fake_cifar, tmp_path):
