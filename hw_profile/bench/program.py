@@ -135,7 +135,10 @@ def _run(argv: Sequence[str] | None, stop: Stop) -> int:
         machine = Machine()
         _check(arguments, machine)
         if arguments.add_log:
-            return _finish(console, arguments.add_log, _with_log(arguments, machine))
+            result, outputs = _with_log(arguments, machine), Outputs(arguments.add_log, "add_log")
+            outputs.adopt(_FILES)
+            outputs.check(*_FILES)
+            return _finish(console, arguments.add_log, result)
         meter = choose(arguments.meter, machine)
         out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-pi_bench"
         with claimed(out, *_FILES):

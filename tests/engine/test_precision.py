@@ -391,7 +391,7 @@ def test_costs_are_those_of_a_run_here(precision, bytes_each, tmp_path, capfd, b
     sent = json.loads((tmp_path / "cost.json").read_text())["as asked"]["bytes_per_image"]
     assert sent["up"] == 2 * 16 * 16 * 16 * bytes_each  # of both views; the stem halves the sides of images
     wanted = "bf16" if precision == "auto" else precision
-    assert f"as a run does ({wanted})" in " ".join(capfd.readouterr().out.split())
+    assert f"the formats of a run ({wanted})" in " ".join(capfd.readouterr().out.split())
 
 
 def test_left_to_rules_names_it():

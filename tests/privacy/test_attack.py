@@ -16,6 +16,7 @@ from simsfl.data import Arrays, make_dataset
 from simsfl.data.partition import Partition
 from simsfl.data.shapes import shapes
 from simsfl.privacy.attack import attack, attackers_rows, targets
+from simsfl.runs.records import AttackRecord, Scores
 from tests.conftest import TINY, flags, generator
 
 
@@ -103,9 +104,9 @@ def test_whom_an_attack_is_against(sizes, first, whom):
     partition = Partition.of(np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]))
     rows = targets(partition, first)
     clients = attack_program._clients_of(partition, rows)
-    score = {"mean": 0.5, "std": None}
-    found = {"decoder": "x", "target_client": first, "target_clients": clients, "targets": len(rows)}
-    table = attack_program._table({**found, "mse": score, "ssim": score, "psnr": score, "mean_image_mse": 0.0})
+    scores = {score: Scores(0.5, None) for score in ("mse", "ssim", "psnr")}
+    measured = {**scores, "by_seed": {}, "mean_image_mse": 0.0, "training": [], "target_clients": clients}
+    table = attack_program._table(AttackRecord("x", 0.1, 1, first, len(rows), [0], 1, **measured))
     assert table.title == f"x against {whom}, {len(rows)} images"
 
 
