@@ -175,6 +175,7 @@ def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     result["memory"]["reckoned"] = result["memory"].pop("estimated")  # as earlier versions wrote it
     del result["clock_moved"]
     file.write_text(json.dumps(result))
+    (out / "written-by-simsfl.txt").unlink()
     begin, log = result["spans"]["work"][0], tmp_path / "log.csv"
 
     def add(watts):
@@ -202,6 +203,7 @@ def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     assert "VIN+ and VIN- may be swapped" in text
     assert "mAh" not in text
     file.write_text(json.dumps({**found, "clock_moved": 37.0}))
+    (out / "written-by-simsfl.txt").unlink()
     assert add(2.0)[0] == 2
     assert "this machine's clock was set by +37.0 s during the measurement" in capsys.readouterr().err
 
