@@ -25,6 +25,7 @@ ROOMS = (
     "hw_profile",
     "cli",
     "ui",
+    "extend",
     "simulation",
     "rounds",
     "setup",
@@ -32,6 +33,10 @@ ROOMS = (
     "cost",
     "engine",
     "algorithm",
+    "objectives",
+    "aggregations",
+    "samplers",
+    "optimisers",
     "defences",
     "privacy",
     "evaluation",
@@ -68,7 +73,7 @@ def modules() -> Iterator[tuple[str, str, Path]]:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Yield the full name of what each import statement of a file names, but for those that type checkers alone see."""
+    """Yield the full name of everything that a file imports, except imports that only type checkers see."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     hidden = {
         inner
@@ -92,7 +97,8 @@ def picture() -> str:
     lines = []
     for room, found in groupby(modules(), key=itemgetter(0)):
         own = [(name, file) for _, name, file in found]
-        purpose = ast.get_docstring(ast.parse(own[0][1].read_text(encoding="utf-8"))).splitlines()[0].rstrip(".")
+        about = ast.get_docstring(ast.parse(own[0][1].read_text(encoding="utf-8"))).splitlines()[0]
+        purpose = about.rstrip(".").replace("`", "")  # the picture is a block of code, where marks are no markup
         place = "" if room in BESIDE else "simsfl/"
         lines += _wrapped(f"{place}{room}{'/' if len(own) > 1 else '.py'}", purpose)
         folders: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Write weights as the published program has them: ``python experiments/export_checkpoint.py RUN_DIR``."""
+"""Write weights in the published program's layout: ``python experiments/export_checkpoint.py RUN_DIR``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Convert weights of the published program: ``python experiments/import_checkpoint.py FILE.tar``."""
+"""Convert weights from the published program's layout: ``python experiments/import_checkpoint.py FILE.tar``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Watch a run that goes on elsewhere: ``python experiments/watch.py RUN_DIR``, or ``simsfl watch RUN_DIR``."""
+"""Watch a run that another process trains: ``python experiments/watch.py RUN_DIR``, or ``simsfl watch RUN_DIR``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Operators on stacks of clients, one operator per file, each with a plain PyTorch reference first.
+"""Operators on stacks of clients, one per file; each file begins with a plain PyTorch reference.
 
 This package is installed as ``simsfl.kernels``. It does not depend on models, configs or rounds: an operator takes
 tensors and returns tensors. An operator whose name ends in ``_`` changes its first argument in place. Inside
@@ -22,7 +22,7 @@ from simsfl.kernels.choice import (
 from simsfl.kernels.conv2d import conv2d
 from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.group_norm_nhwc import group_norm_nhwc
-from simsfl.kernels.info_nce import info_nce
+from simsfl.kernels.info_nce import info_nce, tie_width
 from simsfl.kernels.memory_format import channels_last, contiguous
 from simsfl.kernels.sgd_ema import ema_, sgd_
 from simsfl.kernels.view_parameters import ViewParameters
@@ -48,5 +48,6 @@ __all__ = [
     "preferred",
     "reason",
     "sgd_",
+    "tie_width",
     "try_triton",
 ]

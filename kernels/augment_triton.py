@@ -33,7 +33,7 @@ def triton_augment(pixels: Tensor, views: ViewParameters, mean: Tensor, std: Ten
     block = min(gpu.next_power_of_2(size * size), PIXELS)
     views = views.map(Tensor.contiguous)
     planes, across = (torch.empty(count, 3, size, size, device=out.device) for _ in range(2))
-    augment_kernel[(count,)](
+    _augment_kernel[(count,)](
         pixels.contiguous(), views.crop, views.flip, views.jitter, views.blends, views.hue_slot, views.gray,
         views.sigma, mean.contiguous(), std.contiguous(), planes, across, out, pixels.shape[:2].numel(),
         SIZE=size, RADIUS=min(BLUR_RADIUS, size - 1), BLOCK=block, num_warps=max(1, block // _PIXELS_PER_WARP),
@@ -41,7 +41,7 @@ def triton_augment(pixels: Tensor, views: ViewParameters, mean: Tensor, std: Ten
 
 
 @jit
-def augment_kernel(
+def _augment_kernel(
     pixels, crop, flip, jitter, blends, hue_slot, gray, sigma, mean, std, planes, across, out, IMAGES,
     SIZE: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

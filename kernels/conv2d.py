@@ -23,7 +23,7 @@ from simsfl.kernels.gpu import jit, tl
 from simsfl.kernels.stacking import custom_op
 
 _EPSILON = 1e-5
-"""Added to the standard deviation that standardised weights are divided by."""
+"""Number added to the standard deviation that standardised weights are divided by."""
 
 
 def conv2d(
@@ -239,7 +239,9 @@ def triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups:
     (c, b, i), o, (h, w) = x.shape[:3], weight.shape[1], sides(x, weight, stride, padding)
     y = x.new_empty(c, b, o, h, w)
     grid = (c * b, gpu.cdiv(h * w, _TILE), gpu.cdiv(o, _TILE))
-    conv2d_forward_kernel[grid](x, weight, y, b, i, o, *x.shape[3:], h, w, *weight.shape[3:], stride, padding, **_TILES)
+    _conv2d_forward_kernel[grid](
+        x, weight, y, b, i, o, *x.shape[3:], h, w, *weight.shape[3:], stride, padding, **_TILES
+    )
     return y
 
 
@@ -255,12 +257,12 @@ def triton_backward(
     sizes = (b, i, o, *x.shape[3:], *grad.shape[3:], *weight.shape[3:], stride, padding)
     grad_weight = torch.empty_like(weight)
     grid = (c, gpu.cdiv(o, _TILE), gpu.cdiv(weight[0, 0].numel(), _TILE))
-    conv2d_weight_kernel[grid](grad, x, grad_weight, *sizes, **_TILES)
+    _conv2d_weight_kernel[grid](grad, x, grad_weight, *sizes, **_TILES)
     if not images_too:
         return None, grad_weight
     grad_x = torch.empty_like(x)
     grid = (c * b, gpu.cdiv(x[0, 0, 0].numel(), _TILE), gpu.cdiv(i, _TILE))
-    conv2d_image_kernel[grid](grad, weight, grad_x, *sizes, **_TILES)
+    _conv2d_image_kernel[grid](grad, weight, grad_x, *sizes, **_TILES)
     return grad_x, grad_weight
 
 
@@ -271,7 +273,7 @@ BACKWARD = {"grouped": _grouped_backward, "unfold": _unfold_backward, "triton": 
 
 
 @jit
-def conv2d_forward_kernel(
+def _conv2d_forward_kernel(
     x, weight, y, B, IN, OUT, H, W, OH, OW,
     KH: tl.constexpr, KW: tl.constexpr, stride: tl.constexpr, padding: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -296,7 +298,7 @@ def conv2d_forward_kernel(
 
 
 @jit
-def conv2d_weight_kernel(
+def _conv2d_weight_kernel(
     grad, x, grad_weight, B, IN, OUT, H, W, OH, OW,
     KH: tl.constexpr, KW: tl.constexpr, stride: tl.constexpr, padding: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -326,7 +328,7 @@ def conv2d_weight_kernel(
 
 
 @jit
-def conv2d_image_kernel(
+def _conv2d_image_kernel(
     grad, weight, grad_x, B, IN, OUT, H, W, OH, OW,
     KH: tl.constexpr, KW: tl.constexpr, stride: tl.constexpr, padding: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip

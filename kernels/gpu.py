@@ -1,4 +1,4 @@
-"""Triton where it can be used: on a CUDA device, or interpreted (``TRITON_INTERPRET=1``, for tests).
+"""Triton, where it can be used: on a CUDA device, or interpreted (``TRITON_INTERPRET=1``, for tests).
 
 Elsewhere, `jit` returns a kernel unchanged, which is then never called, and operators fall back to PyTorch.
 """

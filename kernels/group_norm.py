@@ -181,7 +181,7 @@ def triton_forward(
     y = torch.empty_like(x)
     mean = weight.new_empty(c, b * groups)
     rstd = torch.empty_like(mean)
-    group_norm_forward_kernel[(c * b * groups,)](
+    _group_norm_forward_kernel[(c * b * groups,)](
         x, weight, bias, x if residual is None else residual, y, mean, rstd, b, ch, groups, h * w, eps,
         RESIDUAL=residual is not None, RELU=relu, **_blocks(h * w, ch // groups),
     )  # fmt: skip
@@ -199,7 +199,7 @@ def triton_backward(
     grad_x = torch.empty_like(x)
     grad_weight = weight.new_empty(c, b, ch)
     grad_bias = torch.empty_like(grad_weight)
-    group_norm_backward_kernel[(c * b * groups,)](
+    _group_norm_backward_kernel[(c * b * groups,)](
         grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, b, ch, groups, h * w,
         **_blocks(h * w, ch // groups),
     )  # fmt: skip
@@ -222,7 +222,7 @@ _BACKWARD = {"native": _native_backward, "triton": triton_backward}
 
 
 @jit
-def group_norm_forward_kernel(
+def _group_norm_forward_kernel(
     x, weight, bias, residual, y, mean, rstd, B, CH, G, PIXELS, eps,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -266,7 +266,7 @@ def group_norm_forward_kernel(
 
 
 @jit
-def group_norm_backward_kernel(
+def _group_norm_backward_kernel(
     grad, x, weight, mean, rstd, grad_x, grad_weight, grad_bias, B, CH, G, PIXELS,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip

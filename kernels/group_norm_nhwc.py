@@ -77,7 +77,7 @@ def forward(
     mean = torch.empty(n, groups, device=x.device)
     rstd = torch.empty_like(mean)
     block, channels = _tile_of(h * w, ch, ch // groups)
-    group_norm_nhwc_forward_kernel[(n * gpu.cdiv(ch, channels),)](
+    _group_norm_nhwc_forward_kernel[(n * gpu.cdiv(ch, channels),)](
         x, weight, bias, residual, y, mean, rstd, weight.stride(0), bias.stride(0), eps, ch, h * w,
         RELU=relu, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
     )  # fmt: skip
@@ -95,7 +95,7 @@ def backward(
     grad_residual = torch.empty_like(x if residual else x[:0])
     grad_weight, grad_bias = torch.empty(2, n, ch, device=x.device).unbind()
     block, channels = _tile_of(h * w, ch, ch // groups)
-    group_norm_nhwc_backward_kernel[(n * gpu.cdiv(ch, channels),)](
+    _group_norm_nhwc_backward_kernel[(n * gpu.cdiv(ch, channels),)](
         grad, y if relu and residual else None, x, weight, bias, mean, rstd, grad_x,
         grad_residual if residual else None, grad_weight, grad_bias, weight.stride(0), bias.stride(0), ch, h * w,
         RELU=relu, BLOCK=block, CHANNELS=channels, WIDTH=ch // groups, num_warps=WARPS,
@@ -180,7 +180,7 @@ def _load(images, place, mask):
 
 
 @jit
-def group_norm_nhwc_forward_kernel(
+def _group_norm_nhwc_forward_kernel(
     x, weight, bias, residual, y, mean, rstd, weight_stride, bias_stride, eps,
     CH: tl.constexpr, PIXELS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -249,7 +249,7 @@ def _through_relu(gradient, value, y, place, mask, scale, shift, RELU: tl.conste
 
 
 @jit
-def group_norm_nhwc_backward_kernel(
+def _group_norm_nhwc_backward_kernel(
     grad, y, x, weight, bias, mean, rstd, grad_x, grad_residual, grad_weight, grad_bias, weight_stride, bias_stride,
     CH: tl.constexpr, PIXELS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,

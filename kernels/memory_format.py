@@ -42,12 +42,12 @@ def turned(images: Tensor, memory_format: torch.memory_format) -> Tensor:
     result = torch.empty_like(images, memory_format=memory_format)
     rows, columns = (ch, h * w) if memory_format == torch.channels_last else (h * w, ch)
     grid = (n, gpu.cdiv(rows, _TILE), gpu.cdiv(columns, _TILE))
-    transpose_kernel[grid](images, result, rows, columns, TILE=_TILE)
+    _transpose_kernel[grid](images, result, rows, columns, TILE=_TILE)
     return result
 
 
 @jit
-def transpose_kernel(x, y, ROWS, COLUMNS, TILE: tl.constexpr):
+def _transpose_kernel(x, y, ROWS, COLUMNS, TILE: tl.constexpr):
     """Write a tile of one image's matrix ``x [ROWS, COLUMNS]``, transposed, into ``y [COLUMNS, ROWS]``."""
     image = tl.program_id(0).to(tl.int64) * ROWS * COLUMNS
     row = tl.program_id(1) * TILE + tl.arange(0, TILE)

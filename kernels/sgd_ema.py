@@ -65,11 +65,11 @@ def triton_sgd_(
     assert parameters.is_contiguous()
     assert velocity.is_contiguous()
     gradient, lr = gradient.contiguous(), lr.contiguous()
-    sgd_kernel[grid](parameters, gradient, velocity, lr, momentum, weight_decay, count, row, own_rate, _BLOCK)
+    _sgd_kernel[grid](parameters, gradient, velocity, lr, momentum, weight_decay, count, row, own_rate, _BLOCK)
 
 
 @jit
-def sgd_kernel(
+def _sgd_kernel(
     parameters, gradient, velocity, lr, momentum, weight_decay, count, row, OWN: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Update `BLOCK` parameters, whichever clients they belong to.

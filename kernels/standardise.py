@@ -21,7 +21,7 @@ from simsfl.kernels import gpu
 from simsfl.kernels.gpu import jit, tl
 
 _EPSILON = 1e-5
-"""Added to the standard deviation that standardised weights are divided by."""
+"""Number added to the standard deviation that standardised weights are divided by."""
 _BLOCK = 1024
 """Weights that a Triton program handles at a time."""
 
@@ -158,14 +158,14 @@ def _plain_prepare_backward_(
 
 def triton_prepare_(flat_P: Tensor, layout: Layout, weights_W: Tensor, moments_R2: Tensor) -> None:
     """Write the results of `prepare` into `weights_W` and `moments_R2`, with one Triton program per row."""
-    standardise_forward_kernel[(len(layout.rows),)](flat_P, layout.rows, weights_W, moments_R2, _EPSILON, BLOCK=_BLOCK)
+    _standardise_forward_kernel[(len(layout.rows),)](flat_P, layout.rows, weights_W, moments_R2, _EPSILON, BLOCK=_BLOCK)
 
 
 def triton_prepare_backward_(
     gradient_P: Tensor, grad_W: Tensor, flat_P: Tensor, moments_R2: Tensor, layout: Layout
 ) -> None:
     """Write the gradient of `prepare_backward_` into `gradient_P`, with one Triton program per row."""
-    standardise_backward_kernel[(len(layout.rows),)](
+    _standardise_backward_kernel[(len(layout.rows),)](
         grad_W, flat_P, layout.rows, moments_R2, gradient_P, _EPSILON, BLOCK=_BLOCK
     )
 
@@ -177,7 +177,7 @@ def _matrix_of(flat_P: Tensor, matrix: Matrix) -> Tensor:
 
 
 @jit
-def standardise_forward_kernel(flat, rows, weights, moments, EPS, BLOCK: tl.constexpr):
+def _standardise_forward_kernel(flat, rows, weights, moments, EPS, BLOCK: tl.constexpr):
     """Prepare one row: compute the mean, then the deviation, then write the weights in the order of the result."""
     row = tl.program_id(0)
     source, target = tl.load(rows + row * 5).to(tl.int64), tl.load(rows + row * 5 + 1).to(tl.int64)
@@ -205,7 +205,7 @@ def standardise_forward_kernel(flat, rows, weights, moments, EPS, BLOCK: tl.cons
 
 
 @jit
-def standardise_backward_kernel(grad, flat, rows, moments, gradient, EPS, BLOCK: tl.constexpr):
+def _standardise_backward_kernel(grad, flat, rows, moments, gradient, EPS, BLOCK: tl.constexpr):
     """Write the gradient of one row's weights: compute two sums over the row, then the values."""
     row = tl.program_id(0)
     source, target = tl.load(rows + row * 5).to(tl.int64), tl.load(rows + row * 5 + 1).to(tl.int64)

@@ -24,9 +24,12 @@ from simsfl.rounds import evaluating, saving
 from simsfl.rounds.pace import Pace
 from simsfl.rounds.progress import Progress
 from simsfl.rounds.steps import client_steps, replayed_steps
+from simsfl.runs.checkpoint import Timed
 from simsfl.runs.metrics import (
+    NOTHING,
     AbsenceRecord,
     EvaluationRecord,
+    Extent,
     ProbeRecord,
     Record,
     RoundRecord,
@@ -61,7 +64,7 @@ class Simulation:
         wire: what lies between clients and server (`simsfl.algorithm.wire.Wire`).
         clock: adds up the time of each phase.
         pace: how fast steps go, and when their losses are read (`simsfl.rounds.pace.Pace`).
-        damaged: a line on each damaged checkpoint that was not used in loading.
+        damaged: a line on each thing that was damaged, and therefore not used, in loading.
 
     Raises:
         ValueError: config, data and machine do not fit together.
@@ -158,19 +161,27 @@ class Simulation:
         """Return the averaged client model and the server as one frozen module; see `evaluating.encoder`."""
         return evaluating.encoder(self.parts, features)
 
-    def save(self, path: str | Path, metrics_bytes: int = 0) -> None:
+    def save(self, path: str | Path, metrics: Extent = NOTHING) -> None:
         """Write a checkpoint into the run directory `path`; see `simsfl.rounds.saving.save`."""
-        timed = {"phase_seconds": self.clock.seconds(), "peak_memory_bytes": self.peak_memory_bytes()}
-        saving.save(path, self.parts, self.progress, timed, metrics_bytes)
+        timed = Timed(self.progress.seconds, self.peak_memory_bytes(), self.clock.seconds())
+        saving.save(path, self.parts, self.progress, timed, metrics)
 
     @classmethod
-    def load(cls, path: str | Path, dataset: Dataset | None = None, *, device: str | None = None) -> Simulation:
+    def load(
+        cls,
+        path: str | Path,
+        dataset: Dataset | None = None,
+        *,
+        device: str | None = None,
+        places: Mapping[str, str] | None = None,
+        going_on: bool = False,
+    ) -> Simulation:
         """Take up the run in the directory `path`; see `simsfl.rounds.saving.load`."""
-        parts, progress, phase_seconds, damaged = saving.load(path, dataset, device=device)
+        parts, progress, found = saving.load(path, dataset, device=device, places=places, going_on=going_on)
         simulation = cls.__new__(cls)
         simulation._begin(parts, progress)
-        simulation.clock.start_from(phase_seconds)
-        simulation.damaged = damaged
+        simulation.clock.start_from(found.timed.phase_seconds)
+        simulation.damaged = found.problems
         return simulation
 
     def peak_memory_bytes(self) -> int:

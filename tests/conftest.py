@@ -1,6 +1,7 @@
 """Shared fixtures and helpers: a data set small enough to train on in a second, and the config of such a run."""
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from unittest.mock import patch
 
@@ -13,6 +14,7 @@ import torch
 from simsfl import RunConfig
 from simsfl.data import Arrays, make_dataset
 from simsfl.kernels import CHOICES
+from simsfl.system import streams
 
 collect_ignore = [] if find_spec("zmq") else ["hw_profile"]
 """Folders that pytest skips: without pyzmq (the extra "device") the programs for real devices cannot be imported."""
@@ -61,6 +63,13 @@ def private_cache(tmp_path_factory, monkeypatch):
         yield
 
 
+@pytest.fixture
+def nothing_lost(monkeypatch):
+    """Have a test begin with a stdout that can be written; return the errors in writing it, which are to come."""
+    monkeypatch.setattr(streams, "_LOST", [])
+    return streams._LOST
+
+
 @pytest.fixture(scope="session")
 def arrays():
     """Return 80 training and 30 test images of 8x8, in three classes that differ in colour."""
@@ -79,6 +88,13 @@ def arrays():
 def dataset(arrays):
     """Return the images of `arrays` as a data set."""
     return make_dataset("tiny", "made up", arrays)
+
+
+@pytest.fixture(scope="session")
+def black(arrays):
+    """Return the labels of `arrays` with images that are all black, as are their views, so that outputs collapse."""
+    without = replace(arrays, train_x=np.zeros_like(arrays.train_x), test_x=np.zeros_like(arrays.test_x))
+    return make_dataset("black", "made up", without, statistics=((0.5,) * 3, (0.2,) * 3))  # normalised, they are not 0
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""The program ``pi_bench.py``: the work of one client, timed and measured with a power meter."""
+"""The benchmark of a client: its work on this machine is timed, and measured with a power meter."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.markup import escape
 from rich.table import Table
 
 from simsfl.hw_profile.bench.plots import bars, curve
 from simsfl.hw_profile.runtimes.client_work import PHASES
+from simsfl.system.messages import count_text
 
 _PAPER = {"memory_mb": {1: 0.8, 2: 3.2}, "watts": 2.26, "mah": 9100}
 """Figures of Li et al. (ICLR 2023) on a Raspberry Pi 4B.
@@ -33,21 +33,20 @@ def session(about: Mapping[str, Any], step_seconds: float) -> dict[str, Any]:
     return {**about["session"], "seconds": seconds, "wh": None, "mah_at_5v": None, "share_of_10000_mah": None}
 
 
-def with_charge(session: Mapping[str, Any], watts: float, source: str) -> dict[str, Any]:
+def with_charge(session: Mapping[str, Any], watts: float | None, source: str) -> dict[str, Any]:
     """Return the session with its energy at a constant power.
 
     Args:
         session: figures that `session` returns.
-        watts: mean power.
+        watts: mean power; None where it is not known, so that there is no energy.
         source: where the power comes from, for people.
     """
-    wh = watts * session["seconds"] / 3600
-    share = wh / _BATTERY_WH
+    wh = None if watts is None else watts * session["seconds"] / 3600
     return {
         **session,
         "wh": wh,
-        "mah_at_5v": 1000 * wh / _USB_VOLTS,
-        "share_of_10000_mah": share,
+        "mah_at_5v": None if wh is None else 1000 * wh / _USB_VOLTS,
+        "share_of_10000_mah": None if wh is None else wh / _BATTERY_WH,
         "charge_source": source,
     }
 
@@ -59,7 +58,7 @@ def operations(about: Mapping[str, Any], batch_size: int, latency: Mapping[str, 
         about: the content of a trace's ``trace.json``.
         batch_size: images per step.
         latency: times of the step and of each phase (`Times.spread`).
-        done: what the worker reports in the end, with its ``peak_flops``.
+        done: the report of the worker at its end, with its ``peak_flops``.
     """
     phases = {phase: batch_size * count for phase, count in about["cost"]["flops"].items() if phase in latency}
     total = sum(phases.values())
@@ -69,7 +68,7 @@ def operations(about: Mapping[str, Any], batch_size: int, latency: Mapping[str, 
         "per_second": rate,
         "phases_per_second": {phase: count / latency[phase]["mean"] for phase, count in phases.items()},
         "peak_per_second": done["peak_flops"],
-        "peak_source": "measured: the best of several products of large matrices, in fp32, on as many threads",
+        "peak_source": "measured: the best of several products of large matrices, in fp32, with as many threads",
         "share_of_peak": rate / done["peak_flops"],
     }
 
@@ -82,7 +81,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 def _latency_table(result: Mapping[str, Any]) -> Table:
     """Return the table of the times of each phase and of the step."""
     flops = result["operations"]["phases_per_second"]
-    table = Table(title=escape(f"A step of {result['steps']:,}: {_what(result)}"), box=SIMPLE)
+    table = Table(title=f"A step of {result['steps']:,}: {_what(result)}", box=SIMPLE)
     for column in ("", "median [ms]", "p95 [ms]", "share", "GFLOP/s"):
         table.add_column(column, justify="right" if column else "left")
     latency = result["latency"]
@@ -111,13 +110,13 @@ def _summary_table(result: Mapping[str, Any]) -> Table:
     """Return a table with a row for each figure: here, in the paper, and its source."""
     energy = result["energy"]
     caption = f"{energy['meter']}: {energy['source']}" if energy else None
-    table = Table(title=escape(result["board"]["model"]), caption=caption and escape(caption), box=SIMPLE)
+    table = Table(title=result["board"]["model"], caption=caption, box=SIMPLE)
     table.add_column("")
     table.add_column("here", justify="right")
     table.add_column("paper", justify="right")
     table.add_column("source")
     for row in _summary(result):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 
@@ -142,19 +141,19 @@ def _work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "speed",
             f"{speed['per_second'] / 1e9:.2f} GFLOP/s",
             "",
-            f"{speed['share_of_peak']:.1%} of {speed['peak_per_second'] / 1e9:.1f}: a matrix product here",
+            f"{speed['share_of_peak']:.1%} of the {speed['peak_per_second'] / 1e9:.1f} of a matrix product here",
         ),
         (
             "memory, tensors",
             f"{memory['tensors'] / _MB:.2f} MB",
             f"{published} MB" if published else "",
-            f"{memory['tensors_source']}; estimated {memory['reckoned'] / _MB:.2f} MB",
+            f"{memory['tensors_source']}; estimated {memory['estimated'] / _MB:.2f} MB",
         ),
         (
             "memory, process",
             "-" if above is None else f"{above / _MB:.1f} MB",
             "",
-            "the system does not say"
+            "the system does not report it"
             if above is None
             else "private memory above the idle process, runtime and trace loaded",
         ),
@@ -169,9 +168,16 @@ def _power_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     source, step = energy["label"], result["latency"]["step"]["mean"]
     above = energy["above_idle_watts"]
     spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
-    failed = f"; {energy['failed_readings']} readings failed" if energy["failed_readings"] else ""
+    remarks = [source]
+    if energy["failed_readings"]:
+        remarks.append(f"{count_text(energy['failed_readings'], 'reading')} failed")
+    if energy["warning"]:
+        remarks.append(energy["warning"])
+    power = ("power", f"{energy['mean_watts']:.2f} W", published, "; ".join(remarks))
+    if energy["below_zero"]:  # nothing can be computed from a power with the wrong sign
+        return [power]
     return [
-        ("power", f"{energy['mean_watts']:.2f} W", published, f"{source}{failed}"),
+        power,
         (
             "power above idle",
             f"{above:.2f} W",
@@ -195,13 +201,14 @@ def _session_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "session",
             duration(whole["seconds"]),
             "",
-            f"{whole['steps']:,} steps, of a client in a whole run, at the mean; server and network not counted",
+            f"{count_text(whole['steps'], 'step')} of a client in a whole run, at the mean pace; without server and "
+            "network",
         ),
         (
             "traffic",
             f"{whole['bytes_up'] / _MB:,.1f} / {whole['bytes_down'] / _MB:,.1f} MB",
             "",
-            "of a session, up / down, by the cost model",
+            "sent / received in a session, by the cost model",
         ),
     ]
     if whole["wh"] is not None:
@@ -224,7 +231,7 @@ def _board_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         first = f"{temperature['first']:.0f} °C at the start; the system's thermal zone of the processor"
         rows.append(("temperature", f"{temperature['highest']:.0f} °C", "", first))
     if flags is None:
-        rows.append(("throttling", "-", "", "the board does not say"))
+        rows.append(("throttling", "-", "", "the board does not report it"))
     else:
         words = f"{', '.join(flags)}: figures are not the board's best" if flags else "in this run, by vcgencmd"
         rows.append(("throttling", "yes" if flags else "none", "", words))
@@ -245,7 +252,7 @@ def _what(result: Mapping[str, Any]) -> str:
     narrowed = f" {trace['bottleneck']}" if trace["bottleneck"] else ""
     return (
         f"{trace['arch']}, cut layer {trace['cut_layer']}{narrowed}, batch {trace['batch_size']}, {result['runtime']}, "
-        f"{result['dtype']}, threads {result['threads']}"
+        f"{result['dtype']}, {count_text(result['threads'], 'thread')}"
     )
 
 
@@ -264,7 +271,7 @@ def report(result: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
             "Memory of the client's training, estimated by category, and measured",
             {name: size / 1000 for name, size in result["memory"]["by_category"].items()}
             | {
-                "all, estimated": result["memory"]["reckoned"] / 1000,
+                "all, estimated": result["memory"]["estimated"] / 1000,
                 "all, measured": result["memory"]["tensors"] / 1000,
             },
             "kB",

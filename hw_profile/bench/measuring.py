@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import simsfl
-from simsfl.hw_profile.meters import Log, Meter, Readings, Sampler, Span
+from simsfl.hw_profile.meters import Log, Meter, Record, Sampler, Span
 from simsfl.hw_profile.meters.board import Machine, temperature, throttling
 
 _HOME = str(Path(simsfl.__file__).parents[1])
@@ -34,32 +34,22 @@ class Measurement:
     """Everything that was observed of the work, the machine and the meter."""
 
     verified: Mapping[str, Any]
-    """What the worker reports after the comparison with the trace."""
+    """Report of the worker after the comparison with the trace."""
     worked: Mapping[str, Any]
-    """What the worker reports after the timed work."""
+    """Report of the worker after the timed work."""
     done: Mapping[str, Any]
-    """What the worker reports in the end."""
-    before: Span
-    """Span in which the idle machine was measured before the work."""
-    after: Span
-    """Span in which the idle machine was measured after the work."""
-    readings: Readings
-    """Unix seconds and watts of each of the meter's readings."""
-    failures: int
-    """Number of the meter's readings that failed."""
-    last_error: str
-    """Text of the latest reading's failure."""
+    """Report of the worker at its end."""
+    spans: Mapping[str, Span]
+    """Spans of the idle machine before the work, of the timed work, and of the idle machine after it, by name and in
+    this order, in unix seconds."""
+    record: Record
+    """What the meter showed."""
     temperatures: Sequence[float]
     """Temperatures of the processor in degrees Celsius, in order of time."""
     throttling_before: Sequence[str] | None
     """What limited the board's speed before the work (`board.throttling`)."""
     throttling: Sequence[str] | None
     """What limited the board's speed after the work; None where the board does not report it."""
-
-    @property
-    def work(self) -> Span:
-        """Return the span of the timed work."""
-        return self.worked["begin"], self.worked["end"]
 
 
 class _Worker:
@@ -106,7 +96,7 @@ class _Worker:
         raise self._failure()
 
     def go_on(self) -> None:
-        """Let the worker do its next part; raise the errors of `until` if it has ended."""
+        """Let the worker continue; raise the errors of `until` if it has ended."""
         try:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
@@ -128,12 +118,12 @@ def _environment(threads: int | None) -> dict[str, str]:
 def _failure(errors: str, code: int) -> Exception:
     """Return the exception for a program that ended with this error output and this exit code."""
     if code < 0:
-        hint = " (systems without memory left do so)" if code == -signal.SIGKILL else ""
-        return RuntimeError(f"the worker was ended by {signal.Signals(-code).name}{hint}")
-    last = (errors.strip().splitlines() or [f"it said nothing, and ended with code {code}"])[-1]
+        hint = " (the system may have run out of memory)" if code == -signal.SIGKILL else ""
+        return RuntimeError(f"the measured process was ended by {signal.Signals(-code).name}{hint}")
+    last = (errors.strip().splitlines() or [f"no message, exit code {code}"])[-1]
     if code == 2:
         return ValueError(last.removeprefix("error: "))
-    return RuntimeError(f"the worker ended: {last}")
+    return RuntimeError(f"the measured process failed: {last}")
 
 
 def standard_trace(path: Path, settings: Mapping[str, Any]) -> None:
@@ -150,9 +140,7 @@ def standard_trace(path: Path, settings: Mapping[str, Any]) -> None:
     program = [sys.executable, "-m", "simsfl.hw_profile.bench.standard", str(path), json.dumps(settings)]
     done = subprocess.run(program, env=_environment(None), capture_output=True, text=True, check=False)
     if "ModuleNotFoundError" in done.stderr:
-        raise ValueError(
-            "replay: the standard trace is made with torch, which is not installed; allowed: --replay FILE"
-        )
+        raise ValueError("replay: the standard trace needs torch, which is not installed; allowed: --replay FILE")
     if done.returncode:
         raise _failure(done.stderr, done.returncode)
 
@@ -160,15 +148,15 @@ def standard_trace(path: Path, settings: Mapping[str, Any]) -> None:
 def measure(
     job: Mapping[str, Any], meter: Meter | Log | None, machine: Machine, watch: Watch, idle_seconds: float
 ) -> Measurement:
-    """Have the work done once and verified, then timed while it is repeated, between two spans of the idle machine.
+    """Measure a client's work: do it once and verify it, then repeat and time it between two spans of the idle machine.
 
     Args:
         job: the work of ``worker.py``: ``trace`` (its file), ``runtime``, ``threads``, ``dtype``, ``compile`` and
             ``seconds``.
-        meter: where power is read from; None, or a log that is read later, to read none now.
+        meter: the meter that power is read from; None, or a `Log`, which is read later, to read none now.
         machine: access to the system.
         watch: called with each stage, the meter's latest readings, and the temperature.
-        idle_seconds: seconds for which the idle machine is watched, before and after.
+        idle_seconds: seconds for which the idle machine is measured before the timed work, and again after it.
 
     Raises:
         ValueError: the job cannot be done.
@@ -185,37 +173,36 @@ def measure(
     sampled = None if isinstance(meter, Log) else meter
     with Sampler(sampled, also) as sampler, _Worker(job) as worker:
 
-        def tell(stage: str, **what: Any) -> None:
+        def show(stage: str, **what: Any) -> None:
             watch(stage, watts=sampler.latest, temperature=temperatures[-1] if temperatures else None, **what)
 
-        tell("starting")
-        verified = worker.until("verified", tell)
-        before = idle(idle_seconds, tell)
+        show("starting")
+        verified = worker.until("verified", show)
+        before = idle(idle_seconds, show)
         worker.go_on()
-        worked = worker.until("worked", tell)
-        after = idle(idle_seconds, tell)
+        worked = worker.until("worked", show)
+        after = idle(idle_seconds, show)
         worker.go_on()
-        tell("memory and peak")
-        done = worker.until("done", tell)
+        show("memory and peak")
+        done = worker.until("done", show)
+    record, work = sampler.record(), (worked["begin"], worked["end"])
+    spans = {"idle before": before, "work": work, "idle after": after}
     return Measurement(
         verified,
         worked,
         done,
-        before,
-        after,
-        sampler.readings,
-        sampler.failures,
-        sampler.last_error,
+        {name: record.in_unix(span) for name, span in spans.items()},
+        record,
         temperatures,
         before_work,
         throttling(machine),
     )
 
 
-def idle(seconds: float, tell: Watch) -> Span:
-    """Wait for some seconds, so that a meter sees the idle machine, and return the span of that time."""
-    started, begin = time.time(), time.monotonic()
+def idle(seconds: float, watch: Watch) -> Span:
+    """Wait for some seconds, so that a meter sees the idle machine, and return their span on the monotonic clock."""
+    begin = time.monotonic()
     while (waited := time.monotonic() - begin) < seconds:
-        tell("idle", seconds=waited, of=seconds)
+        watch("idle", seconds=waited, of=seconds)
         time.sleep(min(0.1, seconds))
-    return started, time.time()
+    return begin, time.monotonic()

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from simsfl.hw_profile.runtimes.client_work import PHASES
+from simsfl.system.console import Output
+from simsfl.system.messages import visible
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 """Blocks of a sparkline, from low to high."""
@@ -22,23 +23,25 @@ BAR = 30
 """Width of bars and sparklines, in characters."""
 _STAGES = {
     "starting": "loading the runtime and the trace",
-    "verifying": "doing all of it once, and comparing",
-    "idle": "the idle machine",
-    "working": "at work",
-    "memory and peak": "memory of tensors, peak of the machine",
+    "verifying": "doing all steps once, and comparing the results with the trace",
+    "idle": "measuring the idle machine",
+    "working": "timing the work",
+    "memory and peak": "measuring the memory of tensors, and the peak of the machine",
 }
-"""Stages of a measurement, and how they are shown."""
+"""Descriptions of the stages of a measurement, by the names that `measuring` gives them."""
 
 
 def _sparkline(values: Sequence[float]) -> str:
-    """Return a row of blocks for the values; the scale begins at 0."""
-    high = max(values, default=0.0) or 1.0
-    return "".join(_LEVELS[min(int(value / high * len(_LEVELS)), len(_LEVELS) - 1)] for value in values)
+    """Return a row of blocks for the values; the scale includes 0, and begins there unless a value is negative."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    step = (high - low) / len(_LEVELS) or 1.0
+    return "".join(_LEVELS[min(int((value - low) / step), len(_LEVELS) - 1)] for value in values)
 
 
 def power_text(watts: Sequence[float], source: str) -> str:
     """Return the latest reading, a sparkline of the latest readings, and their source."""
-    return f"{watts[-1]:6.2f} W  {_sparkline(watts[-BAR:])}  {source}"
+    doubt = "; are VIN+ and VIN- swapped?" if min(watts) < 0 else ""
+    return f"{watts[-1]:6.2f} W  {_sparkline(watts[-BAR:])}  {source}{doubt}"
 
 
 def phase_bars(latest: Mapping[str, float]) -> Table:
@@ -57,9 +60,9 @@ def phase_bars(latest: Mapping[str, float]) -> Table:
 class PlainView:
     """Prints a line for each stage."""
 
-    def __init__(self, console: Console, title: str, seconds: float, meter: str):
+    def __init__(self, console: Output, title: str, seconds: float, meter: str):
         self._console, self._stage = console, ""
-        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        console.say(title)
 
     def __enter__(self) -> PlainView:
         return self
@@ -71,14 +74,14 @@ class PlainView:
         """Print the stage if it is a new one."""
         if stage != self._stage:
             self._stage = stage
-            self._console.print(f"{_STAGES[stage]} ...", highlight=False)
+            self._console.say(f"{_STAGES[stage]} ...")
 
 
 class LiveView:
     """A panel that is redrawn eight times a second."""
 
-    def __init__(self, console: Console, title: str, seconds: float, meter: str):
-        self._title, self._seconds, self._meter = escape(title), seconds, meter
+    def __init__(self, console: Output, title: str, seconds: float, meter: str):
+        self._title, self._seconds, self._meter = Text(visible(title)), seconds, meter
         self._stage, self._what = "starting", {}
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, screen=True)
 
@@ -90,7 +93,7 @@ class LiveView:
         self._live.__exit__(kind, error, at)
 
     def show(self, stage: str, **what: Any) -> None:
-        """Note the stage and its progress, which the panel shows when it is redrawn."""
+        """Set the stage and its progress, which the panel shows when it is redrawn."""
         self._stage, self._what = stage, what
 
     def _render(self) -> Panel:

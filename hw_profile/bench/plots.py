@@ -56,16 +56,17 @@ def curve(
     """
     top, bottom, height = 44, 210, 240
     first, last = points[0][0], max(points[-1][0], points[0][0] + 1e-9)
-    high = 1.1 * max(value for _, value in points) or 1.0
+    low, high = (1.1 * bound(0.0, *(value for _, value in points)) for bound in (min, max))
+    high = high if high > low else 1.0
     left = 56
 
     def place(time: float, value: float) -> tuple[float, float]:
         across = (time - first) / (last - first)
-        return left + across * (_WIDTH - left - 16), bottom - value / high * (bottom - top)
+        return left + across * (_WIDTH - left - 16), bottom - (value - low) / (high - low) * (bottom - top)
 
     parts = [_heading(title)]
     for index, (name, (begin, end)) in enumerate(spans.items()):
-        x1, x2 = (place(min(max(time, first), last), 0)[0] for time in (begin, end))
+        x1, x2 = (place(min(max(time, first), last), low)[0] for time in (begin, end))
         colour = _COLOURS[index % len(_COLOURS)]
         parts.append(
             f'<rect x="{x1:.1f}" y="{top}" width="{max(x2 - x1, 1):.1f}" height="{bottom - top}" fill="{colour}" '
@@ -73,7 +74,7 @@ def curve(
         )
         parts.append(_text(x1 + 4, top + 12, name, colour=colour, size=11))
     for share in (0.0, 0.5, 1.0):
-        value = share * high
+        value = low + share * (high - low)
         y = place(first, value)[1]
         parts.append(_line([(left, y), (_WIDTH - 16, y)], _GRID))
         parts.append(_text(left - 6, y + 4, _number(value), anchor="end", colour=_MUTED, size=11))

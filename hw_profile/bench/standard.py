@@ -42,7 +42,7 @@ _OPTIMISER = {"tau": 0.99, "momentum": 0.9, "weight_decay": 5e-4, "precision": "
 
 
 def _write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -> None:
-    """Write a trace of one visit, with an averaging after each step with clients that have learnt the same.
+    """Write a trace of one visit, in which each step ends with an averaging over clients that have learnt the same.
 
     Each averaging hands the client the results of float64, so that differences in rounding do not add up and each step
     is compared by itself. The traffic of a session is computed with one averaging per pass, as with 1,000 clients.
@@ -141,7 +141,7 @@ def _train(client: TorchClient, writer: TraceWriter, steps: int, batch_size: int
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the trace; `argv` holds the file and its settings as JSON. Return the exit code."""
+    """Write the trace into the file that `argv` names, with its settings as JSON; return the exit code."""
     try:
         _write(Path(argv[0]), **json.loads(argv[1]))
     except (ValueError, OSError) as error:

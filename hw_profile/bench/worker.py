@@ -1,7 +1,7 @@
 """The measured process: a client's work on one runtime, and nothing else.
 
-``pi_bench.py`` starts it with a job as JSON, reads its events as lines of JSON, and writes a line whenever it may go
-on. So nothing of the measuring is in its memory or on its threads.
+`measuring` starts it with a job as JSON, reads its events as lines of JSON, and writes a line whenever it may continue.
+So nothing of the measuring is in its memory or on its threads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _say(event: str, **what: Any) -> None:
 
 
 def _wait() -> None:
-    """Wait until the parent process says to go on; exit if it has ended."""
+    """Wait until the parent process writes a line; exit if it has ended."""
     if not sys.stdin.readline():
         raise SystemExit(1)
 
@@ -86,25 +86,25 @@ def _first_steps(trace: Trace, job: dict[str, Any]) -> tuple[Any, dict[str, int 
     visit = trace.visits[0]
     _ = visit.pixels, visit.views, visit.lr, visit.begin, visit.checksums, visit.syncs  # read now, so not counted
     import_runtime(job["runtime"])
-    told = _forget_peak()
+    is_reset = _forget_peak()
     before = _resident()
     client = make_client(trace.about, job["runtime"], precision=job["dtype"], compile=job["compile"])
     for step in perform(client, trace, visit, _untimed, None):
         if step == _FEW - 1:
             break
     after = _peak()
-    return client, {"idle": before, "above_idle": after - before if told and after and before else None}
+    return client, {"idle": before, "above_idle": after - before if is_reset and after and before else None}
 
 
 def _verify(client: Any, trace: Trace) -> Comparison:
     """Do all steps of the trace once, and return the comparison with what is recorded."""
     compare, done = Comparison(), 0
-    told = time.monotonic()
+    reported = time.monotonic()
     for visit in trace.visits:
         for _ in perform(client, trace, visit, _untimed, compare):
             done += 1
-            if time.monotonic() - told > _REPORT_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() - reported > _REPORT_SECONDS:
+                reported = time.monotonic()
                 _say("verifying", done=done, of=trace.steps)
     return compare
 
@@ -113,26 +113,26 @@ def _work(client: Any, trace: Trace, seconds: float) -> dict[str, Any]:
     """Repeat the trace for some seconds, timed.
 
     Returns:
-        Begin and end in unix seconds, the number of steps, and the times of the step and of each phase.
+        Begin and end on the monotonic clock, which all processes of a machine share, the number of steps, and the times
+        of the step and of each phase.
     """
-    watch, steps = Stopwatch(), Times()
-    started, before = time.time(), 0.0
-    begin = told = time.monotonic()
+    watch, steps, before = Stopwatch(), Times(), 0.0
+    begin = reported = time.monotonic()
     for visit in cycle(trace.visits):
         for _ in perform(client, trace, visit, watch, None):
             now = time.monotonic()
             steps.add(watch.total - before)
             before = watch.total
-            if now - told > _REPORT_SECONDS:
-                told = now
+            if now - reported > _REPORT_SECONDS:
+                reported = now
                 _say("working", steps=steps.count, seconds=now - begin, latest=watch.latest())
             if now - begin >= seconds:
                 break
         if time.monotonic() - begin >= seconds:
             break
     return {
-        "begin": started,
-        "end": time.time(),
+        "begin": begin,
+        "end": time.monotonic(),
         "steps": steps.count,
         "latency": {name: own.spread() for name, own in {"step": steps, **watch.phases}.items()},
     }

@@ -18,22 +18,15 @@ from simsfl.hw_profile.devices.messages import digest
 from simsfl.hw_profile.devices.panel import LiveView, PlainView, latency_text
 from simsfl.hw_profile.meters import Log, Meter, Sampler, Span, account, choose
 from simsfl.hw_profile.meters.board import Machine, board
+from simsfl.hw_profile.meters.cores import check_threads
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES, Client, import_runtime, make_client, versions
+from simsfl.system.console import Output
 from simsfl.system.files import claimed, write_json
+from simsfl.system.programs import called
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import (
-    Parser,
-    add_dashboard_flag,
-    fail,
-    one_of,
-    path,
-    print_error,
-    seconds,
-    value_of,
-    whole_number,
-)
-from simsfl.ui.console import Output
+from simsfl.system.streams import print_error
+from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, seconds, value_of, whole_number
 
 _RESULT = "result.json"
 """File name of the result in the output directory."""
@@ -42,61 +35,74 @@ _RESULT = "result.json"
 def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
-    who = result.add_argument_group("whom to work for, and as whom")
-    who.add_argument("--server", required=True, metavar="HOST:PORT", help="where server.py listens")
-    who.add_argument("--key", type=path, metavar="FILE", help="device-N.key, which keys.py wrote")
-    who.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
+    who = result.add_argument_group("connection and client")
+    who.add_argument("--server", required=True, metavar="HOST:PORT", help=f"address that {called('server')} listens at")
+    who.add_argument(
+        "--key", type=path, metavar="FILE", help=f"key of this device, such as device-1.key of {called('keys')}"
+    )
+    who.add_argument(
+        "--insecure", action="store_true", help="connect in plain text, without a key, to a server on this machine"
+    )
     who.add_argument(
         "--client-id",
         type=value_of(int, "a whole number"),
         metavar="ID",
-        help="who it is (default: the one whose --images are given, or any that is free)",
+        help="client to be (default: the one that --images belong to, or any free one)",
     )
     who.add_argument(
         "--images",
         type=path,
         metavar="FILE.npy",
-        help="its own, (n, 3, H, H) uint8, such as server.py --export-images writes (default: from the run's data set)",
+        help=f"the client's images, (n, 3, H, H) uint8, as {called('server')} --export-images writes them (default: "
+        "those of the run's data set)",
     )
     who.add_argument(
-        "--own-images", action="store_true", help="which are others than the simulation has for this client"
+        "--own-images", action="store_true", help="accept --images that differ from the simulation's for this client"
     )
     who.add_argument(
         "--patience",
         type=seconds,
         default=60.0,
         metavar="S",
-        help="how long to try to reach the server, at first and when the connection is lost (default: 60)",
+        help="seconds to try to reach the server, at first and whenever the connection is lost (default: 60)",
     )
-    how = result.add_argument_group("how")
+    how = result.add_argument_group("computing")
     how.add_argument(
-        "--runtime", type=one_of(RUNTIMES), default="torch", metavar="{torch,lean}", help="(default: torch)"
+        "--runtime",
+        type=one_of(RUNTIMES),
+        default="torch",
+        metavar="{torch,lean}",
+        help="PyTorch, or NumPy alone (default: torch)",
     )
-    how.add_argument("--threads", type=whole_number, metavar="N", help="(default: what the runtime takes)")
+    how.add_argument("--threads", type=whole_number, metavar="N", help="threads of PyTorch (default: as it chooses)")
     where = result.add_argument_group("measuring and output")
     where.add_argument(
-        "--meter", default="none", metavar="NAME", help="records energy, as that of pi_bench.py does (default: none)"
+        "--meter", default="none", metavar="NAME", help=f"power meter, as for {called('pi-bench')} (default: none)"
     )
-    where.add_argument("--out", type=path, metavar="DIR", help="(default: runs/<time>-client-<process>)")
+    where.add_argument(
+        "--out", type=path, metavar="DIR", help="directory to write into (default: runs/<time>-client-<process>)"
+    )
     add_dashboard_flag(where)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Take part until the server ends the run, and return the exit code."""
-    console = Output()
     with Stop() as stop:
         try:
             arguments = parser().parse(argv)
+            console = Output(arguments.dashboard)
             server, machine = checked(arguments.server, "server"), Machine()
             exposed = "another machine; allowed: --key FILE"
             keys = asked_for("device", arguments.key, server, insecure=arguments.insecure, exposed=exposed)
             meter = choose(arguments.meter, machine)
             out = arguments.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-client-{os.getpid()}"
             if arguments.own_images and not arguments.images:
-                raise ValueError("own_images: there are none; allowed: with --images FILE")
+                raise ValueError("own_images: has no effect without --images; allowed: with --images FILE")
             if arguments.threads and arguments.runtime == "lean":
-                raise ValueError("threads: NumPy's are set from outside; allowed: OPENBLAS_NUM_THREADS=N, with lean")
+                raise ValueError("threads: cannot be set for NumPy; allowed with lean: OPENBLAS_NUM_THREADS=N")
+            if arguments.threads:
+                check_threads(arguments.threads, machine)
             import_runtime(arguments.runtime)  # so that a missing package shows before the server waits for this device
             with claimed(out, _RESULT):
                 result = take_part(console, arguments, keys, meter, stop)
@@ -108,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_error("interrupted; nothing was written")
             return 128 + stop.received
         if result["problem"]:
-            print_error(f"{result['problem']}; what was done until then is written")
+            print_error(f"{result['problem']}; the results until then are written")
             return 2
         return 128 + stop.received if stop.received else 0
 
@@ -117,7 +123,7 @@ def take_part(
     console: Output, arguments: Any, keys: Keys | None, meter: Meter | Log | None, stop: Stop
 ) -> dict[str, Any]:
     """Connect and work until the run is over; return the content of ``result.json``."""
-    kind = LiveView if console.is_live(arguments.dashboard) else PlainView
+    kind = LiveView if console.live else PlainView
     watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
     idle_seconds = IDLE_SECONDS if meter else 0.0
     images = from_file(arguments.images) if arguments.images else None
@@ -137,7 +143,7 @@ def take_part(
         try:
             view.follow(device, watch, sampler)
             stop.patient = True
-            begin = time.time()
+            begin = time.monotonic()
             device.connect()
             if not device.connected:
                 raise KeyboardInterrupt
@@ -150,8 +156,11 @@ def take_part(
             ended = str(error)
         finally:
             device.close()
-        work = begin, time.time()
+        work = begin, time.monotonic()
         after = _quiet(view, idle_seconds)
+    record = sampler.record()
+    spans = {"idle before": before, "work": work, "idle after": after}
+    spans = {name: record.in_unix(span) for name, span in spans.items()}
     result = {
         "versions": versions(arguments.runtime),
         "runtime": arguments.runtime,
@@ -165,19 +174,17 @@ def take_part(
         "step": device.seconds,
         "latency": {phase: times.spread() for phase, times in watch.phases.items()},
         "ended": ended or ("stopped here" if stop.received else f"the server has {device.ended} the run"),
-        "spans": {"idle before": before, "work": work, "idle after": after},
+        "spans": spans,
         "meter_asked": arguments.meter,
         "energy": None,
         "problem": ended,
-        "readings": sampler.readings,
+        "readings": record.readings,
         "summary": f"{device.done:,} steps in {work[1] - work[0]:.1f} s; a step: {latency_text(device) or '-'}; "
         f"{device.up / 1e6:,.2f} MB sent, {device.down / 1e6:,.2f} MB received",
     }
     if meter:
         try:
-            energy, readings = account(
-                meter, sampler.readings, [before, work, after], (sampler.failures, sampler.last_error)
-            )
+            energy, readings = account(meter, record, list(spans.values()))
             result |= {"energy": energy, "readings": readings}
         except ValueError as error:  # all other results are still valid
             result["problem"] = "; ".join(filter(None, (ended, str(error))))
@@ -203,7 +210,7 @@ def _made(device: Device, arguments: Any) -> Client:
 
 def from_file(file: Path) -> np.ndarray:
     """Return the array in a file that `numpy.save` wrote; raise a ValueError if it cannot be read as one."""
-    allowed = "allowed: what server.py --export-images wrote"
+    allowed = f"allowed: what {called('server')} --export-images wrote"
     try:
         return np.load(file, allow_pickle=False)
     except OSError as error:
@@ -216,14 +223,14 @@ def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None, 
     """Return the client's images, ``[n, 3, H, H]`` uint8.
 
     Args:
-        about: what the server said of the run.
+        about: what the server has said about the run.
         client: id of the client.
         given: images from a file; None to take those of the data set that the run's config names.
         others: whether they may be other images than the simulation has.
 
     Raises:
-        ValueError: the images have another shape or type than the simulation's, are other ones, or the data set is not
-            available here.
+        ValueError: the images have another shape or type than the simulation's, or differ from them, or the data set is
+            not available here.
     """
     size, held = about["network"]["image_size"], about["held"]
     images = _from_data_set(about["config"], client) if given is None else given
@@ -231,10 +238,10 @@ def own_images(about: Mapping[str, Any], client: int, given: np.ndarray | None, 
     if images.shape != shape or images.dtype != np.uint8:
         raise ValueError(f"images: {images.dtype} of shape {images.shape}; allowed: uint8 of {shape}")
     if not others and digest(images) != held["sha256"]:
-        whose = "the data set here has others" if given is None else "they are others"
+        whose = "those of the data set here" if given is None else "they"
         raise ValueError(
-            f"images: {whose} than the simulation has for client {client}; allowed: those of --export-images, or "
-            "--own-images where that is meant"
+            f"images: {whose} differ from the simulation's for client {client}; allowed: those of --export-images, or "
+            "others with --own-images"
         )
     return images
 
@@ -257,8 +264,8 @@ def _from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
         return dataset.train.pixels[assembly.partition(own, dataset)[client]].numpy()
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(
-            f"images: there are none of the server's data set here ({error}); allowed: --images FILE, which server.py "
-            "--export-images writes"
+            f"images: the server's data set is not available here ({error}); allowed: --images FILE, which "
+            f"{called('server')} --export-images writes"
         ) from error
 
 
@@ -271,7 +278,8 @@ def _conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
             f"power {energy['mean_watts']:.2f} W, {energy['above_idle_watts']:.2f} ±{spread:.2f} W above idle; "
             f"{energy['joules']:.1f} J ({energy['label']}: {energy['source']})"
         ]
+        lines += [energy["warning"]] if energy["warning"] else []
     elif result["meter_asked"] == "auto":
         lines += ["no meter found"]
     for line in [*lines, f"wrote {out / _RESULT}"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.say(line)

@@ -42,7 +42,7 @@ class Device:
         is_over: returns whether to leave.
 
     Attributes:
-        about: what the server says of the run and the client, after `connect`.
+        about: what the server says about the run and the client, after `connect`.
         run, client: id of the run, and id of the client that this device is.
         ended: how the run ended, in the server's words; empty before.
         connected: whether the server is connected, and has welcomed this device.
@@ -78,8 +78,8 @@ class Device:
         self.ended, self._loaded = "", False
         self._token = secrets.token_hex(8)
         self._away = self._heard = time.perf_counter()
-        suitable = "with this device's key" if keys else "with --insecure"
-        self._why = f"does not answer; allowed: one that runs, {suitable}"
+        suitable = "knows this device's key" if keys else "was started with --insecure"
+        self._why = f"does not answer; allowed: a running server that {suitable}"
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         prepare(self._socket, keys)
@@ -239,9 +239,9 @@ class Device:
                 raise Refused(f"server: {error}") from error
             return None  # such as the empty frame by which the server tests the connection
         if message.kind == "refused":
-            raise Refused(str(message.about.get("reason", "server: it refuses this device"))[:300])
+            raise Refused(str(message.about.get("reason", "server: refuses this device"))[:300])
         if message.kind == "dismissed":
-            self._lost("the server has gone on without this device; back for the next averaging")
+            self._lost("the server has gone on without this device, which takes part again from the next averaging on")
             self._hello()
         if message.kind == "welcome":
             self._welcomed(message)
@@ -254,7 +254,7 @@ class Device:
         if event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self._hello()
         elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
-            self._why = "does not know this device's key; allowed: one of those that its server.key came with"
+            self._why = "does not know this device's key; allowed: a key that was made together with its server.key"
         elif event == zmq.Event.DISCONNECTED and self.connected:
             self._lost("the connection is lost; trying again")
 
@@ -274,13 +274,13 @@ class Device:
         self._send(Message("ready", self.run, self.client))
 
     def _welcomed(self, message: Message) -> None:
-        """Note what the server says of the run.
+        """Note what the server says about the run.
 
         Raises:
             Refused: the server has another run than before.
         """
         if self.about and any(message.about.get(name) != self.about[name] for name in ("network", "held")):
-            raise Refused(f"server: {self.server} has another run by now; allowed: start this device anew")
+            raise Refused(f"server: {self.server} has another run now; allowed: a new start of this device")
         self.about, self.run, self.client = message.about, message.run, message.client
         self.connected = True
         if self._loaded:

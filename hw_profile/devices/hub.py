@@ -107,7 +107,7 @@ class Hub:
         address: ``host:port`` to listen at; port 0 for any free port.
         keys: keys of the server and of its devices; None for plain text, on the loopback device only.
         run: id of the run, which every message has to carry.
-        about: what a device is told when it comes, by the client that it may be.
+        about: content of the welcome to a device, by the client that the device may be.
 
     Attributes:
         address: where it listens, ``host:port``.
@@ -149,7 +149,7 @@ class Hub:
             self._release()
             why = error.strerror.partition(" (")[0]
             raise ValueError(
-                f"listen: {address} cannot be had ({why}); allowed: a free port of this machine"
+                f"listen: {address} is not available ({why}); allowed: a free port of this machine"
             ) from error
         self.address = self._router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://").rstrip("\0")
         self._thread.start()
@@ -275,14 +275,14 @@ class Hub:
         with self._news:
             peer = self._peers.pop(client, None)
         if peer:
-            log.warning("client %d is left out: %s", client, reason or "it did not answer in time")
+            log.warning("client %d is dismissed: %s", client, reason or "it did not answer in time")
             said = self._refusal(reason) if reason else Message("dismissed", self.run, client)
             self._inlet.send_multipart([peer.identity, pack(said)])
 
     def _check(self) -> None:
         """Raise a RuntimeError if the thread has ended, from the error that ended it."""
         if self._failure:
-            raise RuntimeError("the thread that hears devices has ended") from self._failure
+            raise RuntimeError("the thread that listens to devices has ended") from self._failure
 
     def _serve(self) -> None:
         """Send what is to be sent, receive what comes, and test who is there: the body of the thread."""
@@ -315,7 +315,7 @@ class Hub:
         kind = ""
         try:
             if len(frames) != 1:
-                raise ValueError(f"frame: {len(frames)} of them; allowed: one")
+                raise ValueError(f"frame: a message of {len(frames)} frames; allowed: one")
             message = unpack(frames[0].bytes)
             kind = message.kind
             with self._news:
@@ -332,7 +332,7 @@ class Hub:
             elif reason.startswith("stranger") and message.run == self.run and not self._knows(identity):
                 self._deliver(identity, pack(Message("dismissed", self.run, message.client)))
         except Exception:  # an error in this program: no frame may end a run
-            log.exception("a frame could not be dealt with")
+            log.exception("a frame could not be processed")
 
     def _take(self, identity: bytes, message: Message, size: int) -> None:
         """Keep an answer, or note that a device is ready or leaves.
@@ -342,11 +342,11 @@ class Hub:
         """
         peer, now = self._peers.get(message.client), time.perf_counter()
         if peer is None or peer.identity != identity:
-            raise ValueError(f"stranger: {message.kind} of one who is not client {message.client}")
+            raise ValueError(f"stranger: {message.kind} from a sender that is not client {message.client}")
         account = self.accounts[message.client]
         account.bytes_up += size
         if message.run != self.run:
-            raise ValueError("run: another")
+            raise ValueError("run: the message belongs to another run")
         if message.kind == "ready":
             peer.ready = True
             return
@@ -355,7 +355,7 @@ class Hub:
             log.info("client %d has left", message.client)
             return
         if (message.kind, message.round, message.step) != peer.asked:
-            raise ValueError(f"{message.kind}: of round {message.round}, step {message.step}: it was not asked for")
+            raise ValueError(f"{message.kind}: was not asked for in round {message.round}, step {message.step}")
         peer.answer, peer.answered, peer.asked = message, now, None
         if message.kind != "smashed":
             return
@@ -379,7 +379,7 @@ class Hub:
     def _see(self, event: Mapping[str, Any]) -> None:
         """Note that a handshake failed or a connection ended, as it does after a frame that is too large."""
         if event["event"] & _FAILED:
-            self._refuse("handshake: failed, as it does without a key that is known here")
+            self._refuse("handshake: failed, as it does for a device whose key is not known here")
             return
         self._disconnected += 1
         if _is_round(self._disconnected):
@@ -393,11 +393,11 @@ class Hub:
         """
         owner, wanted, images = _owner_of(frame, hello), hello.about.get("client"), hello.about.get("images")
         if any(peer.identity == identity and peer.owner != owner for peer in self._peers.values()):
-            raise ValueError("token: another than before")
+            raise ValueError("token: has changed; allowed: the same in all messages of a connection")
         self._see_who_is_there()
         free = [c for c in self.accounts if c not in self._peers or self._peers[c].owner == owner]
         if not free:
-            raise ValueError("client_id: each is another device's just now; allowed: when one has left")
+            raise ValueError("client_id: all are taken by other devices; allowed: one whose device has left")
         if wanted is None:
             fitting = [c for c in free if self._about[c]["held"]["sha256"] == images]
             wanted = (fitting or free)[0]
@@ -407,7 +407,7 @@ class Hub:
         for client, peer in [(c, peer) for c, peer in self._peers.items() if peer.owner == owner]:
             del self._peers[client]
             if peer.identity != identity:
-                gone = "server: another device has come with the key of this one; allowed: a key for each"
+                gone = "server: another device has connected with this device's key; allowed: a key for each device"
                 self._deliver(peer.identity, pack(self._refusal(gone)))
         self._peers[wanted] = _Peer(identity, owner)
         self.accounts[wanted].bytes_up += len(frame)
@@ -448,7 +448,7 @@ class Hub:
         """Send a frame, and return whether the connection still exists and takes it."""
         try:
             self._router.send_multipart([identity, frame], flags=zmq.NOBLOCK)
-        except zmq.ZMQError:  # the device is gone, or so much waits for it that it might as well be
+        except zmq.ZMQError:  # the device is gone, or too many frames wait for it
             return False
         return True
 
@@ -464,7 +464,7 @@ def _owner_of(frame: zmq.Frame, hello: Message) -> str:
     except zmq.ZMQError:
         token = hello.about.get("token")
     if not isinstance(token, str) or not token:
-        raise ValueError("token: there is none; allowed: a word of the device's own")
+        raise ValueError("token: is missing; allowed: a text that only this device uses")
     return token
 
 

@@ -1,6 +1,7 @@
-"""Keys for a server and its devices.
+"""Make keys for a server and its devices.
 
-Elliptic-curve keys of CurveZMQ. The server takes no one whose key it does not know, and what is said is encrypted.
+They are elliptic-curve keys of CurveZMQ: the server accepts only devices whose keys it knows, and all messages are
+encrypted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import zmq
 from zmq.utils import z85
 
 from simsfl.hw_profile.devices.messages import LARGEST
+from simsfl.system.console import Output
 from simsfl.system.messages import shortened
+from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, fail, path, whole_number
 
 OPTIONS = {
@@ -74,12 +77,12 @@ class Keys:
                 and zmq.curve_public(keys.secret.encode()).decode() == keys.public
             )
         except OSError as error:
-            made = "allowed: a file that python hw_profile/keys.py makes"
+            made = f"allowed: a file that {called('keys')} makes"
             raise ValueError(f"key: {file} cannot be read ({error.strerror}); {made}") from error
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):  # of any content
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):  # any other content
             whole = False
         if not whole:
-            raise ValueError(f"key: {file} holds no keys; allowed: a file that python hw_profile/keys.py made")
+            raise ValueError(f"key: {file} holds no keys; allowed: a file that {called('keys')} made")
         if keys.end != end:
             raise ValueError(f"key: {file} is a {keys.end}'s; allowed: a {end}'s, made at the same time")
         return keys
@@ -98,7 +101,7 @@ def checked(address: str, field: str) -> str:
     """Return the address if it has the form ``host:port``; raise a ValueError that names the `field` otherwise."""
     host, _, port = address.rpartition(":")
     if not host or ":" in host or not port.isdecimal() or not int(port) < 1 << 16:
-        raise ValueError(f"{field}: {shortened(address)!r} is none; allowed: HOST:PORT, by name or IPv4 address")
+        raise ValueError(f"{field}: {shortened(address)!r} is no address; allowed: HOST:PORT, by name or IPv4 address")
     return address
 
 
@@ -110,19 +113,19 @@ def asked_for(end: str, file: Path | None, address: str, *, insecure: bool, expo
         file: the file of keys, if one is given.
         address: address of the server.
         insecure: whether plain text is asked for.
-        exposed: the end of the error for plain text at an address that others can reach: what is wrong with it, and
-            what is allowed.
+        exposed: end of the message about plain text at an address that others can reach: what is wrong with the
+            address, and what is allowed.
 
     Raises:
         ValueError: neither or both are asked for, the file is no file of keys for this end, or others could listen to
             plain text.
     """
     if file and insecure:
-        raise ValueError("insecure: is plain text; allowed: without --key")
+        raise ValueError("insecure: cannot be given with --key; allowed: one of the two")
     if file:
         return Keys.read(file, end)
     if not insecure:
-        raise ValueError("key: there is none; allowed: --key FILE, or --insecure with a server on this machine")
+        raise ValueError("key: is missing; allowed: --key FILE, or --insecure with a server on this machine")
     if not _is_loopback(address):
         raise ValueError(f"insecure: {address} is {exposed}")
     return None
@@ -140,7 +143,7 @@ def _make(directory: Path, devices: int) -> list[Path]:
     """Write keys for a server and its devices into a directory, a file for each, and return the files.
 
     Args:
-        directory: where to write; it is made if it does not exist.
+        directory: where to write; it is created if it does not exist.
         devices: number of devices.
 
     Raises:
@@ -162,8 +165,12 @@ def _make(directory: Path, devices: int) -> list[Path]:
 def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
-    result.add_argument("--devices", type=whole_number, default=1, metavar="N", help="how many (default: 1)")
-    result.add_argument("--out", type=path, default=Path("keys"), metavar="DIR", help="(default: keys)")
+    result.add_argument(
+        "--devices", type=whole_number, default=1, metavar="N", help="number of devices to make keys for (default: 1)"
+    )
+    result.add_argument(
+        "--out", type=path, default=Path("keys"), metavar="DIR", help="directory to write into (default: keys)"
+    )
     return result
 
 
@@ -178,5 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(
             ValueError(f"out: {arguments.out} cannot be written to ({error.strerror}); allowed: a new directory")
         )
-    print(f"wrote {', '.join(map(str, files))}: {files[0].name} stays here, each other goes to its device")
+    Output().say(
+        f"wrote {', '.join(map(str, files))}: {files[0].name} stays here, each of the others goes to one device"
+    )
     return 0

@@ -1,4 +1,4 @@
-"""Devices in a simulation: some clients of the cohort are real, and the others are simulated as ever."""
+"""Devices in a simulation: some clients of the cohort are real, and the others are simulated as usual."""
 
 from __future__ import annotations
 
@@ -189,14 +189,15 @@ class DeviceLoop(Observer, Wire):
     def _put(self, client: int, arrays: Mapping[str, np.ndarray], places: Mapping[str, Tensor]) -> None:
         """Copy what a device has sent to where the simulation's own results are; refuse it if it is malformed.
 
-        Its images may be other ones than the simulation's, which hardly makes any number a thousand times as large.
+        The device's images may differ from the simulation's, so its numbers may, too, but not by a factor of
+        `_LARGER`.
         """
         for name, place in places.items():
             sent, shape = arrays.get(name), tuple(place.shape)
             limit = _LARGER * max(1.0, float(place.abs().max()))
             if sent is None or sent.shape != shape or sent.dtype != np.float32 or not np.abs(sent).max() <= limit:
                 allowed = f"float32 of shape {shape}, {limit:.1e} at most"
-                self.hub.dismiss(client, f"{name}: is not as it should be; allowed: {allowed}")
+                self.hub.dismiss(client, f"{name}: has another shape, type or size; allowed: {allowed}")
                 self._there.remove(client)
                 self._see_absent()
                 return
@@ -293,13 +294,15 @@ def chosen_clients(simulation: Simulation, asked: str | None, count: int | None)
         if len(ids) < len(asked.split(",")):
             raise ValueError(f"device_clients: {asked} names one twice; allowed: each once")
         if not all(client < clients for client in ids):
-            raise ValueError(f"device_clients: {asked} are not all clients; allowed: 0 to {clients - 1}, by comma")
+            raise ValueError(
+                f"device_clients: {asked} has ids that no client has; allowed: 0 to {clients - 1}, with commas"
+            )
         if count not in (None, len(ids)):
-            raise ValueError(f"devices: {count} are not as many as the device_clients; allowed: {len(ids)}, or none")
+            raise ValueError(f"devices: {count} is not the number of device_clients; allowed: {len(ids)}, or no flag")
         return ids
     ids, count = [], count or 1
     for index in range(simulation.config.rounds):
         ids += [client for client in simulation.parts.cohort(index).tolist() if client not in ids]
         if len(ids) >= count:
             return sorted(ids[:count])
-    raise ValueError(f"devices: {count} are more than the clients that take part; allowed: 1 to {len(ids)}")
+    raise ValueError(f"devices: {count} is more than the clients that take part; allowed: 1 to {len(ids)}")

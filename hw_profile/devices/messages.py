@@ -84,7 +84,7 @@ def unpack(frame: bytes) -> Message:
     """
     words = _metadata(frame)
     if words.get("version") != str(VERSION):
-        raise ValueError(f"version: {words.get('version')!r} is not spoken here; allowed: {VERSION}")
+        raise ValueError(f"version: {words.get('version')!r} of the protocol is not known; allowed: {VERSION}")
     if words.get("kind") not in KINDS:
         raise ValueError(f"kind: {words.get('kind')!r} is not known; allowed: {', '.join(KINDS)}")
     counts = {name: _count(words.get(name, "")) for name in ("client", "round", "step")}
@@ -92,9 +92,9 @@ def unpack(frame: bytes) -> Message:
         about = json.loads(words["about"])
         arrays = load(frame)
     except (KeyError, ValueError, RecursionError, SafetensorError, TypeError) as error:
-        raise ValueError(f"frame: is not as it should be ({type(error).__name__})") from error
+        raise ValueError(f"frame: is malformed ({type(error).__name__})") from error
     if not isinstance(about, dict):
-        raise ValueError("about: is no object; allowed: names and values")
+        raise ValueError("about: is no JSON object; allowed: names and values")
     return Message(words["kind"], words.get("run", ""), **counts, arrays=arrays, about=about)
 
 
@@ -113,18 +113,20 @@ def _metadata(frame: bytes) -> dict[str, str]:
         raise ValueError(f"frame: has {len(frame)} bytes; allowed: 9 to {LARGEST}")
     length = int.from_bytes(frame[:8], "little")
     if length > min(_HEADER_LARGEST, len(frame) - 8):
-        raise ValueError(f"frame: its header would have {length} bytes; allowed: what is there, and {_HEADER_LARGEST}")
+        raise ValueError(
+            f"frame: its header has {length} bytes; allowed: as many as follow, and at most {_HEADER_LARGEST}"
+        )
     try:
         words = json.loads(frame[8 : 8 + length])["__metadata__"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise ValueError("frame: has no header of words") from error
+        raise ValueError("frame: has no metadata in its header") from error
     if not isinstance(words, dict) or not all(isinstance(value, str) for value in words.values()):
-        raise ValueError("frame: has other than words in its header")
+        raise ValueError("frame: has metadata other than text in its header")
     return words
 
 
 def _count(text: str) -> int:
     """Return a whole number of 0 or more; raise a ValueError if the text is not one."""
     if not (text.isascii() and text.isdecimal() and len(text) < 16):
-        raise ValueError(f"count: {text[:20]!r} is none; allowed: 0 or more")
+        raise ValueError(f"count: {text[:20]!r} is no number; allowed: 0 or more")
     return int(text)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -18,6 +16,8 @@ from simsfl.hw_profile.bench.panel import BAR, phase_bars, power_text
 from simsfl.hw_profile.devices.device import Device
 from simsfl.hw_profile.meters import Sampler, label
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
+from simsfl.system.console import Output
+from simsfl.system.messages import visible
 
 _LATENCY = ("compute", "network", "server")
 """Parts of a step, as in `Device.seconds`."""
@@ -26,7 +26,7 @@ _LATENCY = ("compute", "network", "server")
 class PlainView:
     """Prints a line for each event and for each round."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Output):
         self._console = console
 
     def __enter__(self) -> PlainView:
@@ -41,8 +41,7 @@ class PlainView:
 
     def tell(self, text: str) -> None:
         """Print an event."""
-        with suppress(OSError):  # a terminal that is closed
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.say(text)
 
     def step_done(self, round_index: int, step: int) -> None:
         """Print a line after the last step of a round."""
@@ -54,7 +53,7 @@ class PlainView:
 class LiveView:
     """A panel that is redrawn four times a second."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Output):
         self._said, self._device = "", None
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, screen=True)
 
@@ -63,8 +62,7 @@ class LiveView:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with suppress(OSError):  # a terminal that is closed
-            self._live.__exit__(kind, error, at)
+        self._live.__exit__(kind, error, at)
 
     def follow(self, device: Device, watch: Stopwatch, sampler: Sampler) -> None:
         """Set what to show."""
@@ -91,10 +89,10 @@ class LiveView:
         if latest:
             parts += [Text(""), Text("the latest step", style="dim"), phase_bars(latest)]
         who = f"client {device.client} of run {device.run} at {device.server}" if device.run else device.server
-        return Panel(Group(*parts), title=escape(who), padding=(1, 2))
+        return Panel(Group(*parts), title=Text(visible(who)), padding=(1, 2))
 
     def _rows(self, device: Device) -> dict[str, Any]:
-        """Return the panel's rows, name and content; the device works on meanwhile."""
+        """Return the content of the panel's rows by their names; the device goes on working meanwhile."""
         round_index, step, steps = device.round, device.step, device.steps
         at_work = None not in (round_index, step, steps)
         if not device.connected:

@@ -1,6 +1,6 @@
-"""A simulation that real devices take part in.
+"""Train a run in which real devices are some of the clients.
 
-All flags of ``experiments/run.py`` are this program's, too.
+This program has all the flags of ``simsfl run``, too.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from simsfl.cli import run
-from simsfl.cli.main import command
 from simsfl.config.constraints import DEVICES, check
 from simsfl.hw_profile.devices.hub import Counts, Hub
 from simsfl.hw_profile.devices.keys import SERVER, asked_for, checked
+from simsfl.system.console import Output
+from simsfl.system.outputs import Outputs
+from simsfl.system.programs import called, command
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, fail, path, print_error, seconds, value_of, whole_number
-from simsfl.ui.console import Output
+from simsfl.system.streams import Formatter, print_error
+from simsfl.ui.arguments import Parser, fail, path, seconds, value_of, whole_number
 
 _POLL_SECONDS = 0.2
 """Seconds between two looks while the server waits for devices."""
@@ -36,31 +38,42 @@ _KEY = Path("keys", SERVER)
 def parser() -> Parser:
     """Return the parser of this program's flags, which include those of ``run.py``."""
     result = run.parser()
-    result.description = __doc__
+    result.description = __doc__.replace("``simsfl run``", called("run"))
     devices = result.add_argument_group("devices")
-    devices.add_argument("--devices", type=whole_number, metavar="N", help="how many take part (default: 1)")
+    devices.add_argument("--devices", type=whole_number, metavar="N", help="number of devices (default: 1)")
     devices.add_argument(
-        "--device-clients", metavar="ID,ID", help="which clients they are (default: the first to take part)"
+        "--device-clients", metavar="ID,ID", help="clients that are devices (default: the first to take part)"
     )
     devices.add_argument(
-        "--listen", metavar="HOST:PORT", help=f"(default: 0.0.0.0:{_PORT}; with --insecure 127.0.0.1:{_PORT})"
+        "--listen",
+        metavar="HOST:PORT",
+        help=f"address to listen at (default: 0.0.0.0:{_PORT}; with --insecure 127.0.0.1:{_PORT})",
     )
-    devices.add_argument("--key", type=path, metavar="FILE", help=f"which keys.py wrote (default: {_KEY})")
-    devices.add_argument("--insecure", action="store_true", help="plain text, on the loopback device alone")
+    devices.add_argument(
+        "--key", type=path, metavar="FILE", help=f"key of the server, which {called('keys')} wrote (default: {_KEY})"
+    )
+    devices.add_argument(
+        "--insecure", action="store_true", help="accept devices on this machine, in plain text and without keys"
+    )
     devices.add_argument(
         "--device-timeout",
         type=seconds,
         default=30.0,
         metavar="S",
-        help="a round goes on without a device that does not answer for so long (default: 30)",
+        help="seconds after which a round goes on without a device that does not answer (default: 30)",
     )
     devices.add_argument(
         "--wait-for",
         type=value_of(int, "a whole number"),
         metavar="N",
-        help="devices to wait for before training (default: all)",
+        help="number of devices to wait for before training (default: all)",
     )
-    devices.add_argument("--export-images", type=path, metavar="DIR", help="write each device's images there first")
+    devices.add_argument(
+        "--export-images",
+        type=path,
+        metavar="DIR",
+        help="directory to write each device's images into first",
+    )
     return result
 
 
@@ -136,7 +149,7 @@ class Devices:
             _export(simulation, clients, arguments.export_images)
 
     def resuming(self) -> list[str]:
-        """Return the words of the command that goes on with the run, without its directory."""
+        """Return the words of the command that resumes the run, without its directory."""
         arguments = self._arguments
         how = ["--insecure"] if arguments.insecure else ["--key", str(arguments.key)]
         clients = ["--device-clients", ",".join(map(str, self._hub.accounts))]
@@ -149,7 +162,7 @@ class Devices:
         """Return a context in which devices take part in the session; entering it waits for them."""
         hub, loop, console, file = self._hub, self._loop, session.console, session.directory.devices
         loop.waiting = lambda: session.refresh("waiting for devices")
-        loop.is_over = lambda: bool(self._stop.received or console.deserted)
+        loop.is_over = lambda: bool(self._stop.received or console.lost)
         real = f"client{'s' * (len(hub.accounts) > 1)} {', '.join(map(str, hub.accounts))}"
         with ExitStack() as stack:
             stack.enter_context(
@@ -161,7 +174,7 @@ class Devices:
                     _tell(console, f"their images are in {self._arguments.export_images}")
                 with _logged(_Shown(console)):
                     self._wait(console)
-                if not console.is_live(self._arguments.dashboard):  # else the view fills the screen
+                if not console.live:  # else the view fills the screen
                     stack.enter_context(_logged(_Shown(console)))
                 yield
             finally:
@@ -172,13 +185,13 @@ class Devices:
                 _tell(console, f"{_summary(hub.counts)}, {loop.missed} answers missed; {file}")
 
     def _wait(self, console: Output) -> None:
-        """Wait until as many devices are ready as are wanted."""
+        """Wait until as many devices are ready as ``--wait-for`` asks for."""
         self.waits = True
         with console.status("") as status:
             while len(there := self._hub.present()) < self._wanted:
-                if console.deserted:
+                if console.lost:
                     raise KeyboardInterrupt
-                status.update(f"waiting for devices: {len(there)} of {self._wanted} are there and ready")
+                status.update(f"waiting for devices: {len(there)} of {self._wanted} are connected and ready")
                 self._hub.wait(_POLL_SECONDS)
         self.waits = False
 
@@ -189,7 +202,7 @@ class Devices:
 
 
 def _allow_files() -> None:
-    """Raise the limit of open files as far as the system allows: connections of strangers take files, too."""
+    """Raise the limit of open files as far as the system allows: connections that are refused take files, too."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS has a limit of its own
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -209,13 +222,13 @@ class _Shown(logging.Handler):
 
 def _tell(console: Output, text: str) -> None:
     """Print a line about the devices."""
-    console.print(f"devices   {text}", highlight=False, markup=False, soft_wrap=True)
+    console.say(f"devices   {text}")
 
 
 @contextmanager
 def _logged(handler: logging.Handler) -> Iterator[None]:
     """Return a context in which the devices' log also goes to this handler."""
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(message)s"))
     log = logging.getLogger("devices")
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
@@ -240,6 +253,9 @@ def _export(simulation: Any, clients: Sequence[int], directory: Path) -> None:
     """Write the images of each client into a file, to be copied to its device."""
     from simsfl.hw_profile.devices.loop import own_images  # noqa: PLC0415  (imports torch)
 
-    directory.mkdir(parents=True, exist_ok=True)
-    for client in clients:
-        np.save(directory / f"client-{client}.npy", own_images(simulation, client))
+    files = {f"client-{client}.npy": client for client in clients}
+    out = Outputs(directory, "export_images")
+    out.check(*files)
+    for name, client in files.items():
+        with out.replacing(name) as file:
+            np.save(file, own_images(simulation, client))

@@ -6,66 +6,53 @@ A meter's figures are never reported without its source and its uncertainty.
 
 from __future__ import annotations
 
-import threading
-import time
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from simsfl.hw_profile.meters.board import Machine
 from simsfl.hw_profile.meters.energy import Energy, Readings, Span, energy
+from simsfl.hw_profile.meters.errors import Blocked, Clipped
 from simsfl.hw_profile.meters.estimate import UtilisationModel
 from simsfl.hw_profile.meters.ina import INA219, INA226
 from simsfl.hw_profile.meters.log import Log
 from simsfl.hw_profile.meters.pmic import Pmic
 from simsfl.hw_profile.meters.rapl import Rapl
-from simsfl.system.messages import unknown
+from simsfl.hw_profile.meters.sampler import Meter, Record, Sampler
+from simsfl.system.messages import count_text, unknown
+from simsfl.system.paths import expanded
 
 __all__ = [
     "METERS",
+    "Blocked",
+    "Clipped",
     "Energy",
     "Log",
     "Meter",
     "Readings",
+    "Record",
     "Sampler",
     "Span",
     "account",
+    "blocked",
     "choose",
     "energy",
     "label",
     "present",
 ]
 
-SECONDS = 0.1
-"""Seconds between two readings."""
+logger = logging.getLogger(__name__)  # `log` is a module of this package
 
-
-class Meter(Protocol):
-    """A device, counter or model that power is read from."""
-
-    name: str
-    """Name of the meter, such as ``rapl``."""
-    source: str
-    """What is measured, where and how, in words for people."""
-    uncertainty: float
-    """Relative uncertainty of a reading; where the source does not state one, an assumed value."""
-    estimated: bool
-    """Whether the readings come from a model instead of a measurement of the machine."""
-
-    def watts(self) -> float:
-        """Return the power in watts: the present one, or the mean since the last call.
-
-        Raises:
-            OSError: the meter cannot be read at the moment.
-        """
+_CLOCK_SECONDS = 0.1
+"""Largest number of seconds by which this machine's time of day may be set during a measurement with a log."""
 
 
 def _plain(name: str, meter: Callable[[Machine], Meter], text: str, machine: Machine) -> Meter:
-    """Return a meter that takes nothing behind a colon; raise a ValueError if there is something."""
+    """Return a meter that takes no settings after a colon; raise a ValueError if there are some."""
     if text:
-        raise ValueError(f"{name} takes nothing behind a colon")
+        raise ValueError(f"{name} takes nothing after a colon")
     return meter(machine)
 
 
@@ -76,15 +63,17 @@ METERS: dict[str, Callable[[str, Machine], Meter]] = {
     "rapl": partial(_plain, "rapl", Rapl),
     "model": partial(_plain, "model", UtilisationModel),
 }
-"""Meters by name, the best first, which is the order that ``auto`` looks for them.
+"""Meters by name, the best first, which is the order in which ``auto`` looks for them.
 
-Each is a function of the text behind the name's colon and the machine, which returns the meter or raises a ValueError
-that says why there is none.
+Each is a function of the text after the name's colon and of the machine. It returns the meter, raises `Blocked` where
+the user can make it available, and another ValueError with the reason where the machine does not have it.
 """
 
 
 def choose(spec: str, machine: Machine) -> Meter | Log | None:
     """Return the meter that ``--meter`` asks for, or None for ``none`` and where ``auto`` finds no meter.
+
+    Where ``auto`` finds only an estimate, a warning names the meters that the user could make available.
 
     Args:
         spec: one of `METERS`, ``csv:FILE``, ``none``, or ``auto`` for the best meter that is found here. For the chips,
@@ -96,13 +85,13 @@ def choose(spec: str, machine: Machine) -> Meter | Log | None:
     """
     name, _, rest = spec.partition(":")
     if rest and name in ("none", "auto"):
-        raise ValueError(f"meter: {name} takes nothing behind a colon; allowed: {name}")
+        raise ValueError(f"meter: {name} takes nothing after a colon; allowed: {name}")
     if name == "none":
         return None
     if name == "csv":
-        return Log(rest)
+        return Log(expanded(rest))
     if name == "auto":
-        return next(iter(present(machine)[0].values()), None)
+        return _best(machine)
     if name not in METERS:
         raise unknown("meter", name, ["auto", *METERS, "csv", "none"], allowed=f"auto, {', '.join(_here(machine))}")
     try:
@@ -111,35 +100,71 @@ def choose(spec: str, machine: Machine) -> Meter | Log | None:
         raise ValueError(f"meter: {error}; allowed here: {', '.join(_here(machine))}") from error
 
 
-def account(
-    meter: Meter | Log, readings: Readings, spans: Sequence[Span], failures: tuple[int, str]
-) -> tuple[dict[str, Any], Readings]:
+def _best(machine: Machine) -> Meter | None:
+    """Return the best meter of a machine, or None; warn if it is an estimate although a real meter may be there."""
+    found, refused = present(machine)
+    best = next(iter(found.values()), None)
+    hindrances = blocked(refused)
+    if best is not None and best.estimated and hindrances:
+        logger.warning("power is only estimated, although there may be a better meter: %s", "; ".join(hindrances))
+    return best
+
+
+def account(meter: Meter | Log, record: Record, spans: Sequence[Span]) -> tuple[dict[str, Any], Readings]:
     """Return the result entries about the energy of some work, and the readings that they are computed from.
 
     Args:
-        meter: a `Log` is read only now, and its readings replace the given ones.
-        readings: unix seconds and watts.
-        spans: the time spans of the idle machine before, of the work, and of the idle machine after.
-        failures: how many readings failed, and the error of the last failure.
+        meter: a `Log` is read only now, and its readings replace those of the record.
+        record: what the meter has shown.
+        spans: the time spans of the idle machine before, of the work, and of the idle machine after, in unix seconds.
 
     Raises:
-        ValueError: there are not enough readings, or the log cannot be read.
+        ValueError: there are not enough readings, some were beyond the range of the meter, or the log cannot be used.
     """
     before, work, after = spans
+    readings = record.readings
     if isinstance(meter, Log):
+        if abs(record.clock_moved) > _CLOCK_SECONDS:
+            raise ValueError(
+                f"meter: this machine's clock was set by {record.clock_moved:+.1f} s during the measurement, so the "
+                "times of a log cannot be compared with it; allowed: another measurement"
+            )
         readings = meter.readings((before[0], after[1]))
-    if failures[0] and len(readings) < 2:
-        raise ValueError(f"meter: {meter.name} could not be read ({failures[1]}); allowed: another")
+    clipped = [text for at, text in record.clipped if before[0] <= at <= after[1]]
+    if clipped:
+        count = count_text(len(clipped), "reading")
+        raise ValueError(
+            f"meter: {count} of {meter.name} beyond its range ({clipped[-1]}), so the mean is too low; allowed: a "
+            "larger range, as with a smaller shunt"
+        )
+    try:
+        figures = energy(readings, before, work, after, meter.uncertainty)
+    except ValueError as error:
+        if not record.failures:
+            raise
+        failed = f"{count_text(record.failures, 'reading')} of {meter.name} failed ({record.last_error})"
+        raise ValueError(f"meter: {failed}, which leaves {str(error).removeprefix('meter: ')}") from error
     found = {
         "meter": meter.name,
         "label": label(meter),
         "source": meter.source,
         "uncertainty": meter.uncertainty,
         "estimated": meter.estimated,
-        "failed_readings": failures[0],
-        **asdict(energy(readings, before, work, after, meter.uncertainty)),
+        "failed_readings": record.failures,
+        "warning": _sign_warning(figures.below_zero),
+        **asdict(figures),
     }
     return found, readings
+
+
+def _sign_warning(below_zero: int) -> str:
+    """Return what a number of readings below 0 W means, for people; an empty text if there are none."""
+    if not below_zero:
+        return ""
+    return (
+        f"{count_text(below_zero, 'reading')} below 0 W: VIN+ and VIN- may be swapped, or the meter is connected the "
+        "other way round"
+    )
 
 
 def label(meter: Meter) -> str:
@@ -152,55 +177,17 @@ def _here(machine: Machine) -> list[str]:
     return [*present(machine)[0], "csv:FILE", "none"]
 
 
-def present(machine: Machine) -> tuple[dict[str, Meter], dict[str, str]]:
+def present(machine: Machine) -> tuple[dict[str, Meter], dict[str, ValueError]]:
     """Return the meters that can be read on this machine, the best first, and the reasons why the others cannot."""
     found, refused = {}, {}
     for name, meter in METERS.items():
         try:
             found[name] = meter("", machine)
         except ValueError as error:
-            refused[name] = str(error)
+            refused[name] = error
     return found, refused
 
 
-class Sampler:
-    """Reads a meter repeatedly in a background thread while the context is entered.
-
-    Args:
-        meter: the meter to read; None to call `also` only.
-        also: called before each reading, for example to read the temperature.
-
-    Attributes:
-        readings: unix seconds and watts of each reading.
-        failures: number of readings that failed.
-        last_error: text of the latest failure.
-    """
-
-    def __init__(self, meter: Meter | None, also: Callable[[], None] = lambda: None):
-        self.meter, self._also = meter, also
-        self.readings: Readings = []
-        self.failures, self.last_error = 0, ""
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-
-    def __enter__(self) -> Sampler:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _read(self) -> None:
-        while not self._over.wait(SECONDS):
-            try:
-                self._also()
-                if self.meter:
-                    self.readings.append((time.time(), self.meter.watts()))
-            except Exception as error:  # of any kind: the next reading may succeed
-                self.failures, self.last_error = self.failures + 1, str(error)
-
-    @property
-    def latest(self) -> Sequence[float]:
-        """Return the latest readings in watts, 60 at most."""
-        return [watts for _, watts in self.readings[-60:]]
+def blocked(refused: dict[str, ValueError]) -> list[str]:
+    """Return the texts of the errors, each once, about meters that the user could make available."""
+    return list(dict.fromkeys(str(error) for error in refused.values() if isinstance(error, Blocked)))

@@ -29,12 +29,18 @@ def _run(command: Sequence[str]) -> str:
     """Return what a command prints.
 
     Raises:
-        OSError: the command is not installed, fails, or takes more than two seconds.
+        OSError: the command is not installed, fails, or takes more than two seconds. The text is the first line that it
+            printed about a failure.
     """
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        raise OSError(f"{command[0]}: {error}") from error
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=2, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{command[0]} takes more than two seconds") from error
+    if done.returncode:
+        printed = f"{done.stderr}\n{done.stdout}".split("\n")
+        what = next(filter(None, map(str.strip, printed)), f"{command[0]} ends with exit code {done.returncode}")
+        raise OSError(what)
+    return done.stdout
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def temperature(machine: Machine) -> float | None:
 def throttling(machine: Machine) -> list[str] | None:
     """Return what limits the board's speed now, or has limited it since boot.
 
-    The list is empty where nothing has; it is None where the board does not report it.
+    The list is empty where nothing limits or has limited it, and None where the board does not report it.
     """
     found = machine.output("vcgencmd", "get_throttled")
     if not found or "0x" not in found:

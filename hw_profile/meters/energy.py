@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simsfl.system.messages import count_text
+
 Readings = list[tuple[float, float]]
-"""Unix seconds and watts of each reading, in order of time."""
+"""Time in seconds and watts of each reading, in order of time."""
 Span = tuple[float, float]
-"""Begin and end of a time span, in unix seconds."""
+"""Begin and end of a time span, in seconds on the same clock as the readings."""
 _LEAST = 2
-"""Number of readings that a span needs at least."""
+"""Smallest number of readings in a span."""
 _GAP_SECONDS, _GAP_SHARE = 3.0, 0.05
 """Longest gap between readings that is accepted, in seconds and as a share of the span; the larger of both counts."""
 
@@ -30,18 +32,21 @@ class Energy:
     idle_after: float
     """Mean power of the idle machine after the work, in watts."""
     above_idle_watts: float
-    """Mean power during the work less the mean of both idle spans, in watts."""
+    """Mean power during the work minus the mean power of both idle spans, in watts."""
     joules: float
     """Energy of the machine during the work, in joules."""
     joules_above_idle: float
-    """Energy during the work less what the idle machine takes in that time, in joules."""
+    """Energy during the work minus the energy of the idle machine in the same time, in joules."""
     uncertainty_joules_above_idle: float
     """Uncertainty of `joules_above_idle`, in joules.
 
-    It is the root of the sum of squares of the meter's share of `joules`, and of half the difference between both
-    idle powers over the time of the work."""
+    It is the square root of the sum of two squares: that of the meter's relative uncertainty times `joules`, and that
+    of half the difference between both idle powers, times the seconds of the work."""
     readings: int
     """Number of readings during the work."""
+    below_zero: int
+    """Number of readings below 0 W from the idle machine before the work to that after it: a current that flows the
+    wrong way."""
 
 
 def energy(
@@ -50,7 +55,7 @@ def energy(
     """Return the energy of the work in a span of time, integrated by the trapezoid rule.
 
     Args:
-        readings: unix seconds and watts.
+        readings: time in seconds and watts of each reading.
         before: span in which the machine was idle before the work.
         work: span of the work.
         after: span in which the machine was idle after the work.
@@ -63,7 +68,8 @@ def energy(
     for name, (begin, end) in (("before", before), ("during", work), ("after", after)):
         count = int(((times >= begin) & (times <= end)).sum())
         if count < _LEAST:
-            raise ValueError(f"meter: {count} readings {name} the work; allowed: {_LEAST} or more, with --seconds")
+            found = f"{count_text(count, 'reading')} {name} the work"
+            raise ValueError(f"meter: {found}; allowed: {_LEAST} or more, with longer --seconds")
         inside = times[(times >= begin) & (times <= end)]
         gap, largest = float(np.diff([begin, *inside, end]).max()), max(_GAP_SECONDS, _GAP_SHARE * (end - begin))
         if gap > largest:
@@ -83,6 +89,7 @@ def energy(
         joules_above_idle=joules - idle * seconds,
         uncertainty_joules_above_idle=float(np.hypot(uncertainty * joules, drift)),
         readings=int(((times >= work[0]) & (times <= work[1])).sum()),
+        below_zero=int(((times >= before[0]) & (times <= after[1]) & (watts < 0)).sum()),
     )
 
 

@@ -36,11 +36,13 @@ class UtilisationModel:
             raise ValueError(f"model needs /proc/stat ({error})") from error
 
     def watts(self) -> float:
-        """Return the estimated mean power since the last call, in watts; see `Meter.watts`."""
+        """Return the estimated mean power since the last reading, in watts; see `Meter.watts`."""
         now = _times(self._machine)
         busy, total = (new - old for new, old in zip(now, self._last, strict=True))
         self._last = now
-        return self._idle + self._busy * (busy / total if total else 0.0)
+        if total <= 0:
+            raise OSError("the times in /proc/stat stand still")
+        return self._idle + self._busy * min(max(busy / total, 0.0), 1.0)  # the time of waiting for a disk may shrink
 
 
 def _times(machine: Machine) -> tuple[int, int]:
@@ -53,4 +55,4 @@ def _times(machine: Machine) -> tuple[int, int]:
         if line.startswith("cpu "):
             ticks = [int(value) for value in line.split()[1:9]]  # user nice system idle iowait irq softirq steal
             return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
-    raise OSError("no line of it is of all processors")
+    raise OSError("no line of it is about all processors")

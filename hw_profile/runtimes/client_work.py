@@ -1,4 +1,4 @@
-"""The work of a client as a trace records it, on either runtime.
+"""The work of a client that a trace has recorded, on either runtime.
 
 Each step is timed by phase, and its results are compared with the recorded ones.
 """
@@ -121,7 +121,7 @@ class Comparison:
         self.activations = max(self.activations, difference(checksums(smashed), expected))
 
     def see_weights(self, client: Client, expected: Mapping[str, np.ndarray]) -> None:
-        """Compare the client's state with the recorded one, SGD's velocity excepted.
+        """Compare the client's state with the recorded one, except SGD's velocity.
 
         One activation that rounding puts on the other side of a ReLU's zero changes the velocity.
         """
@@ -140,7 +140,7 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     """
     if found.shape != expected.shape:
         raise ValueError(
-            f"replay: the trace has arrays of shape {expected.shape} for {found.shape}; allowed: a whole one"
+            f"replay: an array of the trace has shape {expected.shape} instead of {found.shape}; allowed: a whole trace"
         )
     apart = float(np.abs(found.astype(np.float64) - expected).max())
     scale = float(np.abs(expected).max()) or 1.0

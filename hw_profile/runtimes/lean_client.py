@@ -33,7 +33,7 @@ class LeanClient:
         gradient: ``[P]`` gradient of `online` after `backward`.
 
     Raises:
-        ValueError: the network is not supported here, or its parameters have other shapes than here.
+        ValueError: the network is not supported here, or this version of simsfl gives its parameters other shapes.
     """
 
     def __init__(self, about: Mapping[str, Any]):
@@ -42,7 +42,7 @@ class LeanClient:
         for mine, (name, shape) in zip_longest(layout.shapes.items(), given, fillvalue=("nothing", ())):
             if mine != (name, tuple(shape)):
                 raise ValueError(
-                    f"network: is built otherwise here than where this comes from: {name} {list(shape)}; allowed: "
+                    f"network: is built differently here than where it was described: {name} {list(shape)}; allowed: "
                     f"{mine[0]} {list(mine[1])}"
                 )
         self.online, self.momentum, self.velocity, self.gradient = np.zeros((4, layout.size), np.float32)
@@ -108,7 +108,7 @@ def _client_layers(network: Mapping[str, Any]) -> tuple[Layout, list]:
     if network["norm"] != "group":
         raise ValueError("runtime: lean has no batch norm; allowed: torch")
     if not network["weight_standardisation"]:
-        raise ValueError("runtime: lean standardises weights always; allowed: torch")
+        raise ValueError("runtime: lean always standardises weights; allowed: torch")
 
     layout = Layout()
     small = arch == "resnet8"

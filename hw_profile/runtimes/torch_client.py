@@ -42,7 +42,7 @@ class TorchClient:
         model = model_of(network)
         if {name: list(shape) for name, shape in model.shapes.items()} != about["shapes"]:
             raise ValueError(
-                "network: is built otherwise here than where this comes from; allowed: the version of simsfl there"
+                "network: is built differently here than where it was described; allowed: that version of simsfl"
             )
         self._precision = _PRECISIONS[precision]
         self._mean, self._std = (

@@ -1,4 +1,4 @@
-"""Averaging of the cohort's models, and how each client takes the average over."""
+"""Averaging of the cohort's models, and what each client does with the average."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def average_(
     the plain mean over the cohort (McMahan et al. 2017), while the published program starts its sum from client 0
     instead of the cohort's first client.
 
+    >>> from types import SimpleNamespace as Part
+    >>> cohort = Part(online=torch.tensor([[1.0, 2.0], [3.0, 6.0]]), online_statistics=torch.empty(2, 0))
+    >>> clients = Part(online=torch.empty(2), online_statistics=torch.empty(0))
+    >>> state = Part(clients=clients, cohort=cohort, aggregation={})
+    >>> average_(state, Aggregation(), torch.tensor([50, 50]), align_momentum=False)
+    >>> clients.online
+    tensor([2., 4.])
+
     Args:
         state: the state, whose aggregation's memory may change as well.
         aggregation: what is made of the models.
@@ -67,7 +75,7 @@ def average_statistics_(state: State, aggregation: Aggregation, images_C: Tensor
         state: the state.
         aggregation: how they are combined.
         images_C: number of images that each client of the cohort holds, int64.
-        absent: positions of clients that do not count, but receive the average like all others.
+        absent: positions of clients whose statistics do not count; they receive the average like all others.
     """
     average = aggregation.combine(_present(state.cohort.online_statistics, absent), _present(images_C, absent))
     state.clients.online_statistics.copy_(average)
@@ -94,6 +102,13 @@ def receive_(model: FlatModule, state: State, ids: Tensor, tau: float) -> None:
     Mixing is divergence-aware (Zhuang et al., ICLR 2022, eq. 4 and 5): a client keeps the share ``min(scale *
     divergence, 1)`` of its own model. Its scale is set when it first differs from the average, such that it keeps the
     share `tau` that time.
+
+    >>> from types import SimpleNamespace as Part
+    >>> cohort = Part(online=torch.tensor([[1.0, 2.0], [3.0, 6.0]]), online_statistics=torch.empty(2, 0))
+    >>> clients = Part(online=torch.tensor([2.0, 4.0]), online_statistics=torch.empty(0))
+    >>> receive_(None, Part(clients=clients, cohort=cohort), torch.tensor([7, 3]), tau=0.0)
+    >>> cohort.online.tolist()
+    [[2.0, 4.0], [2.0, 4.0]]
 
     Args:
         model: the clients' network.

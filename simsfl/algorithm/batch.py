@@ -106,7 +106,8 @@ class Outcome:
     loss: Tensor
     """Scalar loss, summed over both directions if it is symmetric."""
     top1: Tensor
-    """Scalar accuracy in percent: how often the own key scores highest, or in supervised training the label."""
+    """Scalar accuracy in percent: how often the own key scores higher than all others, where a tie is no hit; or in
+    supervised training how often the label scores highest."""
     smashed: Tensor
     """``[2N, c, h, w]`` smashed data as they reached the server: those of the queries, then those of the keys, which
     training on labels does not have. Empty where clients send none (`simsfl.algorithm.federated`)."""

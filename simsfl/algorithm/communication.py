@@ -56,12 +56,3 @@ class Communication:
         """
         small = rounds > WARM_UP and self.loss is not None and max(self.loss - loss, 0.0) < threshold
         return Communication(self.state.less if small else Exchange.BOTH_WAYS, loss)
-
-    def to_dict(self) -> dict[str, str | float | None]:
-        """Return the values in a form that JSON can hold; `from_dict` is the inverse."""
-        return {"state": self.state.value, "loss": self.loss}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, str | float | None]) -> Communication:
-        """Return the object whose `to_dict` returned `values`."""
-        return cls(Exchange(values["state"]), values["loss"])

@@ -14,7 +14,7 @@ class Observer:
     same. The tensors of an outcome are overwritten by the next step, so an observer copies what it wants to keep.
 
     Attributes:
-        needs_eager_steps: whether Python has to run in every step while this observes: the observer replaces objects
+        needs_eager_steps: whether steps must not be replayed while this observer is there, because it replaces objects
             that take part in steps, or has them call it.
     """
 

@@ -220,9 +220,9 @@ def _taressfl_all(
     """Add to each client's gradient, in place, the one that makes its attacker's reconstructions worse (TAResSFL).
 
     Args:
-        seen: ``[B, 3, H, W]`` normalised images of each client that its query activations are of.
-        queries: ``[B, c, h, w]`` these activations.
-        gradients: ``[B, c, h, w]`` gradient of these activations, for each client.
+        seen: for each client the normalised images ``[B, 3, H, W]`` that its query activations were computed from.
+        queries: for each client these activations, ``[B, c, h, w]``.
+        gradients: for each client the gradient of these activations, ``[B, c, h, w]``.
 
     Returns:
         SSIM of the attackers' reconstructions, averaged over clients, before and after they learn from this step.

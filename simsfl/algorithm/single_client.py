@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class SingleClient:
-    """A client's part of a step (Li et al., ICLR 2023, algorithm 1): query, move, key, backward, descend.
+    """A client's part of a step (Li et al., ICLR 2023, algorithm 1), in the order of the methods.
 
     Args:
         online: the model that learns.

@@ -205,6 +205,25 @@ class State:
                 start += len(rows)
                 held.done()
 
+    def check(self, rounds: int, classes: int) -> None:
+        """Raise a ValueError unless what counts or numbers something is in range, as it may not be in a foreign file.
+
+        Args:
+            rounds: rounds of the run.
+            classes: classes of the data set.
+        """
+        length = self.memories["keys"].shape[1] if "keys" in self.memories else 1
+        counts = {
+            "clients.participation": rounds + 1,
+            "cohort.ids": len(self.clients.participation),
+            "queues.pointer": length,
+            "queue.pointer": length,
+            "sent.labels": classes,
+        }
+        for name, tensor, _ in self._named():
+            if name in counts and tensor.numel() and not 0 <= tensor.min() <= tensor.max() < counts[name]:
+                raise ValueError(f"{name} is out of range; allowed: 0 to {counts[name] - 1:,}")
+
     def _named(self) -> Iterator[tuple[str, Tensor, bool]]:
         """Yield the dotted name of every distinct tensor, the tensor, and whether only participants have rows in it."""
         for part in fields(self):
@@ -218,8 +237,10 @@ class State:
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return `tensor`, or raise a ValueError if its shape is not that of `like`."""
+    """Return `tensor`; raise a ValueError if its shape differs from that of `like`, or one alone has whole numbers."""
     _check_shape(tensor.shape, like.shape)
+    if tensor.is_floating_point() != like.is_floating_point():
+        raise ValueError(f"dtype {tensor.dtype} is not {like.dtype}")
     return tensor
 
 

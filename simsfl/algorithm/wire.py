@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
+
+from simsfl.system.decoding import Amount, Count
 
 NOBODY: frozenset[int] = frozenset()
 """Positions of absent clients where none is absent."""
@@ -15,17 +18,17 @@ NOBODY: frozenset[int] = frozenset()
 class DeviceStatus:
     """The status of a real device that is one of the clients (hw_profile/); figures are over all its connections."""
 
-    client: int
+    client: Count
     """Id of the client."""
-    presence: str
-    """"away", "here", or "at work" in the current round."""
-    steps: int
+    presence: Literal["away", "here", "at work"]
+    """Whether it is there, and at work in the current round."""
+    steps: Count
     """Steps that the device has done."""
-    bytes_up: int
+    bytes_up: Count
     """Bytes of whole frames that the device has sent."""
-    bytes_down: int
+    bytes_down: Count
     """Bytes of whole frames that the device has received."""
-    step_seconds: float | None
+    step_seconds: Amount | None
     """Seconds from one step of the device to the next, over its latest steps; None before there are any."""
     compute_seconds: float | None
     """Seconds per step that the device itself computes, over its latest steps; None before there are any."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import matplotlib as mpl
@@ -11,23 +12,28 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 from simsfl import Simulation
 from simsfl.config.notation import Decoder
+from simsfl.data.partition import Partition
 from simsfl.engine.precision import arithmetic
 from simsfl.privacy.attack import Result, attack, attackers_rows, pixels, spread, targets
 from simsfl.rounds import evaluating
-from simsfl.runs.directory import RunDirectory
-from simsfl.system.files import write_json
+from simsfl.rounds.saving import PLACES
+from simsfl.runs.records import AttackRecord, Scores, to_json
+from simsfl.system.console import Output
 from simsfl.system.memory import is_out_of_memory
+from simsfl.system.messages import count_text
+from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_number
 from simsfl.ui.dashboard import number
 
+log = logging.getLogger(__name__)
 _DESCENT = "descent"
 """Name of the attack that trains no decoder."""
 _SHOWN = 12
@@ -51,18 +57,19 @@ def parser() -> Parser:
         metavar="SHARE",
         help="share of the training images that the attacker has, drawn at random (default: 0.01)",
     )
-    result.add_argument(
-        "--attack-seeds", default="0", metavar="N,N", help="seeds, by comma, of an attack each (default: 0)"
-    )
+    result.add_argument("--attack-seeds", default="0", metavar="N,N", help="seeds; each gives one attack (default: 0)")
     result.add_argument("--attack-epochs", type=whole_number, metavar="N", help="epochs of the decoder (default: 50)")
     result.add_argument(
         "--target-client",
         type=value_of(int, "a whole number"),
         default=0,
         metavar="ID",
-        help="first client whose images are reconstructed; the next ones follow up to 128 images (default: 0)",
+        help="client whose images are reconstructed, and those of the next ones up to 128 images (default: 0)",
     )
     result.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    for name in PLACES:
+        text = "where the run's images lie now, if not where they lay when it began"
+        result.add_argument(f"--{name.replace('_', '-')}", metavar="STR", help=text)
     return result
 
 
@@ -73,12 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         seeds = seeds_of(arguments.attack_seeds, "attack_seeds")
         decoder = None if arguments.decoder == _DESCENT else Decoder.parse(arguments.decoder)
         if decoder is None and (arguments.attacker_data is not None or arguments.attack_epochs):
-            raise ValueError("decoder: descent trains none; allowed: without --attacker-data and --attack-epochs")
+            raise ValueError("decoder: descent trains nothing; allowed: without --attacker-data and --attack-epochs")
         arguments.attacker_data = 0.01 if arguments.attacker_data is None else arguments.attacker_data
         arguments.attack_epochs = arguments.attack_epochs or 50
         if not 0 < arguments.attacker_data <= 1:
             raise ValueError(f"attacker_data: {arguments.attacker_data:g} is no share; allowed: more than 0, up to 1")
-        simulation = Simulation.load(arguments.run, device=arguments.device)
+        places = {name: getattr(arguments, name) for name in PLACES if getattr(arguments, name)}
+        simulation = Simulation.load(arguments.run, device=arguments.device, places=places)
+        for problem in simulation.damaged:
+            log.warning("%s", problem)
         with arithmetic(simulation.config.precision):
             _carry_out(arguments, simulation, decoder, seeds)
     except (ValueError, OSError, ArithmeticError) as error:
@@ -86,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return fail(ValueError(f"memory: this attack does not fit ({error}); allowed: less --attacker-data"))
+        return fail(ValueError(f"memory: this attack does not fit ({error}); allowed: a smaller --attacker-data"))
     except KeyboardInterrupt:
         return 130
     return 0
@@ -112,6 +122,9 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
     images, count = simulation.dataset.train, len(simulation.dataset.train_labels)
     rows = targets(simulation.parts.sources[0], arguments.target_client)
     client = evaluating.client(simulation.parts)
+    name, out = arguments.decoder, Outputs(arguments.run, "run")
+    names = {"record": f"attacks/{name}.json", "sheet": f"attacks/{name}.png", "curves": f"attacks/{name}-curves.png"}
+    out.check(*names.values())
     results = [
         attack(
             client,
@@ -125,42 +138,70 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
         )
         for seed in seeds
     ]
-    name, out = arguments.decoder, RunDirectory(arguments.run).attacks
-    out.mkdir(exist_ok=True)
-    scores = {score: spread([getattr(result, score) for result in results]) for score in ("mse", "ssim", "psnr")}
-    own = {score: [getattr(result, score) for result in results] for score in scores}
-    mean_image = _mean_image_mse(simulation, rows)
-    write_json(
-        out / f"{name}.json",
-        {
-            "decoder": name,
-            "attacker_data": arguments.attacker_data,
-            "epochs": arguments.attack_epochs,
-            "target_client": arguments.target_client,
-            "targets": len(rows),
-            "seeds": seeds,
-            "rounds": simulation.progress.round_index,
-            **scores,
-            "by_seed": own,
-            "mean_image_mse": mean_image,
-            "training": [asdict(result.training) if result.training else None for result in results],
-        },
-    )
-    figures = {name: _sheet(pixels(images, rows[:_SHOWN]).cpu(), results[0], name)}
+    record = _record(arguments, simulation, rows, seeds, results)
+    out.write_json(names["record"], to_json(record))
+    figures = {"sheet": _sheet(pixels(images, rows[:_SHOWN]).cpu(), results[0], name)}
     if decoder:
-        figures[f"{name}-curves"] = _curves(results, seeds)
-    for stem, figure in figures.items():
-        figure.savefig(out / f"{stem}.png")
+        figures["curves"] = _curves(results, seeds)
+    for kind, figure in figures.items():
+        with out.replacing(names[kind]) as file:
+            figure.savefig(file)
         plt.close(figure)
-    console = Console()
-    table = Table(title=f"{name} against client {arguments.target_client}, {len(rows)} images")
+    console = Output()
+    console.print(_table(record))
+    console.say(f"wrote {', '.join(str(out.path / names[kind]) for kind in figures)}")
+
+
+def _record(
+    arguments: Any, simulation: Simulation, rows: torch.Tensor, seeds: list[int], results: list[Result]
+) -> AttackRecord:
+    """Return what is written about the attacks.
+
+    Args:
+        rows: rows of the target images, int64 ``[n]``.
+        seeds: seed of each of the `results`.
+    """
+    own = {
+        score: [value if math.isfinite(value := getattr(result, score)) else None for result in results]
+        for score in ("mse", "ssim", "psnr")
+    }
+    scores = {score: None if None in values else Scores(**spread(values)) for score, values in own.items()}
+    return AttackRecord(
+        decoder=arguments.decoder,
+        attacker_data=arguments.attacker_data,
+        epochs=arguments.attack_epochs,
+        target_client=arguments.target_client,
+        targets=len(rows),
+        seeds=seeds,
+        rounds=simulation.progress.round_index,
+        **scores,
+        by_seed=own,
+        mean_image_mse=_mean_image_mse(simulation, rows),
+        training=[result.training for result in results],
+        target_clients=_clients_of(simulation.parts.sources[0], rows),
+    )
+
+
+def _clients_of(partition: Partition, rows: torch.Tensor) -> int:
+    """Return the number of clients that hold the images at these rows ``[n]``."""
+    owners = np.repeat(np.arange(len(partition)), partition.sizes)
+    return len(np.unique(owners[np.isin(partition.indices, rows)]))
+
+
+def _table(record: AttackRecord) -> Table:
+    """Return a table of the scores of attacks."""
+    following = record.target_clients - 1
+    also = f" and the next {following:,}" if following > 1 else " and the next one" if following else ""
+    whom = f"client {record.target_client}{also}"
+    table = Table(title=f"{record.decoder} against {whom}, {count_text(record.targets, 'image')}")
     for column in ("", "mean", "std"):
         table.add_column(column, justify="right")
     for score, unit in (("mse", ""), ("ssim", ""), ("psnr", " dB")):
-        table.add_row(score.upper(), *(number(scores[score][part], ".4f", unit) for part in ("mean", "std")))
-    table.caption = f"MSE of the mean image: {mean_image:.4f}"
-    console.print(table)
-    console.print(f"wrote {', '.join(str(out / f'{stem}.png') for stem in figures)}", highlight=False, soft_wrap=True)
+        measured = getattr(record, score)
+        parts = (measured.mean, measured.std) if measured else (None, None)
+        table.add_row(score.upper(), *(number(value, ".4f", unit) for value in parts))
+    table.caption = f"MSE of the mean image: {record.mean_image_mse:.4f}"
+    return table
 
 
 def _mean_image_mse(simulation: Simulation, rows: torch.Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,15 +11,22 @@ import torch
 from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, load_weights, to_published
-from simsfl.ui.arguments import Parser, fail, path
+from simsfl.system.console import Output
+from simsfl.system.outputs import Outputs
+from simsfl.ui.arguments import Parser, fail, path, source
+
+_WEIGHTS = "weights.safetensors"
+"""Name of the file for ``--init-client``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read weights; write a file for each half, and one for --init-client; return the exit code."""
     parser = Parser(description=__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="run directory, weights file, or name of an expert")
+    parser.add_argument(
+        "source", type=source, metavar="SOURCE", help="run directory, weights file, or name of an expert"
+    )
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="directory to write into")
-    parser.add_argument("--client-only", action="store_true", help="leave the server out, as experts do")
+    parser.add_argument("--client-only", action="store_true", help="leave out the server, as in experts")
     try:
         arguments = parser.parse(argv)
         weights = load_weights(arguments.source)
@@ -26,14 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             weights = replace(weights, server={})
         config = resolve(replace(weights.config, device="cpu"))
         model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        written = [arguments.out / "weights.safetensors"]
-        weights.save(written[0])
-        for half in HALVES:
-            if getattr(weights, half):
-                written.append(arguments.out / f"{half}.tar")
-                torch.save(to_published(getattr(model, half), getattr(weights, half)), written[-1])
+        out = Outputs(arguments.out)
+        halves = {f"{half}.tar": half for half in HALVES if getattr(weights, half)}
+        out.check(_WEIGHTS, *halves)
+        with out.replacing(_WEIGHTS) as file:
+            weights.save(file)
+        for name, half in halves.items():
+            content = io.BytesIO()  # since torch.save has errors of its own if a disk is full
+            torch.save(to_published(getattr(model, half), getattr(weights, half)), content)
+            with out.replacing(name) as file:
+                file.write_bytes(content.getbuffer())
     except (ValueError, OSError) as error:
         return fail(error)
-    print(f"wrote {', '.join(map(str, written))}")
+    Output().say(f"wrote {', '.join(str(out.path / name) for name in (_WEIGHTS, *halves))}")
     return 0

@@ -9,7 +9,8 @@ from typing import Any
 
 from simsfl.cli.presets import named
 from simsfl.config import RunConfig
-from simsfl.ui.arguments import value_of
+from simsfl.system.programs import called
+from simsfl.ui.arguments import source, value_of
 
 _GROUPS = {
     "clients": "clients and rounds",
@@ -42,11 +43,11 @@ def add_config_flags(
     Args:
         parser: parser that the flags are added to.
         preset: default of ``--preset``.
-        group: gets that flag instead.
+        group: group of flags that ``--preset`` is added to; None for none.
         without: fields that get no flag.
-        beside: presets by name; help shows their values of a field beside its default, where they differ.
+        beside: presets by name; the help of a field shows their values beside its default, where they differ.
     """
-    text = f"auto, or one of those that `run --list` prints; flags override its fields (default: {preset})"
+    text = f"auto, or one of those that `{called('run')} --list` prints; flags override its fields (default: {preset})"
     (group or parser).add_argument("--preset", default=preset, help=text)
     groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
     for spec in fields(RunConfig):
@@ -64,7 +65,7 @@ def add_config_flags(
         if kind == "bool":
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = _CONVERTERS[kind]
+            options["type"] = source if spec.metadata["path"] else _CONVERTERS[kind]
             choices = spec.metadata["choices"]
             options["metavar"] = "{" + ",".join(choices) + "}" if choices else kind.upper()
         groups[group].add_argument(f"--{spec.name.replace('_', '-')}", **options)

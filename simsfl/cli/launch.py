@@ -1,11 +1,10 @@
-"""What ``run.py`` does once its flags are read: set up a run, print what it is, carry it out, and print the results."""
+"""The work of ``run.py`` after its flags are read: set up a run, announce it, train, and print the results."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import shlex
-import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
@@ -13,25 +12,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from simsfl import RunConfig, Simulation
 from simsfl.cli.flags import config_values
-from simsfl.cli.main import command
 from simsfl.cli.presets import PRESETS, automatic, named
 from simsfl.cli.session import UNTRACED, Session
 from simsfl.config.catalogue import ARCHITECTURES, DATASETS
 from simsfl.models import layer_count
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
+from simsfl.rounds.saving import PLACES
 from simsfl.runs.directory import RunDirectory
+from simsfl.runs.records import Summary
+from simsfl.system.console import Output
+from simsfl.system.files import check_writable
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
+from simsfl.system.programs import command
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import print_error
-from simsfl.ui.console import Output
+from simsfl.system.streams import print_error
 from simsfl.ui.dashboard import number, time_text
 
 _CHOICES = ("preset", "dataset", "device", "precision", "engine")
@@ -41,13 +43,13 @@ _PRECISION_NOTES = {
     "tf32": "TF32 in products and convolutions, all else in fp32",
     "bf16": "forward passes and smashed data; weights, queue and loss in fp32",
 }
-"""What is printed about each precision."""
+"""Explanation that is printed with each precision."""
 _ENGINE_NOTES = {
-    "fused": "the cohort stacked into one batched program, with operators made for that",
-    "vmap": "the cohort stacked into one batched program, of PyTorch's operators",
-    "loop": "clients one by one, the slow reference",
+    "fused": "the cohort stacked into one batched program, with simsfl's operators",
+    "vmap": "the cohort stacked into one batched program, with PyTorch's operators",
+    "loop": "one client after another, the slow reference",
 }
-"""What is printed about each engine."""
+"""Explanation that is printed with each engine."""
 
 
 class Guests(Protocol):
@@ -74,19 +76,20 @@ def launch(
     """Do what the flags ask for; return the exit code of the program.
 
     Args:
-        arguments: the flags of ``run.py``, parsed.
+        arguments: the flags of ``simsfl run``, parsed.
         stop: entered already; says when the user wants the run to end.
         guests: participants from outside the simulation, if any.
 
     Returns:
-        0 if all went well, 1 if training failed, 128 plus the number of the signal if one stopped the run.
+        0 if all went well, 1 if training failed or stdout cannot be written, 128 plus the number of the signal if one
+        stopped the run.
 
     Raises:
         ValueError: the flags ask for something impossible, or for more memory than there is.
         OSError: the run directory cannot be written, before training.
         KeyboardInterrupt: the user stopped the program before training.
     """
-    console = Output(force_terminal=True) if arguments.dashboard == "on" else Output()
+    console = Output(arguments.dashboard)
     if arguments.list:
         _print_names(console)
         return 0
@@ -102,11 +105,8 @@ def launch(
         raise KeyboardInterrupt
     try:
         with guests.during(session) if guests else nullcontext():
-            finished = session.go(
-                live=console.is_live(arguments.dashboard),
-                profile=arguments.profile,
-            )
-    except (NonFiniteLossError, OSError, MemoryError, RuntimeError) as error:
+            finished = session.go(live=console.live, profile=arguments.profile)
+    except (NonFiniteLossError, OSError, ValueError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         print_error(f"{error}; the last good checkpoint is kept in {session.directory.checkpoints}")
@@ -114,23 +114,26 @@ def launch(
     if not finished:
         begin = guests.resuming() if guests else [*command("run"), "--resume"]
         again = shlex.join([*begin, str(session.directory.path)])
-        console.print(f"stopped by {stop.received.name}; go on with: {again}", markup=False, soft_wrap=True)
+        console.say(f"stopped by {stop.received.name}; resume with: {again}")
         _print_trace(console, session.recorder)
+        if console.lost and not isinstance(console.lost, BrokenPipeError):
+            print_error(f"output: stdout cannot be written ({console.lost.strerror}); resume with: {again}")
+            return 1
         return 128 + stop.received
     _conclude(console, session.directory, session.result)
-    _print_trace(console, session.recorder)
-    return 0
+    return 0 if _print_trace(console, session.recorder) else 1
 
 
-def _print_trace(console: Output, recorder: Recorder | None) -> None:
-    """Print where the client trace is, or why it could not be written; nothing if none was asked for."""
+def _print_trace(console: Output, recorder: Recorder | None) -> bool:
+    """Print where the client trace is, or an error that it could not be written; return whether all is well."""
     if recorder is None:
-        return
+        return True
     if recorder.problem:
-        console.print(f"[yellow]{escape(str(recorder.path))} could not be written: {escape(str(recorder.problem))}[/]")
-        return
-    what = f"what client {recorder.client} did; python hw_profile/pi_bench.py --replay FILE does it again"
-    console.print(f"  {escape(str(recorder.path))}  [dim]{what}[/]", highlight=False, soft_wrap=True)
+        print_error(f"record_trace: {recorder.path} could not be written ({recorder.problem})")
+        return False
+    again = shlex.join([*command("pi-bench"), "--replay", str(recorder.path)])
+    console.say(f"  {recorder.path}  ", (f"the work of client {recorder.client}; repeat it with: {again}", "dim"))
+    return True
 
 
 def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session:
@@ -151,16 +154,18 @@ def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: G
     recorder = _recorder_of(arguments, simulation)
     if guests:
         guests.prepare(simulation)
+    new = not directory.path.exists()
     if arguments.out is None:
-        directory = RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
+        new, directory = True, RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
     else:
         directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes time
     directory.clear()
     try:
         simulation.save(directory.path)
     except BaseException:
-        with suppress(OSError):  # not empty: it holds other files
-            directory.path.rmdir()
+        if new:
+            with suppress(OSError):  # it was not made, or is not empty
+                directory.path.rmdir()
         raise
     session = Session(simulation, directory, console, stop, recorder)
     origin = f"from {arguments.config}" if arguments.config else "by default"
@@ -171,7 +176,7 @@ def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: G
         asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
     if config.precision == "auto":
         asked["precision"] = simulation.parts.reasons["precision"]
-    _announce(session, asked | {"preset": why})
+    _announce(session, asked | {"preset": why, "batch_size": simulation.parts.reasons.get("batch_size", "")})
     return session
 
 
@@ -179,70 +184,94 @@ def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests:
     """Load the run in ``--resume``; return None, and print its results, if it is finished already.
 
     Raises:
-        ValueError: the run cannot be resumed, or a flag contradicts its config; flags may repeat it.
+        ValueError: the run cannot be resumed, or a flag contradicts its config; flags may repeat it, and say where its
+            images lie now.
     """
     directory = RunDirectory(arguments.resume)
     try:
         saved = directory.read_config()
     except ValueError as error:
         raise ValueError(f"resume: {error}") from error
+    device, places = _changes(arguments, directory, saved.config)
+    simulation = Simulation.load(directory.path, device=device, places=places, going_on=True)
+    _check_profile(arguments.profile, simulation)
+    recorder = _recorder_of(arguments, simulation)
+    if _is_over(console, directory, simulation):
+        return None
+    for problem in simulation.damaged:
+        console.say((problem, "yellow"))
+    if guests:
+        guests.prepare(simulation)
+    directory.reopen(profile=bool(arguments.profile))
+    session = Session(simulation, directory, console, stop, recorder)
+    why = dict.fromkeys(_CHOICES, "as configured") | {"batch_size": saved.reasons.get("batch_size", "")}
+    if simulation.config.precision != saved.config.precision:
+        why["precision"] = f"{saved.config.precision} as configured is not available here"
+    _announce(session, why)
+    console.say(f"resumed   after round {simulation.progress.round_index}, step {simulation.progress.step_index}")
+    if simulation.parts.device.type == "cpu" and torch.get_num_threads() != saved.threads:
+        began = f"The run began with {count_text(saved.threads, 'thread')}: with another number, sums are rounded "
+        console.say((f"{began}differently, and the result is not the same to the last bit.", "yellow"))
+    return session
+
+
+def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: RunConfig) -> tuple[str, dict[str, str]]:
+    """Return the device on which a run goes on, and where its images lie now, by `PLACES`, as the flags say.
+
+    Raises:
+        ValueError: another flag contradicts the config of the run; flags may repeat it.
+    """
     for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
         if getattr(arguments, flag) != unset:
-            raise ValueError(f"{flag}: cannot be given with --resume, which goes on as configured")
+            raise ValueError(f"{flag}: cannot be given with --resume, which continues as configured")
     if arguments.out and arguments.out.resolve() != directory.path.resolve():
         raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
     values = config_values(arguments)
-    device = values.pop("device", saved["config"]["device"])  # a run may continue on another device
+    device = values.pop("device", config.device)
+    places = {name: values.pop(name) for name in PLACES if name in values}
     for name, value in values.items():
-        if value != "auto" and _same_file(value) != saved["config"][name]:
+        held = getattr(config, name)
+        if value != "auto" and _same_file(value) != held:
             raise ValueError(
-                f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {saved['config'][name]!r}, "
-                "or leave the flag out"
+                f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {held!r}, or leave the flag out"
             )
-    simulation = Simulation.load(directory.path, device=device)
-    _check_profile(arguments.profile, simulation)
-    recorder = _recorder_of(arguments, simulation)
-    whole = directory.metrics.exists() and directory.metrics.stat().st_size >= simulation.progress.metrics_bytes
-    if simulation.progress.round_index == simulation.config.rounds and directory.summary.exists() and whole:
-        console.print(f"{escape(str(directory.path))} is over already", soft_wrap=True)
-        _conclude(console, directory, json.loads(directory.summary.read_text(encoding="utf-8")))
-        return None
-    for problem in simulation.damaged:
-        console.print(f"[yellow]{escape(problem)}; going back to the one before[/]", soft_wrap=True)
-    if guests:
-        guests.prepare(simulation)
-    session = Session(simulation, directory, console, stop, recorder)
-    why = dict.fromkeys(_CHOICES, "as configured")
-    if simulation.config.precision != saved["config"]["precision"]:
-        why["precision"] = f"{saved['config']['precision']} as configured is not available here"
-    _announce(session, why)
-    console.print(f"resumed   after round {simulation.progress.round_index}, step {simulation.progress.step_index}")
-    threads = saved["threads"]
-    if simulation.parts.device.type == "cpu" and torch.get_num_threads() != threads:
-        console.print(
-            f"[yellow]The run began with {count_text(threads, 'thread')}: with another number, sums are rounded "
-            "differently, and the result is not the same to the last bit.[/]"
-        )
-    return session
+    return device, {name: value for name, value in places.items() if value != "auto"}
+
+
+def _is_over(console: Output, directory: RunDirectory, simulation: Simulation) -> bool:
+    """Return whether nothing is left to do in a run, and then print its results.
+
+    Raises:
+        ValueError: ``summary.json`` is damaged.
+    """
+    if simulation.progress.round_index < simulation.config.rounds:
+        return False
+    if (summary := directory.read_summary()) is None:
+        return False
+    try:
+        directory.check_metrics(summary)
+    except ValueError as error:
+        simulation.damaged.append(f"{error}; its end is made again")
+        return False
+    console.say(f"the run in {directory.path} is finished")
+    _conclude(console, directory, summary)
+    return True
 
 
 def _recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recorder | None:
     """Return the recorder of the client trace that ``--record-trace`` asks for, or None.
 
     Raises:
-        ValueError: the file exists, its directory does not, or the client or the run cannot be recorded.
-        OSError: the directory of the file cannot be written.
+        ValueError: the file exists or cannot be written, or the client or the run cannot be recorded.
     """
     file = arguments.record_trace
     if file is None:
         if arguments.trace_client is not None:
             raise ValueError("trace_client: has no effect without --record-trace; allowed with --record-trace FILE")
         return None
-    if file.exists() or not file.parent.is_dir():
-        problem = "exists already" if file.exists() else f"cannot be written: there is no directory {file.parent}"
-        raise ValueError(f"record_trace: {file} {problem}; allowed: a new file")
-    with tempfile.TemporaryFile(dir=file.parent):  # so that an OSError is raised now, not at the end of the run
-        pass
+    check_writable(file, "record_trace")
+    if os.path.lexists(file):
+        raise ValueError(f"record_trace: {file} exists already; allowed: a new file")
     parts, progress, observers = simulation.parts, simulation.progress, simulation.observers
     return Recorder(parts, progress, observers, arguments.trace_client, file)
 
@@ -259,7 +288,12 @@ def _check_profile(steps: int | None, simulation: Simulation) -> None:
 
 
 def _announce(session: Session, why: dict[str, str]) -> None:
-    """Print what the run is; `why` has the reasons for the `_CHOICES`."""
+    """Print the run's settings.
+
+    Args:
+        session: the run.
+        why: reasons for the `_CHOICES` and for the batch size, which may be empty, by name.
+    """
     console, simulation, config = session.console, session.simulation, session.simulation.config
     data, sizes = simulation.dataset, simulation.parts.partition.sizes
     device = (
@@ -269,10 +303,11 @@ def _announce(session: Session, why: dict[str, str]) -> None:
     )
     held = ("" if sizes.min() == sizes.max() else f"{sizes.min():,} to ") + count_text(sizes.max(), "image")
     batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.parts.groups)
+    limited = f" ({why['batch_size']})" if why["batch_size"] else ""
     unused = len(data.train_labels) - sizes.sum()
     model = simulation.model
-    if "could not be had" in data.origin:
-        banner = "CIFAR-10 could not be had: this run uses the built-in shapes instead."
+    if why["dataset"] == "auto" and data.name == "shapes":
+        banner = "CIFAR-10 is not available: this run uses the built-in shapes instead."
         console.print(Panel(banner, style="bold yellow"))
     for name, value, note in (
         ("preset", config.preset, why["preset"]),
@@ -301,52 +336,41 @@ def _announce(session: Session, why: dict[str, str]) -> None:
         (
             "schedule",
             count_text(config.rounds, "round"),
-            f"{count_text(simulation.parts.steps, 'step')} each, {batches} per client and step, "
+            f"{count_text(simulation.parts.steps, 'step')} each, {batches} per client and step{limited}, "
             f"{count_text(min(config.syncs_per_round, simulation.parts.steps), 'averaging')}",
         ),
         ("output", session.directory.path, ""),
     ):
-        line = f"{name:<9} [bold]{escape(str(value))}[/]  [dim]{escape(note)}[/]"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.say(f"{name:<9} ", (str(value), "bold"), "  ", (note, "dim"))
 
 
 def _auxiliary_text(simulation: Simulation) -> str:
-    """Return a text on the images of the auxiliary data set that each client holds, empty if there is none."""
+    """Return a text on each client's images of the auxiliary data set; empty for a run without such a data set."""
     if simulation.parts.auxiliary is None:
         return ""
     held = int(simulation.parts.auxiliary.sizes.min())
     return f"; {count_text(held, 'image')} of {simulation.config.aux_dataset} each"
 
 
-def _conclude(console: Output, directory: RunDirectory, summary: dict[str, Any]) -> None:
-    """Print the results of a finished run, and where its files are.
-
-    Args:
-        console: where to print.
-        directory: the run directory.
-        summary: the content of ``summary.json``.
-    """
-    probes = "".join(f", {kind} probe {probe['top1']:.2f} %" for kind, probe in summary["probes"].items())
-    knn, untrained, pixels = (number(summary[f"knn_top1{of}"], ".2f", " %") for of in ("", "_untrained", "_pixels"))
-    console.print(
-        f"\nkNN [bold green]{knn}[/]{probes}  (untrained {untrained}, raw pixels {pixels}) "
-        f"after {summary['steps']:,} steps, {time_text(summary['seconds'])} of training",
-        highlight=False,
-        soft_wrap=True,
-    )
+def _conclude(console: Output, directory: RunDirectory, summary: Summary) -> None:
+    """Print the results of a finished run, and where its files are."""
+    probes = "".join(f", {kind} probe {probe.top1:.2f} %" for kind, probe in summary.probes.items())
+    measured = (summary.knn_top1, summary.knn_top1_untrained, summary.knn_top1_pixels)
+    knn, untrained, pixels = (number(accuracy, ".2f", " %") for accuracy in measured)
+    trained = f"after {summary.steps:,} steps, {time_text(summary.seconds)} of training"
+    console.print()
+    console.say("kNN ", (knn, "bold green"), f"{probes}  (untrained {untrained}, raw pixels {pixels}) ", trained)
     path = directory.path
     for name, text in (
-        ("config.json", "what was run"),
+        ("config.json", "the settings of the run"),
         ("metrics.jsonl", "every step, round and evaluation"),
         ("summary.json", "the figures above and more"),
         ("checkpoints", "final state"),
         ("trace.json", "profile, for chrome://tracing or ui.perfetto.dev"),
     ):
-        if not (path / name).exists():
-            continue
-        console.print(f"  {escape(str(path / name))}  [dim]{text}[/]", highlight=False, soft_wrap=True)
-    figures = shlex.join([*command("report"), str(path)])
-    console.print(f"figures: {figures}", markup=False, highlight=False, soft_wrap=True)
+        if (path / name).exists():
+            console.say(f"  {path / name}  ", (text, "dim"))
+    console.say(f"figures: {shlex.join([*command('report'), str(path)])}")
 
 
 def _chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
@@ -384,17 +408,17 @@ def _print_names(console: Output) -> None:
 
     sections = {
         "presets": {"auto": f"the one that suits this machine: {automatic()[0]}"}
-        | {name: f"{preset.__doc__}\n[dim]{settings(preset())}[/]" for name, preset in PRESETS.items()},
+        | {name: Text.assemble(f"{preset.__doc__}\n", (settings(preset()), "dim")) for name, preset in PRESETS.items()},
         "architectures": {name: f"cut layer 1 to {layer_count(name)}" for name in ARCHITECTURES},
         "datasets": {name: known.about for name, known in DATASETS.items()}
         | {
-            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels",
+            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's",
             "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/)",
         },
     }
     table = Table.grid(padding=(0, 2))
     for title, names in sections.items():
-        table.add_row(f"[bold]{title}[/]")
+        table.add_row(Text(title, "bold"))
         for name, text in names.items():
             table.add_row(f"  {name}", text)
     console.print(table)

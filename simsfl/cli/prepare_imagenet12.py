@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from simsfl.data.listing import is_picture
+from simsfl.system.console import Output
 from simsfl.system.files import replacing
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _put(file, temporary / file.relative_to(arguments.imagenet))
     except (ValueError, OSError) as error:
         return fail(error)
-    print(f"{arguments.out}: {len(files):,} images of {len(wnids)} classes; use it with --dataset imagenet12")
+    Output().say(f"{arguments.out}: {len(files):,} images of {len(wnids)} classes; use it with --dataset imagenet12")
     return 0
 
 
@@ -56,7 +58,7 @@ def _read_classes(file: Path) -> list[str]:
     if len(set(wnids)) != _CLASSES or len(wnids) != _CLASSES:
         raise ValueError(
             f"classes: {file} has {len(set(wnids))} different WordNet ids in {len(wnids)} lines; allowed: {_CLASSES}, "
-            "such as n02123045, one a line"
+            "such as n02123045, one per line"
         )
     return wnids
 
@@ -68,7 +70,8 @@ def _list_class(imagenet: Path, split: str, wnid: str) -> list[Path]:
         ValueError: the class has no images.
     """
     directory = imagenet / split / wnid
-    files = sorted(file for file in directory.iterdir() if file.is_file()) if directory.is_dir() else []
+    files = sorted(directory.iterdir()) if directory.is_dir() else []
+    files = [file for file in files if is_picture(file.name) and file.is_file()]
     if not files:
         raise ValueError(f"imagenet: {directory} holds no images; allowed: a directory of them for each class")
     return files

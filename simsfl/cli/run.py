@@ -1,4 +1,4 @@
-"""Train a run, or continue one."""
+"""Train a run, or resume one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from simsfl.cli.flags import add_config_flags
 from simsfl.cli.presets import laptop
+from simsfl.system.programs import called
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, print_error, value_of, whole_number
+from simsfl.system.streams import print_error
+from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, value_of, whole_number
 
 
 def parser() -> Parser:
@@ -20,7 +22,7 @@ def parser() -> Parser:
         metavar="FILE",
         help="start from a saved config.json instead of a preset",
     )
-    what.add_argument("--resume", type=path, metavar="DIR", help="go on with the run in this directory, as configured")
+    what.add_argument("--resume", type=path, metavar="DIR", help="resume the run in this directory, as configured")
     what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
     where = result.add_argument_group("output")
     where.add_argument("--out", type=path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
@@ -36,13 +38,13 @@ def parser() -> Parser:
         "--record-trace",
         type=path,
         metavar="FILE",
-        help="record what one client does, for hw_profile/pi_bench.py --replay",
+        help=f"record what one client does, for {called('pi-bench')} --replay",
     )
     where.add_argument(
         "--trace-client",
         type=value_of(int, "a whole number"),
         metavar="ID",
-        help="which (default: one of the first cohort)",
+        help="client to record (default: one of the first cohort)",
     )
     add_config_flags(result, preset="auto", group=what, beside={"laptop": laptop()})
     return result

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -18,10 +19,11 @@ from simsfl.evaluation.encoding import Item
 from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
+from simsfl.runs.records import ProbeSummary, Summary, to_json
 from simsfl.simulation import Simulation
-from simsfl.system.files import write_json
+from simsfl.system.console import Output
+from simsfl.system.files import digest, write_json
 from simsfl.system.signals import Stop
-from simsfl.ui.console import Output
 from simsfl.ui.dashboard import LiveView, PlainView
 
 _LIVE_SECONDS = 1.0
@@ -35,14 +37,14 @@ class Session:
 
     Args:
         simulation: a new simulation, or one that was loaded from a checkpoint in the directory.
-        directory: the run directory; its ``metrics.jsonl`` is cut back to what belongs to the simulation's state.
+        directory: the run directory; records of ``metrics.jsonl`` later than the simulation's state are removed.
         console: where the run is shown; the run is stopped when nobody reads it any more, as in ``| head``.
         stop: entered already; says when the user wants the run to end.
         recorder: recorder of a client trace, if one is asked for.
 
     Attributes:
         history: the records so far, including those of earlier sessions.
-        result: the content of ``summary.json`` once the run has finished, empty before.
+        result: the content of ``summary.json`` once the run has finished, None before.
 
     Raises:
         ValueError: another process writes into the directory, or its metrics do not fit its checkpoint.
@@ -58,12 +60,12 @@ class Session:
     ):
         self.simulation, self.directory, self.console, self.stop = simulation, directory, console, stop
         self.recorder = recorder
-        self.log = MetricsLog(directory.metrics, simulation.progress.metrics_bytes)
+        self.log = MetricsLog(directory.metrics, simulation.progress.metrics)
         self.history = History()
         for record in self.log.kept:
             self.history.feed(record)
         self.view: LiveView | PlainView | None = None
-        self.result: dict[str, Any] = {}
+        self.result: Summary | None = None
         self.shown = 0.0
 
     def go(self, *, live: bool, profile: int | None = None) -> bool:
@@ -98,44 +100,46 @@ class Session:
                 self._write_live(ending)
         if finished:
             self.result = self.summary()
-            write_json(self.directory.summary, self.result)
+            self.directory.outputs.write_json(self.directory.summary.name, to_json(self.result))
         return finished
 
     def save(self) -> None:
         """Write a checkpoint that belongs to the metrics written so far."""
         self.simulation.save(self.directory.path, self.log.sync())
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """Return the content of ``summary.json``."""
         progress, config, history = self.simulation.progress, self.simulation.config, self.history
         status = self._status("finished")
-        return {
-            "preset": config.preset,
-            "method": config.method,
-            "dataset": config.dataset,
-            "clients": config.clients,
-            "cohort": config.cohort,
-            "rounds": progress.round_index,
-            "steps": progress.round_index * progress.steps,
-            "loss": history.value("round", "loss"),
-            "contrast_top1": history.value("round", "contrast_top1"),
-            "knn_top1": history.value("evaluation", "knn_top1"),
-            "linear_top1": history.probes.get("linear", {}).get("top1"),
-            "probes": {
-                kind: {name: record[name] for name in ("top1", "best_top1", "features")}
+        return Summary(
+            preset=config.preset,
+            method=config.method,
+            dataset=config.dataset,
+            clients=config.clients,
+            cohort=config.cohort,
+            rounds=progress.round_index,
+            steps=progress.round_index * progress.steps,
+            loss=history.value("round", "loss"),
+            contrast_top1=history.value("round", "contrast_top1"),
+            knn_top1=history.value("evaluation", "knn_top1"),
+            output_std=history.value("evaluation", "output_std"),
+            linear_top1=history.probes.get("linear", {}).get("top1"),
+            probes={
+                kind: ProbeSummary(record["top1"], record["best_top1"], record["features"])
                 for kind, record in history.probes.items()
             },
-            "knn_top1_untrained": history.untrained("knn_top1"),
-            "knn_top1_pixels": history.untrained("pixel_knn_top1"),
-            "seconds": progress.seconds,
-            "client_steps_per_second": status.client_steps_per_second,
-            "images_per_second": status.images_per_second,
-            "peak_memory_bytes": status.peak_memory_bytes,
-            "bytes_up_per_client": history.value("round", "bytes_up_per_client"),
-            "bytes_down_per_client": history.value("round", "bytes_down_per_client"),
-            "bytes_saved_per_client": history.value("round", "bytes_saved_per_client"),
-            "client_flops_per_step": self._client_flops(),
-        }
+            knn_top1_untrained=history.untrained("knn_top1"),
+            knn_top1_pixels=history.untrained("pixel_knn_top1"),
+            seconds=progress.seconds,
+            client_steps_per_second=status.client_steps_per_second,
+            images_per_second=status.images_per_second,
+            peak_memory_bytes=status.peak_memory_bytes,
+            bytes_up_per_client=history.value("round", "bytes_up_per_client"),
+            bytes_down_per_client=history.value("round", "bytes_down_per_client"),
+            bytes_saved_per_client=history.value("round", "bytes_saved_per_client"),
+            client_flops_per_step=self._client_flops(),
+            metrics_sha256=digest(self.directory.metrics),
+        )
 
     def _client_flops(self) -> int:
         """Return the floating-point operations of a client's step, averaged over the cohort."""
@@ -172,12 +176,21 @@ class Session:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
         with torch.profiler.profile(
             schedule=torch.profiler.schedule(wait=1, warmup=UNTRACED - 1, active=steps, repeat=1),
-            on_trace_ready=lambda profile: profile.export_chrome_trace(str(self.directory.trace)),
+            on_trace_ready=self._write_profile,
         ) as profile:
             observer = _Profiled(profile)
             self.simulation.observers.append(observer)
             yield
         self.simulation.observers.remove(observer)
+
+    def _write_profile(self, profile: torch.profiler.profile) -> None:
+        """Write a profile as a Chrome trace; PyTorch itself writes into no directory whose name is not UTF-8."""
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            self.directory.outputs.replacing(self.directory.trace.name) as file,
+        ):
+            profile.export_chrome_trace(f"{scratch}/trace.json")
+            shutil.copyfile(f"{scratch}/trace.json", file)
 
     def _train(self) -> bool:
         """Train to the end or until the user stops the run, and show it; return whether it is finished.
@@ -191,7 +204,7 @@ class Session:
             for record in self.simulation.train():
                 self._take(record)
                 self.refresh("training")
-                if self.console.deserted:
+                if self.console.lost:
                     self.stop.received = signal.SIGPIPE
                 if self.stop.received and self._may_save(record):
                     self.save()
@@ -245,7 +258,7 @@ class Session:
         self.view.show(self.status)
 
     def _write_live(self, activity: str) -> None:
-        """Replace ``live.json`` with the present status."""
+        """Replace ``live.json`` with the current status."""
         self.shown = time.monotonic()
         self.status = self._status(activity)
         write_json(self.directory.live, asdict(self.status), durable=False)

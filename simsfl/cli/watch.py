@@ -6,10 +6,12 @@ import io
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import ENDINGS, History, Status, read_records
+from simsfl.system.console import Output
+from simsfl.system.messages import visible
+from simsfl.system.outputs import Outputs
+from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import REFRESH_SECONDS, LiveView, PlainView, render, time_text
 
@@ -22,14 +24,14 @@ class _Tail:
 
     Args:
         directory: the run directory.
-        history: takes in the records.
+        history: gets the records.
     """
 
     def __init__(self, directory: RunDirectory, history: History):
         self.directory, self.history, self.offset = directory, history, 0
 
     def read(self) -> Status | None:
-        """Take in new records; return the latest status, or None before there is one."""
+        """Add new records to the history; return the latest status, or None before there is one."""
         path = self.directory.metrics
         if path.exists():
             if path.stat().st_size < self.offset:  # cut back when the run was resumed
@@ -41,41 +43,48 @@ class _Tail:
         return Status.load(self.directory.live)
 
 
+def _follow(tail: _Tail, view: LiveView | PlainView, console: Output) -> Status | None:
+    """Show a run until it ends, is silent for too long, or nobody reads it any more; return its latest status."""
+    started = time.time()
+    with view:
+        while True:
+            status = tail.read()
+            view.show(status)
+            silent = time.time() - (status.updated if status else started)
+            if console.lost or (status and status.activity in ENDINGS) or silent > _STALE_SECONDS:
+                return status
+            time.sleep(REFRESH_SECONDS)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Show the run until it ends; return the exit code."""
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=path, metavar="RUN_DIR", help="run directory")
-    parser.add_argument("--once", action="store_true", help="show the present state of the run and stop")
-    parser.add_argument("--svg", type=path, metavar="FILE", help="write the present view as a picture and stop")
-    console = Console()
+    parser.add_argument("--once", action="store_true", help="show the current state of the run once, and end")
+    parser.add_argument("--svg", type=path, metavar="FILE", help="write the current view as a picture, and end")
+    console = Output("auto")
     try:
         arguments = parser.parse(argv)
         directory = RunDirectory(arguments.run)
-        config = directory.read_config()["config"]
+        config = directory.read_config().config.to_dict()
+        out = Outputs.of(arguments.svg, "svg") if arguments.svg else None
     except ValueError as error:
         return fail(error)
     history = History()
     tail = _Tail(directory, history)
-    live = console.is_terminal or arguments.once
-    started = time.time()
     try:
         status = tail.read()
-        if arguments.svg:
-            if arguments.svg.is_dir():
-                raise ValueError(f"svg: {arguments.svg} is a directory; allowed: the path of a file")
-            picture = Console(file=io.StringIO(), record=True, width=100, force_terminal=True)
+        if out:
+            picture = Output(file=io.StringIO(), record=True, width=100, color_system="truecolor")
             picture.print(render(config, history, status))
-            picture.save_svg(str(arguments.svg), title=f"watch.py {directory.path.resolve().name}")
+            title = visible(f"{called('watch')} {directory.path.resolve().name}")
+            with out.replacing(arguments.svg.name) as file:
+                picture.save_svg(str(file), title=title)
             return 0
-        with (LiveView if live else PlainView)(config, history, console) as view:
-            while True:
-                status = tail.read()
-                view.show(status)
-                if arguments.once or (status and status.activity in ENDINGS):
-                    break
-                if time.time() - (status.updated if status else started) > _STALE_SECONDS:
-                    break
-                time.sleep(REFRESH_SECONDS)
+        if arguments.once:
+            console.print(render(config, history, status))
+        else:
+            status = _follow(tail, (LiveView if console.live else PlainView)(config, history, console), console)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
@@ -84,5 +93,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print()
         silent = time.time() - status.updated
         gone = status.activity not in ENDINGS and silent > _STALE_SECONDS
-        console.print(f"no news for {time_text(silent)}; killed?" if gone else status.activity)
+        console.say(f"no news for {time_text(silent)}; killed?" if gone else status.activity)
     return 0

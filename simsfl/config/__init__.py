@@ -1,12 +1,11 @@
 """The configuration of a run: one documented field per decision, validated on construction.
 
-Every field is also a flag of ``experiments/run.py``. The algorithm, the models, the data and the kernels take plain
+Every field is also a flag of ``simsfl run``. The algorithm, the models, the data and the kernels take plain
 arguments instead of a `RunConfig`. Nothing here imports torch, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -51,7 +50,9 @@ from simsfl.config.constraints import (
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.config.registry import Code
 from simsfl.config.values import INFINITY, check_value, is_option
+from simsfl.system.decoding import read_json
 from simsfl.system.messages import unknown
+from simsfl.system.paths import expanded
 
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -75,6 +76,7 @@ def _setting(
     *,
     within: tuple[float, float] | None = None,
     only: Condition | tuple[Condition, ...] = (),
+    path: bool = False,
 ) -> Any:
     """Return a field of the config.
 
@@ -85,10 +87,23 @@ def _setting(
         choices: the values that are allowed, if they are names.
         within: the lowest and the highest value that are allowed, if they are numbers.
         only: conditions under which it has an effect; `RunConfig.check_effect` checks them.
+        path: whether its value may be a path, in which ``~`` is replaced by the home directory.
     """
     only = (only,) if isinstance(only, Condition) else only
-    about = {"group": group, "help": text, "choices": choices, "within": within, "only": only}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata=_about(group, text, choices, within=within, only=only, path=path))
+
+
+def _about(
+    group: str,
+    text: str,
+    choices: Iterable[str] | None = None,
+    *,
+    within: tuple[float, float] | None = None,
+    only: tuple[Condition, ...] = (),
+    path: bool = False,
+) -> dict[str, Any]:
+    """Return the metadata of a field; see `_setting`."""
+    return {"group": group, "help": text, "choices": choices, "within": within, "only": only, "path": path}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +227,9 @@ class RunConfig:
         "data",
         "Name of a data set, an .npz file, or an ImageFolder directory; auto is CIFAR-10 if it is available, else the "
         "built-in shapes.",
+        path=True,
     )
-    data_dir: str = _setting("data", "data", "Directory that is searched for the files of public data sets.")
+    data_dir: str = _setting("data", "data", "Directory that is searched for the files of public data sets.", path=True)
     image_size: int | None = _setting(
         None,
         "data",
@@ -348,6 +364,7 @@ class RunConfig:
         None,
         "privacy",
         "Second data set, whose images clients hold besides their share of the first; a batch has batch_size of each.",
+        path=True,
     )
     init_client: str | None = _setting(
         None,
@@ -355,6 +372,7 @@ class RunConfig:
         "Expert whose weights the clients start from: a run directory, a file of weights, or the name of one that "
         "comes with simsfl.",
         only=SPLIT,
+        path=True,
     )
     init_server: bool = _setting(
         False, "privacy", "Start the server from the weights of init_client, too.", only=EXPERT
@@ -464,10 +482,10 @@ class RunConfig:
         "Precision in which the state of clients outside the cohort is kept; bf16 halves its size.",
         _STATE_DTYPES,
     )
-    options: Mapping[str, Any] = field(
+    options: dict[str, bool | int | float | str | None] = field(
         default_factory=dict,
         hash=False,
-        metadata={"group": "", "help": "Options of what is chosen, such as objective.temperature."},
+        metadata=_about("", "Options of what is chosen, by names such as objective.temperature."),
     )
     checkpoint_every: int = _setting(10, "run", "Rounds between checkpoints.", within=(1, _LARGE))
 
@@ -475,6 +493,8 @@ class RunConfig:
         for spec in fields(self):
             if spec.name != "options":
                 check_value(spec.name, spec, getattr(self, spec.name))
+            if spec.metadata["path"]:
+                self._expand(spec.name)
         for name in self.defences:
             if name not in DEFENCES:
                 raise unknown("defence", name, DEFENCES, also="several of them, such as clip+gaussian")
@@ -486,6 +506,14 @@ class RunConfig:
             Unequal.parse(self.unequal)
         Decoder.parse(self.ressfl_decoder, "ressfl_decoder")
         check(self, EVERY_RUN)
+
+    def _expand(self, name: str) -> None:
+        """Replace ``~`` in the value of a field by the home directory; raise a ValueError if there is none."""
+        try:
+            value = getattr(self, name)
+            object.__setattr__(self, name, value and expanded(value))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def check_effect(self, names: Iterable[str]) -> None:
         """Raise a ValueError if one of the fields `names` differs from its default but has no effect in this config."""
@@ -613,9 +641,9 @@ class RunConfig:
             ValueError: the file cannot be read, or does not hold a config.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"config: {path} cannot be read as JSON ({error})") from error
+            content = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"config: {error}") from error
         values = content.get("config", content) if isinstance(content, dict) else None
         by_rule = content.get("by_rule", []) if isinstance(content, dict) else None
         if not isinstance(values, dict) or not isinstance(by_rule, list):

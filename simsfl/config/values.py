@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import MISSING, Field, field
 from typing import Any
 
-from simsfl.system.messages import shortened, unknown
+from simsfl.system.messages import shortened, shown, unknown
 
 INFINITY = float("inf")
 """Highest value of numbers that may be as large as a float can be; infinity itself is not allowed."""
@@ -58,7 +58,7 @@ def _check_type(name: str, annotation: str, value: Any) -> None:
     if value == "":
         raise ValueError(f"{name}: is empty; allowed: a name or path")
     if not (right or (optional and value is None)):
-        raise ValueError(f"{name}: {value!r} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
+        raise ValueError(f"{name}: {shown(value)} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
 
 
 def is_option(spec: Field) -> bool:

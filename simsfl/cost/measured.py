@@ -1,4 +1,4 @@
-"""The memory that tensors really take, measured by PyTorch's profiler as they are allocated and freed."""
+"""The memory that tensors take, measured by PyTorch's profiler as they are allocated and freed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from simsfl.models import FlatModule
 
 
 def peak_tensor_bytes(work: Callable[[], object]) -> int:
-    """Return the most bytes of tensors on the CPU that `work` held at a time, in addition to those from before.
+    """Return the largest number of bytes that tensors of `work` took on the CPU at any time.
+
+    Tensors that were there before `work` began do not count.
 
     Memory that operators allocate for themselves counts if they get it from PyTorch; oneDNN's scratchpads do not.
     """
@@ -31,7 +33,7 @@ def peak_tensor_bytes(work: Callable[[], object]) -> int:
 def training_bytes(model: FlatModule, shape: Sequence[int], batch_size: int, *, learns: bool = True) -> int:
     """Measure the bytes that a client's training step takes, which `simsfl.cost.model.memory` estimates.
 
-    The gradient that comes in, or that of a loss of the client's own, counts.
+    The gradient of the smashed data counts, whether the server sends it or the client computes it from its own loss.
 
     Args:
         model: client model.
@@ -49,7 +51,7 @@ def training_bytes(model: FlatModule, shape: Sequence[int], batch_size: int, *, 
 
     def step() -> None:
         with torch.set_grad_enabled(learns):
-            smashed = client.query(images)
+            (smashed,) = client.query(images)
         client.move(0.99)
         client.key(images)
         if learns:

@@ -15,6 +15,7 @@ from simsfl.algorithm.plan import Group
 from simsfl.defences import NONE, Chain
 from simsfl.models import FlatModule, SplitModel
 from simsfl.models.layers import BatchNorm, ConvNorm
+from simsfl.system.decoding import Count
 
 COLOURS = 3
 """Channels of an image."""
@@ -33,9 +34,9 @@ class Traffic:
     Traffic(up=5, down=1)
     """
 
-    up: int = 0
+    up: Count = 0
     """Bytes that clients send."""
-    down: int = 0
+    down: Count = 0
     """Bytes that are sent to clients."""
 
     def __add__(self, other: Traffic) -> Traffic:
@@ -115,6 +116,12 @@ def client_cost(
     defence: Chain = NONE,
 ) -> ClientCost:
     """Return the bytes that travel for one client, from the model alone.
+
+    >>> from simsfl.models import split_model
+    >>> shape = {"width": 8, "cut_layer": 1, "image_size": 32, "head": "mlp", "key_dim": 8}
+    >>> model = split_model("resnet8", **shape, generator=None)
+    >>> model.smashed_shape, client_cost(model, number_bytes=4, align_momentum=False).image_bytes
+    ((8, 16, 16), 8192)
 
     Args:
         model: client and server model.
@@ -294,11 +301,11 @@ def client_flops(model: SplitModel, image_size: int, *, learns: bool = True) -> 
 
 
 def server_flops(model: SplitModel, *, symmetric: bool) -> int:
-    """Return the operations of the server for one image: online and momentum model forward, and one of them backward.
+    """Return the operations of the server for one image: both models forward, and the online model backward.
 
     Args:
         model: client and server model.
-        symmetric: whether this is done for both views, instead of for one.
+        symmetric: whether both views go through both models, instead of one view through each.
     """
     server = operations(model.server, model.smashed_shape)
     return (2 if symmetric else 1) * (2 * server.forward + server.backward)

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from simsfl.config.constraints import SMALLEST
 from simsfl.kernels import ViewParameters, augment
+from simsfl.system.memory import free_memory
 
 if TYPE_CHECKING:
     from simsfl.data.folder import Pictures
@@ -26,7 +27,7 @@ ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 
 @dataclass(frozen=True)
 class Arrays:
-    """A data set as it is read: uint8 images ``[n, H, W, 3]`` and integer labels ``[n]``, to train and to test on."""
+    """A data set as NumPy arrays: uint8 images ``[n, H, W, 3]`` and integer labels ``[n]``, to train and to test on."""
 
     train_x: np.ndarray
     train_y: np.ndarray
@@ -37,7 +38,7 @@ class Arrays:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each array's bytes, by name; labels are taken as uint8 if they fit, else as int64."""
+        """SHA-256 of the bytes of each array, by name; labels count as uint8 if all are below 256, else as int64."""
         small = max(self.train_y.max(), self.test_y.max()) < 256
         to = np.uint8 if small else np.int64
         arrays = {
@@ -50,7 +51,7 @@ class Arrays:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the four hexadecimal digests in `digests`, put together."""
+        """SHA-256 of the four hexadecimal digests in `digests`, one after the other."""
         return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
@@ -69,7 +70,7 @@ class Images:
         return len(self.pixels)
 
     def ahead(self, rows: Tensor) -> None:
-        """Start to decode the images at `rows`, which will be asked for next, if they are in files."""
+        """Start to decode the images at `rows`, which are needed next, if they are in files."""
         if not isinstance(self.pixels, Tensor):
             self.pixels.ahead(rows)
 
@@ -102,7 +103,8 @@ class Dataset:
     origin: str
     """Description, for people, of where the data set came from."""
     checksum: str
-    """SHA-256 of the arrays that it was made from, before any resizing."""
+    """SHA-256 of the arrays that it was made from, before any resizing; of the names and sizes of files, if pictures
+    are decoded when they are needed."""
     classes: tuple[str, ...]
     """Name of the class of each label."""
     train: Images
@@ -114,6 +116,9 @@ class Dataset:
     auxiliary: int = 0
     """Number of training images of another data set, which come last: clients may hold them, and nothing is evaluated
     on them."""
+    listing: str | None = None
+    """SHA-256 of the names of the files, if images stay in their files: it stays the same when one of them is mended,
+    which changes the checksum with the file's size. None if the images were read at once."""
 
     @property
     def image_size(self) -> int:
@@ -149,13 +154,16 @@ def make_dataset(
         statistics: mean and standard deviation per channel; None measures them on the training images.
 
     Raises:
-        ValueError: the images are too small, or not square, and no `image_size` is given.
+        ValueError: the images are too small, or not square, and no `image_size` is given, or they do not fit into
+            memory at this size.
     """
     height, width = arrays.train_x.shape[1:3]
     if image_size is None and min(height, width) < SMALLEST:
         raise ValueError(f"dataset: {name} has images of {height}x{width}; give --image-size {SMALLEST} or more")
     if image_size is None and height != width:
         raise ValueError(f"dataset: {name} has images of {height}x{width}; give --image-size to make them square")
+    if image_size is not None and (height, width) != (image_size, image_size):
+        check_memory(name, len(arrays.train_x) + len(arrays.test_x), image_size, image_size)
     train, test = (resize(planes(x), image_size) for x in (arrays.train_x, arrays.test_x))
     mean, std = (torch.tensor(s).view(3, 1, 1) for s in statistics or measure(train))
     return Dataset(
@@ -170,8 +178,25 @@ def make_dataset(
     )
 
 
+def check_memory(name: str, images: int, height: int, width: int) -> None:
+    """Raise a ValueError if images do not fit into the free memory, before they are read or scaled.
+
+    Args:
+        name: name of the data set.
+        images: number of images, of 3 bytes a pixel.
+        height: height of each, in pixels.
+        width: width of each, in pixels.
+    """
+    size, free = images * height * width * 3, free_memory()
+    if size > free:
+        raise ValueError(
+            f"dataset: {name} takes {size / 1e9:,.1f} GB at {height}x{width}, and {free / 1e9:,.1f} GB of memory are "
+            "free; allowed: fewer or smaller images, or a directory of pictures with --stream always"
+        )
+
+
 def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
-    """Return `data` with the training images of `other` behind its own, normalised by the statistics of `data`.
+    """Return `data` with the training images of `other` appended, which are normalised by the statistics of `data`.
 
     Raises:
         ValueError: the images of the two differ in size, or one of the two is too large to be read whole.
@@ -200,8 +225,8 @@ def planes(images: np.ndarray) -> Tensor:
 def resize(pixels: Tensor, size: int | None) -> Tensor:
     """Scale the shorter side of uint8 images ``[n, 3, H, W]`` to `size` and cut out the middle square.
 
-    The result is ``[n, 3, size, size]`` uint8; if `size` is None, it is the images as they are. Interpolation is done
-    in float and rounded at the end, because interpolation of bytes differs between versions of PyTorch.
+    The result is ``[n, 3, size, size]`` uint8; if `size` is None, the images are returned unchanged. Interpolation is
+    done in float and rounded at the end, because interpolation of bytes differs between versions of PyTorch.
     """
     if size is None or pixels.shape[-2:] == (size, size):
         return pixels

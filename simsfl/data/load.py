@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,16 +18,17 @@ from simsfl.system.messages import shortened, unknown
 
 @dataclass(frozen=True)
 class Request:
-    """How a data set is wanted."""
+    """What a caller asks of a data set, besides its name."""
 
     data_dir: Path = Path("data")
-    """Where files of public data sets may lie."""
+    """Directory where files of public data sets are looked for."""
     image_size: int | None = None
-    """Height and width that images are resized to; None for their own."""
+    """Height and width that images are resized to; None keeps their own size."""
     seed: int = 0
-    """Seed of the built-in set."""
+    """Seed that the built-in shapes are drawn from."""
     stream: str = "auto"
-    """"always" or "never" decode the pictures of a directory when they are needed; "auto" where they are too many."""
+    """When pictures in a directory are decoded: with "always" when they are needed, with "never" all at once, and with
+    "auto" when they are needed if all at once would take too much memory."""
 
 
 def load_dataset(
@@ -42,12 +44,15 @@ def load_dataset(
 
     Args:
         name: one of `simsfl.config.catalogue.DATASETS`, the path of an ``.npz`` file, or that of a directory in
-            ImageFolder layout. "auto" is CIFAR-10, or the built-in shapes where CIFAR-10 cannot be had.
-        data_dir: see `Request`, as for all that follow.
-        auxiliary: another data set, whose training images are put behind this one's.
+            ImageFolder layout. "auto" is CIFAR-10, or the built-in shapes where CIFAR-10 is not available.
+        data_dir: directory where files of public data sets are looked for.
+        image_size: height and width that images are resized to; None keeps their own size.
+        seed: seed that the built-in shapes are drawn from.
+        stream: when the pictures of a directory are decoded; see `Request`.
+        auxiliary: another data set, whose training images are appended to this one's.
 
     Raises:
-        ValueError: there is no such data set, it cannot be had, or it is damaged.
+        ValueError: there is no such data set, or it is not available, or damaged.
     """
     wanted = Request(Path(data_dir), image_size, seed, stream)
     data = _load(name, wanted)
@@ -65,28 +70,36 @@ def _load(name: str, wanted: Request) -> Dataset:
         return DATASETS[name].loader.load()(wanted)
     path = Path(name)
     try:
-        local = str(path.resolve(strict=True))  # absolute, for a run is resumed from anywhere
-    except OSError:
-        local = None
-    if local and path.is_dir():
+        local = os.path.realpath(name, strict=True)  # absolute, so that a run can be resumed from anywhere
+    except OSError as error:
+        if path.suffix != ".npz" and len(path.parts) == 1:
+            raise unknown(
+                "dataset", name, DATASETS, also="the path of an .npz file or ImageFolder directory"
+            ) from error
+        raise ValueError(
+            f"dataset: there is no file or directory {shortened(name, 300)} ({error.strerror}); "
+            "allowed: the path of one"
+        ) from error
+    if path.is_dir():
         return read_folder(path, local, image_size=wanted.image_size, stream=wanted.stream)
-    if local and path.is_file():
-        return make_dataset(local, f"file {path}", read_npz(path), image_size=wanted.image_size)
-    if path.suffix == ".npz" or len(path.parts) > 1:
-        raise ValueError(f"dataset: there is no file or directory {shortened(name)}; allowed: the path of one")
-    raise unknown("dataset", name, DATASETS, also="the path of an .npz file or of an ImageFolder directory")
+    if path.is_file():
+        arrays, origin = read_npz(path)
+        return make_dataset(local, origin, arrays, image_size=wanted.image_size)
+    raise ValueError(f"dataset: {path} is neither a file nor a directory; allowed: an .npz file, or a directory")
 
 
 def _public(source: Source, wanted: Request) -> Dataset:
     """Load a data set that torchvision knows.
 
     Raises:
-        ValueError: it cannot be had.
+        ValueError: the data set is not available from any source.
     """
     try:
         return _fetched(source, wanted)
     except Unavailable as error:
-        raise ValueError(f"dataset: {source.key} could not be had ({error})") from error
+        raise ValueError(
+            f"dataset: {source.key} is not available ({error}); allowed: another, such as shapes"
+        ) from error
 
 
 def _fetched(source: Source, wanted: Request) -> Dataset:
@@ -109,11 +122,11 @@ def built_in(wanted: Request) -> Dataset:
 
 
 def automatic(wanted: Request) -> Dataset:
-    """Load CIFAR-10, or the built-in shapes where CIFAR-10 cannot be had."""
+    """Load CIFAR-10, or the built-in shapes where CIFAR-10 is not available."""
     try:
         return _fetched(CIFAR10, wanted)
     except Unavailable as error:
-        return replace(built_in(wanted), origin=f"built in, because CIFAR-10 could not be had ({error})")
+        return replace(built_in(wanted), origin=f"built in, because CIFAR-10 is not available ({error})")
 
 
 @dataclass(frozen=True)
@@ -134,12 +147,12 @@ class _Directory:
         """Load the data set.
 
         Raises:
-            ValueError: it is not there, or damaged.
+            ValueError: the directory does not exist, or is damaged.
         """
         path = wanted.data_dir / self.directory
         if not path.is_dir():
             raise ValueError(
-                f"dataset: {self.key} must lie in {path}, which does not exist; allowed: another --data-dir"
+                f"dataset: {self.key} is read from {path}, which does not exist; allowed: another --data-dir"
             )
         size = wanted.image_size or self.size
         data = read_folder(path, self.key, image_size=size, stream=wanted.stream, statistics=self.statistics)

@@ -1,80 +1,112 @@
-"""Data sets of users, as arrays in an ``.npz`` file."""
+"""Data sets of users and of MedMNIST, as arrays in an ``.npz`` file."""
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from simsfl.data import ARRAYS, Arrays
+from simsfl.data import ARRAYS, Arrays, check_memory
+from simsfl.system.array_zip import ArrayZip, Header, NotArraysError
+from simsfl.system.messages import count_text, shortened
+
+_MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+"""Names of the `ARRAYS` in files of MedMNIST, which have ``val_images`` and ``val_labels`` as well."""
 
 
-def read_npz(path: Path) -> Arrays:
+def read_npz(path: Path) -> tuple[Arrays, str]:
     """Read a data set from a file with the arrays ``train_x``, ``train_y``, ``test_x`` and ``test_y``.
 
-    Images are uint8 ``[n, H, W, 3]``, or ``[n, H, W, 1]`` if gray. Labels are integers ``[n]`` from 0; they are
-    renumbered without gaps, and the numbers in the file become the names of the classes.
+    Images are uint8 ``[n, H, W, 3]``, or ``[n, H, W]`` or ``[n, H, W, 1]`` if gray. Labels are integers ``[n]`` or
+    ``[n, 1]`` from 0; they are renumbered without gaps, and the numbers in the file become the names of the classes.
+
+    A file of MedMNIST has the same under other names. Its validation images are not used, so that results can be
+    compared with published ones, for which networks are trained on the training images alone.
+
+    Returns:
+        The arrays, and a description for people of where they come from.
 
     Raises:
         ValueError: the file cannot be read, an array is missing or not as described, training and test images differ in
-            shape, or a test label does not occur in training.
+            shape, a test label does not occur in training, or the images do not fit into memory.
     """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"dataset: {path} is not a whole .npz file; allowed: what numpy.savez writes")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ARRAYS if key in file}
-            held = ", ".join(file.files) or "nothing"
-    except Exception as error:  # a damaged or foreign file can raise anything
-        raise ValueError(f"dataset: {path} cannot be read as arrays of plain numbers ({error})") from error
-    missing = [key for key in ARRAYS if key not in arrays]
-    if missing:
-        raise ValueError(f"dataset: {path} lacks {', '.join(missing)}; it has {held}, and needs {', '.join(ARRAYS)}")
-    for key, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise ValueError(f"dataset: {path}: {key} is no array")
-    for split in ("train", "test"):
-        _check_split(path, split, arrays[f"{split}_x"], arrays[f"{split}_y"])
-    if arrays["train_x"].shape[1:] != arrays["test_x"].shape[1:]:
-        raise ValueError(
-            f"dataset: {path} has train_x of {arrays['train_x'].shape[1:]} but test_x of "
-            f"{arrays['test_x'].shape[1:]} an image; they must be alike"
+        file = ArrayZip(path, compressed=True)
+        names = _names(path, file.names)
+        _check(path, {names[key]: file.header(names[key]) for key in ARRAYS})
+        images, labels = (
+            {split: file.array(names[f"{split}_{part}"]) for split in ("train", "test")} for part in ("x", "y")
         )
-    strange = np.setdiff1d(arrays["test_y"], arrays["train_y"])
-    if len(strange):
-        raise ValueError(f"dataset: {path} has label {strange[0]} in test_y that does not occur in train_y")
-    names = np.unique(arrays["train_y"])
-    return Arrays(
-        _as_rgb(arrays["train_x"]),
-        np.searchsorted(names, arrays["train_y"]),
-        _as_rgb(arrays["test_x"]),
-        np.searchsorted(names, arrays["test_y"]),
-        tuple(str(name) for name in names),
+        unused = file.header("val_images").shape[0] if "val_images" in file.names else 0
+    except NotArraysError as error:
+        raise ValueError(f"dataset: {path} {error}; allowed: what numpy.savez writes") from error
+    except OSError as error:
+        raise ValueError(f"dataset: {path} cannot be read ({error.strerror}); allowed: an .npz file") from error
+    labels = {split: own.reshape(-1) for split, own in labels.items()}
+    classes = np.unique(labels["train"])
+    if classes[0] < 0:
+        raise ValueError(f"dataset: {path}: {names['train_y']} has label {classes[0]}; labels must be 0 or more")
+    if len(strange := np.setdiff1d(labels["test"], classes)):
+        raise ValueError(
+            f"dataset: {path} has label {strange[0]} in {names['test_y']} that does not occur in {names['train_y']}"
+        )
+    arrays = Arrays(
+        _as_rgb(images["train"]),
+        np.searchsorted(classes, labels["train"]),
+        _as_rgb(images["test"]),
+        np.searchsorted(classes, labels["test"]),
+        tuple(str(name) for name in classes),
     )
+    without = f", without its {count_text(unused, 'validation image')}" if unused else ""
+    return arrays, f"file {path}{without}"
 
 
-def _check_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """Raise a ValueError that says what is wrong unless the arrays of one split are as `read_npz` describes them."""
-    wrong = None
-    if images.dtype != np.uint8:
-        wrong = f"{split}_x has dtype {images.dtype}; it must be uint8"
-    elif images.ndim != 4 or images.shape[3] not in (1, 3):
-        wrong = f"{split}_x has shape {images.shape}; it must be (n, height, width, 3)"
-    elif 0 in images.shape:
-        wrong = f"{split}_x has shape {images.shape}; it must not be empty"
-    elif not np.issubdtype(labels.dtype, np.integer):
-        wrong = f"{split}_y has dtype {labels.dtype}; labels must be integers"
-    elif labels.ndim != 1:
-        wrong = f"{split}_y has shape {labels.shape}; it must be (n,)"
-    elif len(labels) != len(images):
-        wrong = f"{split}_y has {len(labels)} labels for {len(images)} images; the lengths must agree"
-    elif labels.min() < 0:
-        wrong = f"{split}_y has label {labels.min()}; labels must be 0 or more"
-    if wrong:
-        raise ValueError(f"dataset: {path}: {wrong}")
+def _names(path: Path, held: list[str]) -> dict[str, str]:
+    """Return the names of the `ARRAYS` in a file that holds arrays of the names `held`.
+
+    Raises:
+        ValueError: an array is missing.
+    """
+    own = _MEDMNIST if set(_MEDMNIST) & set(held) and not set(ARRAYS) & set(held) else ARRAYS
+    if missing := [name for name in own if name not in held]:
+        has = shortened(", ".join(held) or "nothing")
+        raise ValueError(f"dataset: {path} lacks {', '.join(missing)}; it has {has}, and needs {', '.join(own)}")
+    return dict(zip(ARRAYS, own, strict=True))
+
+
+def _check(path: Path, headers: dict[str, Header]) -> None:
+    """Raise a ValueError that says what is wrong, unless arrays are as `read_npz` describes them.
+
+    Args:
+        path: path of the file.
+        headers: what the four arrays are, by their names in the file, in the order of `ARRAYS`.
+    """
+    (train_x, train), train_labels, (test_x, test), test_labels = headers.items()
+    for x, images, (y, labels) in ((train_x, train, train_labels), (test_x, test, test_labels)):
+        wrong = None
+        if images.dtype != np.uint8:
+            wrong = f"{x} has dtype {images.dtype}; it must be uint8"
+        elif images.shape[3:] not in ((), (1,), (3,)) or len(images.shape) < 3:
+            wrong = f"{x} has shape {images.shape}; it must be (n, height, width, 3), or (n, height, width) if gray"
+        elif 0 in images.shape:
+            wrong = f"{x} has shape {images.shape}; it must not be empty"
+        elif labels.dtype.kind not in "iu":
+            wrong = f"{y} has dtype {labels.dtype}; labels must be integers"
+        elif labels.shape[1:] not in ((), (1,)) or not labels.shape:
+            wrong = f"{y} has shape {labels.shape}; it must be (n,), one label for each image"
+        elif labels.shape[0] != images.shape[0]:
+            wrong = f"{y} has {labels.shape[0]} labels for {images.shape[0]} images; the lengths must agree"
+        if wrong:
+            raise ValueError(f"dataset: {path}: {wrong}")
+    if train.shape[1:] != test.shape[1:]:
+        raise ValueError(
+            f"dataset: {path} has {train_x} of {train.shape[1:]} but {test_x} of {test.shape[1:]} an image; they must "
+            "be alike"
+        )
+    check_memory(str(path), train.shape[0] + test.shape[0], *train.shape[1:3])
 
 
 def _as_rgb(images: np.ndarray) -> np.ndarray:
-    """Return images ``[n, H, W, 3]``; gray ones ``[n, H, W, 1]`` are repeated over three channels."""
+    """Return images ``[n, H, W, 3]``; gray ones ``[n, H, W]`` or ``[n, H, W, 1]`` are repeated over three channels."""
+    images = images if images.ndim == 4 else images[..., None]
     return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def make_partition(
         alpha: concentration of the Dirichlet split; smaller is less even. The split is drawn up to `_DRAWS`
             times, until every client holds `batch_size` images.
         batch_size: images in a batch.
-        least: images that each client must hold, `batch_size` by default.
+        least: number of images that each client must hold, `batch_size` by default.
         unequal: how much more the rich clients hold; they come first. None for equal clients.
         proportion: share of the images, drawn at random, that is divided among clients; the others are left out.
         seed: the run's seed.
@@ -129,60 +130,101 @@ def make_partition(
     least = batch_size if least is None else least
     if kind not in PARTITIONS:
         raise unknown("partition", kind, PARTITIONS)
-    known = PARTITIONS[kind]
     settings = {"classes_per_client": classes_per_client, "alpha": alpha}
-    options = {name: settings[name] for name in known.settings}
+    options = {name: settings[name] for name in PARTITIONS[kind].settings}
+    chosen = _share(len(labels), proportion, seed)
+    _check_numbers(len(chosen), clients, classes_per_client if kind == "shards" else 1, proportion)
 
     def draw(count: int) -> Partition:
         weights = np.array(unequal.weights(count) if unequal else [1.0] * count)
-        best = None
-        for attempt in range(_DRAWS if known.random_sizes else 1):
-            rng = numpy_generator(seed, Purpose.PARTITION, attempt)
-            partition = known.code.load()(labels, weights, rng, **options)
-            if best is None or partition.sizes.min() > best.sizes.min():
-                best = partition
-            if best.sizes.min() >= batch_size:
-                break
-        return best  # if none will do, the most even: with the batch size that the error suggests, it is found again
+        return _drawn(kind, labels[chosen], weights, options, batch_size, seed)
 
-    chosen = None
-    if proportion < 1:
-        rng = numpy_generator(seed, Purpose.PROPORTION)
-        chosen = np.sort(rng.permutation(len(labels))[: int(proportion * len(labels))])
-        labels = labels[chosen]
-    if proportion < 1 and clients > len(labels):
+    partition = draw(clients)
+    if partition.sizes.min() < least:
+        most = _most_clients(draw, clients, least, fewest=2 if unequal else 1)
+        raise _too_few(partition, least, most, kind, classes_per_client, unequal=bool(unequal))
+    return Partition(chosen[partition.indices], partition.offsets)
+
+
+def _share(count: int, proportion: float, seed: int) -> np.ndarray:
+    """Return the rows ``[n]`` of a random share of `count` images, in ascending order; all of them for a share of 1."""
+    if proportion == 1:
+        return np.arange(count)
+    rng = numpy_generator(seed, Purpose.PROPORTION)
+    return np.sort(rng.permutation(count)[: int(proportion * count)])
+
+
+def _check_numbers(images: int, clients: int, parts: int, proportion: float) -> None:
+    """Raise a ValueError if there are fewer images than parts to divide them into.
+
+    Args:
+        images: images that are divided among the clients.
+        clients: number of clients.
+        parts: parts for each client: its shards, or 1.
+        proportion: share of all images that the images are.
+    """
+    if proportion < 1 and clients > images:
         raise ValueError(
-            f"data_proportion: {proportion:g} leaves {count_text(len(labels), 'training image')} for "
+            f"data_proportion: {proportion:g} leaves {count_text(images, 'training image')} for "
             f"{count_text(clients, 'client')}; allowed: a larger share, or fewer clients"
         )
-    if clients > len(labels):
+    if clients > images:
+        raise ValueError(f"clients: {clients} are more than the {images} training images; allowed: 1 to {images}")
+    if clients * parts > images:
         raise ValueError(
-            f"clients: {clients} are more than the {len(labels)} training images; allowed: 1 to {len(labels)}"
+            f"classes_per_client: {parts} shards for each of {clients} clients are more than the {images} training "
+            f"images; allowed: 1 to {images // clients}"
         )
-    if kind == "shards" and clients * classes_per_client > len(labels):
-        raise ValueError(
-            f"classes_per_client: {classes_per_client} shards for each of {clients} clients are more than the "
-            f"{len(labels)} training images; allowed: 1 to {len(labels) // clients}"
-        )
-    partition = draw(clients)
-    client = int(partition.sizes.argmin())
+
+
+def _drawn(
+    kind: str, labels: np.ndarray, weights: np.ndarray, options: dict[str, Any], batch_size: int, seed: int
+) -> Partition:
+    """Draw a partition of a kind, up to `_DRAWS` times if its sizes are random, until all clients hold a batch.
+
+    If no draw will do, return the most even one: with the batch size that the error suggests, it is found again.
+
+    Args:
+        weights: ``[M]`` how much each client holds, relative to the others.
+        options: settings of this kind of partition.
+    """
+    known, best = PARTITIONS[kind], None
+    for attempt in range(_DRAWS if known.random_sizes else 1):
+        rng = numpy_generator(seed, Purpose.PARTITION, attempt)
+        partition = known.code.load()(labels, weights, rng, **options)
+        if best is None or partition.sizes.min() > best.sizes.min():
+            best = partition
+        if best.sizes.min() >= batch_size:
+            break
+    return best
+
+
+def _too_few(
+    partition: Partition, least: int, most: int, kind: str, classes_per_client: int, *, unequal: bool
+) -> ValueError:
+    """Return the error that a client would hold fewer than `least` images, with all that would help.
+
+    Args:
+        partition: the partition that is not possible.
+        most: the most clients that would each hold enough images; 0 if no number would do.
+        unequal: whether there are rich and poor clients.
+    """
+    clients, client = len(partition), int(partition.sizes.argmin())
     held = int(partition.sizes[client])
-    if held < least:
-        allowed = [f"1 to {held} images a batch"] if held else []
-        if most := _most_clients(draw, clients, least, fewest=2 if unequal else 1):
-            allowed.append(f"at most {count_text(most, 'client')}")
-        if kind == "dirichlet":
-            allowed.append("a larger alpha")
-        elif unequal:
-            allowed.append("clients that are less unequal")
-        else:
-            parts = classes_per_client if kind == "shards" else 1
-            allowed.append(f"at least {clients * parts * -(-least // parts)} training images")
-        wrong = f"batch_size: {least} is more than the {count_text(held, 'image')} that client {client} would hold"
-        if not held:
-            wrong = f"clients: of {clients}, client {client} would hold no image"
-        raise ValueError(f"{wrong}; allowed: {', or '.join(allowed)}")
-    return partition if chosen is None else Partition(chosen[partition.indices], partition.offsets)
+    allowed = [f"1 to {held} images a batch"] if held else []
+    if most:
+        allowed.append(f"at most {count_text(most, 'client')}")
+    if kind == "dirichlet":
+        allowed.append("a larger alpha")
+    elif unequal:
+        allowed.append("clients that are less unequal")
+    else:
+        parts = classes_per_client if kind == "shards" else 1
+        allowed.append(f"at least {clients * parts * -(-least // parts)} training images")
+    wrong = f"batch_size: {least} is more than the {count_text(held, 'image')} that client {client} would hold"
+    if not held:
+        wrong = f"clients: of {clients}, client {client} would hold no image"
+    return ValueError(f"{wrong}; allowed: {', or '.join(allowed)}")
 
 
 def held(kind: str, images: int, clients: int, classes_per_client: int) -> int:

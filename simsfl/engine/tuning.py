@@ -35,8 +35,9 @@ from simsfl.kernels import (
 )
 from simsfl.models import FlatModule
 from simsfl.models.central import CentralModule
-from simsfl.system.files import cache_directory, write_json
+from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
+from simsfl.system.paths import cache_directory
 
 CHUNKS = (100, 50, 25, 10)
 """Numbers of clients that may run together on a CPU, the default first. On a GPU all clients run together."""
@@ -170,9 +171,7 @@ def working_server(model: FlatModule, hyper: Hyperparameters, parameters: Tensor
 
 
 def views_and_descent(images: Images, plan: RoundPlan, online: Tensor) -> None:
-    """Call those operators of a step that have a single version for the device, to see whether they can run.
-
-    They are the augmentation of images and SGD.
+    """Call the operators that augment images and do SGD, which have one version per device, to see if they can run.
 
     Args:
         images: training images.
@@ -188,7 +187,7 @@ def views_and_descent(images: Images, plan: RoundPlan, online: Tensor) -> None:
         zeros = torch.zeros_like(online)
         sgd_(zeros, zeros.clone(), zeros.clone(), zeros[:, :1].clone(), 0.0, 0.0)
     except Exception as error:
-        raise CannotRunError(f"views or descent of the fused engine cannot run: {reason(error)}") from error
+        raise CannotRunError(f"views or SGD of the fused engine cannot run: {reason(error)}") from error
 
 
 def server_passes(model: FlatModule, hyper: Hyperparameters, parameters: Tensor, smashed: Tensor) -> None:
@@ -238,7 +237,7 @@ def _timed(function: Callable[[int], None], argument: int) -> float:
 
 
 def where() -> str:
-    """Return what choices depend on besides shapes, in one line: versions, processor, threads and GPU."""
+    """Return one line that says what choices depend on besides shapes: versions, processor, threads and GPU."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"simsfl {version('simsfl')}, torch {torch.__version__}"
     return f"{versions}, {processor()}, {torch.get_num_threads()} threads{gpu}"
@@ -247,7 +246,7 @@ def where() -> str:
 def processor() -> str:
     """Return the name of the processor's model, or that of its architecture if the model is unknown."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -263,7 +262,7 @@ def _read_choices() -> dict[str, str]:
     try:
         return _read_all().get(where(), {})
     except _DAMAGED as error:
-        log.warning("%s is damaged (%s) and is made anew", _path(), error)
+        log.warning("%s is damaged (%s) and will be replaced", _path(), error)
         return {}
 
 
@@ -278,7 +277,7 @@ def _read_all() -> dict[str, dict[str, str]]:
     except FileNotFoundError:
         return {}
     if not all(are_choices(choices) for choices in content.values()):
-        raise TypeError("it holds something else")
+        raise TypeError("it holds no choices")
     return content
 
 

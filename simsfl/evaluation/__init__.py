@@ -1,4 +1,4 @@
-"""What a representation is worth: kNN monitor, linear and semi-supervised probes on frozen features.
+"""What a representation is worth: kNN monitor, spread of outputs, linear and semi-supervised probes on frozen features.
 
 All see the averaged client model and the server's backbone as one ordinary module, without augmentation, and touch
 neither training state nor any generator but their own.
@@ -10,50 +10,75 @@ import torch
 from torch import Tensor
 
 from simsfl.data import Dataset, Images
-from simsfl.evaluation.encoding import Encoder, Watch, embed, unwatched
+from simsfl.evaluation.encoding import IMAGES, Encoder, Watch, embed, unwatched
 from simsfl.evaluation.knn import knn_top1
 from simsfl.evaluation.probes import train_probe
+from simsfl.evaluation.spread import output_std
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
 
-HIDDEN = 512
+_HIDDEN = 512
 """Units of the hidden layer of the semi-supervised probe."""
-MOST = 100_000
-"""Most images in the kNN bank, and most images that it classifies, unless more are asked for."""
+_MOST = 100_000
+"""Largest number of images in the kNN bank, and of images that kNN classifies, unless a larger one is given."""
 
 
 class Evaluation:
     """Evaluates frozen encoders on a data set.
 
+    >>> import numpy as np
+    >>> from simsfl.data import Arrays, make_dataset
+    >>> labels = np.arange(80) % 2
+    >>> images = (255 * labels).astype(np.uint8).repeat(192).reshape(80, 8, 8, 3)
+    >>> dataset = make_dataset("toy", "made up", Arrays(images, labels, images, labels, ("black", "white")))
+    >>> evaluation = Evaluation(dataset, seed=0, bank=None, test=None, dtype=torch.float32)
+    >>> evaluation.knn(lambda images: images.flatten(1))
+    100.0
+
     Args:
         dataset: the images that are evaluated on, on the device.
         seed: the run's seed, which everything that is drawn depends on.
-        bank: training images in the kNN bank; None for all up to `MOST`.
-        test: test images that kNN classifies; None for all up to `MOST`.
+        bank: training images in the kNN bank; None for all up to `_MOST`.
+        test: test images that kNN classifies; None for all up to `_MOST`.
         dtype: dtype that features are computed in.
 
     Attributes:
-        watch: yields the items of long loops, and may show how far they have come.
+        watch: function that yields the items of long loops, and may show how far they have come.
     """
 
     def __init__(self, dataset: Dataset, *, seed: int, bank: int | None, test: int | None, dtype: torch.dtype):
         self.dataset, self.seed, self.dtype = dataset, seed, dtype
         rng = numpy_generator(seed, Purpose.EVALUATION)
         self.bank, self.test = (
-            torch.from_numpy(rng.permutation(len(labels))[: count or MOST]).to(labels.device)
+            torch.from_numpy(rng.permutation(len(labels))[: count or _MOST]).to(labels.device)
             for labels, count in ((dataset.train_labels, bank), (dataset.test_labels, test))
         )
         self.watch: Watch = unwatched
 
     def knn(self, encode: Encoder) -> float:
         """Return the kNN accuracy of an encoder in percent."""
+        return self._knn(*self._compared(encode))
+
+    @torch.no_grad()
+    def monitor(self, encode: Encoder, rest: Encoder) -> tuple[float, float]:
+        """Return the kNN accuracy of an encoder in percent, and the spread of the network's outputs (`output_std`).
+
+        Both are measured on the same test images, so that the spread takes hardly any time.
+
+        Args:
+            encode: maps images to features.
+            rest: maps these features to the network's outputs.
+        """
+        bank, test = self._compared(encode)
+        return self._knn(bank, test), output_std(rest(part) for part in test.split(IMAGES))
+
+    def _compared(self, encode: Encoder) -> tuple[Tensor, Tensor]:
+        """Return the features ``[n, F]`` of the images in the kNN bank, and of those that kNN classifies."""
+        return self.features(encode, self.dataset.train, self.bank), self.features(encode, self.dataset.test, self.test)
+
+    def _knn(self, bank: Tensor, test: Tensor) -> float:
+        """Return the kNN accuracy in percent of the features that `_compared` returns."""
         data = self.dataset
-        return knn_top1(
-            self.features(encode, data.train, self.bank),
-            data.train_labels[self.bank],
-            self.features(encode, data.test, self.test),
-            data.test_labels[self.test],
-            watch=self.watch,
-        )
+        return knn_top1(bank, data.train_labels[self.bank], test, data.test_labels[self.test], watch=self.watch)
 
     def all_features(self, encode: Encoder) -> tuple[Tensor, Tensor]:
         """Return the features ``[n, F]`` of all training and of all test images, to train probes on."""
@@ -82,7 +107,7 @@ class Evaluation:
             data.test_labels,
             torch_generator(self.seed, Purpose.PROBE),
             classes=len(data.classes),
-            hidden=None if share is None else HIDDEN,
+            hidden=None if share is None else _HIDDEN,
             epochs=epochs,
             watch=self.watch,
         )

@@ -1,4 +1,4 @@
-"""Frozen encoders, and the features that they give of images."""
+"""Frozen encoders, and the features that they compute from images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from simsfl.data import Images
 from simsfl.models import Projection
 
 IMAGES = 100
-"""Images per forward pass: more are no faster, and need more memory than training."""
-PIXELS = 32
+"""Images in a forward pass; more would not be faster, and would need more memory than training."""
+_PIXELS = 32
 """Height and width that raw pixels are compared at, if images are larger."""
 
 Encoder = Callable[[Tensor], Tensor]
-"""Images ``[n, 3, H, H]``, normalised, to features ``[n, F]``."""
+"""Function from normalised images ``[n, 3, H, H]`` to features ``[n, F]``."""
 Item = TypeVar("Item")
 
 
@@ -33,24 +33,27 @@ def unwatched(title: str, items: Sequence[Item]) -> Iterable[Item]:
     return items
 
 
-def encoder(client: nn.Module, server: nn.Module, features: str = "backbone") -> nn.Module:
-    """Return a client model followed by a server as one module in evaluation mode; either may have the head.
+def encoder(client: nn.Module, server: nn.Module, features: str = "backbone") -> tuple[nn.Module, nn.Module]:
+    """Cut a network behind the features that are evaluated; return what comes before, the encoder, and what follows.
 
     Args:
-        features: "backbone" for average-pooled features ``[N, F]``, "projector" for the head's output
-            ``[N, D]``, which the published kNN monitor uses.
+        client: the client model, which is changed, as the server is.
+        server: the network behind it. Either of them may have the projection head.
+        features: "backbone" for average-pooled features ``[N, F]``, which the head follows; "projector" for the head's
+            output ``[N, D]``, which the published kNN monitor uses, and which nothing follows.
+
+    Returns:
+        Two modules in evaluation mode: from images to features, and from features to the head's output.
     """
     last = client if hasattr(client, "head") else server
-    if features == "backbone":
-        last.head = nn.Identity()
-    elif isinstance(last.head, Projection):
-        last.head = last.head.head
-    return nn.Sequential(client, server).eval()
+    head = last.head.head if isinstance(last.head, Projection) else last.head
+    last.head, rest = (nn.Identity(), head) if features == "backbone" else (head, nn.Identity())
+    return nn.Sequential(client, server).eval(), rest.eval()
 
 
 def raw_pixels(images: Tensor) -> Tensor:
     """Return the pixels ``[N, F]`` of images as features: an encoder that learning has to beat."""
-    small = F.adaptive_avg_pool2d(images, PIXELS) if images.shape[-1] > PIXELS else images
+    small = F.adaptive_avg_pool2d(images, _PIXELS) if images.shape[-1] > _PIXELS else images
     return small.flatten(1)
 
 

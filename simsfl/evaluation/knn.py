@@ -29,7 +29,8 @@ def knn_top1(
 
     Args:
         bank: ``[n, F]`` features with labels ``[n]``.
-        test: ``[m, F]`` features with labels ``[m]``, which go in blocks, so that memory is ``n * 500`` numbers.
+        test: ``[m, F]`` features with labels ``[m]``. They are compared in blocks, so that memory is ``n * CHUNK``
+            numbers.
 
     >>> bank, labels = torch.eye(3), torch.tensor([0, 1, 2])
     >>> knn_top1(bank, labels, bank[:2], torch.tensor([0, 2]), k=1)

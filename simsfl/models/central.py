@@ -1,4 +1,4 @@
-"""The server's network as CUDA devices run it fastest, with weights prepared in one pass and channels-last maps."""
+"""The server's network in the form that is fastest on CUDA: weights prepared in one pass, and channels-last maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bottleneck at the cut: convolutions that narrow the smashed data, and transposed ones that widen it again.
+"""The bottleneck at the cut: convolutions that narrow the smashed data, and transposed ones that widen them again.
 
 As in ResSFL and MocoSFL, the convolutions have biases, and are neither normalised nor weight-standardised.
 """

@@ -30,7 +30,7 @@ class Residual(nn.Module):
         return None if self.shortcut is None else self.shortcut(x)
 
 
-class BasicBlock(Residual):
+class _BasicBlock(Residual):
     """A residual block of two 3x3 convolutions with `width` channels."""
 
     expansion = 1
@@ -44,7 +44,7 @@ class BasicBlock(Residual):
         return self.conv2(self.conv1(x, relu=True), residual=self.residual(x), relu=True)
 
 
-class BottleneckBlock(Residual):
+class _BottleneckBlock(Residual):
     """A residual block of a 1x1 convolution to `width` channels, a 3x3, and a 1x1 to four times as many."""
 
     expansion = 4
@@ -61,7 +61,7 @@ class BottleneckBlock(Residual):
 
 
 def _stages(
-    block: type[BasicBlock | BottleneckBlock],
+    block: type[_BasicBlock | _BottleneckBlock],
     inputs: int,
     widths: Sequence[int],
     blocks: Sequence[int],
@@ -77,13 +77,13 @@ def _stages(
     return layers
 
 
-class ResNet:
+class _ResNet:
     """A ResNet given by its kind of block and the number of blocks in each of four stages.
 
     Calling it with a width, an image size in pixels and a style builds the network.
     """
 
-    def __init__(self, block: type[BasicBlock | BottleneckBlock], blocks: Sequence[int]):
+    def __init__(self, block: type[_BasicBlock | _BottleneckBlock], blocks: Sequence[int]):
         self.block, self.blocks = block, blocks
 
     def __call__(self, width: int, image_size: int, style: Style) -> Backbone:
@@ -98,12 +98,12 @@ class ResNet:
 def resnet8(width: int, image_size: int, style: Style) -> Backbone:
     """Build three residual blocks behind a stem of stride 2, a small network for machines without an accelerator."""
     widths = [2 * width, 4 * width, 8 * width]
-    blocks = _stages(BasicBlock, width, widths, (1, 1, 1), (2, 2, 2), style)
+    blocks = _stages(_BasicBlock, width, widths, (1, 1, 1), (2, 2, 2), style)
     return Backbone([ConvNormReLU(3, width, 3, 2, style), *blocks], widths[-1])
 
 
-resnet18 = ResNet(BasicBlock, (2, 2, 2, 2))
-resnet34 = ResNet(BasicBlock, (3, 4, 6, 3))
-resnet50 = ResNet(BottleneckBlock, (3, 4, 6, 3))
-resnet101 = ResNet(BottleneckBlock, (3, 4, 23, 3))
-resnet152 = ResNet(BottleneckBlock, (3, 8, 36, 3))
+resnet18 = _ResNet(_BasicBlock, (2, 2, 2, 2))
+resnet34 = _ResNet(_BasicBlock, (3, 4, 6, 3))
+resnet50 = _ResNet(_BottleneckBlock, (3, 4, 6, 3))
+resnet101 = _ResNet(_BottleneckBlock, (3, 4, 23, 3))
+resnet152 = _ResNet(_BottleneckBlock, (3, 8, 36, 3))

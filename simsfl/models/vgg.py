@@ -12,7 +12,7 @@ from torch import nn
 from simsfl.models.layers import Backbone, ConvNormReLU, Style
 
 
-class VGG:
+class _VGG:
     """A VGG given by the number of convolutions in each of five stages, which all end in a max-pool.
 
     Calling it with a width, an image size in pixels and a style builds the network.
@@ -32,7 +32,7 @@ class VGG:
         return Backbone(layers, inputs)
 
 
-vgg11 = VGG((1, 1, 2, 2, 2))
-vgg13 = VGG((2, 2, 2, 2, 2))
-vgg16 = VGG((2, 2, 3, 3, 3))
-vgg19 = VGG((2, 2, 4, 4, 4))
+vgg11 = _VGG((1, 1, 2, 2, 2))
+vgg13 = _VGG((2, 2, 2, 2, 2))
+vgg16 = _VGG((2, 2, 3, 3, 3))
+vgg19 = _VGG((2, 2, 4, 4, 4))

@@ -13,6 +13,7 @@ from torch.func import vmap
 
 from simsfl.config import RunConfig
 from simsfl.config.values import option
+from simsfl.kernels import tie_width
 
 __all__ = ["Memory", "Objective", "nearest", "option"]
 
@@ -85,15 +86,19 @@ class Objective:
         """
 
 
-def nearest(similarity: Tensor) -> Tensor:
-    """Return how often a row's own column is more similar to it than all others, in percent; a tie is no hit.
+@torch.no_grad()
+def nearest(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return how often a query's own key is nearer to it than all other keys, in percent; a tie is no hit.
 
     Args:
-        similarity: ``[..., n, n]`` similarity of each row to each column.
+        queries: ``[..., n, D]`` unit rows.
+        keys: ``[..., n, D]`` unit rows, the own key of each query.
 
-    >>> nearest(torch.tensor([[0.9, 0.1], [0.8, 0.8]]))
+    >>> nearest(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.8, 0.6], [0.6, 0.8]]))
     tensor(50.)
     """
-    own = similarity.diagonal(dim1=-2, dim2=-1)
-    others = similarity - torch.diag_embed(torch.full_like(own, float("inf")))
-    return 100.0 * (own > others.amax(dim=-1)).to(similarity.dtype).mean()
+    cosine = queries @ keys.transpose(-1, -2)
+    own = cosine.diagonal(dim1=-2, dim2=-1)
+    itself = torch.eye(cosine.shape[-1], dtype=torch.bool, device=cosine.device)
+    rival = cosine.masked_fill(itself, -torch.inf).amax(dim=-1)
+    return 100.0 * (own - rival > tie_width(keys)).to(own.dtype).mean()

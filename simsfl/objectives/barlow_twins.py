@@ -32,7 +32,7 @@ class BarlowTwins(Objective):
         own_D = correlation_DD.diagonal()
         redundant = correlation_DD.square().sum() - own_D.square().sum()
         loss = (1.0 - own_D).square().sum() + self.redundancy * redundant
-        return loss, nearest(F.normalize(first_nD.detach(), dim=1) @ F.normalize(second_nD.detach(), dim=1).T)
+        return loss, nearest(F.normalize(first_nD, dim=1), F.normalize(second_nD, dim=1))
 
 
 def _standardised(rows_nD: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class BYOL(Objective):
         projection_Gnd, _ = halves(targets_GnD)
         cosine_Gnn = prediction_Gnd @ projection_Gnd.transpose(1, 2)
         own_Gn = cosine_Gnn.diagonal(dim1=1, dim2=2)
-        return (2.0 - 2.0 * own_Gn).mean(), nearest(cosine_Gnn.detach())
+        return (2.0 - 2.0 * own_Gn).mean(), nearest(prediction_Gnd, projection_Gnd)
 
 
 def halves(outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simsfl.kernels import tie_width
 from simsfl.objectives import Memory, Objective, option
 
 
@@ -28,5 +29,6 @@ class SimCLR(Objective):
         partner_r = torch.arange(len(rows_rD), device=rows_rD.device).roll(len(outputs_nD))
         positive_r = scores_rr.gather(1, partner_r[:, None])[:, 0]
         others_rr = scores_rr.detach().scatter(1, partner_r[:, None], float("-inf"))
-        hits_r = (positive_r.detach() > others_rr.amax(dim=1)).to(scores_rr.dtype)
+        lead_r = positive_r.detach() - others_rr.amax(dim=1)
+        hits_r = (lead_r > tie_width(rows_rD) / self.temperature).to(scores_rr.dtype)
         return (scores_rr.logsumexp(dim=1) - positive_r).mean(), 100.0 * hits_r.mean()

@@ -24,5 +24,5 @@ class SimSiam(Objective):
         projection2_nd, prediction2_nd = halves(targets_nD)
         first_n = (prediction1_nd * projection2_nd.detach()).sum(dim=1)
         second_n = (prediction2_nd * projection1_nd.detach()).sum(dim=1)
-        top1 = nearest(prediction1_nd.detach() @ projection2_nd.detach().T)
+        top1 = nearest(prediction1_nd, projection2_nd)
         return -(first_n + second_n).mean() / 2, top1

@@ -1,4 +1,4 @@
-"""An attack on a run: what the attacker knows, and how well it reconstructs a client's images from the smashed data."""
+"""An attack on a run: the images that the attacker has, and how well it reconstructs a client's from smashed data."""
 
 from __future__ import annotations
 
@@ -114,5 +114,9 @@ def pixels(images: Images, rows: Tensor) -> Tensor:
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Return the mean and the sample standard deviation of some values; the latter is None for a single value."""
+    """Return the mean and the sample standard deviation of some values; the latter is None for a single value.
+
+    >>> spread([1.0, 3.0])
+    {'mean': 2.0, 'std': 1.4142135623730951}
+    """
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}

@@ -1,1 +1,1 @@
-"""A round while it goes on: its steps, how far it has come, and how it is saved and taken up again."""
+"""The current round: its steps, their progress, and how a run is saved and resumed."""

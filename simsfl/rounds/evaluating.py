@@ -25,13 +25,18 @@ def encoder(parts: Parts, features: str | None = None) -> nn.Module:
         parts: the parts of the simulation.
         features: "backbone" or "projector", instead of the config's `eval_features`.
     """
+    return _cut(parts, features or parts.config.eval_features)[0]
+
+
+def _cut(parts: Parts, features: str) -> tuple[nn.Module, nn.Module]:
+    """Return the averaged client model and the server up to these features, and what follows them."""
     central = parts.state.server
     server = parts.model.server.module(central.online, central.online_statistics)
-    return encoding.encoder(client(parts), server, features or parts.config.eval_features)
+    return encoding.encoder(client(parts), server, features)
 
 
 def evaluate(parts: Parts, finished_rounds: int) -> EvaluationRecord:
-    """Return the record of the kNN accuracy of the averaged client model and the server.
+    """Return the record of the kNN accuracy of the averaged client model and the server, and of their spread.
 
     In the middle of a round the client model is the latest average.
 
@@ -39,16 +44,16 @@ def evaluate(parts: Parts, finished_rounds: int) -> EvaluationRecord:
         parts: the parts of the simulation.
         finished_rounds: number of rounds trained so far, for the record.
     """
-    return EvaluationRecord(finished_rounds, parts.evaluation.knn(encoder(parts)))
+    knn, std = parts.evaluation.monitor(*_cut(parts, parts.config.eval_features))
+    return EvaluationRecord(finished_rounds, knn, output_std=std)
 
 
 def evaluate_untrained(parts: Parts) -> EvaluationRecord:
-    """Return what learning has to beat: the kNN accuracy of the untrained network, and that of the raw pixels."""
+    """Return a record of the kNN accuracies that learning has to beat: of the untrained network, and of raw pixels."""
     model, to = parts.untrained(), {"device": parts.device, "dtype": parts.dtype}
     client, server = (half.module(half.initial.to(**to)) for half in (model.client, model.server))
-    encode = encoding.encoder(client, server, parts.config.eval_features)
-    knn, pixels = parts.evaluation.knn(encode), parts.evaluation.knn(encoding.raw_pixels)
-    return EvaluationRecord(0, knn, pixel_knn_top1=pixels)
+    knn, std = parts.evaluation.monitor(*encoding.encoder(client, server, parts.config.eval_features))
+    return EvaluationRecord(0, knn, parts.evaluation.knn(encoding.raw_pixels), std)
 
 
 def probes(parts: Parts, finished_rounds: int) -> list[ProbeRecord]:

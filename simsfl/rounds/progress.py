@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from simsfl.algorithm.communication import Communication, Exchange
 from simsfl.cost.model import Traffic
-from simsfl.runs.metrics import AbsenceRecord, RoundRecord, StepRecord, SyncRecord
+from simsfl.runs.checkpoint import Standing, Timed
+from simsfl.runs.metrics import NOTHING, AbsenceRecord, Extent, RoundRecord, StepRecord, SyncRecord
 from simsfl.setup.parts import Parts
 
 
@@ -22,7 +22,7 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass
 class Progress:
-    """How far a run has come, and what is known of its current round."""
+    """How many rounds and steps of a run are finished, and the figures of its current round."""
 
     figures: Tensor
     """Loss and contrastive accuracy in percent of each step of the round, ``[S, 2]``, on the device.
@@ -35,8 +35,8 @@ class Progress:
     """Number of finished steps of the current round."""
     seconds: float = 0.0
     """Seconds spent training, over all sessions of the run."""
-    metrics_bytes: int = 0
-    """Length in bytes of ``metrics.jsonl`` at the checkpoint that the run was loaded from."""
+    metrics: Extent = NOTHING
+    """The part of ``metrics.jsonl`` that belongs to the checkpoint that the run was loaded from."""
     peak_memory_bytes: int = 0
     """The most memory held in earlier sessions of the run, in bytes."""
     communication: Communication = field(default_factory=Communication)
@@ -139,20 +139,23 @@ class Progress:
         ssim = ssim if exchange is Exchange.BOTH_WAYS else ()  # otherwise clients got no gradient to resist with
         return RoundRecord(self.round_index, loss, top1, lr, up, down, exchange.value, kept_up + kept_down, *ssim)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the progress beside the tensors, as JSON takes it."""
-        return {
-            "round": self.round_index,
-            "step": self.step_index,
-            "seconds": self.seconds,
-            "communication": self.communication.to_dict(),
-            "traffic": asdict(self.traffic),
-        }
+    def standing(self, metrics: Extent, run: str) -> Standing:
+        """Return what a checkpoint keeps of the progress beside the tensors.
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take over what a checkpoint has kept beside the tensors."""
-        self.round_index, self.step_index = saved["round"], saved["step"]
-        self.seconds, self.metrics_bytes = saved["seconds"], saved["metrics_bytes"]
-        self.peak_memory_bytes = saved["peak_memory_bytes"]
-        self.communication = Communication.from_dict(saved["communication"])
-        self.traffic = Traffic(**saved["traffic"])
+        Args:
+            metrics: the part of ``metrics.jsonl`` that belongs to it.
+            run: the run (`simsfl.runs.records.RunRecord.identity`).
+        """
+        return Standing(self.round_index, self.step_index, self.communication, self.traffic, metrics, run)
+
+    def restore(self, standing: Standing, timed: Timed) -> None:
+        """Take over what a checkpoint has kept beside the tensors.
+
+        Raises:
+            ValueError: that is beyond the end of the run.
+        """
+        if standing.step > self.steps:
+            raise ValueError(f"step {standing.step} is beyond the end of a round")
+        self.round_index, self.step_index = standing.round, standing.step
+        self.communication, self.traffic, self.metrics = standing.communication, standing.traffic, standing.metrics
+        self.seconds, self.peak_memory_bytes = timed.seconds, timed.peak_memory_bytes

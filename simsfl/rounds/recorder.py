@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,8 +42,8 @@ class Recorder(Observer):
         problem: the error that kept the file from being written; None if all went well so far.
 
     Raises:
-        ValueError: there is no such client, it takes part in none of the rounds to come, the run is over, or it is a
-            kind of run that cannot be recorded (`simsfl.config.constraints.RECORDING`).
+        ValueError: the client does not exist or takes part in none of the remaining rounds, the run is finished, or
+            runs of this kind cannot be recorded (`simsfl.config.constraints.RECORDING`).
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Recorder(Observer):
 
     def __enter__(self) -> Recorder:
         self._open = ExitStack()
-        self._writer = TraceWriter(self._open.enter_context(replacing(self.path)))
+        self._writer = TraceWriter(self._open.enter_context(replacing(self.path, new=True)))
         self._position: int | None = None
         self.problem: Exception | None = None
         self._observers.append(self)
@@ -67,11 +67,15 @@ class Recorder(Observer):
             with self._writing():
                 self._finish_visit()
                 if not self._writer.visits:
-                    raise OSError("the client has done no step")
+                    raise OSError("the client did no step")
                 self._writer.close(about_part(self._parts, self.client))
-        with suppress(OSError):  # the error of the run, or `problem`, is the one to report
-            failed = error or self.problem
+        failed = error or self.problem
+        if failed:
+            self._writer.abandon()
+        try:
             self._open.__exit__(type(failed) if failed else None, failed, at)
+        except OSError as last:  # the error of the run, or the first of the recorder, is the one to report
+            self.problem = self.problem or last
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -148,7 +152,7 @@ class Recorder(Observer):
         return {name: array(getattr(cohort, name)[self._position]) for name in STATE}
 
     def _finish_visit(self) -> None:
-        """Write what is left to write of the current visit, if there is one."""
+        """Write the rest of the current visit, if there is one."""
         if self._position is None:
             return
         if self._steps:
@@ -162,7 +166,7 @@ class Recorder(Observer):
 
 
 def about_part(parts: Parts, client: int) -> dict[str, Any]:
-    """Return the content of ``trace.json``, but for format and visits, for one of the clients: see `about_client`."""
+    """Return the content of a client's ``trace.json``, without format and visits: see `about_client`."""
     config, hyper = parts.config, parts.hyper
     (group,) = (group for group in parts.groups if client in group.clients)
     visits = config.rounds * group.cohort / len(group.clients)
@@ -196,7 +200,7 @@ def about_part(parts: Parts, client: int) -> dict[str, Any]:
 
 
 def averaged(parts: Parts, *, learns: bool) -> list[str]:
-    """Return the parts of `STATE` that are sent and received at an averaging, empty ones left out.
+    """Return those parts of `STATE` that are sent and received at an averaging, without empty ones.
 
     Args:
         learns: whether clients learn; if they do not, only the running statistics are averaged.
@@ -214,14 +218,14 @@ def _chosen_client(parts: Parts, progress: Progress, client: int | None) -> int:
         raise ValueError(f"trace_client: {client} is no client; allowed: 0 to {config.clients - 1}")
     first = progress.finished_rounds
     if first == config.rounds:
-        raise ValueError("record_trace: the run is over; allowed: with rounds to come")
+        raise ValueError("record_trace: the run is finished; allowed: a run with rounds left")
     cohorts = (parts.cohort(index) for index in range(first, config.rounds))
     others = sorted(next(cohorts).tolist())
     if client is None:
         return others[0]
     if client not in others and not any(client in cohort for cohort in cohorts):
         raise ValueError(
-            f"trace_client: {client} takes part in none of the rounds to come; allowed: "
+            f"trace_client: {client} takes part in none of the remaining rounds; allowed: "
             f"{', '.join(map(str, others[:5]))} and others, or leave it out"
         )
     return client

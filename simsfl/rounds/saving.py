@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.state import same_shape
-from simsfl.config import RunConfig
 from simsfl.data import Dataset
 from simsfl.rounds.progress import NonFiniteLossError, Progress
 from simsfl.runs import checkpoint
+from simsfl.runs.checkpoint import SEAL, Found, Timed
 from simsfl.runs.directory import RunDirectory
+from simsfl.runs.metrics import Extent
+from simsfl.runs.records import RunRecord
 from simsfl.setup.defaults import with_possible_precision
-from simsfl.setup.parts import Parts, build
+from simsfl.setup.parts import Parts, build, load_images
 from simsfl.setup.weights import load_weights
-from simsfl.system.tensor_file import Rows, blocks_of
+from simsfl.system.files import digest
+from simsfl.system.tensor_file import Rows, blocks_of, open_tensors
+
+PLACES = ("dataset", "data_dir", "aux_dataset")
+"""Fields of the config that say where the images lie."""
+log = logging.getLogger(__name__)
 
 
-def save(path: str | Path, parts: Parts, progress: Progress, timed: dict[str, Any], metrics_bytes: int) -> None:
+class ImagesError(ValueError):
+    """The error that the images of a run cannot be had, or are not those that it was trained on."""
+
+
+def save(path: str | Path, parts: Parts, progress: Progress, timed: Timed, metrics: Extent) -> None:
     """Write a checkpoint into the run directory `path`, which is created if it does not exist.
 
     Args:
         path: the run directory.
         parts: the parts of the simulation, with the state to save.
         progress: how far the run has come.
-        timed: ``phase_seconds`` and ``peak_memory_bytes`` of the run so far.
-        metrics_bytes: length in bytes of the part of ``metrics.jsonl`` that belongs to this state.
+        timed: what was timed in the run so far.
+        metrics: the part of ``metrics.jsonl`` that belongs to this state.
 
     Raises:
         ValueError: the directory holds another run.
@@ -38,26 +51,31 @@ def save(path: str | Path, parts: Parts, progress: Progress, timed: dict[str, An
         OSError: the checkpoint cannot be written.
     """
     tensors = _tensors(parts, progress)
-    now = f"round {progress.round_index + 1}, step {progress.step_index}"
-    if not all(_is_finite(block) for tensor in tensors.values() for block in blocks_of(tensor)):
+    if not _are_finite(tensors):
+        now = f"round {progress.round_index + 1}, step {progress.step_index}"
         raise NonFiniteLossError(f"weights are not finite in {now}")
-    name = f"round-{progress.round_index:06d}-step-{progress.step_index:06d}"
-    meta = progress.to_dict() | timed | {"metrics_bytes": metrics_bytes}
     directory = RunDirectory(path)
     if directory.config.exists():
-        directory.check_same(parts.config, parts.dataset)
-        checkpoint.save(directory.checkpoints, name, tensors, meta)
+        run = directory.check_same(parts.config, parts.dataset)
+        checkpoint.save(directory.checkpoints, tensors, progress.standing(metrics, run.identity), timed)
         return
+    directory.check_free(overwrite=False)
     with directory.appearing() as new:
-        new.record(parts.config, parts.by_rule, parts.reasons, parts.dataset, parts.choices)
         if parts.start:
-            parts.start.save(new.start)
-        checkpoint.save(new.checkpoints, name, tensors, meta)
+            with new.outputs.replacing(new.start.name) as file:
+                parts.start.save(file)
+        run = new.record(parts.config, parts.by_rule, parts.reasons, parts.dataset, parts.choices)
+        checkpoint.save(new.checkpoints, tensors, progress.standing(metrics, run.identity), timed)
 
 
 def load(
-    path: str | Path, dataset: Dataset | None = None, *, device: str | None = None
-) -> tuple[Parts, Progress, dict[str, float], list[str]]:
+    path: str | Path,
+    dataset: Dataset | None = None,
+    *,
+    device: str | None = None,
+    places: Mapping[str, str] | None = None,
+    going_on: bool = False,
+) -> tuple[Parts, Progress, Found]:
     """Load the run in the run directory `path` from its newest usable checkpoint.
 
     Args:
@@ -65,30 +83,53 @@ def load(
         dataset: the images, instead of loading those that the run's config names.
         device: device to continue on, instead of the run's; if it does not support the precision of the run, the run
             continues in fp32, with a warning.
+        places: where the images lie now, by those of `PLACES` that are to be other than in the run's config.
+        going_on: whether ``metrics.jsonl`` will be continued, so that it has to begin as it did at the checkpoint.
 
     Returns:
-        The parts with the state of the checkpoint, the progress, seconds by phase, and a line on each newer checkpoint
-        that was not used because it is missing or damaged.
+        The parts with the state of the checkpoint, the progress, and the checkpoint.
 
     Raises:
-        ValueError: there is no run, no usable checkpoint, or the images are not those of the run.
+        ImagesError: the images cannot be had, or are not those of the run.
+        ValueError: there is no run, or no usable checkpoint.
     """
     directory = RunDirectory(path)
     saved = directory.read_config()
-    config = RunConfig.from_dict(saved["config"] | ({"device": device} if device else {}))
+    found = checkpoint.newest(directory.checkpoints, saved.identity, directory.metrics if going_on else None)
+    config = replace(saved.config, **(places or {}), **({"device": device} if device else {}))
     if device:
         config = with_possible_precision(config)
-    start = load_weights(str(directory.start)) if config.init_client else None
-    parts = build(config, dataset, choices=saved["choices"], start=start)
-    if parts.dataset.checksum != saved["dataset"]["sha256"]:
-        raise ValueError(f"dataset: {parts.dataset.name} is not what the run in {path} was trained on")
-    file, meta, problems = checkpoint.newest(directory.checkpoints)
+    start = None
+    if config.init_client:
+        if saved.start not in (None, digest(directory.start) if directory.start.is_file() else ""):
+            raise ValueError(f"resume: {directory.start} is damaged, or was edited; allowed: as the run wrote it")
+        start = load_weights(str(directory.start))
+    try:
+        dataset = dataset or load_images(config)
+    except (ValueError, OSError) as error:
+        raise ImagesError(str(error)) from error
+    _check_images(path, saved, dataset)
+    parts = build(config, dataset, choices=saved.choices, start=start)
     progress = Progress.of(parts)
-    progress.restore(meta)
-    if progress.round_index > parts.config.rounds or progress.step_index > progress.steps:
-        raise ValueError(f"resume: the checkpoint in {path} stands behind the end of the run")
-    _restore(file, parts, progress)
-    return parts, progress, meta["phase_seconds"], problems
+    try:
+        progress.restore(found.standing, found.timed)
+        _restore(found.path, parts, progress)
+    except ValueError as error:
+        raise ValueError(f"resume: {found.path} is not of the run that config.json describes ({error})") from error
+    return parts, progress, found
+
+
+def _check_images(path: str | Path, saved: RunRecord, dataset: Dataset) -> None:
+    """Raise an ImagesError unless these are the images of the run; warn if files among them have changed since."""
+    if not saved.dataset.is_of(dataset):
+        raise ImagesError(f"dataset: {dataset.name} is not what the run in {path} was trained on")
+    if saved.dataset.sha256 != dataset.checksum:
+        log.warning(
+            "dataset: files in %s have other sizes than when the run in %s began, so it may not end with the same "
+            "result as without the change",
+            dataset.name,
+            path,
+        )
 
 
 def _tensors(parts: Parts, progress: Progress) -> dict[str, Tensor | Rows]:
@@ -102,16 +143,26 @@ def _restore(path: Path, parts: Parts, progress: Progress) -> None:
     """Copy the tensors of a checkpoint into the state and the progress.
 
     Raises:
-        ValueError: the checkpoint is of another network, or of other clients.
+        ValueError: the checkpoint is of another network, or of other clients, or its values are impossible.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            if set(file.keys()) != set(_tensors(parts, progress)):
-                raise ValueError("it holds other tensors")
-            parts.state.restore_(file, sent=progress.communication.needs_sent(progress.step_index))
-            progress.figures.copy_(same_shape(file.get_tensor("step_metrics"), progress.figures))
-    except ValueError as error:
-        raise ValueError(f"resume: {path} is not of the run that config.json describes ({error})") from error
+    config = parts.config
+    if progress.round_index * progress.steps + progress.step_index > config.rounds * progress.steps:
+        raise ValueError("it is beyond the end of the run")
+    if progress.communication.state is not Exchange.BOTH_WAYS and not config.loss_threshold:
+        raise ValueError(f"communication {progress.communication.state.value} is never saved in it")
+    with open_tensors(path) as file:
+        if set(file.keys()) - {SEAL} != set(_tensors(parts, progress)):
+            raise ValueError("it holds other tensors")
+        parts.state.restore_(file, sent=progress.communication.needs_sent(progress.step_index))
+        progress.figures.copy_(same_shape(file.get_tensor("step_metrics"), progress.figures))
+    parts.state.check(config.rounds, len(parts.dataset.classes))
+    if not _are_finite(_tensors(parts, progress)):
+        raise ValueError("its weights are not finite")
+
+
+def _are_finite(tensors: Mapping[str, Tensor | Rows]) -> bool:
+    """Return whether all values of tensors are finite."""
+    return all(_is_finite(block) for tensor in tensors.values() for block in blocks_of(tensor))
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -1,18 +1,17 @@
 """Client traces: what one client does in a run, for another machine to repeat (``hw_profile/pi_bench.py --replay``).
 
-A client trace is a zip file of ``.npy`` arrays and one ``trace.json``; nothing is pickled, and NumPy reads it without
-PyTorch. It holds a visit for each round that the client takes part in. A visit is complete in itself: it has the
-client's state at the beginning, its images and their view parameters, each gradient that it receives, what it sends and
-receives at each averaging, its state at the end, and checksums of its smashed data.
+A client trace is a zip file of ``.npy`` arrays and one ``trace.json``; nothing is compressed or pickled, and it can be
+read without PyTorch. It holds a visit for each round that the client takes part in. A visit is complete in itself: it
+has the client's state at the beginning, its images and their view parameters, each gradient that it receives, what it
+sends and receives at each averaging, its state at the end, and checksums of its smashed data.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -21,39 +20,26 @@ from typing import Any
 
 import numpy as np
 
-_FORMAT = 1
-"""Version of the file format, recorded in ``trace.json``."""
+from simsfl.runs.trace_about import FORMAT, read_about
+from simsfl.system.array_zip import ArrayZip, Header, NotArraysError
+from simsfl.system.programs import called
+
 VIEWS = {"crop": (4,), "flip": (), "jitter": (4,), "blends": (3,), "hue_slot": (), "gray": (), "sigma": ()}
 """Parameters of views, as in `kernels.ViewParameters`, and the shape that each has for one view of an image."""
 STATE = ("online", "online_statistics", "momentum", "momentum_statistics", "velocity")
 """Parts of a client's state: flat vectors ``[P]`` of P parameters, and ``[S]`` of S running statistics.
 
 ``online`` is the online model, ``momentum`` its momentum encoder, and ``velocity`` the momentum buffer of SGD."""
-_PRECISIONS = ("fp32", "bf16")
-"""Precisions of the runs that client traces can be recorded from."""
 _SUMS = 64
 """Largest number of checksums of one view of an image."""
-_ABOUT: dict[str, tuple[str, ...]] = {
-    "client": (),
-    "visits": (),
-    "shapes": (),
-    "statistic_shapes": (),
-    "network": (
-        "arch",
-        "width",
-        "cut_layer",
-        "image_size",
-        "norm",
-        "weight_standardisation",
-        "bottleneck",
-        "client_residual",
-    ),
-    "images": ("mean", "std"),
-    "optimiser": ("tau", "momentum", "weight_decay", "precision"),
-    "session": ("steps", "bytes_up", "bytes_down"),
-    "cost": ("flops", "memory"),
-}
-"""Keys that ``trace.json`` must have besides its format, and the keys that some of their values must have in turn."""
+_LARGEST_ABOUT = 1 << 24
+"""Most bytes of ``trace.json``: a network of a thousand parameters takes less than 100,000."""
+_LARGEST_ARRAY = 1 << 33
+"""Most bytes of an array: more than machines have that repeat client traces."""
+_FLOATS, _WHOLE, _BYTES, _TRUTH = ("f4", "f8"), ("i8",), ("u1",), ("b1",)
+"""Types that numbers of an array may have."""
+_TYPES = {"pixels": _BYTES, "blends": _WHOLE, "hue_slot": _WHOLE, "flip": _TRUTH, "gray": _TRUTH, "gradients": ("f4",)}
+"""Types of arrays by the last part of their names, or the first; of all others `_FLOATS`."""
 
 Arrays = dict[str, np.ndarray]
 """Arrays by name."""
@@ -101,73 +87,83 @@ class Trace:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            self._file = zipfile.ZipFile(self.path)
-            damaged = self._file.testzip()
-            self.about: dict[str, Any] = {} if damaged else json.loads(self._file.read("trace.json"))
-        except (zipfile.BadZipFile, zlib.error, KeyError, UnicodeDecodeError, json.JSONDecodeError, EOFError) as error:
-            raise self.wrong(f"is no trace, or damaged ({error})") from error
-        if damaged:
-            raise self.wrong(f"is damaged: {damaged} does not have its checksum")
-        if not isinstance(self.about, dict) or self.about.get("format") != _FORMAT:
-            raise self.wrong(f"has another format than {_FORMAT}")
-        try:
-            for key, inside in _ABOUT.items():
-                if key not in self.about or not all(name in self.about[key] for name in inside):
-                    raise self.wrong(f"does not say all of its {key}")
-            figures = [*self.about["session"].values(), *self.about["cost"]["flops"].values()]
-            figures += [*self.about["cost"]["memory"].values(), self.about["client"], self.about["visits"]]
-            if not all(type(figure) is int and figure >= 0 for figure in figures):
-                raise self.wrong("has figures that are no counts")
-            if self.about["optimiser"]["precision"] not in _PRECISIONS:
-                raise self.wrong(f"is of a precision that is not known: {self.about['optimiser']['precision']}")
-            self.visits = [Visit(self, index) for index in range(self.about["visits"])]
-            for visit in self.visits:
-                visit.check()
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise self.wrong(f"is not put together as a trace is ({error})") from error
+            self._file = ArrayZip(self.path, compressed=False)
+            self.about = read_about(self._file.content("trace.json", _LARGEST_ABOUT))
+        except ValueError as error:
+            raise self.wrong(str(error)) from error
+        self._below: dict[str, list[str]] = {}
+        for name in self._file.names:
+            above, _, own = name.rpartition("/")
+            self._below.setdefault(above, []).append(own)
+        count = self.about["visits"]
+        if count > len(self._file.names):
+            raise self.wrong(f"lacks most of the {count:,} visits that it says to have")
+        self.visits = [Visit(self, index) for index in range(count)]
+        for visit in self.visits:
+            visit.check()
 
     def wrong(self, what: str) -> ValueError:
         """Return the error to raise about the file, whose message says `what` is wrong with it."""
-        return ValueError(f"replay: {self.path} {what}; allowed: a file that run.py --record-trace wrote")
+        return ValueError(f"replay: {self.path} {what}; allowed: a file that {called('run')} --record-trace wrote")
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str, shape: tuple[int, ...] | None = None, types: tuple[str, ...] = ()) -> np.ndarray:
         """Read and return the array of this name.
 
-        Raises:
-            ValueError: the file has no array of this name.
-        """
-        try:
-            return np.lib.format.read_array(io.BytesIO(self._file.read(f"{name}.npy")), allow_pickle=False)
-        except (KeyError, ValueError) as error:
-            raise self.wrong(f"lacks {name} ({error})") from error
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the array of this name, without reading its numbers.
+        Args:
+            name: name of the array.
+            shape: shape that it must have, if that is to be checked.
+            types: types that it may have, if `shape` is given.
 
         Raises:
-            ValueError: the file has no array of this name.
+            ValueError: the file has no array of this name, or it is damaged, or not as it must be.
+        """
+
+        def accept(header: Header) -> None:
+            _check_size(name, header)
+            if header.shape != shape or header.dtype.str[1:] not in types:
+                raise NotArraysError(
+                    f"has {name} of shape {header.shape} and type {header.dtype}, and shape {shape} and type "
+                    f"{np.dtype(types[0])} are needed"
+                )
+
+        try:
+            return self._file.array(name, accept if shape is not None else None)
+        except NotArraysError as error:
+            raise self.wrong(str(error)) from error
+        except MemoryError as error:
+            raise self.wrong(f"has {name}, which does not fit into memory") from error
+
+    def header(self, name: str) -> Header:
+        """Return shape and type of the array of this name, without reading its numbers.
+
+        Raises:
+            ValueError: the file has no array of this name, or it is larger than an array of a client trace can be.
         """
         try:
-            with self._file.open(f"{name}.npy") as member:
-                np.lib.format.read_magic(member)
-                return np.lib.format.read_array_header_1_0(member)[0]
-        except (KeyError, ValueError) as error:
-            raise self.wrong(f"lacks {name} ({error})") from error
+            header = self._file.header(name)
+            _check_size(name, header)
+        except NotArraysError as error:
+            raise self.wrong(str(error)) from error
+        return header
 
     def names(self, name: str) -> list[str]:
         """Return the names of the arrays below ``name/``, without that prefix."""
-        stem = f"{name}/"
-        inside = (entry.removeprefix(stem) for entry in self._file.namelist() if entry.startswith(stem))
-        return [entry.removesuffix(".npy") for entry in inside]
+        return self._below.get(name, [])
 
-    def arrays(self, name: str) -> Arrays:
-        """Read and return the arrays below ``name/``, by their names without that prefix."""
-        return {own: self.array(f"{name}/{own}") for own in self.names(name)}
+    def arrays(self, name: str, parts: Iterable[str]) -> Arrays:
+        """Read and return the arrays ``name/PART`` of the given parts, by part."""
+        return {part: self.array(f"{name}/{part}") for part in parts}
 
     @property
     def steps(self) -> int:
         """Return the number of steps of all visits together."""
         return sum(visit.steps for visit in self.visits)
+
+
+def _check_size(name: str, header: Header) -> None:
+    """Raise a NotArraysError if an array is larger than one of a client trace can be."""
+    if header.nbytes > _LARGEST_ARRAY:
+        raise NotArraysError(f"has {name} of {header.nbytes:,} bytes, and {_LARGEST_ARRAY:,} at most are possible")
 
 
 class Visit:
@@ -194,76 +190,120 @@ class Visit:
     @cached_property
     def begin(self) -> Arrays:
         """All parts of `STATE` at the beginning of the visit."""
-        return self._trace.arrays(f"{self._name}/begin")
+        return self._trace.arrays(f"{self._name}/begin", STATE)
 
     @cached_property
     def end(self) -> Arrays:
         """All parts of `STATE` after the last step, before the averaging that follows it, if one does."""
-        return self._trace.arrays(f"{self._name}/end")
+        return self._trace.arrays(f"{self._name}/end", STATE)
 
     @cached_property
     def views(self) -> Arrays:
         """View parameters, one array ``[S, 2, B, ...]`` for each of `VIEWS`."""
-        return self._trace.arrays(f"{self._name}/views")
+        return self._trace.arrays(f"{self._name}/views", VIEWS)
 
     @cached_property
     def syncs(self) -> list[Sync]:
         """The averagings of the visit, in order."""
-        steps = self._trace.array(f"{self._name}/syncs").tolist()
-        parts = [
-            {part: self._trace.arrays(f"{self._name}/sync-{step}/{part}") for part in ("sent", "received")}
-            for step in steps
-        ]
-        return [Sync(step, **part) for step, part in zip(steps, parts, strict=True)]
+        syncs = []
+        for step in self._sync_steps:
+            names = [f"{self._name}/sync-{step}/{part}" for part in ("sent", "received")]
+            syncs.append(Sync(step, *(self._trace.arrays(name, self._trace.names(name)) for name in names)))
+        return syncs
 
     def check(self) -> None:
-        """Raise a ValueError unless the shapes of the arrays fit the network and one another."""
+        """Raise a ValueError unless the arrays fit the network and one another, and have values that are possible.
+
+        An array is read only if it has the shape that it must have.
+        """
+        for name, shape in self._expected().items():
+            parts = {name.partition("/")[0], name.rpartition("/")[2]}
+            types = next((types for part, types in _TYPES.items() if part in parts), _FLOATS)
+            array = self._trace.array(f"{self._name}/{name}", shape, types)
+            if not (np.isfinite(array).all() and self._is_possible(name, array)):
+                raise self._trace.wrong(f"has values in {self._name}/{name} that are not possible")
+
+    def _expected(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes that the arrays must have, by name.
+
+        Raises:
+            ValueError: the arrays that say so have other shapes themselves, or values that are not possible.
+        """
         about = self._trace.about
-        size, batch = about["network"]["image_size"], self._shape("pixels")[1]
+        size, batch = about["network"]["image_size"], self.batch_size
+        views, sums = self._shape("checksums", 4)[1], self._shape("checksums", 4)[3]
         weights, statistics = (
             sum(prod(shape) for shape in about[name].values()) for name in ("shapes", "statistic_shapes")
         )
+        state = {name: (statistics if name.endswith("statistics") else weights,) for name in STATE}
         expected = {
+            "lr": (self.steps,),
             "pixels": (self.steps, batch, 3, size, size),
-            "checksums": (self.steps, *self._shape("checksums")[1:2], batch, *self._shape("checksums")[3:]),
+            "checksums": (self.steps, min(views, 2), batch, min(sums, _SUMS)),
             **{f"views/{name}": (self.steps, 2, batch, *inner) for name, inner in VIEWS.items()},
-            **{
-                f"{part}/{name}": (statistics if name.endswith("statistics") else weights,)
-                for part in ("begin", "end")
-                for name in STATE
-            },
+            **{f"{part}/{name}": shape for part in ("begin", "end") for name, shape in state.items()},
         }
         if self.learns:
-            first = self._shape("gradients/0")
-            expected |= {f"gradients/{step}": (batch, *first[1:]) for step in range(self.steps)}
-        for step in self._trace.array(f"{self._name}/syncs").tolist():
+            if len(self._trace.names(f"{self._name}/gradients")) != self.steps:
+                raise self._trace.wrong(f"has not one of {self._name}/gradients for each of {self.steps:,} steps")
+            gradient = (batch, *self._shape("gradients/0", 4)[1:])
+            expected |= {f"gradients/{step}": gradient for step in range(self.steps)}
+        for step in self._sync_steps:
             for part in ("sent", "received"):
-                names = self._trace.names(f"{self._name}/sync-{step}/{part}")
-                expected |= {f"sync-{step}/{part}/{name}": expected[f"begin/{name}"] for name in names}
-        for name, shape in expected.items():
-            if self._shape(name) != shape:
-                raise self._trace.wrong(f"has {self._name}/{name} of shape {self._shape(name)}, not {shape}")
-        if not self.steps:
-            raise self._trace.wrong(f"has no steps in {self._name}")
+                for name in self._trace.names(f"{self._name}/sync-{step}/{part}"):
+                    if name not in state:
+                        raise self._trace.wrong(f"has {self._name}/sync-{step}/{part}/{name}, which no state has")
+                    expected[f"sync-{step}/{part}/{name}"] = state[name]
+        return expected
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the visit's array of this name."""
-        return self._trace.shape(f"{self._name}/{name}")
+    def _is_possible(self, name: str, array: np.ndarray) -> bool:
+        """Return whether the finite values of an array are in the range that arrays of this name have."""
+        if name == "views/crop":
+            begin, extent, size = array[..., :2], array[..., 2:], self._trace.about["network"]["image_size"]
+            return bool((begin >= 0).all() and (extent >= 1).all() and (begin + extent <= size).all())
+        if name == "views/blends":
+            return bool((np.sort(array, axis=-1) == np.arange(3)).all())
+        if name == "views/hue_slot":
+            return bool(((array >= 0) & (array <= 3)).all())
+        return name not in ("lr", "views/sigma") or bool((array >= 0).all())
+
+    def _header(self, name: str) -> Header:
+        """Return shape and type of the visit's array of this name."""
+        return self._trace.header(f"{self._name}/{name}")
+
+    def _shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """Return the shape of the visit's array of this name; raise a ValueError unless it has these dimensions."""
+        shape = self._header(name).shape
+        if len(shape) != dimensions or 0 in shape:
+            raise self._trace.wrong(f"has {self._name}/{name} of shape {shape}, and {dimensions} dimensions are needed")
+        return shape
 
     @property
     def batch_size(self) -> int:
         """Return the number of images in a batch, B."""
-        return self._shape("pixels")[1]
+        return self._shape("pixels", 5)[1]
 
     @cached_property
     def steps(self) -> int:
         """Number of steps, S."""
-        return self._shape("lr")[0]
+        return self._shape("lr", 1)[0]
 
     @cached_property
     def learns(self) -> bool:
         """Whether the client receives gradients and learns in this visit."""
+        if self._header("learns") not in (Header((), np.dtype(bool)), Header((1,), np.dtype(bool))):
+            raise self._trace.wrong(f"has {self._name}/learns that is not one truth value")
         return bool(self._trace.array(f"{self._name}/learns"))
+
+    @cached_property
+    def _sync_steps(self) -> list[int]:
+        """Steps that an averaging follows, in order."""
+        header = self._header("syncs")
+        possible = header.dtype.kind == "i" and len(header.shape) == 1 and header.shape[0] <= self.steps
+        steps = self._trace.array(f"{self._name}/syncs") if possible else np.array([-1])
+        if not (np.diff(steps, prepend=-1) > 0).all() or (steps >= self.steps).any():
+            raise self._trace.wrong(f"has {self._name}/syncs that are not steps in order")
+        return steps.tolist()
 
     def gradient(self, step: int) -> np.ndarray:
         """Read the gradient ``[B, c, h, w]`` float32 of the query's smashed data in a step counted from 0."""
@@ -294,7 +334,12 @@ class TraceWriter:
         for own, array in arrays.items():
             self.put(f"{name}/{own}", array)
 
+    def abandon(self) -> None:
+        """Close the file as it is, whatever is missing, because it will not be kept."""
+        with suppress(OSError, ValueError):
+            self._file.close()
+
     def close(self, about: Mapping[str, Any]) -> None:
         """Write ``trace.json`` with the content `about`, the format and the number of visits; then close the file."""
-        self._file.writestr("trace.json", json.dumps({"format": _FORMAT, **about, "visits": self.visits}))
+        self._file.writestr("trace.json", json.dumps({"format": FORMAT, **about, "visits": self.visits}))
         self._file.close()

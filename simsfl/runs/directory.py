@@ -4,12 +4,13 @@ A run writes ``config.json`` (the config with every rule applied, versions, comm
 ``metrics.jsonl`` (see `simsfl.runs.metrics`), ``live.json`` (rates and times, replaced about once a second),
 ``checkpoints/``, ``start.safetensors`` (the weights of the expert that the run starts from, if any), ``summary.json``,
 and if asked ``trace.json`` (a profile). A run with real devices adds ``devices.log``. ``report.py`` and ``attack.py``
-write their results into the same directory.
+write their results into the same directory. Whatever is written whole is listed, so that nothing else is ever replaced
+or deleted (`simsfl.system.outputs`).
 """
 
 from __future__ import annotations
 
-import json
+import os
 import platform
 import shutil
 import subprocess
@@ -18,16 +19,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
-from simsfl.kernels import are_choices
+from simsfl.runs import checkpoint
 from simsfl.runs.metrics import is_written
-from simsfl.system.files import replacing, write_json
+from simsfl.runs.records import DatasetRecord, RunRecord, Summary, lasting, read, to_json
+from simsfl.system.files import digest, replacing
 from simsfl.system.messages import shortened
+from simsfl.system.outputs import Outputs
 
 _PACKAGES = ("torchvision", "numpy", "rich", "safetensors")
 """Packages whose versions are recorded, besides those of Python and PyTorch."""
@@ -38,10 +40,14 @@ class RunDirectory:
 
     Args:
         path: the run directory.
+
+    Attributes:
+        outputs: the directory as programs write into it.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.outputs = Outputs(self.path)
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.live = self.path / "live.json"
@@ -53,6 +59,16 @@ class RunDirectory:
         self.report = self.path / "report.md"
         self.figures = self.path / "figures"
         self.attacks = self.path / "attacks"
+
+    @property
+    def _whole(self) -> list[str]:
+        """Return the names of the files of a run that are written whole, and are therefore listed."""
+        return [path.name for path in (self.config, self.start, self.summary, self.trace)]
+
+    @property
+    def _growing(self) -> list[Path]:
+        """Return the files of a run that change while it goes on."""
+        return [self.metrics, self.live, self.devices]
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raise a ValueError unless a new run may be written here; nothing is left behind.
@@ -71,11 +87,22 @@ class RunDirectory:
         """Do what `check_free` does; an OSError means that the directory cannot be written."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"out: {self.path} is a file; allowed: a directory, or a path where one can be made")
-        if not overwrite and any(path.exists() for path in self._files()):
+        held = [name for name in self._whole if os.path.lexists(self.path / name)]
+        growing = (*self._growing, self.checkpoints / checkpoint.MANIFEST)
+        others = [path.name for path in growing if os.path.lexists(path)]
+        foreign = [*others, *(name for name in held if not self.outputs.owns(name))]
+        if foreign and self._run() is None:
+            raise ValueError(
+                f"out: {self.path} holds {foreign[0]}, but no run of simsfl that could be replaced; allowed: another "
+                "directory"
+            )
+        if (held or others) and not overwrite:
             raise ValueError(
                 f"out: {self.path} holds another run; allowed: another directory, --overwrite to replace it, "
                 f"or --resume {self.path} to go on with it"
             )
+        if self.outputs.listed:
+            self.outputs.check(*held)
         if self.metrics.exists() and is_written(self.metrics):
             raise ValueError(f"out: {self.path} is being written to by another process; allowed: another directory")
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
@@ -96,25 +123,43 @@ class RunDirectory:
                 return cls(candidate)
 
     def clear(self) -> None:
-        """Delete all files of an older run, including its report, figures and attacks."""
-        for path in self._files():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
+        """Delete the run that is here, with its report, figures and attacks; what others have put here stays."""
+        if run := self._run():
+            self.outputs.adopt(self._whole)
+            checkpoint.clear(self.checkpoints, run.identity)
+            for path in self._growing:
                 path.unlink(missing_ok=True)
+        made_of_it = [path.name for path in (self.report, self.figures, self.attacks)] if run else []
+        self.outputs.clear(*self._whole, *made_of_it)
+
+    def reopen(self, *, profile: bool) -> None:
+        """Prepare to go on with the run: the summary of a run that had ended is deleted, and will be made again.
+
+        Args:
+            profile: whether ``trace.json`` will be written, too.
+
+        Raises:
+            ValueError: one of the two is there, but is not simsfl's own.
+        """
+        self.outputs.adopt(self._whole)
+        self.outputs.check(self.summary.name, *[self.trace.name] * profile)
+        self.summary.unlink(missing_ok=True)
 
     @contextmanager
     def appearing(self) -> Iterator[RunDirectory]:
         """Yield the directory to write the first files of a run into; they all appear here at the end, or none of them.
 
-        If the directory exists and is not empty, it is written into directly.
+        If the directory exists and is not empty, or is a mount point, it is written into directly.
         """
-        if self.path.is_dir() and any(self.path.iterdir()):
+        place = Path(os.path.realpath(self.path))  # a link stays one
+        if place.is_dir() and (any(place.iterdir()) or place.is_mount()):
             yield self
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as temporary:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as temporary:
             temporary.mkdir()
+            if place.is_dir():
+                shutil.copymode(place, temporary)
             yield RunDirectory(temporary)
 
     def record(
@@ -124,76 +169,76 @@ class RunDirectory:
         reasons: Mapping[str, str],
         dataset: Dataset,
         choices: Mapping[str, str],
-    ) -> None:
-        """Write ``config.json``.
+    ) -> RunRecord:
+        """Write ``config.json``, after ``start.safetensors`` if there is one; return its content.
 
         Args:
             config: the config with every rule applied.
             by_rule: names of the fields that rules have filled in.
             reasons: why a field has its value, by name.
-            dataset: the images; their name, origin and checksum are recorded.
+            dataset: the images; their name, origin and checksums are recorded.
             choices: versions of operators in use, by operator and shape.
         """
-        write_json(
-            self.config,
-            {
-                "config": config.to_dict(),
-                "by_rule": list(by_rule),
-                "reasons": dict(reasons),
-                "dataset": {"name": dataset.name, "origin": dataset.origin, "sha256": dataset.checksum},
-                "versions": {
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,  # with the build, such as +cpu, which the package's version lacks
-                    **{name: version(name) for name in _PACKAGES},
-                },
-                "threads": torch.get_num_threads(),
-                "choices": dict(choices),
-                "git_commit": git_commit(),
+        record = RunRecord(
+            config=config,
+            by_rule=list(by_rule),
+            reasons=dict(reasons),
+            dataset=DatasetRecord(dataset.checksum, dataset.name, dataset.origin, dataset.listing),
+            versions={
+                "python": platform.python_version(),
+                "torch": torch.__version__,  # with the build, such as +cpu, which the package's version lacks
+                **{name: version(name) for name in _PACKAGES},
             },
+            threads=torch.get_num_threads(),
+            choices=dict(choices),
+            git_commit=git_commit(),
+            start=digest(self.start) if self.start.exists() else None,
         )
+        self.outputs.write_json(self.config.name, to_json(record))
+        return self.read_config()
 
-    def read_config(self) -> dict[str, Any]:
-        """Return the content of ``config.json`` (see `record`).
+    def read_config(self) -> RunRecord:
+        """Return the content of ``config.json``.
 
         Raises:
-            ValueError: this is not a run directory, or its ``config.json`` is damaged.
+            ValueError: this is not a run directory, or its ``config.json`` is damaged or was edited.
         """
+        if not self.config.is_file():
+            raise ValueError(
+                f"{self.path} is not the directory of a run: there is no config.json in it; allowed: what run.py writes"
+            )
         try:
-            content = json.loads(self.config.read_text(encoding="utf-8"))
-            RunConfig.from_dict(content["config"])
-            if not isinstance(content["dataset"]["sha256"], str) or not isinstance(content["threads"], int):
-                raise TypeError("checksum or threads are not as they should be")
-            if not are_choices(content["choices"]):
-                raise TypeError("choices are not names")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{self.path} is not the directory of a run: no usable config.json ({error})") from error
-        return content
+            return read(self.config, RunRecord)
+        except ValueError as error:
+            allowed = f"as the run wrote it, or --config {self.config} for a new run"
+            raise ValueError(f"{error}; allowed: {allowed}") from error
 
-    def check_same(self, config: RunConfig, dataset: Dataset) -> None:
-        """Raise a ValueError unless the run in this directory has this config and these images.
+    def read_summary(self) -> Summary | None:
+        """Return the content of ``summary.json``, None where the run has not ended; a ValueError if it is damaged."""
+        return read(self.summary, Summary) if self.summary.exists() else None
 
-        Device and precision may differ: a run may be resumed on a device that does not support its precision.
+    def check_metrics(self, summary: Summary) -> None:
+        """Raise a ValueError unless ``metrics.jsonl`` is as it was when this summary was written."""
+        if summary.metrics_sha256 not in (None, digest(self.metrics) if self.metrics.is_file() else ""):
+            raise ValueError(f"{self.metrics} is damaged, or was edited since the run ended")
+
+    def check_same(self, config: RunConfig, dataset: Dataset) -> RunRecord:
+        """Return what was recorded of the run in this directory, if its config is this one, apart from what may differ.
+
+        Raises:
+            ValueError: it is another run.
         """
         saved = self.read_config()
-        same = saved["config"] | {"device": config.device, "precision": config.precision} == config.to_dict()
-        if not same or saved["dataset"]["sha256"] != dataset.checksum:
+        if lasting(saved.config) != lasting(config) or not saved.dataset.is_of(dataset):
             raise ValueError(f"out: {self.path} holds another run; allowed: another directory")
+        return saved
 
-    def _files(self) -> list[Path]:
-        """Return the paths of all that a run, a report or an attack writes here."""
-        return [
-            self.config,
-            self.metrics,
-            self.live,
-            self.summary,
-            self.checkpoints,
-            self.start,
-            self.trace,
-            self.devices,
-            self.report,
-            self.figures,
-            self.attacks,
-        ]
+    def _run(self) -> RunRecord | None:
+        """Return what is recorded of the run in this directory, None where there is no run."""
+        try:
+            return self.read_config()
+        except ValueError:
+            return None
 
 
 def git_commit() -> str | None:

@@ -7,15 +7,22 @@ byte, as one that was not. Everything timed goes into ``live.json`` and ``summar
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, ClassVar, get_args
+from typing import IO, Annotated, Any, ClassVar, Literal, get_args
 
 from simsfl.algorithm.wire import DeviceStatus
+from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, parse_json, read_json
+from simsfl.system.files import naming
+from simsfl.system.reading import open_regular
+
+_Similarity = Annotated[float, Range(-1.001, 1.001)]
+"""A structural similarity (SSIM), which may have been rounded."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +30,11 @@ class StepRecord:
     """One training step. In all records, rounds and steps are counted from 1."""
 
     event: ClassVar[str] = "step"
-    round: int
-    step: int
+    round: Ordinal
+    step: Ordinal
     loss: float
-    contrast_top1: float
-    """Contrastive accuracy: percentage of queries whose own key scores highest."""
+    contrast_top1: Percent
+    """Contrastive accuracy: percentage of queries whose own key scores higher than all others; a tie is no hit."""
 
 
 @dataclass(frozen=True)
@@ -35,39 +42,43 @@ class RoundRecord:
     """One finished round; the record comes after that of the round's evaluation, if there is one."""
 
     event: ClassVar[str] = "round"
-    round: int
+    round: Ordinal
     loss: float
     """Mean loss over the round's steps."""
-    contrast_top1: float
+    contrast_top1: Percent
     """Mean contrastive accuracy over the round's steps, in percent."""
-    server_lr: float
+    server_lr: Amount
     """Learning rate of the server in the round."""
-    bytes_up_per_client: int
+    bytes_up_per_client: Count
     """Bytes that a client has sent so far, averaged over all clients of the run."""
-    bytes_down_per_client: int
+    bytes_down_per_client: Count
     """Bytes that a client has received so far, averaged over all clients of the run."""
-    communication: str
+    communication: Literal["A", "B", "C"]
     """What the round exchanged, a value of `simsfl.algorithm.communication.Exchange`: "A" if nothing was saved."""
     bytes_saved_per_client: int
     """Bytes, up and down together, that a client has sent and received less so far than if all rounds were "A"."""
-    attackers_ssim_before: float | None = None
+    attackers_ssim_before: _Similarity | None = None
     """SSIM of the simulated attackers' reconstructions before they learn from a step, averaged over the round.
 
     None without simulated attackers, and in rounds in which clients get no gradients."""
-    attackers_ssim: float | None = None
+    attackers_ssim: _Similarity | None = None
     """SSIM of the simulated attackers' reconstructions after they have learnt from a step, averaged over the round, or
     None like `attackers_ssim_before`."""
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """kNN accuracy after a round, in percent of the test images; round 0 is the untrained network."""
+    """What the network is worth after a round; round 0 is the untrained network."""
 
     event: ClassVar[str] = "evaluation"
-    round: int
-    knn_top1: float
-    pixel_knn_top1: float | None = None
+    round: Count
+    knn_top1: Percent
+    """kNN accuracy in percent of the test images."""
+    pixel_knn_top1: Percent | None = None
     """kNN accuracy on raw pixels in percent, for comparison; only in round 0, otherwise None."""
+    output_std: Amount | None = None
+    """Standard deviation of the normalised outputs over the test images, averaged over their D dimensions: 0 if the
+    network has collapsed, at most ``1 / sqrt(D)``. None in runs of versions that did not record it."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +86,12 @@ class ProbeRecord:
     """Accuracy of a probe that is trained on frozen features after the last round."""
 
     event: ClassVar[str] = "probe"
-    round: int
+    round: Count
     kind: str
     """"linear", or "semi-10%" and "semi-1%" for probes with a hidden layer on that share of the labels."""
-    top1: float
+    top1: Percent
     """Accuracy after the probe's last epoch, in percent of the test images."""
-    best_top1: float
+    best_top1: Percent
     """Highest accuracy over the probe's epochs, chosen on the test set, in percent of the test images."""
     features: str
     """Features that the probe is trained on, "backbone" or "projector"."""
@@ -91,15 +102,15 @@ class SyncRecord:
     """How far the cohort's models were from their average, at the averaging after a step."""
 
     event: ClassVar[str] = "sync"
-    round: int
-    step: int
-    divergence_mean: float
+    round: Ordinal
+    step: Ordinal
+    divergence_mean: Amount
     """Mean of `divergence` over the cohort."""
-    divergence_std: float
+    divergence_std: Amount
     """Standard deviation of `divergence` over the cohort, uncorrected."""
-    clients: list[int]
+    clients: list[Count]
     """Ids of the clients in the cohort."""
-    divergence: list[float]
+    divergence: list[Amount]
     """Divergence of each of the `clients`, in that order (`simsfl.algorithm.aggregation.divergence`)."""
 
 
@@ -108,15 +119,15 @@ class AbsenceRecord:
     """Clients, which are real devices (hw_profile/), that are absent from this step of the round on."""
 
     event: ClassVar[str] = "absence"
-    round: int
-    step: int
-    clients: list[int]
+    round: Ordinal
+    step: Ordinal
+    clients: list[Count]
     """Ids of all clients of the cohort that are absent; empty once everyone is back."""
 
 
 Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord | AbsenceRecord
-_FIELDS = {kind.event: {field.name for field in fields(kind)} for kind in get_args(Record)}
-"""Names of the fields of a record, by its `event`."""
+_KINDS = {kind.event: kind for kind in get_args(Record)}
+"""Kinds of records by their `event`."""
 ENDINGS = ("finished", "stopped", "failed")
 """Activities of a run that is over; see `Status`."""
 
@@ -127,49 +138,85 @@ class Status:
 
     activity: str
     """What the run is doing, for people: such as "training", the current evaluation, or one of `ENDINGS`."""
-    updated: float
+    updated: Amount
     """Time of this status, in seconds since 1970."""
-    round: int
+    round: Count
     """Number of finished rounds."""
-    step: int
+    step: Count
     """Number of finished steps of the current round."""
-    rounds: int
+    rounds: Ordinal
     """Number of rounds of the whole run."""
-    steps: int
+    steps: Ordinal
     """Number of steps in a round."""
-    seconds: float
+    seconds: Amount
     """Seconds spent training, over all sessions of the run."""
-    step_seconds: float | None
+    step_seconds: Amount | None
     """Seconds per step, averaged over the latest steps; None before the first step of the session."""
-    client_steps_per_second: float | None
+    client_steps_per_second: Amount | None
     """Steps of single clients per second, over all sessions of the run; None before any time is spent."""
-    images_per_second: float | None
+    images_per_second: Amount | None
     """Training images per second, over all sessions of the run; None before any time is spent."""
-    phase_seconds: dict[str, float]
+    phase_seconds: dict[str, Amount]
     """Seconds of training and evaluation by phase (`simsfl.system.clock.PHASES`), over all sessions of the run."""
-    peak_memory_bytes: int
+    peak_memory_bytes: Count
     """The most memory held so far, over all sessions of the run."""
-    participation: list[int]
+    participation: list[Count]
     """Number of clients that have completed 0, 1, 2, ... rounds."""
     devices: list[DeviceStatus] = field(default_factory=list)
     """Status of each real device that takes part (hw_profile/)."""
 
     @classmethod
     def load(cls, path: Path) -> Status | None:
-        """Read a status from ``live.json``; return None if the file is missing or malformed."""
+        """Read a status from ``live.json``; return None if there is no such file yet.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            devices = [DeviceStatus(**device) for device in content.pop("devices", [])]
-            status = cls(**content, devices=devices)
-            numbers = (status.updated, status.round, status.step, status.rounds, status.steps, status.seconds)
-            return status if all(isinstance(number, int | float) for number in numbers) else None
-        except (OSError, ValueError, TypeError, AttributeError):
-            return None
+            return decode(cls, read_json(path)) if path.exists() else None
+        except ValueError as error:
+            raise ValueError(f"live: {path} is damaged ({error}); allowed: what a run writes") from error
 
 
 def to_dict(record: Record) -> dict[str, Any]:
     """Return a record as a dict for JSON, with its kind under "event"."""
-    return {"event": record.event, **asdict(record)}
+    return {"event": record.event, **vars(record)}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The part of ``metrics.jsonl`` that belongs to a state of the run: its first `bytes`, and their checksum."""
+
+    bytes: Count = 0
+    sha256: str | None = hashlib.sha256().hexdigest()
+    """None where it is not known, as in older runs."""
+
+    def problem(self, path: Path) -> str:
+        """Return how the file at `path` differs from this part as far as that goes; empty if it does not.
+
+        Raises:
+            ValueError: the file is shorter, so that it is not the file that the run has left.
+        """
+        held = path.stat().st_size if path.exists() else 0
+        if held < self.bytes:
+            raise ValueError(f"resume: {path} has {held} bytes, but its checkpoint belongs to {self.bytes}")
+        whole = self.sha256 in (None, _hashed(path, self.bytes).hexdigest())
+        return "" if whole else f"{path} is damaged, or was edited, before byte {self.bytes}"
+
+
+NOTHING = Extent()
+"""The part of ``metrics.jsonl`` that belongs to a state before the first record."""
+
+
+def _hashed(path: Path, count: int) -> hashlib._Hash:
+    """Return the SHA-256 of the first `count` bytes of a file, to which more can be added; the file may be missing."""
+    result = hashlib.sha256()
+    if count:
+        with open_regular(path) as file:
+            while count and (block := file.read(min(count, 1 << 22))):
+                result.update(block)
+                count -= len(block)
+    return result
 
 
 class MetricsLog:
@@ -177,39 +224,48 @@ class MetricsLog:
 
     Args:
         path: path of the file, which is created if it does not exist.
-        keep_bytes: length in bytes to which the file is cut first: the one it had at the checkpoint that the run is
-            resumed from.
+        keep: what is kept of the file: the part that belongs to the checkpoint that the run is resumed from.
 
     Attributes:
         kept: the records that are left after the cut, as dicts.
 
     Raises:
-        ValueError: the file is shorter than `keep_bytes`, does not hold records, or is locked by another process.
+        ValueError: the file does not begin with `keep`, does not hold records, or is locked by another process.
+        OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, keep_bytes: int = 0):
-        self._file = path.open("ab")
+    def __init__(self, path: Path, keep: Extent = NOTHING):
+        if path.exists():
+            open_regular(path).close()
+        self._path, self._file = path, path.open("ab", buffering=0)
         try:
             if not _lock(self._file):
                 raise ValueError(f"resume: {path.parent} is being written to by another process; allowed once it ends")
-            held = path.stat().st_size
-            if held < keep_bytes:
-                raise ValueError(f"resume: {path} has {held} bytes, but its checkpoint belongs to {keep_bytes}")
-            self._file.truncate(keep_bytes)
+            if problem := keep.problem(path):
+                raise ValueError(f"resume: {problem}")
+            with naming(path):
+                self._file.truncate(keep.bytes)
             self.kept = [record for record, _ in read_records(path)]
-        except ValueError:
+            self._hash, self._bytes = _hashed(path, keep.bytes), keep.bytes
+        except BaseException:
             self._file.close()
             raise
 
     def write(self, record: Record) -> None:
-        """Append a record and flush it to the operating system."""
-        self._file.write(json.dumps(to_dict(record)).encode() + b"\n")
-        self._file.flush()
+        """Append a record, and give it to the operating system."""
+        line = json.dumps(to_dict(record)).encode() + b"\n"
+        with naming(self._path):
+            rest = memoryview(line)
+            while rest:  # a disk that gets full takes a part first
+                rest = rest[self._file.write(rest) :]
+        self._hash.update(line)
+        self._bytes += len(line)
 
-    def sync(self) -> int:
-        """Force everything written onto the disk (fsync); return the length of the file in bytes."""
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+    def sync(self) -> Extent:
+        """Force everything written onto the disk (fsync); return how much it is."""
+        with naming(self._path):
+            os.fsync(self._file.fileno())
+        return Extent(self._bytes, self._hash.hexdigest())
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -234,7 +290,7 @@ def _lock(file: IO[bytes]) -> bool:
 
 def is_written(path: Path) -> bool:
     """Return whether a process has a `MetricsLog` open on this file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return not _lock(file)
 
 
@@ -246,19 +302,24 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
     Raises:
         ValueError: a line is not a record.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
             try:
-                record = json.loads(line)
-                if set(record) != _FIELDS[record["event"]] | {"event"}:
-                    raise ValueError("it lacks fields, or has others")
-            except (ValueError, KeyError, TypeError) as error:
+                yield to_dict(_decoded(parse_json(line))), offset
+            except ValueError as error:
                 raise ValueError(f"metrics: {path} holds no record before byte {offset} ({error})") from error
-            yield record, offset
+
+
+def _decoded(content: Any) -> Record:
+    """Return the record that `to_dict` turned into `content`; raise a ValueError if there is no such record."""
+    event = content.get("event") if isinstance(content, dict) else None
+    if not isinstance(event, str) or event not in _KINDS:
+        raise ValueError("it has no event that is known")
+    return decode(_KINDS[event], {name: value for name, value in content.items() if name != "event"})
 
 
 class History:

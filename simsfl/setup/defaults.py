@@ -6,7 +6,7 @@ import logging
 from dataclasses import fields, replace
 
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import ARCHITECTURES, METHODS, Targets
+from simsfl.config.catalogue import ARCHITECTURES, Targets
 from simsfl.engine.precision import automatic
 from simsfl.setup.checks import check_device, check_machine, check_precision, device_of
 
@@ -46,7 +46,6 @@ def with_rules(config: RunConfig, images_per_client: int | None = None, classes:
         of_classes |= {"head": "linear", "key_dim": classes} if config.goal.targets is Targets.LABELS else {}
     return replace(
         config,
-        objective=config.objective or ("supervised" if config.supervised else METHODS[config.method].objective),
         cohort=cohort,
         batch_size=images,
         rounds=config.rounds or max(1, round(config.epochs * clients / cohort / config.local_epochs)),

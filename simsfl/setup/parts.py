@@ -33,6 +33,7 @@ from simsfl.setup import assembly, checks, defaults
 from simsfl.setup.outline import Outline, outline
 from simsfl.setup.weights import Weights, load_weights
 from simsfl.system.memory import keep_memory
+from simsfl.system.messages import count_text
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Parts:
     by_rule: list[str]
     """Names of the fields of the config that rules have filled in."""
     reasons: dict[str, str]
-    """Why a field of the config is what it is, by name: the precision."""
+    """Why a field of the config is what it is, by name: the precision, and a batch size smaller than its rule says."""
     dataset: Dataset
     """The images, on the device."""
     partition: Partition
@@ -174,10 +175,11 @@ def build(
     by_rule = defaults.left_to_rules(config)
     asked, reason = defaults.with_precision(config, auto_precision)
     checks.check_machine(asked)
-    dataset = dataset or _load(asked)
+    dataset = dataset or load_images(asked)
     checks.check_precision(asked, dataset.image_size)
     partition, auxiliary = assembly.partition(asked, dataset), assembly.auxiliary(asked, dataset)
-    size = _outline(asked, dataset, _sources(partition, auxiliary))
+    sources = _sources(partition, auxiliary)
+    size = _outline(asked, dataset, sources)
     config = size.config
     start = start or (load_weights(config.init_client) if config.init_client else None)
     device = torch.device(config.device)
@@ -194,7 +196,7 @@ def build(
     parts = Parts(
         config=config,
         by_rule=by_rule,
-        reasons={"precision": reason},
+        reasons={"precision": reason} | _limits(asked, config, sources),
         dataset=dataset,
         partition=partition,
         auxiliary=auxiliary,
@@ -216,8 +218,8 @@ def build(
     return parts if config.engine == "loop" else _tuned(parts, choices or {})
 
 
-def _load(config: RunConfig) -> Dataset:
-    """Load the images that a config names."""
+def load_images(config: RunConfig) -> Dataset:
+    """Load the images that a config names; raise a ValueError if they cannot be had."""
     return load_dataset(
         config.dataset,
         data_dir=config.data_dir,
@@ -256,6 +258,23 @@ def _outline(asked: RunConfig, dataset: Dataset, sources: Sequence[Partition]) -
         smallest=min(int(source.sizes.min()) for source in sources),
         classes=len(dataset.classes),
     )
+
+
+def _limits(asked: RunConfig, config: RunConfig, sources: list[Partition]) -> dict[str, str]:
+    """Return why the batch size is smaller than its rule says, by "batch_size"; nothing if it is not.
+
+    Args:
+        asked: the config, apart from the rules.
+        config: the config with every rule applied.
+        sources: which images clients hold.
+    """
+    usual = defaults.batch_size(asked)
+    if asked.batch_size or config.batch_size == usual:
+        return {}
+    source = min(sources, key=lambda one: one.sizes.min())
+    client = int(source.sizes.argmin())
+    held = count_text(int(source.sizes[client]), "image")
+    return {"batch_size": f"by rule {usual}, but client {client} holds only {held}"}
 
 
 def _absolute(name: str | None) -> str | None:

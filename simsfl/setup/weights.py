@@ -8,13 +8,13 @@ of an `nn.Sequential` for each half, in which the shortcut of a block comes last
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from simsfl.config import RunConfig
@@ -23,7 +23,12 @@ from simsfl.models.flat import flattened, pieces
 from simsfl.runs import checkpoint
 from simsfl.runs.directory import RunDirectory
 from simsfl.setup import assembly
-from simsfl.system.messages import unknown
+from simsfl.setup.defaults import resolve
+from simsfl.system.decoding import decode, parse_json
+from simsfl.system.messages import unknown, visible
+from simsfl.system.tensor_file import open_tensors, write_tensors
+
+log = logging.getLogger(__name__)
 
 EXPERTS = Path(__file__).parent / "experts"
 """Directory of the experts that come with simsfl."""
@@ -58,17 +63,12 @@ class Weights:
             own, given = getattr(model, half), getattr(self, half)
             if not given:
                 raise ValueError(f"init_{half}: {self.origin} has no weights of the {half}; allowed: others")
-            shapes = {**own.shapes, **own.statistic_shapes}
-            for name in [*shapes, *given]:
-                here, there = (
-                    "nothing" if shape is None else "x".join(map(str, shape)) or "a number"
-                    for shape in (shapes.get(name), given[name].shape if name in given else None)
+            if difference := _difference(own, given):
+                name, here, there = difference
+                raise ValueError(
+                    f"init_{half}: {self.origin} is of another network: {half} {name} is {there} there, and {here} "
+                    "here; allowed: the same architecture, width, cut layer, bottleneck, norm, head and key_dim"
                 )
-                if here != there:
-                    raise ValueError(
-                        f"init_{half}: {self.origin} is of another network: {half} {name} is {there} there, and {here} "
-                        "here; allowed: the same architecture, width, cut layer, bottleneck, norm, head and key_dim"
-                    )
             own.initial, own.initial_statistics = (
                 flattened({name: given[name].float() for name in names}) for names in (own.shapes, own.statistic_shapes)
             )
@@ -79,13 +79,26 @@ class Weights:
         Raises:
             OSError: the file cannot be written.
         """
-        tensors = {
-            f"{half}.{name}": tensor.float().contiguous()
-            for half in HALVES
-            for name, tensor in getattr(self, half).items()
-        }
-        metadata = {"config": json.dumps(self.config.network()), "origin": Path(self.origin).name}
-        save_file(tensors, path, metadata=metadata)
+        tensors = {f"{half}.{name}": tensor.float() for half in HALVES for name, tensor in getattr(self, half).items()}
+        origin = visible(Path(self.origin).name)
+        write_tensors(path, tensors, {"config": json.dumps(self.config.network()), "origin": origin})
+
+
+def _difference(half: FlatModule, given: Mapping[str, Tensor]) -> tuple[str, str, str] | None:
+    """Find the first tensor in which weights do not fit a half of a network.
+
+    Returns:
+        Its name, and its shape in the network and among the weights as text; None if all tensors fit.
+    """
+    shapes = {**half.shapes, **half.statistic_shapes}
+    for name in [*shapes, *given]:
+        here, there = (
+            "nothing" if shape is None else "x".join(map(str, shape)) or "a number"
+            for shape in (shapes.get(name), given[name].shape if name in given else None)
+        )
+        if here != there:
+            return name, here, there
+    return None
 
 
 def experts() -> list[str]:
@@ -107,19 +120,33 @@ def load_weights(source: str) -> Weights:
         try:
             return _of_run(path)
         except ValueError as error:
-            raise ValueError(f"init_client: {str(error).removeprefix('resume: ')}; allowed: a run") from error
+            raise ValueError(f"init_client: {str(error).removeprefix('resume: ')}") from error
     if not path.is_file():
         raise unknown("init_client", source, experts(), also="the directory of a run, or a file of weights")
-    halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
     try:
-        with safe_open(path, framework="pt") as file:
-            config = RunConfig.from_dict(json.loads(file.metadata()["config"]))
-            for name in file.keys():  # noqa: SIM118 - safe_open is not a dictionary
-                half, _, own = name.partition(".")
-                halves[half][own] = file.get_tensor(name)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        return _of_file(path)
+    except ValueError as error:
         raise ValueError(f"init_client: {path} is no file of weights ({error})") from error
-    return Weights(str(path), config, **halves)
+
+
+def _of_file(path: Path) -> Weights:
+    """Read a file that `Weights.save` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or is something else.
+    """
+    halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
+    with open_tensors(path) as file:
+        about = file.metadata() or {}
+        if "config" not in about:
+            raise ValueError("it does not say of which network it is")
+        config = decode(RunConfig, parse_json(about["config"]))
+        for name in file.keys():  # noqa: SIM118 - safe_open is not a dictionary
+            half, _, own = name.partition(".")
+            if half not in halves:
+                raise ValueError(f"it holds {name}, which is of no half of a network")
+            halves[half][own] = file.get_tensor(name)
+    return _sound(Weights(str(path), config, **halves))
 
 
 def _of_run(path: Path) -> Weights:
@@ -129,18 +156,37 @@ def _of_run(path: Path) -> Weights:
         ValueError: the directory holds no run, or no usable checkpoint.
     """
     directory = RunDirectory(path)
-    config = RunConfig.from_dict(directory.read_config()["config"])
-    model = assembly.network(config, weights=False)
-    file, _, _ = checkpoint.newest(directory.checkpoints)
-    halves = {}
-    with safe_open(file, framework="pt") as tensors:
+    run = directory.read_config()
+    model = assembly.network(run.config, weights=False)
+    found = checkpoint.newest(directory.checkpoints, run.identity)
+    for problem in found.problems:
+        log.warning("%s", problem)
+    halves: dict[str, dict[str, Tensor]] = {}
+    with open_tensors(found.path) as tensors:
         for half, part in zip(HALVES, ("clients", "server"), strict=True):
             own = getattr(model, half)
-            halves[half] = {
-                **pieces(tensors.get_tensor(f"{part}.online"), own.shapes),
-                **pieces(tensors.get_tensor(f"{part}.online_statistics"), own.statistic_shapes),
-            }
-    return Weights(str(path), config, **halves)
+            halves[half] = {}
+            for name, shapes in (("online", own.shapes), ("online_statistics", own.statistic_shapes)):
+                flat = tensors.get_tensor(f"{part}.{name}")
+                if flat.shape != (sum(map(prod, shapes.values())),):
+                    raise ValueError(f"{found.path} is not of the network that config.json describes")
+                halves[half] |= pieces(flat, shapes)
+    return _sound(Weights(str(path), run.config, **halves))
+
+
+def _sound(weights: Weights) -> Weights:
+    """Return weights, or raise a ValueError unless they are finite numbers that fit the network of their own config."""
+    config = resolve(replace(weights.config, device="cpu"))
+    model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
+    for half in HALVES:
+        given = getattr(weights, half)
+        if given and (difference := _difference(getattr(model, half), given)):
+            name, wanted, held = difference
+            raise ValueError(f"{half}.{name} is {held}, but {wanted} in the network that it says to be of")
+        for name, tensor in given.items():
+            if not tensor.is_floating_point() or not tensor.isfinite().all():
+                raise ValueError(f"{half}.{name} holds something other than finite numbers")
+    return weights
 
 
 def published_names(half: FlatModule) -> dict[str, str]:

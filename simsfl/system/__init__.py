@@ -1,1 +1,1 @@
-"""What the rest of the library builds on: files, memory, clocks, random numbers, signals, and text for messages."""
+"""What the rest of the library builds on: files, memory, clocks, random numbers, signals, and what programs print."""

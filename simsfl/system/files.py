@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,60 +14,122 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-
-def cache_directory() -> Path:
-    """Return ``$SIMSFL_CACHE`` if it is set, else ``simsfl`` in the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SIMSFL_CACHE") or Path(base) / "simsfl")
+_PREFIX, _SUFFIX = ".simsfl-", ".tmp"
+"""How the names of temporary directories begin and end; random letters are between."""
+_LOCK = "lock"
+"""Name of the file in a temporary directory that its process keeps locked."""
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
+"""Errors with which file systems refuse to open a directory, or to force its entries onto the disk."""
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True, new: bool = False) -> Iterator[Path]:
     """Yield a temporary path with the same file name; it replaces `path` when the block ends without an error.
 
     If `durable`, the content is on disk (fsync) before the rename, and the rename before this returns, so that even a
     power cut at any moment leaves a whole file. Temporary files of a killed process are removed by the next call.
+
+    Args:
+        path: the file or directory to write.
+        durable: whether it has to outlive a power cut.
+        new: whether `path` must still not exist when the block ends.
+
+    Raises:
+        OSError: the file cannot be written, or exists although it is to be new; the message names `path`.
     """
-    _sweep(path.parent)
-    directory = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    directory.mkdir(exist_ok=True)
-    try:
-        yield directory / path.name
+    sweep(path.parent)
+    with naming(path), _scratch(path.parent) as directory:
+        temporary = directory / path.name
+        yield temporary
         if durable:
-            _flush(directory / path.name)
-        (directory / path.name).replace(path)
+            _flush(temporary)
+        if new and os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        temporary.replace(path)
         if durable:
             _flush(path.parent)
-    finally:
-        shutil.rmtree(directory)
 
 
-def _sweep(directory: Path) -> None:
-    """Remove the temporary directories of `replacing` whose process no longer runs."""
-    for leftover in directory.glob(".*.tmp"):
-        process = leftover.name.split(".")[-2]
-        if process.isdigit() and not _alive(int(process)):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    """Return whether a process with this number runs on this machine."""
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError that is raised inside name `path`, unless it names a file that is not a temporary one."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        yield
+    except OSError as error:
+        parts = Path(os.fsdecode(error.filename)).parts if isinstance(error.filename, str | bytes) else ()
+        temporary = any(part.startswith(_PREFIX) and part.endswith(_SUFFIX) for part in parts)
+        if error.errno is not None and (error.filename is None or temporary):
+            error.filename = str(path)
+            del error.filename2
+        raise
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """Yield a temporary directory in `parent`, which is removed at the end.
+
+    A file in it is locked until then, and says where the lock holds, so that `sweep` recognises what a killed process
+    left. Where there are no locks it stays empty.
+    """
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=parent))
+    try:
+        with (directory / _LOCK).open("wb", buffering=0) as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.write(_here(file.fileno()))
+            yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _here(handle: int) -> bytes:
+    """Return a text that names the running system, and the mounted file system that an open file is on.
+
+    Locks are certain only within these two: another machine, or another mount of the same storage, may not see them.
+
+    Raises:
+        OSError: the system does not say which it is.
+    """
+    system = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    return b"temporary directory of simsfl, on system %s, device %d\n" % (system, os.fstat(handle).st_dev)
+
+
+def sweep(parent: Path) -> None:
+    """Remove the temporary directories in `parent` that are certainly ours, and whose process has certainly ended."""
+    for directory in parent.glob(f"{_PREFIX}*{_SUFFIX}"):
+        if _is_abandoned(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_abandoned(directory: Path) -> bool:
+    """Return whether a directory is a temporary one of ours whose process has ended; False where that is not certain.
+
+    It is ours if its lock file says so, and it holds at most one thing besides. The process has ended if the lock is
+    free, on the system and the mount on which it was taken.
+    """
+    try:
+        handle = os.open(directory / _LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb", buffering=0) as file:
+            here = _here(handle)
+            if directory.is_symlink() or file.read(len(here) + 1) != here:
+                return False
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return len(list(directory.iterdir())) <= 2
+    except OSError:
         return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _flush(path: Path) -> None:
-    """Force a file's content, or a directory's entries, onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Force a file's content, or a directory's entries, onto the disk; for directories, where that is supported."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not (error.errno in _UNSUPPORTED and path.is_dir()):
+            raise
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
@@ -83,19 +147,32 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
     return state.hexdigest()
 
 
+def check_writable(path: Path, flag: str) -> None:
+    """Raise a ValueError that names `flag` unless a file can be made at `path`, or the one there be replaced."""
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            reason = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+            raise ValueError(f"{flag}: {path} cannot be written: {reason}; allowed: a file in a directory")
+        with tempfile.TemporaryFile(dir=path.parent):  # raises if it cannot be written to
+            pass
+    except OSError as error:
+        raise ValueError(f"{flag}: {path} cannot be written ({error.strerror}); allowed: another file") from error
+
+
 @contextmanager
-def claimed(out: Path, result: str) -> Iterator[None]:
-    """Make the directory `out` before a result for it is computed; remove it after an error if it was new and is empty.
+def claimed(out: Path, *results: str) -> Iterator[None]:
+    """Make the directory `out` before results for it are computed; remove it after an error if it was new and is empty.
 
     Args:
         out: the directory that was given as ``--out``.
-        result: name of the file that the block will write into it.
+        results: names of the files that the block will write into it.
 
     Raises:
         ValueError: `out` holds such a file already, or cannot be written to.
     """
-    if (out / result).exists():
-        raise ValueError(f"out: {out} holds a result already; allowed: a new directory")
+    held = [name for name in results if os.path.lexists(out / name)]
+    if held:
+        raise ValueError(f"out: {out} holds a result already, {held[0]}; allowed: a new directory")
     new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Text for messages: errors that suggest the name that was meant, and counts with their nouns."""
+"""Text for messages: errors that suggest the name that was meant, counts with their nouns, and text of others."""
 
 from __future__ import annotations
 
@@ -28,8 +28,33 @@ def count_text(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def shortened(value: object) -> str:
-    """Return a value as an error message shows it: cut to 80 characters, and huge integers by their size in bits."""
+def shortened(value: object, most: int = 80) -> str:
+    """Return a value for an error message: cut to `most` characters; of huge integers, the size in bits."""
     large = isinstance(value, int) and abs(value) >= 10**30
     text = f"a number of {value.bit_length()} bits" if large else str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def visible(text: str) -> str:
+    r"""Return text of others, such as the name of a file, as it may be printed on one line.
+
+    Line breaks and all other characters that a terminal would obey instead of showing them (control characters, marks
+    of the direction of text, bytes of a file name that are no characters) are written as in a Python string. Whatever
+    is printed goes through this function (`simsfl.system.console`).
+
+    >>> print(visible("a title\x1b]0;mine\x07 on two\nlines"))
+    a title\x1b]0;mine\x07 on two\nlines
+    """
+    return "".join(character if character.isprintable() else escaped(character) for character in text)
+
+
+def escaped(text: str) -> str:
+    """Return a text in ASCII, with every other character and every control character as in a Python string."""
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def shown(value: object) -> str:
+    """Return a value of a file as errors show it: texts in quotes, and lists and objects by that name alone."""
+    if isinstance(value, str):
+        return repr(shortened(value))
+    return {list: "a list", dict: "an object"}.get(type(value)) or shortened(value)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, track
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from simsfl.system.console import Output
+from simsfl.system.messages import visible
 
 _Item = TypeVar("_Item")
 
 
-def watched(items: Sequence[_Item], text: str) -> Iterable[_Item]:
-    """Return the items, with a progress bar while a loop goes through them.
+def watched(items: Sequence[_Item], text: str) -> Iterator[_Item]:
+    """Yield the items, with a progress bar while a loop goes through them.
 
     Args:
         items: what the loop goes through.
         text: label of the bar.
     """
-    console = Console(stderr=True)
-    return track(items, text, console=console, transient=True, disable=not console.is_terminal)
+    with bar(TaskProgressColumn(), TimeRemainingColumn()) as progress:
+        yield from progress.track(items, description=visible(text))
 
 
 def bar(*more: ProgressColumn) -> Progress:
@@ -28,6 +38,6 @@ def bar(*more: ProgressColumn) -> Progress:
     Args:
         more: further columns, behind these.
     """
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    console = Console(stderr=True)
-    return Progress(*columns, *more, console=console, transient=True, disable=not console.is_terminal)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
+    console = Output(stderr=True)
+    return Progress(*columns, *more, console=console, transient=True, disable=not console.redraws)

@@ -30,8 +30,9 @@ class Purpose(enum.IntEnum):
     LABELLED = 11
     ATTACKER = 12
     DECODER = 13
-    ABSENCE = 14
-    NOISE = 15
+    FIGURE = 14
+    ABSENCE = 15
+    NOISE = 16
 
 
 def numpy_generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:

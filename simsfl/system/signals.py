@@ -9,7 +9,9 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """A context that catches SIGINT, SIGTERM and SIGHUP.
+    """A context that catches SIGINT, SIGTERM and SIGHUP, but those that were ignored when the program was started.
+
+    ``nohup`` has a program ignore SIGHUP, and a shell script has its background jobs ignore SIGINT.
 
     Unless `patient` is set, the first signal raises KeyboardInterrupt at once, whichever signal it is, so that
     everything is cleaned up on the way out. If it is set, the first signal is only noted in `received`, and the second
@@ -26,7 +28,8 @@ class Stop:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Stop:
-        self._previous = {number: signal.signal(number, self._note) for number in _STOPPING}
+        caught = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._note) for number in caught}
         return self
 
     def __exit__(

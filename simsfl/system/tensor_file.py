@@ -1,19 +1,25 @@
-"""Writing tensors as safetensors files without having them all in memory."""
+"""Tensors in safetensors files: written without having them all in memory, and read whatever a file is called."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from simsfl.system.files import replacing
+from simsfl.system.reading import open_regular
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 _BLOCK_BYTES = 1 << 26
 """Bytes of rows that are written at a time, at most, unless a single row has more."""
@@ -25,6 +31,8 @@ _DTYPES = {
     torch.uint8: "U8",
 }
 """Name of each dtype in safetensors files."""
+_SEAL_BYTES = 32
+"""Length of a SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,12 @@ def blocks_of(tensor: Tensor | Rows) -> Iterator[Tensor]:
     return tensor.blocks() if isinstance(tensor, Rows) else iter([tensor])
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: dict[str, str] | None = None) -> str:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor | Rows],
+    metadata: dict[str, str] | None = None,
+    seal: str | None = None,
+) -> str:
     """Write tensors into a safetensors file, atomically, and return the file's SHA-256 in hexadecimal.
 
     The format is written here because the safetensors library needs all tensors in memory, twice. The library reads
@@ -75,6 +88,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: di
         path: the file, which is replaced if it exists.
         tensors: tensors or rows by name, in the order of the file.
         metadata: strings for the header of the file.
+        seal: name of a last tensor to add, ``[32]`` uint8: the SHA-256 of all that comes before it in the file, header
+            included, which `is_sealed` checks; None to add none.
 
     Raises:
         OSError: the file cannot be written.
@@ -85,6 +100,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: di
         end = offset + prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
+    if seal:
+        header[seal] = {"dtype": "U8", "shape": [_SEAL_BYTES], "data_offsets": [offset, offset + _SEAL_BYTES]}
     start = json.dumps(header).encode()
     start += b" " * (-len(start) % 8)
     sha256 = hashlib.sha256()
@@ -100,4 +117,41 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows], metadata: di
             for tensor in tensors.values():
                 for block in blocks_of(tensor):
                     put(memoryview(block.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy()))
+            if seal:
+                put(sha256.digest())
         return sha256.hexdigest()
+
+
+def is_sealed(path: Path) -> bool:
+    """Return whether the last bytes of a file are the checksum of all others, as `write_tensors` writes it."""
+    sha256, rest = hashlib.sha256(), path.stat().st_size - _SEAL_BYTES
+    with path.open("rb") as file:
+        while rest > 0 and (block := file.read(min(rest, 1 << 22))):
+            sha256.update(block)
+            rest -= len(block)
+        return file.read() == sha256.digest()
+
+
+@contextmanager
+def open_tensors(path: Path, framework: str = "pt") -> Iterator[safe_open]:
+    """Open a safetensors file, also one whose path is not UTF-8, which the library itself does not open.
+
+    Args:
+        path: the file.
+        framework: "pt" for tensors on the CPU, "np" for NumPy's arrays.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, or it lacks a tensor that is asked for inside.
+    """
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  (small boards lack it, and read no such file)
+
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        with open_regular(path) as stream:
+            is_text = os.fsencode(path).decode(errors="ignore") == str(path)
+            file = safe_open(path if is_text else f"/dev/fd/{stream.fileno()}", framework=framework)
+        with file:
+            yield file
+    except (SafetensorError, RuntimeError) as error:  # of the file, or of mapping it into memory
+        raise ValueError(f"{path} is damaged ({error})") from error

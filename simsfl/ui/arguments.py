@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from simsfl.system.messages import shortened, unknown
+from simsfl.system.paths import expanded
+from simsfl.system.streams import lose, print_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +22,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         shape = argparse.RawDescriptionHelpFormatter
         super().__init__(allow_abbrev=False, formatter_class=shape, usage="%(prog)s [flags]", **options)
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; argparse itself would pass over a full disk."""
+        try:
+            print(self.format_help(), end="", file=file)
+        except OSError as error:
+            lose(error)
 
     def error(self, message: str) -> NoReturn:
         """Raise a ValueError that starts with the flag's name; argparse would print the usage and exit."""
@@ -77,7 +85,15 @@ def path(text: str) -> Path:
     """Convert the text of a flag that takes a path. Raise an ArgumentTypeError if it is empty."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; allowed: a path")
-    return Path(text)
+    return Path(source(text))
+
+
+def source(text: str) -> str:
+    """Convert the text of a flag that takes a name or a path. Raise an ArgumentTypeError for an unknown ``~user``."""
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def whole_number(text: str) -> int:
@@ -99,14 +115,14 @@ def seeds_of(text: str, flag: str = "seeds") -> list[int]:
     """Return the seeds in a text, each once: [0, 2] for "0,2,0".
 
     Args:
-        text: whole numbers, by comma.
+        text: whole numbers, separated by commas.
         flag: name of the flag, for the error.
 
     Raises:
         ValueError: the text holds something else.
     """
     if not all(seed.isdecimal() and len(seed) < 19 for seed in text.split(",")):
-        raise ValueError(f"{flag}: {shortened(text)!r} are no numbers; allowed: 0 or more, by comma")
+        raise ValueError(f"{flag}: {shortened(text)!r} are no numbers; allowed: 0 or more, separated by commas")
     return list(dict.fromkeys(map(int, text.split(","))))
 
 
@@ -123,11 +139,6 @@ def add_dashboard_flag(group: argparse._ArgumentGroup) -> None:
 
 
 def fail(error: Exception) -> int:
-    """Print an error in what the user asked for as one line on stderr; return the exit code, 2."""
+    """Print a user's mistake as one line on stderr; return the exit code, 2."""
     print_error(str(error))
     return 2
-
-
-def print_error(text: str) -> None:
-    """Print an error on stderr, as one line."""
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)

@@ -22,6 +22,9 @@ from rich.text import Text
 from simsfl.algorithm.wire import DeviceStatus
 from simsfl.runs.metrics import History, Status
 from simsfl.system.clock import PHASES
+from simsfl.system.console import Output
+from simsfl.system.messages import visible
+from simsfl.ui.spread import collapse, spreads
 
 REFRESH_SECONDS = 1.0
 """Least seconds between two drawings of the live view."""
@@ -88,7 +91,7 @@ def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
 
 
 def time_left(status: Status) -> float | None:
-    """Return the seconds to go at the pace of the latest steps, with evaluations; None before the first step."""
+    """Return the seconds until the run ends, if steps and evaluations stay as fast; None before the first step."""
     training = sum(status.phase_seconds.values()) - status.phase_seconds.get("evaluation", 0.0)
     if not status.step_seconds or not training:
         return None
@@ -119,7 +122,7 @@ def render(config: Mapping[str, Any], history: History, status: Status | None) -
         history: the records so far.
         status: the latest status; None before there is one.
     """
-    parts = [_header(config, status.activity if status else "starting"), _curves(history)]
+    parts = [_header(config, status.activity if status else "starting"), _curves(config, history)]
     if status:
         parts.insert(1, _progress(status))
         parts.append(_figures(history, status))
@@ -135,7 +138,7 @@ def render(config: Mapping[str, Any], history: History, status: Status | None) -
 
 
 def _header(config: Mapping[str, Any], activity: str) -> Panel:
-    """Return a panel of what is being run and what it is doing."""
+    """Return a panel of the run's settings and its current activity."""
     text = Text.assemble(
         (config["preset"], "bold cyan"),
         "" if config["method"] in ("mocosfl", config["preset"]) else f"  {config['method']}",
@@ -143,7 +146,7 @@ def _header(config: Mapping[str, Any], activity: str) -> Panel:
         (f"{config['clients']:,} clients", "bold"),
         f", cohort {config['cohort']:,}  {config['engine']}  {config['precision']}",
     )
-    titles = {"title": "simsfl", "title_align": "left", "subtitle": activity, "subtitle_align": "right"}
+    titles = {"title": "simsfl", "title_align": "left", "subtitle": Text(visible(activity)), "subtitle_align": "right"}
     return Panel(text, border_style="cyan", **titles)
 
 
@@ -171,8 +174,8 @@ def _progress(status: Status) -> Table:
     return table
 
 
-def _curves(history: History) -> Table:
-    """Return rows of the loss, the contrastive and kNN accuracy and the attackers' SSIM, each with a sparkline."""
+def _curves(config: Mapping[str, Any], history: History) -> Table:
+    """Return rows of the loss, contrastive and kNN accuracy, spread and attackers' SSIM, each with a sparkline."""
     knn = [record["knn_top1"] for record in history.evaluations]
     pixels = history.untrained("pixel_knn_top1")
     table = Table.grid(expand=True, padding=(0, 1))
@@ -191,6 +194,10 @@ def _curves(history: History) -> Table:
         ("kNN", "evaluation", "knn_top1", ".1f", " %", knn, best + against if knn else "", "green"),
     ):
         table.add_row(name, number(history.value(event, key), form, unit), note, Sparkline(values, style))
+    if found := spreads(config, history):
+        latest, values = found[-1], [spread.percent for spread in found]
+        note = Text("outputs almost the same", "red") if latest.collapsed else f"std {latest}"
+        table.add_row("spread", f"{latest.percent:.1f} %", note, Sparkline(values, "blue"))
     if ssim:
         before = number(history.value("round", "attackers_ssim_before"), ".3f")
         table.add_row("attacker", f"{ssim[-1]:.3f}", f"SSIM, before {before}", Sparkline(ssim, "red"))
@@ -305,7 +312,7 @@ class LiveView:
         console: the terminal.
     """
 
-    def __init__(self, config: Mapping[str, Any], history: History, console: Console):
+    def __init__(self, config: Mapping[str, Any], history: History, console: Output):
         self.config, self.history, self.console = config, history, console
         self.live = Live(console=console, auto_refresh=False, screen=True)
         self.picture: Group | None = None
@@ -321,6 +328,8 @@ class LiveView:
         self.live.stop()
         if self.picture:
             self.console.print(self.picture)
+        if found := collapse(spreads(self.config, self.history)):
+            self.console.say((found[1], "yellow"))
 
     def due(self) -> bool:
         """Return whether `REFRESH_SECONDS` have passed since the last drawing."""
@@ -342,7 +351,7 @@ class PlainView:
         console: where to print.
     """
 
-    def __init__(self, config: Mapping[str, Any], history: History, console: Console):
+    def __init__(self, config: Mapping[str, Any], history: History, console: Output):
         self.config, self.history, self.console = config, history, console
         self.printed = len(history.rounds)
 
@@ -362,16 +371,19 @@ class PlainView:
         """Print the rounds that are not printed yet."""
         if status is None:
             return
+        found = spreads(self.config, self.history)
         knn = {record["round"]: f"  kNN {record['knn_top1']:.2f} %" for record in self.history.evaluations}
+        knn |= {spread.round: f"{knn[spread.round]}  spread {spread.percent:.1f} %" for spread in found}
+        collapsed_in, warning = collapse(found) or (None, "")
         left = time_left(status)
         for record in self.history.rounds[self.printed :]:
-            self.console.print(
+            self.console.say(
                 f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
                 f"contrast {record['contrast_top1']:.2f} %{knn.get(record['round'], '')}  "
                 f"{'' if record['communication'] == 'A' else 'state ' + record['communication'] + '  '}"
                 f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
-                f"{'-' if left is None else time_text(left)} left",
-                highlight=False,
-                soft_wrap=True,
+                f"{'-' if left is None else time_text(left)} left"
             )
+            if record["round"] == collapsed_in:
+                self.console.say((warning, "yellow"))
         self.printed = len(self.history.rounds)

@@ -1,4 +1,4 @@
-"""A whole run of MocoSFL written out anew from the papers, one client at a time, in float64 on the CPU.
+"""A whole run of MocoSFL, written independently from the papers, one client at a time, in float64 on the CPU.
 
 The oracle takes only three things from the library: the modules of the network with their initial weights, the initial
 key queues, and what is drawn at random in a round with the views that follow from it. Everything else is written with
@@ -223,7 +223,7 @@ class Oracle:
         self.average = client.module(client.initial.double())
         self.clients = [Client(copy.deepcopy(self.average)) for _ in range(self.config.clients)]
         online = server.module(simulation.state.server.online.clone()).double()
-        self.server = Server(self.config, online, simulation.state.queues.keys.clone())
+        self.server = Server(self.config, online, simulation.state.memories["keys"].clone())
         self.traffic = Traffic()
         self.divergences = []
         self.exchange, self.last_loss = "A", None

@@ -1,4 +1,4 @@
-"""The baselines, federated learning without a split and training in one place, against loops written anew."""
+"""The baselines, federated learning without a split and training in one place, against independent loops."""
 
 import copy
 import math
@@ -109,7 +109,7 @@ def test_one_client_with_all_data_is_moco(dataset, settings):
     simulation = Simulation(config, dataset, **FLOAT64)
     client = simulation.model.client.module(simulation.model.client.initial.double())
     server = simulation.model.server.module(simulation.state.server.online.clone())
-    expected = TextbookMoCo(torch.nn.Sequential(client, server), simulation.state.queues.keys[0], config)
+    expected = TextbookMoCo(torch.nn.Sequential(client, server), simulation.state.memories["keys"][0], config)
     losses = [
         expected.step(*views[0], cosine_lr(config, index))
         for index in range(config.rounds)
@@ -119,7 +119,7 @@ def test_one_client_with_all_data_is_moco(dataset, settings):
     assert [record.loss for record in records] == pytest.approx(losses, rel=1e-9)
     learnt = torch.cat([simulation.state.clients.online, simulation.state.server.online])
     torch.testing.assert_close(learnt, flat(expected.online), rtol=1e-8, atol=1e-9)
-    torch.testing.assert_close(simulation.state.queues.keys[0], expected.queue, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(simulation.state.memories["keys"][0], expected.queue, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize(("method", "textbook"), [("fl-moco", TextbookMoCo), ("fl-byol", TextbookBYOL)])
@@ -130,7 +130,8 @@ def test_federated_averaging_by_the_book(dataset, method, textbook, symmetric):
     config = replace(config, rounds=3, syncs_per_round=1, queue_length=7)
     simulation = Simulation(config, dataset, **FLOAT64)
     average = simulation.model.client.module(simulation.model.client.initial).double()
-    clients = [textbook(copy.deepcopy(average), queue, config) for queue in simulation.state.queues.keys]
+    queues = simulation.state.memories.get("keys", torch.zeros(config.clients, 0, 1))
+    clients = [textbook(copy.deepcopy(average), queue, config) for queue in queues]
     losses = []
     for index in range(config.rounds):
         cohort = simulation.parts.plan(index).cohort.tolist()
@@ -196,9 +197,9 @@ def test_rules():
 
 WRONG = {
     "cut": (["--cut-layer", "2"], "cut_layer: has no effect where method is fl-byol; allowed with method mocosfl"),
-    "queue": (["--queue-length", "9"], "queue_length: has no effect where method is fl-byol"),
+    "queue": (["--queue-length", "9"], "queue_length: has no effect where the objective has no key queue"),
     "unequal": (["--unequal", "0.5_0.5|2|0.5_0.5"], "unequal: "),
-    "supervised": (["--supervised"], "supervised: True is for mocosfl, not for fl-byol; allowed: False"),
+    "supervised": (["--supervised"], "method: fl-byol has an objective of its own"),
     "name": (["--method", "fl-byo"], "method: 'fl-byo' is not known (did you mean fl-byol?)"),
 }
 """Flags that are refused, and how the error begins."""

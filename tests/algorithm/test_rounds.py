@@ -1,4 +1,4 @@
-"""Whole runs against an oracle written anew: modules, optimisers and lists, one client at a time (`oracle.py`).
+"""Whole runs against an independent oracle: modules, optimisers and lists, one client at a time (`oracle.py`).
 
 `test_step.py` compares one step of two engines that share the rest. Here nothing of the library computes but the
 models and the views: averaging, what each client keeps between its rounds, schedules and queues are written out.
@@ -93,12 +93,12 @@ def assert_same_clients(simulation, oracle):
 
 def assert_same_server(simulation, oracle):
     """Compare the server's models and the key queues."""
-    server, queues = simulation.state.server, simulation.state.queues
+    server, queues = simulation.state.server, simulation.state.memories
     torch.testing.assert_close(server.online, flat(oracle.server.online.parameters()), **NEAR)
     torch.testing.assert_close(server.momentum, flat(oracle.server.momentum.parameters()), **NEAR)
     expected = torch.stack([torch.stack(queue.keys) for queue in oracle.server.queues])
-    torch.testing.assert_close(queues.keys, expected, **NEAR)
-    assert queues.pointer.tolist() == [queue.pointer for queue in oracle.server.queues]
+    torch.testing.assert_close(queues["keys"], expected, **NEAR)
+    assert queues["pointer"].tolist() == [queue.pointer for queue in oracle.server.queues]
 
 
 def assert_same_statistics(simulation, oracle):

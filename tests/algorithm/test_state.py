@@ -20,7 +20,7 @@ def test_a_cohort_that_does_nothing_gives_back_what_it_was_given(config, dataset
     assert cohort.ids.tolist() == ids.tolist()
     assert torch.equal(cohort.momentum[1], before["clients.momentum"][old[0]])
     assert torch.equal(cohort.momentum[0], clients.initial)
-    assert torch.equal(state.queue.keys, before["queues.keys"][ids])
+    assert torch.equal(state.memory["keys"], before["queues.keys"][ids])
     scatter_(state)
     after = state.tensors()
     for name in ("clients.velocity", "queues.keys", "queues.pointer"):

@@ -10,17 +10,24 @@ import numpy as np
 import pytest
 import torch
 
+from simsfl import RunConfig
+from simsfl.aggregations import Aggregation
 from simsfl.algorithm import reference, step
 from simsfl.algorithm.aggregation import average_, receive_
 from simsfl.algorithm.batch import Batch, Hyperparameters
 from simsfl.algorithm.state import gather_, scatter_
 from simsfl.algorithm.wire import Wire
+from simsfl.config.catalogue import Targets
 from simsfl.config.notation import Bottleneck
 from simsfl.data import Images, views
 from simsfl.kernels import accelerated
 from simsfl.models import Style, split_model
+from simsfl.objectives.moco import MoCo
+from simsfl.objectives.supervised import Supervised
+from simsfl.optimisers import SGD
+from simsfl.setup import assembly
+from simsfl.setup.outline import Outline
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
-from tests.states import new_state
 
 CLIENTS, BATCH, ROUNDS, STEPS = 6, 2, 2, 3
 IMAGES, CLASSES, KEY_DIM, QUEUE_LENGTH = 40, 12, 12, 54
@@ -105,26 +112,27 @@ def new_model(setting):
 
 def initial_state(setting, model):
     """Return the state of a run of a setting before its first round."""
-    return new_state(
-        model,
+    config = RunConfig(
         clients=CLIENTS,
         cohort=setting.cohort,
         queue_length=QUEUE_LENGTH,
         key_dim=KEY_DIM,
         feature_sharing=setting.shared_queue,
         align_momentum=setting.align_momentum,
-        generator=torch_generator(SEED, Purpose.QUEUE),
+        device="cpu",
     )
+    return assembly.state(Outline(config, groups=[], steps=0), model, DTYPE)
 
 
 def hyperparameters(setting):
     """Return what stays the same from step to step; stacked engines run four clients together."""
+    length = QUEUE_LENGTH if setting.shared_queue else QUEUE_LENGTH // CLIENTS
     return Hyperparameters(
-        temperature=0.1,
+        objective=Supervised() if setting.supervised else MoCo(0.1, length),
+        targets=Targets.LABELS if setting.supervised else Targets.MOMENTUM,
         symmetric=setting.symmetric,
         tau=0.9,
-        momentum=0.9,
-        weight_decay=5e-4,
+        optimiser=SGD(0.9, 5e-4),
         precision=DTYPE,
         batches=(BATCH,) * setting.cohort,
         chunk=4,
@@ -176,7 +184,8 @@ def train(setting, engine, wire=None):
             with accelerated(version):
                 outcome = train_step(model, state, batch, hyper)
             outcomes.append(torch.stack([outcome.loss, outcome.top1, outcome.smashed.sum(), outcome.gradient.sum()]))
-        average_(state, align_momentum=setting.align_momentum, absent=wire.models_up())
+        images_of = torch.full((setting.cohort,), IMAGES // CLIENTS)
+        average_(state, Aggregation(), images_of, align_momentum=setting.align_momentum, absent=wire.models_up())
         scatter_(state)
         receive_(model.client, state, cohort, 0.0)
     return {**state.tensors(), "outcomes": torch.stack(outcomes)}

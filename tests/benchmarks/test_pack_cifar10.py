@@ -1,4 +1,4 @@
-"""CIFAR-10 carried to a machine with no network: what is packed comes out whole, or not at all."""
+"""CIFAR-10 for a machine without a network: what was packed is unpacked whole, or not at all."""
 
 import contextlib
 import hashlib
@@ -20,10 +20,10 @@ from simsfl.system import tensor_file
 
 @pytest.fixture
 def cifar(monkeypatch, tmp_path):
-    """A CIFAR-10 of 60 smooth images in the cache, with its checksums, and no other source."""
+    """Put a CIFAR-10 of 60 smooth images into the cache as its only source, with its checksums; return its arrays."""
     rng = np.random.default_rng(0)
     waves = np.cumsum(rng.integers(-4, 5, (60, 32, 32, 3)), axis=1).astype(np.uint8)
-    waves[0] = rng.integers(0, 256, (32, 32, 3))  # and noise, which no picture format likes
+    waves[0] = rng.integers(0, 256, (32, 32, 3))  # noise, which cannot be compressed
     labels = rng.integers(0, 10, 60)
     arrays = Arrays(waves[:50], labels[:50], waves[50:], labels[50:], tuple("abcdefghij"))
     sums = {key: hashlib.sha256(getattr(arrays, key).astype(np.uint8).tobytes()).hexdigest() for key in ARRAYS}
@@ -42,17 +42,19 @@ def cifar(monkeypatch, tmp_path):
 
 @pytest.fixture
 def slices(cifar, tmp_path, capsys):
+    """Pack the small CIFAR-10; return the paths of its slices."""
     assert pack_cifar10.main(["pack", str(tmp_path / "slices")]) == 0
     capsys.readouterr()
     return sorted((tmp_path / "slices").iterdir())
 
 
 def unpack(files, out):
+    """Unpack slices into the directory `out`; return the exit code."""
     return pack_cifar10.main(["unpack", *map(str, files), "--out", str(out)])
 
 
 def refusal(capsys):
-    """What was said: one line that starts with "error: ", and nothing on stdout."""
+    """Return the error, which must be one line on stderr that starts with "error: "; stdout must be empty."""
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("error: ")
@@ -79,7 +81,7 @@ def test_simsfl_finds_what_was_unpacked_pixel_for_pixel(cifar, slices, tmp_path,
 def test_without_out_it_goes_where_simsfl_looks(cifar, slices, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SIMSFL_CACHE", str(tmp_path / "empty"))
     assert pack_cifar10.main(["unpack", *map(str, slices)]) == 0
-    assert "SIMSFL_CACHE" not in capsys.readouterr().out  # it need not be set
+    assert "SIMSFL_CACHE" not in capsys.readouterr().out  # the variable need not be set
     assert "cache" in load_dataset("cifar10", data_dir=tmp_path / "none").origin
 
 
@@ -98,7 +100,7 @@ def test_equal_data_makes_equal_slices(slices, tmp_path):
 
 
 def rewritten(file, change):
-    """Make a sound archive of the same pictures and a changed account of them."""
+    """Write a slice anew, with the same pictures and with a changed ``about.json``."""
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     about = json.loads(members["about.json"])
@@ -109,17 +111,20 @@ def rewritten(file, change):
 
 
 def flip(file):
+    """Change a bit in the middle of a file."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
 def empty_archive(file):
+    """Replace a file by a zip archive without members."""
     with zipfile.ZipFile(file, "w"):
         pass
 
 
 def swap_labels(about):
+    """Change the first test label in the content of ``about.json``."""
     about["test_y"][0] = (about["test_y"][0] + 1) % 10
 
 
@@ -167,7 +172,7 @@ def test_a_slice_with_any_byte_flipped_is_refused_or_has_done_no_harm(cifar, sli
         content[place] ^= 1 << chance.randrange(8)
         slices[0].write_bytes(content)
         out = tmp_path / str(place)
-        if unpack(slices, out) == 0:  # a date, say
+        if unpack(slices, out) == 0:  # such as a byte of a date
             capsys.readouterr()
             assert (out / "cifar10.safetensors").read_bytes() == expected
         else:
@@ -196,14 +201,16 @@ def test_where_nothing_can_be_written_is_one_line(slices, tmp_path, capsys):
     assert pack_cifar10.main(["pack", str(tmp_path / "file" / "out")]) == 2
     said = refusal(capsys)
     assert "cannot be written" in said
-    assert f"'{tmp_path / 'file'}'" in said  # which is in the way
+    assert f"'{tmp_path / 'file'}'" in said  # the file that is in the way is named
 
 
 def full(*args):
+    """Fail as on a full disk."""
     raise OSError(28, "No space left on device")
 
 
 def stopped(*args):
+    """Fail as at Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -219,7 +226,7 @@ def test_a_full_disk_or_ctrl_c_leaves_nothing_behind(slices, tmp_path, monkeypat
         patch.setattr(pack_cifar10, "write_slice", in_the_second)
         assert pack_cifar10.main(["pack", str(tmp_path / "other")]) == code
     with monkeypatch.context() as patch:
-        patch.setattr(tensor_file, "blocks_of", happens)  # when the file has only its header
+        patch.setattr(tensor_file, "blocks_of", happens)  # after the header is written
         assert unpack(slices, tmp_path / "out") == code
     assert sorted(tmp_path.iterdir()) == before
 
@@ -227,7 +234,7 @@ def test_a_full_disk_or_ctrl_c_leaves_nothing_behind(slices, tmp_path, monkeypat
 def test_cifar10_not_to_be_had_is_one_line(cifar, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SIMSFL_CACHE", str(tmp_path / "empty"))
     assert pack_cifar10.main(["pack", str(tmp_path / "slices")]) == 2
-    assert "CIFAR-10 could not be had" in refusal(capsys)
+    assert "CIFAR-10 is not available" in refusal(capsys)
     assert list(tmp_path.iterdir()) == []
 
 

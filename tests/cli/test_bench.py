@@ -24,11 +24,11 @@ def test_engines_take_turns(npz, tmp_path, capsys):
     assert results["peaks"]["step_flops"]["server"] > 0
     assert results["machine"]["torch"]
     table = capsys.readouterr().out
-    for word in ("client backward", "times as fast", "fused"):
+    for word in ("client backward", "times as fast", "fused", "garbage collection"):
         assert word in table
 
 
-def test_scale_and_start(monkeypatch, tmp_path, npz):
+def test_scale(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "CLIENTS", (20, 50))
     report = tmp_path / "bench.json"
     small = {name: value for name, value in SMALL.items() if name not in bench.IDLE["scale"]}
@@ -36,6 +36,9 @@ def test_scale_and_start(monkeypatch, tmp_path, npz):
     scale = json.loads(report.read_text())["scale"]
     assert list(scale) == ["20", "50"]
     assert scale["20"]["bytes_per_client"] > 0
+    table = capsys.readouterr().out
+    assert "step [ms]" in table
+    assert "start [s]" in table
 
 
 WRONG = {

@@ -1,5 +1,7 @@
 """The command `simsfl`: it finds programs by name, and says in one line what is wrong."""
 
+import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -55,14 +57,13 @@ def test_an_interrupted_program_ends_in_one_line(started, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
-@pytest.mark.parametrize(
-    ("called", "words"),
-    [
-        ("simsfl run", ["simsfl", "pi-bench"]),
-        ("/somewhere/experiments/run.py", ["python", "/somewhere/hw_profile/pi_bench.py"]),
-        ("/usr/bin/pytest", ["simsfl", "pi-bench"]),
-    ],
-)
-def test_other_programs_are_named_as_this_one_was_called(monkeypatch, called, words):
-    monkeypatch.setattr(sys, "argv", [called])
-    assert command.command("pi-bench") == words
+def test_the_version_is_printed(capsys):
+    assert command.main(["--version"]) == 0
+    assert re.fullmatch(r"simsfl \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_a_board_without_rich_is_told_so():
+    """In a process of its own: what names the missing package must not need it."""
+    code = "import sys; sys.modules['rich'] = None; from simsfl.cli.main import start; sys.exit(start('pi-bench'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: rich: is not installed; allowed: pip install rich\n")

@@ -1,6 +1,7 @@
 """The program that trains: its run directory, its profile, and what it does when a loss is not finite."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from simsfl import RunConfig, Simulation
 from simsfl.algorithm import step
 from simsfl.cli import run
+from simsfl.cli.report import program as report
 from simsfl.runs.metrics import read_records
 from tests.conftest import TINY, flags
 
@@ -23,6 +25,7 @@ SUMMARY_KEYS = [
     "loss",
     "contrast_top1",
     "knn_top1",
+    "output_std",
     "linear_top1",
     "seconds",
     "client_steps_per_second",
@@ -61,13 +64,27 @@ def test_run_directory(npz, tmp_path, capfd):
     assert (again / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
 
 
+def test_why_the_batch_size_is_small_is_said_at_the_start_again_later_and_in_the_report(npz, tmp_path, capfd):
+    out, settings = tmp_path / "out", {name: value for name, value in TINY.items() if name != "batch_size"}
+    settings |= {"partition": "dirichlet", "alpha": 0.3, "clients": 4}
+    assert run.main([*flags(dataset=npz, out=out, **settings), "--dashboard", "off"]) == 0
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("schedule")]
+    reason = re.search(r"(\d+) images? per client and step \(by rule 25, but client \d holds only \1 images?\)", line)
+    assert reason
+    (out / "summary.json").unlink()
+    assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
+    assert reason[0] in capfd.readouterr().out
+    assert report.main([str(out)]) == 0
+    assert reason[0].split("step ")[1] in (out / "report.md").read_text()
+
+
 def test_a_profile_names_the_phases(npz, tmp_path, capfd):
     out = tmp_path / "out"
     argv = [*flags(dataset=npz, out=out, **TINY), "--dashboard", "off", "--profile", "4"]
     assert run.main(argv) == 0
     names = [event.get("name") for event in json.loads((out / "trace.json").read_text())["traceEvents"]]
     assert [names.count(phase) for phase in ("client forward", "server", "client backward")] == [4] * 3
-    assert names.count("data") >= 4  # the planning of a round counts, too
+    assert names.count("data") >= 4  # drawing a round's plan is in this phase, too
     assert "trace.json" in capfd.readouterr().out
 
 

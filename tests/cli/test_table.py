@@ -1,7 +1,9 @@
-"""Tables of the paper: what their cells are, and grids that are planned, run, broken off and gone on with."""
+"""Tables of the paper: their cells, and grids that are planned, run, interrupted and continued."""
 
 import json
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,10 @@ from simsfl.cli.presets import named
 from simsfl.cli.table import grid
 from simsfl.cli.table import program as table
 from simsfl.cli.table.cells import TABLES, Cell
+from simsfl.cli.table.grid import Identity, read_grid
+from simsfl.cli.table.results import Results
 from simsfl.runs.directory import RunDirectory
+from simsfl.system.outputs import LIST, Outputs
 from tests.conftest import flags
 
 TINY = {
@@ -26,6 +31,7 @@ TINY = {
 
 
 def run(*argv, out, **settings):
+    """Run ``table.py`` with tiny runs that write into `out`; return the exit code."""
     return table.main([*argv, "--preset", "laptop", *flags(out=out, **TINY | settings)])
 
 
@@ -41,12 +47,12 @@ def test_cells_are_named_once_and_can_be_run():
     assert (published[0], published[-1]) == (87.29, 91.28)
     few = {cell.name: cell for cell in TABLES["2"]().cells}
     assert few["MocoSFL-3, CIFAR-100 N=20"].published == 57.52
-    assert few["MocoSFL-3, CIFAR-100 N=20"].settings["cohort"] == 5  # a quarter takes part
+    assert few["MocoSFL-3, CIFAR-100 N=20"].settings["cohort"] == 5  # a quarter of the clients takes part
 
 
 @pytest.mark.slow
 def test_the_smoke_grids(tmp_path, capsys):
-    """Each in its budget, on shapes; the second with a data set that is not there."""
+    """Two grids run on shapes, each within its budget; a cell of the second needs a data set that is not there."""
     out = tmp_path / "2"
     short = {"rounds": 2, "local_epochs": 0.02, "probe_epochs": 1}
     assert run("2", "--budget", "3", "--only", "CIFAR-10 N=5", out=out, **short) == 0
@@ -76,7 +82,7 @@ def test_the_smoke_grids(tmp_path, capsys):
     assert table.main([*argv, *flags(out=out, data_dir=tmp_path / "none", **options)]) == 0
     page = (out / "table.md").read_text()
     assert "91.76" in page
-    assert "imagenet-12" in page  # why it did not run
+    assert "imagenet-12" in page  # the reason for which a cell did not run
     argv = ["3", "--budget", "3", "--only", "MocoSFL-3 CIFAR-10 non-IID", "--no-linear-probe"]
     assert run(*argv, out=tmp_path / "all", rounds=1, local_epochs=0.02) == 0
     page = (tmp_path / "all" / "table.md").read_text()
@@ -126,6 +132,11 @@ def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, capsy
     assert RunDirectory(good).summary.exists()
     assert not RunDirectory(broken).summary.exists()
     assert "1 of 2 seeds" in (out / "table.md").read_text()
+    (broken / "config.json").write_text("[]")
+    assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 0
+    log = (out / f"{broken.name}.log").read_text()
+    assert log.count("$ simsfl run --resume") == 2  # an earlier attempt stays to be read
+    assert log.count("a list is not an object") == 1
 
 
 @pytest.mark.parametrize("name", ["1", "hardware"])
@@ -153,6 +164,44 @@ def test_dry_run_prints_no_command_for_what_cannot_run(tmp_path, capsys):
     assert line.startswith("# cut-layer-5-iid-seed-0: cut_layer: 5 is out of range")
 
 
+def test_what_cannot_run_for_one_reason_is_one_line(tmp_path, capsys, monkeypatch):
+    """The data are missed once, and the published figures are shown all the same."""
+    tried = []
+    measured = grid._measured
+    monkeypatch.setattr(grid, "_measured", lambda *given, **how: tried.append(given) or measured(*given, **how))
+    options = {name: value for name, value in TINY.items() if name != "dataset"}
+    argv = ["3", "--only", "ImageNet-12 non-IID", "--preset", "laptop"]
+    missing = flags(out=tmp_path / "grid", data_dir=tmp_path / "none", **options)
+    assert table.main([*argv, *missing, "--dry-run"]) == 0
+    assert len(tried) == 1
+    output = capsys.readouterr().out
+    lines = [line for line in output.splitlines() if line.startswith("# ")]
+    where = f"{tmp_path / 'none' / 'imagenet-12'}, which does not exist; allowed: another --data-dir"
+    assert lines == [f"# 6 runs: dataset: imagenet12 is read from {where}"]
+    assert "simsfl run" not in output
+    for published in ("92.24", "91.44", "91.28", "92.60", "91.83"):
+        assert published in output
+    assert output.count("impossible") == 6
+    assert table.main([*argv, *missing]) == 0
+    page = (tmp_path / "grid" / "table.md").read_text()
+    assert page.count("imagenet12 is read from") == 1
+    assert page.count("| impossible |") == 6
+    assert "| 92.60 |" in page
+
+
+def test_a_forecast_names_experts_under_the_row_of_their_cell():
+    cells = [cell for cell in TABLES["4"]().cells if cell.published][:3]
+    plans = [grid.Plan(cell, 0, RunConfig(), 1000, 60.0, steps=10) for pair in cells for cell in (pair.expert, pair)]
+    forecast = Results(TABLES["4"](), plans, Path("none"), None, {}).forecast()
+    first, published, *_ = ([*column.cells] for column in forecast.columns)
+    assert first == [
+        "cut layer 1, lambda 2",
+        *(f"{expert}{share} of the target's data" for share in ("0.0%", "0.5%", "1.0%") for expert in ("expert, ", "")),
+        "all",
+    ]
+    assert published == ["", "-", "81.14", "-", "80.78", "-", "79.96", ""]
+
+
 def test_a_schedule_that_fits():
     cell = Cell("row", "column", {})
     config = RunConfig(preset="laptop", rounds=100, linear_probe=True, knn_bank=1000, knn_test=100)
@@ -172,10 +221,23 @@ WRONG = {
     "cell": (["3", "--only", "CIFAR-11"], "only: 'CIFAR-11' is in no cell"),
     "seeds": (["3", "--seeds", "a"], "seeds: 'a'"),
     "budget": (["3", "--budget", "0"], "budget: 0 is no time"),
+    "budget in words": (["3", "--budget", "x"], "budget: 'x' is no number; allowed: minutes"),
     "tiny budget": (["sync", "--only", "1 per round", "--budget", "0.001"], "budget: 0.001 minutes are too few"),
     "flag": (["3", "--archs", "resnet8"], "flag: '--archs' is not known (did you mean --arch?)"),
     "config": (["3", "--tau", "2"], "tau: 2.0 is out of range"),
 }
+
+
+def test_a_run_is_ended_even_where_interrupts_are_ignored(tmp_path):
+    """As in a job of a script in the background, whose processes ignore them, too."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        argv = ["run", *flags(out=tmp_path / "run", rounds=3, preset="laptop", **TINY)]
+        with (tmp_path / "log").open("w") as log, table._running(argv, log) as process:
+            assert process.poll() is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
@@ -206,3 +268,20 @@ def test_a_directory_of_another_grid_or_of_something_else(tmp_path, capfd):
     (out / "mine.txt").touch()
     assert run("sync", "--only", "1 per round", out=out) == 2
     assert "holds something else" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ['{"grid": {"table": "sync"}, "runs": []}', '{"grid": 5, "runs": {}}', "[" * 100_000]
+)
+def test_a_damaged_grid_is_one_line(content, tmp_path, capsys):
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "grid.json").write_text(content)
+    assert run("sync", "--only", "1 per round", out=tmp_path / "grid") == 2
+    error = capsys.readouterr().err
+    assert "grid.json is damaged" in error
+    assert error.count("\n") == 1
+
+
+def test_what_a_killed_process_left_is_no_grid_of_others(tmp_path):
+    (tmp_path / LIST).write_text("")
+    assert read_grid(Outputs(tmp_path), Identity()) == {}

@@ -21,6 +21,7 @@ from tests.conftest import TINY
 
 
 def stem(width=8, size=16):
+    """Return a network with only the first convolution on the client."""
     generator = torch.Generator()
     return split_model(
         "resnet18", width=width, cut_layer=1, image_size=size, head="mlp", key_dim=8, generator=generator
@@ -32,13 +33,13 @@ def test_operations_of_a_stem_by_hand():
     maps, macs = 8 * 16 * 16, 8 * 16 * 16 * 3 * 9
     assert (found.macs, found.normalised) == (macs, maps)
     assert found.forward == 2 * macs + 8 * maps
-    assert found.backward == 2 * macs + 16 * maps  # of the weights alone: the image needs no gradient
+    assert found.backward == 2 * macs + 16 * maps  # the backward pass is for weights only: images need no gradient
     assert found.step() == 2 * found.forward + found.backward
     assert found.step(learns=False) == 2 * found.forward
 
 
 def test_operations_of_a_server_are_those_of_its_layers():
-    """Counted here by hooks on ordinary modules."""
+    """Count the operations of the server with hooks on ordinary modules."""
     model = stem()
     macs = 0
 
@@ -57,12 +58,12 @@ def test_operations_of_a_server_are_those_of_its_layers():
     server(torch.zeros(1, *model.smashed_shape))
     found = operations(model.server, model.smashed_shape)
     assert found.macs == macs
-    assert found.backward == 4 * macs + 16 * found.normalised  # of the smashed data, too
+    assert found.backward == 4 * macs + 16 * found.normalised  # the backward pass is for weights and smashed data
 
 
 @pytest.mark.parametrize("arch", ["resnet8", "resnet50", "vgg11", "mobilenetv2"])
 def test_operations_are_those_that_pytorch_counts(arch):
-    """Its counter takes a second to import, and so is not what counts."""
+    """PyTorch's counter takes a second to import, so the library does not use it, but agrees with it."""
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
 
     model = split_model(
@@ -84,7 +85,7 @@ def test_operations_are_those_that_pytorch_counts(arch):
             forward = counter.get_total_flops()
             output.sum().backward()
         assert forward == 2 * found.macs
-        if arch != "mobilenetv2":  # of grouped convolutions' weights it counts the gradient as if they were not
+        if arch != "mobilenetv2":  # it counts weight gradients of grouped convolutions as if they were not grouped
             assert counter.get_total_flops() - forward == found.backward - 16 * found.normalised
 
 
@@ -103,7 +104,7 @@ def test_memory_of_a_stem_by_hand():
 
 @pytest.mark.parametrize("learns", [True, False])
 def test_memory_is_about_what_is_measured(learns):
-    """What comes in, a map's gradient, is measured besides."""
+    """The gradient that the server sends is among the measured bytes, but not among the estimated ones."""
     model = stem(width=16, size=32)
     found = memory(model.client, (3, 32, 32), 2, learns=learns).total
     measured = training_bytes(model.client, (3, 32, 32), 2, learns=learns)
@@ -111,12 +112,12 @@ def test_memory_is_about_what_is_measured(learns):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_papers_reckoning_gives_the_papers_figures(name):
+def test_counting_as_the_paper_does_gives_the_papers_figures(name):
     found, published = paper_way(name), PUBLISHED[name]
     for key in ("weights", "activations", "flops"):
         if published[key] is not None:
-            assert found[key] == pytest.approx(published[key], abs=0.12)  # which are cut off, not rounded
-    if published["memory"] is not None:  # of a GPU's allocator
+            assert found[key] == pytest.approx(published[key], abs=0.12)  # published figures are cut off, not rounded
+    if published["memory"] is not None:  # the paper read memory off a GPU's allocator
         assert found["memory"] == pytest.approx(published["memory"], rel=0.05, abs=0.35)
 
 
@@ -133,7 +134,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_what_a_run_counts_is_what_was_reckoned(setting, arrays):
+def test_what_a_run_counts_is_what_was_estimated(setting, arrays):
     config = RunConfig(**{**TINY, "rounds": 2, "dataset": "made up", "image_size": 8, **setting})
     dataset = make_dataset("tiny", "made up", arrays, image_size=config.image_size)
     simulation = Simulation(replace(config, image_size=None), dataset)
@@ -172,7 +173,7 @@ def test_the_program(tmp_path, capsys):
     ("argv", "message"),
     [
         (["--dtype", "fp8"], "dtype: 'fp8'"),
-        (["--accounting", "paper", "--dtype", "int8"], "accounting: paper is of the paper's settings"),
+        (["--accounting", "paper", "--dtype", "int8"], "accounting: paper has the paper's settings"),
         (["--dataset", "mine.npz"], "images: how many mine.npz has"),
         (["--cut-layer", "99"], "cut_layer: 99"),
         (["--accounting", "mine"], "accounting: 'mine'"),

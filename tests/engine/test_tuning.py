@@ -14,7 +14,7 @@ from simsfl.algorithm import server
 from simsfl.engine import tuning
 from simsfl.kernels import CHOICES, CannotRunError, accelerated, choosing
 from simsfl.runs.directory import RunDirectory
-from simsfl.system.files import cache_directory
+from simsfl.system.paths import cache_directory
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_those_of_another_version_or_machine_are_ignored_and_left(config, datase
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": {"b": 1}}', "\x00"])
-def test_a_damaged_file_is_made_anew_with_a_warning(content, config, dataset, caplog):
+def test_a_damaged_file_is_replaced_with_a_warning(content, config, dataset, caplog):
     cache_directory().mkdir(parents=True, exist_ok=True)
     (cache_directory() / "choices.json").write_text(content)
     with caplog.at_level(logging.WARNING):
@@ -62,7 +62,7 @@ def test_a_damaged_file_is_made_anew_with_a_warning(content, config, dataset, ca
     assert kept() == {tuning.where(): simulation.parts.choices}
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(config, dataset, monkeypatch, tmp_path):
+def test_choices_are_made_without_a_cache_that_can_be_written(config, dataset, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SIMSFL_CACHE", str(tmp_path / "file" / "cache"))
     assert Simulation(replace(config, engine="fused"), dataset).parts.choices
@@ -73,6 +73,7 @@ def test_a_resumed_run_abides_by_its_own(config, dataset, tmp_path):
     simulation.save(tmp_path / "run")
     path = RunDirectory(tmp_path / "run").config
     content = json.loads(path.read_text())
+    del content["sha256"]  # which is that of the file as it was written
     assert content["choices"] == simulation.parts.choices
     content["choices"] = {key: "unfold" if key.startswith("conv2d") else "1" for key in content["choices"]}
     path.write_text(json.dumps(content))
@@ -95,6 +96,7 @@ def test_every_shape_is_known_before_training_and_a_resumed_runs_choices_are_its
     simulation.save(tmp_path / "run")
     path = RunDirectory(tmp_path / "run").config
     content = json.loads(path.read_text())
+    del content["sha256"]  # which is that of the file as it was written
     path.write_text(json.dumps(content | {"choices": dict.fromkeys(before, "unfold")}))
     held = kept()
     Simulation.load(tmp_path / "run", dataset)
@@ -127,7 +129,7 @@ def test_the_servers_operators_are_called_before_training_too(config, dataset, m
         tuning.server_passes(central, simulation.parts.hyper, simulation.state.server.online, smashed)
 
 
-def test_lack_of_memory_is_left_to_those_who_know_what_needs_less():
+def test_lack_of_memory_is_raised_unchanged():
     error = CannotRunError("version unfold of conv2d cannot run: OutOfMemoryError: Tried to allocate 20 GB")
     with pytest.raises(CannotRunError, match="Tried to allocate"), tuning.able("fused:unfold"):
         raise error

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from simsfl import Simulation, evaluation
 from simsfl.evaluation import knn
+from simsfl.evaluation.spread import output_std
 
 
 def naive_knn(bank, bank_labels, test, k, temperature):
@@ -36,6 +38,15 @@ def test_knn(k, monkeypatch):
     assert knn.knn_top1(*tensors, k=k) == pytest.approx(expected)
 
 
+def test_knn_of_a_collapsed_network_names_one_class():
+    """The most frequent class of the bank, the first if there are several, so that the accuracy is chance."""
+    for labels, named in (([2, 2, 1, 1, 0], 1), ([0, 2, 2, 1], 2)):
+        bank, test = torch.ones(len(labels), 1), torch.ones(10, 1)
+        of_test = torch.arange(10) % 4
+        expected = 100.0 * (of_test == named).double().mean().item()
+        assert knn.knn_top1(bank, torch.tensor(labels), test, of_test) == expected
+
+
 def test_linear_probe_separates_what_can_be_separated():
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 3, 600))
@@ -53,8 +64,24 @@ def test_linear_probe_separates_what_can_be_separated():
     assert last < 55
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 2), (1, 5), (2, 1), (2, 5), (3, 1), (7, 3), (100, 2)])
+def test_rates_of_the_semi_supervised_probe_fall_after_60_and_80_percent_of_its_steps(epochs, steps, monkeypatch):
+    """However few epochs it has: a step counts towards the share of all steps that came before it."""
+    rates = []
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda optimizer, closure=None: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    features, labels = torch.randn(4 * steps, 3), torch.arange(4 * steps) % 2
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"classes": 2, "hidden": 5, "epochs": epochs, "batch_size": 4}
+    evaluation.train_probe(features, labels, features, labels, generator, **sizes)
+    before = [Fraction(step, epochs * steps) for step in range(epochs * steps)]
+    expected = [1e-3 if share < Fraction(3, 5) else 1e-4 if share < Fraction(4, 5) else 1e-5 for share in before]
+    assert rates == pytest.approx(expected)
+
+
 def test_semi_supervised_probes_see_their_share_of_the_labels(config, dataset, monkeypatch):
-    """Random images of it, each with its own label, and rates that fall behind 60 and 80 % of the epochs."""
+    """A probe sees a random share of the images, each with its own label; rates fall at 60 and 80 % of the epochs."""
     simulation = Simulation(replace(config, semi_supervised=True, probe_epochs=10), dataset)
     seen, rates, original = [], [], evaluation.train_probe
 
@@ -70,7 +97,7 @@ def test_semi_supervised_probes_see_their_share_of_the_labels(config, dataset, m
     probes = simulation.probes()
     assert [probe.kind for probe in probes] == ["semi-10%", "semi-1%"]
     everything, _ = simulation.parts.evaluation.all_features(simulation.encoder())
-    for (features, labels), count in zip(seen, (8, 2), strict=True):  # of 80; two at least
+    for (features, labels), count in zip(seen, (8, 2), strict=True):  # 10 % and 1 % of 80 images, but at least two
         assert len(features) == count
         rows = [(everything == own).all(dim=1).nonzero()[0].item() for own in features]
         assert len(set(rows)) == count
@@ -98,6 +125,44 @@ def test_evaluation_is_of_the_averaged_model_and_disturbs_nothing(config, datase
     torch.testing.assert_close(encode(images), server.backbone(client(images)).mean(dim=(2, 3)))
     projector = simulation.encoder("projector")
     torch.testing.assert_close(projector(images), server(client(images)))
+
+
+@pytest.mark.parametrize(("count", "part"), [(1, 1), (50, 50), (50, 7), (100, 1)])
+def test_spread_of_outputs(count, part):
+    """The standard deviation of rows of length 1, which does not depend on their original length."""
+    rng = np.random.default_rng(count)
+    outputs = rng.normal(size=(count, 6)) + 0.5
+    unit = outputs / np.linalg.norm(outputs, axis=1, keepdims=True)
+    parts = torch.from_numpy(outputs * rng.uniform(1, 9, (count, 1))).split(part)
+    assert output_std(parts) == pytest.approx(unit.std(axis=0).mean())
+
+
+def test_spread_of_outputs_is_0_if_all_are_alike_and_highest_if_they_are_even():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        alike = torch.randn(1, 33, generator=torch.Generator().manual_seed(0)).to(dtype).expand(70, 33)
+        assert output_std(alike.split(20)) == 0.0
+        assert output_std([torch.zeros(5, 4, dtype=dtype)]) == 0.0
+    everywhere = torch.cat([torch.eye(16), -torch.eye(16)])
+    assert output_std([everywhere]) == pytest.approx(16**-0.5)
+    assert output_std([everywhere.double() + 1e-9 * torch.randn(32, 16)]) <= 16**-0.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "fl-byol", "syncs_per_round": 1}, {"head": "large-mlp"}])
+@pytest.mark.parametrize("features", ["backbone", "projector"])
+def test_spread_is_that_of_the_projection_whatever_features_are_evaluated(settings, features, config, dataset):
+    simulation = Simulation(replace(config, eval_features=features, knn_test=20, **settings), dataset)
+    next(simulation.rounds())
+    for record, trained in ((simulation.evaluate_untrained(), False), (simulation.evaluate(), True)):
+        one = simulation if trained else Simulation(simulation.config, dataset)
+        outputs = one.encoder("projector")(dataset.test.plain(simulation.parts.evaluation.test))
+        assert outputs.shape == (20, config.key_dim)
+        unit = outputs / outputs.norm(dim=1, keepdim=True)
+        assert record.output_std == pytest.approx(unit.detach().numpy().std(axis=0).mean(), rel=1e-4)
+
+
+def test_the_spread_shows_that_a_network_has_collapsed(config, dataset, black):
+    assert Simulation(config, black).evaluate().output_std == 0.0
+    assert Simulation(config, dataset).evaluate().output_std > 0.01
 
 
 @pytest.mark.cuda

@@ -1,6 +1,7 @@
-"""Sends a server of devices whatever it should not believe: ``attacker.py HOST:PORT FRAMES``, until stdin is closed.
+"""Attack a server of devices with frames that it must refuse: ``attacker.py HOST:PORT FRAMES``.
 
-Random bytes, real frames with a byte changed, other devices' answers, replays, several frames in one message.
+They are random bytes, real frames with a byte changed, answers of other devices, replays, and messages of several
+frames. The connection stays open until stdin is closed.
 """
 
 import random
@@ -15,6 +16,7 @@ CLIENTS = (1, 3, 5)
 
 
 def frames(count, rng):
+    """Yield `count` messages, each a list of frames."""
     arrays = {"query": np.zeros(8, np.float32)}
     real = [
         pack(Message(kind, "run", client, round_index, step, arrays, about))
@@ -32,6 +34,7 @@ def frames(count, rng):
 
 
 def main(address, count):
+    """Send the frames to the server at `address`, then wait until stdin is closed."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.linger = 0
         peer.connect(f"tcp://{address}")
@@ -40,7 +43,7 @@ def main(address, count):
             while peer.poll(0):
                 peer.recv()
         print("sent", flush=True)
-        sys.stdin.read()  # the connection stays until what was sent is read
+        sys.stdin.read()  # the connection stays open until the server has read everything
 
 
 if __name__ == "__main__":

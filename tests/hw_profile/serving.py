@@ -1,4 +1,4 @@
-"""Devices in threads, for tests: a hub with its loop, clients that may misbehave, and what is expected of them."""
+"""Devices in threads, for tests: a hub with its loop, and devices that may misbehave."""
 
 import threading
 import time
@@ -15,14 +15,16 @@ from simsfl.hw_profile.runtimes.client_work import make_client
 from tests.conftest import TINY
 
 CLIENTS = (1, 3, 5)
-LONG = 20.0
+LONG = 60.0
+"""Seconds after which a test gives up waiting for something that should have happened long before."""
 EVERYONE = {**TINY, "cohort": 8}
 
 
 @contextmanager
-def hub_of(simulation, own_keys=None, timeout=LONG, clients=CLIENTS):
+def hub_of(simulation, own_keys=None, clients=CLIENTS):
+    """Let devices take part in a simulation inside this context, as any of `clients`; yield the hub and its loop."""
     hub = Hub("127.0.0.1:0", own_keys, "run", {client: about_run(simulation, client) for client in clients})
-    loop = DeviceLoop(simulation, hub, timeout)
+    loop = DeviceLoop(simulation, hub, LONG)
     try:
         yield hub, loop
     finally:
@@ -31,9 +33,17 @@ def hub_of(simulation, own_keys=None, timeout=LONG, clients=CLIENTS):
 
 
 class Served(threading.Thread):
-    """A device in a thread, as client `number`; it leaves without a word after so many steps.
+    """A device in a thread.
 
-    `says` makes of a message those that are sent instead; a pair is sent as two frames of one.
+    Args:
+        simulation: the run that it takes part in.
+        address: address of the server.
+        number: id of the client that it is.
+        runtime: what computes its part, "torch" or "lean".
+        leave_after: number of steps after which it vanishes without a goodbye; None to stay.
+        before_step: called with the device before each step.
+        says: function from a message to the messages that are sent instead of it; a pair of messages is sent as a
+            message of two frames.
     """
 
     def __init__(self, simulation, address, number, runtime="torch", leave_after=None, before_step=None, says=None):
@@ -61,7 +71,7 @@ class Served(threading.Thread):
         except (Refused, TimeoutError) as error:
             self.error = error
         finally:
-            if self.left.is_set():  # as one whose plug is pulled
+            if self.left.is_set():  # like a device that is unplugged, it says no goodbye
                 device.connected = False
             device.close()
 
@@ -76,24 +86,28 @@ class Served(threading.Thread):
 
 
 def finish(*devices):
+    """Wait until devices have ended, and raise an error that one of them had."""
     for device in devices:
         device.join(LONG)
         assert not device.is_alive()
         assert device.error is None
 
 
-def wait_for(hub, count):
+def wait_until(hub, condition):
+    """Wait until a condition holds; it is looked at again whenever a device comes, goes or sends something."""
     deadline = time.monotonic() + LONG
-    while len(hub.present()) < count and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         hub.wait(0.1)
-    assert len(hub.present()) == count
+    assert condition()
 
 
-def trained(simulation):
-    list(simulation.rounds())
-    return simulation.state.tensors()
+def wait_for(hub, count):
+    """Wait until `count` devices are there and ready."""
+    wait_until(hub, lambda: len(hub.present()) == count)
 
 
-def assert_same(found, expected, tolerance=0.0):
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+def assert_near(simulation, alone, names):
+    """Compare the named tensors of two simulations, of which one has devices and the other does not."""
+    found, expected = simulation.state.tensors(), alone.state.tensors()
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-3, msg=name)

@@ -1,4 +1,4 @@
-"""What is read of a machine, against recordings of some."""
+"""What is read from a machine, against recordings of several machines."""
 
 import sys
 
@@ -12,7 +12,7 @@ DEBIAN = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nNAME="Debian GNU/Linux"\
 
 
 def machine_of(root, files, outputs=None):
-    """One with these files, and commands that print this."""
+    """Return a machine that has the given files, and commands with the given output."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,6 +28,7 @@ def machine_of(root, files, outputs=None):
 
 @pytest.fixture
 def _linux(monkeypatch):
+    """Make this a Linux machine with four cores."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(boards.os, "cpu_count", lambda: 4)
 
@@ -93,6 +94,7 @@ def test_model_ends_before_nul(tmp_path):
 
 
 def zones(*kinds):
+    """Return the files of thermal zones, given the type and the temperature of each."""
     files = {}
     for number, (kind, degrees) in enumerate(kinds):
         zone = f"sys/class/thermal/thermal_zone{number}"

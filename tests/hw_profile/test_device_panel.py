@@ -1,4 +1,4 @@
-"""A device's panel fits a small terminal and shows what it should."""
+"""A device's panel fits a small terminal, and shows connection, round, traffic and times."""
 
 import io
 from types import SimpleNamespace
@@ -8,11 +8,13 @@ from rich.console import Console
 
 from simsfl.hw_profile.devices.panel import LiveView, PlainView
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
+from simsfl.system.console import Output
 
 METER = SimpleNamespace(name="pmic", uncertainty=0.05, estimated=False)
 
 
 def device(**changes):
+    """Return the attributes of a device that a panel shows, with some changed."""
     usual = {
         "server": "pc.local:5555",
         "run": "0123456789abcdef",
@@ -30,6 +32,7 @@ def device(**changes):
 
 
 def drawn(width, height, own, watts=()):
+    """Return the lines that a panel draws of a device on a terminal of the given size."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     view, watch = LiveView(console), Stopwatch()
     if own.done:
@@ -77,7 +80,7 @@ def test_what_is_not_so_is_not_shown():
 
 
 def test_lines_where_there_is_no_terminal():
-    console = Console(file=io.StringIO(), width=80)
+    console = Output(file=io.StringIO(), width=80)
     with PlainView(console) as view:
         view.follow(device(steps=5), Stopwatch(), None)
         view.tell("client 26 of run [0123]")

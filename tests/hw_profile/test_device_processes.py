@@ -1,4 +1,4 @@
-"""The server and its devices as programs, with keys: the result is the simulation's; one is killed."""
+"""The server and its devices as programs with keys: the result is the simulation's, even if a device is killed."""
 
 import json
 import os
@@ -19,6 +19,7 @@ PROGRAMS = Path(__file__).parents[2] / "hw_profile"
 
 
 def start(program, *arguments, log):
+    """Start a program of ``hw_profile/`` that writes into a log; return its process."""
     with log.open("w") as output:
         return subprocess.Popen(
             [sys.executable, PROGRAMS / program, *map(str, arguments)],
@@ -31,7 +32,7 @@ def start(program, *arguments, log):
 
 @contextmanager
 def programs(npz, folder, **settings):
-    """A server and three clients as programs, with keys; all are killed in the end, whatever comes."""
+    """Start a server and three devices as programs, with keys; kill all of them when the context ends."""
     assert keys.main(["--devices", "3", "--out", str(folder / "keys")]) == 0
     argv = flags(
         dataset=npz, out=folder / "run", **settings, dashboard="off", device_clients="1,3,5", listen="127.0.0.1:0"
@@ -58,7 +59,7 @@ def programs(npz, folder, **settings):
 
 
 def until(log, text):
-    """The line of a log that has a text, once it is there."""
+    """Wait for a line with this text in a log, and return the line."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         for line in log.read_text().splitlines() if log.exists() else ():
@@ -85,7 +86,7 @@ def test_three_processes_give_the_simulations_metrics(npz, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_is_done_without_and_another_takes_its_place(npz, tmp_path):
+def test_a_run_goes_on_without_a_killed_process_until_another_takes_its_place(npz, tmp_path):
     settings = {**EVERYONE, "rounds": 60, "eval_every": 0, "checkpoint_every": 60, "device_timeout": 20}
     with programs(npz, tmp_path, **settings) as (processes, device):
         until(tmp_path / "server.log", "round 1/")

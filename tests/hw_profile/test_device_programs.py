@@ -1,4 +1,4 @@
-"""What the programs of devices say to bad input."""
+"""The programs for devices answer bad input with one line."""
 
 import json
 import socket
@@ -13,6 +13,7 @@ from tests.conftest import TINY, flags
 
 
 def error_of(code, capsys):
+    """Return the error of a program, which must be one line on stderr, with exit code 2."""
     text = capsys.readouterr().err
     assert code == 2
     assert text.startswith("error: ")
@@ -28,10 +29,10 @@ def error_of(code, capsys):
             "server: 127.0.0.1:1 does not answer; allowed: ",
         ),
         (["--server", "no such host:1", "--insecure"], "insecure: no such host:1 is another machine"),
-        (["--server", "127.0.0.1", "--insecure"], "server: '127.0.0.1' is none; allowed: HOST:PORT, by name"),
-        (["--server", ":5555", "--insecure"], "server: ':5555' is none"),
-        (["--server", "127.0.0.1:99999", "--insecure"], "server: '127.0.0.1:99999' is none"),
-        (["--server", "127.0.0.1:1"], "key: there is none; allowed: --key FILE, or --insecure"),
+        (["--server", "127.0.0.1", "--insecure"], "server: '127.0.0.1' is no address; allowed: HOST:PORT, by name"),
+        (["--server", ":5555", "--insecure"], "server: ':5555' is no address"),
+        (["--server", "127.0.0.1:99999", "--insecure"], "server: '127.0.0.1:99999' is no address"),
+        (["--server", "127.0.0.1:1"], "key: is missing; allowed: --key FILE, or --insecure"),
         (
             ["--server", "example.org:1", "--insecure"],
             "insecure: example.org:1 is another machine; allowed: --key FILE",
@@ -43,11 +44,15 @@ def error_of(code, capsys):
         ),
         (["--server", "127.0.0.1:1", "--insecure", "--meter", "ohm"], "meter: 'ohm' is not known"),
         (["--server", "127.0.0.1:1", "--insecure", "--runtime", "onnx"], "runtime: 'onnx' is not known"),
-        (["--server", "127.0.0.1:1", "--insecure", "--runtime", "lean", "--threads", "1"], "threads: NumPy's"),
+        (
+            ["--server", "127.0.0.1:1", "--insecure", "--runtime", "lean", "--threads", "1"],
+            "threads: cannot be set",
+        ),
+        (["--server", "127.0.0.1:1", "--insecure", "--threads", "4096"], "threads: 4096 are more than the cores that"),
         (["--server", "127.0.0.1:1", "--insecure", "--patience", "nan"], "patience: nan is no time to wait for"),
         (
             ["--server", "127.0.0.1:1", "--insecure", "--own-images"],
-            "own_images: there are none; allowed: ",
+            "own_images: has no effect without --images; allowed: ",
         ),
         (["--servr", "127.0.0.1:1"], "server"),
         ([], "following arguments are required: --server"),
@@ -72,7 +77,9 @@ def test_of_keys(capsys, tmp_path):
         "[]",
         "{}",
         good[:-9],
-        json.dumps(json.loads(good) | {"secret": zmq.curve_keypair()[1].decode()}),  # of another pair
+        json.dumps(
+            json.loads(good) | {"secret": zmq.curve_keypair()[1].decode()}
+        ),  # the public key belongs to another secret key
         good.replace("secret", "other"),
         '"' * 40,
         good.replace('"device"', "3"),
@@ -91,10 +98,10 @@ def test_of_images(tmp_path):
     with pytest.raises(ValueError, match=r"^images: .* holds no array"):
         client.from_file(tmp_path / "text.npy")
     about["config"] = {"dataset": str(tmp_path / "none.npz")}
-    with pytest.raises(ValueError, match=r"^images: there are none of the server's data set here .* --images FILE"):
+    with pytest.raises(ValueError, match=r"^images: the server's data set is not available here .* --images FILE"):
         client.own_images(about, 0, None, others=False)
     whole = np.ones((3, 3, 8, 8), np.uint8)
-    with pytest.raises(ValueError, match=r"^images: they are others than the simulation has for client 7; allowed: "):
+    with pytest.raises(ValueError, match=r"^images: they differ from the simulation's for client 7; allowed: "):
         client.own_images(about, 7, whole, others=False)
     assert client.own_images(about, 7, whole, others=True) is whole
     about["held"]["sha256"] = digest(whole)
@@ -109,18 +116,24 @@ def test_of_servers(npz, tmp_path, capsys, monkeypatch):
         taken.listen()
         port = taken.getsockname()[1]
         for argv, message in (
-            ([], "key: keys/server.key cannot be read (No such file or directory); allowed: a file that python hw_"),
-            (["--key", "server.key", "--insecure"], "insecure: is plain text; allowed: without --key"),
+            ([], "key: keys/server.key cannot be read (No such file or directory); allowed: a file that simsfl keys"),
+            (["--key", "server.key", "--insecure"], "insecure: cannot be given with --key; allowed: one"),
             (["--insecure", "--listen", "0.0.0.0:5555"], "insecure: 0.0.0.0:5555 is open to others"),
             (
                 ["--insecure", "--listen", f"127.0.0.1:{port}"],
-                "cannot be had (Address already in use); allowed: a free",
+                "is not available (Address already in use); allowed: a free",
             ),
-            (["--insecure", "--listen", "127.0.0.1:x"], "listen: '127.0.0.1:x' is none; allowed: HOST:PORT"),
-            (["--insecure", "--listen", "127.0.0.1:99999"], "listen: '127.0.0.1:99999' is none; allowed: HOST:PORT"),
-            (["--insecure", "--devices", "9"], "devices: 9 are more than the clients that take part; allowed: 1 to"),
-            (["--insecure", "--device-clients", "8"], "device_clients: 8 are not all clients; allowed: 0 to 7"),
-            (["--insecure", "--device-clients", "1,2", "--devices", "3"], "devices: 3 are not as many as the device_"),
+            (["--insecure", "--listen", "127.0.0.1:x"], "listen: '127.0.0.1:x' is no address; allowed: HOST:PORT"),
+            (
+                ["--insecure", "--listen", "127.0.0.1:99999"],
+                "listen: '127.0.0.1:99999' is no address",
+            ),
+            (["--insecure", "--devices", "9"], "devices: 9 is more than the clients that take part; allowed: 1 to"),
+            (
+                ["--insecure", "--device-clients", "8"],
+                "device_clients: 8 has ids that no client has",
+            ),
+            (["--insecure", "--device-clients", "1,2", "--devices", "3"], "devices: 3 is not the number of device_cl"),
             (["--insecure", "--wait-for", "2"], "wait_for: 2 is out of range; allowed: 0 to 1"),
             (["--insecure", "--device-timeout", "0"], "device_timeout: 0 is no time to wait for"),
             (

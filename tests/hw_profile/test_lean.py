@@ -35,11 +35,12 @@ NETWORKS = {
 
 
 def complete(network):
-    """With the fields that are as by default."""
+    """Return the settings of a network with the defaults of those that are not given."""
     return {"norm": "group", "weight_standardisation": True, "bottleneck": None, "client_residual": True, **network}
 
 
 def split(network):
+    """Return the network that the settings describe, cut in two."""
     network = complete(network)
     return split_model(
         network["arch"],
@@ -55,7 +56,7 @@ def split(network):
 
 
 def about(network):
-    """What a trace of the network says it is of."""
+    """Return the content of ``trace.json`` for a client with this network."""
     return {
         "network": complete(network),
         "shapes": {name: list(shape) for name, shape in split(network).client.shapes.items()},
@@ -64,7 +65,7 @@ def about(network):
 
 
 def assert_near(found, expected, tolerance=1e-5):
-    """To within a share of the largest of its kind."""
+    """Compare arrays, with a tolerance that is a share of the largest expected value."""
     expected = expected.detach().double().numpy()
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
@@ -92,7 +93,7 @@ def test_steps_agree_with_pytorch(network, dtype):
         assert_near(lean.key(key.numpy()), client.key(key.to(dtype)))
         lean.backward(sent)
         client.backward(gradient.to(dtype))
-        np.testing.assert_array_equal(sent, given)  # it stays the caller's
+        np.testing.assert_array_equal(sent, given)  # the caller's array is unchanged
         own = flat.named(torch.from_numpy(lean.gradient))
         for name, parameter in client.online.named_parameters():
             assert_near(own[name].numpy(), parameter.grad)
@@ -125,7 +126,7 @@ def test_views_agree_with_the_kernel(recipe):
     [
         ({"arch": "vgg11"}, "runtime: lean has no vgg11; allowed: torch, or arch resnet8, resnet18, resnet34"),
         ({"norm": "batch"}, "runtime: lean has no batch norm; allowed: torch"),
-        ({"weight_standardisation": False}, "runtime: lean standardises weights always; allowed: torch"),
+        ({"weight_standardisation": False}, "runtime: lean always standardises weights; allowed: torch"),
         ({"width": 32}, "0.conv.weight [64, 3, 3, 3]; allowed: 0.conv.weight [32, 3, 3, 3]"),
         ({"cut_layer": 2}, "nothing []; allowed: 1.conv1.conv.weight [64, 64, 3, 3]"),
     ],
@@ -133,7 +134,7 @@ def test_views_agree_with_the_kernel(recipe):
 def test_a_network_it_cannot_run_is_an_error(change, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the whole message is compared)
         LeanClient({**about(PAPER), "network": {**complete(PAPER), **change}})
-    assert str(error.value).removeprefix("network: is built otherwise here than where this comes from: ") == message
+    assert str(error.value).removeprefix("network: is built differently here than where it was described: ") == message
 
 
 MEASURED = """
@@ -180,10 +181,10 @@ print(json.dumps({"own": own, "arrays": tracemalloc.get_traced_memory()[1], "mod
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset (Linux only)")
 def test_memory_of_the_paper_s_client_stays_below_2_mb(tmp_path):
-    """Beyond the interpreter, NumPy and the image: code, weights, views, gradient and what goes out included.
+    """Memory of its code, weights, views, gradients and smashed data counts; the interpreter and NumPy do not.
 
-    The peak of resident memory, less what is mapped from files: the code of NumPy and of its BLAS, of which more is
-    resident once it has run.
+    It is the peak of resident memory without pages that are mapped from files, which hold the code of NumPy and of its
+    BLAS.
     """
     job = json.dumps(about(PAPER))
     environment = {
@@ -194,7 +195,7 @@ def test_memory_of_the_paper_s_client_stays_below_2_mb(tmp_path):
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    for _ in range(2):  # the first compiles the code, which takes memory once and for all
+    for _ in range(2):  # the first run compiles the code to bytecode, which takes memory
         done = subprocess.run(
             [sys.executable, "-c", MEASURED, job], env=environment, capture_output=True, text=True, check=True
         )

@@ -1,4 +1,4 @@
-"""Messages come back as they were sent, and whatever else comes is refused; keys are their owner's alone."""
+"""Messages arrive as they were sent, and all other bytes are refused; only their owner can read a file of keys."""
 
 import random
 import stat
@@ -43,13 +43,13 @@ WORDS = {"version": "1", "kind": "hello", "run": "", "client": "0", "round": "0"
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"version": "2"}, "version: '2' is not spoken here; allowed: 1"),
+        ({"version": "2"}, "version: '2' of the protocol is not known; allowed: 1"),
         ({"kind": "shutdown"}, "kind: 'shutdown' is not known"),
-        ({"client": "-1"}, "count: '-1' is none"),
+        ({"client": "-1"}, "count: '-1' is no number"),
         ({"client": "9" * 30}, "count: "),
         ({"round": "1.5"}, "count: "),
         ({"step": "\u0663"}, "count: "),
-        ({"about": "[]"}, "about: is no object"),
+        ({"about": "[]"}, "about: is no JSON object"),
         ({"about": "{"}, "frame: "),
         ({"about": "[" * 100_000}, "frame: |about: "),
     ],
@@ -59,7 +59,7 @@ def test_words_that_are_wrong(words, message):
         unpack(save({}, {**WORDS, **words}))
 
 
-def test_frames_that_are_none():
+def test_malformed_frames_are_refused():
     frame = pack(MESSAGE)
     for wrong in (
         b"",
@@ -83,7 +83,7 @@ def test_random_bytes_are_refused(frame):
 
 
 def test_mutations_give_messages_or_value_errors():
-    """Of 20,000, whichever are taken have fields of the right types."""
+    """Each of 20,000 mutations is refused, or gives a message whose fields have the right types."""
     rng, frame, taken = random.Random(0), pack(MESSAGE), 0
     for _ in range(20_000):
         mutated = bytearray(frame)
@@ -114,7 +114,7 @@ def test_mutations_give_messages_or_value_errors():
 
 def test_a_header_that_json_chokes_on_is_refused():
     header = b'{"__metadata__": ' + b"9" * 5000 + b"}"
-    with pytest.raises(ValueError, match=r"^frame: has no header of words$"):
+    with pytest.raises(ValueError, match=r"^frame: has no metadata in its header$"):
         unpack(len(header).to_bytes(8, "little") + header)
 
 

@@ -1,16 +1,21 @@
-"""The whole measurement, in processes of its own: what it computes is what the trace has, on either runtime."""
+"""The whole measurement, in processes of its own: either runtime computes what the trace has recorded."""
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from simsfl import RunConfig, Simulation
 from simsfl.cost.model import client_cost, memory
@@ -19,6 +24,7 @@ from simsfl.hw_profile.bench import plots
 from simsfl.hw_profile.bench import program as pi_bench
 from simsfl.hw_profile.bench.findings import duration, session, with_charge
 from simsfl.hw_profile.bench.measuring import standard_trace
+from simsfl.hw_profile.bench.panel import _LEVELS, LiveView, power_text
 from simsfl.hw_profile.bench.worker import tensor_bytes
 from simsfl.hw_profile.meters.stopwatch import SAMPLE, Times
 from simsfl.hw_profile.runtimes.client_work import Comparison, difference, make_client, perform
@@ -40,7 +46,7 @@ def one_thread(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory, arrays):
-    """Of a client of a run with two averagings a round."""
+    """Return the trace of a client in a run with two averagings per round."""
     dataset = make_dataset("tiny", "made up", arrays, image_size=16)
     path = tmp_path_factory.mktemp("trace") / "trace"
     simulation = Simulation(RunConfig(**{**TINY, **PAPER, "image_size": 16}), dataset)
@@ -51,12 +57,14 @@ def trace(tmp_path_factory, arrays):
 
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory):
+    """Return the path of the standard trace for a client with a bottleneck."""
     path = tmp_path_factory.mktemp("standard") / "trace"
     standard_trace(path, {"cut_layer": 1, "bottleneck": "C4S2", "batch_size": 10})
     return path
 
 
 def replay(trace, runtime, precision="fp32"):
+    """Replay a trace; return the largest difference from what is recorded."""
     compare, trace = Comparison(), Trace(trace)
     client = make_client(trace.about, runtime, precision=precision)
     for visit in trace.visits:
@@ -108,6 +116,7 @@ def _c4s2():
 
 
 def bench(*flags):
+    """Run ``pi_bench.py`` on one thread; return the exit code."""
     return pi_bench.main(["--threads", "1", "--dashboard", "off", *map(str, flags)])
 
 
@@ -121,25 +130,34 @@ def test_a_result_has_everything(runtime, trace, tmp_path, capsys):
     assert set(result["latency"]) == {"step", "views", "query", "momentum", "key", "backward", "sgd", "sync"}
     assert result["latency"]["step"]["median"] <= result["latency"]["step"]["p95"]
     assert result["operations"]["per_step"] == 2 * sum(Trace(trace).about["cost"]["flops"].values())
-    assert result["memory"]["tensors"] > 0.5 * result["memory"]["reckoned"]
+    assert result["memory"]["tensors"] > 0.5 * result["memory"]["estimated"]
     assert result["energy"] is None
-    assert result["energy_note"] == "no meter asked for"
+    assert result["energy_note"] == "no meter was asked for"
     assert {"report.md", "latency.svg", "memory.svg"} <= {file.name for file in out.iterdir()}
     assert "2.26 W" not in (out / "report.md").read_text()  # the paper's network is another
     assert "GFLOP/s" in capsys.readouterr().out
 
 
-def test_power_is_shown_with_its_source(trace, tmp_path, capsys, monkeypatch):
+def test_power_is_shown_with_its_source_although_the_clock_is_set(trace, tmp_path, capsys, monkeypatch):
     tool = tmp_path / "bin" / "vcgencmd"
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\n[ "$1" = get_throttled ] && echo throttled=0x0 && exit\ncat <<X\n{RAIL}X\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     monkeypatch.setattr("simsfl.hw_profile.bench.program.IDLE_SECONDS", 0.5)
+    ahead = cycle((0.0, 3600.0))  # from the second look at it on, the clock is an hour ahead
+    clock = SimpleNamespace(time=lambda: time.time() + next(ahead), monotonic=time.monotonic)
+    monkeypatch.setattr("simsfl.hw_profile.meters.sampler.time", clock)
     out = tmp_path / "out"
     assert bench("--replay", trace, "--seconds", 0.6, "--out", out) == 0
-    found = json.loads((out / "result.json").read_text())["energy"]
+    result = json.loads((out / "result.json").read_text())
+    assert result["clock_moved"] == pytest.approx(3600, abs=1)
+    spans = [time for span in result["spans"].values() for time in span]
+    assert spans == sorted(spans)
+    assert spans[-1] == pytest.approx(time.time() + 3600, abs=60)
+    found = result["energy"]
     assert found["meter"] == "pmic"
+    assert 0.6 <= found["seconds"] < 60
     assert found["mean_watts"] == pytest.approx(1.1451 * 2.0 * 0.9 + 0.5879)
     assert found["above_idle_watts"] == pytest.approx(0.0, abs=1e-6)
     assert found["joules"] == pytest.approx(found["mean_watts"] * found["seconds"])
@@ -153,16 +171,67 @@ def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("simsfl.hw_profile.bench.program.IDLE_SECONDS", 0.5)
     assert bench("--replay", trace, "--seconds", 0.3, "--out", out) == 0
     file = out / "result.json"
-    begin, _ = json.loads(file.read_text())["spans"]["work"]
-    log = tmp_path / "log.csv"
-    rows = [(begin - 6 + 0.05 * step, 2.0) for step in range(300)]
-    log.write_text("time,power\n" + "".join(f"{at:.3f},{watts}\n" for at, watts in rows))
-    assert pi_bench.main(["--add-log", str(out), "--meter", f"csv:{log}"]) == 0
-    assert json.loads(file.read_text())["energy"]["mean_watts"] == pytest.approx(2.0)
+    result = json.loads(file.read_text())
+    result["memory"]["reckoned"] = result["memory"].pop("estimated")  # as earlier versions wrote it
+    del result["clock_moved"]
+    file.write_text(json.dumps(result))
+    (out / "written-by-simsfl.txt").unlink()
+    begin, log = result["spans"]["work"][0], tmp_path / "log.csv"
+
+    def add(watts):
+        rows = [f"{begin - 6 + 0.05 * step:.3f},{watts}\n" for step in range(300)]
+        log.write_text("time,power\n" + "".join(rows))
+        code = pi_bench.main(["--add-log", str(out), "--meter", f"csv:{log}"])
+        return code, json.loads(file.read_text())
+
+    code, found = add(2.0)
+    assert code == 0
+    assert found["energy"]["mean_watts"] == pytest.approx(2.0)
+    assert found["session"]["mah_at_5v"] > 0
+    assert found["memory"]["estimated"] == result["memory"]["reckoned"]
+    assert "reckoned" not in found["memory"]
     log.write_text("time,power\n1000000000,2\n1000000001,2\n")
     assert pi_bench.main(["--add-log", str(out), "--meter", f"csv:{log}"]) == 2
     assert "and the run was" in capsys.readouterr().err
-    assert json.loads(file.read_text())["energy"]["mean_watts"] == pytest.approx(2.0)
+    assert json.loads(file.read_text()) == found
+    code, found = add(-2.5)
+    assert code == 0
+    assert found["energy"]["mean_watts"] == pytest.approx(-2.5)
+    assert [found["session"][name] for name in ("wh", "mah_at_5v", "share_of_10000_mah")] == [None, None, None]
+    text = (out / "report.md").read_text()
+    assert "-2.50 W" in text
+    assert "VIN+ and VIN- may be swapped" in text
+    assert "mAh" not in text
+    file.write_text(json.dumps({**found, "clock_moved": 37.0}))
+    (out / "written-by-simsfl.txt").unlink()
+    assert add(2.0)[0] == 2
+    assert "this machine's clock was set by +37.0 s during the measurement" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["report.md", "latency.svg", "memory.svg", "power.svg"])
+def test_files_of_a_user_are_not_replaced(name, trace, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert bench("--replay", trace, "--seconds", 0.1, "--meter", "none", "--out", out) == 2
+    assert f"out: {out} holds a result already, {name}" in capsys.readouterr().err
+    assert [(file.name, file.read_text()) for file in out.iterdir()] == [(name, "mine")]
+
+
+def test_a_report_that_a_user_has_edited_is_not_replaced_by_a_later_log(trace, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no meter
+    monkeypatch.setattr("simsfl.hw_profile.bench.program.IDLE_SECONDS", 0.5)
+    assert bench("--replay", trace, "--seconds", 0.3, "--out", out) == 0
+    (out / "written-by-simsfl.txt").unlink()  # as an older version left it, whose files are known by the result
+    begin, _ = json.loads((out / "result.json").read_text())["spans"]["work"]
+    log = tmp_path / "log.csv"
+    log.write_text("time,power\n" + "".join(f"{begin - 6 + 0.05 * step:.3f},2.0\n" for step in range(300)))
+    assert pi_bench.main(["--add-log", str(out), "--meter", f"csv:{log}"]) == 0
+    (out / "report.md").write_text("mine")
+    assert pi_bench.main(["--add-log", str(out), "--meter", f"csv:{log}"]) == 2
+    assert f"add_log: {out / 'report.md'} was not written by simsfl" in capsys.readouterr().err
+    assert (out / "report.md").read_text() == "mine"
 
 
 def test_what_differs_from_the_trace_fails(trace, tmp_path, capsys):
@@ -179,8 +248,10 @@ def test_what_differs_from_the_trace_fails(trace, tmp_path, capsys):
     assert "replay: what is computed here differs by" in capsys.readouterr().err
 
 
-def test_bad_input(trace, standard, tmp_path, capsys):
-    damaged, other = tmp_path / "damaged", tmp_path / "other"
+def test_bad_input(trace, standard, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    damaged, other, fifo = tmp_path / "damaged", tmp_path / "other", tmp_path / "fifo"
+    os.mkfifo(fifo)
     damaged.write_bytes(trace.read_bytes()[:-100])
     with zipfile.ZipFile(trace) as source, zipfile.ZipFile(other, "w") as target:
         for name in source.namelist():
@@ -193,12 +264,14 @@ def test_bad_input(trace, standard, tmp_path, capsys):
         (["--replay", damaged], "replay: "),
         (["--replay", tmp_path / "none"], "replay: "),
         (["--replay", tmp_path], "replay: "),
+        (["--replay", fifo], "(not a regular file)"),
+        (["--replay", "/dev/zero"], "(not a regular file)"),
         (["--out", damaged / "x"], "out: "),
-        (["--threads", 4096], "threads: 4096 are more than the cores"),
+        (["--threads", 4096], "threads: 4096 are more than the cores that this process may use; allowed: 1"),
         (["--bottleneck", "C4S64"], "bottleneck: stride 64 is more than the maps of 32x32"),
-        (["--replay", other], "network: is built otherwise here than where this comes from"),
-        (["--replay", other, "--runtime", "lean"], "network: is built otherwise here than where this comes from"),
-        (["--replay", trace, "--cut-layer", 2], "cut_layer: is what the trace has"),
+        (["--replay", other], "network: is built differently here than where it was described"),
+        (["--replay", other, "--runtime", "lean"], "network: is built differently here than where it was described"),
+        (["--replay", trace, "--cut-layer", 2], "cut_layer: has no effect on a trace that is replayed"),
         (["--cut-layer", 99], "cut_layer: 99"),
         (["--bottleneck", "C"], "bottleneck: 'C' is none"),
         (["--batch-size", 51], "batch_size: 51"),
@@ -208,7 +281,7 @@ def test_bad_input(trace, standard, tmp_path, capsys):
         (["--runtime", "tflite"], "runtime: 'tflite' is not known"),
         (["--meter", "ina219"], "meter: ina219 "),
         (["--meter", "csv:none.csv"], "meter: there is no log none.csv"),
-        (["--add-log", tmp_path], "add_log: needs the log"),
+        (["--add-log", tmp_path], "add_log: needs a log"),
         (["--seconds", "86400"], "seconds: 86400 is out of range"),
         (["--out", held], f"out: {held} holds a result already"),
         (["--metre", "rapl"], "flag: '--metre' is not known (did you mean --meter?)"),
@@ -222,7 +295,7 @@ def test_bad_input(trace, standard, tmp_path, capsys):
 
 
 def test_a_bare_checkout_needs_torch_numpy_and_rich_alone(trace, tmp_path):
-    """Copied, not installed; other packages cannot be imported."""
+    """The checkout is copied, not installed, and no other packages can be imported."""
     copy = tmp_path / "copy"
     for name in ("simsfl", "kernels", "hw_profile"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -237,7 +310,7 @@ def test_a_bare_checkout_needs_torch_numpy_and_rich_alone(trace, tmp_path):
 
 
 def run(*arguments, at, path):
-    """A program without a meter, in a directory, with a path of its own."""
+    """Run a program without a meter in the directory `at`, with `path` on Python's search path."""
     return subprocess.run(
         [sys.executable, *arguments, *(() if arguments[0] == "-c" else ("--meter", "none"))],
         env={**os.environ, "PYTHONPATH": str(path)},
@@ -257,7 +330,7 @@ def test_lean_runs_without_torch(trace, tmp_path):
     assert refused.returncode == 2
     standard = run(program, "--runtime", "lean", "--out", "third", at=tmp_path, path=tmp_path)
     assert standard.returncode == 2
-    assert standard.stderr.startswith("error: replay: the standard trace is made with torch")
+    assert standard.stderr.startswith("error: replay: the standard trace needs torch")
     assert refused.stderr == "error: runtime: torch needs torch, which is not installed; allowed: lean\n"
 
 
@@ -283,11 +356,11 @@ def test_nothing_else_goes_with_a_log(tmp_path, capsys):
         ("[]", [], "is no result"),
         ('{"spans": null}', [], "is no result"),
         ("{", [], "is no result"),
-        ("{}", ["--seconds", "3"], "seconds: has no effect on a result"),
+        ("{}", ["--seconds", "3"], "seconds: has no effect on an earlier result"),
         (
             '{"spans": {"idle before": [1, 1], "work": [1, 2], "idle after": [2, 2]}}',
             [],
-            "the idle machine was not watched",
+            "the idle machine was not measured",
         ),
     ):
         (tmp_path / "result.json").write_text(content)
@@ -316,6 +389,57 @@ def test_sessions():
     assert whole["mah_at_5v"] == pytest.approx(1000.0)
     assert whole["share_of_10000_mah"] == pytest.approx(5 / 37)
     assert [duration(seconds) for seconds in (5.0, 90.0, 5400.0)] == ["5.0 s", "1.5 min", "1.5 h"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores", "threads", "warns"),
+    [
+        ({}, 4, None, False),  # the runtime uses all four by itself
+        ({}, 2, 2, False),
+        ({"OMP_NUM_THREADS": "2"}, 2, None, False),
+        ({"OMP_NUM_THREADS": "3"}, 2, None, True),
+        ({"MKL_NUM_THREADS": "many", "OPENBLAS_NUM_THREADS": "8"}, 1, None, True),
+    ],
+)
+def test_threads_are_at_most_the_cores_that_the_process_may_use(
+    monkeypatch, caplog, environment, cores, threads, warns
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(pi_bench, "usable_cores", lambda machine: cores)
+    for name in pi_bench.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert pi_bench._default_threads(None) == threads
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == warns
+    assert all(f"may use {cores} core" in text for text in warned)
+
+
+def test_more_threads_than_pinned_cores_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    assert bench("--threads", 2, "--meter", "none") == 2
+    expected = "error: threads: 2 are more than the cores that this process may use; allowed: 1\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("watts", [[-2.0], [-2.0, -3.0], [5.0, -1.0], [0.0, 0.0], [0.0, -0.01], [1e-9, -100.0], [5.0]])
+def test_power_of_any_sign_is_drawn(watts):
+    shown = power_text(watts, "ina219 ±2%")
+    assert shown.startswith(f"{watts[-1]:6.2f} W")
+    assert ("VIN+ and VIN- swapped?" in shown) == (min(watts) < 0)
+    line = shown.split()[2]
+    heights = [_LEVELS.index(block) for block in line]
+    assert len(heights) == len(watts)
+    assert heights.index(max(heights)) == watts.index(max(watts))
+    places = re.findall(
+        r"[-\d.]+,([-\d.]+)", plots.curve("power", list(enumerate(watts)), "W", {}).split("<polyline")[-1]
+    )
+    assert all(44 <= float(y) <= 210 for y in places)
+    view = LiveView(Console(file=io.StringIO(), width=80), "title", 10.0, "ina219 ±2%")
+    view.show("working", watts=watts, seconds=1.0, steps=1)
+    view._live.console.print(view._render())
+    assert f"{watts[-1]:.2f} W" in view._live.console.file.getvalue()
 
 
 def test_plots_are_svg():

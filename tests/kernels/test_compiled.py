@@ -58,7 +58,7 @@ def of(kernel, compiled):
 
 
 def lines(cases):
-    """Return a line of text about each of these cases, for the message of an assertion that there are none."""
+    """Return a text with a line about each of these cases, for the message of a failed assertion."""
     return "".join(f"\n{case}" for case in cases)
 
 
@@ -78,7 +78,7 @@ def test_compiles_without_spills(compiled, architectures, kernel):
 @GPUS
 @pytest.mark.parametrize("kernel", kernels_in_the_source())
 def test_bfloat16_is_computed_in_float32(compiled, architectures, kernel):
-    """Tests with the interpreter in float32 therefore hold for bfloat16, but for rounding when loading and storing."""
+    """Tests with the interpreter in float32 therefore hold for bfloat16, except for rounding in loads and stores."""
     cases = [case for case in of(kernel, compiled) if "*bf16" in case["types"].values()]
     computes = "transpose" not in kernel  # which only moves values
     assert {kind for case in cases for kind in case["computed"]} == ({"f32"} if computes else set())

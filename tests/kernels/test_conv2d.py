@@ -122,8 +122,8 @@ def raising(error):
     return version
 
 
-def test_a_version_that_cannot_run_is_told_of_once(monkeypatch, caplog):
-    """The warning has its name, the shape and the reason in one line, whatever the type of the error."""
+def test_a_version_that_cannot_run_is_reported_once(monkeypatch, caplog):
+    """One warning in one line names the version, the shape and the reason, whatever the type of the error."""
     versions = {
         "usual": lambda x, y: "usual",
         "broken": raising(OverflowError("\nshared memory: 300 of 200 KB\nsee the manual")),
@@ -145,7 +145,7 @@ def test_a_version_that_cannot_run_is_told_of_once(monkeypatch, caplog):
     assert len(caplog.records) == 4
 
 
-def test_a_kept_choice_that_cannot_run_any_more_is_made_anew(monkeypatch, caplog):
+def test_a_kept_choice_that_can_no_longer_run_is_replaced(monkeypatch, caplog):
     versions = {"usual": lambda x: "usual", "other": raising(RuntimeError("made on another machine"))}
     x = torch.zeros(3, 2)
     monkeypatch.setattr(choice, "CHOICES", {choice.key("stack", (x,), ()): "other"})
@@ -190,7 +190,7 @@ def test_its_shapes_are_known_without_running_it():
     torch.library.opcheck(torch.ops.simsfl.conv2d.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-def test_a_backward_pass_in_another_thread_goes_by_the_same_version(monkeypatch):
+def test_a_backward_pass_in_another_thread_uses_the_same_version(monkeypatch):
     """On CUDA, autograd has threads of its own."""
     x, w = normal(1, 2, 1, 3, 11, 11), normal(2, 2, 4, 3, 3, 3).requires_grad_()
     with accelerated("unfold"):

@@ -52,6 +52,33 @@ def test_value(n, groups, length, temperature):
 
 
 @pytest.mark.usefixtures("version")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [3, 128, 2048])
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_a_tie_is_no_hit(dim, dtype, temperature):
+    """A key that scores as high as the own one, wherever it is in the queue, however the two products are rounded."""
+    apart = rows(1, 12, dim).to(dtype)
+    for place in range(7):
+        queue = rows(2, 1, 7, dim).to(dtype)
+        queue[0, place] = apart[0]
+        _, top1 = info_nce(apart, apart, queue, temperature)
+        assert top1.item() == pytest.approx(100 * 11 / 12)  # of the first row alone
+    for seed in range(20):  # each with other errors
+        one = rows(seed, dim).to(dtype)
+        uneven = 1 + torch.finfo(dtype).eps * (torch.arange(dim) % 2)
+        query, key, queue = one.expand(12, dim), (one * uneven).expand(12, dim), one.expand(7, dim)
+        for keys in (queue[None], queue.expand(3, 7, dim)):
+            assert info_nce(query, key, keys, temperature)[1].item() == 0.0
+
+
+@pytest.mark.usefixtures("version")
+def test_a_hit_needs_no_more_than_a_lead_that_rounding_cannot_make():
+    query, key = torch.eye(4)[:1], torch.eye(4)[:1]
+    queue = F.normalize(torch.tensor([[[1.0, 0.01, 0.0, 0.0]]]), dim=2)  # the cosine is 0.99995
+    assert info_nce(query, key, queue, 0.1)[1].item() == 100.0
+
+
+@pytest.mark.usefixtures("version")
 def test_gradient():
     query, key, queue = rows(1, 6, 4).requires_grad_(), rows(2, 6, 4), rows(3, 3, 5, 4)
     assert torch.autograd.gradcheck(lambda q: info_nce(q, key, queue, 0.1)[0], (query,))

@@ -100,7 +100,7 @@ def test_initialisation_is_xavier_with_zero_bias_and_leaves_the_global_generator
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [arch for arch, known in ARCHITECTURES.items() if known.styled])
 def test_parameters_are_torchvisions_but_for_the_listed_differences(arch, norm):
     """Classifiers are not counted; both kinds of norm have the same number of parameters.
 
@@ -124,6 +124,23 @@ def test_parameters_are_torchvisions_but_for_the_listed_differences(arch, norm):
     classifier = "fc." if arch.startswith("resnet") else "classifier."
     count = sum(p.numel() for name, p in theirs.named_parameters() if not name.startswith(classifier))
     assert ours == count + extra
+
+
+@pytest.mark.parametrize(("arch", "heads"), [("vit-tiny", 3), ("vit-small", 6)])
+def test_parameters_of_transformers_are_torchvisions_without_a_token_of_the_class(arch, heads):
+    model = build(arch, 1, width=None, image_size=32, key_dim=4, head="linear")
+    width = model.feature_dim
+    shape = {"hidden_dim": width, "mlp_dim": 4 * width, "num_heads": heads, "num_classes": 4}
+    theirs = torchvision.models.VisionTransformer(image_size=32, patch_size=4, num_layers=12, **shape)
+    count = sum(parameter.numel() for parameter in theirs.parameters())
+    assert model.client.size + model.server.size == count - 2 * width  # the token and its place
+
+
+def test_parameters_of_convnext_are_torchvisions():
+    model = build("convnext-tiny", 1, width=None, image_size=64, key_dim=4, head="linear")
+    with torch.device("meta"):
+        theirs = torchvision.models.convnext_tiny(num_classes=4)
+    assert model.client.size + model.server.size == sum(parameter.numel() for parameter in theirs.parameters())
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 224])
@@ -166,7 +183,7 @@ def test_a_bottleneck_brings_maps_of_any_size_back(size):
     assert wide(smashed).shape[1:] == plain.smashed_shape
 
 
-def test_a_bottleneck_that_does_not_fit_is_told_where_it_would():
+def test_a_bottleneck_that_does_not_fit_is_refused_with_cut_layers_that_do():
     with pytest.raises(ValueError, match=r"maps of 4x4 .*; allowed: stride 1 to 4, or cut layer 1, 2"):
         build("resnet18", 9, width=4, bottleneck=Bottleneck.parse("C4S8"))
 
@@ -207,7 +224,7 @@ def test_batch_norm_of_stacked_clients_is_torchs_for_each():
 
 @pytest.mark.parametrize("cohort", [1, 7, 60])
 def test_stacked_forward_is_each_clients_own(cohort):
-    """There may be more clients than one chunk holds."""
+    """Each client's stacked output is that of its own module, also where there are more clients than in a chunk."""
     model = build("resnet8", 2)
     generator = torch.Generator().manual_seed(1)
     parameters = model.client.initial + 0.1 * torch.randn(cohort, model.client.size, generator=generator)

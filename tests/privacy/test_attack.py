@@ -13,8 +13,10 @@ from simsfl.cli import run
 from simsfl.cli.report import program as report
 from simsfl.config.notation import Decoder
 from simsfl.data import Arrays, make_dataset
+from simsfl.data.partition import Partition
 from simsfl.data.shapes import shapes
 from simsfl.privacy.attack import attack, attackers_rows, targets
+from simsfl.runs.records import AttackRecord, Scores
 from tests.conftest import TINY, flags, generator
 
 
@@ -53,7 +55,7 @@ def test_of_a_client_that_sends_noise_nothing_is_learnt_but_the_mean_image(pictu
     assert result.mse > 0.95 * (images - images.mean(dim=0)).square().mean()
 
 
-def test_who_knows_what(dataset):
+def test_the_attackers_images_are_not_those_that_it_reconstructs(dataset):
     simulation = Simulation(RunConfig(**TINY), dataset)
     rows = targets(simulation.parts.partition, 3)
     assert rows.tolist() == [row for c in (3, 4, 5, 6) for row in simulation.parts.partition[c]]
@@ -76,12 +78,36 @@ def test_an_attack_on_a_run_and_its_report(npz, tmp_path, capsys):
         assert content[score]["std"] == pytest.approx(np.std(content["by_seed"][score], ddof=1))
     for stem in ("conv_normN0C4", "conv_normN0C4-curves", "descent"):
         assert (out / "attacks" / f"{stem}.png").stat().st_size > 5000
-    assert "SSIM" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "SSIM" in output
+    # 80 images among 8 clients: half of all images are those of four
+    assert "conv_normN0C4 against client 0 and the next 3, 40 images" in " ".join(output.split())
+    assert content["target_clients"] == 4
     assert report.main([str(out)]) == 0
     page = (out / "report.md").read_text()
     assert "Privacy against accuracy" in page
     assert "attacks/conv_normN0C4.png" in page
     assert (out / "figures" / "privacy.png").exists()
+
+
+WHOM = [
+    ((200, 5), 0, "client 0"),
+    ((3, 3, 3), 1, "client 1 and the next one"),
+    ((50, 90, 300, 30), 2, "client 2"),
+    ((50, 90, 300, 30), 3, "client 3 and the next 2"),  # which are 0 and 1
+]
+"""Images that clients hold, the target client, and all clients whose images are reconstructed."""
+
+
+@pytest.mark.parametrize(("sizes", "first", "whom"), WHOM)
+def test_whom_an_attack_is_against(sizes, first, whom):
+    partition = Partition.of(np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]))
+    rows = targets(partition, first)
+    clients = attack_program._clients_of(partition, rows)
+    scores = {score: Scores(0.5, None) for score in ("mse", "ssim", "psnr")}
+    measured = {**scores, "by_seed": {}, "mean_image_mse": 0.0, "training": [], "target_clients": clients}
+    table = attack_program._table(AttackRecord("x", 0.1, 1, first, len(rows), [0], 1, **measured))
+    assert table.title == f"x against {whom}, {len(rows)} images"
 
 
 def test_an_expert_without_images_of_the_target_is_attacked_on_others(npz, arrays, tmp_path, capsys):
@@ -102,7 +128,7 @@ WRONG = {
     "share": (["--attacker-data", "0"], "attacker_data: 0 is no share"),
     "seeds": (["--attack-seeds", "1;2"], "attack_seeds: '1;2'"),
     "client": (["--target-client", "8"], "target_client: 8 is no client; allowed: 0 to 7"),
-    "descent": (["--decoder", "descent", "--attacker-data", "0.1"], "decoder: descent trains none"),
+    "descent": (["--decoder", "descent", "--attacker-data", "0.1"], "decoder: descent trains nothing"),
     "epochs": (["--attack-epochs", "none"], "attack_epochs: 'none'"),
     "device": (["--device", "gpu"], "device: 'gpu'"),
 }

@@ -1,4 +1,4 @@
-"""Decoders that attackers train: what they make of smashed data, their sizes, and their notation."""
+"""Decoders that attackers train: the shape of their output, their sizes, and their notation."""
 
 import numpy as np
 import pytest

@@ -2,10 +2,13 @@
 
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +37,7 @@ SETTINGS = {
 
 
 def recorded(setting, dataset, path, client=None):
+    """Train a run of four rounds and record a client; return the simulation, the recorder and the trace."""
     config = RunConfig(**{**TINY, "rounds": 4, **setting})
     simulation = Simulation(config, dataset)
     with recorder_of(simulation, client, path) as recorder:
@@ -42,7 +46,7 @@ def recorded(setting, dataset, path, client=None):
 
 
 def replayed(simulation, trace):
-    """Largest differences from the trace of a client of ordinary modules and `torch.optim.SGD`."""
+    """Replay a trace with ordinary modules and `torch.optim.SGD`; return the largest differences from what it holds."""
     model, optimiser, differences = simulation.model.client, trace.about["optimiser"], []
     precision = simulation.parts.hyper.precision
     for visit in trace.visits:
@@ -101,7 +105,7 @@ def test_the_work_done_again_comes_to_the_same(setting, dataset, arrays, tmp_pat
     assert trace.visits
     assert trace.about["client"] == recorder.client
     assert replayed(simulation, trace) < (0.02 if "precision" in setting else 2e-5)
-    if "loss_threshold" in setting:  # at last no gradients come in, then nothing is done
+    if "loss_threshold" in setting:  # in the last rounds no gradients come in, then clients do nothing
         assert {visit.learns for visit in trace.visits} == {True, False}
 
 
@@ -173,7 +177,7 @@ def test_a_trace_is_read_without_torch(dataset, tmp_path):
 
 
 def rewritten(path, change):
-    """With what `change` makes of its content: of what it is about, and of arrays by name."""
+    """Write the trace anew after `change`, a function of the content of ``trace.json`` and of the arrays by name."""
     with zipfile.ZipFile(path) as file:
         content = {name: file.read(name) for name in file.namelist()}
     about = json.loads(content.pop("trace.json"))
@@ -181,6 +185,17 @@ def rewritten(path, change):
     with zipfile.ZipFile(path, "w") as file:
         for name, own in {**content, "trace.json": json.dumps(about)}.items():
             file.writestr(name, own)
+
+
+def array_of(name, change):
+    """Return a change of one array of the first visit."""
+
+    def apply(about, content):
+        file = io.BytesIO()
+        np.save(file, change(np.load(io.BytesIO(content[f"visits/0/{name}.npy"]))))
+        content[f"visits/0/{name}.npy"] = file.getvalue()
+
+    return apply
 
 
 WRONG = {
@@ -195,7 +210,7 @@ WRONG = {
     "other weights": lambda about, content: content.update(
         {"visits/0/begin/online.npy": content["visits/0/begin/online_statistics.npy"]}
     ),
-    "a precision that is none": lambda about, content: about["optimiser"].update(precision="fp8"),
+    "an unknown precision": lambda about, content: about["optimiser"].update(precision="fp8"),
     "words for counts": lambda about, content: about["session"].update(steps="many"),
     "other averages": lambda about, content: content.update(
         {"visits/0/sync-4/sent/online.npy": content["visits/0/begin/online_statistics.npy"]}
@@ -204,28 +219,149 @@ WRONG = {
         {"visits/0/sync-4/sent/colour.npy": content["visits/0/begin/online.npy"]}
     ),
     "pickled": lambda about, content: content.update({"visits/0/learns.npy": pickled()}),
+    "a thousand million visits": lambda about, content: about.update(visits=10**9),
+    "no number of visits": lambda about, content: about.update(visits=-1),
+    "half a visit": lambda about, content: about.update(visits=0.5),
+    "nan for counts": lambda about, content: about["session"].update(steps=float("nan")),
+    "negative counts": lambda about, content: about["session"].update(bytes_up=-1),
+    "counts beyond all numbers": lambda about, content: about["cost"]["flops"].update(query=10**400),
+    "names that are none": lambda about, content: about["cost"]["memory"].update({"\x1b]0;title\x07": 1}),
+    "infinite momentum": lambda about, content: about["optimiser"].update(momentum=float("inf")),
+    "words for tau": lambda about, content: about["optimiser"].update(tau="0.99"),
+    "no deviation": lambda about, content: about["images"].update(std=[0, 1, 1]),
+    "four channels": lambda about, content: about["images"].update(mean=[0.5] * 4),
+    "no architecture": lambda about, content: about["network"].update(arch="resnet7"),
+    "an endless network": lambda about, content: about["network"].update(width=10**9),
+    "huge images": lambda about, content: about["network"].update(image_size=10**6),
+    "a list for a network": lambda about, content: about.update(network=[]),
+    "negative shapes": lambda about, content: about["shapes"].update({next(iter(about["shapes"])): [-1, -4]}),
+    "shapes of text": lambda about, content: about["shapes"].update({next(iter(about["shapes"])): ["4"]}),
+    "nan for weights": array_of("begin/online", lambda array: array * np.nan),
+    "infinite gradients": array_of("gradients/1", lambda array: array + np.float32(np.inf)),
+    "doubled gradients": array_of("gradients/1", lambda array: array.astype(np.float64)),
+    "nan for checksums": array_of("checksums", lambda array: array * np.nan),
+    "negative rate": array_of("lr", lambda array: -1 - array),
+    "no steps": array_of("lr", lambda array: array[:0]),
+    "more steps": array_of("lr", lambda array: np.tile(array, 2)),
+    "negative averagings": array_of("syncs", lambda array: array - 10),
+    "averagings behind the end": array_of("syncs", lambda array: array + 10),
+    "averagings twice": array_of("syncs", lambda array: array * 0),
+    "averagings at half steps": array_of("syncs", lambda array: array + 0.5),
+    "pixels of floats": array_of("pixels", lambda array: array.astype(np.float32)),
+    "pixels without colours": array_of("pixels", lambda array: array[:, :, 0]),
+    "crops outside": array_of("views/crop", lambda array: array + 1000),
+    "crops of nothing": array_of("views/crop", lambda array: array * 0),
+    "nan for crops": array_of("views/crop", lambda array: array * np.nan),
+    "other blends": array_of("views/blends", lambda array: array + 1),
+    "other slots": array_of("views/hue_slot", lambda array: array - 4),
+    "negative blur": array_of("views/sigma", lambda array: array - 10),
+    "flips of floats": array_of("views/flip", lambda array: array.astype(np.float32)),
+    "two truths": array_of("learns", lambda array: np.array([True, False])),
+    "truths of numbers": array_of("learns", lambda array: np.array([2.0])),
 }
+"""What is changed in a trace, by name."""
 
 
 def pickled():
+    """Return the bytes of an ``.npy`` file that can be read only with pickle."""
     file = io.BytesIO()
     np.save(file, np.array([{}], dtype=object))
     return file.getvalue()
 
 
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """Return the path of a trace, not to be changed."""
+    path = tmp_path_factory.mktemp("whole") / "trace"
+    recorded({}, dataset, path)
+    return path
+
+
+def refused(path, words=""):
+    with pytest.raises(
+        ValueError, match=r"^replay: .*; allowed: a file that simsfl run --record-trace wrote$"
+    ) as caught:
+        Trace(path)
+    assert words in str(caught.value)
+
+
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
-def test_a_trace_that_does_not_fit_together_is_refused(change, dataset, tmp_path):
-    recorded({}, dataset, tmp_path / "trace")
+def test_a_trace_that_does_not_fit_together_is_refused(change, whole, tmp_path):
+    shutil.copy(whole, tmp_path / "trace")
     rewritten(tmp_path / "trace", change)
-    with pytest.raises(ValueError, match=r"replay: .*; allowed: a file that run.py --record-trace wrote"):
-        Trace(tmp_path / "trace")
+    refused(tmp_path / "trace")
+
+
+def test_a_trace_that_is_written_anew_is_the_same(whole, tmp_path):
+    """What is refused above is not refused for being rewritten."""
+    shutil.copy(whole, tmp_path / "trace")
+    rewritten(tmp_path / "trace", lambda about, content: content.update({"visits/0/begin/extra.npy": b"ignored"}))
+    again, trace = Trace(tmp_path / "trace"), Trace(whole)
+    for one, other in zip(trace.visits, again.visits, strict=True):
+        assert list(other.begin) == list(STATE)
+        for name, array in one.begin.items():
+            np.testing.assert_array_equal(array, other.begin[name])
+
+
+TEXTS = ("[" * 100_000, "[]", "{", '{"format": NaN}', '{"format": 1, "client": 1e999}', "9" * 9000)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_hostile_json(text, tmp_path):
+    with zipfile.ZipFile(tmp_path / "trace", "w") as file:
+        file.writestr("trace.json", text)
+    refused(tmp_path / "trace")
+
+
+def test_nothing_large_is_read_from_a_trace(whole, tmp_path):
+    """Neither what a file with holes holds, nor what a small one would hold if it were unpacked."""
+    path = tmp_path / "trace"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("trace.json", b" " * 10_000_000)
+    assert path.stat().st_size < 20_000
+    refused(path, "compressed entry 'trace.json'")
+
+    size = 1 << 33
+    entry = zipfile.ZipInfo("trace.json")
+    with path.open("wb") as stream, zipfile.ZipFile(stream, "w") as file:
+        with file.open(entry, "w", force_zip64=True) as member:
+            member.write(b"{")
+        start = stream.tell()
+        stream.truncate(start + size)
+        entry.file_size = entry.compress_size = size + 1
+        file.start_dir = start + size
+    assert path.stat().st_size > size
+    refused(path, f"{size + 1:,} bytes, and {1 << 24:,} at most are possible")
+
+
+def test_an_array_beyond_all_machines(whole, tmp_path):
+    """A file with holes that holds a batch of a thousand million images."""
+    path, size = tmp_path / "trace", 10**12
+    shutil.copy(whole, path)
+    rewritten(path, lambda about, content: content.pop("visits/0/pixels.npy"))
+    header = str({"descr": "|u1", "fortran_order": False, "shape": (1, size)}).ljust(117).encode() + b"\n"
+    with path.open("r+b") as stream, zipfile.ZipFile(stream, "a") as file:
+        entry = zipfile.ZipInfo("visits/0/pixels.npy")
+        with file.open(entry, "w", force_zip64=True) as member:
+            member.write(b"\x93NUMPY\1\0v\0" + header)
+        start = stream.tell()
+        stream.truncate(start + size)
+        entry.file_size = entry.compress_size = size + 128
+        file.start_dir = start + size
+    refused(path, f"{size:,} bytes, and {1 << 33:,} at most are possible")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            Trace(path)
 
 
 @pytest.mark.parametrize("damage", ["cut off", "flipped", "no zip", "other format"])
-def test_a_damaged_trace_is_refused(damage, dataset, tmp_path):
+def test_a_damaged_trace_is_refused(damage, whole, tmp_path):
     path = tmp_path / "trace"
-    recorded({}, dataset, path)
-    content = bytearray(path.read_bytes())
+    content = bytearray(whole.read_bytes())
     if damage == "cut off":
         path.write_bytes(content[: len(content) // 2])
     elif damage == "flipped":
@@ -236,8 +372,7 @@ def test_a_damaged_trace_is_refused(damage, dataset, tmp_path):
     else:
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("trace.json", json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match=r"replay: .*allowed"):
-        Trace(path)
+    refused(path)
 
 
 def test_an_interrupted_round_is_recorded_as_far_as_it_went(dataset, tmp_path):

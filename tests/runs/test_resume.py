@@ -10,11 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from simsfl import RunConfig, Simulation
-from simsfl.cli import launch, run
+from simsfl.cli import launch, run, watch
+from simsfl.cli.report import program as report
 from simsfl.cli.session import Session
 from simsfl.rounds.progress import NonFiniteLossError
+from simsfl.runs import metrics
+from simsfl.runs.checkpoint import SEAL
 from tests.conftest import TINY, flags
 
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
@@ -22,7 +27,7 @@ SLOW = TINY | {"rounds": 12, "eval_every": 3, "checkpoint_every": 2, "measure_di
 
 
 def start(*argv):
-    """The program in a process of its own, as a user runs it."""
+    """Start the program in a process of its own, as a user does."""
     return subprocess.Popen(
         [sys.executable, str(RUN), *map(str, argv)],
         stdout=subprocess.PIPE,
@@ -33,17 +38,19 @@ def start(*argv):
 
 
 def lines(path):
+    """Return the number of lines in a file, 0 if there is none."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def wait_for(process, condition):
+    """Wait until a condition holds, as long as the process runs."""
     while not condition():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.005)
 
 
 def final(directory):
-    """The metrics, and the bytes of the final checkpoint, which holds tensors alone."""
+    """Return the bytes of the metrics, and name and bytes of the final checkpoint, which holds only tensors."""
     newest = json.loads((directory / "checkpoints" / "manifest.json").read_text())["checkpoints"][0]
     weights = (directory / "checkpoints" / newest["file"]).read_bytes()
     assert hashlib.sha256(weights).hexdigest() == newest["sha256"]
@@ -52,6 +59,7 @@ def final(directory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(npz, tmp_path_factory):
+    """Return what `final` returns of a run that is not interrupted."""
     out = tmp_path_factory.mktemp("whole") / "run"
     process = start(*flags(dataset=npz, out=out, **SLOW))
     output, _ = process.communicate()
@@ -94,7 +102,7 @@ def test_stopped_in_the_middle_of_a_round(number, npz, tmp_path, uninterrupted):
 
 
 def test_stopped_in_an_evaluation(npz, tmp_path, monkeypatch, capsys):
-    """At once, without waiting for it: it is done after resuming."""
+    """The run stops at once, without finishing the evaluation, and does it after resuming."""
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert run.main(flags(dataset=npz, out=whole, **SLOW)) == 0
     honest = Session._watch
@@ -111,6 +119,37 @@ def test_stopped_in_an_evaluation(npz, tmp_path, monkeypatch, capsys):
     assert run.main(["--resume", str(out)]) == 0
     assert "after round 2, step 5" in capsys.readouterr().out
     assert final(out) == final(whole)
+
+
+def test_a_run_of_a_version_that_recorded_no_spread_goes_on_and_is_shown(npz, tmp_path, monkeypatch, capsys):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert run.main(flags(dataset=npz, out=whole, **SLOW)) == 0
+    honest, to_dict = Session._take, metrics.to_dict
+
+    def older(record):
+        return {name: value for name, value in to_dict(record).items() if name != "output_std"}
+
+    def take(self, record):
+        honest(self, record)
+        if record.event == "step" and record.round == 5:
+            self.stop.received = signal.SIGINT
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "to_dict", older)
+        patch.setattr(Session, "_take", take)
+        assert run.main(flags(dataset=npz, out=out, **SLOW)) == 130
+    assert "output_std" not in (out / "metrics.jsonl").read_text()
+    for _ in ("stopped", "finished"):
+        assert report.main([str(out)]) == 0
+        assert watch.main([str(out), "--once"]) == 0
+        assert run.main(["--resume", str(out)]) == 0
+    lines, all_lines = ((path / "metrics.jsonl").read_text().splitlines() for path in (out, whole))
+    assert [json.loads(line).get("output_std") for line in lines if "knn_top1" in line][:2] == [None, None]
+    for line, expected in zip(lines, all_lines, strict=True):
+        assert json.loads(expected) | json.loads(line) == json.loads(expected)
+    weights, expected = (load(final(path)[2]) for path in (out, whole))
+    for name in set(expected) - {SEAL}:  # which covers the metrics as well
+        assert torch.equal(weights[name], expected[name]), name
 
 
 def test_a_run_has_one_writer(npz, tmp_path, capfd):
@@ -167,7 +206,7 @@ def test_resuming_a_finished_run_changes_nothing(npz, tmp_path, capfd):
     assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     text = capfd.readouterr().out
-    assert "is over already" in text
+    assert "/run is finished" in text
     assert text.count("linear probe") == 2
 
 
@@ -183,7 +222,7 @@ def test_a_damaged_final_checkpoint_is_made_again(npz, tmp_path, uninterrupted, 
 
 
 def test_a_run_saved_in_python_is_resumed_by_the_program(npz, tmp_path, capfd):
-    """Without metrics there is nothing to compare with, which is no reason to fail."""
+    """A run that was saved in Python has no ``metrics.jsonl``, and is resumed all the same."""
     simulation = Simulation(RunConfig(**TINY, dataset=str(npz)))
     next(simulation.rounds())
     simulation.save(tmp_path / "run")

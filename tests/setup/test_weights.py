@@ -1,9 +1,12 @@
 """Weights of models outside a run: exported, imported, and used to start another run."""
 
+import errno
 import json
+import os
 import pickle
 import re
 import shutil
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -13,7 +16,9 @@ from torch import nn
 from simsfl import RunConfig, Simulation
 from simsfl.cli import export_checkpoint, import_checkpoint, presets, run
 from simsfl.setup.weights import EXPERTS, experts, load_weights, published_names, to_published
+from simsfl.system.tensor_file import write_tensors
 from tests.conftest import TINY, flags
+from tests.runs.changing import rewritten
 
 MODELS = {
     "resnet18": {"arch": "resnet18", "cut_layer": 3, "bottleneck": "C4S2"},
@@ -102,6 +107,71 @@ def test_what_cannot_be_imported(tmp_path, capsys, npz):
         assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_hostile_files_are_not_unpacked(tmp_path, capsys):
+    """Neither a file that unpacks to a thousand times its size, nor one with holes, nor what is no file."""
+    torch.save({"0.conv1.weight": torch.zeros(10_000_000)}, tmp_path / "whole.tar")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.tar") as whole,
+        zipfile.ZipFile(tmp_path / "bomb.tar", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    assert (tmp_path / "bomb.tar").stat().st_size < 100_000
+    with (tmp_path / "long.tar").open("wb") as file:
+        file.truncate(1 << 40)
+    os.mkfifo(tmp_path / "fifo.tar")
+    for name, words in (
+        ("bomb.tar", "is damaged, or holds more than tensors"),
+        ("long.tar", "has 1,099,511,627,776 bytes; allowed: "),
+        ("fifo.tar", "there is no file"),
+    ):
+        argv = [str(tmp_path / name), "--arch", "resnet8", "--width", "4", "--out", str(tmp_path / "out")]
+        assert import_checkpoint.main(argv) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def written(path, size, **changes):
+    """Write a file of weights with one tensor of zeros, `size` bytes of them, as holes in the file."""
+    tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    header = {"__metadata__": {"config": json.dumps(RunConfig(**TINY).network())}, "client.x": tensor} | changes
+    start = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(start).to_bytes(8, "little") + start)
+        file.truncate(8 + len(start) + size)
+    return str(path)
+
+
+def test_hostile_files_of_weights(tmp_path):
+    """None is read before its shapes are known, and what is wrong is said in one line."""
+    model = Simulation(RunConfig(**{**TINY, "dataset": "shapes"})).model
+    for size in (1 << 32, 1 << 43):  # the second is refused by the system, unless it lends more memory than there is
+        with pytest.raises(ValueError, match="init_client: "):
+            load_weights(written(tmp_path / "large", size)).initialise(model, server=False)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "short").write_bytes((1 << 60).to_bytes(8, "little"))
+    for source in (
+        written(tmp_path / "nested", 4, __metadata__={"config": "[" * 100_000}),
+        written(tmp_path / "no config", 4, __metadata__={}),
+        written(tmp_path / "other half", 4, **{"middle.x": {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]}}),
+        str(tmp_path / "short"),
+        str(tmp_path / "fifo"),
+        "/dev/zero",
+    ):
+        with pytest.raises(ValueError, match="init_client: ") as caught:
+            load_weights(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_weights_may_have_any_name(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    shutil.copy(EXPERTS / "laptop-shapes.safetensors", path)
+    name = "0.conv.weight"
+    assert torch.equal(load_weights(str(path)).client[name], load_weights("laptop-shapes").client[name])
+
+
 def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys):
     settings = {**TINY, "bottleneck": "C4S2", "rounds": 2}
     expert = tmp_path / "expert"
@@ -163,3 +233,111 @@ def test_a_run_needs_its_expert_only_to_begin(npz, tmp_path, capsys, monkeypatch
     assert run.main(["--resume", "run", "--dashboard", "off"]) == 0
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     capsys.readouterr()
+
+
+def hostile(change):
+    """A preparation: a whole file of weights in which `change` changes tensors or the config of the network."""
+
+    def prepare(file):
+        weights = load_weights("laptop-shapes")
+        tensors = {f"client.{name}": tensor.clone() for name, tensor in weights.client.items()}
+        about = weights.config.network()
+        change(tensors, about)
+        write_tensors(file, tensors, {"config": json.dumps(about)})
+
+    return prepare
+
+
+def replaced(value):
+    """A change: the first number of the first tensor."""
+    return lambda tensors, about: next(iter(tensors.values())).view(-1)[:1].fill_(value)
+
+
+HOSTILE = {
+    "nan": (hostile(replaced(float("nan"))), "holds something other than finite numbers"),
+    "infinity": (hostile(replaced(float("inf"))), "holds something other than finite numbers"),
+    "whole numbers": (
+        hostile(lambda tensors, about: tensors.update({next(iter(tensors)): torch.zeros(16, 3, 3, 3).long()})),
+        "holds something other than finite numbers",
+    ),
+    "a tensor less": (hostile(lambda tensors, about: tensors.pop(next(iter(tensors)))), "is nothing, but"),
+    "a tensor more": (hostile(lambda tensors, about: tensors.update({"client.x": torch.zeros(2)})), "client.x is 2"),
+    "another half": (hostile(lambda tensors, about: tensors.update({"clint.x": torch.zeros(2)})), "holds clint.x"),
+    "another network": (hostile(lambda tensors, about: about.update(width=32)), "in the network that it says to be of"),
+    "a width that is text": (hostile(lambda tensors, about: about.update(width="wide")), "width: 'wide' is not"),
+    "a field more": (hostile(lambda tensors, about: about.update(colour=1)), "colour: is not known"),
+    "no config": (lambda file: write_tensors(file, {"client.x": torch.zeros(2)}), "of which network"),
+    "a config nested without end": (
+        lambda file: write_tensors(file, {"client.x": torch.zeros(2)}, {"config": "[" * 100_000}),
+        "nested too deeply",
+    ),
+    "a header without end": (lambda file: file.write_bytes((2**62).to_bytes(8, "little") + bytes(99)), "is damaged"),
+    "nothing": (lambda file: file.touch(), "is damaged"),
+}
+
+
+@pytest.mark.parametrize(("prepare", "words"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_file_of_weights_is_refused(prepare, words, tmp_path, capfd):
+    file = tmp_path / "x.safetensors"
+    prepare(file)
+    for main, argv in (
+        (run.main, flags(dataset="shapes", out=tmp_path / "out", init_client=file, rounds=1)),
+        (export_checkpoint.main, [str(file), "--out", str(tmp_path / "out")]),
+    ):
+        assert main(argv) == 2
+        error = capfd.readouterr().err
+        assert error.startswith(f"error: init_client: {file} is no file of weights (")
+        assert error.count("\n") == 1
+        assert words in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_with_weights_that_are_not_finite_is_no_expert(npz, tmp_path, capfd):
+    Simulation(RunConfig(**TINY, dataset=str(npz))).save(tmp_path / "run")
+    rewritten(tmp_path / "run", tensors=lambda tensors: tensors["clients.online"].fill_(float("nan")))
+    assert run.main(flags(dataset=npz, out=tmp_path / "out", init_client=tmp_path / "run", **TINY)) == 2
+    assert "holds something other than finite numbers" in capfd.readouterr().err
+
+
+STRANGE = {
+    "a tuple for a name": {("a", ("b", 1)): torch.zeros(2)},
+    "a number for a name": {1: torch.zeros(2)},
+    "nan": {"a": torch.tensor([0.0, float("nan")])},
+    "complex numbers": {"a": torch.zeros(2, dtype=torch.complex64)},
+    "a sparse tensor": {"a": torch.eye(3).to_sparse()},
+    "a tensor without numbers": {"a": torch.zeros(2, device="meta")},
+    "a list": {"a": [torch.zeros(2)]},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("content", STRANGE.values(), ids=STRANGE)
+def test_a_strange_state_dict_is_refused(content, tmp_path, capfd):
+    file = tmp_path / "x.tar"
+    torch.save(content, file)
+    assert import_checkpoint.main([str(file)]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: files: {file} h")
+    assert error.count("\n") == 1
+    assert not file.with_suffix(".safetensors").exists()
+
+
+def test_an_expert_that_was_changed_after_the_run_began(npz, tmp_path, capfd):
+    expert, out = tmp_path / "expert", tmp_path / "run"
+    Simulation(RunConfig(**TINY, dataset=str(npz))).save(expert)
+    Simulation(RunConfig(**TINY, dataset=str(npz), init_client=str(expert))).save(out)
+    content = bytearray((out / "start.safetensors").read_bytes())
+    content[-3] ^= 1
+    (out / "start.safetensors").write_bytes(content)
+    assert run.main(["--resume", str(out)]) == 2
+    assert "start.safetensors is damaged, or was edited" in capfd.readouterr().err
+
+
+def test_a_disk_that_is_full_when_weights_are_exported(tmp_path, capfd, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    assert export_checkpoint.main(["laptop-shapes", "--out", str(tmp_path / "out")]) == 2
+    error = capfd.readouterr().err
+    assert error == f"error: [Errno 28] No space left on device: '{tmp_path}/out/client.tar'\n"

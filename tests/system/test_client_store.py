@@ -1,6 +1,9 @@
 """Where idle clients' state lies changes nothing but memory."""
 
+import errno
 import json
+import mmap
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +15,7 @@ from safetensors import safe_open
 
 from simsfl import Simulation
 from simsfl.system.client_store import Storage
-from simsfl.system.files import cache_directory
+from simsfl.system.paths import cache_directory
 
 
 @pytest.mark.parametrize("kind", ["host", "mmap"])
@@ -35,7 +38,7 @@ def test_bf16_rounds_what_is_put_away(config, dataset):
     assert clients.online.dtype == torch.float32
 
 
-def test_a_checkpoint_holds_rows_of_participants_alone_and_brings_them_back(config, dataset, tmp_path):
+def test_a_checkpoint_holds_and_restores_the_rows_of_participants_only(config, dataset, tmp_path):
     config = replace(config, client_state="mmap")
     simulation = Simulation(config, dataset)
     rounds = simulation.rounds()
@@ -74,7 +77,7 @@ print(sizes[240] - sizes[40])
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory in use is read from Linux")
 def test_memory_is_flat_over_200_rounds(npz):
-    """In a process of its own: what other tests have left behind is given back at any time."""
+    """The run is in a process of its own, since memory of earlier tests may be released at any time."""
     argv = [sys.executable, "-c", FLAT, str(npz)]
     done = subprocess.run(argv, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True)
     assert int(done.stdout) < 1e6
@@ -91,7 +94,39 @@ def test_the_file_has_no_name_and_its_pages_come_back():
     assert storage.zeros(3, 0).shape == (3, 0)
 
 
-def test_a_file_that_might_not_fit_is_refused():
+def failing(number):
+    """Return a function that fails with this error of the system."""
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("system", ["Linux", "macOS", "a file system that cannot"])
+def test_room_on_the_disk_is_reserved_before_a_file_is_mapped(system, monkeypatch):
+    """A page that found no room on the disk when it is first written would end the process by SIGBUS."""
+    held, mapped = [], mmap.mmap
+
+    def seen(handle, size):
+        held.append(512 * os.fstat(handle).st_blocks)
+        return mapped(handle, size)
+
+    monkeypatch.setattr(mmap, "mmap", seen)
+    if system == "macOS":
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    if system == "a file system that cannot":
+        monkeypatch.setattr(os, "posix_fallocate", failing(errno.EOPNOTSUPP), raising=False)
+    stack = Storage("mmap", torch.device("cpu"), torch.float32).zeros(3000, 1001)
+    assert held[0] >= 3000 * 1001 * 4
+    assert stack.shape == (3000, 1001)
+    assert not stack.any()
+
+
+def test_a_file_that_does_not_fit_is_refused(monkeypatch):
     storage = Storage("mmap", torch.device("cpu"), torch.float32)
-    with pytest.raises(OSError, match=r"client_state: mmap needs 4,000\.0 GB"):
+    with pytest.raises(OSError, match=r"client_state: mmap needs 4,000\.0 GB in .* GB are free\); allowed: --client"):
         storage.zeros(10**9, 1000)
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC), raising=False)
+    with pytest.raises(OSError, match=r"client_state: mmap needs 0\.1 GB in .* \(No space left on device\); allowed"):
+        storage.zeros(1000, 25_000)

@@ -1,4 +1,4 @@
-"""The view: it fits a small terminal and shows what it should."""
+"""The live view fits a small terminal, and shows the run's progress, curves, figures and devices."""
 
 import io
 import json
@@ -11,7 +11,8 @@ from simsfl.algorithm.wire import DeviceStatus
 from simsfl.cli import run, watch
 from simsfl.cli.report import program as report
 from simsfl.runs.metrics import History, Status
-from simsfl.ui.dashboard import Sparkline, histogram, render, time_left, time_text
+from simsfl.system.console import Output
+from simsfl.ui.dashboard import LiveView, PlainView, Sparkline, histogram, render, time_left, time_text
 from tests.conftest import TINY, flags
 
 CONFIG = {
@@ -23,6 +24,7 @@ CONFIG = {
     "cohort": 1000,
     "engine": "vmap",
     "precision": "bf16",
+    "key_dim": 1024,
 }
 STATUS = Status(
     activity="linear probe 37/100",
@@ -41,12 +43,13 @@ STATUS = Status(
 )
 
 
-def history(rounds=300):
-    result = History()
-    result.feed({"event": "evaluation", "round": 0, "knn_top1": 17.1, "pixel_knn_top1": 35.7})
+def history(rounds=300, std=None):
+    """Return the records of a run; evaluations have the spread of outputs `std`, or None as in older runs."""
+    result, spread = History(), {} if std is None else {"output_std": std}
+    result.feed({"event": "evaluation", "round": 0, "knn_top1": 17.1, "pixel_knn_top1": 35.7} | spread)
     for r in range(1, rounds + 1):
         result.feed({"event": "step", "round": r, "step": 1, "loss": 12.3456, "contrast_top1": 12.34})
-        result.feed({"event": "evaluation", "round": r, "knn_top1": 17.1 + r / 10})
+        result.feed({"event": "evaluation", "round": r, "knn_top1": 17.1 + r / 10} | spread)
         result.feed(
             {
                 "event": "round",
@@ -65,6 +68,7 @@ def history(rounds=300):
 
 
 def drawn(width, height, *arguments):
+    """Return the lines that `render` draws on a terminal of the given size."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     console.print(render(*arguments))
     return console.file.getvalue().splitlines()
@@ -72,7 +76,7 @@ def drawn(width, height, *arguments):
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 50)])
 def test_it_fits_the_terminal(width, height):
-    lines = drawn(width, height, CONFIG, history(), STATUS)
+    lines = drawn(width, height, CONFIG, history(std=0.0181), STATUS)
     assert len(lines) <= height - 1
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
@@ -84,6 +88,7 @@ def test_it_fits_the_terminal(width, height):
         "47.1 %",
         "best 47.1",
         "pixels 35.7",
+        "57.9 % std 0.0181 of 0.0312",  # 1 / sqrt(1024) is 0.03125
         "bf16",
         "linear probe 37/100",
     ):
@@ -143,6 +148,30 @@ def test_it_draws_before_anything_is_known():
         assert drawn(80, 24, CONFIG, History(), status)
 
 
+def test_a_collapsed_network_is_shown_and_warned_of_once():
+    """In both views, also of a resumed run that had collapsed before; nothing is said of an untrained network."""
+    words = (
+        "After round 1, outputs hardly differ from image to image: normalised, their standard deviation is 0.0001 of"
+    )
+    for std, times in ((0.0001, 1), (0.0181, 0), (None, 0)):
+        assert ("outputs almost the same" in "\n".join(drawn(80, 24, CONFIG, history(std=std), STATUS))) == (times > 0)
+        for kind in (PlainView, LiveView):
+            records, console = History(), Output(file=io.StringIO(), width=80, height=24)
+            with kind(CONFIG | {"rounds": 9}, records, console) as view:
+                view.show(STATUS)
+                for record in history(rounds=4, std=std).evaluations + history(rounds=4, std=std).rounds:
+                    records.feed(record)
+                    view.show(STATUS)
+            assert console.file.getvalue().count(words) == times, kind
+    console = Output(file=io.StringIO(), width=80)
+    with PlainView(CONFIG | {"rounds": 9}, history(rounds=4, std=0.0), console) as view:  # of a resumed run
+        view.show(STATUS)
+    assert console.file.getvalue() == ""
+    untrained = History()
+    untrained.feed({"event": "evaluation", "round": 0, "knn_top1": 17.1, "output_std": 0.0})
+    assert "outputs almost the same" not in "\n".join(drawn(80, 24, CONFIG, untrained, STATUS))
+
+
 def test_histogram_keeps_every_client():
     for counts in ([5], [1, 2, 3], list(range(40))):
         bins = histogram(counts)
@@ -175,11 +204,12 @@ def test_a_terminal_that_knows_ascii_only():
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "5", "{", '{"activity": "finished"}'])
-def test_a_damaged_status_is_none(content, tmp_path):
-    (tmp_path / "live.json").write_text(content)
-    assert Status.load(tmp_path / "live.json") is None
-    (tmp_path / "live.json").write_text(json.dumps(asdict(STATUS) | {"updated": "x"}))
-    assert Status.load(tmp_path / "live.json") is None
+def test_a_damaged_status_is_refused(content, tmp_path):
+    assert Status.load(tmp_path / "live.json") is None  # there is none yet
+    for damaged in (content, json.dumps(asdict(STATUS) | {"updated": "x"})):
+        (tmp_path / "live.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"live: .*live.json is damaged"):
+            Status.load(tmp_path / "live.json")
     (tmp_path / "live.json").write_text(json.dumps(asdict(STATUS)))
     assert Status.load(tmp_path / "live.json") == STATUS
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 _BEGIN = time.perf_counter()
 
@@ -31,7 +29,7 @@ from simsfl.engine.precision import arithmetic, has_tf32  # noqa: E402
 from simsfl.setup.assembly import network  # noqa: E402
 from simsfl.setup.defaults import device_of, resolve  # noqa: E402
 from simsfl.system.clock import PhaseClock  # noqa: E402
-from simsfl.system.memory import peak_memory_bytes  # noqa: E402
+from simsfl.system.memory import peak_memory_bytes, resident_bytes  # noqa: E402
 
 _SECONDS_OF_PRODUCTS = 1.0
 """Seconds spent on finding the peak rate of matrix products."""
@@ -68,7 +66,7 @@ def _engine(name: str, config: RunConfig) -> None:
 
 
 def _simulated_step(simulation: Simulation):
-    """Return a function that trains the next step of a simulation, over the ends of rounds, and returns its loss."""
+    """Return a function that trains the next step of a simulation, of whatever round, and returns its loss."""
 
     def records():
         while True:
@@ -110,7 +108,7 @@ def _flops(config: RunConfig) -> dict[str, int]:
 
 
 def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the floating-point operations per second of a large matrix product, the best of several."""
+    """Return the floating-point operations per second of the fastest of several large matrix products."""
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, begin = float("inf"), time.perf_counter()
@@ -123,7 +121,7 @@ def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _peak_copies(device: torch.device) -> float:
-    """Return the bytes per second that a large copy reads and writes, the best of several."""
+    """Return the bytes per second that the fastest of several large copies reads and writes."""
     source = torch.zeros(1 << 26, device=device)
     target = torch.empty_like(source)
     best = float("inf")
@@ -157,7 +155,7 @@ def _scale(config: RunConfig, steps: int) -> None:
         {
             "step_seconds": np.diff(times)[2:].tolist(),
             "start_seconds": start,
-            "resident_bytes": _resident_bytes(),
+            "resident_bytes": resident_bytes(),
             "peak_bytes": peak_memory_bytes(simulation.parts.device),
             "data_bytes": data,
             "bytes_per_client": kept / config.clients,
@@ -177,7 +175,7 @@ def _take_part(simulation: Simulation) -> None:
 
 
 def _start(config: RunConfig) -> None:
-    """Print the seconds of importing torch, from then until ready to train, and of the first step."""
+    """Print the seconds that importing torch takes, then all else until the run can train, then the first step."""
     simulation = Simulation(config, _dataset_of(config))
     ready = time.perf_counter()
     next(simulation.round())
@@ -204,11 +202,6 @@ def _synchronise(device: torch.device) -> None:
     """Wait until the device has done all work given to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _resident_bytes() -> int:
-    """Return the bytes of memory that this process uses now (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _emit(value: dict) -> None:

@@ -33,7 +33,8 @@ _ONLY = {
     "divergence_tau": 0.0,
     "loss_threshold": 0.0,
 }
-"""The only values that `Published` supports, by config field; it heeds other fields, or they do not affect its time."""
+"""The only values that `Published` supports, by config field. Others it takes into account, or its time does not depend
+on them."""
 
 
 def _pipeline(images: Images, crop_scale: float) -> transforms.Compose:

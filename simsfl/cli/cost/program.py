@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
-from simsfl.system.files import write_json
+from simsfl.system.console import Output
+from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, one_of, path, whole_number
 
@@ -29,18 +28,18 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "FL-MoCo": {"method": "fl-moco", **_FEDERATED},
     "FL-BYOL": {"method": "fl-byol", **_FEDERATED},
 }
-"""Rows of the table below the config asked for, each by the config fields that it changes."""
+"""Rows of the table below that of the user's config, each with the config fields that it changes."""
 
 
 def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
-    result.add_argument("--images", type=whole_number, metavar="N", help="training images of a data set of your own")
+    result.add_argument("--images", type=whole_number, metavar="N", help="number of training images in your data set")
     result.add_argument(
         "--dtype",
         type=one_of(list(_DTYPES)),
         metavar="{" + ",".join(_DTYPES) + "}",
-        help="format of all that is sent (default: weights in fp32, activations and gradients by --precision)",
+        help="format of everything sent (default: fp32 for weights, that of --precision for activations and gradients)",
     )
     result.add_argument(
         "--accounting",
@@ -65,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse(argv)
         values = config_values(arguments)
         if arguments.accounting == "paper" and (values or arguments.dtype or arguments.images or arguments.measured):
-            raise ValueError("accounting: paper is of the paper's settings; allowed: without flags that change them")
+            raise ValueError("accounting: paper has the paper's settings; allowed: without flags that change them")
         asked = asked_config(arguments)
+        out = Outputs.of(arguments.json, "json") if arguments.json else None
 
         from simsfl.cli.cost.tables import estimate, own_tables, paper_tables  # noqa: PLC0415  (imports torch)
         from simsfl.setup.defaults import with_precision  # noqa: PLC0415
@@ -79,11 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             how = {"number_bytes": arguments.dtype and _DTYPES[arguments.dtype], "measured": arguments.measured}
             rows = watched(list(configs.items()), "measuring") if arguments.measured else configs.items()
             figures = {name: estimate(config, arguments.images, **how) for name, config in rows}
-            tables = own_tables(figures, asked, arguments.dtype or f"as a run does ({asked.precision})")
+            tables = own_tables(figures, asked, arguments.dtype or f"the formats of a run ({asked.precision})")
         for table in tables:
-            Console().print(table)
-        if arguments.json:
-            write_json(arguments.json, figures)
+            Output().print(table)
+        if out:
+            out.write_json(arguments.json.name, figures)
     except (ValueError, OSError) as error:
         return fail(error)
     return 0

@@ -43,7 +43,7 @@ def estimate(
     Args:
         config: the config of the run, resolved or not.
         images: number of training images; None for that of a public data set.
-        number_bytes: bytes of a number that is sent; None for as many as a run uses.
+        number_bytes: bytes of a number that is sent; None for those of a run.
         measured: whether to do a client's step, too, and measure the memory of its tensors.
 
     Returns:
@@ -165,8 +165,8 @@ def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Ta
     """
     what = f"{asked.arch}, {asked.clients:,} clients, {asked.dataset}"
     caption = (
-        "of a step for an image; multiply-adds of the forward pass; memory of a batch in MB of 10^6 bytes: weights and "
-        "what goes with them, maps; server in GFLOP; measured: memory of tensors in a step"
+        "MMAC: forward pass of one image; MFLOP, and server in GFLOP: step of one image; memory in MB of 10^6 bytes, "
+        "for a batch: weights (with momentum encoder, velocity and gradients) and maps; measured: tensors in a step"
     )
     title = f"Operations and memory of a client: {what}"
     work = Table(title=title, caption=caption, box=SIMPLE, collapse_padding=True, pad_edge=False)
@@ -174,8 +174,8 @@ def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Ta
     columns = ["", "MMAC", "MFLOP", "memory", "weights", "maps", "server"]
     for column in columns + ["measured"] * measured:
         work.add_column(column, justify="right" if column else "left", no_wrap=not column)
-    caption = "up / down; a round that it takes part in; the session, mean over all clients"
-    traffic = Table(title=f"Sent by a client and to it, in {dtype}", caption=caption, box=SIMPLE)
+    caption = "up / down; a round is one that the client takes part in, a session the mean over all clients"
+    traffic = Table(title=f"Bytes that a client sends and receives, in {dtype}", caption=caption, box=SIMPLE)
     for column in ("", "kB an image", "MB a round", "MB a session"):
         traffic.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, row in figures.items():
@@ -207,8 +207,9 @@ def paper_tables() -> tuple[list[Table], dict[str, Any]]:
     table = Table(
         title="Hardware costs, counted as in the paper: here / published",
         caption="MB of 1024^2 bytes over the session; operations: multiply-adds of convolutions and products, and 5 "
-        "for each normalised number, in 1024^2, times 3 for those who learn. Memory was read off a GPU's allocator: "
-        "here it is weights, velocity, gradients and kept maps of one model. Frozen clients (TAResSFL) send no weights",
+        "for each normalised number, in 1024^2, times 3 for clients that learn. The paper read memory off a GPU's "
+        "allocator; here it is weights, velocity, gradients and kept maps of one model. Frozen clients (TAResSFL) send "
+        "no weights",
         box=SIMPLE,
     )
     for column in ("", "weights", "activations", "MFLOPs", "memory"):

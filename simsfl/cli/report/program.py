@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
+import unicodedata
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from simsfl.cli.report.figures import Run, draw, save
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, read_records
+from simsfl.runs.records import AttackRecord, read
+from simsfl.system.console import Output
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import number, time_text
+from simsfl.ui.markdown import escaped, lines_of, picture
+from simsfl.ui.spread import collapse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,21 +29,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse(argv)
         runs = [_read(path, name) for path, name in zip(arguments.runs, _unique_names(arguments.runs), strict=True)]
-        figures = draw(runs)
         out = RunDirectory(arguments.out or arguments.runs[0])
-        out.figures.mkdir(parents=True, exist_ok=True)
-        save(figures, out.figures)
-        out.report.write_text(_page(runs, figures, out.path), encoding="utf-8")
+        out.outputs.check(out.report.name)
+        figures = draw(runs)
+        save(figures, out.outputs)
+        out.outputs.write_text(out.report.name, _page(runs, figures, out.path))
     except (ValueError, OSError) as error:
         return fail(error)
-    print(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
+    Output().say(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
     return 0
 
 
 def _unique_names(paths: list[Path]) -> list[str]:
-    """Return the last part of each path, numbered where it is not unique: ``run-1``, ``run-2``."""
-    last = [path.resolve().name for path in paths]
-    return [name if last.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(last)]
+    """Return the last part of each path, numbered where it is not unique: ``run-1``, ``run-2``.
+
+    Parts that differ only in how Unicode composes their letters look the same, so they count as equal.
+
+    >>> _unique_names([Path("a/run"), Path("b/run"), Path("c/run-1")])
+    ['run-2', 'run-3', 'run-1']
+    """
+    last = [unicodedata.normalize("NFC", path.resolve().name) for path in paths]
+    names = [name if last.count(name) == 1 else "" for name in last]
+    for position, name in enumerate(last):
+        if not names[position]:
+            names[position] = next(numbered for i in count(1) if (numbered := f"{name}-{i}") not in names)
+    return names
 
 
 def _read(path: Path, name: str) -> Run:
@@ -53,7 +67,7 @@ def _read(path: Path, name: str) -> Run:
         ValueError: a file is missing or damaged.
     """
     directory = RunDirectory(path)
-    config = directory.read_config()["config"]
+    content = directory.read_config()
     history, steps, done = History(), [0], 0
     if directory.metrics.exists():
         for record, _ in read_records(directory.metrics):
@@ -61,29 +75,10 @@ def _read(path: Path, name: str) -> Run:
             done += record["event"] == "step"
             if record["event"] == "round":
                 steps.append(done)
-    summary = {}
-    if directory.summary.exists():
-        try:
-            summary = json.loads(directory.summary.read_text(encoding="utf-8"))
-            summary["client_steps_per_second"], summary["seconds"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{directory.summary} is damaged ({error})") from error
-    attacks = {file.stem: _read_attack(file) for file in sorted(directory.attacks.glob("*.json"))}
-    return Run(name, path, config, history, steps, summary, attacks)
-
-
-def _read_attack(file: Path) -> dict[str, Any]:
-    """Read the result of an attack.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        [content[score][part] for score in ("mse", "ssim", "psnr") for part in ("mean", "std")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); allowed: what attack.py writes") from error
-    return content
+    if summary := directory.read_summary():
+        directory.check_metrics(summary)
+    attacks = {file.stem: read(file, AttackRecord) for file in sorted(directory.attacks.glob("*.json"))}
+    return Run(name, path, content.config.to_dict(), content.reasons, history, steps, summary, attacks)
 
 
 def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) -> str:
@@ -96,24 +91,19 @@ def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) ->
     """
     columns = [_cells(run) for run in runs]
     titles = max(columns, key=len) | {title: "" for column in columns for title in column}
-    lines = [
-        "# simsfl report",
-        "",
-        "| | " + " | ".join(run.name for run in runs) + " |",
-        "|---" * (len(runs) + 1) + "|",
-        *("| " + " | ".join([title, *(column.get(title, "-") for column in columns)]) + " |" for title in titles),
-    ]
+    table = [["", *(run.name for run in runs)]]
+    table += [[title, *(column.get(title, "-") for column in columns)] for title in titles]
+    lines = ["# simsfl report", "", *lines_of(table)]
+    for run in runs:
+        if found := collapse(run.spreads):
+            lines += ["", f"**{escaped(run.name)}:** {found[1]}"]
     for stem, (title, _) in figures.items():
-        lines += ["", f"## {title}", "", f"![{title}](figures/{stem}.png)"]
+        lines += ["", f"## {escaped(title)}", "", picture(title, f"figures/{stem}.png")]
     for run in runs:
         for decoder in run.attacks:
             sheet = os.path.relpath(RunDirectory(run.path).attacks / f"{decoder}.png", out)
-            lines += [
-                "",
-                f"## Reconstructions by {decoder} of {run.name}",
-                "",
-                f"![originals, reconstructions]({sheet})",
-            ]
+            title = f"Reconstructions by {decoder} of {run.name}"
+            lines += ["", f"## {escaped(title)}", "", picture("originals, reconstructions", sheet)]
     return "\n".join([*lines, ""])
 
 
@@ -121,13 +111,15 @@ def _cells(run: Run) -> dict[str, str]:
     """Return a run's column of the table: texts by the title of their row."""
     config, history, summary = run.config, run.history, run.summary
     knn = [record["knn_top1"] for record in history.evaluations]
-    rate, seconds = summary.get("client_steps_per_second"), summary.get("seconds")
+    limited = run.reasons.get("batch_size")
+    rate, seconds = (summary.client_steps_per_second, summary.seconds) if summary else (None, None)
     return {
         "preset, method": f"{config['preset']}, {config['method']}",
         "data set": Path(config["dataset"]).name,
         "partition": config["partition"],
         "architecture, cut layer": f"{config['arch']}, {config['cut_layer']}",
         "clients, cohort": f"{config['clients']:,}, {config['cohort']:,}",
+        "images per client and step": f"{config['batch_size']:,}" + (f" ({limited})" if limited else ""),
         "rounds": f"{len(history.rounds):,} of {config['rounds']:,}",
         "precision, engine": f"{config['precision']}, {config['engine']}",
         "seed": str(config["seed"]),
@@ -136,12 +128,12 @@ def _cells(run: Run) -> dict[str, str]:
         "kNN untrained [%]": number(history.untrained("knn_top1")),
         "kNN [%]": number(knn[-1] if knn else None),
         "kNN, best [%]": number(max(knn, default=None)),
+        "standard deviation of outputs": f"{run.spreads[-1]} at most" if run.spreads else "-",
         **{f"{kind} probe [%]": number(record["top1"]) for kind, record in history.probes.items()},
         **{
-            f"{score.upper()} of {decoder}": number(found[score]["mean"], ".3f")
-            + ("" if found[score]["std"] is None else f" ± {found[score]['std']:.3f}")
+            f"{name} of {decoder}": number(scores.mean, ".3f") + ("" if scores.std is None else f" ± {scores.std:.3f}")
             for decoder, found in run.attacks.items()
-            for score in ("ssim", "mse")
+            for name, scores in (("SSIM", found.ssim), ("MSE", found.mse))
         },
         "MB up, down per client": ", ".join(
             "-" if (sent := history.value("round", f"bytes_{way}_per_client")) is None else f"{sent / 1e6:,.1f}"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from simsfl.privacy.decoders import decoder
 from simsfl.privacy.inversion import train_decoder
 from simsfl.runs.directory import RunDirectory
 from simsfl.setup.defaults import resolve
+from simsfl.system.decoding import Amount, Count, decode, read_json
 from simsfl.system.memory import keep_memory
+from simsfl.system.outputs import Outputs
 
 _STEPS = 3
 """Steps timed in a timing probe, after one that warms up."""
@@ -45,7 +46,48 @@ _WORK = (
 )
 """Config fields that the time of a step depends on, besides the number of images."""
 
+GRID, RESULTS = "grid.json", ("table.md", "table.png")
+"""Names of the files that a grid writes beside what belongs to single runs."""
+ATTEMPT = "$ simsfl "
+"""Begin of the line in a run's log that comes before the output of each program that was started for it."""
+
 _Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What has to be equal for a grid to be continued."""
+
+    table: str = ""
+    """Name of the table."""
+    preset: str = ""
+    """Name of the preset."""
+    flags: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+    """Config fields that the user gave for all cells."""
+    budget: float | None = None
+    """Minutes for all runs together; None for no limit."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What ``grid.json`` keeps of a `Plan`, so that a grid that is continued uses the same schedule."""
+
+    config: RunConfig
+    published_steps: Count
+    seconds: Amount
+    problem: str
+    steps: Count
+    attack_epochs: Count
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The content of ``grid.json``."""
+
+    grid: Identity
+    """Which grid it is."""
+    runs: dict[str, Kept]
+    """The planned runs by name."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +139,9 @@ class Plan:
         """Return the steps of this run as a share of the published ones."""
         return self.steps / self.published_steps
 
-    def to_dict(self) -> _Json:
-        """Return what ``grid.json`` keeps of the plan, so that a grid that is continued uses the same schedule."""
-        kept = ("published_steps", "seconds", "problem", "steps", "attack_epochs")
-        return {"config": self.config.to_dict(), **{name: getattr(self, name) for name in kept}}
-
-    @classmethod
-    def kept(cls, cell: Cell, seed: int, content: _Json) -> Plan:
-        """Return the plan whose `to_dict` gave `content`."""
-        return cls(cell, seed, **content | {"config": RunConfig.from_dict(content["config"])})
+    def kept(self) -> Kept:
+        """Return what ``grid.json`` keeps of the plan."""
+        return Kept(**{spec.name: getattr(self, spec.name) for spec in fields(Kept)})
 
 
 @dataclass(frozen=True)
@@ -232,15 +268,22 @@ def planned(
         ValueError: the budget is too small for one step of each run.
     """
     known: dict[tuple, tuple[float, float]] = {}
+    missing: dict[tuple, str] = {}  # why data could not be loaded: they are not asked for again, which takes long
     plans, costs = [], []
     for cell, seed in cells:
+        data = None
         try:
             asked = cell.concerned(flags)
             config = replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **asked})
-            config = _with_rounds(config, cell)
+            config, data = _with_rounds(config, cell), (config.dataset, config.aux_dataset)
+            if data in missing:
+                raise ValueError(missing[data])
             costs.append((cell, seed, config, *_measured(config, known, attacked=cell.attacked)))
         except (ValueError, OSError, MemoryError, RuntimeError, ArithmeticError) as error:
-            plans.append(Plan(cell, seed, base, 0, 0.0, str(error).partition("\n")[0]))
+            problem = str(error).partition("\n")[0]
+            plans.append(Plan(cell, seed, base, 0, 0.0, problem))
+            if problem.startswith("dataset:"):
+                missing[data] = problem
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # for the processes of the runs
@@ -313,29 +356,31 @@ def fitted(plan: Plan, config: RunConfig, cost: Cost, share: float) -> Plan:
     return replace(plan, config=fitted, steps=rounds * max(1, int(epochs * cost.steps_of_pass)))
 
 
-def read_grid(path: Path, identity: _Json) -> dict[str, _Json]:
-    """Return the plans that a grid's file holds, as of `Plan.to_dict`, by name; none where there is no such file.
+def read_grid(out: Outputs, identity: Identity) -> dict[str, Kept]:
+    """Return the plans that a grid's file holds, by name; none where there is no such file.
 
     Args:
-        path: ``grid.json`` in the grid's directory.
-        identity: what has to be equal for a grid to be continued: table, preset, flags and budget.
+        out: the grid's directory.
+        identity: which grid is to be continued.
 
     Raises:
         ValueError: the file is damaged, or the directory belongs to another grid or holds something else.
     """
+    path = out.path / GRID
     if not path.exists():
-        if path.parent.exists() and any(path.parent.iterdir()):
+        if not out.is_empty():
             raise ValueError(f"out: {path.parent} holds something else; allowed: an empty or a new directory")
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        held, runs = content["grid"], content["runs"]
-    except (ValueError, KeyError, TypeError) as error:
+        content = decode(Grid, read_json(path))
+    except ValueError as error:
         raise ValueError(f"out: {path} is damaged ({error}); allowed: another directory") from error
-    for name, value in identity.items():
-        if held.get(name) != value:
+    for spec in fields(Identity):
+        held, value = getattr(content.grid, spec.name), getattr(identity, spec.name)
+        if held != value:
             raise ValueError(
-                f"out: {path.parent} is of another grid, with {name} {held.get(name)!r} and not {value!r}; "
+                f"out: {path.parent} is of another grid, with {spec.name} {held!r} and not {value!r}; "
                 "allowed: another directory"
             )
-    return runs
+    out.adopt([GRID, *RESULTS, *(f"{name}.json" for name in content.runs)])
+    return content.runs

@@ -1,9 +1,8 @@
-"""Run a table of the paper again, beside its published figures."""
+"""Rerun a table of the paper, beside its published figures."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import shlex
 import signal
 import subprocess
@@ -11,21 +10,22 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from simsfl.cli.flags import add_config_flags, config_values
-from simsfl.cli.main import command
 from simsfl.cli.presets import named
 from simsfl.cli.table.cells import TABLES, Cell
+from simsfl.system.console import Output
 from simsfl.system.messages import unknown
+from simsfl.system.outputs import Outputs
+from simsfl.system.programs import command
 from simsfl.system.progress import bar, watched
 from simsfl.system.signals import Stop
-from simsfl.ui.arguments import Parser, fail, path, seeds_of
+from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of
 
 _COSTS = {"1": "hardware costs as the paper counts them", "hardware": "same as 1"}
 """Titles of the tables that need no runs, by name."""
@@ -39,13 +39,18 @@ def parser() -> Parser:
     result = Parser(description=__doc__.splitlines()[0], epilog="Tables: " + ", ".join(titles))
     result.add_argument("table", metavar="TABLE", help="; ".join(f"{name}: {title}" for name, title in titles.items()))
     what = result.add_argument_group("what to run")
-    what.add_argument(
-        "--seeds", default="0", metavar="N,N", help="seeds, by comma; one run of a cell each (default: 0)"
-    )
+    what.add_argument("--seeds", default="0", metavar="N,N", help="seeds; each cell is run once for each (default: 0)")
     what.add_argument("--only", metavar="TEXT", help='run only cells whose "row, column" contains this text')
     what.add_argument("--dry-run", action="store_true", help="print commands, steps and times, and run nothing")
-    what.add_argument("--budget", type=float, metavar="MINUTES", help="shorten every run so that all fit in this time")
-    what.add_argument("--out", type=path, metavar="DIR", help="results, new or to continue (default: tables/TABLE)")
+    what.add_argument(
+        "--budget",
+        type=value_of(float, "minutes"),
+        metavar="MINUTES",
+        help="shorten the runs so that all fit in this time",
+    )
+    what.add_argument(
+        "--out", type=path, metavar="DIR", help="directory of the results, new or to continue (default: tables/TABLE)"
+    )
     add_config_flags(result, preset="auto", group=what, without=("seed",))
     return result
 
@@ -74,7 +79,7 @@ def _tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        Output(stderr=True).say("stopped; the same command continues")
         return 128 + (stop.received or signal.SIGINT)
 
 
@@ -89,10 +94,9 @@ def _show_costs(out: Path | None) -> int:
 
     tables, _ = paper_tables()
     for table in tables:
-        Console().print(table)
+        Output().print(table)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text("\n".join(map(markdown, tables)), encoding="utf-8")
+        Outputs(out).write_text("table.md", "\n".join(map(markdown, tables)))
     return 0
 
 
@@ -115,7 +119,7 @@ def _chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, 
     Args:
         table: the table's name in `TABLES`.
         only: text that the names of the cells contain, or None for all cells.
-        seeds: numbers, by comma.
+        seeds: numbers, separated by commas.
 
     Raises:
         ValueError: the table is not known, no cell contains the text, or a seed is not a number.
@@ -128,7 +132,9 @@ def _chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, 
         if not chosen:
             near = difflib.get_close_matches(only.lower(), [cell.name.lower() for cell in cells], n=1, cutoff=0.0)[0]
             nearest = next(cell.name for cell in cells if cell.name.lower() == near)
-            raise ValueError(f"only: {only!r} is in no cell of table {table}; allowed: part of such as {nearest!r}")
+            raise ValueError(
+                f"only: {only!r} is in no cell of table {table}; allowed: part of a name such as {nearest!r}"
+            )
         cells = chosen
     first = [[cell.expert, cell] if cell.expert else [cell] for cell in cells]
     return [(cell, seed) for together in first for seed in seeds_of(seeds) for cell in together]
@@ -143,53 +149,70 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
         base: the preset, a `RunConfig`.
         flags: config fields that the user gave for all cells.
     """
-    from simsfl.cli.table.grid import Plan, planned, read_grid  # noqa: PLC0415  (imports torch: mistakes are reported first)
+    from simsfl.cli.table.grid import (  # noqa: PLC0415  (imports torch: mistakes are reported first)
+        GRID,
+        RESULTS,
+        Grid,
+        Identity,
+        Plan,
+        planned,
+        read_grid,
+    )
     from simsfl.cli.table.results import Results  # noqa: PLC0415
-    from simsfl.system.files import write_json  # noqa: PLC0415
 
-    out, console = arguments.out or Path("tables") / arguments.table, Console()
-    identity = {"table": arguments.table, "preset": base.preset, "flags": flags, "budget": arguments.budget}
-    kept = {name: run for name, run in read_grid(out / "grid.json", identity).items() if not run["problem"]}
+    out, console = arguments.out or Path("tables") / arguments.table, Output()
+    outputs, identity = Outputs(out), Identity(arguments.table, base.preset, flags, arguments.budget)
+    kept = {name: run for name, run in read_grid(outputs, identity).items() if not run.problem}
     names = {Plan(cell, seed, base, 0, 0.0).name: (cell, seed) for cell, seed in cells}
     new = [pair for name, pair in names.items() if name not in kept]
-    spent = sum(run["seconds"] for run in kept.values())
+    spent = sum(run.seconds for run in kept.values())
     fresh = {plan.name: plan for plan in planned(watched(new, "Probing"), base, flags, arguments.budget, spent)}
-    plans = [fresh.get(name) or Plan.kept(*pair, kept[name]) for name, pair in names.items()]
+    plans = [fresh.get(name) or Plan(*pair, **vars(kept[name])) for name, pair in names.items()]
     results = Results(TABLES[arguments.table](), plans, out, arguments.budget, flags)
     if arguments.dry_run:
-        for plan in plans:
-            console.print(_command_line(plan, out), markup=False, highlight=False, soft_wrap=True)
+        lines = [_command_line(plan, out) for plan in plans if not plan.problem]
+        for line in lines + [f"# {problem}" for problem in results.problems()]:
+            console.say(line)
         console.print(results.forecast())
         return 0
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "grid.json", {"grid": identity, "runs": kept | {p.name: p.to_dict() for p in plans}})
-    _run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], out, results.write)
+    outputs.check(*RESULTS)
+    outputs.write_json(GRID, asdict(Grid(identity, kept | {plan.name: plan.kept() for plan in plans})))
+    _run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], outputs, results.write)
     results.write()
     console.print(results.table())
-    console.print(f"wrote {out / 'table.md'} and {out / 'table.png'}", highlight=False)
+    for problem in results.problems():
+        console.say(problem)
+    console.say(f"wrote {out / 'table.md'} and {out / 'table.png'}")
     return 0
 
 
-def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> None:
-    """Run plans one after the other, with a bar of their estimated time on stderr.
+def _run_all(plans: list[Any], outputs: Outputs, after_each: Callable[[], None]) -> None:
+    """Run plans one after the other, with a bar of their estimated time on stderr, or lines where that is no terminal.
 
     A run whose expert has not ended is skipped.
 
     Args:
         plans: a `Plan` for each run.
-        out: the directory that holds the run directories.
+        outputs: the directory that holds the run directories.
         after_each: called after each run.
     """
+    from simsfl.cli.table.grid import ATTEMPT  # noqa: PLC0415
+
+    out = outputs.path
     with bar(TimeRemainingColumn()) as progress:
         task = progress.add_task("", total=sum(plan.seconds for plan in plans))
         before = 0.0
         for position, plan in enumerate(plans, start=1):
-            progress.update(task, description=f"{position}/{len(plans)} {plan.cell.name}, seed {plan.seed}")
+            description = f"{position}/{len(plans)} {plan.cell.name}, seed {plan.seed}"
+            progress.update(task, description=description)
+            if progress.disable:  # no terminal shows the bar
+                progress.console.say(description)
             begin = time.perf_counter()
             if not plan.expert_has_ended(out):
                 continue
-            with (out / f"{plan.name}.log").open("w", encoding="utf-8") as log:
-                for argv in _stages(plan, out):
+            with (out / f"{plan.name}.log").open("a", encoding="utf-8") as log:
+                for argv in _stages(plan, outputs):
+                    print(f"{ATTEMPT}{shlex.join(argv)}", file=log, flush=True)
                     with _running(argv, log) as process:
                         while process.poll() is None:
                             time.sleep(_POLL)
@@ -200,13 +223,14 @@ def _run_all(plans: list[Any], out: Path, after_each: Callable[[], None]) -> Non
             after_each()
 
 
-def _stages(plan: Any, out: Path) -> Iterator[list[str]]:
+def _stages(plan: Any, outputs: Outputs) -> Iterator[list[str]]:
     """Yield the arguments of ``simsfl`` for what is left of a run: begin or resume its training, then attack it."""
-    run, config = out / plan.name, out / f"{plan.name}.json"
-    config.write_text(json.dumps(plan.config_in(out).to_dict()), encoding="utf-8")
+    out, config = outputs.path, f"{plan.name}.json"
+    run = out / plan.name
+    outputs.write_json(config, plan.config_in(out).to_dict())
     if not (run / "summary.json").exists():
         begun = (run / "config.json").exists()
-        where = ["--resume", str(run)] if begun else ["--config", str(config), "--out", str(run)]
+        where = ["--resume", str(run)] if begun else ["--config", str(out / config), "--out", str(run)]
         yield ["run", *where, "--dashboard", "off"]
     if plan.attack_epochs:
         yield _attack_argv(plan, out)
@@ -227,16 +251,13 @@ def _running(argv: list[str], log: Any) -> Iterator[subprocess.Popen]:
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # not by SIGINT: a job in the background ignores that, and so do its processes
         process.wait()
 
 
 def _command_line(plan: Any, out: Path) -> str:
-    """Return the shell commands that do a run by hand, on one line, or a comment that says why it cannot be done."""
+    """Return the shell commands that do a run by hand, on one line."""
     from simsfl import RunConfig  # noqa: PLC0415
-
-    if plan.problem:
-        return f"# {plan.name}: {plan.problem}"
 
     config = plan.config_in(out)
     preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()

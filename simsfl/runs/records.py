@@ -1,0 +1,223 @@
+"""The JSON files of a run directory as typed records, each with a checksum of its content.
+
+The records of ``metrics.jsonl`` and ``live.json``, which change while a run goes on, are in `simsfl.runs.metrics`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from simsfl.config import RunConfig
+from simsfl.data import Dataset
+from simsfl.privacy.inversion import Training
+from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, read_json
+
+_SUM = "sha256"
+"""Key under which a file has the checksum of all its other entries."""
+_PLACES = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_client")
+"""Fields of the config that may differ where a run goes on."""
+_SETTLED = ("cohort", "batch_size", "rounds", "syncs_per_round", "width", "image_size", "client_lr")
+"""Fields of a config that rules have filled in before it is recorded."""
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """The images that a run is trained on."""
+
+    sha256: str
+    """Checksum of the images (`simsfl.data.Dataset.checksum`)."""
+    name: str = ""
+    """Name of the data set, or the path where it lay."""
+    origin: str = ""
+    """Description, for people, of where it came from."""
+    listing: str | None = None
+    """Checksum of the names of its files alone; None where its images were read at once."""
+
+    def is_of(self, dataset: Dataset) -> bool:
+        """Return whether these are the images of `dataset`, apart from files of the same names that were mended."""
+        return self.sha256 == dataset.checksum or (self.listing is not None and self.listing == dataset.listing)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of ``config.json``: what is run, on what and with what. It is never changed.
+
+    Raises:
+        ValueError: a rule has not been applied to the config.
+    """
+
+    config: RunConfig
+    """The config with every rule applied."""
+    dataset: DatasetRecord
+    """The images."""
+    threads: Ordinal
+    """Number of threads that the run began with."""
+    choices: dict[str, str]
+    """Versions of operators in use, by operator and shape."""
+    by_rule: list[str] = field(default_factory=list)
+    """Names of the fields of the config that rules have filled in."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why a field of the config has its value, by name."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of Python and of packages, by name."""
+    git_commit: str | None = None
+    """Commit of the source tree; None where it is not known."""
+    start: str | None = None
+    """Checksum of ``start.safetensors``; None where the run starts from no expert."""
+    sha256: str = ""
+    """Checksum of all other entries."""
+
+    @property
+    def identity(self) -> str:
+        """Return a checksum of what makes it this run and no other, which stays the same wherever it goes on."""
+        images = self.dataset.listing or self.dataset.sha256
+        return checksum({"config": lasting(self.config), "images": images, "start": self.start})
+
+    def __post_init__(self) -> None:
+        for name in _SETTLED:
+            if getattr(self.config, name) is None:
+                raise ValueError(f"config.{name}: null is not what a run has")
+        if self.config.precision == "auto":
+            raise ValueError("config.precision: 'auto' is not what a run has")
+
+
+@dataclass(frozen=True)
+class ProbeSummary:
+    """The result of a probe; see `simsfl.runs.metrics.ProbeRecord`."""
+
+    top1: Percent
+    best_top1: Percent
+    features: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The content of ``summary.json``: the results of a finished run, None where something was not measured.
+
+    Accuracies are percentages of the test images, and bytes and operations are means over clients.
+    """
+
+    preset: str
+    method: str
+    dataset: str
+    clients: Ordinal
+    cohort: Ordinal
+    rounds: Count
+    steps: Count
+    loss: float | None
+    contrast_top1: Percent | None
+    knn_top1: Percent | None
+    linear_top1: Percent | None
+    probes: dict[str, ProbeSummary]
+    knn_top1_untrained: Percent | None
+    knn_top1_pixels: Percent | None
+    seconds: Amount
+    client_steps_per_second: Amount | None
+    images_per_second: Amount | None
+    peak_memory_bytes: Count
+    bytes_up_per_client: Count | None
+    bytes_down_per_client: Count | None
+    bytes_saved_per_client: int | None
+    client_flops_per_step: Count
+    output_std: Amount | None = None
+    """Spread of the network's outputs; see `simsfl.runs.metrics.EvaluationRecord`."""
+    metrics_sha256: str | None = None
+    """Checksum of ``metrics.jsonl`` at the end of the run."""
+    sha256: str = ""
+    """Checksum of all other entries."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A measure of an attack, over its seeds."""
+
+    mean: float
+    std: Amount | None
+    """Sample standard deviation; None for a single seed."""
+
+
+@dataclass(frozen=True)
+class AttackRecord:
+    """The content of ``attacks/DECODER.json``: what an attack on a run was, and how well it reconstructed images."""
+
+    decoder: str
+    """Name of the decoder, or "descent"."""
+    attacker_data: Annotated[float, Range(0, 1)]
+    """Share of the training images that the attacker has."""
+    epochs: Ordinal
+    """Epochs of the decoder."""
+    target_client: Count
+    """Id of the first client whose images are reconstructed."""
+    targets: Ordinal
+    """Number of images that are reconstructed."""
+    seeds: list[Count]
+    """Seeds of the attacks."""
+    rounds: Count
+    """Rounds that the run had done."""
+    mse: Scores
+    """Mean squared error."""
+    ssim: Scores
+    """Structural similarity."""
+    psnr: Scores | None
+    """Peak signal-to-noise ratio in dB; None where it has no bound, because an image is reconstructed exactly."""
+    by_seed: dict[str, list[float | None]]
+    """Each measure by name, for each of the seeds."""
+    mean_image_mse: Amount
+    """Mean squared error of an attacker who only knows the mean of the images."""
+    training: list[Training | None]
+    """Errors of the decoder by epoch, for each of the seeds; None where no decoder is trained."""
+    target_clients: Ordinal | None = None
+    """Number of clients that these images belong to; None in results of versions that did not record it."""
+    sha256: str = ""
+    """Checksum of all other entries."""
+
+
+R = TypeVar("R")
+"""A dataclass with the field `sha256`."""
+
+
+def lasting(config: RunConfig) -> dict[str, Any]:
+    """Return the fields of a config that stay the same wherever a run goes on.
+
+    Device and precision may differ: a run may be resumed on a device that does not support its precision. So may paths,
+    for checksums say which images and which weights they lead to. Fields with their defaults are left out, so that
+    fields that later versions add do not make it another run.
+    """
+    values = config.to_dict()
+    there = {name: values[name] is None for name in ("aux_dataset", "init_client")}
+    return {name: value for name, value in config.changed_from(RunConfig()).items() if name not in _PLACES} | there
+
+
+def to_json(record: R) -> dict[str, Any]:
+    """Return a record as its file has it, with its checksum."""
+    content = asdict(record)
+    del content[_SUM]
+    return content | {_SUM: checksum(content)}
+
+
+def read(path: Path, kind: type[R]) -> R:
+    """Return the record in a file.
+
+    Files from before checksums were introduced have none; the record has it all the same.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged or edited.
+    """
+    content = read_json(path)
+    try:
+        record = decode(kind, content)
+        own = checksum({name: value for name, value in content.items() if name != _SUM})
+        if record.sha256 not in ("", own):
+            raise ValueError("its checksum is not that of its content")
+        return replace(record, sha256=own)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, or was edited ({error})") from error
+
+
+def checksum(content: Any) -> str:
+    """Return the SHA-256 of a JSON value, which does not depend on how it is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,92 @@
+"""The report of runs with any names: nothing overwrites anything, and everything says what it is of."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt  # which rich needs
+
+from simsfl import Simulation
+from simsfl.cli import run
+from simsfl.cli.report import figures
+from simsfl.cli.report import program as report
+from simsfl.data import make_dataset
+from simsfl.evaluation.encoding import embed
+from simsfl.runs.records import AttackRecord, Scores, to_json
+from tests.conftest import TINY, flags
+
+
+@pytest.fixture(scope="module")
+def trained(npz, tmp_path_factory):
+    """Return the directory of a finished run."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert run.main(flags(dataset=npz, out=out, **TINY | {"rounds": 1}, dashboard="off")) == 0
+    return out
+
+
+def test_names_of_any_letters(trained, tmp_path, monkeypatch):
+    """Each run has figures of its own, a column and lines in legends, whatever file names leave out."""
+    paths = [tmp_path / name for name in ("läufer-ä", "läufer-ö", "实验一", "实验二", "a|b", "_n", "$x$", "x" * 250)]
+    for path in paths:
+        shutil.copytree(trained, path)
+    drawn = {}
+    monkeypatch.setattr(report, "save", lambda figures_, out: (drawn.update(figures_), figures.save(figures_, out)))
+    out = tmp_path / "all of them"
+    assert report.main([*map(str, paths), "--out", str(out)]) == 0
+    files = sorted(path.name for path in (out / "figures").iterdir())
+    assert len(files) == 1 + 3 * len(paths)
+    tokens = [t for t in MarkdownIt("commonmark").enable("table").parse((out / "report.md").read_text()) if t.children]
+    shown_files = [c.attrs["src"] for t in tokens for c in t.children if c.type == "image"]
+    assert sorted(unquote(file).removeprefix("figures/") for file in shown_files) == files
+    texts = ["".join(child.content for child in token.children) for token in tokens]
+    assert texts[1 : 1 + len(paths)] == [path.name for path in paths]
+    assert "Test features of $x$, two principal components" in texts
+    legend = drawn["curves"][1].axes[2].get_legend()
+    assert len(legend.get_texts()) == len(paths) + 1  # that of raw pixels
+
+
+def test_unique_names():
+    names = report._unique_names(list(map(Path, ("/a/run", "/b/run", "/c/run-1", "/a/u\u0308", "/b/\u00fc", "/d/run"))))
+    assert names == ["run-2", "run-3", "run-1", "\u00fc-1", "\u00fc-2", "run-4"]
+
+
+def test_links_to_pictures_in_directories_of_any_name(trained, tmp_path):
+    path = tmp_path / "a (run) of 50 %"
+    shutil.copytree(trained, path)
+    (path / "attacks").mkdir()
+    scores = {score: Scores(0.5, None) for score in ("mse", "ssim", "psnr")}
+    found = AttackRecord("custom", 0.01, 50, 0, 8, [0], 2, **scores, by_seed={}, mean_image_mse=0.1, training=[])
+    (path / "attacks" / "custom.json").write_text(json.dumps(to_json(found)))
+    assert report.main([str(path), "--out", str(tmp_path / "elsewhere")]) == 0
+    tokens = MarkdownIt("commonmark").parse((tmp_path / "elsewhere" / "report.md").read_text())
+    links = [unquote(c.attrs["src"]) for t in tokens for c in t.children or () if c.type == "image"]
+    assert links[-1] == "../a (run) of 50 %/attacks/custom.png"
+
+
+def test_features_are_those_of_images_of_all_classes(arrays, config, monkeypatch):
+    """They are drawn from the seed: in the files of directories, images are in the order of their classes."""
+    order = np.argsort(arrays.test_y, kind="stable")
+    by_class = replace(arrays, test_x=arrays.test_x[order], test_y=arrays.test_y[order])
+    monkeypatch.setattr(figures, "_PCA_IMAGES", 12)
+    drawn = []
+
+    def record(encode, images, rows):
+        drawn.append(rows.tolist())
+        return embed(encode, images, rows)
+
+    monkeypatch.setattr(figures, "embed", record)
+    for seed in (0, 0, 1):
+        figures._features(Simulation(replace(config, seed=seed), make_dataset("sorted", "made up", by_class)))
+    assert drawn[0] == drawn[1] != drawn[2]
+    for rows in drawn:
+        assert len(set(rows)) == 12
+        assert set(by_class.test_y[rows]) == {0, 1, 2}
+
+
+def test_features_of_a_collapsed_network_have_no_variance(config, black):
+    simulation = Simulation(replace(config, rounds=1), black)
+    assert figures._features(simulation).axes[0].get_xlabel() == "first component (0 % of variance)"
