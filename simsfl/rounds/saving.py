@@ -151,7 +151,9 @@ def _restore(path: Path, parts: Parts, progress: Progress) -> None:
     if progress.communication.state is not Exchange.BOTH_WAYS and not config.loss_threshold:
         raise ValueError(f"communication {progress.communication.state.value} is never saved in it")
     with open_tensors(path) as file:
-        if set(file.keys()) - {SEAL} != set(_tensors(parts, progress)):
+        held, wanted = set(file.keys()) - {SEAL}, set(_tensors(parts, progress))
+        unused = {name for name in held - wanted if name.startswith(("queue.", "queues."))}  # of earlier versions
+        if held - unused != wanted:
             raise ValueError("it holds other tensors")
         parts.state.restore_(file, sent=progress.communication.needs_sent(progress.step_index))
         progress.figures.copy_(same_shape(file.get_tensor("step_metrics"), progress.figures))
