@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tail = _Tail(directory, history)
     try:
         status = tail.read()
+        if not status and not arguments.once and not out:
+            console.say("no program is training this run, or it has just begun: there is no live.json yet")
         if out:
             picture = Output(file=io.StringIO(), record=True, width=100, color_system="truecolor")
             picture.print(render(config, history, status))

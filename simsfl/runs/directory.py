@@ -205,7 +205,7 @@ class RunDirectory:
         """
         if not self.config.is_file():
             raise ValueError(
-                f"{self.path} is not the directory of a run: there is no config.json in it; allowed: what run.py writes"
+                f"{self.path} is not the directory of a run: there is no config.json in it; allowed: a directory that a run was written to"
             )
         try:
             return read(self.config, RunRecord)

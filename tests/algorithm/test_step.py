@@ -162,11 +162,11 @@ def draw_batch(setting, images, rng, wire):
 
 
 def train(setting, engine, wire=None):
-    """Train two rounds of five steps, each with a cohort of its own and one averaging at its end.
+    """Train two rounds of three steps, each with a cohort of its own and one averaging at its end.
 
     Returns:
         the tensors of the final state by name, and under "outcomes" what the steps reported: loss, accuracy, and the
-        sums of the smashed data and of their gradients, ``[10, 4]``.
+        sums of the smashed data and of their gradients, ``[6, 4]``.
     """
     train_step, version = ENGINES[engine][0].train_step, ENGINES[engine][1]
     wire = wire or Wire()

@@ -26,7 +26,7 @@ from simsfl.cli.flags import add_config_flags, asked_config, config_values
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
 from simsfl.system.console import Output
-from simsfl.system.messages import unknown
+from simsfl.system.messages import count_text, unknown
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, whole_number
@@ -289,7 +289,7 @@ def _machine() -> _Json:
 def tables(report: _Json) -> Iterator[Table]:
     """Yield tables of the figures in a report, as ``--json`` writes it."""
     machine = report["machine"]
-    where = f"{machine['device']}, {machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
+    where = f"{machine['device']}, {machine['processor']}, {count_text(machine['threads'], 'thread')}, torch {machine['torch']}"
     config = report["config"]
     if "engines" in report:
         yield _engine_table(

@@ -17,7 +17,7 @@ from typing import Any
 from rich.progress import TimeRemainingColumn
 
 from simsfl.cli.flags import add_config_flags, config_values
-from simsfl.cli.presets import named
+from simsfl.cli.presets import laptop, named
 from simsfl.cli.table.cells import TABLES, Cell
 from simsfl.system.console import Output
 from simsfl.system.messages import unknown
@@ -41,7 +41,11 @@ def parser() -> Parser:
     what = result.add_argument_group("what to run")
     what.add_argument("--seeds", default="0", metavar="N,N", help="seeds; each cell is run once for each (default: 0)")
     what.add_argument("--only", metavar="TEXT", help='run only cells whose "row, column" contains this text')
-    what.add_argument("--dry-run", action="store_true", help="print commands, steps and times, and run nothing")
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print commands, steps and times, and train nothing; data sets are loaded",
+    )
     what.add_argument(
         "--budget",
         type=value_of(float, "minutes"),
@@ -51,7 +55,7 @@ def parser() -> Parser:
     what.add_argument(
         "--out", type=path, metavar="DIR", help="directory of the results, new or to continue (default: tables/TABLE)"
     )
-    add_config_flags(result, preset="auto", group=what, without=("seed",))
+    add_config_flags(result, preset="auto", group=what, without=("seed",), beside={"laptop": laptop()})
     return result
 
 
