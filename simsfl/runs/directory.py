@@ -204,9 +204,7 @@ class RunDirectory:
             ValueError: this is not a run directory, or its ``config.json`` is damaged or was edited.
         """
         if not self.config.is_file():
-            raise ValueError(
-                f"{self.path} is not the directory of a run: there is no config.json in it; allowed: a directory that a run was written to"
-            )
+            raise ValueError(f"{self.path} is not the directory of a run: it has no config.json; allowed: one that has")
         try:
             return read(self.config, RunRecord)
         except ValueError as error:

@@ -289,7 +289,8 @@ def _machine() -> _Json:
 def tables(report: _Json) -> Iterator[Table]:
     """Yield tables of the figures in a report, as ``--json`` writes it."""
     machine = report["machine"]
-    where = f"{machine['device']}, {machine['processor']}, {count_text(machine['threads'], 'thread')}, torch {machine['torch']}"
+    threads = count_text(machine["threads"], "thread")
+    where = f"{machine['device']}, {machine['processor']}, {threads}, torch {machine['torch']}"
     config = report["config"]
     if "engines" in report:
         yield _engine_table(
