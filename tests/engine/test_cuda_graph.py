@@ -71,6 +71,7 @@ def full_batch(images):
         server_lr=torch.rand(()),
         client_lr=torch.rand(3, 1),
         labels=[torch.randint(0, 9, (3, rows)) for rows in (2, 1)],
+        noise=[torch.randint(0, 9, (2, 3, rows, 2), dtype=torch.int32) for rows in (2, 1)],
         attackers_lr=torch.rand(()),
         added=torch.rand(5),
         deeper=[Deeper((torch.rand(2), torch.rand(3)), "one"), Deeper((torch.rand(1), torch.rand(2)), "two")],
@@ -92,7 +93,7 @@ class WeighedMeans:
 class EmptyState:
     """A state without tensors."""
 
-    queue = queues = None
+    memory = memories = None
 
     def tensors(self):
         return {}
@@ -108,7 +109,7 @@ def replay(train_step, *batches):
 def test_every_tensor_of_a_batch_reaches_the_recorded_step(dataset):
     first, second = full_batch(dataset.train), full_batch(dataset.train)
     found = changing(first)
-    assert {path[0] for path in found} == {one.name for one in fields(LargerBatch)} - {"images", "wire"}
+    assert {path[0] for path in found} == {one.name for one in fields(LargerBatch)} - {"images", "wire", "absent"}
     weighed, plain = WeighedMeans(), WeighedMeans()
     batches = [first, second]
     for one in found.values():  # only this tensor differs

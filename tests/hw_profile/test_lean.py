@@ -87,7 +87,7 @@ def test_steps_agree_with_pytorch(network, dtype):
         query, key = torch.randn(2, batch, 3, size, size, generator=generator)
         gradient = 0.01 * torch.randn(batch, *model.smashed_shape, generator=generator)
         sent, given = gradient.numpy(), gradient.numpy().copy()
-        assert_near(lean.query(query.numpy()), client.query(query.to(dtype)))
+        assert_near(lean.query(query.numpy()), *client.query(query.to(dtype)))
         lean.move(0.9)
         client.move(0.9)
         assert_near(lean.key(key.numpy()), client.key(key.to(dtype)))
