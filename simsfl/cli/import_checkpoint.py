@@ -91,8 +91,11 @@ def _read(file: Path, most: int) -> dict[str, Tensor]:
         raise ValueError(f"files: {file} holds no state dict; allowed: tensors by name")
     for name, tensor in given.items():
         if not isinstance(name, str):
-            raise ValueError(f"files: {file} has a name that is a {type(name).__name__}; allowed: texts")
+            raise ValueError(f"files: {file} has a name of type {type(name).__name__}; allowed: texts")
         plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_complex() or tensor.is_meta)
+        if plain and tensor.nbytes > most:  # strides of 0 repeat a few numbers, which takes no room in the file
+            size = f"{tensor.nbytes:,} bytes in {name}"
+            raise ValueError(f"files: {file} has {size}; allowed: {most:,} at most for this network")
         if not plain or not tensor.isfinite().all():
             raise ValueError(f"files: {file} holds something other than finite numbers in {name}; allowed: weights")
     return given

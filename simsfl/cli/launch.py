@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
@@ -31,7 +30,7 @@ from simsfl.system.console import Output
 from simsfl.system.files import check_writable
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
-from simsfl.system.programs import command
+from simsfl.system.programs import command, pasted
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
 from simsfl.ui.dashboard import number, time_text
@@ -113,7 +112,7 @@ def launch(
         return 1
     if not finished:
         begin = guests.resuming() if guests else [*command("run"), "--resume"]
-        again = shlex.join([*begin, str(session.directory.path)])
+        again = pasted([*begin, str(session.directory.path)])
         console.say(f"stopped by {stop.received.name}; resume with: {again}")
         _print_trace(console, session.recorder)
         if console.lost and not isinstance(console.lost, BrokenPipeError):
@@ -131,7 +130,7 @@ def _print_trace(console: Output, recorder: Recorder | None) -> bool:
     if recorder.problem:
         print_error(f"record_trace: {recorder.path} could not be written ({recorder.problem})")
         return False
-    again = shlex.join([*command("pi-bench"), "--replay", str(recorder.path)])
+    again = pasted([*command("pi-bench"), "--replay", str(recorder.path)])
     console.say(f"  {recorder.path}  ", (f"the work of client {recorder.client}; repeat it with: {again}", "dim"))
     return True
 
@@ -370,7 +369,7 @@ def _conclude(console: Output, directory: RunDirectory, summary: Summary) -> Non
     ):
         if (path / name).exists():
             console.say(f"  {path / name}  ", (text, "dim"))
-    console.say(f"figures: {shlex.join([*command('report'), str(path)])}")
+    console.say(f"figures: {pasted([*command('report'), str(path)])}")
 
 
 def _chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:

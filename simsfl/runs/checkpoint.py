@@ -218,6 +218,12 @@ def _own(directory: Path, run: str) -> list[str]:
     return [name for name in _names(directory) if is_own(name)]
 
 
+def others(directory: Path, run: str | None) -> list[str]:
+    """Return the names of files that are called as checkpoints are, but are not those of the run; None is no run."""
+    own = [] if run is None else _own(directory, run)
+    return [name for name in _names(directory) if name not in own]
+
+
 def _place(name: str) -> tuple[int, ...]:
     """Return round and step of the checkpoint with this file name."""
     return tuple(map(int, _NAME.fullmatch(name).groups()))

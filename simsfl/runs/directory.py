@@ -103,6 +103,12 @@ class RunDirectory:
             )
         if self.outputs.listed:
             self.outputs.check(*held)
+        run = self._run()
+        if called_alike := checkpoint.others(self.checkpoints, run.identity if run else None):
+            raise ValueError(
+                f"out: {self.checkpoints / called_alike[0]} is called as a checkpoint is, but is none of a run here; "
+                "allowed: another directory, or to move that file away"
+            )
         if self.metrics.exists() and is_written(self.metrics):
             raise ValueError(f"out: {self.path} is being written to by another process; allowed: another directory")
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())

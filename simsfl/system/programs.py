@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _HARDWARE = ("pi-bench", "server", "client", "keys")
@@ -21,6 +24,24 @@ def command(name: str) -> list[str]:
     """
     checkout = _checkout()
     return ["simsfl", name] if checkout is None else ["python", str(checkout / door(name))]
+
+
+def pasted(words: Sequence[str]) -> str:
+    r"""Return words as one line that a shell divides into the same words, also where it is printed first.
+
+    A word with characters that no terminal shows (control characters, bytes that are not UTF-8) is in ``$'...'``, which
+    bash, zsh and ksh read.
+
+    >>> print(pasted(["run", "--resume", "my run", "a title\x1b]0;mine\x07"]))
+    run --resume 'my run' $'a title\x1b]0;mine\x07'
+    """
+    return " ".join(shlex.quote(word) if word.isprintable() else f"$'{_in_bytes(word)}'" for word in words)
+
+
+def _in_bytes(word: str) -> str:
+    """Return a word with every byte that is not a plain character of ASCII as ``\\x`` and its two digits."""
+    plain = set(range(0x20, 0x7F)) - set(b"\\'")
+    return "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(word))
 
 
 def called(name: str) -> str:

@@ -103,6 +103,18 @@ def test_files_that_a_run_would_replace_are_not_those_of_a_run(name, overwrite, 
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("beside_a_run", [True, False])
+def test_a_file_that_is_called_as_a_checkpoint_is(beside_a_run, npz, tmp_path, capfd):
+    out = tmp_path / "out"
+    argv = [*flags(dataset=npz, out=out, **SHORT), "--overwrite"]
+    if beside_a_run:
+        assert run.main(argv) == 0
+    put(out / "checkpoints/round-000002-step-000000.safetensors")
+    before = contents(out)
+    refused(run.main(argv), capfd, "round-000002-step-000000.safetensors is called as a checkpoint is")
+    assert contents(out) == before
+
+
 @pytest.mark.parametrize("name", ["trace.json", "summary.json"])
 def test_files_of_a_user_that_are_called_as_those_of_a_run(name, npz, tmp_path, capfd):
     """They stay, and what would replace them is refused before it is done."""

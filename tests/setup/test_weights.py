@@ -306,6 +306,7 @@ STRANGE = {
     "complex numbers": {"a": torch.zeros(2, dtype=torch.complex64)},
     "a sparse tensor": {"a": torch.eye(3).to_sparse()},
     "a tensor without numbers": {"a": torch.zeros(2, device="meta")},
+    "one number, repeated by strides of 0": {"a": torch.zeros(1).expand(10**6, 10**7)},
     "a list": {"a": [torch.zeros(2)]},
     "nothing": {},
 }

@@ -15,6 +15,7 @@ from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, read_records
 from simsfl.runs.records import AttackRecord, read
 from simsfl.system.console import Output
+from simsfl.system.messages import count_text
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import number, time_text
 from simsfl.ui.markdown import escaped, lines_of, picture
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.outputs.write_text(out.report.name, _page(runs, figures, out.path))
     except (ValueError, OSError) as error:
         return fail(error)
-    Output().say(f"wrote {out.report} and {len(figures)} figures in {out.figures}")
+    Output().say(f"wrote {out.report} and {count_text(len(figures), 'figure')} in {out.figures}")
     return 0
 
 

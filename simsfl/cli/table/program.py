@@ -22,7 +22,7 @@ from simsfl.cli.table.cells import TABLES, Cell
 from simsfl.system.console import Output
 from simsfl.system.messages import unknown
 from simsfl.system.outputs import Outputs
-from simsfl.system.programs import command
+from simsfl.system.programs import command, pasted
 from simsfl.system.progress import bar, watched
 from simsfl.system.signals import Stop
 from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of
@@ -270,9 +270,9 @@ def _command_line(plan: Any, out: Path) -> str:
         if _has_effect(config, name):
             flag = name.replace("_", "-")
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    lines = [shlex.join([*words, "--out", str(out / plan.name)])]
+    lines = [pasted([*words, "--out", str(out / plan.name)])]
     if plan.attack_epochs:
-        lines.append(shlex.join([*command("attack"), *_attack_argv(plan, out)[1:]]))
+        lines.append(pasted([*command("attack"), *_attack_argv(plan, out)[1:]]))
     return " && ".join(lines)
 
 
