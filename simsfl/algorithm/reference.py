@@ -21,6 +21,7 @@ from simsfl.algorithm.state import Cohort, State, put_back_, rows_before
 from simsfl.config.catalogue import Targets
 from simsfl.models import FlatModule, SplitModel
 from simsfl.objectives import Memory
+from simsfl.optimisers import SGD
 from simsfl.privacy.similarity import ssim
 from simsfl.system.draws import Draws
 
@@ -33,7 +34,7 @@ def train_step(
 ) -> Outcome:
     """Train the cohort's clients and the server on one batch, in place; see `simsfl.algorithm.step.train_step`."""
     cohort, before = state.cohort, rows_before(state, batch.absent)
-    clients = [_single(model.client, cohort, c) for c in range(len(cohort.online))]
+    clients = [_single(model.client, cohort, c, hyper) for c in range(len(cohort.online))]
     owned = [
         (pixels[c : c + 1], views.map(lambda t, c=c: t[:, c : c + 1]))
         for pixels, views in zip(batch.pixels, batch.views, strict=True)
@@ -276,7 +277,7 @@ def federated_step(
     cohort, (pixels,), (views,) = state.cohort, batch.pixels, batch.views
     losses, top1s = [], []
     for c in (position for position in range(len(pixels)) if position not in batch.absent):
-        client = _single(model.client, cohort, c)
+        client = _single(model.client, cohort, c, hyper)
         memory = {name: one[c : c + 1] for name, one in state.memory.items()}
         labels = [batch.labels[0][c]] if batch.labels else []
         with clock("data"):
@@ -300,11 +301,13 @@ def federated_step(
     return Outcome(torch.stack(losses).mean(), torch.stack(top1s).mean(), nothing, nothing, absent=batch.absent)
 
 
-def _single(model: FlatModule, cohort: Cohort, c: int) -> SingleClient:
+def _single(model: FlatModule, cohort: Cohort, c: int, hyper: Hyperparameters) -> SingleClient:
     """Return the client at position `c` of the cohort by itself; its weights are views into the cohort's tensors."""
+    velocity = model.named(cohort.velocity[c]).values() if isinstance(hyper.optimiser, SGD) else ()
     return SingleClient(
         model.module(cohort.online[c], cohort.online_statistics[c]),
         model.module(cohort.momentum[c], cohort.momentum_statistics[c]),
+        velocity,
     )
 
 
@@ -328,6 +331,10 @@ def _descend_client(
         hyper: defence and optimiser.
         draws: random numbers of the defence, for each view of each image.
     """
+    sgd = hyper.optimiser
+    if isinstance(sgd, SGD) and not draws and not hyper.proximal:  # as real devices do it, to the bit
+        client.descend(float(lr), sgd.momentum, sgd.weight_decay)
+        return
     weights, gradient = state.cohort.online.detach()[c], _gradient(client.online)
     if draws:
         gradient = hyper.defence.learn(gradient[None], draws[0].rows(0, 1))[0]

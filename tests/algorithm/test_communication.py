@@ -13,13 +13,13 @@ from tests.simulations import trained
 
 def test_what_supervised_clients_sent_is_learnt_again_with_its_labels(config, dataset, monkeypatch):
     monkeypatch.setattr(communication, "WARM_UP", 0)
-    lessons, original = [], server.classify
+    lessons, original = [], server.gradients
 
-    def classify(model, central, smashed, labels, **how):
+    def gradients(model, central, smashed, memory, hyper, labels):
         lessons.append((smashed.sum().item(), labels.tolist()))
-        return original(model, central, smashed, labels, **how)
+        return original(model, central, smashed, memory, hyper, labels)
 
-    monkeypatch.setattr(server, "classify", classify)
+    monkeypatch.setattr(server, "gradients", gradients)
     config = replace(config, supervised=True, loss_threshold=50.0, rounds=4)
     simulation, records = trained(config, dataset)
     assert [r.communication for r in records if isinstance(r, RoundRecord)] == ["A", "A", "B", "C"]

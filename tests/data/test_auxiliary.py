@@ -27,7 +27,7 @@ def test_auxiliary_images_are_half_of_each_batch(dataset, arrays):
     assert len(simulation.parts.evaluation.bank) == len(train) == 80
     alone = Simulation(replace(config, data_proportion=0.0), both)
     assert alone.parts.plan(0).groups[0].indices.min() >= 80
-    with pytest.raises(ValueError, match=r"aux_dataset: .* supervised"):
+    with pytest.raises(ValueError, match=r"aux_dataset: .* labels"):
         replace(config, supervised=True)
     with pytest.raises(ValueError, match="data_proportion: 0 leaves"):
         RunConfig(data_proportion=0.0)

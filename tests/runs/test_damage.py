@@ -307,7 +307,7 @@ HOSTILE = {
         lambda out: (out / "config.json").write_text('{"config": ' + '{"a":' * 900 + "1" + "}" * 901),
         "config.json is damaged",
     ),
-    "a pipe for a config": (pipe("config.json"), "there is no config.json"),
+    "a pipe for a config": (pipe("config.json"), "it has no config.json"),
     "a pipe for metrics": (pipe("metrics.jsonl"), "metrics.jsonl"),
 }
 
