@@ -1,8 +1,8 @@
 """The doors for other people's code: register a class or function here, and choose it by its name in a config.
 
-A module that registers something is a plugin. It is found by ``--plugin MODULE_OR_FILE``, by an entry point of its
-package in the group ``simsfl.plugins``, or because a program has imported it. Options are the fields of a class that is
-a frozen dataclass; see `option`, and ``docs/extending.md`` for a recipe for each door.
+A module that registers something has to be imported before a `simsfl.RunConfig` names it, also before such a run is
+loaded. The command line knows nothing of it yet. Options are the fields of a class that is a frozen dataclass; see
+`option`. A config has their values in its field `options`, by names such as "objective.temperature".
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Thing = TypeVar("_Thing")
 def objective(
     name: str, *, targets: Targets = Targets.MOMENTUM, whole_batch: bool = False, predictor: bool = False
 ) -> Callable[[type[Objective]], type[Objective]]:
-    """Return a decorator that registers a subclass of `Objective` for ``--objective NAME``.
+    """Return a decorator that registers a subclass of `Objective` by a name for `RunConfig.objective`.
 
     Args:
         name: its name.
@@ -58,17 +58,17 @@ def objective(
 
 
 def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
-    """Return a decorator that registers a subclass of `Aggregation` for ``--aggregation NAME``."""
+    """Return a decorator that registers a subclass of `Aggregation` by a name for `RunConfig.aggregation`."""
     return _registering("aggregation", AGGREGATIONS, name, lambda code: code)
 
 
 def optimizer(name: str) -> Callable[[type[Optimiser]], type[Optimiser]]:
-    """Return a decorator that registers a subclass of `Optimiser` for ``--optimizer NAME``."""
+    """Return a decorator that registers a subclass of `Optimiser` by a name for `RunConfig.optimizer`."""
     return _registering("optimizer", OPTIMIZERS, name, lambda code: code)
 
 
 def sampler(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
-    """Return a decorator that registers a subclass of `Sampler` for ``--sampler NAME``."""
+    """Return a decorator that registers a subclass of `Sampler` by a name for `RunConfig.sampler`."""
     return _registering("sampler", SAMPLERS, name, lambda code: code)
 
 
@@ -85,9 +85,8 @@ def _registering(
         code = registered(thing)
         held = names.get(name)
         before = getattr(held, "code", held)
-        if before is not None and (before.origin is None or before.origin.file != code.origin.file):
-            whose = "simsfl" if before.origin is None else before.origin.file
-            raise ValueError(f"{door}: {name!r} is registered twice, by {whose} and by {code.origin.file}")
+        if before is not None and before.file != code.file:
+            raise ValueError(f"{door}: {name!r} is registered twice, by {before.file or 'simsfl'} and by {code.file}")
         names[name] = kind(code)
         return thing
 

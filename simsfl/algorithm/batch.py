@@ -58,15 +58,14 @@ class Batch:
     wire: Wire = field(default_factory=Wire)
     """What carries smashed data to the server, and their gradients back to the clients."""
 
-    def draws(self, first_view: int = 0) -> Draws | None:
+    def draws(self) -> Draws | None:
         """Return random numbers for defences, None without any: those of each row of the first view, then the second.
 
-        Args:
-            first_view: 1 for those of the second view alone.
+        The rows of a view are in the order of the cohort.
         """
         if self.noise is None:
             return None
-        return Draws(torch.cat([keys[view].flatten(0, 1) for view in range(first_view, 2) for keys in self.noise]))
+        return Draws(torch.cat([keys[view].flatten(0, 1) for view in range(2) for keys in self.noise]))
 
     def draws_of_clients(self) -> Draws:
         """Return random numbers for what defences do with the gradient of each client."""

@@ -42,17 +42,18 @@ def forward(
     return smashed
 
 
-def protected(smashed: Sequence[Tensor], defence: Chain, draws: Draws | None) -> list[Tensor]:
+def protected(smashed: Sequence[Tensor], defence: Chain, draws: Draws | None, start: int = 0) -> list[Tensor]:
     """Return what clients send instead of their smashed data, in the same chunks.
 
     Args:
         smashed: what `forward` returned.
         defence: what clients do against reconstruction.
         draws: its random numbers, for the rows in the same order and maybe more.
+        start: row of the random numbers that the first of these rows has.
     """
     if not defence:
         return list(smashed)
-    result, start = [], 0
+    result = []
     for chunk in smashed:
         rows = chunk.flatten(0, 1)
         result.append(defence.protect(rows, draws.rows(start, start + len(rows))).view_as(chunk))

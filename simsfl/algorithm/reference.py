@@ -80,9 +80,10 @@ def train_step(
 
     if hyper.clients_learn:
         with clock("client backward"):
-            for c, own in enumerate(gradients[first :: len(clients)] for first in range(len(clients))):
+            for c in range(len(clients)):
+                own, sent_own = gradients[c :: len(clients)], arrived[c :: len(clients)]
                 if draws:
-                    own = _defended(batch, seen[c], arrived[c :: len(clients)], own, draws[c], hyper)  # noqa: PLW2901
+                    own = _defended(batch, seen[c], sent_own, own, draws[c], hyper)
                 torch.autograd.backward(
                     queries[c], [one.to(sent.dtype) for one, sent in zip(own, queries[c], strict=True)]
                 )

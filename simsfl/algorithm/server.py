@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,15 +95,11 @@ def _against_momentum(
     targets_rD = keys_rD.roll(rows, 0) if hyper.symmetric else keys_rD
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
-        loss = top1 = 0.0
-        for piece, one in _groups(memory, hyper.batches, part.start % rows, len(outputs_nD)):
-            both = outputs_nD[piece], targets_rD[part][piece]
-            piece_loss, piece_top1 = hyper.objective.losses(*(_grouped(own, one) for own in both), one)
-            loss = loss + piece_loss * (piece.stop - piece.start) / rows
-            top1 = top1 + piece_top1 * (piece.stop - piece.start) / len(online_rchw)
-        return loss, top1
+        start, directions = part.start % rows, len(online_rchw) // rows
+        return _losses(outputs_nD, targets_rD[part], start, rows, memory, hyper, directions)
 
-    return _accumulate(model, server, online_rchw, parts, rows, block_loss, hyper, list(keys_rD.split(rows)))
+    found = _accumulate(model, server, online_rchw, parts, rows, block_loss, hyper)
+    return replace(found, targets=list(keys_rD.split(rows)))
 
 
 def _against_itself(
@@ -117,11 +113,7 @@ def _against_itself(
     with hyper.autocast(server.online.device):
         outputs = [embed(model, leaves.tensors, statistics, part) for part in parts]
     views = torch.cat(outputs).to(server.online).split(rows)
-    loss = top1 = 0.0
-    for piece, one in _groups(memory, hyper.batches, 0, rows):
-        piece_loss, piece_top1 = hyper.objective.losses(*(_grouped(view[piece], one) for view in views), one)
-        loss = loss + piece_loss * (piece.stop - piece.start) / rows
-        top1 = top1 + piece_top1 * (piece.stop - piece.start) / rows
+    loss, top1 = _losses(*views, 0, rows, memory, hyper)
     loss.backward()
     targets = [view.detach() for view in views]
     return Gradients(loss.detach(), top1, leaves.gradient(), smashed_2Nchw.grad, targets)
@@ -140,10 +132,38 @@ def _against_labels(
     parts = blocks([1] * rows, rows, rows if whole else hyper.block, apart=whole)
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
-        loss, top1 = hyper.objective.losses(outputs_nD[None], labels_N[part][None], memory)
-        return loss * len(outputs_nD) / rows, top1 * len(outputs_nD) / rows
+        return _losses(outputs_nD, labels_N[part], part.start, rows, memory, hyper)
 
-    return _accumulate(model, server, smashed_Nchw, parts, rows, block_loss, hyper, [])
+    return _accumulate(model, server, smashed_Nchw, parts, rows, block_loss, hyper)
+
+
+def _losses(
+    outputs_nD: Tensor,
+    targets_n: Tensor,
+    start: int,
+    rows: int,
+    memory: Memory,
+    hyper: Hyperparameters,
+    directions: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Return what some rows contribute to the loss and to the accuracy in percent of all rows.
+
+    Args:
+        outputs_nD: outputs of the online network.
+        targets_n: ``[n, D]`` or ``[n]`` what they are compared with.
+        start: the first of these rows.
+        rows: number of all rows of a direction of the loss.
+        memory: what the objective remembers, in one group for all clients or one for each client of the cohort.
+        hyper: the objective, and the rows of each client.
+        directions: directions, whose losses are added up, and whose accuracies are averaged.
+    """
+    loss = top1 = 0.0
+    for piece, one in _groups(memory, hyper.batches, start, len(outputs_nD)):
+        both = (_grouped(own[piece], one) for own in (outputs_nD, targets_n))
+        piece_loss, piece_top1 = hyper.objective.losses(*both, one)
+        loss = loss + piece_loss * (piece.stop - piece.start) / rows
+        top1 = top1 + piece_top1 * (piece.stop - piece.start) / (directions * rows)
+    return loss, top1
 
 
 def _accumulate(
@@ -154,7 +174,6 @@ def _accumulate(
     graded: int,
     block_loss: _BlockLoss,
     hyper: Hyperparameters,
-    targets: list[Tensor],
 ) -> Gradients:
     """Sum loss, accuracy and gradients over blocks of rows, each of which goes forward and back by itself.
 
@@ -164,7 +183,6 @@ def _accumulate(
         graded: number of rows, from the first, whose activations need a gradient.
         block_loss: the loss of a block.
         hyper: the precision of the network's passes.
-        targets: what the result has of the same name.
     """
     leaves, statistics = model.leaves(server.online), model.named_statistics(server.online_statistics)
     gradient_Nchw = torch.empty_like(smashed_rchw[:graded])
@@ -179,7 +197,7 @@ def _accumulate(
             gradient_Nchw[part] = smashed_nchw.grad[:graded]
         loss = loss + part_loss.detach()
         top1 = top1 + part_top1
-    return Gradients(loss, top1, leaves.gradient(), gradient_Nchw, targets)
+    return Gradients(loss, top1, leaves.gradient(), gradient_Nchw, targets=[])
 
 
 def embed(

@@ -153,8 +153,8 @@ class State:
     memories: Memory = field(metadata={_SAVED_AS: "queues"})
     """What the objective remembers, such as key queues: in one group that all clients share, or one for each client."""
     memory: Memory = field(metadata={_SAVED_AS: "queue", _SAME_AS: "memories"})
-    """What it remembers for the cohort: the same object as `memories` if all clients share it, otherwise a group per
-    cohort position."""
+    """What the objective remembers for the cohort: the same object as `memories` if all clients share one memory,
+    otherwise a group for each position in the cohort."""
     sent: Sent | None
     """Smashed data that the server may train on again; None where it never does."""
     attackers: Attackers | None

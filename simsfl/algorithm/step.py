@@ -51,7 +51,7 @@ def train_step(
         clock: called with the phases "data", "client forward", "server", "attackers" and "client backward".
     """
     cohort, before = state.cohort, rows_before(state, batch.absent)
-    autocast = hyper.autocast(cohort.online.device)
+    autocast, draws = hyper.autocast(cohort.online.device), batch.draws()
 
     with clock("data"):
         views = [
@@ -66,13 +66,13 @@ def train_step(
             graded_CBchw = clients.forward(model.client, *online, query_CB3HW, hyper.chunk)
             if hyper.targets is Targets.ONLINE:
                 graded_CBchw += clients.forward(model.client, *online, key_CB3HW, hyper.chunk)
-            graded_CBchw = clients.protected(graded_CBchw, hyper.defence, batch.draws())
+            graded_CBchw = clients.protected(graded_CBchw, hyper.defence, draws)
         ema_(cohort.momentum, cohort.online, hyper.tau)
         key_CBchw = []
         if hyper.targets is Targets.MOMENTUM:
             with torch.no_grad():
                 key_CBchw = clients.forward(model.client, *momentum, key_CB3HW, hyper.chunk)
-                key_CBchw = clients.protected(key_CBchw, hyper.defence, batch.draws(first_view=1))
+                key_CBchw = clients.protected(key_CBchw, hyper.defence, draws, start=sum(hyper.batches))
 
     with clock("server"):
         smashed_2Nchw, absent = batch.wire.up(_cut([*graded_CBchw, *key_CBchw], hyper.precision))
@@ -86,7 +86,7 @@ def train_step(
         with clock("client backward"):
             seen_CB3HW = [*query_CB3HW, *key_CB3HW] if hyper.targets is Targets.ONLINE else query_CB3HW
             images_CB3HW = [batch.images.restore(images) for images in seen_CB3HW]
-            gradient_Nchw = clients.defended(gradient_Nchw, images_CB3HW, smashed_2Nchw, hyper.defence, batch.draws())
+            gradient_Nchw = clients.defended(gradient_Nchw, images_CB3HW, smashed_2Nchw, hyper.defence, draws)
     attackers_ssim: tuple[Tensor, ...] = ()
     if hyper.clients_learn and model.attacker:
         with clock("attackers"):

@@ -103,9 +103,9 @@ class Method:
     split: bool
     """Whether the network is cut between clients and server; in federated learning, clients have all of it."""
     objective: str
-    """What it trains for by rule."""
+    """Name of the objective, in `OBJECTIVES`, that the method has unless a config sets another."""
     fixed: bool = False
-    """Whether it trains for nothing else."""
+    """Whether a config may set no other objective."""
 
 
 _SPLIT = Code("simsfl.algorithm.step:train_step"), Code("simsfl.algorithm.reference:train_step")
@@ -190,7 +190,7 @@ class DataSet:
     loader: Code
     """Function of a `simsfl.data.load.Request` that returns a `simsfl.data.Dataset`."""
     note: str
-    """What it is, or where it is taken from."""
+    """What the images show, or where their files have to lie."""
     images: int | None
     """Training images; None where their number is not known."""
     test_images: int | None

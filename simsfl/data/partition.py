@@ -37,6 +37,10 @@ class Partition:
         """Number of images ``[M]`` of each client."""
         return np.diff(self.offsets)
 
+    def sizes_of(self, clients: np.ndarray) -> np.ndarray:
+        """Return the number of images ``[C]`` of some clients, given their ids; it takes no time for the others."""
+        return self.offsets[clients + 1] - self.offsets[clients]
+
     def class_counts(self, labels: np.ndarray) -> np.ndarray:
         """Return how many images ``[M, classes]`` of each class each client holds; `labels` are those of all images."""
         classes = int(labels.max()) + 1

@@ -6,7 +6,6 @@ learn along with the clients (`simsfl.defences.taressfl`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,56 +79,47 @@ class Defence:
         return numbers * number_bytes
 
 
+@dataclass(frozen=True)
 class Chain(Defence):
-    """Several defences, one after another; those of the gradient in the reverse order.
+    """Several defences, one after another; those of the gradient in the reverse order."""
 
-    Args:
-        defences: the defences, in the order in which they are applied to smashed data.
-    """
-
-    def __init__(self, defences: Sequence[Defence]):
-        self._defences = tuple(defences)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Chain) and self._defences == other._defences
-
-    def __hash__(self) -> int:
-        return hash(self._defences)
+    defences: tuple[Defence, ...] = ()
+    """The defences, in the order in which they are applied to smashed data."""
 
     def __bool__(self) -> bool:
-        return bool(self._defences)
+        return bool(self.defences)
 
     def protect(self, smashed: Tensor, draws: Draws) -> Tensor:
         """Return what a client sends."""
-        for defence in self._defences:
+        for defence in self.defences:
             smashed = defence.protect(smashed, draws)
         return smashed
 
     def receive(self, gradient: Tensor, draws: Draws) -> Tensor:
         """Return what a client gets to see of the gradient."""
-        for defence in reversed(self._defences):
+        for defence in reversed(self.defences):
             gradient = defence.receive(gradient, draws)
         return gradient
 
     def add(self, images: Tensor, smashed: Tensor) -> Tensor | None:
         """Return the sum of the gradients that clients add."""
-        added = [own for defence in self._defences if (own := defence.add(images, smashed)) is not None]
+        added = [own for defence in self.defences if (own := defence.add(images, smashed)) is not None]
         return torch.stack(added).sum(dim=0) if added else None
 
     def learn(self, gradient: Tensor, draws: Draws) -> Tensor:
         """Return the gradient that clients descend along."""
-        for defence in self._defences:
+        for defence in self.defences:
             gradient = defence.learn(gradient, draws)
         return gradient
 
     def bytes_up(self, numbers: int, number_bytes: float) -> float:
         """Return the bytes of the smashed data of an image, of the defence that makes them fewest."""
-        return min((own.bytes_up(numbers, number_bytes) for own in self._defences), default=numbers * number_bytes)
+        return min((own.bytes_up(numbers, number_bytes) for own in self.defences), default=numbers * number_bytes)
 
     def bytes_down(self, numbers: int, number_bytes: float) -> float:
         """Return the bytes of their gradient, of the defence that makes them fewest."""
-        return min((own.bytes_down(numbers, number_bytes) for own in self._defences), default=numbers * number_bytes)
+        return min((own.bytes_down(numbers, number_bytes) for own in self.defences), default=numbers * number_bytes)
 
 
-NONE = Chain(())
+NONE = Chain()
 """No defence."""

@@ -23,8 +23,8 @@ class NoPeek(Defence):
     def add(self, images: Tensor, smashed: Tensor) -> Tensor:
         """Return the gradient of the distance correlation, times its weight, for each client."""
         with torch.enable_grad():
-            leaf = smashed.float().detach().requires_grad_() if smashed.dtype != torch.float64 else None
-            leaf = smashed.detach().requires_grad_() if leaf is None else leaf
+            precise = torch.promote_types(smashed.dtype, torch.float32)
+            leaf = smashed.detach().to(precise).requires_grad_()
             total = distance_correlation(images.flatten(2), leaf.flatten(2)).sum()
             (gradient,) = torch.autograd.grad(self.correlation * total, leaf)
         return gradient.to(smashed.dtype)

@@ -211,7 +211,7 @@ def optimiser(config: RunConfig) -> Optimiser:
 
 def defence(config: RunConfig) -> Chain:
     """Return the defences of a config with every rule applied."""
-    return Chain([DEFENCES[name].load().of(config) for name in config.defences])
+    return Chain(tuple(DEFENCES[name].load().of(config) for name in config.defences))
 
 
 def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:

@@ -134,7 +134,8 @@ class Parts:
 
     def images_of(self, ids: torch.Tensor) -> torch.Tensor:
         """Return how many images clients hold, ``[C]`` int64 on the device, given their ids on the host."""
-        return torch.from_numpy(self.images[ids.numpy()]).to(self.device, non_blocking=True)
+        held = sum(source.sizes_of(ids.numpy()) for source in self.sources)
+        return torch.from_numpy(held).to(self.device, non_blocking=True)
 
     def server_lr(self, round_index: int) -> float:
         """Return the server's learning rate in a round counted from 0."""

@@ -9,7 +9,8 @@ _FILES = {
     "cgroup2": ("memory.current", ("memory.max", "memory.high"), "inactive_file"),
     "cgroup": ("memory.usage_in_bytes", ("memory.limit_in_bytes",), "total_inactive_file"),
 }
-"""By type of file system: the files of a group's usage and limits, and the entry of its cached files in memory.stat."""
+"""Names of the files with a group's usage and limits, and the entry of its cached files in memory.stat, by the type of
+the file system."""
 
 
 def free_in_groups(root: Path = Path("/")) -> int | None:

@@ -117,7 +117,7 @@ def test_a_file_that_is_called_as_a_checkpoint_is(beside_a_run, npz, tmp_path, c
 
 @pytest.mark.parametrize("name", ["trace.json", "summary.json"])
 def test_files_of_a_user_that_are_called_as_those_of_a_run(name, npz, tmp_path, capfd):
-    """They stay, and what would replace them is refused before it is done."""
+    """A user's files stay, and a program that would replace them is refused before it does anything."""
     out = tmp_path / "out"
     argv = flags(dataset=npz, out=out, **SHORT)
     assert run.main(argv) == 0
@@ -230,7 +230,7 @@ def test_a_client_trace_that_could_not_be_written_is_not_announced(when, npz, tm
     honest = files.replacing
 
     class Failing:
-        """As `replacing`, but the last thing that it does fails."""
+        """Replace a file as `replacing` does, except that its last operation fails."""
 
         def __init__(self, path, **how):
             self.inner = honest(path, **how)

@@ -34,7 +34,7 @@ def test_noise_has_its_deviation_and_differs_from_row_to_row(defence, deviation)
 
 def test_a_place_is_the_only_one_that_changes(smashed):
     for where in ("smashed", "gradient", "update"):
-        defence = Chain([Gaussian(where=where), Clip(norm=0.1, where=where)])
+        defence = Chain((Gaussian(where=where), Clip(norm=0.1, where=where)))
         same = {
             "smashed": torch.equal(defence.protect(smashed, DRAWS), smashed),
             "gradient": torch.equal(defence.receive(smashed, DRAWS), smashed),
