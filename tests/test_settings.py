@@ -19,7 +19,16 @@ from simsfl.data import Arrays, Dataset, make_dataset
 from tests.conftest import TINY
 
 VALUES = {
-    "method": ["mocosfl", "fl-moco", "fl-byol"],
+    "method": ["mocosfl", "fl-moco", "fl-byol", "federated"],
+    "objective": [None, "simclr", "byol", "simsiam", "barlow-twins", "supervised"],
+    "aggregation": ["mean", "by-images", "trimmed-mean", "median", "fedavgm", "fedadam"],
+    "sampler": ["uniform", "by-images", "round-robin"],
+    "dropout": [0.0, 0.3],
+    "straggler": [0.0, 0.5],
+    "optimizer": ["sgd", "adamw", "lars"],
+    "proximal": [0.0, 0.1],
+    "warmup_rounds": [0, 1],
+    "defence": [None, "gaussian", "clip+int8", "top-k"],
     "local_epochs": [1.0, 0.5, 2.0],
     "clients": [8, 1, 2, 5],
     "cohort": [None, 1, 2, 4],
@@ -33,7 +42,7 @@ VALUES = {
     "data_proportion": [1.0, 0.8],
     "partition": ["shards", "iid", "dirichlet"],
     "views": ["v2", "v1"],
-    "arch": ["resnet8", "resnet18", "resnet50", "vgg11", "mobilenetv2"],  # one of each kind: the others are deeper
+    "arch": ["resnet8", *["resnet18", "vgg11"] * 3, "convnext-tiny", "vit-tiny", "resnet50", "mobilenetv2"],
     "norm": ["group", "batch"],
     "weight_standardisation": [None, True, False],
     "cut_layer": [1, 2, 3, 9],
@@ -53,11 +62,11 @@ VALUES = {
     "client_state": ["device", "host", "mmap"],
     "client_state_dtype": ["fp32", "bf16"],
 }
-"""Values that are tried of each setting, the usual one first."""
-BASE = TINY | {"rounds": 2, "width": 4, "probe_epochs": 1, "classes_per_client": 1, "alpha": 5.0, "lr": 0.01}
+"""Values that are tried of each setting, the usual one first; of deep networks, which take long, one of each kind."""
+BASE = TINY | {"rounds": 2, "eval_every": 2, "probe_epochs": 1, "classes_per_client": 1, "alpha": 5.0, "lr": 0.01}
 """Config fields of a run that the settings are changed in."""
 NOT_TOGETHER = {
-    *(("method", name) for name in ("unequal", "loss_threshold", "supervised")),
+    *(("method", name) for name in ("defence", "unequal", "loss_threshold")),
 }
 """Pairs of settings that are refused whatever their values."""
 

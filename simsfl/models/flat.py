@@ -88,10 +88,30 @@ class FlatModule:
 
         A write to either is visible in the other. Without `statistics`, the buffers are a copy of the initial ones.
         """
-        module = copy.deepcopy(self.template)
         statistics = self.initial_statistics.to(flat, copy=True) if statistics is None else statistics
-        module.load_state_dict({**self.named(flat.detach()), **self.named_statistics(statistics)}, assign=True)
-        return module
+        return _bound(self.template, {**self.named(flat.detach()), **self.named_statistics(statistics)})
+
+
+def _bound(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> nn.Module:
+    """Return a copy of a module that has the tensors of these names, after the prefix, as parameters and buffers.
+
+    Dictionaries, such as those of hooks, are its own, and all else is shared: a deep copy of a network takes as long as
+    a small step with it.
+    """
+    bound = copy.copy(module)
+    vars(bound).update({name: own.copy() for name, own in vars(module).items() if isinstance(own, dict)})
+    bound._parameters = {
+        name: parameter if parameter is None else nn.Parameter(tensors[prefix + name], parameter.requires_grad)
+        for name, parameter in module._parameters.items()
+    }
+    bound._buffers = {
+        name: buffer if buffer is None else tensors[prefix + name] for name, buffer in module._buffers.items()
+    }
+    bound._modules = {
+        name: child if child is None else _bound(child, tensors, f"{prefix}{name}.")
+        for name, child in module._modules.items()
+    }
+    return bound
 
 
 def flattened(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -176,13 +176,13 @@ def build(
     by_rule = defaults.left_to_rules(config)
     asked, reason = defaults.with_precision(config, auto_precision)
     checks.check_machine(asked)
+    start = start or (load_weights(asked.init_client) if asked.init_client else None)  # sooner read than images
     dataset = dataset or load_images(asked)
     checks.check_precision(asked, dataset.image_size)
     partition, auxiliary = assembly.partition(asked, dataset), assembly.auxiliary(asked, dataset)
     sources = _sources(partition, auxiliary)
     size = _outline(asked, dataset, sources)
     config = size.config
-    start = start or (load_weights(config.init_client) if config.init_client else None)
     device = torch.device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and defaults are to be this device's, too

@@ -10,17 +10,18 @@ from tests.conftest import TINY, flags
 SMALL = {name: value for name, value in TINY.items() if name not in bench.NO_MATTER}
 
 
+@pytest.mark.slow
 def test_engines_take_turns(npz, tmp_path, capsys):
     wide = SMALL | {"clients": 40, "cohort": 40, "batch_size": 1, "syncs_per_round": 1}
     report = tmp_path / "bench.json"
-    argv = [*flags(dataset=npz, json=report, **wide), "--steps", "5", "--engines", "loop,vmap,fused"]
+    argv = [*flags(dataset=npz, json=report, **wide), "--steps", "2", "--engines", "loop,fused"]
     assert bench.main(argv) == 0
     results = json.loads(report.read_text())
-    assert list(results["engines"]) == ["loop", "vmap", "fused"]
+    assert list(results["engines"]) == ["loop", "fused"]
     seconds = {name: run["seconds"]["client phase"] for name, run in results["engines"].items()}
     for spread in seconds.values():
         assert 0 < spread["q1"] <= spread["median"] <= spread["q3"]
-    assert len({spread["median"] for spread in seconds.values()}) == 3  # each is measured by itself
+    assert len({spread["median"] for spread in seconds.values()}) == 2  # each is measured by itself
     assert results["peaks"]["step_flops"]["server"] > 0
     assert results["machine"]["torch"]
     table = capsys.readouterr().out

@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from simsfl import RunConfig
@@ -111,9 +112,14 @@ def test_clients_that_resist_start_from_an_expert_and_are_attacked(npz, tmp_path
     assert "simsfl attack" in text
 
 
-def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, capsys, monkeypatch):
+def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, monkeypatch):
     out = tmp_path / "grid"
     argv = ["sync", "--only", "MocoSFL-1, IID, 1 per round", "--seeds", "0,1"]
+    rng = np.random.default_rng(0)
+    pictures = {"train_x": 1000, "train_y": 1000, "test_x": 10, "test_y": 10}
+    sizes = {name: (count, 8, 8, 3) if name.endswith("x") else count for name, count in pictures.items()}
+    np.savez(tmp_path / "pictures.npz", **{name: rng.integers(0, 10, size, np.uint8) for name, size in sizes.items()})
+    short = {"dataset": tmp_path / "pictures.npz", "rounds": 2, "local_epochs": 0.2, "knn_bank": 10, "knn_test": 10}
     interrupted = []
 
     def stop_once(*arguments):
@@ -122,18 +128,18 @@ def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, capsy
             raise KeyboardInterrupt
 
     monkeypatch.setattr(table.time, "sleep", stop_once)
-    assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 130
+    assert run(*argv, out=out, **short) == 130
     monkeypatch.undo()
     broken = out / "mocosfl-1-iid-1-per-round-seed-1"
     broken.mkdir()
     (broken / "config.json").write_text("{")
-    assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 0
+    assert run(*argv, out=out, **short) == 0
     good = out / "mocosfl-1-iid-1-per-round-seed-0"
     assert RunDirectory(good).summary.exists()
     assert not RunDirectory(broken).summary.exists()
     assert "1 of 2 seeds" in (out / "table.md").read_text()
     (broken / "config.json").write_text("[]")
-    assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 0
+    assert run(*argv, out=out, **short) == 0
     log = (out / f"{broken.name}.log").read_text()
     assert log.count("$ simsfl run --resume") == 2  # an earlier attempt stays to be read
     assert log.count("a list is not an object") == 1

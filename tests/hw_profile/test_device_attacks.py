@@ -107,20 +107,20 @@ def test_a_device_that_repeats_itself_and_mixes_things_up_changes_nothing(datase
     assert any(line.startswith("refused, number 1 of run: run: the message belongs to") for line in caplog.messages)
 
 
-@pytest.mark.parametrize("value", [[], {}, 1.5, True, 10**30, "\ud800", "1\n2", {"a": []}, -1, 99], ids=repr)
-def test_a_hello_may_say_anything(value, dataset, caplog):
+def test_a_hello_may_say_anything(dataset, caplog):
     simulation = Simulation(RunConfig(**TINY), dataset)
     with hub_of(simulation) as (hub, _), zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.linger = 0
         peer.connect(f"tcp://{hub.address}")
-        for about in (
-            {"token": "a", "client": value},
-            {"token": value, "client": 1},
-            {"token": "a", "client": None, "images": value},
-        ):
-            peer.send(pack(Message("hello", about=about)))
-            assert peer.poll(1000 * LONG)
-            assert unpack(peer.recv()).kind in ("refused", "welcome")
+        for value in ([], {}, 1.5, True, 10**30, "\ud800", "1\n2", {"a": []}, -1, 99):
+            for about in (
+                {"token": "a", "client": value},
+                {"token": value, "client": 1},
+                {"token": "a", "client": None, "images": value},
+            ):
+                peer.send(pack(Message("hello", about=about)))
+                assert peer.poll(1000 * LONG), about
+                assert unpack(peer.recv()).kind in ("refused", "welcome"), about
         device = Device(hub.address, None, 3, LONG)
         device.connect()
         assert device.client == 3

@@ -69,6 +69,7 @@ def until(log, text):
     raise AssertionError(f"{text} is not in {log}: {log.read_text()}")
 
 
+@pytest.mark.slow
 def test_three_processes_give_the_simulations_metrics(npz, tmp_path):
     settings = {**EVERYONE, "engine": "loop", "rounds": 2}
     with programs(npz, tmp_path, **settings) as (processes, _):

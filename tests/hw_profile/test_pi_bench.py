@@ -22,6 +22,7 @@ from simsfl.cost.model import client_cost, memory
 from simsfl.data import make_dataset
 from simsfl.hw_profile.bench import plots
 from simsfl.hw_profile.bench import program as pi_bench
+from simsfl.hw_profile.bench import standard as standard_program
 from simsfl.hw_profile.bench.findings import duration, session, with_charge
 from simsfl.hw_profile.bench.measuring import standard_trace
 from simsfl.hw_profile.bench.panel import _LEVELS, LiveView, power_text
@@ -101,6 +102,7 @@ def test_the_standard_trace_is_what_the_cost_model_says(standard):
     assert trace.about["session"]["bytes_down"] == 200 * (50 * cost.image_bytes + cost.sync_bytes)
 
 
+@pytest.mark.slow
 def test_the_standard_trace_of_a_deep_cut_is_not_long(tmp_path):
     standard_trace(tmp_path / "trace", {"cut_layer": 6, "bottleneck": None, "batch_size": 1})
     trace = Trace(tmp_path / "trace")
@@ -268,13 +270,10 @@ def test_bad_input(trace, standard, tmp_path, capsys, monkeypatch):
         (["--replay", "/dev/zero"], "(not a regular file)"),
         (["--out", damaged / "x"], "out: "),
         (["--threads", 4096], "threads: 4096 are more than the cores that this process may use; allowed: 1"),
-        (["--bottleneck", "C4S64"], "bottleneck: stride 64 is more than the maps of 32x32"),
         (["--replay", other], "network: is built differently here than where it was described"),
         (["--replay", other, "--runtime", "lean"], "network: is built differently here than where it was described"),
         (["--replay", trace, "--cut-layer", 2], "cut_layer: has no effect on a trace that is replayed"),
         (["--cut-layer", 99], "cut_layer: 99"),
-        (["--bottleneck", "C"], "bottleneck: 'C' is none"),
-        (["--batch-size", 51], "batch_size: 51"),
         (["--seconds", "0"], "seconds: 0 is out of range"),
         (["--seconds", "nan"], "seconds: nan"),
         (["--runtime", "lean", "--dtype", "bf16"], "dtype: lean computes in fp32"),
@@ -294,6 +293,23 @@ def test_bad_input(trace, standard, tmp_path, capsys, monkeypatch):
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"bottleneck": "C4S64"}, "bottleneck: stride 64 is more than the maps of 32x32"),
+        ({"bottleneck": "C"}, "bottleneck: 'C' is none"),
+        ({"batch_size": 51}, "batch_size: 51"),
+    ],
+)
+def test_a_standard_trace_that_cannot_be(setting, message, tmp_path, capsys):
+    settings = {"cut_layer": 1, "bottleneck": None, "batch_size": 1} | setting
+    assert standard_program.main([str(tmp_path / "trace"), json.dumps(settings)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_a_bare_checkout_needs_torch_numpy_and_rich_alone(trace, tmp_path):
     """The checkout is copied, not installed, and no other packages can be imported."""
     copy = tmp_path / "copy"

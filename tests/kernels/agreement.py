@@ -1,14 +1,7 @@
 """Helpers that the tests of all operators share: tolerances, random inputs, and which versions run here."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy
 import pytest
 import torch
-from packaging.version import Version
 
 from simsfl.kernels import gpu
 
@@ -54,31 +47,3 @@ def assert_agree(function, reference, inputs, *, dtype):
     for ours, theirs in zip((output, *gradients), (expected, *wanted), strict=True):
         scale = theirs.abs().max().clamp(min=1.0)
         torch.testing.assert_close(ours.double() / scale, theirs / scale, **TOLERANCES[dtype])
-
-
-def run_interpreted(file):
-    """Run the Triton tests of a file in a process of their own, in which Triton is interpreted."""
-    triton = pytest.importorskip("triton")
-    if Version(triton.__version__) < Version("3.7") and Version(numpy.__version__) >= Version("2.4"):
-        pytest.skip("the interpreter of Triton before 3.7 does not work with NumPy 2.4 (triton-lang/triton#9171)")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "0",
-        "-k",
-        "triton and not interpreter",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "ignore:Conversion of an array:DeprecationWarning",  # Triton 3.2 makes NumPy warn
-        file,
-    ]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "skipped" not in done.stdout.splitlines()[-1]
-    assert "passed" in done.stdout.splitlines()[-1]

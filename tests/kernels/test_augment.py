@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 from simsfl.config import RECIPES
 from simsfl.data import views as draws
 from simsfl.kernels import ViewParameters, accelerated, augment, augment_triton
-from tests.kernels.agreement import DEVICE, TRITON, run_interpreted
+from tests.kernels.agreement import DEVICE, TRITON
 
 kernel = sys.modules[augment.__module__]
 
@@ -286,7 +286,3 @@ def test_double_precision_is_not_for_it(version):
     expected = augment(pixels, view, mean, std, torch.float64)
     with accelerated(version):
         torch.testing.assert_close(augment(pixels, view, mean, std, torch.float64), expected, rtol=0, atol=0)
-
-
-def test_triton_under_its_interpreter():
-    run_interpreted(__file__)

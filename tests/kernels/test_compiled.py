@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock  # which torch needs
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.xdist_group("compiled")  # one process runs them all, and compiles once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compiled")]  # one process runs them all, and compiles once
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,9 +47,7 @@ def compiled(architectures, tmp_path_factory):
 
 HOPPER, OTHERS = (90,), (80, 100)
 """Compute capabilities times ten: those of H100 and H200, and those of A100 and B200."""
-GPUS = pytest.mark.parametrize(
-    "architectures", [pytest.param(HOPPER, id="90"), pytest.param(OTHERS, id="80, 100", marks=pytest.mark.slow)]
-)
+GPUS = pytest.mark.parametrize("architectures", [HOPPER, OTHERS], ids=["90", "80, 100"])
 
 
 def of(kernel, compiled):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.func import vmap
 
 from simsfl.kernels import CHOICES, CannotRunError, accelerated, choosing, conv2d, fastest, gpu
-from tests.kernels.agreement import DEVICE, TRITON, assert_agree, normal, run_interpreted
+from tests.kernels.agreement import DEVICE, TRITON, assert_agree, normal
 
 choice = sys.modules[accelerated.__module__]
 SHAPES = {
@@ -73,10 +73,6 @@ def test_bfloat16(version):
     inputs = normal(1, 3, 2, 4, 8, 8), normal(2, 3, 4, 4, 3, 3) / 6
     with accelerated(version):
         assert_agree(convolve, by_torch(1, 1, False), inputs, dtype=torch.bfloat16)
-
-
-def test_triton_under_its_interpreter():
-    run_interpreted(__file__)
 
 
 def test_gradcheck_and_weights_shared_by_all_clients():

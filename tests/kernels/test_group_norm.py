@@ -5,7 +5,7 @@ import torch
 from torch.func import vmap
 
 from simsfl.kernels import accelerated, group_norm
-from tests.kernels.agreement import TRITON, assert_agree, normal, run_interpreted
+from tests.kernels.agreement import TRITON, assert_agree, normal
 
 SHAPES = {
     "usual": (3, 2, 8, 5, 3, 2),
@@ -72,10 +72,6 @@ def test_bfloat16(version):
             inputs(SHAPES["usual"], False),
             dtype=torch.bfloat16,
         )
-
-
-def test_triton_under_its_interpreter():
-    run_interpreted(__file__)
 
 
 def test_gradcheck():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from simsfl.kernels import gpu, group_norm_nhwc
-from tests.kernels.agreement import TRITON, assert_agree, normal, run_interpreted
+from tests.kernels.agreement import TRITON, assert_agree, normal
 
 SHAPES = {
     "usual": (3, 8, 5, 3, 2),
@@ -113,10 +113,6 @@ def test_half_precision_images_with_full_precision_weights(version):
     y = group_norm_nhwc(x, 16, weight.float(), bias.float(), residual=residual, relu=True)
     assert y.dtype == torch.bfloat16
     assert ((y.double() - exact).abs() <= 2**-7 * exact.abs() + 1e-4).all()
-
-
-def test_triton_under_its_interpreter():
-    run_interpreted(__file__)
 
 
 @pytest.mark.parametrize("version", [TRITON])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from simsfl.kernels import channels_last, contiguous, gpu
-from tests.kernels.agreement import DEVICE, TRITON, normal, run_interpreted
+from tests.kernels.agreement import DEVICE, TRITON, normal
 
 SHAPES = [(2, 3, 5, 7), (1, 64, 8, 8), (3, 70, 9, 9), (2, 1, 4, 4), (2, 8, 1, 1), (0, 4, 2, 2)]
 
@@ -38,7 +38,3 @@ def test_what_is_in_neither_format_is_copied(version):
     assert torch.equal(channels_last(images), images)
     assert torch.equal(contiguous(images), images)
     assert channels_last(images).is_contiguous(memory_format=torch.channels_last)
-
-
-def test_triton_under_its_interpreter():
-    run_interpreted(__file__)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from simsfl.kernels import accelerated, ema_, sgd_
-from tests.kernels.agreement import DEVICE, TOLERANCES, TRITON, normal, run_interpreted
+from tests.kernels.agreement import DEVICE, TOLERANCES, TRITON, normal
 
 
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.0, 0.0), (0.5, 0.1)])
@@ -38,10 +38,6 @@ def test_one_rate_for_all(version):
         sgd_(parameters, gradient, velocity, torch.tensor(0.1, device=DEVICE), 0.9, 0.01)
     torch.testing.assert_close(parameters, expected, **TOLERANCES[torch.float32])
     torch.testing.assert_close(velocity, v, **TOLERANCES[torch.float32])
-
-
-def test_triton_under_its_interpreter():
-    run_interpreted(__file__)
 
 
 def test_ema():

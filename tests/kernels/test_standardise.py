@@ -5,7 +5,7 @@ import torch
 
 from simsfl.kernels import gpu
 from simsfl.kernels.standardise import Layout, Matrix, prepare, prepare_backward_
-from tests.kernels.agreement import DEVICE, TRITON, normal, run_interpreted
+from tests.kernels.agreement import DEVICE, TRITON, normal
 
 MATRICES = [
     Matrix(5, (6, 3, 3, 3), True),
@@ -94,7 +94,3 @@ def test_split_and_join_are_inverse():
     layout = Layout(MATRICES, DEVICE)
     flat = normal(4, layout.size)
     torch.testing.assert_close(layout.join(layout.split(flat)), flat, rtol=0, atol=0)
-
-
-def test_triton_under_its_interpreter():
-    run_interpreted(__file__)

@@ -28,9 +28,14 @@ MODELS = {
     "mobilenetv2": {"arch": "mobilenetv2", "cut_layer": 3, "bottleneck": "C8"},
 }
 """Config fields of the networks whose weights are exported."""
+DEEP = ("resnet50", "mobilenetv2")
+"""Names of those that take long."""
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(model, id=name, marks=pytest.mark.slow if name in DEEP else ()) for name, model in MODELS.items()],
+)
 def test_weights_go_there_and_back(model, npz, tmp_path, capsys):
     """Weights exported in the published layout, imported and exported again are the same tensors in the same order."""
     config = {**TINY, **model, "image_size": 32, "rounds": 1, "eval_every": 0, "knn_test": 1, "knn_bank": 1}

@@ -76,6 +76,7 @@ print(sizes[240] - sizes[40])
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory in use is read from Linux")
+@pytest.mark.slow
 def test_memory_is_flat_over_200_rounds(npz):
     """The run is in a process of its own, since memory of earlier tests may be released at any time."""
     argv = [sys.executable, "-c", FLAT, str(npz)]
