@@ -162,21 +162,21 @@ def test_a_run_has_one_writer(npz, tmp_path, capfd):
     assert "Traceback" not in output
 
 
-def test_a_reader_that_goes_away_stops_the_run_with_a_checkpoint(npz, tmp_path, uninterrupted):
+def test_a_reader_that_goes_away_stops_the_run_with_a_checkpoint(npz, tmp_path, uninterrupted, capfd):
     out = tmp_path / "run"
     process = start(*flags(dataset=npz, out=out, **SLOW))
     wait_for(process, lambda: process.stdout.readline().startswith("round 2/"))
     process.stdout.close()
     assert process.wait() == 128 + signal.SIGPIPE
     assert lines(out / "metrics.jsonl") < uninterrupted[0].count(b"\n")
-    process = start("--resume", out)
-    output, _ = process.communicate()
+    assert run.main(["--resume", str(out)]) == 0
+    output = capfd.readouterr().out
     assert "after round" in output
     assert "after round 0, step 0" not in output
     assert final(out) == uninterrupted
 
 
-def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(npz, tmp_path, uninterrupted):
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(npz, tmp_path, uninterrupted, capfd):
     out = tmp_path / "run"
     process = start(*flags(dataset=npz, out=out, **SLOW))
     wait_for(process, lambda: len(list((out / "checkpoints").glob("round-00000[46]*"))) == 2)
@@ -186,9 +186,8 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(npz, tm
     damaged = bytearray((out / "checkpoints" / newest).read_bytes())
     damaged[len(damaged) // 2] ^= 1
     (out / "checkpoints" / newest).write_bytes(damaged)
-    process = start("--resume", out)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    assert run.main(["--resume", str(out)]) == 0
+    output = "".join(capfd.readouterr())
     assert newest in output.replace("\n", "")
     assert "damaged" in output
     assert final(out) == uninterrupted
