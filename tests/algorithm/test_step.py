@@ -211,7 +211,8 @@ def assert_equal_but_for_rounding(engine, found, expected, tolerance):
     ],
 )
 def test_stacked_steps_equal_the_loop_in_float64(cohort, cut_layer, shared, variant):
-    setting = Setting(cohort, cut_layer, shared, align_momentum=cut_layer == 2, **variant)
+    arch = "resnet8" if cut_layer < 4 else "resnet18"  # where its maps are not single pixels yet
+    setting = Setting(cohort, cut_layer, shared, align_momentum=cut_layer == 2, arch=arch, **variant)
     loop = train(setting, "loop")
     for engine in ("vmap", "fused" if shared else "fused-unfold"):
         stacked = train(setting, engine)
