@@ -137,7 +137,7 @@ class Simulation:
         else:
             steps = client_steps(self.parts, progress, self._plans, self.wire, self.observers, self.clock)
         self.pace.begin(progress)
-        for _ in steps:
+        for _ in steps:  # the pace has their records, when it reads the losses of several steps at once
             for observer in self.observers:
                 observer.step_is_over()
             yield from self.pace.read(progress)

@@ -19,8 +19,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -112,24 +111,26 @@ def _decoder(kind: Any) -> _Convert:
         case typing.Union | types.UnionType:
             result = _one_of([_decoder(one) for one in inside])
         case typing.Literal:
-            result = _text(inside, str)
+            result = _choice(inside)
         case builtins.list:
             result = _list(_decoder(inside[0]))
         case builtins.dict:
             result = _dictionary(_decoder(inside[1]))
         case _ if is_dataclass(kind):
             result = _record(kind)
+        case _ if issubclass(kind, Enum):
+            result = _member(kind)
         case _:
-            result = _text([one.value for one in kind], kind) if issubclass(kind, Enum) else _scalar(kind)
+            result = _scalar(kind)
     return result
 
 
 def _scalar(kind: type) -> _Convert:
     """Return the decoder of a simple type."""
-    types = (int, float) if kind is float else (kind,)
+    own = (int, float) if kind is float else (kind,)
 
     def convert(value: Any) -> Any:
-        if type(value) not in types:
+        if type(value) not in own:
             raise Wrong(f"{shown(value)} is not {_SCALARS[kind]}")
         if kind in (int, float) and not abs(value) <= (_LARGEST if type(value) is int else math.nextafter(math.inf, 0)):
             raise Wrong(f"{shown(value)} is out of range")
@@ -154,23 +155,32 @@ def _one_of(inner: list[_Convert]) -> _Convert:
     """Return the decoder of a union; its errors are those of the first kind."""
 
     def convert(value: Any) -> Any:
-        for one in inner[1:]:
-            with suppress(Wrong):
+        errors = []
+        for one in inner:
+            try:
                 return one(value)
-        return inner[0](value)
+            except Wrong as error:
+                errors.append(error)
+        raise errors[0]
 
     return convert
 
 
-def _text(allowed: Iterable[str], kind: _Convert) -> _Convert:
-    """Return the decoder of a few texts, each of which `kind` converts."""
+def _choice(allowed: Sequence[str]) -> _Convert:
+    """Return the decoder of a few texts."""
 
-    def convert(value: Any) -> Any:
+    def convert(value: Any) -> str:
         if not isinstance(value, str) or value not in allowed:
             raise Wrong(f"{shown(value)} is not known; allowed: {', '.join(allowed)}")
-        return kind(value)
+        return value
 
     return convert
+
+
+def _member(kind: type[Enum]) -> _Convert:
+    """Return the decoder of an enumeration."""
+    choice = _choice([one.value for one in kind])
+    return lambda value: kind(choice(value))
 
 
 def _list(inner: _Convert) -> _Convert:

@@ -50,7 +50,7 @@ class Outputs:
         return (self.path / LIST).is_file()
 
     def is_empty(self) -> bool:
-        """Return whether the directory is not there, or holds nothing but the list and what a killed process left."""
+        """Sweep away what killed processes left; return whether the directory is missing, or holds the list alone."""
         if not self.path.is_dir():
             return True
         sweep(self.path)
