@@ -25,6 +25,7 @@ ROOMS = (
     "hw_profile",
     "cli",
     "ui",
+    "testing",
     "extend",
     "simulation",
     "rounds",

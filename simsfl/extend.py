@@ -1,8 +1,10 @@
 """The doors for other people's code: register a class or function here, and choose it by its name in a config.
 
-A module that registers something has to be imported before a `simsfl.RunConfig` names it, also before such a run is
-loaded. The command line knows nothing of it yet. Options are the fields of a class that is a frozen dataclass; see
-`option`. A config has their values in its field `options`, by names such as "objective.temperature".
+A module that registers something is a plugin, which has to be imported before a config names what it has, also before
+such a run is loaded: by ``--plugin`` on the command line, by an ``import`` in Python (`simsfl.config.plugins`). Options
+are the fields of a class that is a frozen dataclass; see `option`. They are set by flags such as
+``--objective.temperature 0.2``, and in the field `options` of a config. A class that cannot do what a config asks for
+raises a ValueError in its method ``of``, with one line: the field, what is wrong, and what is allowed.
 """
 
 from __future__ import annotations
@@ -11,30 +13,48 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from simsfl.aggregations import Aggregation
-from simsfl.config.catalogue import AGGREGATIONS, OBJECTIVES, OPTIMIZERS, SAMPLERS, ObjectiveKind, Targets
-from simsfl.config.registry import Code, registered
+from simsfl.config.catalogue import DOORS, Architecture, DataSet, ObjectiveKind, PartitionKind, Targets
+from simsfl.config.registry import Code, RegistrationError, registered
 from simsfl.config.values import option
+from simsfl.data import Arrays, Dataset, make_dataset
+from simsfl.data.load import Request
+from simsfl.data.partition import Partition
+from simsfl.defences import Defence, Draws
+from simsfl.models.layers import Backbone, Style
 from simsfl.objectives import Memory, Objective, nearest
 from simsfl.optimisers import Optimiser
 from simsfl.samplers import Drawn, Sampler
 
 __all__ = [
     "Aggregation",
+    "Arrays",
+    "Backbone",
+    "Dataset",
+    "Defence",
     "Drawn",
+    "Draws",
     "Memory",
     "Objective",
     "Optimiser",
+    "Partition",
+    "Request",
     "Sampler",
+    "Style",
     "Targets",
     "aggregation",
+    "architecture",
+    "dataset",
+    "defence",
+    "make_dataset",
     "nearest",
     "objective",
     "optimizer",
     "option",
+    "partition",
     "sampler",
 ]
 
-_Thing = TypeVar("_Thing")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def objective(
@@ -50,43 +70,102 @@ def objective(
         predictor: whether a predictor follows the projection head; see `simsfl.models.Projection`.
     """
     return _registering(
-        "objective",
-        OBJECTIVES,
-        name,
-        lambda code: ObjectiveKind(code, targets, whole_batch=whole_batch, predictor=predictor),
+        "objective", name, lambda code: ObjectiveKind(code, targets, whole_batch=whole_batch, predictor=predictor)
     )
 
 
 def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
     """Return a decorator that registers a subclass of `Aggregation` by a name for `RunConfig.aggregation`."""
-    return _registering("aggregation", AGGREGATIONS, name, lambda code: code)
+    return _registering("aggregation", name)
 
 
 def optimizer(name: str) -> Callable[[type[Optimiser]], type[Optimiser]]:
     """Return a decorator that registers a subclass of `Optimiser` by a name for `RunConfig.optimizer`."""
-    return _registering("optimizer", OPTIMIZERS, name, lambda code: code)
+    return _registering("optimizer", name)
 
 
 def sampler(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
     """Return a decorator that registers a subclass of `Sampler` by a name for `RunConfig.sampler`."""
-    return _registering("sampler", SAMPLERS, name, lambda code: code)
+    return _registering("sampler", name)
 
 
-def _registering(
-    door: str, names: dict[str, Any], name: str, kind: Callable[[Code], Any]
-) -> Callable[[_Thing], _Thing]:
-    """Return a decorator that puts a thing among the `names` of a door.
+def defence(name: str) -> Callable[[type[Defence]], type[Defence]]:
+    """Return a decorator that registers a subclass of `Defence` by a name for `RunConfig.defence`."""
+    return _registering("defence", name)
+
+
+def architecture(
+    name: str, *, width: int, residual: bool = False, styled: bool = False, own_weights: bool = True
+) -> Callable[[_Function], _Function]:
+    """Return a decorator that registers a function by a name for `RunConfig.arch`.
+
+    The function takes width, image size and `Style`, and returns a `Backbone`: its layers, any modules of which each
+    takes what the one before returns, and the length of their pooled output. The network can be cut behind each layer.
+
+    Args:
+        name: its name.
+        width: channels of the first layer, where the config does not say.
+        residual: whether the function heeds ``client_residual``, by blocks that have a switch for their shortcuts.
+        styled: whether the function heeds the style, so that ``norm`` can be chosen.
+        own_weights: whether layers keep the weights that they are made with, instead of getting Xavier's.
+    """
+    how = {"residual": residual, "styled": styled, "own_weights": own_weights}
+    return _registering("arch", name, lambda code: Architecture(width, code, **how))
+
+
+def partition(
+    name: str, *, settings: tuple[str, ...] = (), random_sizes: bool = False
+) -> Callable[[_Function], _Function]:
+    """Return a decorator that registers a function by a name for `RunConfig.partition`.
+
+    The function takes labels ``[n]``, weights of the clients ``[M]``, and a NumPy generator, from which alone it draws,
+    and returns a `Partition`.
+
+    Args:
+        name: its name.
+        settings: fields of the config that it takes by name: "classes_per_client", "alpha", both or neither.
+        random_sizes: whether it draws how many images clients hold.
+    """
+    return _registering("partition", name, lambda code: PartitionKind(code, settings, random_sizes=random_sizes))
+
+
+def dataset(
+    name: str, about: str, *, images: int | None, test_images: int | None, image_size: int, classes: int
+) -> Callable[[_Function], _Function]:
+    """Return a decorator that registers a function by a name for `RunConfig.dataset`.
+
+    The function takes a `Request` and returns a `Dataset`, as `make_dataset` makes it.
+
+    Args:
+        name: its name.
+        about: one line for ``--list``.
+        images: number of training images; None if it is not known beforehand.
+        test_images: number of test images; None if it is not known beforehand.
+        image_size: height and width of its images, in pixels.
+        classes: number of classes.
+    """
+    sizes = {"images": images, "test_images": test_images, "image_size": image_size, "classes": classes}
+    return _registering("dataset", name, lambda code: DataSet(code, about, **sizes))
+
+
+def _registering(door: str, name: str, kind: Callable[[Code], Any] = lambda code: code) -> Callable[[Any], Any]:
+    """Return a decorator that puts a thing among what a door leads to.
+
+    Args:
+        door: one of `DOORS`.
+        name: name of the thing.
+        kind: function of its code that returns what is to be known of it.
 
     Raises:
-        ValueError: by the decorator, if the name belongs to something from another file.
+        RegistrationError: by the decorator, if the name belongs to something from another file.
     """
+    names = DOORS[door]
 
-    def decorate(thing: _Thing) -> _Thing:
+    def decorate(thing: Any) -> Any:
         code = registered(thing)
-        held = names.get(name)
-        before = getattr(held, "code", held)
-        if before is not None and before.file != code.file:
-            raise ValueError(f"{door}: {name!r} is registered twice, by {before.file or 'simsfl'} and by {code.file}")
+        before = getattr(names.get(name), "code", names.get(name))
+        if before is not None and before.place != code.place:
+            raise RegistrationError(f"{door}: {name!r} is there already, from {before.place}; allowed: another name")
         names[name] = kind(code)
         return thing
 

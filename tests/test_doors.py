@@ -1,43 +1,30 @@
 """Whatever is chosen, stacked clients compute what the plain loop over clients does, in float64."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
-from simsfl import RunConfig, Simulation
-from simsfl.config.catalogue import AGGREGATIONS, DEFENCES, OBJECTIVES, OPTIMIZERS, SAMPLERS
+from simsfl import RunConfig, Simulation, extend
+from simsfl.aggregations import Aggregation
+from simsfl.config.catalogue import DOORS, OBJECTIVES
 from simsfl.data import Arrays, make_dataset
+from simsfl.testing import check
 from tests.conftest import TINY
 
 BASE = TINY | {"clients": 6, "batch_size": 4, "rounds": 2, "eval_every": 0, "knn_bank": 6, "knn_test": 6}
 """Config fields of a run of two rounds of two steps, each with an averaging."""
-LABELS = {"key_dim": RunConfig.key_dim, "queue_length": RunConfig.queue_length}
-"""Config fields that have no effect where labels are learnt, with their defaults."""
 
 CHOICES = {
-    **{f"{name}, split": {"objective": name, **(LABELS if name == "supervised" else {})} for name in OBJECTIVES},
-    **{
-        f"{name}, federated": {"objective": name, "method": "federated", "syncs_per_round": 1}
-        | (LABELS if name == "supervised" else {})
-        for name in OBJECTIVES
-    },
     **{f"{name} with BatchNorm": {"objective": name, "norm": "batch"} for name in OBJECTIVES if name != "supervised"},
-    **{name: {"aggregation": name, "partition": "dirichlet", "alpha": 9.0} for name in AGGREGATIONS},
     "aligned median": {"aggregation": "median", "align_momentum": True, "norm": "batch"},
-    **{
-        f"{name} that some miss": {"sampler": name, "dropout": 0.3, "straggler": 0.4, "rounds": 3}
-        for name in SAMPLERS
-        if name != "availability"
-    },
+    "images that weigh differently": {"aggregation": "by-images", "partition": "dirichlet", "alpha": 9.0},
     "absent, own queues": {"dropout": 0.4, "feature_sharing": False, "rounds": 3},
     "absent, federated": {"dropout": 0.4, "method": "federated", "rounds": 3, "syncs_per_round": 1},
     "absent, both views": {"straggler": 0.5, "objective": "simclr", "rounds": 3},
-    **{f"{name} optimiser": {"optimizer": name, "lr": 0.001} for name in OPTIMIZERS},
-    "federated AdamW": {"optimizer": "adamw", "lr": 0.001, "method": "federated", "syncs_per_round": 1},
     "FedProx and warm-up": {"proximal": 0.5, "warmup_rounds": 1},
-    **{f"{name} defence": {"defence": name} for name in DEFENCES},
     "defences of both views": {"defence": "clip+gaussian+int8", "objective": "simclr"},
     "noise of updates": {"defence": "clip+laplacian", "options": {"defence.where": "update", "defence.norm": 0.5}},
     "noise of gradients": {"defence": "gaussian", "options": {"defence.where": "gradient"}, "dropout": 0.3},
@@ -61,6 +48,45 @@ def trained(config, engine, pictures):
     simulation = Simulation(replace(config, engine=engine), pictures, dtype=torch.float64)
     losses = [record.loss for record in simulation.train() if record.event == "step"]
     return losses, simulation.state.tensors()
+
+
+SHORT = ("moco", "fedavgm", "gaussian")
+"""Names that are not left to the slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("door", "name"),
+    [
+        pytest.param(door, name, marks=[] if name in SHORT else pytest.mark.slow)
+        for door in RunConfig().chosen
+        for name in DOORS[door]
+        if name != "availability"  # which needs a file
+    ],
+)
+def test_what_comes_with_simsfl_passes_the_check_for_plugins(door, name):
+    known = DOORS[door][name]
+    fields = {"lr": 0.001} if name in ("adamw", "lars") else {}  # or rounding is amplified
+    tried = check(getattr(known, "code", known).load(), **fields)
+    assert {"the whole cohort", "a sampled cohort", "clients that are absent or slow"} <= set(tried)
+    assert ("federated clients" in tried) == (door != "defence")
+
+
+def test_a_check_says_in_words_what_differs():
+    class Forgetful(Aggregation):
+        """Adds what it does not keep in its memory."""
+
+        calls = 0
+
+        def step(self, before_P, combined_P, memory):
+            Forgetful.calls += 1
+            return combined_P + 0.01 * Forgetful.calls
+
+    with patch.dict(DOORS["aggregation"]):
+        extend.aggregation("forgetful")(Forgetful)
+        with pytest.raises(AssertionError, match=r"^forgetful, the whole cohort, engine vmap: the loss of step 2 is "):
+            check(Forgetful)
+    with pytest.raises(ValueError, match=r"^thing: .*Forgetful.* is not registered"):
+        check(Forgetful)
 
 
 @pytest.mark.parametrize("fields", CHOICES.values(), ids=CHOICES)

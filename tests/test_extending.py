@@ -1,25 +1,27 @@
 """The recipes of docs/extending.md are executed as they stand there, and add what they say."""
 
+import json
+import os
 import re
+import subprocess
 import sys
+import time
 from contextlib import ExitStack
-from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 from unittest.mock import patch
 
-import numpy as np
 import pytest
-import torch
 
 from docs.generate import ROOT, modules
-from simsfl import RunConfig, Simulation
+from simsfl.cli import run
+from simsfl.cli.report import program as report
 from simsfl.cli.table import cells
 from simsfl.cli.table import program as table
-from simsfl.config.catalogue import ARCHITECTURES, DATASETS, PARTITIONS
-from simsfl.data.load import load_dataset
-from simsfl.data.partition import make_partition
+from simsfl.config import plugins
+from simsfl.config.catalogue import DOORS
 from simsfl.hw_profile import meters
+from simsfl.testing import check
 from tests.conftest import TINY, flags
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -27,7 +29,7 @@ RECIPES = dict(section.split("\n", 1) for section in re.split(r"^## ", PAGE, fla
 """Text of each recipe by its title."""
 BLOCK = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 """A block of a recipe: the path of the file that it belongs to, and the code."""
-REGISTRIES = (ARCHITECTURES, DATASETS, PARTITIONS, meters.METERS, cells.TABLES)
+REGISTRIES = (meters.METERS, cells.TABLES)
 
 
 @pytest.fixture
@@ -65,44 +67,102 @@ def test_the_readme_links_to_every_recipe():
     assert re.findall(r"docs/extending\.md#([\w-]+)", readme) == [title.lower().replace(" ", "-") for title in RECIPES]
 
 
-def losses(config, engine):
-    """Return the loss of each round, computed in float64."""
-    return [record.loss for record in Simulation(replace(config, engine=engine), dtype=torch.float64).rounds()]
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Write the recipes' plugins into a package outside the repository; return its path. Doors close afterwards."""
+    package = tmp_path / "lab"
+    package.mkdir()
+    (package / "__init__.py").write_text('__version__ = "1.2"\n')
+    for recipe in RECIPES.values():
+        for path, code in re.findall(BLOCK, recipe):
+            if "/" not in path:
+                (package / path).write_text(code)
+    monkeypatch.setenv("SIMSFL_PLUGINS", "")
+    with ExitStack() as stack:
+        for names in DOORS.values():
+            stack.enter_context(patch.dict(names))
+        yield package
 
 
-@pytest.mark.parametrize("cut_layer", [1, 2])
-def test_a_network(cut_layer, npz, follow):
-    follow("Add a network")
-    config = RunConfig(
-        **TINY | {"arch": "toy", "width": None, "cut_layer": cut_layer, "dataset": str(npz), "rounds": 1}
+PLUGINS = {
+    "align": ("objective", "align-uniform", {"objective.weight": 0.5}),
+    "clipped": ("aggregation", "clipped", {"aggregation.norm": 0.01}),
+    "thin": ("defence", "thin", {"defence.share": 0.7}),
+    "loyal": ("sampler", "loyal", {"sampler.rounds": 3}),
+    "lion": ("optimizer", "lion", {"optimizer.beta2": 0.9}),
+    "toy": ("arch", "toy", {}),
+    "noise": ("dataset", "noise", {}),
+    "alternating": ("partition", "alternating", {}),
+}
+"""Where the plugin in each file is chosen, under which name, and options that it has."""
+
+
+def test_every_plugin_of_the_page_is_tried():
+    files = [path for recipe in RECIPES.values() for path, _ in re.findall(BLOCK, recipe) if "/" not in path]
+    assert files == [f"{name}.py" for name in PLUGINS]
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["align", "toy", *(pytest.param(file, marks=pytest.mark.slow) for file in PLUGINS if file not in ("align", "toy"))],
+)
+def test_a_plugin_passes_the_check(file, written):
+    plugins.load(str(written / f"{file}.py"))
+    door, name, options = PLUGINS[file]
+    code = getattr(DOORS[door][name], "code", DOORS[door][name])
+    lr = {"lr": 0.001} if file == "lion" else {}
+    assert "the whole cohort" in check(code.load(), options=options, rounds=1, **lr)
+    assert plugins.plugin_of(code).name == f"{file}.py"
+
+
+def start(*argv, cwd):
+    """Start ``simsfl run`` in a process of its own, in a directory."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "simsfl", "run", *argv, "--dashboard", "off"],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(cwd)])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert Simulation(config).config.width == 16
-    assert losses(config, "vmap") == pytest.approx(losses(config, "loop"), rel=1e-9)
-    with pytest.raises(ValueError, match="cut_layer: 3 is out of range; allowed for toy: 1 to 2"):
-        Simulation(replace(config, cut_layer=3))
 
 
-def test_a_data_set(follow):
-    follow("Add a data set")
-    load = {"data_dir": "data", "image_size": None, "stream": "never", "auxiliary": None}
-    dataset, same, other = (load_dataset("toy", seed=seed, **load) for seed in (0, 0, 1))
-    assert dataset.train.pixels.shape == (100, 3, 8, 8)
-    assert dataset.test.pixels.shape == (20, 3, 8, 8)
-    assert dataset.train_labels.bincount().tolist() == [34, 33, 33]
-    assert dataset.checksum == same.checksum != other.checksum
-    assert DATASETS["toy"].about.startswith("100 + 20 images of 8x8, 3 classes: ")
-    simulation = Simulation(RunConfig(**TINY | {"dataset": "toy", "rounds": 1}))
-    assert np.isfinite([record.loss for record in simulation.rounds()]).all()
-
-
-def test_a_partition(follow, dataset):
-    follow("Add a partition")
-    labels = np.arange(10)
-    assert sorted(make_partition(labels, 3, kind="alternating").indices.tolist()) == labels.tolist()
-    with pytest.raises(ValueError, match="batch_size: 4 is more than the 3 images that client 1 would hold"):
-        make_partition(labels, 3, kind="alternating", batch_size=4)
-    simulation = Simulation(RunConfig(**TINY | {"partition": "alternating"}), dataset)
-    assert simulation.parts.partition.sizes.tolist() == [10] * 8
+def test_a_run_of_plugins_alone_is_killed_and_resumed(written, capfd, monkeypatch):
+    here = written.parent
+    loaded = [word for name in PLUGINS for word in ("--plugin", f"lab.{name}")]
+    chosen = [word for door, name, _ in PLUGINS.values() for word in (f"--{door}", name)]
+    options = [
+        word for *_, own in PLUGINS.values() for name, value in own.items() for word in (f"--{name}", str(value))
+    ]
+    small = TINY | {"rounds": 16, "clients": 6, "width": 4, "eval_every": 0, "checkpoint_every": 2}
+    small = {name: value for name, value in small.items() if name not in ("arch", "partition", "queue_length")}
+    argv = [*loaded, *flags(**small), *chosen, *options]
+    killed = start(*argv, "--out", "run", cwd=here)
+    checkpoints = here / "run" / "checkpoints"
+    while not list(checkpoints.glob("round-000006*")):
+        assert killed.poll() is None, killed.stdout.read()
+        time.sleep(0.005)
+    killed.kill()
+    killed.communicate()
+    (recorded,) = json.loads((here / "run" / "config.json").read_text())["plugins"]
+    assert (recorded["name"], recorded["version"]) == ("lab", "1.2")
+    monkeypatch.chdir(here)
+    monkeypatch.syspath_prepend(here)
+    assert run.main(["--resume", "run"]) == 2
+    missing = (
+        "plugin: the run uses lab 1.2, which is not loaded; allowed: with --plugin, and its module or the path of "
+    )
+    assert capfd.readouterr().err == f"error: resume: {missing}its file\n"
+    assert report.main(["run"]) == 2
+    assert missing in capfd.readouterr().err
+    assert run.main([*loaded, "--resume", "run", "--dashboard", "off"]) == 0
+    assert run.main([*argv, "--out", "whole", "--dashboard", "off"]) == 0
+    metrics = [(here / name / "metrics.jsonl").read_bytes() for name in ("run", "whole")]
+    assert metrics[0] == metrics[1]
+    assert "report --plugin lab.align" in capfd.readouterr().out
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "lab":
+            del sys.modules[name]
 
 
 def test_a_meter(follow, tmp_path):

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from simsfl import Simulation
+from simsfl.cli.flags import add_plugin_flag
 from simsfl.config.notation import Decoder
 from simsfl.data.partition import Partition
 from simsfl.engine.precision import arithmetic
@@ -66,6 +67,7 @@ def parser() -> Parser:
         metavar="ID",
         help="client whose images are reconstructed, and those of the next ones up to 128 images (default: 0)",
     )
+    add_plugin_flag(result)
     result.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     for name in PLACES:
         text = "where the run's images lie now, if not where they lay when it began"

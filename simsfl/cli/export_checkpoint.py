@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from simsfl.cli.flags import add_plugin_flag
 from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, load_weights, to_published
@@ -19,16 +20,22 @@ _WEIGHTS = "weights.safetensors"
 """Name of the file for ``--init-client``."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read weights; write a file for each half, and one for --init-client; return the exit code."""
-    parser = Parser(description=__doc__)
-    parser.add_argument(
+def parser() -> Parser:
+    """Return the parser of this program's flags."""
+    result = Parser(description=__doc__)
+    result.add_argument(
         "source", type=source, metavar="SOURCE", help="run directory, weights file, or name of an expert"
     )
-    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="directory to write into")
-    parser.add_argument("--client-only", action="store_true", help="leave out the server, as in experts")
+    result.add_argument("--out", type=path, required=True, metavar="DIR", help="directory to write into")
+    result.add_argument("--client-only", action="store_true", help="leave out the server, as in experts")
+    add_plugin_flag(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read weights; write a file for each half, and one for --init-client; return the exit code."""
     try:
-        arguments = parser.parse(argv)
+        arguments = parser().parse(argv)
         weights = load_weights(arguments.source)
         if arguments.client_only:
             weights = replace(weights, server={})

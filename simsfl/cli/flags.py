@@ -8,9 +8,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from simsfl.cli.presets import named
-from simsfl.config import RunConfig
+from simsfl.config import RunConfig, plugins
+from simsfl.config.registry import Code
 from simsfl.system.programs import called
-from simsfl.ui.arguments import source, value_of
+from simsfl.ui.arguments import Parser, source, value_of
 
 _GROUPS = {
     "clients": "clients and rounds",
@@ -24,12 +25,54 @@ _GROUPS = {
 }
 """Headings in the help of flags, by the group of a config field."""
 
+
+class _Load(argparse.Action):
+    """Loads a plugin as soon as its flag is read, so that ``--help`` and ``--list`` behind it show what it has."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        plugins.load(values)
+
+
+class _Names:
+    """The names that a flag takes, with their plugins, as text that is made when help is printed."""
+
+    def __init__(self, known: Collection[str] | Mapping[str, Any]):
+        self.known = known
+
+    def __str__(self) -> str:
+        """Return the names in braces."""
+        return "{" + ",".join(name + self._plugin(name) for name in self.known) + "}"
+
+    def _plugin(self, name: str) -> str:
+        """Return the plugin that a name comes from, in brackets; empty where it comes from none."""
+        known = self.known[name] if isinstance(self.known, Mapping) else None
+        code = getattr(known, "code", known)
+        plugin = plugins.plugin_of(code) if isinstance(code, Code) else None
+        return f" ({plugin.name})" if plugin else ""
+
+
 _CONVERTERS = {"int": value_of(int, "a whole number"), "float": value_of(float, "a number"), "str": str}
 """Converters of a flag's text, by the type of a config field."""
 
 
+def add_plugin_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add ``--plugin``, and load the plugins that installed packages and the environment name.
+
+    Raises:
+        ValueError: one of these cannot be imported.
+    """
+    plugins.load_all()
+    parser.add_argument(
+        "--plugin",
+        action=_Load,
+        default=argparse.SUPPRESS,
+        metavar="MODULE_OR_FILE",
+        help="load a module, or a Python file, that registers what flags may name; may be given several times",
+    )
+
+
 def add_config_flags(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     *,
     preset: str,
     group: argparse._ArgumentGroup | None = None,
@@ -49,6 +92,8 @@ def add_config_flags(
     """
     text = f"auto, or one of those that `{called('run')} --list` prints; flags override its fields (default: {preset})"
     (group or parser).add_argument("--preset", default=preset, help=text)
+    add_plugin_flag(group or parser)
+    parser.dotted = RunConfig().chosen
     groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
     for spec in fields(RunConfig):
         group = spec.metadata["group"]
@@ -67,23 +112,28 @@ def add_config_flags(
         else:
             options["type"] = source if spec.metadata["path"] else _CONVERTERS[kind]
             choices = spec.metadata["choices"]
-            options["metavar"] = "{" + ",".join(choices) + "}" if choices else kind.upper()
+            options["metavar"] = _Names(choices) if choices else kind.upper()
         groups[group].add_argument(f"--{spec.name.replace('_', '-')}", **options)
 
 
 def config_values(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the config fields that were given as flags, by name."""
     names = {spec.name for spec in fields(RunConfig)}
-    return {name: value for name, value in vars(arguments).items() if name in names and name != "preset"}
+    return {name: value for name, value in vars(arguments).items() if name in names - {"preset", "options"}}
 
 
-def asked_config(arguments: argparse.Namespace) -> RunConfig:
-    """Return the config of the preset with the fields that were given as flags.
+def asked_config(arguments: argparse.Namespace, start: RunConfig | None = None) -> RunConfig:
+    """Return the config with the fields and options that were given as flags.
+
+    Args:
+        arguments: the parsed flags.
+        start: the config that they change; None for that of the preset.
 
     Raises:
         ValueError: there is no such preset, or a flag cannot work, or has no effect beside the others.
     """
     values = config_values(arguments)
-    config = replace(named(arguments.preset, values.get("device", "auto"))[0], **values)
+    start = start or named(arguments.preset, values.get("device", "auto"))[0]
+    config = replace(start, **values).with_options(arguments.options)
     config.check_effect(values)
     return config

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=path, metavar="FILE", help="file to write (default: the first, as .safetensors)")
     add_config_flags(parser, preset="paper")
+    parser.dotted = ()  # options make no other network
     try:
         arguments = parser.parse(argv)
         out = arguments.out or arguments.files[0].with_suffix(".safetensors")

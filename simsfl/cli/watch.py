@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Sequence
 
+from simsfl.cli.flags import add_plugin_flag
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import ENDINGS, History, Status, read_records
 from simsfl.system.console import Output
@@ -56,15 +57,21 @@ def _follow(tail: _Tail, view: LiveView | PlainView, console: Output) -> Status 
             time.sleep(REFRESH_SECONDS)
 
 
+def parser() -> Parser:
+    """Return the parser of this program's flags."""
+    result = Parser(description=__doc__)
+    result.add_argument("run", type=path, metavar="RUN_DIR", help="run directory")
+    result.add_argument("--once", action="store_true", help="show the current state of the run once, and end")
+    result.add_argument("--svg", type=path, metavar="FILE", help="write the current view as a picture, and end")
+    add_plugin_flag(result)
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Show the run until it ends; return the exit code."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("run", type=path, metavar="RUN_DIR", help="run directory")
-    parser.add_argument("--once", action="store_true", help="show the current state of the run once, and end")
-    parser.add_argument("--svg", type=path, metavar="FILE", help="write the current view as a picture, and end")
     console = Output("auto")
     try:
-        arguments = parser.parse(argv)
+        arguments = parser().parse(argv)
         directory = RunDirectory(arguments.run)
         config = directory.read_config().config.to_dict()
         out = Outputs.of(arguments.svg, "svg") if arguments.svg else None

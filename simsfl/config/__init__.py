@@ -7,13 +7,14 @@ arguments instead of a `RunConfig`. Nothing here imports torch, so that ``--help
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from simsfl.config.catalogue import (
     AGGREGATIONS,
     DEFENCES,
+    DOORS,
     METHODS,
     OBJECTIVES,
     OPTIMIZERS,
@@ -23,9 +24,10 @@ from simsfl.config.catalogue import (
 )
 from simsfl.config.constraints import EVERY_RUN, check
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
+from simsfl.config.plugins import Plugin, plugins_of
 from simsfl.config.registry import Code
 from simsfl.config.settings import ENGINES, NORMS, PRECISIONS, RECIPES, Settings
-from simsfl.config.values import check_value, is_option
+from simsfl.config.values import check_value, from_text, is_option
 from simsfl.system.decoding import read_json
 from simsfl.system.messages import unknown
 from simsfl.system.paths import expanded
@@ -93,9 +95,9 @@ class RunConfig(Settings):
             ValueError: what is chosen has no such option.
         """
         door, _, field_name = name.partition(".")
-        if door not in self._chosen:
-            raise unknown("options", name, [f"{door}." for door in self._chosen])
-        known = {spec.name: spec for code in self._chosen[door] for spec in fields(code.load()) if is_option(spec)}
+        if door not in self.chosen:
+            raise unknown("options", name, [f"{door}." for door in self.chosen])
+        known = {spec.name: spec for code in self.chosen[door] for spec in fields(code.load()) if is_option(spec)}
         if field_name not in known:
             allowed = ", ".join(f"{door}.{own}" for own in known) or "none, as it has no options"
             raise unknown(door, name, [f"{door}.{own}" for own in known], allowed=allowed)
@@ -112,13 +114,25 @@ class RunConfig(Settings):
         given = (name.partition(".")[2] for name in self.options if name.startswith(f"{door}."))
         return {name: self.options[f"{door}.{name}"] for name in given if name in own}
 
+    def with_options(self, texts: Mapping[str, str]) -> RunConfig:
+        """Return the config with these options, as flags give them, beside those that it has.
+
+        Args:
+            texts: values as texts, by names such as "objective.temperature".
+
+        Raises:
+            ValueError: there is no such option, or it cannot have the value.
+        """
+        values = {name: from_text(name, self.option(name), text) for name, text in texts.items()}
+        return replace(self, options={**self.options, **values})
+
     @property
     def defences(self) -> list[str]:
         """Return the names of the defences, in the order in which they are applied to smashed data."""
         return self.defence.split("+") if self.defence else []
 
     @property
-    def _chosen(self) -> dict[str, list[Code]]:
+    def chosen(self) -> dict[str, list[Code]]:
         """Return the code of what is chosen, by the name of its door."""
         return {
             "objective": [self.goal.code],
@@ -127,6 +141,13 @@ class RunConfig(Settings):
             "optimizer": [OPTIMIZERS[self.optimizer]],
             "defence": [DEFENCES[name] for name in self.defences],
         }
+
+    @property
+    def plugins(self) -> list[Plugin]:
+        """Return the plugins that what is chosen comes from."""
+        named = (DOORS[door].get(getattr(self, door)) for door in ("arch", "partition", "dataset"))
+        codes = [code for own in self.chosen.values() for code in own]
+        return plugins_of([*codes, *(known.code for known in named if known)])
 
     @property
     def goal(self) -> ObjectiveKind:

@@ -125,7 +125,7 @@ class Architecture:
 
     width: int
     """Channels of the first layer by rule, as published."""
-    builder: Code
+    code: Code
     """Function of width, image size and style that returns a `simsfl.models.layers.Backbone`."""
     residual: bool = True
     """Whether its blocks have shortcuts that the client's can do without."""
@@ -187,7 +187,7 @@ PARTITIONS = {
 class DataSet:
     """A data set that has a name."""
 
-    loader: Code
+    code: Code
     """Function of a `simsfl.data.load.Request` that returns a `simsfl.data.Dataset`."""
     note: str
     """What the images show, or where their files have to lie."""
@@ -250,3 +250,16 @@ DATASETS = {
     "shapes": DataSet(Code("simsfl.data.load:built_in"), "built in, drawn from the seed", 50_000, 10_000),
 }
 """What ``--dataset`` takes besides the path of an ``.npz`` file or an ImageFolder directory."""
+
+
+DOORS = {
+    "objective": OBJECTIVES,
+    "aggregation": AGGREGATIONS,
+    "sampler": SAMPLERS,
+    "optimizer": OPTIMIZERS,
+    "defence": DEFENCES,
+    "arch": ARCHITECTURES,
+    "partition": PARTITIONS,
+    "dataset": DATASETS,
+}
+"""What `simsfl.extend` adds to, by the field of a config that chooses from it."""

@@ -214,6 +214,12 @@ def unless(field: str, value: Any) -> Condition:
     return Condition(lambda c: getattr(c, field) != value, f"{field} is {{{field}}}", allowed)
 
 
+def _built(trait: str) -> Condition:
+    """Return the condition that the architecture has a trait, which is a field of `Architecture`."""
+    names = " or ".join(name for name, architecture in ARCHITECTURES.items() if getattr(architecture, trait))
+    return Condition(lambda c: getattr(ARCHITECTURES[c.arch], trait), "arch is {arch}", f"arch {names}")
+
+
 SPLIT = when("method", *(name for name, method in METHODS.items() if method.split))
 """Condition of settings that only split learning has."""
 KEYS = Condition(
@@ -277,11 +283,11 @@ TARESSFL = Condition(lambda c: c.ressfl_lambda > 0, "ressfl_lambda is {ressfl_la
 """Condition of settings about TAResSFL."""
 EXPERT = Condition(lambda c: c.init_client is not None, "there is no init_client", "one")
 """Condition of settings about the expert that a run starts from."""
-STYLED = when("arch", *(name for name, architecture in ARCHITECTURES.items() if architecture.styled))
+STYLED = _built("styled")
 """Condition of settings about how convolutions are normalised."""
 SHORTCUTS = (
     SPLIT,
     unless("cut_layer", 1),
-    when("arch", *(name for name, architecture in ARCHITECTURES.items() if architecture.residual)),
+    _built("residual"),
 )
 """Conditions of settings about shortcuts on the client: its layers include residual blocks."""

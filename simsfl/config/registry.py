@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
+
+
+class RegistrationError(ValueError):
+    """The error that something cannot be registered under a name."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,12 @@ class Code:
         return getattr(import_module(module), name)
 
     @property
-    def file(self) -> Path | None:
-        """Return the file of a registered object's module; None for simsfl's own objects."""
-        return Path(sys.modules[self.registered.__module__].__file__).resolve() if self.registered else None
+    def place(self) -> str:
+        """Return where the object is defined: the file of a registered object's module, or its name; else simsfl."""
+        if self.registered is None:
+            return "simsfl"
+        module = sys.modules[self.registered.__module__]
+        return getattr(module, "__file__", None) or module.__name__
 
 
 def registered(thing: Any) -> Code:

@@ -61,6 +61,27 @@ def _check_type(name: str, annotation: str, value: Any) -> None:
         raise ValueError(f"{name}: {shown(value)} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
 
 
+def from_text(name: str, spec: Field, text: str) -> bool | int | float | str | None:
+    """Return the value that a text means for a field, unchecked; "none" means None where it is allowed.
+
+    Raises:
+        ValueError: the text has no such meaning.
+    """
+    kind, _, optional = _annotation(spec).partition(" | ")
+    if optional and text.lower() == "none":
+        return None
+    try:
+        return {"bool": _truth, "int": int, "float": float, "str": str}[kind](text)
+    except (ValueError, KeyError):
+        allowed = {"bool": "true or false", "int": "a whole number", "float": "a number"}[kind]
+        raise ValueError(f"{name}: {shown(text)} is not of type {kind}; allowed: {allowed}") from None
+
+
+def _truth(text: str) -> bool:
+    """Return what "true" or "false" means; raise a KeyError for another text."""
+    return {"true": True, "false": False}[text.lower()]
+
+
 def is_option(spec: Field) -> bool:
     """Return whether a field of a dataclass can be set as an option: it has a default, and a type that can be typed."""
     return spec.init and kind_of(spec) in _TYPES and spec.default is not MISSING

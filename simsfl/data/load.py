@@ -67,7 +67,8 @@ def load_dataset(
 def _load(name: str, wanted: Request) -> Dataset:
     """Load one data set."""
     if name in DATASETS:
-        return DATASETS[name].loader.load()(wanted)
+        found = DATASETS[name].code.load()(wanted)
+        return found if name == "auto" else replace(found, name=name)
     path = Path(name)
     try:
         local = os.path.realpath(name, strict=True)  # absolute, so that a run can be resumed from anywhere

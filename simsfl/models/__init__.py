@@ -86,7 +86,7 @@ def _backbone(
         generator: random numbers for such weights; None for none.
     """
     kind, own = ARCHITECTURES[arch], torch.device("meta")
-    build = kind.builder.load()
+    build = kind.code.load()
     if kind.own_weights and generator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,13 +23,13 @@ class AdamW(Optimiser):
     beta1: float = option(0.9, "Share of the average of gradients that is kept.", within=(0, 1))
     beta2: float = option(0.999, "Share of the average of squared gradients that is kept.", within=(0, 1))
     epsilon: float = option(1e-8, "Added to the root of that average.", within=(0, 1))
-    weight_decay: float = 0.0
+    weight_decay: float = field(kw_only=True)
     """Share of the weights, times the learning rate, that is taken off in each step."""
 
     @classmethod
     def of(cls, config: RunConfig) -> AdamW:
         """Return AdamW with the weight decay of a config."""
-        return cls(**{"weight_decay": config.weight_decay} | config.options_of("optimizer", cls))
+        return cls(weight_decay=config.weight_decay, **config.options_of("optimizer", cls))
 
     def size(self, parameters: int) -> int:
         """Return the size of both averages and of the count."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,16 +23,16 @@ class LARS(Optimiser):
     """
 
     trust: float = option(0.001, "Size of a layer's step, relative to its weights, at a rate of 1.", within=(0, 1e6))
-    momentum: float = 0.9
+    momentum: float = field(kw_only=True)
     """Share of the velocity that is kept."""
-    weight_decay: float = 0.0
+    weight_decay: float = field(kw_only=True)
     """Multiple of the weights that is added to their gradient."""
 
     @classmethod
     def of(cls, config: RunConfig) -> LARS:
         """Return LARS with the momentum and weight decay of a config."""
-        own = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-        return cls(**own | config.options_of("optimizer", cls))
+        options = config.options_of("optimizer", cls)
+        return cls(momentum=config.momentum, weight_decay=config.weight_decay, **options)
 
     def size(self, parameters: int) -> int:
         """Return the size of the velocity."""

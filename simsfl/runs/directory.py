@@ -26,7 +26,7 @@ from simsfl.config import RunConfig
 from simsfl.data import Dataset
 from simsfl.runs import checkpoint
 from simsfl.runs.metrics import is_written
-from simsfl.runs.records import DatasetRecord, RunRecord, Summary, lasting, read, to_json
+from simsfl.runs.records import DatasetRecord, RunRecord, Summary, check_plugins, lasting, read, to_json
 from simsfl.system.files import digest, replacing
 from simsfl.system.messages import shortened
 from simsfl.system.outputs import Outputs
@@ -197,6 +197,7 @@ class RunDirectory:
             },
             threads=torch.get_num_threads(),
             choices=dict(choices),
+            plugins=config.plugins,
             git_commit=git_commit(),
             start=digest(self.start) if self.start.exists() else None,
         )
@@ -211,6 +212,7 @@ class RunDirectory:
         """
         if not self.config.is_file():
             raise ValueError(f"{self.path} is not the directory of a run: it has no config.json; allowed: one that has")
+        check_plugins(self.config)
         try:
             return read(self.config, RunRecord)
         except ValueError as error:

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from simsfl.config import RunConfig
+from simsfl.config import RunConfig, plugins
+from simsfl.config.plugins import Plugin
 from simsfl.data import Dataset
 from simsfl.privacy.inversion import Training
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, read_json
@@ -64,6 +65,8 @@ class RunRecord:
     """Why a field of the config has its value, by name."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of Python and of packages, by name."""
+    plugins: list[Plugin] = field(default_factory=list)
+    """Code from outside simsfl that is used."""
     git_commit: str | None = None
     """Commit of the source tree; None where it is not known."""
     start: str | None = None
@@ -174,6 +177,19 @@ class AttackRecord:
     """Number of clients that these images belong to; None in results of versions that did not record it."""
     sha256: str = ""
     """Checksum of all other entries."""
+
+
+def check_plugins(path: Path) -> None:
+    """Raise a ValueError unless the plugins of the run that a ``config.json`` describes are loaded; warn of others.
+
+    Without them its config could not be decoded. What else is wrong with the file is for `read` to say.
+    """
+    try:
+        content = read_json(path)
+        recorded = decode(list[Plugin], content.get("plugins", []) if isinstance(content, dict) else [])
+    except ValueError:
+        return
+    plugins.check(recorded)
 
 
 R = TypeVar("R")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,11 +18,17 @@ from simsfl.system.streams import lose, print_error
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises a ValueError with a message of one line for every mistake."""
+    """A parser that raises a ValueError with a message of one line for every mistake.
+
+    Attributes:
+        dotted: what may stand before the dot in flags such as ``--objective.temperature 0.2``, which are not declared
+            one by one. The parsed arguments have their texts in ``options``, by names such as "objective.temperature".
+    """
 
     def __init__(self, **options: Any):
         shape = argparse.RawDescriptionHelpFormatter
         super().__init__(allow_abbrev=False, formatter_class=shape, usage="%(prog)s [flags]", **options)
+        self.dotted: Collection[str] = ()
 
     def print_help(self, file: Any = None) -> None:
         """Print the help; argparse itself would pass over a full disk."""
@@ -46,11 +53,33 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ValueError: a flag does not exist, in which case the message names the nearest one, or its value is wrong.
         """
-        arguments, rest = self.parse_known_args(argv)
+        words, options = _without_dotted(sys.argv[1:] if argv is None else argv, self.dotted)
+        arguments, rest = self.parse_known_args(words)
+        arguments.options = options
         if rest:
             flags = [option for action in self._actions for option in action.option_strings]
             raise unknown("flag", rest[0].split("=")[0], flags, allowed="those that --help lists")
         return arguments
+
+
+def _without_dotted(argv: Sequence[str], dotted: Collection[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments without flags that have one of these words before a dot, and the values of such flags.
+
+    Raises:
+        ValueError: such a flag has no value.
+    """
+    words, values, left = [], {}, iter(argv)
+    for word in left:
+        flag, equals, value = word.partition("=")
+        first, dot, name = flag.removeprefix("--").partition(".")
+        if not (flag.startswith("--") and dot and first in dotted):
+            words.append(word)
+            continue
+        name = f"{first}.{name.replace('-', '_')}"
+        if not equals and (value := next(left, "--")).startswith("--"):
+            raise ValueError(f"{name}: expected one argument")
+        values[name] = value
+    return words, values
 
 
 def value_of(kind: type, text: str) -> Callable[[str], Any]:

@@ -21,6 +21,7 @@ import torch  # noqa: E402
 _TORCH = time.perf_counter()
 
 from simsfl import RunConfig, Simulation  # noqa: E402
+from simsfl.config import plugins  # noqa: E402
 from simsfl.cost.model import operations  # noqa: E402
 from simsfl.data import Dataset, make_dataset  # noqa: E402
 from simsfl.data.load import load_dataset  # noqa: E402
@@ -217,6 +218,7 @@ def main(what: str, fields: str, *rest: str) -> None:
         fields: a `RunConfig` as JSON.
         rest: the engine's name, or the number of steps of "scale".
     """
+    plugins.load_all()
     config = RunConfig.from_dict(json.loads(fields))
     if what == "engine":
         _engine(rest[0], config)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from simsfl.cli.flags import add_plugin_flag
 from simsfl.cli.report.figures import Run, draw, save
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, read_records
@@ -22,13 +23,19 @@ from simsfl.ui.markdown import escaped, lines_of, picture
 from simsfl.ui.spread import collapse
 
 
+def parser() -> Parser:
+    """Return the parser of this program's flags."""
+    result = Parser(description=__doc__)
+    result.add_argument("runs", type=path, nargs="+", metavar="RUN_DIR", help="run directories")
+    result.add_argument("--out", type=path, metavar="DIR", help="directory to write into (default: the first run's)")
+    add_plugin_flag(result)
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report; return the exit code."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("runs", type=path, nargs="+", metavar="RUN_DIR", help="run directories")
-    parser.add_argument("--out", type=path, metavar="DIR", help="directory to write into (default: the first run's)")
     try:
-        arguments = parser.parse(argv)
+        arguments = parser().parse(argv)
         runs = [_read(path, name) for path, name in zip(arguments.runs, _unique_names(arguments.runs), strict=True)]
         out = RunDirectory(arguments.out or arguments.runs[0])
         out.outputs.check(out.report.name)

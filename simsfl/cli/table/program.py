@@ -19,6 +19,7 @@ from rich.progress import TimeRemainingColumn
 from simsfl.cli.flags import add_config_flags, config_values
 from simsfl.cli.presets import laptop, named
 from simsfl.cli.table.cells import TABLES, Cell
+from simsfl.config import plugins
 from simsfl.system.console import Output
 from simsfl.system.messages import unknown
 from simsfl.system.outputs import Outputs
@@ -76,7 +77,9 @@ def _tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
             raise ValueError(f"budget: {arguments.budget:g} is no time; allowed: minutes, more than 0")
         flags = config_values(arguments)
         base = named(arguments.preset, flags.get("device", "auto"))[0]
-        replace(base, **flags)  # a mistake in the flags is one in every cell, so report it before any cell
+        # a mistake in the flags is one in every cell, so report it before any cell
+        asked = replace(base, **flags).with_options(arguments.options)
+        flags |= {"options": asked.options} if arguments.options else {}
         usual = {"linear_probe": True}
         _check_effect([replace(base, **usual | cell.concerned(flags) | cell.settings) for cell, _ in cells], flags)
         return _carry_out(arguments, cells, base, flags)
@@ -265,14 +268,15 @@ def _command_line(plan: Any, out: Path) -> str:
 
     config = plan.config_in(out)
     preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()
-    words = [*command("run"), "--preset", config.preset]
+    words = [*command("run"), *plugins.flags(), "--preset", config.preset]
+    words += [word for name, value in config.options.items() for word in (f"--{name}", str(value))]
     for name, value in config.changed_from(preset).items():
-        if _has_effect(config, name):
+        if name != "options" and _has_effect(config, name):
             flag = name.replace("_", "-")
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     lines = [pasted([*words, "--out", str(out / plan.name)])]
     if plan.attack_epochs:
-        lines.append(pasted([*command("attack"), *_attack_argv(plan, out)[1:]]))
+        lines.append(pasted([*command("attack"), *plugins.flags(), *_attack_argv(plan, out)[1:]]))
     return " && ".join(lines)
 
 

@@ -1,0 +1,188 @@
+"""Plugins: modules from outside that register what they have (`simsfl.extend`), so that a config may choose it.
+
+A plugin is loaded by ``--plugin``, by the environment variable ``SIMSFL_PLUGINS`` (several are separated as those in
+``PATH`` are), or because an installed package names it in the group of entry points ``simsfl.plugins``. A run directory
+never causes one to be loaded: it is data, which may come from others, and a plugin is a program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+from simsfl.config.catalogue import DOORS
+from simsfl.config.registry import Code, RegistrationError
+
+log = logging.getLogger(__name__)
+_GROUP = "simsfl.plugins"
+_VARIABLE = "SIMSFL_PLUGINS"
+_warned: set[str] = set()
+"""Names of plugins about which a warning has been given."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin that a run uses."""
+
+    name: str
+    """Name of its package, or of its file if it is in none."""
+    version: str | None
+    """Version of the package, if it has one."""
+    sha256: str
+    """Checksum of the file, or of all Python files of the package; empty where the source is in no file."""
+
+
+def load(name: str) -> None:
+    """Import a plugin, and have processes that this one starts import it as well.
+
+    Args:
+        name: name of a module, or path of a Python file.
+
+    Raises:
+        ValueError: there is no such module or file, or it cannot be imported.
+    """
+    if not name:
+        raise ValueError("plugin: is empty; allowed: a module, or the path of its file")
+    if os.pathsep in name:
+        raise ValueError(f"plugin: {name} has a {os.pathsep!r} in it; allowed: a module, or a path without")
+    path = Path(name).expanduser()
+    is_file = path.suffix == ".py" or len(path.parts) > 1
+    if is_file:
+        if not path.is_file():
+            raise ValueError(f"plugin: there is no file {name}; allowed: a module, or the path of its file")
+        name = str(path.resolve())
+    elif not _is_there(name):
+        hint = f", such as {name}.py" if Path(f"{name}.py").is_file() else ""
+        raise ValueError(f"plugin: there is no module {name}; allowed: a module, or the path of its file{hint}")
+    try:
+        _import_file(path.resolve()) if is_file else import_module(name)
+    except RegistrationError as error:
+        raise ValueError(f"plugin: {name}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever somebody's code raises
+        where = _line_of(error, path.resolve() if is_file else None)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"plugin: {name} cannot be imported ({reason}{where}); allowed: one that can be") from error
+    if name not in named():
+        os.environ[_VARIABLE] = os.pathsep.join([*named(), name])
+
+
+def load_all() -> None:
+    """Import the plugins that installed packages and the environment name; those that are imported stay as they are.
+
+    Raises:
+        ValueError: one of them cannot be imported.
+    """
+    for name in [*(point.value.partition(":")[0] for point in metadata.entry_points(group=_GROUP)), *named()]:
+        load(name)
+
+
+def named() -> list[str]:
+    """Return the plugins that ``--plugin`` and the environment name: modules, and absolute paths of files."""
+    return [name for name in os.environ.get(_VARIABLE, "").split(os.pathsep) if name]
+
+
+def flags() -> list[str]:
+    """Return the words of a command line that load the same plugins."""
+    return [word for name in named() for word in ("--plugin", name)]
+
+
+def plugin_of(code: Code) -> Plugin | None:
+    """Return the plugin that some code comes from; None for simsfl's own."""
+    if code.registered is None:
+        return None
+    module = sys.modules[code.registered.__module__]
+    file, package = getattr(module, "__file__", None), module.__name__.partition(".")[0]
+    roots = getattr(sys.modules.get(package), "__path__", None)
+    if roots is not None:
+        files = sorted(one for root in roots for one in Path(root).rglob("*.py"))
+        return Plugin(package, _version_of(package), _sha256_of(files))
+    return Plugin(Path(file).name, None, _sha256_of([Path(file)])) if file else Plugin(package, None, "")
+
+
+def plugins_of(codes: Iterable[Code]) -> list[Plugin]:
+    """Return the plugins that some code comes from, each once, in the order of their names."""
+    found = {plugin.name: plugin for code in codes if (plugin := plugin_of(code))}
+    return [found[name] for name in sorted(found)]
+
+
+def check(recorded: Iterable[Plugin]) -> None:
+    """Raise a ValueError unless the plugins that a run uses are loaded; warn of those that have changed since.
+
+    Args:
+        recorded: the plugins as they were when the run began.
+    """
+    codes = (getattr(known, "code", known) for door in DOORS.values() for known in door.values())
+    loaded = {plugin.name: plugin for plugin in plugins_of(codes)}
+    for plugin in recorded:
+        if plugin.name not in loaded:
+            version = f" {plugin.version}" if plugin.version else ""
+            raise ValueError(
+                f"plugin: the run uses {plugin.name}{version}, which is not loaded; allowed: with --plugin, and its "
+                "module or the path of its file"
+            )
+        if plugin.sha256 != loaded[plugin.name].sha256 and plugin.name not in _warned:
+            _warned.add(plugin.name)
+            log.warning("the plugin %s is not the one that the run began with: its source has changed", plugin.name)
+
+
+def _is_there(name: str) -> bool:
+    """Return whether there is a module of this name; the packages that it is in are imported."""
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return name.partition(".")[0] in sys.modules  # its package fails, or lacks it: importing it says why
+
+
+def _import_file(path: Path) -> None:
+    """Import a Python file, once, as a module that is called like it."""
+    name = f"simsfl_plugin_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    if name in sys.modules:
+        return
+    spec = spec_from_file_location(name, path)
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _line_of(error: BaseException, path: Path | None) -> str:
+    """Return where in a plugin's file an error was raised, as text; empty where it is not known."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return ""  # which the error says itself
+    trace, line = error.__traceback__, None
+    while trace:
+        if path is not None and trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f", in line {line}" if line else ""
+
+
+def _version_of(package: str) -> str | None:
+    """Return the version of a package, from its ``__version__`` or as it is installed."""
+    module: ModuleType | None = sys.modules.get(package)
+    own = getattr(module, "__version__", None)
+    if own is not None:
+        return str(own)
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _sha256_of(files: Iterable[Path]) -> str:
+    """Return the SHA-256 of files, one after another."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.read_bytes())
+    return total.hexdigest()

@@ -1,0 +1,172 @@
+"""Plugins that are loaded, changed, missing or wrong, and the flags of options."""
+
+import json
+from unittest.mock import patch
+
+import pytest
+
+from simsfl.cli import run
+from simsfl.cli.report import program as report
+from simsfl.config import plugins
+from simsfl.config.catalogue import DOORS
+from tests.conftest import TINY, flags
+
+OBJECTIVE = """
+from dataclasses import dataclass
+from simsfl import extend
+
+
+@extend.objective("apart", targets=extend.Targets.ONLINE)
+@dataclass(frozen=True)
+class Apart(extend.Objective):
+    \"\"\"The squared distance of two views.\"\"\"
+
+    weight: float = extend.option(1.0, "Weight.", within=(0, 10))
+    squared: bool = extend.option(True, "Square it.")
+    most: int | None = extend.option(None, "Most.")
+
+    @classmethod
+    def of(cls, config):
+        if config.symmetric is False:
+            raise ValueError("objective: apart is symmetric; allowed: without --no-symmetric")
+        return super().of(config)
+
+    def loss(self, outputs, targets, memory):
+        loss = self.weight * (outputs - targets).square().mean()
+        return loss, loss.detach()
+"""
+
+
+@pytest.fixture(autouse=True)
+def closed(monkeypatch):
+    """Close the doors after each test, and forget plugins that it has named."""
+    monkeypatch.setenv("SIMSFL_PLUGINS", "")
+    monkeypatch.setattr(plugins, "_warned", set())
+    for names in DOORS.values():
+        patched = patch.dict(names)
+        patched.start()
+    yield
+    patch.stopall()
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Return the path of a plugin."""
+    path = tmp_path / "apart.py"
+    path.write_text(OBJECTIVE)
+    return path
+
+
+def train(npz, out, *argv):
+    """Train a tiny run with flags; return the exit code."""
+    settings = {name: value for name, value in TINY.items() if name != "queue_length"} | {"rounds": 1, "eval_every": 0}
+    return run.main([*flags(dataset=npz, out=out, dashboard="off", **settings), *map(str, argv)])
+
+
+def test_options_have_types_limits_and_names(file, npz, tmp_path, capsys):
+    chosen = ("--plugin", file, "--objective", "apart")
+    for option, message in (
+        (("--objective.weight", "heavy"), "objective.weight: 'heavy' is not of type float; allowed: a number"),
+        (("--objective.weight=11",), "objective.weight: 11.0 is out of range; allowed: 0 to 10"),
+        (("--objective.weight",), "objective.weight: expected one argument"),
+        (
+            ("--objective.squared", "perhaps"),
+            "objective.squared: 'perhaps' is not of type bool; allowed: true or false",
+        ),
+        (("--objective.most", "1.5"), "objective.most: '1.5' is not of type int; allowed: a whole number"),
+        (("--objective.wieght", "1"), "objective: 'objective.wieght' is not known (did you mean objective.weight?); "),
+        (("--aggregation.lr", "1"), "aggregation: 'aggregation.lr' is not known; allowed: none, as it has no options"),
+        (("--objectiv.weight", "1"), "flag: '--objectiv.weight' is not known"),
+        (("--no-symmetric",), "symmetric: has no effect where the objective has no momentum models"),
+    ):
+        assert train(npz, tmp_path / "out", *chosen, *option) == 2, option
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}")
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    options = ("--objective.weight", "2", "--objective.squared=false", "--objective.most", "none")
+    assert train(npz, tmp_path / "out", *chosen, *options) == 0
+    recorded = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert recorded["config"]["options"] == {
+        "objective.weight": 2.0,
+        "objective.squared": False,
+        "objective.most": None,
+    }
+    assert [plugin["name"] for plugin in recorded["plugins"]] == ["apart.py"]
+    assert train(npz, tmp_path / "same", "--resume", tmp_path / "out") == 2  # as --out is another directory
+    capsys.readouterr()
+    assert run.main(["--resume", str(tmp_path / "out"), "--objective.weight", "2.0", "--dashboard", "off"]) == 0
+    assert run.main(["--resume", str(tmp_path / "out"), "--objective.weight", "3"]) == 2
+    assert "objective.weight: 3.0 contradicts the run in " in capsys.readouterr().err
+
+
+def test_a_plugin_that_was_changed_is_warned_of_once(file, npz, tmp_path, caplog):
+    assert train(npz, tmp_path / "out", "--plugin", file, "--objective", "apart") == 0
+    file.write_text(f"{OBJECTIVE}# another line")
+    assert run.main(["--resume", str(tmp_path / "out"), "--dashboard", "off"]) == 0
+    assert report.main([str(tmp_path / "out")]) == 0
+    said = [line for line in caplog.messages if "apart.py" in line]
+    assert said == ["the plugin apart.py is not the one that the run began with: its source has changed"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "import nothing_of_this_name",
+            "cannot be imported (ModuleNotFoundError: No module named 'nothing_of_this_name', ",
+        ),
+        (
+            "x = 1\n\n1 / 0",
+            "cannot be imported (ZeroDivisionError: division by zero, in line 3); allowed: one that can be",
+        ),
+        ("def f(:", "cannot be imported (SyntaxError: "),
+        (
+            OBJECTIVE.replace('"apart"', '"moco"'),
+            "objective: 'moco' is there already, from simsfl; allowed: another name",
+        ),
+        ("raise SystemExit(3)", "cannot be imported (SystemExit: 3, in line 1)"),
+    ],
+    ids=["missing package", "error", "syntax", "taken name", "exit"],
+)
+def test_plugins_that_are_wrong(source, message, npz, tmp_path, capsys):
+    (tmp_path / "wrong.py").write_text(source)
+    assert train(npz, tmp_path / "out", "--plugin", tmp_path / "wrong.py") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith(f"error: plugin: {tmp_path / 'wrong.py'}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_plugins_that_are_not_there(file, npz, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, message in (
+        ("none.py", "there is no file none.py; allowed: a module, or the path of its file"),
+        (".", "there is no module .; allowed: a module, or the path of its file"),
+        ("no/such", "there is no file no/such; allowed: a module, or the path of its file"),
+        ("nowhere.at.all", "there is no module nowhere.at.all; allowed: a module, or the path of its file"),
+        ("apart", "there is no module apart; allowed: a module, or the path of its file, such as apart.py"),
+        ("", "is empty; allowed: a module, or the path of its file"),
+    ):
+        assert train(npz, tmp_path / "out", "--plugin", name) == 2, name
+        assert capsys.readouterr().err == f"error: plugin: {message}\n"
+
+
+def test_two_plugins_of_one_name(file, npz, tmp_path, capsys):
+    other = tmp_path / "other" / "apart.py"
+    other.parent.mkdir()
+    other.write_text(OBJECTIVE)
+    assert train(npz, tmp_path / "out", "--plugin", file, "--plugin", other) == 2
+    expected = f"error: plugin: {other}: objective: 'apart' is there already, from {file}; allowed: another name\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_help_and_list_show_where_choices_come_from(file, capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--plugin", str(file), "--help"])
+    assert "apart (apart.py)" in capsys.readouterr().out
+    assert run.main(["--list"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "from the plugin apart.py" in text
+    assert "The squared distance of two views. --objective.weight 1.0 --objective.squared True --objective.most" in text
