@@ -23,26 +23,45 @@ from simsfl.defences import Defence, Draws
 from simsfl.models.layers import Backbone, Style
 from simsfl.objectives import Memory, Objective, nearest
 from simsfl.optimisers import Optimiser
+from simsfl.rounds.callback import Callback
+from simsfl.runs.metrics import (
+    AbsenceRecord,
+    EvaluationRecord,
+    ProbeRecord,
+    Record,
+    RoundRecord,
+    StepRecord,
+    SyncRecord,
+)
 from simsfl.samplers import Drawn, Sampler
 
 __all__ = [
+    "AbsenceRecord",
     "Aggregation",
     "Arrays",
     "Backbone",
+    "Callback",
     "Dataset",
     "Defence",
     "Drawn",
     "Draws",
+    "EvaluationRecord",
     "Memory",
     "Objective",
     "Optimiser",
     "Partition",
+    "ProbeRecord",
+    "Record",
     "Request",
+    "RoundRecord",
     "Sampler",
+    "StepRecord",
     "Style",
+    "SyncRecord",
     "Targets",
     "aggregation",
     "architecture",
+    "callback",
     "dataset",
     "defence",
     "make_dataset",
@@ -92,6 +111,11 @@ def sampler(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
 def defence(name: str) -> Callable[[type[Defence]], type[Defence]]:
     """Return a decorator that registers a subclass of `Defence` by a name for `RunConfig.defence`."""
     return _registering("defence", name)
+
+
+def callback(name: str) -> Callable[[type[Callback]], type[Callback]]:
+    """Return a decorator that registers a subclass of `Callback` by a name for `RunConfig.callback`."""
+    return _registering("callback", name)
 
 
 def architecture(

@@ -6,7 +6,7 @@ What happens within a round, from drawing its cohort to averaging its models, is
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from simsfl.data import Dataset
 from simsfl.engine.plan_ahead import PlanAhead
 from simsfl.engine.precision import arithmetic
 from simsfl.rounds import evaluating, saving
+from simsfl.rounds.callback import Callback, with_added
 from simsfl.rounds.pace import Pace
 from simsfl.rounds.progress import Progress
 from simsfl.rounds.steps import client_steps, replayed_steps
@@ -36,6 +37,7 @@ from simsfl.runs.metrics import (
     StepRecord,
     SyncRecord,
 )
+from simsfl.setup import assembly
 from simsfl.setup.parts import Parts, build
 from simsfl.setup.weights import Weights
 from simsfl.system.clock import PhaseClock
@@ -52,6 +54,7 @@ class Simulation:
         choices: versions of operators to use, where they are named, instead of finding out which are fastest.
         start: weights to start from, instead of loading ``config.init_client``.
         auto_precision: the precision that "auto" means and why, instead of what suits the device.
+        callbacks: objects that are told of records, besides those that the config names.
 
     Attributes:
         parts: what it is made of (`simsfl.setup.parts.Parts`), of which these are at hand as well:
@@ -60,6 +63,7 @@ class Simulation:
         model: the network, cut in two.
         state: everything that is learnt.
         progress: how far the run has come (`simsfl.rounds.progress.Progress`).
+        callbacks: objects that are told of records (`simsfl.rounds.callback.Callback`).
         observers: objects whose methods are called when clients do something (`simsfl.algorithm.observer.Observer`).
         wire: what lies between clients and server (`simsfl.algorithm.wire.Wire`).
         clock: adds up the time of each phase.
@@ -79,15 +83,17 @@ class Simulation:
         choices: Mapping[str, str] | None = None,
         start: Weights | None = None,
         auto_precision: tuple[str, str] | None = None,
+        callbacks: Iterable[Callback] = (),
     ):
         how = {"dtype": dtype, "choices": choices, "start": start, "auto_precision": auto_precision}
-        self._begin(build(config, dataset, **how))
+        self._begin(build(config, dataset, **how), callbacks)
 
-    def _begin(self, parts: Parts, progress: Progress | None = None) -> None:
+    def _begin(self, parts: Parts, callbacks: Iterable[Callback], progress: Progress | None = None) -> None:
         """Set everything up around the parts, at the start of the run or where `progress` stands."""
         self.parts, self.config, self.dataset = parts, parts.config, parts.dataset
         self.model, self.state = parts.model, parts.state
         self.progress = progress or Progress.of(parts)
+        self.callbacks = [*assembly.callbacks(self.config), *callbacks]
         self.observers: list[Observer] = []
         self.wire = Wire()
         self.clock = PhaseClock(parts.device)
@@ -106,6 +112,13 @@ class Simulation:
         Raises:
             NonFiniteLossError: the loss of a step was not finite.
         """
+        for callback in self.callbacks:
+            callback.begins(self)
+        for record in self._records():
+            yield with_added(self.callbacks, record)
+
+    def _records(self) -> Iterator[Record]:
+        """Train to the end, yielding records as `train` does, without what callbacks add."""
         config, progress = self.config, self.progress
         while progress.round_index < config.rounds:
             if not progress.round_is_over:
@@ -165,6 +178,8 @@ class Simulation:
         """Write a checkpoint into the run directory `path`; see `simsfl.rounds.saving.save`."""
         timed = Timed(self.progress.seconds, self.peak_memory_bytes(), self.clock.seconds())
         saving.save(path, self.parts, self.progress, timed, metrics)
+        for callback in self.callbacks:
+            callback.saved(Path(path))
 
     @classmethod
     def load(
@@ -175,11 +190,12 @@ class Simulation:
         device: str | None = None,
         places: Mapping[str, str] | None = None,
         going_on: bool = False,
+        callbacks: Iterable[Callback] = (),
     ) -> Simulation:
-        """Take up the run in the directory `path`; see `simsfl.rounds.saving.load`."""
+        """Take up the run in the directory `path`; see `simsfl.rounds.saving.load`, and `Simulation` for callbacks."""
         parts, progress, found = saving.load(path, dataset, device=device, places=places, going_on=going_on)
         simulation = cls.__new__(cls)
-        simulation._begin(parts, progress)
+        simulation._begin(parts, callbacks, progress)
         simulation.clock.start_from(found.timed.phase_seconds)
         simulation.damaged = found.problems
         return simulation

@@ -90,6 +90,7 @@ PLUGINS = {
     "thin": ("defence", "thin", {"defence.share": 0.7}),
     "loyal": ("sampler", "loyal", {"sampler.rounds": 3}),
     "lion": ("optimizer", "lion", {"optimizer.beta2": 0.9}),
+    "norms": ("callback", "norms", {"callback.order": 1.0}),
     "toy": ("arch", "toy", {}),
     "noise": ("dataset", "noise", {}),
     "alternating": ("partition", "alternating", {}),
@@ -159,6 +160,7 @@ def test_a_run_of_plugins_alone_is_killed_and_resumed(written, capfd, monkeypatc
     assert run.main([*argv, "--out", "whole", "--dashboard", "off"]) == 0
     metrics = [(here / name / "metrics.jsonl").read_bytes() for name in ("run", "whole")]
     assert metrics[0] == metrics[1]
+    assert metrics[0].count(b'"added": {"client_norm": ') == small["rounds"]
     assert "report --plugin lab.align" in capfd.readouterr().out
     for name in list(sys.modules):
         if name.partition(".")[0] == "lab":

@@ -148,7 +148,6 @@ def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: G
     if arguments.overwrite and not arguments.out:
         raise ValueError("overwrite: has no effect without --out; allowed with --out DIR")
     config, why = _chosen_config(arguments)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
     directory = RunDirectory(arguments.out or "runs")
     directory.check_free(overwrite=arguments.overwrite)
     simulation = Simulation(config, auto_precision=guests.auto_precision if guests else None)
@@ -156,19 +155,7 @@ def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: G
     recorder = _recorder_of(arguments, simulation)
     if guests:
         guests.prepare(simulation)
-    new = not directory.path.exists()
-    if arguments.out is None:
-        new, directory = True, RunDirectory.claim(directory.path / f"{stamp}-{config.preset}")
-    else:
-        directory.check_free(overwrite=arguments.overwrite)  # again: loading data takes time
-    directory.clear()
-    try:
-        simulation.save(directory.path)
-    except BaseException:
-        if new:
-            with suppress(OSError):  # it was not made, or is not empty
-                directory.path.rmdir()
-        raise
+    directory = begun(simulation, arguments.out, overwrite=arguments.overwrite)
     session = Session(simulation, directory, console, stop, recorder)
     origin = f"from {arguments.config}" if arguments.config else "by default"
     asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in _CHOICES}
@@ -180,6 +167,36 @@ def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: G
         asked["precision"] = simulation.parts.reasons["precision"]
     _announce(session, asked | {"preset": why, "batch_size": simulation.parts.reasons.get("batch_size", "")})
     return session
+
+
+def begun(simulation: Simulation, out: Path | None, *, overwrite: bool) -> RunDirectory:
+    """Save a simulation into a run directory, and return that.
+
+    Args:
+        simulation: the simulation, which has not begun.
+        out: path of the directory; None for a new one in ``runs``, which is called by the time and the preset.
+        overwrite: whether to replace a run that is there.
+
+    Raises:
+        ValueError: the directory is not free.
+        OSError: it cannot be written.
+    """
+    new = out is None or not out.exists()
+    if out is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        directory = RunDirectory.claim(Path("runs") / f"{stamp}-{simulation.config.preset}")
+    else:
+        directory = RunDirectory(out)
+        directory.check_free(overwrite=overwrite)
+    directory.clear()
+    try:
+        simulation.save(directory.path)
+    except BaseException:
+        if new:
+            with suppress(OSError):  # it was not made, or is not empty
+                directory.path.rmdir()
+        raise
+    return directory
 
 
 def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session | None:

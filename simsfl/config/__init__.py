@@ -13,6 +13,7 @@ from typing import Any
 
 from simsfl.config.catalogue import (
     AGGREGATIONS,
+    CALLBACKS,
     DEFENCES,
     DOORS,
     METHODS,
@@ -52,6 +53,9 @@ class RunConfig(Settings):
         for name in self.defences:
             if name not in DEFENCES:
                 raise unknown("defence", name, DEFENCES, also="several of them, such as clip+gaussian")
+        for name in self.callbacks:
+            if name not in CALLBACKS:
+                raise unknown("callback", name, CALLBACKS, allowed="" if CALLBACKS else "those of a --plugin")
         for name, value in self.options.items():
             check_value(name, self.option(name), value)
         if self.bottleneck is not None:
@@ -132,6 +136,11 @@ class RunConfig(Settings):
         return self.defence.split("+") if self.defence else []
 
     @property
+    def callbacks(self) -> list[str]:
+        """Return the names of the callbacks, in the order in which they are told of records."""
+        return self.callback.split("+") if self.callback else []
+
+    @property
     def chosen(self) -> dict[str, list[Code]]:
         """Return the code of what is chosen, by the name of its door."""
         return {
@@ -140,6 +149,7 @@ class RunConfig(Settings):
             "sampler": [SAMPLERS[self.sampler]],
             "optimizer": [OPTIMIZERS[self.optimizer]],
             "defence": [DEFENCES[name] for name in self.defences],
+            "callback": [CALLBACKS[name] for name in self.callbacks],
         }
 
     @property

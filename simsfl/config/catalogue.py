@@ -252,12 +252,16 @@ DATASETS = {
 """What ``--dataset`` takes besides the path of an ``.npz`` file or an ImageFolder directory."""
 
 
+CALLBACKS: dict[str, Code] = {}
+"""What is told of a run's records: subclasses of `simsfl.rounds.callback.Callback`, all of them from plugins."""
+
 DOORS = {
     "objective": OBJECTIVES,
     "aggregation": AGGREGATIONS,
     "sampler": SAMPLERS,
     "optimizer": OPTIMIZERS,
     "defence": DEFENCES,
+    "callback": CALLBACKS,
     "arch": ARCHITECTURES,
     "partition": PARTITIONS,
     "dataset": DATASETS,

@@ -470,4 +470,7 @@ class Settings:
         hash=False,
         metadata=_about("", "Options of what is chosen, by names such as objective.temperature."),
     )
+    callback: str | None = _setting(
+        None, "run", "Callback of a plugin that is told of the run's records, or several, such as first+second."
+    )
     checkpoint_every: int = _setting(10, "run", "Rounds between checkpoints.", within=(1, _LARGE))

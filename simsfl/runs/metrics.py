@@ -25,8 +25,20 @@ _Similarity = Annotated[float, Range(-1.001, 1.001)]
 """A structural similarity (SSIM), which may have been rounded."""
 
 
+Added = bool | int | float | str | None
+"""A figure that a callback adds to a record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What records of all kinds have."""
+
+    added: dict[str, Added] = field(default_factory=dict)
+    """Figures that callbacks have added, by name (`simsfl.rounds.callback`)."""
+
+
 @dataclass(frozen=True)
-class StepRecord:
+class StepRecord(_Record):
     """One training step. In all records, rounds and steps are counted from 1."""
 
     event: ClassVar[str] = "step"
@@ -38,7 +50,7 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class RoundRecord:
+class RoundRecord(_Record):
     """One finished round; the record comes after that of the round's evaluation, if there is one."""
 
     event: ClassVar[str] = "round"
@@ -67,7 +79,7 @@ class RoundRecord:
 
 
 @dataclass(frozen=True)
-class EvaluationRecord:
+class EvaluationRecord(_Record):
     """What the network is worth after a round; round 0 is the untrained network."""
 
     event: ClassVar[str] = "evaluation"
@@ -82,7 +94,7 @@ class EvaluationRecord:
 
 
 @dataclass(frozen=True)
-class ProbeRecord:
+class ProbeRecord(_Record):
     """Accuracy of a probe that is trained on frozen features after the last round."""
 
     event: ClassVar[str] = "probe"
@@ -98,7 +110,7 @@ class ProbeRecord:
 
 
 @dataclass(frozen=True)
-class SyncRecord:
+class SyncRecord(_Record):
     """How far the cohort's models were from their average, at the averaging after a step."""
 
     event: ClassVar[str] = "sync"
@@ -115,7 +127,7 @@ class SyncRecord:
 
 
 @dataclass(frozen=True)
-class AbsenceRecord:
+class AbsenceRecord(_Record):
     """Clients, which are real devices (hw_profile/), that are absent from this step of the round on."""
 
     event: ClassVar[str] = "absence"
@@ -179,8 +191,9 @@ class Status:
 
 
 def to_dict(record: Record) -> dict[str, Any]:
-    """Return a record as a dict for JSON, with its kind under "event"."""
-    return {"event": record.event, **vars(record)}
+    """Return a record as a dict for JSON, with its kind under "event", and without `added` if that is empty."""
+    fields = {name: value for name, value in vars(record).items() if name != "added" or value}
+    return {"event": record.event, **fields}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from simsfl.algorithm.state import (
     initial_server,
 )
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import AGGREGATIONS, DEFENCES, OPTIMIZERS, SAMPLERS, Targets
+from simsfl.config.catalogue import AGGREGATIONS, CALLBACKS, DEFENCES, OPTIMIZERS, SAMPLERS, Targets
 from simsfl.config.notation import Bottleneck, Decoder
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
@@ -212,6 +213,11 @@ def optimiser(config: RunConfig) -> Optimiser:
 def defence(config: RunConfig) -> Chain:
     """Return the defences of a config with every rule applied."""
     return Chain(tuple(DEFENCES[name].load().of(config) for name in config.defences))
+
+
+def callbacks(config: RunConfig) -> list[Any]:
+    """Return the callbacks that a config names (`simsfl.rounds.callback.Callback`)."""
+    return [CALLBACKS[name].load().of(config) for name in config.callbacks]
 
 
 def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:

@@ -1,0 +1,72 @@
+"""What ``simsfl run`` does, from Python: with a run directory, checkpoints and a summary, which its programs read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from simsfl.cli.launch import begun
+from simsfl.cli.session import Session
+from simsfl.config import RunConfig
+from simsfl.data import Dataset
+from simsfl.rounds.callback import Callback
+from simsfl.runs.directory import RunDirectory
+from simsfl.runs.records import Summary
+from simsfl.simulation import Simulation
+from simsfl.system.console import Output
+from simsfl.system.signals import Stop
+
+
+def run(
+    config: RunConfig,
+    out: str | Path | None = None,
+    *,
+    dataset: Dataset | None = None,
+    callbacks: Iterable[Callback] = (),
+    overwrite: bool = False,
+) -> Summary:
+    """Train a run to its end in a run directory; return its results, the content of ``summary.json``.
+
+    Args:
+        config: what to run, such as one of `simsfl.cli.presets`.
+        out: the run directory; None for a new one in ``runs``.
+        dataset: the images, instead of loading ``config.dataset``; to resume the run, they have to be given again.
+        callbacks: objects that are told of records, besides those that the config names.
+        overwrite: whether to replace a run that is in the directory.
+
+    Raises:
+        ValueError: the config asks for something impossible, or the directory is not free.
+        KeyboardInterrupt: the user stopped the run, after a checkpoint was written.
+    """
+    out = None if out is None else Path(out)
+    if out is not None:
+        RunDirectory(out).check_free(overwrite=overwrite)
+    with Stop() as stop:
+        simulation = Simulation(config, dataset, callbacks=callbacks)
+        return _finished(simulation, begun(simulation, out, overwrite=overwrite), stop)
+
+
+def resume(path: str | Path, *, dataset: Dataset | None = None, callbacks: Iterable[Callback] = ()) -> Summary:
+    """Train the run in a run directory on to its end, unless it has ended already; return its results, as `run` does.
+
+    Args:
+        path: the run directory.
+        dataset: the images, if the run began with images that were given to it.
+        callbacks: objects that are told of records, besides those that the config names.
+    """
+    with Stop() as stop:
+        simulation = Simulation.load(path, dataset, going_on=True, callbacks=callbacks)
+        directory = RunDirectory(path)
+        summary = directory.read_summary()
+        if summary and simulation.progress.round_index == simulation.config.rounds:
+            return summary
+        directory.reopen(profile=False)
+        return _finished(simulation, directory, stop)
+
+
+def _finished(simulation: Simulation, directory: RunDirectory, stop: Stop) -> Summary:
+    """Train to the end; return the summary."""
+    session = Session(simulation, directory, Output("off"), stop)
+    if not session.go(live=False):
+        raise KeyboardInterrupt
+    return directory.read_summary()

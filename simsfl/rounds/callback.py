@@ -1,0 +1,72 @@
+"""Callbacks: code of others that is told of a run's records, and may add figures to them.
+
+>>> from simsfl.runs.metrics import StepRecord
+>>> class Doubled(Callback):
+...     def told(self, record):
+...         return {"doubled": 2 * record.loss} if record.event == "step" else None
+>>> with_added([Doubled()], StepRecord(round=1, step=1, loss=1.5, contrast_top1=0.0)).added
+{'doubled': 3.0}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simsfl.config import RunConfig
+from simsfl.runs.metrics import Added, Record
+
+if TYPE_CHECKING:
+    from simsfl.simulation import Simulation
+
+
+class Callback:
+    """The base class of callbacks, whose methods do nothing.
+
+    A subclass that is a dataclass has its fields as options. Steps on CUDA are still recorded and replayed, because a
+    callback is told of them afterwards. What it keeps in itself is gone when a run is resumed; what it has added to
+    records is in ``metrics.jsonl``.
+    """
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Callback:
+        """Return the callback that a config with every rule applied means."""
+        return cls(**config.options_of("callback", cls))
+
+    def begins(self, simulation: Simulation) -> None:
+        """React to the beginning of training, or to its going on after it was resumed."""
+
+    def told(self, record: Record) -> Mapping[str, Added] | None:
+        """React to a record, in the order of ``metrics.jsonl``; return figures to add to it, by name, or None.
+
+        `simsfl.runs.metrics` has their kinds: steps, averagings, absences, evaluations, rounds and probes. Figures are
+        finite numbers, texts, booleans or None, which the seed has to determine if a resumed run is to end as one that
+        was not.
+        """
+        return None
+
+    def saved(self, path: Path) -> None:
+        """React to a checkpoint that has been written into the run directory `path`."""
+
+
+def with_added(callbacks: Iterable[Callback], record: Record) -> Record:
+    """Tell callbacks of a record; return it with what they add.
+
+    Raises:
+        ValueError: a callback adds something other than figures.
+    """
+    added: dict[str, Added] = {}
+    for callback in callbacks:
+        for name, value in (callback.told(record) or {}).items():
+            if not isinstance(value, bool | int | float | str | None) or (
+                isinstance(value, float) and not math.isfinite(value)
+            ):
+                raise ValueError(
+                    f"callback: {type(callback).__name__} adds {name} = {value!r}; allowed: finite numbers, texts, "
+                    "booleans and None"
+                )
+            added[name] = value
+    return replace(record, added=added) if added else record

@@ -1,0 +1,91 @@
+"""Callbacks, and runs from Python."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import simsfl
+from simsfl import RunConfig, Simulation
+from simsfl.cli import run as program
+from simsfl.cli.presets import laptop
+from simsfl.rounds.callback import Callback
+from tests.conftest import TINY, flags
+
+
+class Listening(Callback):
+    """Keeps what it is told, and adds to records of steps."""
+
+    def __init__(self):
+        self.events, self.saves, self.began = [], 0, 0
+
+    def begins(self, simulation):
+        self.began += 1
+        self.simulation = simulation
+
+    def told(self, record):
+        self.events.append(record.event)
+        return {"double": 2 * record.loss, "note": None} if record.event == "step" else None
+
+    def saved(self, path):
+        assert (path / "checkpoints" / "manifest.json").is_file()
+        self.saves += 1
+
+
+def test_a_run_from_python_is_the_programs(npz, tmp_path, capsys):
+    config = replace(laptop(), **TINY, dataset=str(npz))
+    listening = Listening()
+    summary = simsfl.run(config, tmp_path / "python", callbacks=[listening])
+    assert program.main([*flags(dataset=npz, out=tmp_path / "program", **TINY), "--dashboard", "off"]) == 0
+    mine, theirs = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("python", "program")
+    )
+    assert [record["event"] for record in mine] == listening.events
+    for record, other in zip(mine, theirs, strict=True):
+        added = record.pop("added", None)
+        assert record == other
+        assert added == ({"double": 2 * record["loss"], "note": None} if record["event"] == "step" else None)
+    assert listening.began == 1
+    assert listening.saves == 1 + TINY["rounds"]
+    assert summary.knn_top1 == [record["knn_top1"] for record in mine if "knn_top1" in record][-1]
+    assert json.loads((tmp_path / "python" / "summary.json").read_text())["knn_top1"] == summary.knn_top1
+    assert simsfl.resume(tmp_path / "python") == summary
+    with pytest.raises(ValueError, match=r"^out: .*python holds a run already"):
+        simsfl.run(config, tmp_path / "python")
+    assert simsfl.run(config, str(tmp_path / "python"), overwrite=True).knn_top1 == summary.knn_top1
+
+
+def test_a_run_that_was_saved_is_resumed_from_python(dataset, tmp_path):
+    config = RunConfig(**TINY)
+    whole = simsfl.run(config, tmp_path / "whole", dataset=dataset)
+    simulation = Simulation(config, dataset)
+    simulation.save(tmp_path / "run")
+    listening = Listening()
+    assert simsfl.resume(tmp_path / "run", dataset=dataset, callbacks=[listening]).knn_top1 == whole.knn_top1
+    assert listening.events[-1] == "round"
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1], {"a": 1}], ids=repr)
+def test_a_callback_adds_figures_alone(value, config, dataset):
+    class Wrong(Callback):
+        """Adds what is no figure."""
+
+        def told(self, record):
+            return {"odd": value}
+
+    with pytest.raises(
+        ValueError, match=r"^callback: Wrong adds odd = .*; allowed: finite numbers, texts, booleans and N"
+    ):
+        next(Simulation(config, dataset, callbacks=[Wrong()]).train())
+
+
+def test_names_of_callbacks_are_checked():
+    with pytest.raises(ValueError, match=r"^callback: 'norms' is not known; allowed: those of a --plugin$"):
+        RunConfig(callback="norms")
+
+
+def test_the_package_says_what_it_is():
+    assert simsfl.__version__[0].isdigit()
+    assert laptop().arch == "resnet8"
+    assert repr(laptop()).startswith("RunConfig(preset='laptop', ")
