@@ -51,7 +51,7 @@ def test_a_run_from_python_is_the_programs(npz, tmp_path, capsys):
     assert summary.knn_top1 == [record["knn_top1"] for record in mine if "knn_top1" in record][-1]
     assert json.loads((tmp_path / "python" / "summary.json").read_text())["knn_top1"] == summary.knn_top1
     assert simsfl.resume(tmp_path / "python") == summary
-    with pytest.raises(ValueError, match=r"^out: .*python holds a run already"):
+    with pytest.raises(ValueError, match=r"^out: .*python holds another run; allowed: another directory"):
         simsfl.run(config, tmp_path / "python")
     assert simsfl.run(config, str(tmp_path / "python"), overwrite=True).knn_top1 == summary.knn_top1
 
