@@ -136,6 +136,7 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
             decoder=decoder,
             seed=seed,
             epochs=arguments.attack_epochs,
+            protect=simulation.parts.hyper.defence.protect,
             watch=lambda title, items, seed=seed: watched(items, f"{title}, seed {seed}"),
         )
         for seed in seeds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -16,8 +16,11 @@ from simsfl.data.partition import Partition
 from simsfl.evaluation.encoding import Watch, embed, unwatched
 from simsfl.privacy import inversion, similarity
 from simsfl.privacy.decoders import decoder as new_decoder
+from simsfl.system.draws import Draws
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
 
+Protect = Callable[[Tensor, Draws], Tensor]
+"""Function of smashed data ``[n, c, h, w]`` and random numbers for each row that returns what is sent."""
 _TARGETS = 128
 """Images that are reconstructed, at most."""
 
@@ -74,9 +77,13 @@ def attack(
     decoder: Decoder | None,
     seed: int,
     epochs: int,
+    protect: Protect = lambda smashed, draws: smashed,
     watch: Watch = unwatched,
 ) -> Result:
     """Reconstruct images from the smashed data that a frozen client sends of them.
+
+    The attacker knows how clients protect their smashed data, apart from the random numbers: the decoder is trained on
+    smashed data that are protected in the same way. Descent compares them with those of the client model alone.
 
     Args:
         client: the client model, in evaluation mode.
@@ -86,6 +93,7 @@ def attack(
         decoder: kind of decoder; None descends on the images, which needs no `own_rows`.
         seed: seed of the decoder's weights and of its training.
         epochs: epochs that the decoder is trained for.
+        protect: what clients do to smashed data before they send them, such as `simsfl.defences.Defence.protect`.
         watch: what long loops go through, to show how far they have come.
 
     Raises:
@@ -93,13 +101,19 @@ def attack(
     """
     device = images.mean.device
     size = images.pixels.shape[-1]
-    originals, sent = pixels(images, target_rows), embed(client, images, target_rows.to(device))
+
+    def arriving(rows: Tensor, whose: int) -> Tensor:
+        """Return what arrives at the server of the images at these rows."""
+        keys = numpy_generator(seed, Purpose.ATTACKER, whose).integers(-(2**31), 2**31, (len(rows), 2), np.int32)
+        return protect(embed(client, images, rows.to(device)), Draws(torch.from_numpy(keys).to(device)))
+
+    originals, sent = pixels(images, target_rows), arriving(target_rows, 0)
     if decoder is None:
         made, training = inversion.descended(client, sent, images.normalise, size, watch=watch), None
     else:
         generator = torch_generator(seed, Purpose.DECODER)
         network = new_decoder(decoder, tuple(sent.shape[1:]), size, "batch", generator).to(device)
-        known = embed(client, images, own_rows.to(device))
+        known = arriving(own_rows, 1)
         training = inversion.train_decoder(
             network, known, pixels(images, own_rows), generator, epochs=epochs, watch=watch
         )

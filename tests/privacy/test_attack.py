@@ -15,6 +15,7 @@ from simsfl.config.notation import Decoder
 from simsfl.data import Arrays, make_dataset
 from simsfl.data.partition import Partition
 from simsfl.data.shapes import shapes
+from simsfl.defences.noise import Gaussian
 from simsfl.privacy.attack import attack, attackers_rows, targets
 from simsfl.runs.records import AttackRecord, Scores
 from tests.conftest import TINY, flags, generator
@@ -53,6 +54,23 @@ def test_of_a_client_that_sends_noise_nothing_is_learnt_but_the_mean_image(pictu
     result = attack(Noise(), pictures.train, victims, own, decoder=spec, seed=0, epochs=10)
     images = pictures.train.pixels[:64] / 255.0
     assert result.mse > 0.95 * (images - images.mean(dim=0)).square().mean()
+
+
+@pytest.mark.parametrize("text", ["conv_normN0C8", None])
+def test_the_attacker_sees_what_the_server_sees(text, pictures):
+    """Noise that is far larger than what is sent hides everything, from a decoder as from descent."""
+    victims, own = torch.arange(64), torch.arange(100, 800)
+    spec = text and Decoder.parse(text)
+    how = {"decoder": spec, "seed": 0, "epochs": 3}
+    noise = Gaussian(deviation=100.0)
+    seen, hidden = (
+        attack(nn.Identity(), pictures.train, victims, own, **how, protect=protect)
+        for protect in (lambda smashed, draws: smashed, noise.protect)
+    )
+    images = pictures.train.pixels[:64] / 255.0
+    blind = (images - images.mean(dim=0)).square().mean()
+    assert seen.mse < 0.7 * blind
+    assert hidden.mse > 0.95 * blind
 
 
 def test_the_attackers_images_are_not_those_that_it_reconstructs(dataset):
