@@ -122,6 +122,8 @@ class Session:
             loss=history.value("round", "loss"),
             contrast_top1=history.value("round", "contrast_top1"),
             knn_top1=history.value("evaluation", "knn_top1"),
+            class_top1=self._named(self.simulation.dataset.classes, "class_top1"),
+            clients_top1=self._named(("mean", "worst_tenth", "std"), "clients_top1"),
             output_std=history.value("evaluation", "output_std"),
             linear_top1=history.probes.get("linear", {}).get("top1"),
             probes={
@@ -140,6 +142,11 @@ class Session:
             client_flops_per_step=self._client_flops(),
             metrics_sha256=digest(self.directory.metrics),
         )
+
+    def _named(self, names: Sequence[str], field: str) -> dict[str, float | None] | None:
+        """Return the numbers that the latest evaluation has in a field, by name; None where it has none."""
+        values = self.history.value("evaluation", field)
+        return None if values is None else dict(zip(names, values, strict=True))
 
     def _client_flops(self) -> int:
         """Return the floating-point operations of a client's step, averaged over the cohort."""

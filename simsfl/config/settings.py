@@ -415,6 +415,12 @@ class Settings:
         "Number of test images that kNN classifies; by rule all, but at most 100,000.",
         within=(1, _LARGE),
     )
+    knn_k: int = _setting(
+        200, "evaluation", "Number of nearest images in the kNN bank that vote on an image.", within=(1, _LARGE)
+    )
+    knn_temperature: float = _setting(
+        0.1, "evaluation", "Temperature of their votes, which weigh exp(cosine / temperature).", within=(0.01, INFINITY)
+    )
     eval_features: str = _setting(
         "backbone",
         "evaluation",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simsfl.data import Dataset, Images
 from simsfl.evaluation.encoding import IMAGES, Encoder, Watch, embed, unwatched
-from simsfl.evaluation.knn import knn_top1
+from simsfl.evaluation.knn import knn_hits
 from simsfl.evaluation.probes import train_probe
 from simsfl.evaluation.spread import output_std
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
@@ -39,14 +39,27 @@ class Evaluation:
         seed: the run's seed, which everything that is drawn depends on.
         bank: training images in the kNN bank; None for all up to `_MOST`.
         test: test images that kNN classifies; None for all up to `_MOST`.
+        k: number of nearest images in the bank that vote.
+        temperature: temperature of their votes.
         dtype: dtype that features are computed in.
 
     Attributes:
         watch: function that yields the items of long loops, and may show how far they have come.
     """
 
-    def __init__(self, dataset: Dataset, *, seed: int, bank: int | None, test: int | None, dtype: torch.dtype):
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        seed: int,
+        bank: int | None,
+        test: int | None,
+        dtype: torch.dtype,
+        k: int = 200,
+        temperature: float = 0.1,
+    ):
         self.dataset, self.seed, self.dtype = dataset, seed, dtype
+        self._votes = {"k": k, "temperature": temperature}
         rng = numpy_generator(seed, Purpose.EVALUATION)
         self.bank, self.test = (
             torch.from_numpy(rng.permutation(len(labels))[: count or _MOST]).to(labels.device)
@@ -56,29 +69,32 @@ class Evaluation:
 
     def knn(self, encode: Encoder) -> float:
         """Return the kNN accuracy of an encoder in percent."""
-        return self._knn(*self._compared(encode))
+        return percent(self._hits(*self._compared(encode)))
 
     @torch.no_grad()
-    def monitor(self, encode: Encoder, rest: Encoder) -> tuple[float, float]:
-        """Return the kNN accuracy of an encoder in percent, and the spread of the network's outputs (`output_std`).
+    def monitor(self, encode: Encoder, rest: Encoder) -> tuple[Tensor, float]:
+        """Return which test images kNN classifies correctly, and the spread of the network's outputs (`output_std`).
 
         Both are measured on the same test images, so that the spread takes hardly any time.
 
         Args:
             encode: maps images to features.
             rest: maps these features to the network's outputs.
+
+        Returns:
+            ``[m]`` bool for the images at the rows `test`, and the spread.
         """
         bank, test = self._compared(encode)
-        return self._knn(bank, test), output_std(rest(part) for part in test.split(IMAGES))
+        return self._hits(bank, test), output_std(rest(part) for part in test.split(IMAGES))
 
     def _compared(self, encode: Encoder) -> tuple[Tensor, Tensor]:
         """Return the features ``[n, F]`` of the images in the kNN bank, and of those that kNN classifies."""
         return self.features(encode, self.dataset.train, self.bank), self.features(encode, self.dataset.test, self.test)
 
-    def _knn(self, bank: Tensor, test: Tensor) -> float:
-        """Return the kNN accuracy in percent of the features that `_compared` returns."""
-        data = self.dataset
-        return knn_top1(bank, data.train_labels[self.bank], test, data.test_labels[self.test], watch=self.watch)
+    def _hits(self, bank: Tensor, test: Tensor) -> Tensor:
+        """Return ``[m]`` bool: which test images kNN classifies correctly, by the features of `_compared`."""
+        bank_labels, test_labels = self.dataset.train_labels[self.bank], self.dataset.test_labels[self.test]
+        return knn_hits(bank, bank_labels, test, test_labels, **self._votes, watch=self.watch)
 
     def all_features(self, encode: Encoder) -> tuple[Tensor, Tensor]:
         """Return the features ``[n, F]`` of all training and of all test images, to train probes on."""
@@ -115,3 +131,8 @@ class Evaluation:
     def features(self, encode: Encoder, images: Images, rows: Tensor) -> Tensor:
         """Return the features ``[n, F]`` of the images at `rows` ``[n]``."""
         return embed(encode, images, rows, dtype=self.dtype, watch=self.watch)
+
+
+def percent(hits: Tensor) -> float:
+    """Return the share of ``hits [m]`` that are true, in percent."""
+    return 100.0 * hits.sum().item() / len(hits)

@@ -13,7 +13,7 @@ CHUNK = 500
 
 
 @torch.no_grad()
-def knn_top1(
+def knn_hits(
     bank: Tensor,
     bank_labels: Tensor,
     test: Tensor,
@@ -22,8 +22,8 @@ def knn_top1(
     k: int = 200,
     temperature: float = 0.1,
     watch: Watch = unwatched,
-) -> float:
-    """Return the percentage of test rows that their k nearest bank rows classify correctly.
+) -> Tensor:
+    """Return ``[m]`` bool: which test rows their k nearest bank rows classify correctly.
 
     Each neighbour votes for its label with weight exp(cosine / temperature) (Wu et al., CVPR 2018).
 
@@ -33,16 +33,16 @@ def knn_top1(
             numbers.
 
     >>> bank, labels = torch.eye(3), torch.tensor([0, 1, 2])
-    >>> knn_top1(bank, labels, bank[:2], torch.tensor([0, 2]), k=1)
-    50.0
+    >>> knn_hits(bank, labels, bank[:2], torch.tensor([0, 2]), k=1)
+    tensor([ True, False])
     """
     bank, test = F.normalize(bank, dim=1), F.normalize(test, dim=1)
     classes = int(bank_labels.max()) + 1
-    hits = torch.zeros((), dtype=torch.long, device=bank.device)
+    hits = []
     blocks = list(zip(test.split(CHUNK), test_labels.split(CHUNK), strict=True))
     for block, labels in watch("kNN", blocks):
         cosine, nearest = (block @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = cosine.new_zeros(len(block), classes)
         votes.scatter_add_(1, bank_labels[nearest], (cosine / temperature).exp())
-        hits += (votes.argmax(dim=1) == labels).sum()
-    return 100.0 * hits.item() / len(test)
+        hits.append(votes.argmax(dim=1) == labels)
+    return torch.cat(hits)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from simsfl.evaluation import encoding
+from simsfl.evaluation import encoding, percent
+from simsfl.evaluation.groups import by_class, by_client
 from simsfl.runs.metrics import EvaluationRecord, ProbeRecord
 from simsfl.setup.parts import Parts
 
@@ -36,7 +37,7 @@ def _cut(parts: Parts, features: str) -> tuple[nn.Module, nn.Module]:
 
 
 def evaluate(parts: Parts, finished_rounds: int) -> EvaluationRecord:
-    """Return the record of the kNN accuracy of the averaged client model and the server, and of their spread.
+    """Return the record of the averaged client model and the server: kNN accuracies, and the spread of outputs.
 
     In the middle of a round the client model is the latest average.
 
@@ -44,16 +45,26 @@ def evaluate(parts: Parts, finished_rounds: int) -> EvaluationRecord:
         parts: the parts of the simulation.
         finished_rounds: number of rounds trained so far, for the record.
     """
-    knn, std = parts.evaluation.monitor(*_cut(parts, parts.config.eval_features))
-    return EvaluationRecord(finished_rounds, knn, output_std=std)
+    evaluation, data = parts.evaluation, parts.dataset
+    hits, std = evaluation.monitor(*_cut(parts, parts.config.eval_features))
+    tested, labels = data.test_labels[evaluation.test].cpu().numpy(), data.train_labels.cpu().numpy()
+    found = hits.cpu().numpy()
+    clients = by_client(found, tested, parts.partition, labels)
+    return EvaluationRecord(
+        finished_rounds,
+        percent(hits),
+        output_std=std,
+        class_top1=by_class(found, tested, len(data.classes)),
+        clients_top1=None if clients is None else [clients.mean, clients.worst_tenth, clients.std],
+    )
 
 
 def evaluate_untrained(parts: Parts) -> EvaluationRecord:
     """Return a record of the kNN accuracies that learning has to beat: of the untrained network, and of raw pixels."""
     model, to = parts.untrained(), {"device": parts.device, "dtype": parts.dtype}
     client, server = (half.module(half.initial.to(**to)) for half in (model.client, model.server))
-    knn, std = parts.evaluation.monitor(*encoding.encoder(client, server, parts.config.eval_features))
-    return EvaluationRecord(0, knn, parts.evaluation.knn(encoding.raw_pixels), std)
+    hits, std = parts.evaluation.monitor(*encoding.encoder(client, server, parts.config.eval_features))
+    return EvaluationRecord(0, percent(hits), parts.evaluation.knn(encoding.raw_pixels), std)
 
 
 def probes(parts: Parts, finished_rounds: int) -> list[ProbeRecord]:

@@ -91,6 +91,11 @@ class EvaluationRecord(_Record):
     output_std: Amount | None = None
     """Standard deviation of the normalised outputs over the test images, averaged over their D dimensions: 0 if the
     network has collapsed, at most ``1 / sqrt(D)``. None in runs of versions that did not record it."""
+    class_top1: list[Percent | None] | None = None
+    """kNN accuracy in percent of each class, None for one that is not tested; not in round 0."""
+    clients_top1: list[Percent] | None = None
+    """Mean, mean of the lowest tenth, and standard deviation of the clients' accuracies, each on the classes that it
+    holds (`simsfl.evaluation.groups`); not in round 0."""
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,10 @@ class Summary:
     bytes_down_per_client: Count | None
     bytes_saved_per_client: int | None
     client_flops_per_step: Count
+    class_top1: dict[str, Percent | None] | None = None
+    """kNN accuracy of each class, by its name."""
+    clients_top1: dict[str, Percent] | None = None
+    """"mean", "worst_tenth" and "std" of the clients' kNN accuracies, each on the classes that it holds."""
     output_std: Amount | None = None
     """Spread of the network's outputs; see `simsfl.runs.metrics.EvaluationRecord`."""
     metrics_sha256: str | None = None

@@ -214,7 +214,15 @@ def build(
         cost=client_cost(
             model, number_bytes=hyper.precision.itemsize, defence=hyper.defence, align_momentum=config.align_momentum
         ),
-        evaluation=Evaluation(dataset, seed=config.seed, bank=config.knn_bank, test=config.knn_test, dtype=dtype),
+        evaluation=Evaluation(
+            dataset,
+            seed=config.seed,
+            bank=config.knn_bank,
+            test=config.knn_test,
+            k=config.knn_k,
+            temperature=config.knn_temperature,
+            dtype=dtype,
+        ),
     )
     return parts if config.engine == "loop" else _tuned(parts, choices or {})
 

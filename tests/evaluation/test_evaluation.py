@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from simsfl import Simulation, evaluation
-from simsfl.evaluation import knn
+from simsfl.data.partition import Partition
+from simsfl.evaluation import knn, percent
+from simsfl.evaluation.groups import by_class, by_client
 from simsfl.evaluation.spread import output_std
 
 
@@ -27,15 +29,17 @@ def naive_knn(bank, bank_labels, test, k, temperature):
     return predictions
 
 
-@pytest.mark.parametrize("k", [1, 7, 200])
-def test_knn(k, monkeypatch):
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (7, 0.1), (7, 5.0), (200, 0.1)])
+def test_knn(k, temperature, monkeypatch):
     monkeypatch.setattr(knn, "CHUNK", 7)  # several blocks, the last one short
     rng = np.random.default_rng(0)
     bank, test = rng.normal(size=(60, 5)), rng.normal(size=(25, 5))
     bank_labels, test_labels = rng.integers(0, 4, 60), rng.integers(0, 4, 25)
-    expected = np.mean(naive_knn(bank, bank_labels, test, k, 0.1) == test_labels) * 100
+    expected = naive_knn(bank, bank_labels, test, k, temperature) == test_labels
     tensors = [torch.from_numpy(a) for a in (bank, bank_labels, test, test_labels)]
-    assert knn.knn_top1(*tensors, k=k) == pytest.approx(expected)
+    found = knn.knn_hits(*tensors, k=k, temperature=temperature)
+    assert found.tolist() == expected.tolist()
+    assert percent(found) == pytest.approx(100 * np.mean(expected))
 
 
 def test_knn_of_a_collapsed_network_names_one_class():
@@ -44,7 +48,7 @@ def test_knn_of_a_collapsed_network_names_one_class():
         bank, test = torch.ones(len(labels), 1), torch.ones(10, 1)
         of_test = torch.arange(10) % 4
         expected = 100.0 * (of_test == named).double().mean().item()
-        assert knn.knn_top1(bank, torch.tensor(labels), test, of_test) == expected
+        assert percent(knn.knn_hits(bank, torch.tensor(labels), test, of_test)) == expected
 
 
 def test_linear_probe_separates_what_can_be_separated():
@@ -175,3 +179,33 @@ def test_what_is_evaluated_on_cuda_is_the_network_that_a_cpu_would_load(config, 
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = loaded.encoder()(images)
     torch.testing.assert_close(simulation.encoder()(images.cuda()).cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_accuracies_by_class_and_client_are_those_of_naive_loops():
+    rng = np.random.default_rng(1)
+    labels, hits, train = rng.integers(0, 5, 60), rng.random(60) < 0.6, rng.integers(0, 6, 90)
+    partition = Partition.of(np.array_split(rng.permutation(90), 23))
+    classes = {k: [hit for hit, label in zip(hits, labels, strict=True) if label == k] for k in range(6)}
+    expected = [100 * np.mean(own) if own else None for own in classes.values()]
+    assert by_class(hits, labels, 6) == pytest.approx(expected)
+    accuracies = []
+    for client in range(23):
+        own = [expected[k] for k in train[partition[client]] if expected[k] is not None]
+        accuracies += [np.mean(own)] if own else []
+    found = by_client(hits, labels, partition, train)
+    assert found.mean == pytest.approx(np.mean(accuracies))
+    assert found.std == pytest.approx(np.std(accuracies))
+    assert found.worst_tenth == pytest.approx(np.mean(sorted(accuracies)[:3]))
+    assert by_client(hits, labels, Partition.of([np.array([0])]), np.array([5])) is None
+
+
+def test_a_runs_records_have_them(config, dataset):
+    simulation = Simulation(replace(config, knn_k=3, knn_temperature=0.5, rounds=1), dataset)
+    untrained, evaluated = [record for record in simulation.train() if record.event == "evaluation"]
+    assert (untrained.class_top1, untrained.clients_top1) == (None, None)
+    tested = torch.bincount(dataset.test_labels[simulation.parts.evaluation.test])
+    assert np.average(evaluated.class_top1, weights=tested) == pytest.approx(evaluated.knn_top1)
+    assert simulation.parts.evaluation.knn(simulation.encoder()) == evaluated.knn_top1
+    mean, worst, std = evaluated.clients_top1
+    assert worst <= mean
+    assert std >= 0

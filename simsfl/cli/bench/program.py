@@ -50,7 +50,17 @@ _PAPER_STEPS = 100_000
 
 NO_MATTER = (
     *("rounds", "epochs", "engine", "precision", "checkpoint_every"),
-    *("eval_every", "eval_features", "knn_bank", "knn_test", "linear_probe", "semi_supervised", "probe_epochs"),
+    *(
+        "eval_every",
+        "eval_features",
+        "knn_bank",
+        "knn_test",
+        "knn_k",
+        "knn_temperature",
+        "linear_probe",
+        "semi_supervised",
+        "probe_epochs",
+    ),
 )
 """Config fields without a flag: no step depends on them, or another flag sets them."""
 

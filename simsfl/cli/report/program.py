@@ -115,10 +115,16 @@ def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) ->
     return "\n".join([*lines, ""])
 
 
+def _ends(accuracies: list[float | None] | None) -> str:
+    """Return the lowest and the highest of some accuracies as text; those that are None are left out."""
+    known = [accuracy for accuracy in accuracies or () if accuracy is not None]
+    return f"{number(min(known))} to {number(max(known))}" if known else "-"
+
+
 def _cells(run: Run) -> dict[str, str]:
     """Return a run's column of the table: texts by the title of their row."""
     config, history, summary = run.config, run.history, run.summary
-    knn = [record["knn_top1"] for record in history.evaluations]
+    knn = [record["knn_top1"] for record in history.evaluations if record["round"]]
     limited = run.reasons.get("batch_size")
     rate, seconds = (summary.client_steps_per_second, summary.seconds) if summary else (None, None)
     return {
@@ -136,6 +142,10 @@ def _cells(run: Run) -> dict[str, str]:
         "kNN untrained [%]": number(history.untrained("knn_top1")),
         "kNN [%]": number(knn[-1] if knn else None),
         "kNN, best [%]": number(max(knn, default=None)),
+        "kNN of classes, lowest to highest [%]": _ends(history.value("evaluation", "class_top1")),
+        "kNN of clients, mean, worst tenth, deviation [%]": ", ".join(
+            map(number, history.value("evaluation", "clients_top1") or [None])
+        ),
         "standard deviation of outputs": f"{run.spreads[-1]} at most" if run.spreads else "-",
         **{f"{kind} probe [%]": number(record["top1"]) for kind, record in history.probes.items()},
         **{
