@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -16,8 +15,9 @@ from typing import Any
 from simsfl.hw_profile.bench.findings import operations, report, session, tables, with_charge
 from simsfl.hw_profile.bench.measuring import IDLE_SECONDS, THREADS, Measurement, measure, standard_trace
 from simsfl.hw_profile.bench.panel import LiveView, PlainView
+from simsfl.hw_profile.bench.result import read_result
 from simsfl.hw_profile.meters import Log, Meter, Record, account, blocked, choose, label, present
-from simsfl.hw_profile.meters.board import Machine, board, temperature
+from simsfl.hw_profile.meters.board import SINCE_BOOT, Machine, board, temperature
 from simsfl.hw_profile.meters.cores import check_threads, usable_cores
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES
 from simsfl.runs.client_trace import Trace
@@ -259,10 +259,15 @@ def _metered(meter: Meter | Log | None) -> str:
 
 
 def _new_flags(seen: Measurement) -> list[str] | None:
-    """Return what limited the board during the measurement, without what it had reported before."""
+    """Return what limited the board at the start or the end of the measurement, or once in between.
+
+    What has been so since boot counts only where the board did not report it before the measurement.
+    """
     if seen.throttling is None:
         return None
-    return [flag for flag in seen.throttling if flag not in (seen.throttling_before or [])]
+    before = seen.throttling_before or []
+    new = [flag for flag in seen.throttling if flag not in before or not flag.endswith(SINCE_BOOT)]
+    return list(dict.fromkeys([flag for flag in before if not flag.endswith(SINCE_BOOT)] + new))
 
 
 def _figures(job: Mapping[str, Any], trace: Trace, seen: Measurement, machine: Machine) -> dict[str, Any]:
@@ -334,14 +339,11 @@ def _with_log(arguments: Any, machine: Machine) -> dict[str, Any]:
     """
     file = arguments.add_log / _FILES[0]
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        memory = result.get("memory", {})
-        if "reckoned" in memory:  # as earlier versions called it
-            memory["estimated"] = memory.pop("reckoned")
-        record = Record(clock_moved=result.get("clock_moved", 0.0))
-        return _with_energy(result, choose(arguments.meter, machine), record)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"add_log: {file} is no result ({error}); allowed: what --out was") from error
+        result = read_result(file)
+    except ValueError as error:
+        what = str(error).removeprefix(f"{file} ")
+        raise ValueError(f"add_log: {file} is no result ({what}); allowed: what --out was") from error
+    return _with_energy(result, choose(arguments.meter, machine), Record(clock_moved=result["clock_moved"]))
 
 
 def _finish(console: Output, out: Path, result: dict[str, Any]) -> int:

@@ -45,6 +45,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)  # `log` is a module of this package
 
+_MOST_WATTS = 1e5
+"""Largest power in watts that is taken for that of a computer."""
 _CLOCK_SECONDS = 0.1
 """Largest number of seconds by which this machine's time of day may be set during a measurement with a log."""
 
@@ -137,6 +139,10 @@ def account(meter: Meter | Log, record: Record, spans: Sequence[Span]) -> tuple[
             f"meter: {count} of {meter.name} beyond its range ({clipped[-1]}), so the mean is too low; allowed: a "
             "larger range, as with a smaller shunt"
         )
+    odd = max((watts for _, watts in readings), key=abs, default=1.0)
+    if not 0 < abs(odd) <= _MOST_WATTS:
+        what = f"a reading of {odd:g} W" if odd else "no reading but 0 W"
+        raise ValueError(f"meter: {meter.name} has {what}; allowed: a meter in the supply line of this computer")
     try:
         figures = energy(readings, before, work, after, meter.uncertainty)
     except ValueError as error:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _THROTTLING = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
-"""Bits of ``vcgencmd get_throttled`` that hold now; those `_SINCE_BOOT` places higher have held since boot."""
-_SINCE_BOOT = 16
+"""Bits of ``vcgencmd get_throttled`` that hold now; those `_HIGHER` places higher have held since boot."""
+_HIGHER = 16
+SINCE_BOOT = "since boot"
+"""End of the texts for what has held since boot."""
 _SENSORS = ("cpu-thermal", "x86_pkg_temp", "soc-thermal")
 """Types of thermal zones that belong to a processor, the best first."""
 _CYCLE_FLOPS = {"Raspberry Pi 4": 8, "Raspberry Pi 5": 16}
@@ -35,7 +37,7 @@ def _run(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=2, check=False)
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"{command[0]} takes more than two seconds") from error
+        raise TimeoutError(f"{command[0]} takes more than two seconds") from error
     if done.returncode:
         printed = f"{done.stderr}\n{done.stdout}".split("\n")
         what = next(filter(None, map(str.strip, printed)), f"{command[0]} ends with exit code {done.returncode}")
@@ -127,17 +129,23 @@ def _system(machine: Machine) -> str:
 
 def _memory_bytes(machine: Machine) -> int | None:
     """Return the bytes of memory of the machine."""
-    total = _labelled(machine.text("proc/meminfo"), "MemTotal")
-    if total:
-        return 1024 * int(total.split()[0])
-    found = machine.output("sysctl", "-n", "hw.memsize") if sys.platform == "darwin" else None
-    return int(found) if found else None
+    total = _number((_labelled(machine.text("proc/meminfo"), "MemTotal") or "").removesuffix("kB").strip())
+    if total is not None:
+        return 1024 * total
+    return _number(machine.output("sysctl", "-n", "hw.memsize")) if sys.platform == "darwin" else None
 
 
 def _highest_hz(machine: Machine) -> int | None:
     """Return the highest frequency of the first core, in hertz."""
-    found = machine.text("sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
-    return 1000 * int(found) if found else None
+    found = _number(machine.text("sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"))
+    return None if found is None else 1000 * found
+
+
+def _number(text: str | None, base: int = 10) -> int | None:
+    """Return the whole number that a file or a command holds; None if it holds none."""
+    with suppress(ValueError):
+        return int(text or "", base)
+    return None
 
 
 def temperature(machine: Machine) -> float | None:
@@ -146,9 +154,9 @@ def temperature(machine: Machine) -> float | None:
     kinds = {(machine.text(str(zone.relative_to(machine.root) / "type")) or ""): zone for zone in reversed(zones)}
     for kind in (*_SENSORS, *reversed(kinds)):
         if kind in kinds:
-            found = machine.text(str(kinds[kind].relative_to(machine.root) / "temp"))
-            if found and found.lstrip("-").isdigit():
-                return int(found) / 1000
+            found = _number(machine.text(str(kinds[kind].relative_to(machine.root) / "temp")))
+            if found is not None:
+                return found / 1000
     return None
 
 
@@ -157,9 +165,8 @@ def throttling(machine: Machine) -> list[str] | None:
 
     The list is empty where nothing limits or has limited it, and None where the board does not report it.
     """
-    found = machine.output("vcgencmd", "get_throttled")
-    if not found or "0x" not in found:
+    bits = _number((machine.output("vcgencmd", "get_throttled") or "").partition("throttled=")[2], 16)
+    if bits is None:
         return None
-    bits = int(found.partition("=")[2], 16)
     now = [text for bit, text in _THROTTLING.items() if bits >> bit & 1]
-    return now + [f"{text} since boot" for bit, text in _THROTTLING.items() if bits >> bit + _SINCE_BOOT & 1]
+    return now + [f"{text} {SINCE_BOOT}" for bit, text in _THROTTLING.items() if bits >> bit + _HIGHER & 1]

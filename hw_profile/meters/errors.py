@@ -7,6 +7,10 @@ class Blocked(ValueError):
     """A meter that the machine has, or may have, cannot be used until the user does what the message says."""
 
 
+class NotMeasuring(OSError):
+    """A meter answers, but it is set, wired or broken so that what it shows is no measurement."""
+
+
 class Clipped(OSError):
     """A reading is at or beyond the end of the meter's range.
 

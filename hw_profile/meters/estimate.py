@@ -53,6 +53,8 @@ def _times(machine: Machine) -> tuple[int, int]:
     """
     for line in (machine.text("proc/stat") or "").splitlines():
         if line.startswith("cpu "):
-            ticks = [int(value) for value in line.split()[1:9]]  # user nice system idle iowait irq softirq steal
-            return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+            values = line.split()[1:9]  # user nice system idle iowait irq softirq steal
+            if len(values) > 4 and all(map(str.isdecimal, values)):
+                ticks = [int(value) for value in values]
+                return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
     raise OSError("no line of it is about all processors")

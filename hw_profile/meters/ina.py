@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from simsfl.hw_profile.meters.errors import Blocked, Clipped
+from simsfl.hw_profile.meters.errors import Blocked, Clipped, NotMeasuring
 
 _BUS = 1
 """Number of the I2C bus."""
@@ -48,10 +48,6 @@ class Bus(Protocol):
         """Return a word that is read with its low byte first."""
 
 
-class _NotMeasuring(OSError):
-    """The chip is set or wired so that its registers hold no measurement."""
-
-
 class INA219:
     """Power that flows through the shunt of an INA219.
 
@@ -81,7 +77,7 @@ class INA219:
             self._identify(self._register(_SETTINGS))
             with suppress(Clipped):  # the next readings may be within the range
                 self.watts()
-        except _NotMeasuring as error:
+        except NotMeasuring as error:
             raise Blocked(f"{self.name} at {self._address:#x} does not measure: {error}") from error
         except PermissionError as error:
             raise Blocked(_no_permission()) from error
@@ -97,7 +93,7 @@ class INA219:
         word = self._register(_VOLTAGE)
         volts = self._volts(word)
         if not volts:
-            raise _NotMeasuring("it has no voltage, so the far end of its shunt may not be connected")
+            raise NotMeasuring("it has no voltage, so the far end of its shunt may not be connected")
         full_scale, highest = self._ranges(settings)
         if abs(drop) >= full_scale:
             most = full_scale * self.shunt_volts
@@ -109,10 +105,10 @@ class INA219:
         return volts * drop * self.shunt_volts / self._ohm
 
     def _check_settings(self, settings: int) -> None:
-        """Raise _NotMeasuring unless the chip measures shunt and voltage all the time."""
+        """Raise NotMeasuring unless the chip measures shunt and voltage all the time."""
         mode = settings & 0b111
         if mode != _CONTINUOUS:
-            raise _NotMeasuring(f"its mode is {mode} ({_MODES[mode]}); allowed: {_CONTINUOUS}, {self._remedy()}")
+            raise NotMeasuring(f"its mode is {mode} ({_MODES[mode]}); allowed: {_CONTINUOUS}, {self._remedy()}")
 
     def _remedy(self) -> str:
         """Return the command that gives the chip its usual settings."""
@@ -177,7 +173,7 @@ class INA226(INA219):
         averaged, voltage, shunt = (settings >> bit & 0b111 for bit in (9, 6, 3))
         seconds = self._AVERAGED[averaged] * (self._CONVERSION[voltage] + self._CONVERSION[shunt])
         if seconds > _SLOWEST:
-            raise _NotMeasuring(f"a reading takes {seconds:.1f} s; allowed: {_SLOWEST:g} s, {self._remedy()}")
+            raise NotMeasuring(f"a reading takes {seconds:.1f} s; allowed: {_SLOWEST:g} s, {self._remedy()}")
 
     def _ranges(self, settings: int) -> tuple[int, int]:
         return 0x7FFF, 36

@@ -11,6 +11,8 @@ import numpy as np
 
 DECIMAL_SIGNS = (".", ",")
 """Characters that may separate whole digits from decimals; in a file, the other one may separate thousands."""
+_LARGEST = 1e30
+"""Larger numbers are neither times, in whatever unit, nor readings."""
 _MILLISECONDS = 1e11
 """Larger numbers are not unix seconds but milliseconds or finer; seconds stay below it for 3,000 years."""
 _STAMP = re.compile(
@@ -43,7 +45,7 @@ def numbers(texts: Sequence[str], sign: str) -> np.ndarray:
     plain = "\n".join(cells[index] for index in valid).replace(other, "").replace(sign, ".")
     found = np.full(len(texts), np.nan)
     found[valid] = np.array(plain.split("\n") if valid else [], dtype=np.float64)
-    found[np.isinf(found)] = np.nan
+    found[np.abs(found) > _LARGEST] = np.nan
     return found
 
 

@@ -6,7 +6,7 @@ import math
 import re
 
 from simsfl.hw_profile.meters.board import Machine, model_of
-from simsfl.hw_profile.meters.errors import Blocked
+from simsfl.hw_profile.meters.errors import Blocked, NotMeasuring
 
 _BOARDS = ("Raspberry Pi 5", "Raspberry Pi Compute Module 5")
 """Beginnings of the models of board that have the chip; a Raspberry Pi 500 is one of them."""
@@ -38,6 +38,8 @@ class Pmic:
         except OSError as error:
             if not model_of(machine).startswith(_BOARDS):
                 raise ValueError(f"pmic is not here (vcgencmd pmic_read_adc: {error})") from error
+            if isinstance(error, (NotMeasuring, TimeoutError)):
+                raise Blocked(f"pmic does not measure (vcgencmd pmic_read_adc: {error})") from error
             if isinstance(error, FileNotFoundError):
                 remedy = "it comes with the package raspi-utils (sudo apt install raspi-utils)"
             else:
@@ -63,8 +65,8 @@ def rails(text: str) -> dict[str, float]:
         text: the output of ``vcgencmd pmic_read_adc``.
 
     Raises:
-        OSError: there is no current in the text, a rail has no voltage, a number is negative or malformed, or all rails
-            are at 0 W.
+        OSError: there is neither a current nor a voltage in the text.
+        NotMeasuring: a rail has no voltage, a number is negative or malformed, or all rails are at 0 W.
     """
     read: dict[str, dict[str, float]] = {"A": {}, "V": {}}
     for name, unit, number in re.findall(r"(\w+)_([AV])\s+(?:current|volt)\(\d+\)=(\S*)", text):
@@ -73,13 +75,15 @@ def rails(text: str) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not 0 <= value < math.inf:
-            raise OSError(f"{name}_{unit} is {number!r}")
+            raise NotMeasuring(f"{name}_{unit} is {number!r}")
         read[unit][name] = value
     amperes, volts = read["A"], read["V"]
+    if not amperes and not volts:
+        raise OSError("it does not report current and voltage of any rail")
     if not amperes or not amperes.keys() <= volts.keys():
         what = ", ".join(sorted(amperes.keys() - volts.keys())) or "any rail"
-        raise OSError(f"it does not report current and voltage of {what}")
+        raise NotMeasuring(f"it does not report current and voltage of {what}")
     found = {name: amperes[name] * volts[name] for name in amperes}
     if not any(found.values()):
-        raise OSError("all its rails are at 0 W")
+        raise NotMeasuring("all its rails are at 0 W")
     return found

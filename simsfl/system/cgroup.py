@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ _FILES = {
 }
 """Names of the files with a group's usage and limits, and the entry of its cached files in memory.stat, by the type of
 the file system."""
+_NUMBER = re.compile("([0-9]{1,20})")
+"""Pattern of a number of bytes, which has 64 bits."""
+_MOUNT = re.compile(r"\S+ \S+ \S+ (?P<shown>\S+) (?P<point>\S+) .*?- (?P<kind>\S+) \S+ (?P<options>\S+)")
+"""Pattern of a line of mountinfo; `shown` is the group that the mount point shows."""
 
 
 def free_in_groups(root: Path = Path("/")) -> int | None:
@@ -30,26 +35,37 @@ def _groups(root: Path) -> Iterator[tuple[str, Path]]:
     """Yield the type and directory of the control groups for memory that this process is in, and of those above."""
     paths = {}
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if not controllers or "memory" in controllers.split(","):
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if path and (not controllers or "memory" in controllers.split(",")):
             paths["cgroup" if controllers else "cgroup2"] = Path(path)
     for line in _lines(root / "proc/self/mountinfo"):
-        mount, _, file_system = line.partition(" - ")
-        kind, _, options = file_system.split(" ", 2)
-        if kind in paths and (kind == "cgroup2" or "memory" in options.split(",")):
-            _, _, _, shown, point, *_ = mount.split(" ")  # `shown` is the group that the mount point shows
+        found = _MOUNT.fullmatch(line)
+        if not found or found["kind"] not in paths:
+            continue
+        kind, shown, point = found["kind"], _unescaped(found["shown"]), _unescaped(found["point"])
+        if kind == "cgroup2" or "memory" in found["options"].split(","):
             top, path = root / point.lstrip("/"), paths[kind]
             below = path.is_relative_to(shown) and ".." not in path.parts
             group = top / path.relative_to(shown) if below else top
             yield from ((kind, one) for one in (group, *group.parents) if one.is_relative_to(top))
 
 
+def _unescaped(path: str) -> str:
+    """Return a path of mountinfo, in which blanks and some other characters are written as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
+
+
 def _left_by(group: Path, usage: str, limits: tuple[str, ...], cached: str) -> int | None:
     """Return the bytes that one group leaves; None where it has no limit, which is written as "max" or not at all."""
-    bounds = [int(text) for name in limits for text in _lines(group / name) if text.isdecimal()]
-    used = sum(map(int, _lines(group / usage)))
-    statistics = dict(line.split() for line in _lines(group / "memory.stat"))
-    return max(0, min(bounds) - used + int(statistics.get(cached, 0))) if bounds else None
+    bounds = [bound for name in limits for bound in _numbers(group / name, _NUMBER)]
+    used = sum(_numbers(group / usage, _NUMBER))
+    inactive = sum(_numbers(group / "memory.stat", re.compile(rf"{cached} {_NUMBER.pattern}")))
+    return max(0, min(bounds) - used + min(inactive, used)) if bounds else None
+
+
+def _numbers(file: Path, pattern: re.Pattern[str]) -> list[int]:
+    """Return the numbers in the lines of a file that are as a pattern says; other lines are passed over."""
+    return [int(found[1]) for line in _lines(file) if (found := pattern.fullmatch(line))]
 
 
 def _lines(file: Path) -> list[str]:

@@ -79,6 +79,17 @@ def test_machine_that_says_nothing(tmp_path):
     assert throttling(machine) is None
 
 
+@pytest.mark.usefixtures("_linux")
+@pytest.mark.parametrize("text", ["", "many", "MemTotal: many kB", "MemTotal:", "1.5"])
+def test_files_that_hold_no_number_say_nothing(tmp_path, text):
+    zone = "sys/class/thermal/thermal_zone0"
+    files = {"proc/meminfo": text, f"{CORE}/cpuinfo_max_freq": text}
+    files |= {f"{zone}/type": "cpu-thermal", f"{zone}/temp": text}
+    machine = machine_of(tmp_path, files)
+    found = board(machine)
+    assert (found.memory_bytes, found.highest_hz, temperature(machine)) == (None, None, None)
+
+
 def test_macos(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(boards.platform, "mac_ver", lambda: ("15.1", ("", "", ""), "arm64"))
@@ -125,6 +136,8 @@ def test_temperature(tmp_path, kinds, degrees):
         ("throttled=0xa0000\n", ["frequency capped since boot", "soft temperature limit since boot"]),
         ("throttled=0xa\n", ["frequency capped", "soft temperature limit"]),
         ('error=1 error_msg="Command not registered"\n', None),
+        ("throttled=0xZZ\n", None),
+        ("0x50005\n", None),
     ],
 )
 def test_throttling(tmp_path, output, flags):

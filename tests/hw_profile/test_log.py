@@ -293,6 +293,7 @@ def test_a_last_character_that_is_cut_is_left_out(read):
         ("time,power\n", "is empty, and the run was"),
         ("time,power\n1795694400,nan\n", "line 2: 'nan' is no reading"),
         ("time,power\n1795694400,1e999\n", "line 2: '1e999' is no reading"),
+        ("time,voltage,current\n1795694400,1e200,1e200\n", "line 2: '1e200' is no reading"),
         ("time,power\n1795694400,1_000\n", "line 2: '1_000' is no reading"),
         ("time,power\n1795694400,\n", "line 2: '' is no reading"),
         ("time,power\ns,W\n1795694400,5\n", "line 2: 's' is no time"),

@@ -153,3 +153,9 @@ def test_a_log_cannot_be_compared_with_a_clock_that_was_set(tmp_path, moved, ref
     with pytest.raises(ValueError, match=rf"this machine's clock was set by \{moved:+.1f} s during the measurement"):
         account(Log(str(file)), record, SPANS)
     assert account(METER, Record(readings(), clock_moved=moved), SPANS)[0]["mean_watts"] == pytest.approx(5)
+
+
+@pytest.mark.parametrize(("watts", "words"), [(0.0, "no reading but 0 W"), (2e5, "a reading of 200000 W")])
+def test_readings_that_are_of_no_computer_give_no_figures(watts, words):
+    with pytest.raises(ValueError, match=f"^meter: ina219 has {words}; allowed: a meter in the supply line"):
+        account(METER, Record(readings=[(1000 + at / 10, watts) for at in range(201)]), SPANS)

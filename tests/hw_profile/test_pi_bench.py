@@ -208,6 +208,24 @@ def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     (out / "written-by-simsfl.txt").unlink()
     assert add(2.0)[0] == 2
     assert "this machine's clock was set by +37.0 s during the measurement" in capsys.readouterr().err
+    spans = dict(zip(found["spans"], [[begin, begin], [begin, begin + 1], [begin + 1, begin + 1]], strict=True))
+    for damage, message in (
+        ({"spans": spans}, "add_log: the idle machine was not measured"),
+        ({"spans": spans | {"work": [begin + 1, begin]}}, "in order"),
+        ({"spans": {}}, "are no begins and ends of idle before, work, idle after"),
+        ({"threads": "two"}, "threads: 'two' is not a whole number"),
+        ({"steps": 0}, "steps: 0 is out of range"),
+        ({"latency": {}}, "latency: it lacks the time of a step or of a phase"),
+        ({"board": found["board"] | {"model": None}}, "board.model: None is not a text"),
+        ({"verified": found["verified"] | {"weights": float("nan")}}, "verified.weights: nan is out of range"),
+        ({"memory": {}}, "memory.process_idle: is missing"),
+    ):
+        file.write_text(json.dumps(found | damage))
+        (out / "written-by-simsfl.txt").unlink(missing_ok=True)
+        assert add(2.0)[0] == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["report.md", "latency.svg", "memory.svg", "power.svg"])
@@ -373,11 +391,7 @@ def test_nothing_else_goes_with_a_log(tmp_path, capsys):
         ('{"spans": null}', [], "is no result"),
         ("{", [], "is no result"),
         ("{}", ["--seconds", "3"], "seconds: has no effect on an earlier result"),
-        (
-            '{"spans": {"idle before": [1, 1], "work": [1, 2], "idle after": [2, 2]}}',
-            [],
-            "the idle machine was not measured",
-        ),
+        ("[" * 10**5, [], "is no result (cannot be read as JSON (it is nested too deeply))"),
     ):
         (tmp_path / "result.json").write_text(content)
         assert pi_bench.main(["--add-log", str(tmp_path), "--meter", log, *flags]) == 2
@@ -472,3 +486,17 @@ def test_plots_are_svg():
     page, *widths = (float(box.get("width")) for box in bars.iter("{http://www.w3.org/2000/svg}rect"))
     assert widths[1] < page
     assert widths[1] == pytest.approx(2 * widths[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "flags"),
+    [
+        ([], [], []),
+        (None, None, None),
+        (["throttled", "throttled since boot"], ["throttled", "throttled since boot"], ["throttled"]),
+        (["throttled", "throttled since boot"], ["throttled since boot"], ["throttled"]),
+        (["under-voltage since boot"], ["under-voltage since boot", "throttled since boot"], ["throttled since boot"]),
+    ],
+)
+def test_what_limits_the_board_before_and_after_the_work_limits_it_in_between(before, after, flags):
+    assert pi_bench._new_flags(SimpleNamespace(throttling_before=before, throttling=after)) == flags

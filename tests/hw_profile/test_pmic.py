@@ -125,3 +125,17 @@ def test_a_user_who_may_not_ask_is_told_how_to(tmp_path, model, run, words):
     with pytest.raises(Blocked, match=f"^pmic cannot be asked .*{words}") as raised:
         Pmic(Machine(tmp_path, run))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda command: PMIC.replace("6.22421000A", "nanA"), "VDD_CORE_A is 'nanA'"),
+        (lambda command: "VDD_CORE_A current(7)=0.0A\nVDD_CORE_V volt(15)=0.9V\n", "all its rails are at 0 W"),
+        (raiser(TimeoutError("vcgencmd takes more than two seconds")), "vcgencmd takes more than two seconds"),
+    ],
+)
+def test_a_chip_that_answers_wrongly_is_not_a_matter_of_groups(tmp_path, run, words):
+    write(tmp_path, {"proc/device-tree/model": f"{PI_5}\0"})
+    with pytest.raises(Blocked, match=rf"^pmic does not measure \(vcgencmd pmic_read_adc: {words}\)$"):
+        Pmic(Machine(tmp_path, run))

@@ -104,6 +104,26 @@ def test_groups_of_version_1(tmp_path, path, shown, directory):
     assert free_memory(tmp_path) == 2 * GB
 
 
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"sys__fs__cgroup__memory.current": "many\n"}, GB),
+        ({"sys__fs__cgroup__memory.stat": "inactive_file\n\na b c\ninactive_file many\n"}, GB - 100),
+        ({"sys__fs__cgroup__memory.stat": "inactive_file 1000\n"}, GB),
+        ({"sys__fs__cgroup__memory.max": "9" * 5000 + "\n"}, 8_192_000_000),
+        ({"sys__fs__cgroup__memory.max": "\0\n"}, 8_192_000_000),
+        ({"proc__self__cgroup": "no colon\n0::/\n"}, GB - 100),
+        ({"proc__self__cgroup": "no colon\n"}, 8_192_000_000),
+        ({"proc__self__mountinfo": f"\nodd\n31 23 - cgroup2 cgroup2\n{V2}"}, GB - 100),
+        ({"proc__self__mountinfo": V2.replace("cgroup rw", r"a\040b rw"), "sys__fs__a b__memory.max": "7\n"}, 7),
+    ],
+)
+def test_files_of_groups_that_are_odd_or_missing(tmp_path, files, free):
+    usual = {"sys__fs__cgroup__memory.max": f"{GB}\n", "sys__fs__cgroup__memory.current": "100\n"}
+    usual |= {"proc__self__cgroup": "0::/\n", "proc__self__mountinfo": V2}
+    assert free_memory(system(tmp_path, **usual | files)) == free
+
+
 def test_macos(tmp_path, monkeypatch):
     """It has no /proc, and does not know SC_AVPHYS_PAGES."""
     (tmp_path / "vm_stat").write_text(VM_STAT)
