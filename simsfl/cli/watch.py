@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             title = visible(f"{called('watch')} {directory.path.resolve().name}")
             with out.replacing(arguments.svg.name) as file:
                 picture.save_svg(str(file), title=title)
+            console.say(f"wrote {arguments.svg}")
             return 0
         if arguments.once:
             console.print(render(config, history, status))

@@ -27,8 +27,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         shape = argparse.RawDescriptionHelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=shape, usage="%(prog)s [flags]", **options)
+        super().__init__(allow_abbrev=False, formatter_class=shape, **options)
         self.dotted: Collection[str] = ()
+
+    def format_help(self) -> str:
+        """Return the help; its first line has what must be given, and no list of all flags."""
+        needed = [
+            " ".join([*action.option_strings[:1], str(action.metavar or action.dest.upper())])
+            for action in self._actions
+            if action.required
+        ]
+        self.usage = " ".join(["%(prog)s", *needed, "[flags]"])
+        return super().format_help()
 
     def print_help(self, file: Any = None) -> None:
         """Print the help; argparse itself would pass over a full disk."""

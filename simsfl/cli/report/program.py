@@ -22,6 +22,9 @@ from simsfl.ui.dashboard import number, time_text
 from simsfl.ui.markdown import escaped, lines_of, picture
 from simsfl.ui.spread import collapse
 
+_UNRECORDED = "no round is recorded: the run has just begun, or was trained in Python by `Simulation` alone (`simsfl.run` records)"
+"""What the page says of a run without records of rounds."""
+
 
 def parser() -> Parser:
     """Return the parser of this program's flags."""
@@ -105,6 +108,8 @@ def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) ->
     for run in runs:
         if found := collapse(run.spreads):
             lines += ["", f"**{escaped(run.name)}:** {found[1]}"]
+        if not run.history.rounds:
+            lines += ["", f"**{escaped(run.name)}:** {_UNRECORDED}"]
     for stem, (title, _) in figures.items():
         lines += ["", f"## {escaped(title)}", "", picture(title, f"figures/{stem}.png")]
     for run in runs:
