@@ -37,6 +37,8 @@ from simsfl.ui.dashboard import number
 log = logging.getLogger(__name__)
 _DESCENT = "descent"
 """Name of the attack that trains no decoder."""
+_MARKED = 20
+"""Number of epochs from which on their errors are a line without marks."""
 _SHOWN = 12
 """Most images on the sheet."""
 
@@ -242,8 +244,11 @@ def _curves(results: Sequence[Result], seeds: Sequence[int]) -> Figure:
     """Draw the decoder's mean squared error by epoch, on the images it is trained on and on those held out."""
     figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for result, seed in zip(results, seeds, strict=True):
-        (line,) = axis.plot(result.training.train, label=f"seed {seed}, trained on")
-        axis.plot(result.training.held_out, "--", color=line.get_color(), label=f"seed {seed}, held out")
+        epochs = range(1, len(result.training.train) + 1)
+        mark = "." if len(epochs) < _MARKED else ""
+        (line,) = axis.plot(epochs, result.training.train, marker=mark, label=f"seed {seed}, trained on")
+        how = {"color": line.get_color(), "marker": mark, "label": f"seed {seed}, held out"}
+        axis.plot(epochs, result.training.held_out, "--", **how)
     axis.set(xlabel="epoch", ylabel="mean squared error", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

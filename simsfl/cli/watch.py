@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 picture.save_svg(str(file), title=title)
             console.say(f"wrote {arguments.svg}")
             return 0
-        if arguments.once:
+        if arguments.once or (status and status.activity in ENDINGS and not console.live):
             console.print(render(config, history, status))
         else:
             status = _follow(tail, (LiveView if console.live else PlainView)(config, history, console), console)

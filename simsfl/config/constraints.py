@@ -43,7 +43,8 @@ def _for_split(field: str, usual: Any, shown: str = "") -> Constraint:
     """
     return Constraint(
         lambda c: not c.is_split and getattr(c, field) != usual,
-        f"{field}: {{{field}{shown}}} is for {_SPLIT_METHODS}, not for {{method}}; allowed: {usual}",
+        f"{field}: {{{field}{shown}}} is for {_SPLIT_METHODS}, not for {{method}}; allowed: "
+        + ("without it" if usual is None else str(usual)),
     )
 
 
@@ -61,7 +62,7 @@ EVERY_RUN = (
     ),
     Constraint(
         lambda c: c.width is not None and c.width % 4 > 0,
-        "width: {width} does not divide into GroupNorm's groups; allowed: multiples of 4",
+        "width: {width} is no multiple of 4; allowed: multiples of 4, so that it divides into groups and heads",
     ),
     Constraint(
         lambda c: c.is_split and c.goal.queue and not c.feature_sharing and c.queue_length < c.clients,

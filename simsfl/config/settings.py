@@ -123,7 +123,7 @@ class Settings:
         only=SAMPLED,
     )
     dropout: float = _setting(
-        0.0, "clients", "Probability that a client of the cohort does not come in a round.", within=(0, 1)
+        0.0, "clients", "Probability that a client of the cohort does not come in a round.", within=(0, 0.999)
     )
     straggler: float = _setting(
         0.0, "clients", "Probability that a client of the cohort is slow in a round, and misses steps.", within=(0, 1)

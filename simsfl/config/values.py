@@ -38,6 +38,8 @@ def check_value(name: str, spec: Field, value: Any) -> None:
         spec: the field, with its annotation as text, and "choices" and "within" in its metadata if it is limited so.
         value: the value.
     """
+    if value == "":
+        raise ValueError(f"{name}: is empty; allowed: {'a name or path' if spec.metadata.get('path') else 'a name'}")
     _check_type(name, _annotation(spec), value)
     choices, within = spec.metadata.get("choices"), spec.metadata.get("within")
     if value is None:
@@ -55,8 +57,6 @@ def _check_type(name: str, annotation: str, value: Any) -> None:
     wanted, _, optional = annotation.partition(" | ")
     allowed = _TYPES[wanted]
     right = isinstance(value, allowed) and (wanted == "bool" or not isinstance(value, bool))
-    if value == "":
-        raise ValueError(f"{name}: is empty; allowed: a name or path")
     if not (right or (optional and value is None)):
         raise ValueError(f"{name}: {shown(value)} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
 

@@ -161,7 +161,7 @@ def check_writable(path: Path, flag: str) -> None:
 
 @contextmanager
 def claimed(out: Path, *results: str) -> Iterator[None]:
-    """Make the directory `out` before results for it are computed; remove it after an error if it was new and is empty.
+    """Make the directory `out` before results for it are computed; remove what was made after an error, if it is empty.
 
     Args:
         out: the directory that was given as ``--out``.
@@ -173,7 +173,7 @@ def claimed(out: Path, *results: str) -> Iterator[None]:
     held = [name for name in results if os.path.lexists(out / name)]
     if held:
         raise ValueError(f"out: {out} holds a result already, {held[0]}; allowed: a new directory")
-    new = not out.exists()
+    new = [path for path in (out, *out.parents) if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):  # raises if it cannot be written to
@@ -183,7 +183,7 @@ def claimed(out: Path, *results: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if new:
-            with suppress(OSError):  # the directory is no longer empty
-                out.rmdir()
+        with suppress(OSError):  # a directory is no longer empty
+            for path in new:
+                path.rmdir()
         raise

@@ -17,7 +17,7 @@ def unknown(field: str, value: str, names: Iterable[str], *, allowed: str = "", 
         also: text for what is allowed in addition.
     """
     names = list(names)
-    near = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.6)
     hint = f" (did you mean {next(name for name in names if name.lower() == near[0])}?)" if near else ""
     choices = (allowed or ", ".join(names)) + (f", or {also}" if also else "")
     return ValueError(f"{field}: {shortened(value)!r} is not known{hint}; allowed: {choices}")

@@ -62,7 +62,9 @@ class Outputs:
         return file.is_file() and not file.is_symlink() and (digest(file), name) in self._lines()
 
     def check(self, *names: str) -> None:
-        """Raise a ValueError if one of the files `names` is there, but is not simsfl's own."""
+        """Raise a ValueError if one of the files `names` is there, but is not simsfl's own, or this is no directory."""
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise ValueError(f"{self.flag}: {self.path} is no directory; allowed: a directory, also a new one")
         for name in names:
             if os.path.lexists(self.path / name) and not self.owns(name):
                 raise ValueError(

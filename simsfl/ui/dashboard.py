@@ -67,7 +67,7 @@ def _squeeze(values: Sequence[float], width: int) -> list[float]:
     return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
 
 
-def _bytes_text(count: float) -> str:
+def bytes_text(count: float) -> str:
     """Format bytes with a decimal unit, as traffic is billed: ``1.5 kB`` for 1,500."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -142,6 +142,7 @@ def _header(config: Mapping[str, Any], activity: str) -> Panel:
     text = Text.assemble(
         (config["preset"], "bold cyan"),
         "" if config["method"] in ("mocosfl", config["preset"]) else f"  {config['method']}",
+        "".join(f"  {config[name]}" for name in ("objective", "defence") if config.get(name)),
         f"  {config['dataset'].rsplit('/', 1)[-1]}  {config['device']}  ",
         (f"{config['clients']:,} clients", "bold"),
         f", cohort {config['cohort']:,}  {config['engine']}  {config['precision']}",
@@ -213,10 +214,10 @@ def _figures(history: History, status: Status) -> Table:
     table.add_row(
         f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
         f"{number(status.images_per_second, ',.0f')} images/s",
-        f"peak memory {_bytes_text(status.peak_memory_bytes)}",
+        f"peak memory {bytes_text(status.peak_memory_bytes)}",
     )
     table.add_row(
-        f"per client  {_bytes_text(up or 0)} up  {_bytes_text(down or 0)} down{_saving(history)}",
+        f"per client  {bytes_text(up or 0)} up  {bytes_text(down or 0)} down{_saving(history)}",
         f"training {time_text(status.seconds)}",
     )
     return table
@@ -225,7 +226,7 @@ def _figures(history: History, status: Status) -> Table:
 def _saving(history: History) -> str:
     """Return the bytes saved per client and the state of communication; empty where nothing is saved."""
     saved = history.value("round", "bytes_saved_per_client")
-    return f"  {_bytes_text(saved)} saved ({history.value('round', 'communication')})" if saved else ""
+    return f"  {bytes_text(saved)} saved ({history.value('round', 'communication')})" if saved else ""
 
 
 def _bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Panel:
@@ -287,8 +288,8 @@ def _devices(statuses: Sequence[DeviceStatus]) -> Panel:
             Text(status.presence, style=_PRESENCE[status.presence]),
             f"{status.steps:,}",
             number(pace, ".1f"),
-            _bytes_text(status.bytes_up),
-            _bytes_text(status.bytes_down),
+            bytes_text(status.bytes_up),
+            bytes_text(status.bytes_down),
             _milliseconds(status.compute_seconds),
             _milliseconds(status.network_seconds),
         )

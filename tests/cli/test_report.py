@@ -90,3 +90,18 @@ def test_features_are_those_of_images_of_all_classes(arrays, config, monkeypatch
 def test_features_of_a_collapsed_network_have_no_variance(config, black):
     simulation = Simulation(replace(config, rounds=1), black)
     assert figures._features(simulation).axes[0].get_xlabel() == "first component (0 % of variance)"
+
+
+def test_the_table_says_in_what_runs_differ(trained, npz, tmp_path, capsys):
+    other = tmp_path / "other"
+    settings = {name: value for name, value in TINY.items() if name != "queue_length"} | {"rounds": 1}
+    chosen = ["--objective", "simclr", "--objective.temperature", "0.3", "--defence", "clip+gaussian", "--seed", "1"]
+    assert run.main([*flags(dataset=npz, out=other, **settings, dashboard="off"), *chosen]) == 0
+    assert report.main([str(trained), str(other), "--out", str(tmp_path / "both")]) == 0
+    page = (tmp_path / "both" / "report.md").read_text()
+    rows = {cells[0]: cells[1:] for line in page.splitlines() if len(cells := line.strip("| ").split(" | ")) == 3}
+    assert rows["objective"] == ["None", "simclr"]
+    assert rows["defence"] == ["None", "clip+gaussian"]
+    assert rows["options"] == ["{}", "{'objective.temperature': 0.3}"]
+    assert not {"aggregation", "dropout", "device"} & rows.keys()
+    assert rows["up, down per client"][0].count("kB") == 2

@@ -291,3 +291,9 @@ def test_a_damaged_grid_is_one_line(content, tmp_path, capsys):
 def test_what_a_killed_process_left_is_no_grid_of_others(tmp_path):
     (tmp_path / LIST).write_text("")
     assert read_grid(Outputs(tmp_path), Identity()) == {}
+
+
+def test_a_data_set_that_is_not_there_is_refused_before_anything_is_written(tmp_path, capsys):
+    assert run("3", "--only", "CIFAR-10 IID", out=tmp_path / "grid", rounds=1, **{"dataset": "cifar11"}) == 2
+    assert "dataset: 'cifar11' is not known (did you mean cifar10?)" in capsys.readouterr().err
+    assert not (tmp_path / "grid").exists()

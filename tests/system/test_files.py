@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from simsfl.system import files
-from simsfl.system.files import check_writable, replacing, write_json
+from simsfl.system.files import check_writable, claimed, replacing, write_json
 
 certain = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which system runs")
 KILLED = """
@@ -183,3 +183,12 @@ def test_where_a_file_can_be_made(tmp_path):
         with pytest.raises(ValueError, match=f"json: .*{words}"):
             check_writable(tmp_path / name, "json")
     assert held(tmp_path) == ["held"]
+
+
+def test_what_was_made_for_results_that_did_not_come_is_removed(tmp_path):
+    (tmp_path / "held").mkdir()
+    for place in ("new", "a/b/c", "held/d"):
+        with pytest.raises(ValueError, match="no result"), claimed(tmp_path / place, "result.json"):
+            raise ValueError("no result")
+    assert [path.name for path in tmp_path.iterdir()] == ["held"]
+    assert list((tmp_path / "held").iterdir()) == []

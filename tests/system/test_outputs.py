@@ -103,3 +103,9 @@ def test_files_of_a_directory_without_a_list_are_adopted_once(tmp_path):
     (tmp_path / "b.txt").write_text("mine")
     out.adopt(["b.txt"])
     assert not out.owns("b.txt")
+
+
+def test_a_file_is_no_directory_for_outputs(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^out: .*file is no directory; allowed: a directory, also a new one$"):
+        Outputs(tmp_path / "file").check("report.md")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
+from simsfl.config import RunConfig
 from simsfl.system.console import Output
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
@@ -72,18 +73,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         from simsfl.setup.defaults import with_precision  # noqa: PLC0415
 
         if arguments.accounting == "paper":
-            tables, figures = paper_tables()
+            (tables, figures), left_out = paper_tables(), {}
         else:
             asked, _ = with_precision(asked)
-            configs = {"as asked": asked} | {name: replace(asked, **changed) for name, changed in _VARIANTS.items()}
+            configs, left_out = _compared(asked)
             how = {"number_bytes": arguments.dtype and _DTYPES[arguments.dtype], "measured": arguments.measured}
             rows = watched(list(configs.items()), "measuring") if arguments.measured else configs.items()
             figures = {name: estimate(config, arguments.images, **how) for name, config in rows}
             tables = own_tables(figures, asked, arguments.dtype or f"the formats of a run ({asked.precision})")
         for table in tables:
             Output().print(table)
+        for reason, names in left_out.items():
+            Output().say(f"left out: {', '.join(names)} ({reason})")
         if out:
             out.write_json(arguments.json.name, figures)
     except (ValueError, OSError) as error:
         return fail(error)
     return 0
+
+
+def _compared(asked: RunConfig) -> tuple[dict[str, RunConfig], dict[str, list[str]]]:
+    """Return the configs of the rows by name, and the names of the rows that are not possible by the reason."""
+    configs, left_out = {"as asked": asked}, {}
+    for name, changed in _VARIANTS.items():
+        try:
+            configs[name] = replace(asked, **changed)
+        except ValueError as error:
+            left_out.setdefault(str(error).partition("; allowed")[0], []).append(name)
+    return configs, left_out

@@ -7,22 +7,34 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from simsfl.cli.flags import add_plugin_flag
 from simsfl.cli.report.figures import Run, draw, save
+from simsfl.config import RunConfig
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, read_records
 from simsfl.runs.records import AttackRecord, read
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text
 from simsfl.ui.arguments import Parser, fail, path
-from simsfl.ui.dashboard import number, time_text
+from simsfl.ui.dashboard import bytes_text, number, time_text
 from simsfl.ui.markdown import escaped, lines_of, picture
 from simsfl.ui.spread import collapse
 
-_UNRECORDED = "no round is recorded: the run has just begun, or was trained in Python by `Simulation` alone (`simsfl.run` records)"
+_SHOWN = (
+    *("preset", "method", "dataset", "data_dir", "partition", "arch", "cut_layer", "clients", "cohort", "batch_size"),
+    *("rounds", "precision", "engine", "seed", "device", "epochs"),
+)
+"""Fields of the config that the table always has, or that say nothing of the results."""
+_CHOICES = (
+    *("objective", "supervised", "aggregation", "sampler", "dropout", "straggler", "optimizer", "proximal", "defence"),
+    *("loss_threshold", "ressfl_lambda", "unequal", "callback", "options"),
+)
+"""Fields of the config that the table has where they are not as usual."""
+_UNRECORDED = "no round is recorded: the run has just begun, or was trained in Python without `simsfl.run`"
 """What the page says of a run without records of rounds."""
 
 
@@ -100,7 +112,8 @@ def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) ->
         figures: titles and figures by file name, as of `draw`.
         out: the directory that the page is written into; links are relative to it.
     """
-    columns = [_cells(run) for run in runs]
+    differing = _differing([run.config for run in runs])
+    columns = [_cells(run, differing) for run in runs]
     titles = max(columns, key=len) | {title: "" for column in columns for title in column}
     table = [["", *(run.name for run in runs)]]
     table += [[title, *(column.get(title, "-") for column in columns)] for title in titles]
@@ -126,8 +139,27 @@ def _ends(accuracies: list[float | None] | None) -> str:
     return f"{number(min(known))} to {number(max(known))}" if known else "-"
 
 
-def _cells(run: Run) -> dict[str, str]:
-    """Return a run's column of the table: texts by the title of their row."""
+def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the fields in which configs differ, and those of `_CHOICES` that are not as usual; none that is shown."""
+    usual = RunConfig().to_dict()
+    return [
+        name
+        for name, value in usual.items()
+        if name not in _SHOWN
+        and (
+            any(config[name] != configs[0][name] for config in configs)
+            or (name in _CHOICES and any(config[name] != value for config in configs))
+        )
+    ]
+
+
+def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
+    """Return a run's column of the table: texts by the title of their row.
+
+    Args:
+        run: the run.
+        differing: fields of the config in which runs differ.
+    """
     config, history, summary = run.config, run.history, run.summary
     knn = [record["knn_top1"] for record in history.evaluations if record["round"]]
     limited = run.reasons.get("batch_size")
@@ -142,6 +174,7 @@ def _cells(run: Run) -> dict[str, str]:
         "rounds": f"{len(history.rounds):,} of {config['rounds']:,}",
         "precision, engine": f"{config['precision']}, {config['engine']}",
         "seed": str(config["seed"]),
+        **{name.replace("_", " "): str(config[name]) for name in differing},
         "loss": number(history.value("round", "loss"), ".3f"),
         "kNN of raw pixels [%]": number(history.untrained("pixel_knn_top1")),
         "kNN untrained [%]": number(history.untrained("knn_top1")),
@@ -158,8 +191,8 @@ def _cells(run: Run) -> dict[str, str]:
             for decoder, found in run.attacks.items()
             for name, scores in (("SSIM", found.ssim), ("MSE", found.mse))
         },
-        "MB up, down per client": ", ".join(
-            "-" if (sent := history.value("round", f"bytes_{way}_per_client")) is None else f"{sent / 1e6:,.1f}"
+        "up, down per client": ", ".join(
+            "-" if (sent := history.value("round", f"bytes_{way}_per_client")) is None else bytes_text(sent)
             for way in ("up", "down")
         ),
         "client steps per second": number(rate, ",.0f"),

@@ -182,6 +182,8 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
             console.say(line)
         console.print(results.forecast())
         return 0
+    if "dataset" in flags and all(plan.problem for plan in plans):  # the user's mistake, in every cell
+        raise ValueError(plans[0].problem)
     outputs.check(*RESULTS)
     outputs.write_json(GRID, asdict(Grid(identity, kept | {plan.name: plan.kept() for plan in plans})))
     _run_all([plan for plan in plans if not plan.problem and not results.is_finished(plan)], outputs, results.write)

@@ -184,7 +184,9 @@ class Results:
     def write(self) -> None:
         """Write ``table.md`` and ``table.png``."""
         problems = "".join(f"- {escaped(problem)}\n" for problem in self.problems())
-        page = [f"# {self.title}", markdown(self.table()), problems, escaped(self.context), "![](table.png)"]
+        table = self.table()
+        table.title = None  # the page has it
+        page = [f"# {self.title}", markdown(table), problems, escaped(self.context), "![](table.png)"]
         out = Outputs(self.out)
         out.write_text("table.md", "\n\n".join(part.strip() for part in page if part) + "\n")
         figure = self._figure()
