@@ -167,7 +167,8 @@ def test_the_program(tmp_path, capsys):
     assert "MocoSFL-3" in capsys.readouterr().out
     defended = ["--arch", "resnet8", "--defence", "top-k", "--json", str(tmp_path / "defended.json")]
     assert cost.main(defended) == 0
-    assert "left out: FL-MoCo (defence: top-k is for mocosfl, not for fl-moco)" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: FL-MoCo (defence: top-k is for mocosfl, not for fl-moco)" in said
     undefended = json.loads(file.read_text())["as asked"]["bytes_per_image"]["up"]
     sent = json.loads((tmp_path / "defended.json").read_text())["as asked"]["bytes_per_image"]["up"]
     assert 0.1 * 4 * undefended < sent < 0.2 * 4 * undefended  # a tenth of the numbers in fp32, and their places
