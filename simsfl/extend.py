@@ -147,7 +147,8 @@ def partition(
 
     Args:
         name: its name.
-        settings: fields of the config that it takes by name: "classes_per_client", "alpha", both or neither.
+        settings: what it takes by name: "classes_per_client" and "alpha" of the config, and "owners", which is the
+            client of each image ``[n]`` as the data set has it.
         random_sizes: whether it draws how many images clients hold.
     """
     return _registering("partition", name, lambda code: PartitionKind(code, settings, random_sizes=random_sizes))

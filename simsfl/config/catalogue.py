@@ -169,16 +169,18 @@ class PartitionKind:
     """Function of labels ``[n]``, weights of the clients ``[M]``, a NumPy generator, and the settings, by name, that
     returns a `simsfl.data.partition.Partition`."""
     settings: tuple[str, ...] = ()
-    """Names of the settings that the function takes: "classes_per_client", "alpha", both or neither."""
+    """Names of the settings that the function takes: "classes_per_client", "alpha", and "owners", which is the client
+    of each image as the data set has it, or None."""
     random_sizes: bool = False
-    """Whether it draws how many images clients hold: it then divides all, and is drawn again where a client would hold
-    too few. Otherwise what does not divide into equal parts is left out."""
+    """Whether clients may hold different numbers of images: it then divides all, and is drawn again where a client
+    would hold too few. Otherwise what does not divide into equal parts is left out."""
 
 
 PARTITIONS = {
     "iid": PartitionKind(Code("simsfl.data.partition:iid")),
     "shards": PartitionKind(Code("simsfl.data.partition:shards"), ("classes_per_client",)),
     "dirichlet": PartitionKind(Code("simsfl.data.partition:dirichlet"), ("alpha",), random_sizes=True),
+    "natural": PartitionKind(Code("simsfl.data.partition:natural"), ("owners",), random_sizes=True),
 }
 """How images are divided among clients."""
 

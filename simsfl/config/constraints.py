@@ -74,6 +74,10 @@ EVERY_RUN = (
         "unequal: {unequal} needs rich and poor clients; allowed: with 2 clients or more in the cohort",
     ),
     Constraint(
+        lambda c: c.unequal is not None and c.partition == "natural",
+        "unequal: {unequal} is not for partition natural, in which clients hold what is theirs; allowed: without it",
+    ),
+    Constraint(
         lambda c: c.loss_threshold > 0 and c.client_lr == 0,
         "loss_threshold: {loss_threshold:g} saves nothing with frozen clients (client_lr 0), who get no gradients; "
         "allowed: 0",

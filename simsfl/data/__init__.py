@@ -35,6 +35,9 @@ class Arrays:
     test_y: np.ndarray
     classes: tuple[str, ...]
     """Name of the class of each label."""
+    train_client: np.ndarray | None = None
+    """``[n]`` int64 client that each training image belongs to, numbered from 0 without gaps; None where that is not
+    known."""
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -47,11 +50,13 @@ class Arrays:
             "test_x": self.test_x,
             "test_y": self.test_y.astype(to),
         }
+        if self.train_client is not None:
+            arrays["train_client"] = self.train_client.astype(np.int64)
         return {name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in arrays.items()}
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the four hexadecimal digests in `digests`, one after the other."""
+        """SHA-256 of the hexadecimal digests in `digests`, one after the other."""
         return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
@@ -113,6 +118,8 @@ class Dataset:
     test: Images
     test_labels: Tensor
     """``[n]`` int64 labels of the test images."""
+    train_client: np.ndarray | None = None
+    """``[n]`` int64 client that each training image belongs to, on the host; None where that is not known."""
     auxiliary: int = 0
     """Number of training images of another data set, which come last: clients may hold them, and nothing is evaluated
     on them."""
@@ -175,6 +182,7 @@ def make_dataset(
         train_labels=torch.from_numpy(arrays.train_y.astype(np.int64)),
         test=Images(test, mean, std),
         test_labels=torch.from_numpy(arrays.test_y.astype(np.int64)),
+        train_client=arrays.train_client,
     )
 
 

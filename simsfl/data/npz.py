@@ -12,6 +12,8 @@ from simsfl.system.messages import count_text, shortened
 
 _MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
 """Names of the `ARRAYS` in files of MedMNIST, which have ``val_images`` and ``val_labels`` as well."""
+_OWNERS = "train_client"
+"""Name of the array that says whose the training images are."""
 
 
 def read_npz(path: Path) -> tuple[Arrays, str]:
@@ -19,6 +21,9 @@ def read_npz(path: Path) -> tuple[Arrays, str]:
 
     Images are uint8 ``[n, H, W, 3]``, or ``[n, H, W]`` or ``[n, H, W, 1]`` if gray. Labels are integers ``[n]`` or
     ``[n, 1]`` from 0; they are renumbered without gaps, and the numbers in the file become the names of the classes.
+
+    An array ``train_client``, which may be missing, says by an integer which client each training image belongs to, for
+    ``--partition natural``. Clients are renumbered without gaps, in the order of these integers.
 
     A file of MedMNIST has the same under other names. Its validation images are not used, so that results can be
     compared with published ones, for which networks are trained on the training images alone.
@@ -37,6 +42,7 @@ def read_npz(path: Path) -> tuple[Arrays, str]:
         images, labels = (
             {split: file.array(names[f"{split}_{part}"]) for split in ("train", "test")} for part in ("x", "y")
         )
+        owners = _owners(path, file, len(images["train"]))
         unused = file.header("val_images").shape[0] if "val_images" in file.names else 0
     except NotArraysError as error:
         raise ValueError(f"dataset: {path} {error}; allowed: what numpy.savez writes") from error
@@ -56,9 +62,27 @@ def read_npz(path: Path) -> tuple[Arrays, str]:
         _as_rgb(images["test"]),
         np.searchsorted(classes, labels["test"]),
         tuple(str(name) for name in classes),
+        owners,
     )
     without = f", without its {count_text(unused, 'validation image')}" if unused else ""
     return arrays, f"file {path}{without}"
+
+
+def _owners(path: Path, file: ArrayZip, images: int) -> np.ndarray | None:
+    """Return the client ``[n]`` that each training image belongs to, from 0 without gaps; None if that is not said.
+
+    Raises:
+        ValueError: the array is not as `read_npz` describes it.
+    """
+    if _OWNERS not in file.names:
+        return None
+    header = file.header(_OWNERS)
+    if header.dtype.kind not in "iu" or header.shape not in ((images,), (images, 1)):
+        raise ValueError(
+            f"dataset: {path}: {_OWNERS} has dtype {header.dtype} and shape {header.shape}; it must be integers of "
+            f"shape ({images},), one for each training image"
+        )
+    return np.unique(file.array(_OWNERS).reshape(-1), return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def _names(path: Path, held: list[str]) -> dict[str, str]:

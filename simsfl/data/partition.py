@@ -92,6 +92,12 @@ def dirichlet(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator,
     return Partition(np.argsort(owner, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
 
 
+def natural(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, owners: np.ndarray) -> Partition:
+    """Give each client the images that belong to it, which are those where `owners` ``[n]`` has its id."""
+    sizes = np.bincount(owners, minlength=len(weights))
+    return Partition(np.argsort(owners, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
+
+
 def make_partition(
     labels: np.ndarray,
     clients: int,
@@ -103,6 +109,7 @@ def make_partition(
     least: int | None = None,
     unequal: Unequal | None = None,
     proportion: float = 1.0,
+    owners: np.ndarray | None = None,
     seed: int = 0,
 ) -> Partition:
     """Partition images among clients so that each holds at least one batch.
@@ -125,6 +132,7 @@ def make_partition(
         least: number of images that each client must hold, `batch_size` by default.
         unequal: how much more the rich clients hold; they come first. None for equal clients.
         proportion: share of the images, drawn at random, that is divided among clients; the others are left out.
+        owners: ``[n]`` client of each image, if `kind` is "natural".
         seed: the run's seed.
 
     Raises:
@@ -134,9 +142,15 @@ def make_partition(
     least = batch_size if least is None else least
     if kind not in PARTITIONS:
         raise unknown("partition", kind, PARTITIONS)
-    settings = {"classes_per_client": classes_per_client, "alpha": alpha}
-    options = {name: settings[name] for name in PARTITIONS[kind].settings}
+    if kind == "natural":
+        _check_owners(owners, clients)
     chosen = _share(len(labels), proportion, seed)
+    settings = {
+        "classes_per_client": classes_per_client,
+        "alpha": alpha,
+        "owners": None if owners is None else owners[chosen],
+    }
+    options = {name: settings[name] for name in PARTITIONS[kind].settings}
     _check_numbers(len(chosen), clients, classes_per_client if kind == "shards" else 1, proportion)
 
     def draw(count: int) -> Partition:
@@ -145,7 +159,8 @@ def make_partition(
 
     partition = draw(clients)
     if partition.sizes.min() < least:
-        most = _most_clients(draw, clients, least, fewest=2 if unequal else 1)
+        fixed = "owners" in PARTITIONS[kind].settings
+        most = 0 if fixed else _most_clients(draw, clients, least, fewest=2 if unequal else 1)
         raise _too_few(partition, least, most, kind, classes_per_client, unequal=bool(unequal))
     return Partition(chosen[partition.indices], partition.offsets)
 
@@ -156,6 +171,16 @@ def _share(count: int, proportion: float, seed: int) -> np.ndarray:
         return np.arange(count)
     rng = numpy_generator(seed, Purpose.PROPORTION)
     return np.sort(rng.permutation(count)[: int(proportion * count)])
+
+
+def _check_owners(owners: np.ndarray | None, clients: int) -> None:
+    """Raise a ValueError unless `owners` ``[n]`` says whose each image is, and has this number of clients."""
+    if owners is None:
+        raise ValueError(
+            "partition: natural needs a data set that says whose each image is; allowed: an .npz file with train_client"
+        )
+    if clients != (found := int(owners.max()) + 1):
+        raise ValueError(f"clients: {clients} are not the {found} of the data set; allowed with natural: {found}")
 
 
 def _check_numbers(images: int, clients: int, parts: int, proportion: float) -> None:
@@ -218,7 +243,9 @@ def _too_few(
     allowed = [f"1 to {held} images a batch"] if held else []
     if most:
         allowed.append(f"at most {count_text(most, 'client')}")
-    if kind == "dirichlet":
+    if kind == "natural":
+        allowed = allowed or ["a larger --data-proportion"]
+    elif kind == "dirichlet":
         allowed.append("a larger alpha")
     elif unequal:
         allowed.append("clients that are less unequal")

@@ -57,6 +57,7 @@ def partition(config: RunConfig, dataset: Dataset) -> Partition:
         kind=config.partition,
         classes_per_client=config.classes_per_client or defaults.classes_per_client(len(dataset.classes)),
         alpha=config.alpha,
+        owners=dataset.train_client,
         batch_size=config.batch_size or defaults.batch_size(config),
         least=config.batch_size or 1,
         unequal=config.inequality,

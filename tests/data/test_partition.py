@@ -5,16 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simsfl import RunConfig, Simulation
 from simsfl.config.catalogue import PARTITIONS
 from simsfl.config.notation import Unequal
 from simsfl.data.partition import make_partition
+from tests.conftest import TINY
 
+DRAWN = [kind for kind in PARTITIONS if kind != "natural"]
 LABELS = np.random.default_rng(0).permutation(np.arange(5000) % 10)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    kind=st.sampled_from(list(PARTITIONS)),
+    kind=st.sampled_from(DRAWN),
     clients=st.integers(1, 120),
     per_client=st.integers(1, 5),
     seed=st.integers(0, 2**32),
@@ -31,7 +34,7 @@ def test_no_image_belongs_to_two_clients(kind, clients, per_client, seed):
         assert partition.sizes.min() == partition.sizes.max()
 
 
-@pytest.mark.parametrize("kind", PARTITIONS)
+@pytest.mark.parametrize("kind", DRAWN)
 def test_rich_clients_hold_more_and_a_share_of_the_data_is_a_share(kind):
     unequal = Unequal.parse("0.2_0.8|16|0.8_0.2")
     partition = make_partition(LABELS, 20, kind=kind, alpha=50.0, unequal=unequal)
@@ -93,3 +96,39 @@ def test_errors_name_the_client_and_what_would_do(kind, clients, batch_size, wor
         make_partition(LABELS, most, kind=kind, batch_size=batch_size)
         with pytest.raises(ValueError, match="batch_size"):
             make_partition(LABELS, most + 1, kind=kind, batch_size=batch_size)
+
+
+def test_natural_clients_hold_what_is_theirs(arrays, tmp_path):
+    owners = np.random.default_rng(0).integers(0, 5, 80) * 10 + 3  # numbered with gaps
+    own = {name: getattr(arrays, name) for name in ("train_x", "train_y", "test_x", "test_y")}
+    np.savez(tmp_path / "own.npz", **own, train_client=owners)
+    np.savez(tmp_path / "nobodys.npz", **own)
+    np.savez(tmp_path / "odd.npz", **own, train_client=owners[:-1])
+    fields = TINY | {"clients": 5, "partition": "natural", "cohort": 2}
+    simulation = Simulation(RunConfig(**fields, dataset=str(tmp_path / "own.npz")))
+    for client in range(5):
+        assert simulation.parts.partition[client].tolist() == np.flatnonzero(owners == 10 * client + 3).tolist()
+    list(simulation.rounds())
+    simulation.save(tmp_path / "run")
+    assert Simulation.load(tmp_path / "run").parts.partition.sizes.tolist() == simulation.parts.partition.sizes.tolist()
+    fewest = np.bincount(owners)[3::10].min()
+    for changes, file, message in (
+        ({"clients": 4}, "own", "clients: 4 are not the 5 of the data set; allowed with natural: 5"),
+        (
+            {},
+            "nobodys",
+            "partition: natural needs a data set that says whose each image is; allowed: an .npz file with",
+        ),
+        (
+            {},
+            "odd",
+            r"dataset: .*odd.npz: train_client has dtype int64 and shape \(79,\); it must be integers of shape",
+        ),
+        (
+            {"batch_size": 60},
+            "own",
+            f"batch_size: 60 is more than the {fewest} images that client . would hold; allowed: 1 t",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            Simulation(RunConfig(**fields | changes, dataset=str(tmp_path / f"{file}.npz")))
