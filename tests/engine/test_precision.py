@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -193,7 +194,9 @@ def test_each_run_has_its_own_arithmetic(config, dataset, larger, with_tf32, mon
     for precision, simulation in runs.items():
         assert set(seen[precision]) == {WANTED[IN_TF32[precision]]}
         evaluated = []
-        monkeypatch.setattr(evaluation, "knn_top1", lambda *given, seen=evaluated, **how: seen.append(tf32()) or 1.0)
+        hits = torch.ones(len(simulation.parts.evaluation.test), dtype=torch.bool)
+        spy = partial(lambda seen, result, *given, **how: seen.append(tf32()) or result, evaluated, hits)
+        monkeypatch.setattr(evaluation, "knn_hits", spy)
         simulation.evaluate()
         simulation.evaluate_untrained()
         assert evaluated == [WANTED[IN_TF32[precision]]] * 3
