@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from simsfl.aggregations import Aggregation
 from simsfl.config.catalogue import DOORS, Architecture, DataSet, ObjectiveKind, PartitionKind, Targets
-from simsfl.config.registry import Code, RegistrationError, registered
+from simsfl.config.registry import Code, RegistrationError, code_of, registered
 from simsfl.config.values import option
 from simsfl.data import Arrays, Dataset, make_dataset
 from simsfl.data.load import Request
@@ -188,9 +188,8 @@ def _registering(door: str, name: str, kind: Callable[[Code], Any] = lambda code
 
     def decorate(thing: Any) -> Any:
         code = registered(thing)
-        before = getattr(names.get(name), "code", names.get(name))
-        if before is not None and before.place != code.place:
-            raise RegistrationError(f"{door}: {name!r} is there already, from {before.place}; allowed: another name")
+        if name in names and (place := code_of(names[name]).place) != code.place:
+            raise RegistrationError(f"{door}: {name!r} is there already, from {place}; allowed: another name")
         names[name] = kind(code)
         return thing
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import DOORS
+from simsfl.config.registry import code_of
 from simsfl.data import Arrays, Dataset, make_dataset
 from simsfl.simulation import Simulation
 
@@ -92,7 +93,7 @@ def _door_of(thing: Any) -> tuple[str, str]:
     """Return the door and the name of something that is registered; raise a ValueError if it is not."""
     for door, names in DOORS.items():
         for name, known in names.items():
-            code = getattr(known, "code", known)
+            code = code_of(known)
             if code.registered is thing or code.path == f"{thing.__module__}:{thing.__qualname__}":
                 return door, name
     raise ValueError(f"thing: {thing!r} is not registered; allowed: what a decorator of simsfl.extend has registered")

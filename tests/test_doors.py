@@ -10,6 +10,7 @@ import torch
 from simsfl import RunConfig, Simulation, extend
 from simsfl.aggregations import Aggregation
 from simsfl.config.catalogue import DOORS, OBJECTIVES
+from simsfl.config.registry import code_of
 from simsfl.data import Arrays, make_dataset
 from simsfl.testing import check
 from tests.conftest import TINY
@@ -64,9 +65,8 @@ SHORT = ("moco", "fedavgm", "gaussian")
     ],
 )
 def test_what_comes_with_simsfl_passes_the_check_for_plugins(door, name):
-    known = DOORS[door][name]
     fields = {"lr": 0.001} if name in ("adamw", "lars") else {}  # or rounding is amplified
-    tried = check(getattr(known, "code", known).load(), **fields)
+    tried = check(code_of(DOORS[door][name]).load(), **fields)
     assert {"the whole cohort", "a sampled cohort", "clients that are absent or slow"} <= set(tried)
     assert ("federated clients" in tried) == (door != "defence")
 

@@ -20,6 +20,7 @@ from simsfl.cli.table import cells
 from simsfl.cli.table import program as table
 from simsfl.config import plugins
 from simsfl.config.catalogue import DOORS
+from simsfl.config.registry import code_of
 from simsfl.hw_profile import meters
 from simsfl.testing import check
 from tests.conftest import TINY, flags
@@ -110,7 +111,7 @@ def test_every_plugin_of_the_page_is_tried():
 def test_a_plugin_passes_the_check(file, written):
     plugins.load(str(written / f"{file}.py"))
     door, name, options = PLUGINS[file]
-    code = getattr(DOORS[door][name], "code", DOORS[door][name])
+    code = code_of(DOORS[door][name])
     lr = {"lr": 0.001} if file == "lion" else {}
     assert "the whole cohort" in check(code.load(), options=options, rounds=1, **lr)
     assert plugins.plugin_of(code).name == f"{file}.py"

@@ -9,7 +9,8 @@ from typing import Any
 
 from simsfl.cli.presets import named
 from simsfl.config import RunConfig, plugins
-from simsfl.config.registry import Code
+from simsfl.config.catalogue import DOORS
+from simsfl.config.registry import code_of
 from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, source, value_of
 
@@ -45,9 +46,7 @@ class _Names:
 
     def _plugin(self, name: str) -> str:
         """Return the plugin that a name comes from, in brackets; empty where it comes from none."""
-        known = self.known[name] if isinstance(self.known, Mapping) else None
-        code = getattr(known, "code", known)
-        plugin = plugins.plugin_of(code) if isinstance(code, Code) else None
+        plugin = plugins.plugin_of(code_of(self.known[name])) if self.known in DOORS.values() else None
         return f" ({plugin.name})" if plugin else ""
 
 

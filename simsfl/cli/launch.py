@@ -5,25 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from simsfl import RunConfig, Simulation
+from simsfl.cli.choices import print_choices
 from simsfl.cli.flags import asked_config, config_values
-from simsfl.cli.presets import PRESETS, automatic, named
+from simsfl.cli.presets import named
 from simsfl.cli.session import UNTRACED, Session
 from simsfl.config import plugins
-from simsfl.config.catalogue import DATASETS, DOORS, PARTITIONS
-from simsfl.config.values import from_text, is_option
-from simsfl.models import layer_count
+from simsfl.config.values import from_text
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
 from simsfl.rounds.saving import PLACES
@@ -93,7 +88,7 @@ def launch(
     """
     console = Output(arguments.dashboard)
     if arguments.list:
-        _print_names(console)
+        print_choices(console)
         return 0
     try:
         session = (_resumed if arguments.resume else _fresh)(arguments, console, stop, guests)
@@ -414,58 +409,3 @@ def _same_file(value: Any) -> Any:
     if isinstance(value, str) and Path(value).exists():
         return str(Path(value).resolve())
     return value
-
-
-def _print_names(console: Output) -> None:
-    """Print the names that flags accept, and for those from plugins where they come from."""
-
-    def settings(config: RunConfig) -> str:
-        """Return the fields that differ from the defaults, as text."""
-        changed = config.changed_from(RunConfig())
-        return ", ".join(f"{name} {value}" for name, value in changed.items() if name != "preset")
-
-    sections: dict[str, dict[str, Any]] = {
-        "presets": {"auto": f"the one that suits this machine: {automatic()[0]}"}
-        | {name: Text.assemble(f"{preset.__doc__}\n", (settings(preset()), "dim")) for name, preset in PRESETS.items()},
-        "architectures": _listed("arch", lambda name: f"cut layer 1 to {layer_count(name)}"),
-        "datasets": _listed("dataset", lambda name: DATASETS[name].about)
-        | {
-            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's",
-            "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/)",
-        },
-        "partitions": _listed("partition", lambda name: _summary_of(PARTITIONS[name].code.load())),
-    }
-    for door in RunConfig().chosen:
-        sections[f"{door}s"] = _listed(door, lambda name, door=door: _with_options(door, name))
-    table = Table.grid(padding=(0, 2))
-    for title, names in sections.items():
-        table.add_row(Text(title, "bold"))
-        for name, text in names.items():
-            table.add_row(f"  {name}", text)
-    console.print(table)
-
-
-def _listed(door: str, text_of: Callable[[str], str | Text]) -> dict[str, Text]:
-    """Return what is said of each name at a door, and which plugin it comes from.
-
-    Args:
-        door: one of `DOORS`.
-        text_of: function of a name that returns what is said of it.
-    """
-    rows = {}
-    for name, known in DOORS[door].items():
-        plugin = plugins.plugin_of(getattr(known, "code", known))
-        rows[name] = Text.assemble(text_of(name), (f"\nfrom the plugin {plugin.name}" if plugin else "", "dim"))
-    return rows
-
-
-def _with_options(door: str, name: str) -> Text:
-    """Return the summary of a class at a door, and the flags of its options with their defaults."""
-    kind = getattr(DOORS[door][name], "code", DOORS[door][name]).load()
-    options = [f"--{door}.{spec.name} {spec.default}" for spec in fields(kind) if is_option(spec)]
-    return Text.assemble(_summary_of(kind), ("\n" + "  ".join(options) if options else "", "dim"))
-
-
-def _summary_of(thing: Any) -> str:
-    """Return the first line of a docstring; empty where there is none."""
-    return (thing.__doc__ or "").strip().split("\n")[0]

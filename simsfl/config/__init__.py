@@ -26,7 +26,7 @@ from simsfl.config.catalogue import (
 from simsfl.config.constraints import EVERY_RUN, check
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.config.plugins import Plugin, plugins_of
-from simsfl.config.registry import Code
+from simsfl.config.registry import Code, code_of
 from simsfl.config.settings import ENGINES, NORMS, PRECISIONS, RECIPES, Settings
 from simsfl.config.values import check_value, from_text, is_option
 from simsfl.system.decoding import read_json
@@ -157,7 +157,7 @@ class RunConfig(Settings):
         """Return the plugins that what is chosen comes from."""
         named = (DOORS[door].get(getattr(self, door)) for door in ("arch", "partition", "dataset"))
         codes = [code for own in self.chosen.values() for code in own]
-        return plugins_of([*codes, *(known.code for known in named if known)])
+        return plugins_of([*codes, *(code_of(known) for known in named if known)])
 
     @property
     def goal(self) -> ObjectiveKind:

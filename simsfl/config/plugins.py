@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from simsfl.config.catalogue import DOORS
-from simsfl.config.registry import Code, RegistrationError
+from simsfl.config.registry import Code, RegistrationError, code_of
 
 log = logging.getLogger(__name__)
 _GROUP = "simsfl.plugins"
@@ -119,7 +119,7 @@ def check(recorded: Iterable[Plugin]) -> None:
     Args:
         recorded: the plugins as they were when the run began.
     """
-    codes = (getattr(known, "code", known) for door in DOORS.values() for known in door.values())
+    codes = [code_of(known) for door in DOORS.values() for known in door.values()]
     loaded = {plugin.name: plugin for plugin in plugins_of(codes)}
     for plugin in recorded:
         if plugin.name not in loaded:

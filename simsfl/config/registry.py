@@ -44,3 +44,8 @@ class Code:
 def registered(thing: Any) -> Code:
     """Return the code of an object that somebody registers."""
     return Code(f"{thing.__module__}:{thing.__qualname__}", thing)
+
+
+def code_of(known: Any) -> Code:
+    """Return the code behind a name, given what a registry knows of the name: the code itself, or an object with it."""
+    return known if isinstance(known, Code) else known.code
