@@ -37,7 +37,6 @@ from simsfl.runs.metrics import (
     StepRecord,
     SyncRecord,
 )
-from simsfl.setup import assembly
 from simsfl.setup.parts import Parts, build
 from simsfl.setup.weights import Weights
 from simsfl.system.clock import PhaseClock
@@ -54,7 +53,7 @@ class Simulation:
         choices: versions of operators to use, where they are named, instead of finding out which are fastest.
         start: weights to start from, instead of loading ``config.init_client``.
         auto_precision: the precision that "auto" means and why, instead of what suits the device.
-        callbacks: objects that are told of records, besides those that the config names.
+        callbacks: objects that follow the records, besides those that the config names.
 
     Attributes:
         parts: what it is made of (`simsfl.setup.parts.Parts`), of which these are at hand as well:
@@ -63,7 +62,7 @@ class Simulation:
         model: the network, cut in two.
         state: everything that is learnt.
         progress: how far the run has come (`simsfl.rounds.progress.Progress`).
-        callbacks: objects that are told of records (`simsfl.rounds.callback.Callback`).
+        callbacks: objects that follow the records (`simsfl.rounds.callback.Callback`).
         observers: objects whose methods are called when clients do something (`simsfl.algorithm.observer.Observer`).
         wire: what lies between clients and server (`simsfl.algorithm.wire.Wire`).
         clock: adds up the time of each phase.
@@ -93,7 +92,7 @@ class Simulation:
         self.parts, self.config, self.dataset = parts, parts.config, parts.dataset
         self.model, self.state = parts.model, parts.state
         self.progress = progress or Progress.of(parts)
-        self.callbacks = [*assembly.callbacks(self.config), *callbacks]
+        self.callbacks, self._started = [*parts.callbacks, *callbacks], 0
         self.observers: list[Observer] = []
         self.wire = Wire()
         self.clock = PhaseClock(parts.device)
@@ -112,14 +111,8 @@ class Simulation:
         Raises:
             NonFiniteLossError: the loss of a step was not finite.
         """
-        for callback in self.callbacks:
-            callback.begins(self)
-        for record in self._records():
-            yield with_added(self.callbacks, record)
-
-    def _records(self) -> Iterator[Record]:
-        """Train to the end, yielding records as `train` does, without what callbacks add."""
         config, progress = self.config, self.progress
+        self._start()
         while progress.round_index < config.rounds:
             if not progress.round_is_over:
                 yield from self.round()
@@ -127,22 +120,24 @@ class Simulation:
             due = config.eval_every and progress.finished_rounds % config.eval_every == 0
             if due or progress.finished_rounds == config.rounds:
                 evaluations.append(self.evaluate())
-            yield from evaluations  # all at once: one who stops in between does all of them again
-            yield progress.finish_round(self.parts)
-        yield from self.probes()
+            yield from map(self._recorded, evaluations)  # one who stops in between does all of them again
+            yield self._recorded(progress.finish_round(self.parts))
+        yield from map(self._recorded, self.probes())
 
     def rounds(self) -> Iterator[RoundRecord]:
         """Train round by round without evaluating, yielding each when it is done."""
+        self._start()
         while self.progress.round_index < self.config.rounds:
             if not self.progress.round_is_over:
                 deque(self.round(), maxlen=0)
-            yield self.progress.finish_round(self.parts)
+            yield self._recorded(self.progress.finish_round(self.parts))
 
     def round(self) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
         """Train one round, or what is left of it, yielding its steps; none after the last round."""
         progress = self.progress
+        self._start()
         if progress.round_is_over:
-            progress.finish_round(self.parts)
+            self._recorded(progress.finish_round(self.parts))
         if progress.round_index == self.config.rounds:
             return
         if progress.communication.state is Exchange.SILENT:
@@ -153,7 +148,17 @@ class Simulation:
         for _ in steps:  # the pace has their records, when it reads the losses of several steps at once
             for observer in self.observers:
                 observer.step_is_over()
-            yield from self.pace.read(progress)
+            yield from map(self._recorded, self.pace.read(progress))
+
+    def _start(self) -> None:
+        """Have callbacks that do not follow yet react to the start of training; it may start in the middle of a run."""
+        for callback in self.callbacks[self._started :]:
+            callback.on_start(self)
+        self._started = len(self.callbacks)
+
+    def _recorded(self, record: Record) -> Record:
+        """Return a record with what callbacks add to it."""
+        return with_added(self.callbacks, record)
 
     def evaluate(self) -> EvaluationRecord:
         """Return the kNN accuracy of the averaged client model (in mid-round the latest) and the server."""
@@ -179,7 +184,7 @@ class Simulation:
         timed = Timed(self.progress.seconds, self.peak_memory_bytes(), self.clock.seconds())
         saving.save(path, self.parts, self.progress, timed, metrics)
         for callback in self.callbacks:
-            callback.saved(Path(path))
+            callback.on_checkpoint(Path(path))
 
     @classmethod
     def load(

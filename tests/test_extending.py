@@ -151,10 +151,8 @@ def test_a_run_of_plugins_alone_is_killed_and_resumed(written, capfd, monkeypatc
     monkeypatch.chdir(here)
     monkeypatch.syspath_prepend(here)
     assert run.main(["--resume", "run"]) == 2
-    missing = (
-        "plugin: the run uses lab 1.2, which is not loaded; allowed: with --plugin, and its module or the path of "
-    )
-    assert capfd.readouterr().err == f"error: resume: {missing}its file\n"
+    missing = "plugin: the run uses lab 1.2, which is not loaded; allowed: after --plugin with its module or file"
+    assert capfd.readouterr().err == f"error: resume: {missing}\n"
     assert report.main(["run"]) == 2
     assert missing in capfd.readouterr().err
     assert run.main([*loaded, "--resume", "run", "--dashboard", "off"]) == 0

@@ -1,4 +1,4 @@
-"""Aggregation: what the server makes of the cohort's models, with a memory of its own.
+"""Aggregation: how the server combines the cohort's models, with a memory of its own.
 
 It has two parts. Models are combined into one, as in federated averaging; then the server takes a step from the model
 that clients had before towards that, as in adaptive federated optimisation (Reddi et al., ICLR 2021, algorithm 1).

@@ -38,7 +38,7 @@ class FedAdam(Aggregation):
     adaptivity: float = option(1e-3, "Number tau, added to the root of the squares' average.", within=(1e-12, 1e6))
 
     def memory(self, size: int, device: torch.device, dtype: torch.dtype) -> Memory:
-        """Return both averages ``[P]``; that of the squares begins at the square of the adaptivity."""
+        """Return both averages ``[P]``; the average of squares starts at the square of the adaptivity."""
         first = torch.zeros(size, device=device, dtype=dtype)
         return {"first": first, "second": torch.full_like(first, self.adaptivity**2)}
 

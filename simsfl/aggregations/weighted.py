@@ -27,7 +27,7 @@ class TrimmedMean(Aggregation):
     trim: float = option(0.1, "Share of the clients that is left out at either end.", within=(0, 0.499))
 
     def combine(self, models_nP: Tensor, images_n: Tensor) -> Tensor:
-        """Return the trimmed mean ``[P]``; of few clients none is left out."""
+        """Return the trimmed mean ``[P]``; with too few clients, nothing is trimmed."""
         count = int(self.trim * len(models_nP))
         return models_nP.sort(dim=0).values[count : len(models_nP) - count].mean(dim=0)
 

@@ -44,7 +44,7 @@ def average_(
 
     Args:
         state: the state, whose aggregation's memory may change as well.
-        aggregation: what is made of the models.
+        aggregation: how the models are combined.
         images_C: number of images that each client of the cohort holds, int64.
         align_momentum: whether momentum models are replaced by their average, too (MonAcoSFL, Przewiezlikowski et al.,
             ECML-PKDD 2024). The published program leaves them alone.

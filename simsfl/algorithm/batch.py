@@ -125,7 +125,7 @@ class Hyperparameters:
     """What stays the same from step to step; `simsfl.config.RunConfig` has most of it under the same names."""
 
     objective: Objective
-    """What is trained for."""
+    """The objective, whose loss is minimised."""
     symmetric: bool
     """Whether the loss has a second direction, in which the two views swap their roles; only where targets are the
     momentum models' outputs."""

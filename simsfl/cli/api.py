@@ -1,4 +1,4 @@
-"""What ``simsfl run`` does, from Python: with a run directory, checkpoints and a summary, which its programs read."""
+"""`run` and `resume` do from Python what ``simsfl run`` does, and write the same run directory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(
         config: what to run, such as one of `simsfl.cli.presets`.
         out: the run directory; None for a new one in ``runs``.
         dataset: the images, instead of loading ``config.dataset``; to resume the run, they have to be given again.
-        callbacks: objects that are told of records, besides those that the config names.
+        callbacks: objects that follow the records, besides those that the config names.
         overwrite: whether to replace a run that is in the directory.
 
     Raises:
@@ -52,7 +52,11 @@ def resume(path: str | Path, *, dataset: Dataset | None = None, callbacks: Itera
     Args:
         path: the run directory.
         dataset: the images, if the run began with images that were given to it.
-        callbacks: objects that are told of records, besides those that the config names.
+        callbacks: objects that follow the records, besides those that the config names.
+
+    Raises:
+        ValueError: there is no run, or what it needs is missing or damaged.
+        KeyboardInterrupt: the user stopped the run, after a checkpoint was written.
     """
     with Stop() as stop:
         simulation = Simulation.load(path, dataset, going_on=True, callbacks=callbacks)

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from simsfl import Simulation
 from simsfl.cli.flags import add_plugin_flag
+from simsfl.config.constraints import ATTACK, check
 from simsfl.config.notation import Decoder
 from simsfl.data.partition import Partition
 from simsfl.engine.precision import arithmetic
@@ -119,8 +120,7 @@ def _carry_out(arguments: Any, simulation: Simulation, decoder: Decoder | None, 
         ValueError: the run's method has no smashed data, or the target client does not exist.
     """
     config = simulation.config
-    if config.method != "mocosfl":
-        raise ValueError(f"run: clients of {config.method} send no smashed data; allowed: a run of mocosfl")
+    check(config, ATTACK)
     if not 0 <= arguments.target_client < config.clients:
         raise ValueError(f"target_client: {arguments.target_client} is no client; allowed: 0 to {config.clients - 1}")
     images, count = simulation.dataset.train, len(simulation.dataset.train_labels)

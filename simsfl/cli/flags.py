@@ -25,6 +25,8 @@ _GROUPS = {
     "run": "machine and checkpoints",
 }
 """Headings in the help of flags, by the group of a config field."""
+_CONVERTERS = {"int": value_of(int, "a whole number"), "float": value_of(float, "a number"), "str": str}
+"""Converters of a flag's text, by the type of a config field."""
 
 
 class _Load(argparse.Action):
@@ -37,8 +39,8 @@ class _Load(argparse.Action):
 class _Names:
     """The names that a flag takes, with their plugins, as text that is made when help is printed."""
 
-    def __init__(self, known: Collection[str] | Mapping[str, Any]):
-        self.known = known
+    def __init__(self, known: Collection[str], door: Mapping[str, Any] | None):
+        self.known, self.door = known, door
 
     def __str__(self) -> str:
         """Return the names in braces."""
@@ -46,12 +48,8 @@ class _Names:
 
     def _plugin(self, name: str) -> str:
         """Return the plugin that a name comes from, in brackets; empty where it comes from none."""
-        plugin = plugins.plugin_of(code_of(self.known[name])) if self.known in DOORS.values() else None
+        plugin = plugins.plugin_of(code_of(self.door[name])) if self.door else None
         return f" ({plugin.name})" if plugin else ""
-
-
-_CONVERTERS = {"int": value_of(int, "a whole number"), "float": value_of(float, "a number"), "str": str}
-"""Converters of a flag's text, by the type of a config field."""
 
 
 def add_plugin_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -95,8 +93,8 @@ def add_config_flags(
     parser.dotted = RunConfig().chosen
     groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
     for spec in fields(RunConfig):
-        group = spec.metadata["group"]
-        if group not in groups or spec.name in without:
+        heading = spec.metadata["group"]
+        if heading not in groups or spec.name in without:
             continue
         kind = spec.type.partition(" | ")[0]
         defaults = {} if spec.default is None else {"default": spec.default}
@@ -111,8 +109,8 @@ def add_config_flags(
         else:
             options["type"] = source if spec.metadata["path"] else _CONVERTERS[kind]
             choices = spec.metadata["choices"]
-            options["metavar"] = _Names(choices) if choices else kind.upper()
-        groups[group].add_argument(f"--{spec.name.replace('_', '-')}", **options)
+            options["metavar"] = _Names(choices, DOORS.get(spec.name)) if choices else kind.upper()
+        groups[heading].add_argument(f"--{spec.name.replace('_', '-')}", **options)
 
 
 def config_values(arguments: argparse.Namespace) -> dict[str, Any]:

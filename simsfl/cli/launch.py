@@ -165,7 +165,7 @@ def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: G
 
 
 def begun(simulation: Simulation, out: Path | None, *, overwrite: bool) -> RunDirectory:
-    """Save a simulation into a run directory, and return that.
+    """Create the run directory of a new simulation, with its first checkpoint; return it.
 
     Args:
         simulation: the simulation, which has not begun.

@@ -137,7 +137,7 @@ class RunConfig(Settings):
 
     @property
     def callbacks(self) -> list[str]:
-        """Return the names of the callbacks, in the order in which they are told of records."""
+        """Return the names of the callbacks, in the order in which they get records."""
         return self.callback.split("+") if self.callback else []
 
     @property

@@ -24,7 +24,7 @@ class Targets(Enum):
 
 @dataclass(frozen=True)
 class ObjectiveKind:
-    """What an objective needs."""
+    """The code of an objective, and what it needs of a run."""
 
     code: Code
     """A subclass of `simsfl.objectives.Objective`."""
@@ -46,7 +46,7 @@ OBJECTIVES = {
     "barlow-twins": ObjectiveKind(Code("simsfl.objectives.barlow_twins:BarlowTwins"), Targets.ONLINE),
     "supervised": ObjectiveKind(Code("simsfl.objectives.supervised:Supervised"), Targets.LABELS),
 }
-"""What networks are trained for."""
+"""Objectives by name."""
 
 
 AGGREGATIONS = {
@@ -57,7 +57,7 @@ AGGREGATIONS = {
     "fedavgm": Code("simsfl.aggregations.server_step:FedAvgM"),
     "fedadam": Code("simsfl.aggregations.server_step:FedAdam"),
 }
-"""What the server makes of the cohort's models: subclasses of `simsfl.aggregations.Aggregation`."""
+"""Aggregations by name: subclasses of `simsfl.aggregations.Aggregation`."""
 
 
 SAMPLERS = {
@@ -255,7 +255,7 @@ DATASETS = {
 
 
 CALLBACKS: dict[str, Code] = {}
-"""What is told of a run's records: subclasses of `simsfl.rounds.callback.Callback`, all of them from plugins."""
+"""Callbacks by name, all of them from plugins: subclasses of `simsfl.rounds.callback.Callback`."""
 
 DOORS = {
     "objective": OBJECTIVES,

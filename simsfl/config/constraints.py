@@ -128,7 +128,7 @@ EVERY_RUN = (
     ),
     Constraint(
         lambda c: c.ressfl_lambda > 0 and c.goal.targets is Targets.ONLINE,
-        "ressfl_lambda: clients that learn from both views resist no attackers; allowed: 0",
+        "ressfl_lambda: TAResSFL does not work with an objective in which clients learn from both views; allowed: 0",
     ),
     _for_split("loss_threshold", 0, ":g"),
 )
@@ -242,7 +242,7 @@ MOMENTUM = Condition(
 UNLABELLED = Condition(lambda c: c.goal.targets is not Targets.LABELS, "targets are labels", "another objective")
 """Condition of settings that do not matter where networks learn from labels."""
 LEARNING = Condition(
-    lambda c: (c.lr if c.client_lr is None else c.client_lr) > 0, "clients do not learn", "client_lr other than 0.0"
+    lambda c: (c.lr if c.client_lr is None else c.client_lr) > 0, "clients do not learn", "lr or client_lr above 0"
 )
 """Condition of settings about how clients learn."""
 SAMPLED = Condition(
@@ -284,9 +284,9 @@ STREAMABLE = Condition(
     "a directory of pictures",
 )
 """Condition of settings about decoding pictures when they are needed."""
-TARESSFL = Condition(lambda c: c.ressfl_lambda > 0, "ressfl_lambda is {ressfl_lambda:g}", "more than 0")
+TARESSFL = Condition(lambda c: c.ressfl_lambda > 0, "ressfl_lambda is {ressfl_lambda:g}", "ressfl_lambda above 0")
 """Condition of settings about TAResSFL."""
-EXPERT = Condition(lambda c: c.init_client is not None, "there is no init_client", "one")
+EXPERT = Condition(lambda c: c.init_client is not None, "there is no init_client", "an init_client")
 """Condition of settings about the expert that a run starts from."""
 STYLED = _built("styled")
 """Condition of settings about how convolutions are normalised."""

@@ -125,8 +125,8 @@ def check(recorded: Iterable[Plugin]) -> None:
         if plugin.name not in loaded:
             version = f" {plugin.version}" if plugin.version else ""
             raise ValueError(
-                f"plugin: the run uses {plugin.name}{version}, which is not loaded; allowed: with --plugin, and its "
-                "module or the path of its file"
+                f"plugin: the run uses {plugin.name}{version}, which is not loaded; allowed: after --plugin with its "
+                "module or file"
             )
         if plugin.sha256 != loaded[plugin.name].sha256 and plugin.name not in _warned:
             _warned.add(plugin.name)
@@ -142,7 +142,7 @@ def _is_there(name: str) -> bool:
 
 
 def _import_file(path: Path) -> None:
-    """Import a Python file, once, as a module that is called like it."""
+    """Import a Python file, once, under the name of a module that is made from its path."""
     name = f"simsfl_plugin_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     if name in sys.modules:
         return
@@ -157,7 +157,7 @@ def _import_file(path: Path) -> None:
 
 
 def _line_of(error: BaseException, path: Path | None) -> str:
-    """Return where in a plugin's file an error was raised, as text; empty where it is not known."""
+    """Return the line of a plugin's file that raised an error, as ", in line 3"; empty if that is not known."""
     if isinstance(error, SyntaxError) and error.lineno:
         return ""  # which the error says itself
     trace, line = error.__traceback__, None

@@ -14,7 +14,7 @@ class RegistrationError(ValueError):
 
 @dataclass(frozen=True)
 class Code:
-    """An object that is imported when it is asked for, so that ``--help`` needs no torch, or that is at hand.
+    """A reference to an object, which is imported at first use, so that ``--help`` needs no torch, or is registered.
 
     >>> Code("math:floor").load()(2.5)
     2
@@ -34,7 +34,7 @@ class Code:
 
     @property
     def place(self) -> str:
-        """Return where the object is defined: the file of a registered object's module, or its name; else simsfl."""
+        """Return where the object is defined: the file or the name of its plugin's module, or "simsfl"."""
         if self.registered is None:
             return "simsfl"
         module = sys.modules[self.registered.__module__]

@@ -104,8 +104,8 @@ class Settings:
     method: str = _setting(
         "mocosfl",
         "clients",
-        "Method of training: mocosfl splits the network between clients and server; fl-moco and fl-byol are federated "
-        "learning, in which each client trains the whole network with its own MoCo or BYOL loss.",
+        "Method of training: mocosfl splits the network between clients and server; federated trains the whole network "
+        "on each client; fl-moco and fl-byol are federated with the loss of the paper's baselines.",
         METHODS,
     )
     clients: int = _setting(1000, "clients", "Number of clients.", within=(1, _LARGE))
@@ -169,7 +169,8 @@ class Settings:
     aggregation: str = _setting(
         "mean",
         "clients",
-        "What the server makes of the cohort's models: their mean, another one, or a step of its own towards it.",
+        "How the server combines the cohort's models: by their mean, another combination, or a step of its own towards "
+        "one.",
         AGGREGATIONS,
         only=AVERAGED,
     )
@@ -284,7 +285,7 @@ class Settings:
     objective: str | None = _setting(
         None,
         "contrast",
-        "What is trained for; by rule the method's own, which is MoCo, or BYOL with fl-byol.",
+        "Objective whose loss is minimised; by rule the method's own, which is MoCo, or BYOL with fl-byol.",
         OBJECTIVES,
     )
     supervised: bool = _setting(
@@ -477,6 +478,6 @@ class Settings:
         metadata=_about("", "Options of what is chosen, by names such as objective.temperature."),
     )
     callback: str | None = _setting(
-        None, "run", "Callback of a plugin that is told of the run's records, or several, such as first+second."
+        None, "run", "Callback of a plugin that follows the run's records, or several, such as first+second."
     )
     checkpoint_every: int = _setting(10, "run", "Rounds between checkpoints.", within=(1, _LARGE))

@@ -75,7 +75,7 @@ class Defence:
         return numbers * number_bytes
 
     def bytes_down(self, numbers: int, number_bytes: float) -> float:
-        """Return the bytes that their gradient takes on the wire."""
+        """Return the bytes that the gradient of an image's smashed data takes on the wire."""
         return numbers * number_bytes
 
 

@@ -42,11 +42,11 @@ class Half(Defence):
     """Rounds smashed data and their gradients to fp16, two bytes each."""
 
     def protect(self, smashed: Tensor, draws: Draws) -> Tensor:
-        """Return what arrives."""
+        """Return the smashed data as the server receives them."""
         return _straight_through(smashed, smashed.detach().half().to(smashed.dtype))
 
     def receive(self, gradient: Tensor, draws: Draws) -> Tensor:
-        """Return what arrives of the gradient."""
+        """Return the gradient as the client receives it."""
         return gradient.half().to(gradient.dtype)
 
     def bytes_up(self, numbers: int, number_bytes: float) -> float:
@@ -75,7 +75,7 @@ class TopK(Defence):
         return max(1, round(self.share * numbers))
 
     def bytes_up(self, numbers: int, number_bytes: float) -> float:
-        """Return the bytes of the numbers that are sent, and of the whole bits that tell their places."""
+        """Return the bytes of the numbers that are sent, and of the whole bits that say where they belong."""
         return self._count(numbers) * (number_bytes + ceil(log2(max(2, numbers))) / 8)
 
     def bytes_down(self, numbers: int, number_bytes: float) -> float:

@@ -16,9 +16,9 @@ _PLACES = ("smashed", "gradient", "update")
 
 @dataclass(frozen=True)
 class _Somewhere(Defence):
-    """A defence that does the same thing to the rows of what is chosen."""
+    """The base of defences that change smashed data, or the gradient of these, or that of a client's weights."""
 
-    where: str = option("smashed", "What it is applied to.", choices=_PLACES)
+    where: str = option("smashed", "What the noise or clipping is applied to.", choices=_PLACES)
 
     def changed(self, rows: Tensor, draws: Draws) -> Tensor:
         """Return rows ``[n, ...]`` as the defence leaves them."""

@@ -15,11 +15,11 @@ class ByClient:
     """Accuracies of clients, each on the test images of the classes that it holds, in percent."""
 
     mean: float
-    """Their mean."""
+    """Mean of the clients' accuracies."""
     worst_tenth: float
-    """The mean of the lowest tenth of them."""
+    """Mean of the lowest tenth of the clients' accuracies."""
     std: float
-    """Their standard deviation, uncorrected."""
+    """Standard deviation of the clients' accuracies, uncorrected."""
 
 
 def by_class(hits: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:
@@ -46,7 +46,7 @@ def by_client(hits: np.ndarray, labels: np.ndarray, partition: Partition, train_
         hits: ``[m]`` bool, whether a test image is classified correctly.
         labels: ``[m]`` int64 classes of the test images.
         partition: which images clients hold.
-        train_labels: ``[n]`` int64 classes of these images.
+        train_labels: ``[n]`` int64 classes of all training images.
 
     >>> partition = Partition.of([np.array([0, 1]), np.array([2])])
     >>> by_client(np.array([True, False, True]), np.array([0, 0, 1]), partition, np.array([0, 1, 1]))

@@ -24,7 +24,7 @@ class _ChannelNorm(nn.LayerNorm):
 
 
 class _Block(nn.Module):
-    """A 7x7 convolution of each channel, then two layers on each place by itself, added to what comes in."""
+    """A 7x7 convolution of each channel, then two layers on each position by itself, added to the block's input."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -25,7 +25,7 @@ class _Patches(nn.Module):
         self.position = nn.Parameter(torch.zeros(width, places, places))
 
     def initialise_(self, generator: torch.Generator) -> None:
-        """Draw small numbers for the places, as usual; the projection is initialised like other layers."""
+        """Draw the position embedding from small normal numbers; the projection is initialised like other layers."""
         nn.init.trunc_normal_(self.position, std=0.02, a=-0.04, b=0.04, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention, then two layers on each token by itself, both added to what comes in, normalised before."""
+    """Attention, then two layers on each token by itself, each added to its input, which is normalised before."""
 
     def __init__(self, width: int, *, last: bool):
         super().__init__()

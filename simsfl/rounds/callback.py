@@ -1,8 +1,8 @@
-"""Callbacks: code of others that is told of a run's records, and may add figures to them.
+"""Callbacks: code of others that follows a run's records, and may add figures to them.
 
 >>> from simsfl.runs.metrics import StepRecord
 >>> class Doubled(Callback):
-...     def told(self, record):
+...     def on_record(self, record):
 ...         return {"doubled": 2 * record.loss} if record.event == "step" else None
 >>> with_added([Doubled()], StepRecord(round=1, step=1, loss=1.5, contrast_top1=0.0)).added
 {'doubled': 3.0}
@@ -27,7 +27,7 @@ class Callback:
     """The base class of callbacks, whose methods do nothing.
 
     A subclass that is a dataclass has its fields as options. Steps on CUDA are still recorded and replayed, because a
-    callback is told of them afterwards. What it keeps in itself is gone when a run is resumed; what it has added to
+    callback gets their records afterwards. What it keeps in itself is gone when a run is resumed; what it has added to
     records is in ``metrics.jsonl``.
     """
 
@@ -36,10 +36,10 @@ class Callback:
         """Return the callback that a config with every rule applied means."""
         return cls(**config.options_of("callback", cls))
 
-    def begins(self, simulation: Simulation) -> None:
-        """React to the beginning of training, or to its going on after it was resumed."""
+    def on_start(self, simulation: Simulation) -> None:
+        """React to the beginning of training, or to its going on after the run was loaded."""
 
-    def told(self, record: Record) -> Mapping[str, Added] | None:
+    def on_record(self, record: Record) -> Mapping[str, Added] | None:
         """React to a record, in the order of ``metrics.jsonl``; return figures to add to it, by name, or None.
 
         `simsfl.runs.metrics` has their kinds: steps, averagings, absences, evaluations, rounds and probes. Figures are
@@ -48,19 +48,19 @@ class Callback:
         """
         return None
 
-    def saved(self, path: Path) -> None:
+    def on_checkpoint(self, path: Path) -> None:
         """React to a checkpoint that has been written into the run directory `path`."""
 
 
 def with_added(callbacks: Iterable[Callback], record: Record) -> Record:
-    """Tell callbacks of a record; return it with what they add.
+    """Hand a record to callbacks; return it with what they add.
 
     Raises:
         ValueError: a callback adds something other than figures.
     """
     added: dict[str, Added] = {}
     for callback in callbacks:
-        for name, value in (callback.told(record) or {}).items():
+        for name, value in (callback.on_record(record) or {}).items():
             if not isinstance(value, bool | int | float | str | None) or (
                 isinstance(value, float) and not math.isfinite(value)
             ):

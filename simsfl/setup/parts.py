@@ -64,8 +64,10 @@ class Parts:
     """Everything that is learnt: weights, momentum encoders, key queue, ..."""
     sampler: Sampler
     """What draws the cohort of a round."""
+    callbacks: list[object]
+    """Callbacks that the config names (`simsfl.rounds.callback.Callback`)."""
     aggregation: Aggregation
-    """What is made of the cohort's models."""
+    """How the cohort's models are combined."""
     hyper: Hyperparameters
     """Values that stay the same from step to step."""
     train_step: Callable[..., Outcome]
@@ -207,6 +209,7 @@ def build(
         model=model,
         state=state,
         sampler=assembly.sampler(config),
+        callbacks=assembly.callbacks(config),
         aggregation=assembly.aggregation(config),
         hyper=hyper,
         train_step=_train_step(config, model),

@@ -29,7 +29,7 @@ class Draws:
     """``[N, 2]`` int32 key of each row."""
 
     def rows(self, start: int, stop: int) -> Draws:
-        """Return the draws of some of the rows."""
+        """Return the `Draws` that belong to these rows of the batch."""
         return Draws(self.keys[start:stop])
 
     def uniform(self, like: Tensor, stream: int = 0) -> Tensor:

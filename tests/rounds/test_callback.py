@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 
@@ -14,20 +15,20 @@ from tests.conftest import TINY, flags
 
 
 class Listening(Callback):
-    """Keeps what it is told, and adds to records of steps."""
+    """Keeps the kinds of records, and adds to records of steps."""
 
     def __init__(self):
         self.events, self.saves, self.began = [], 0, 0
 
-    def begins(self, simulation):
+    def on_start(self, simulation):
         self.began += 1
         self.simulation = simulation
 
-    def told(self, record):
+    def on_record(self, record):
         self.events.append(record.event)
         return {"double": 2 * record.loss, "note": None} if record.event == "step" else None
 
-    def saved(self, path):
+    def on_checkpoint(self, path):
         assert (path / "checkpoints" / "manifest.json").is_file()
         self.saves += 1
 
@@ -71,7 +72,7 @@ def test_a_callback_adds_figures_alone(value, config, dataset):
     class Wrong(Callback):
         """Adds what is no figure."""
 
-        def told(self, record):
+        def on_record(self, record):
             return {"odd": value}
 
     with pytest.raises(
@@ -85,7 +86,16 @@ def test_names_of_callbacks_are_checked():
         RunConfig(callback="norms")
 
 
-def test_the_package_says_what_it_is():
-    assert simsfl.__version__[0].isdigit()
-    assert laptop().arch == "resnet8"
-    assert repr(laptop()).startswith("RunConfig(preset='laptop', ")
+def test_rounds_are_followed_however_they_are_trained(config, dataset):
+    listening = Listening()
+    simulation = Simulation(config, dataset, callbacks=[listening])
+    next(simulation.rounds())
+    next(simulation.round())
+    assert (listening.began, listening.events.count("round")) == (1, 1)
+    assert listening.events.count("step") == simulation.parts.steps + 1
+    list(simulation.rounds())
+    assert listening.events.count("step") == TINY["rounds"] * simulation.parts.steps
+
+
+def test_the_version_is_that_of_the_installation():
+    assert simsfl.__version__ == version("simsfl")
