@@ -38,8 +38,8 @@ TINY = {
 """Config fields of a run that trains in about a second."""
 
 
-LONGEST = ("test_every_pair_of_settings", "test_a_grid_goes_on")
-"""Beginnings of the names of tests that take more than a quarter of a minute."""
+LONGEST = ("test_every_pair_of_settings", "test_a_run_of_plugins_alone", "test_triton_under_its_interpreter")
+"""Beginnings of the names of tests that take longest."""
 
 
 def pytest_collection_modifyitems(items):

@@ -110,6 +110,7 @@ def test_the_phases_explain_the_time(config, dataset, monkeypatch):
     assert simulation.progress.seconds <= operations.count
 
 
+@pytest.mark.slow
 def test_setting_up_does_not_import_the_compiler():
     """The compiler takes a second and 200 MB to import, which operators on the meta device would do."""
     code = """

@@ -18,7 +18,13 @@ METHODS = {
 """Fields of a config that differ from `TINY`."""
 
 
-@pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(own, id=name, marks=pytest.mark.slow if name.startswith("fl-") else ())
+        for name, own in METHODS.items()
+    ],
+)
 def test_images_that_nothing_distinguishes_are_no_hits(settings, black):
     """The models do not move either, so that all keys that the queue takes in are the same as the own one."""
     still = {"lr": 1e-30, "weight_decay": 0.0, "rounds": 1, "eval_every": 0, "cohort": 8, "queue_length": 32}

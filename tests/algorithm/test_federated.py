@@ -123,7 +123,7 @@ def test_one_client_with_all_data_is_moco(dataset, settings):
 
 
 @pytest.mark.parametrize(("method", "textbook"), [("fl-moco", TextbookMoCo), ("fl-byol", TextbookBYOL)])
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_federated_averaging_by_the_book(dataset, method, textbook, symmetric):
     """Each client trains alone for two epochs, starting from the average, with a queue and a velocity of its own."""
     config = RunConfig(**TINY | {"method": method, "symmetric": symmetric, "cohort": 3, "local_epochs": 2})

@@ -29,6 +29,7 @@ def test_engines_take_turns(npz, tmp_path, capsys):
         assert word in table
 
 
+@pytest.mark.slow
 def test_scale(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "CLIENTS", (20, 50))
     report = tmp_path / "bench.json"

@@ -112,6 +112,7 @@ def test_clients_that_resist_start_from_an_expert_and_are_attacked(npz, tmp_path
     assert "simsfl attack" in text
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, monkeypatch):
     out = tmp_path / "grid"
     argv = ["sync", "--only", "MocoSFL-1, IID, 1 per round", "--seeds", "0,1"]

@@ -119,7 +119,10 @@ def test_what_a_rule_set_it_sets_again(tmp_path):
         ({"alpha": 0.1}, "alpha: .* partition is shards; allowed with partition dirichlet"),
         ({"classes_per_client": 3, "partition": "iid"}, "classes_per_client: .* partition is iid"),
         ({"epochs": 3, "rounds": 7}, "epochs: .* rounds is 7; allowed with rounds left to its rule"),
-        ({"align_momentum": True, "client_lr": 0.0}, "align_momentum: .* clients do not learn; .* lr or client_lr above 0"),
+        (
+            {"align_momentum": True, "client_lr": 0.0},
+            "align_momentum: .* clients do not learn; .* lr or client_lr above 0",
+        ),
         ({"syncs_per_round": 2, "client_lr": 0.0}, "syncs_per_round: .* nothing else is averaged"),
         ({"client_lr_schedule": "step", "client_lr": 0.0}, "client_lr_schedule: .*"),
         ({"temperature": 0.2, "supervised": True}, "temperature: .* no key queue; allowed with objective moco"),

@@ -81,7 +81,9 @@ def test_an_error_in_drawing_ahead_is_raised_where_the_plan_is_used():
     assert plans.take(lambda index: "drawn", 0) == "drawn"
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.5], ids=["idle", "at work"])
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(0.0, id="idle", marks=pytest.mark.slow), pytest.param(0.5, id="at work")]
+)
 def test_a_program_ends_though_a_round_has_been_drawn_ahead(seconds):
     code = f"""
 import threading, time, torch

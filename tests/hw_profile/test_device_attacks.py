@@ -129,6 +129,7 @@ def test_a_hello_may_say_anything(dataset, caplog):
     assert not any("\n" in line for line in caplog.messages)
 
 
+@pytest.mark.slow
 def test_whatever_comes_over_the_wire_the_round_ends_with_the_right_weights(dataset):
     """An attacker sends 100,000 frames during a round: random ones, mutations, other devices' answers and replays."""
     config = RunConfig(**{**TINY, "engine": "loop", "rounds": 2})

@@ -140,6 +140,7 @@ def test_a_result_has_everything(runtime, trace, tmp_path, capsys):
     assert "GFLOP/s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_power_is_shown_with_its_source_although_the_clock_is_set(trace, tmp_path, capsys, monkeypatch):
     tool = tmp_path / "bin" / "vcgencmd"
     tool.parent.mkdir()
@@ -238,6 +239,7 @@ def test_files_of_a_user_are_not_replaced(name, trace, tmp_path, capsys):
     assert [(file.name, file.read_text()) for file in out.iterdir()] == [(name, "mine")]
 
 
+@pytest.mark.slow
 def test_a_report_that_a_user_has_edited_is_not_replaced_by_a_later_log(trace, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setenv("PATH", str(tmp_path))  # where there is no meter

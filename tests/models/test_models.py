@@ -22,7 +22,7 @@ def build(arch, cut_layer, width=8, **options):
     return split_model(arch, width=width, cut_layer=cut_layer, generator=torch.Generator().manual_seed(5), **options)
 
 
-DEEP = ("resnet101", "resnet152", "vgg19")
+DEEP = ("resnet34", "resnet101", "resnet152", "vgg19")
 """Architectures that have more of the same blocks than others here, and take long."""
 
 

@@ -82,7 +82,7 @@ def test_killed_again_and_again(npz, tmp_path, uninterrupted):
     assert (out / "summary.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_in_the_middle_of_a_round(number, npz, tmp_path, uninterrupted):
     out = tmp_path / "run"
     process = start(*flags(dataset=npz, out=out, **SLOW))
@@ -117,6 +117,7 @@ def test_stopped_in_an_evaluation(npz, tmp_path, monkeypatch, capsys):
     assert final(out) == final(whole)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_that_recorded_no_spread_goes_on_and_is_shown(npz, tmp_path, monkeypatch, capsys):
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert run.main(flags(dataset=npz, out=whole, **SLOW)) == 0

@@ -208,7 +208,7 @@ def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys
         assert re.search(words, error), error
 
 
-@pytest.mark.parametrize("name", ["laptop-cifar10", "laptop-shapes"])
+@pytest.mark.parametrize("name", [pytest.param("laptop-cifar10", marks=pytest.mark.slow), "laptop-shapes"])
 def test_experts_that_come_with_simsfl(name, tmp_path):
     """Experts fit the network that they are for, keep their weights if clients do not learn, and are documented."""
     assert name in experts()
