@@ -114,7 +114,7 @@ def test_a_plugin_passes_the_check(file, written):
     code = code_of(DOORS[door][name])
     lr = {"lr": 0.001} if file == "lion" else {}
     assert "the whole cohort" in check(code.load(), options=options, rounds=1, **lr)
-    assert plugins.plugin_of(code).name == f"{file}.py"
+    assert plugins.name_of(code) == f"{file}.py"
 
 
 def start(*argv, cwd):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from simsfl.hw_profile.meters.board import Board
 from simsfl.system.decoding import Amount, Count, Ordinal, Range, decode, read_json
 
 _Share = Annotated[float, Range(0, 1e9)]
@@ -18,24 +19,8 @@ _SPANS = ("idle before", "work", "idle after")
 
 
 @dataclass(frozen=True)
-class _Board:
-    """See `simsfl.hw_profile.meters.board.Board`."""
-
-    model: str
-    os: str
-    kernel: str
-    architecture: str
-    cores: Count | None
-    memory_bytes: Count | None
-    governor: str | None
-    highest_hz: Count | None
-    nominal_flops: Amount | None
-    python: str
-
-
-@dataclass(frozen=True)
 class _Trace:
-    """What was replayed."""
+    """The client trace that was replayed, and its network."""
 
     client: Count
     steps: Ordinal
@@ -56,7 +41,7 @@ class _Trace:
 
 @dataclass(frozen=True)
 class _Spread:
-    """See `simsfl.hw_profile.meters.stopwatch.Times.spread`."""
+    """Times of a phase in seconds, as `simsfl.hw_profile.meters.stopwatch.Times.spread` sums them up."""
 
     count: Ordinal
     mean: Amount
@@ -67,7 +52,7 @@ class _Spread:
 
 @dataclass(frozen=True)
 class _Operations:
-    """See `simsfl.hw_profile.bench.findings.operations`."""
+    """Floating-point operations of a step and by second, as `simsfl.hw_profile.bench.findings.operations` has them."""
 
     per_step: Count
     per_second: Amount
@@ -79,7 +64,7 @@ class _Operations:
 
 @dataclass(frozen=True)
 class _Memory:
-    """Bytes that the work takes."""
+    """Memory that the work takes, in bytes."""
 
     process_idle: Count | None
     process_above_idle: int | None
@@ -91,7 +76,7 @@ class _Memory:
 
 @dataclass(frozen=True)
 class _Session:
-    """See `simsfl.hw_profile.bench.findings.session`."""
+    """Figures of a whole session, as `simsfl.hw_profile.bench.findings.session` has them."""
 
     steps: Count
     bytes_up: Count
@@ -105,7 +90,7 @@ class _Session:
 
 @dataclass(frozen=True)
 class _Temperature:
-    """Degrees Celsius."""
+    """Temperature of the processor in degrees Celsius, at the start and at its highest."""
 
     first: float
     highest: float
@@ -122,13 +107,13 @@ class _Verified:
 
 @dataclass(frozen=True)
 class _Result:
-    """All entries but those of `_OF_POWER`, in their order.
+    """The content of ``result.json`` without the entries in `_OF_POWER`, in their order.
 
     Raises:
         ValueError: a span is missing or ends before it begins, or a step took no time.
     """
 
-    board: _Board
+    board: Board
     versions: dict[str, str | int]
     runtime: str
     dtype: str

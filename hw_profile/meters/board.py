@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from simsfl.system.decoding import Amount, Count
+
 _THROTTLING = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 """Bits of ``vcgencmd get_throttled`` that hold now; those `_HIGHER` places higher have held since boot."""
 _HIGHER = 16
@@ -73,11 +75,11 @@ class Board:
     os: str
     kernel: str
     architecture: str
-    cores: int | None
-    memory_bytes: int | None
+    cores: Count | None
+    memory_bytes: Count | None
     governor: str | None
-    highest_hz: int | None
-    nominal_flops: float | None
+    highest_hz: Count | None
+    nominal_flops: Amount | None
     """fp32 operations a second of all cores at their highest frequency; known boards only."""
     python: str
 

@@ -56,8 +56,8 @@ def _listed(door: str, text_of: Callable[[str], str | Text]) -> dict[str, Text]:
     """
     rows = {}
     for name, known in DOORS[door].items():
-        plugin = plugins.plugin_of(code_of(known))
-        rows[name] = Text.assemble(text_of(name), (f"\nfrom the plugin {plugin.name}" if plugin else "", "dim"))
+        plugin = plugins.name_of(code_of(known))
+        rows[name] = Text.assemble(text_of(name), (f"\nfrom the plugin {plugin}" if plugin else "", "dim"))
     return rows
 
 

@@ -48,8 +48,8 @@ class _Names:
 
     def _plugin(self, name: str) -> str:
         """Return the plugin that a name comes from, in brackets; empty where it comes from none."""
-        plugin = plugins.plugin_of(code_of(self.door[name])) if self.door else None
-        return f" ({plugin.name})" if plugin else ""
+        plugin = plugins.name_of(code_of(self.door[name])) if self.door else None
+        return f" ({plugin})" if plugin else ""
 
 
 def add_plugin_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -94,23 +94,18 @@ def flags() -> list[str]:
     return [word for name in named() for word in ("--plugin", name)]
 
 
-def plugin_of(code: Code) -> Plugin | None:
-    """Return the plugin that some code comes from; None for simsfl's own."""
+def name_of(code: Code) -> str | None:
+    """Return the name of the plugin that some code comes from; None for simsfl's own."""
     if code.registered is None:
         return None
-    module = sys.modules[code.registered.__module__]
-    file, package = getattr(module, "__file__", None), module.__name__.partition(".")[0]
-    roots = getattr(sys.modules.get(package), "__path__", None)
-    if roots is not None:
-        files = sorted(one for root in roots for one in Path(root).rglob("*.py"))
-        return Plugin(package, _version_of(package), _sha256_of(files))
-    return Plugin(Path(file).name, None, _sha256_of([Path(file)])) if file else Plugin(package, None, "")
+    package, file = _place_of(code)
+    return package if file is None or hasattr(sys.modules.get(package), "__path__") else file.name
 
 
 def plugins_of(codes: Iterable[Code]) -> list[Plugin]:
     """Return the plugins that some code comes from, each once, in the order of their names."""
-    found = {plugin.name: plugin for code in codes if (plugin := plugin_of(code))}
-    return [found[name] for name in sorted(found)]
+    found = {name: code for code in codes if (name := name_of(code))}
+    return [_described(name, found[name]) for name in sorted(found)]
 
 
 def check(recorded: Iterable[Plugin]) -> None:
@@ -120,7 +115,7 @@ def check(recorded: Iterable[Plugin]) -> None:
         recorded: the plugins as they were when the run began.
     """
     codes = [code_of(known) for door in DOORS.values() for known in door.values()]
-    loaded = {plugin.name: plugin for plugin in plugins_of(codes)}
+    loaded = {name_of(code): code for code in codes}
     for plugin in recorded:
         if plugin.name not in loaded:
             version = f" {plugin.version}" if plugin.version else ""
@@ -128,9 +123,27 @@ def check(recorded: Iterable[Plugin]) -> None:
                 f"plugin: the run uses {plugin.name}{version}, which is not loaded; allowed: after --plugin with its "
                 "module or file"
             )
-        if plugin.sha256 != loaded[plugin.name].sha256 and plugin.name not in _warned:
+        present = _described(plugin.name, loaded[plugin.name])
+        if plugin.sha256 != present.sha256 and plugin.name not in _warned:
             _warned.add(plugin.name)
             log.warning("the plugin %s is not the one that the run began with: its source has changed", plugin.name)
+
+
+def _place_of(code: Code) -> tuple[str, Path | None]:
+    """Return the package of a registered object, and the file of its module; None where its source is in no file."""
+    module = sys.modules[code.registered.__module__]
+    file = getattr(module, "__file__", None)
+    return module.__name__.partition(".")[0], Path(file) if file else None
+
+
+def _described(name: str, code: Code) -> Plugin:
+    """Return the plugin of this name that some code comes from, whose files are read."""
+    package, file = _place_of(code)
+    roots = getattr(sys.modules.get(package), "__path__", None)
+    if roots is not None:
+        files = sorted(one for root in roots for one in Path(root).rglob("*.py"))
+        return Plugin(name, _version_of(package), _sha256_of(files))
+    return Plugin(name, None, _sha256_of([file]) if file else "")
 
 
 def _is_there(name: str) -> bool:
