@@ -49,6 +49,12 @@ class Partition:
         return flat.reshape(len(self), classes)
 
     @classmethod
+    def by_owner(cls, owners: np.ndarray, clients: int) -> Partition:
+        """Return the partition among this number of clients in which image i belongs to ``owners[i]``."""
+        sizes = np.bincount(owners, minlength=clients)
+        return cls(np.argsort(owners, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
+
+    @classmethod
     def of(cls, parts: list[np.ndarray]) -> Partition:
         """Return the partition in which client c holds the image indices ``parts[c]``."""
         offsets = np.cumsum([0, *map(len, parts)])
@@ -88,14 +94,12 @@ def dirichlet(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator,
         shares = rng.dirichlet(alpha * weights / weights.mean())
         cuts = np.floor(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
         owner[rows] = np.searchsorted(cuts, np.arange(len(rows)), side="right")
-    sizes = np.bincount(owner, minlength=clients)
-    return Partition(np.argsort(owner, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
+    return Partition.by_owner(owner, clients)
 
 
 def natural(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, owners: np.ndarray) -> Partition:
     """Give each client the images that belong to it, which are those where `owners` ``[n]`` has its id."""
-    sizes = np.bincount(owners, minlength=len(weights))
-    return Partition(np.argsort(owners, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
+    return Partition.by_owner(owners, len(weights))
 
 
 def make_partition(
