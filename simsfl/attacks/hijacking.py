@@ -29,6 +29,7 @@ from simsfl.evaluation.encoding import IMAGES, Watch, embed, unwatched
 from simsfl.models.layers import initialise_
 from simsfl.privacy.decoders import Training, decoder
 from simsfl.rounds import evaluating
+from simsfl.setup.assembly import network
 from simsfl.setup.parts import Parts
 from simsfl.simulation import Simulation
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
@@ -39,6 +40,8 @@ _CRITIC_STEPS = 2
 """Steps of the critic for each step of clients."""
 _CRITIC_BETAS = (0.5, 0.9)
 """Decay rates of the critic's Adam, as usual for adversarial training."""
+_LENGTH = 0.1
+"""Norm of the gradient that clients get, as a share of that of their objective's: longer ones lead them to and fro."""
 _PENALTY = 10.0
 """Weight of the critic's gradient penalty (Gulrajani et al., NeurIPS 2017)."""
 _CHANNELS, _SMALLEST = 64, 4
@@ -106,8 +109,8 @@ class Hijacker(Wire):
         seed: seed of its networks, and of its draws.
 
     Attributes:
-        pilot: the client model that clients are to imitate. It starts as theirs do, with the weights that they are
-            given; the published attack starts from others, as it does not know the clients' network.
+        pilot: the client model that clients are to imitate. It has the same layers as theirs, and starts from weights
+            of its own.
         decoder: network that turns smashed data back into images.
         critic: network that scores how much smashed data look like the pilot's.
     """
@@ -115,12 +118,13 @@ class Hijacker(Wire):
     def __init__(self, parts: Parts, own: Images, spec: Decoder, seed: int):
         config, model, to = parts.config, parts.model, {"device": parts.device, "dtype": parts.dtype}
         generator = torch_generator(seed, Purpose.DECODER)
-        start = parts.state.clients
-        self.pilot = model.client.module(start.online.clone(), start.online_statistics.clone()).train()
+        rng = numpy_generator(seed, Purpose.ATTACKER, _OWN)
+        other = network(replace(config, seed=int(rng.integers(2**31)))).client
+        self.pilot = other.module(other.initial.to(**to)).train()
         self.decoder = decoder(spec, model.smashed_shape, config.image_size, "batch", generator).to(**to)
         self.critic = _critic(*model.smashed_shape[:2], generator).to(**to)
         self._own, self._recipe = own, (config.views, config.image_size, config.crop_scale)
-        self._defence, self._rng = parts.hyper.defence, numpy_generator(seed, Purpose.ATTACKER, _OWN)
+        self._defence, self._rng = parts.hyper.defence, rng
         self._learners = torch.optim.Adam([*self.pilot.parameters(), *self.decoder.parameters()], lr=_RATE)
         self._judge = torch.optim.Adam(self.critic.parameters(), lr=_RATE, betas=_CRITIC_BETAS)
         self._smashed: Tensor | None = None
@@ -134,8 +138,8 @@ class Hijacker(Wire):
     def down(self, gradient_Nchw: Tensor) -> Tensor:
         """Learn from what clients have sent; return the gradient by which they come closer to the pilot.
 
-        It is as long as that of the clients' objective, so that its size does not tell. Clients that were absent, whose
-        gradient is 0, stay out of it.
+        Its size follows that of the gradient of the clients' objective. Clients that were absent, whose gradient is 0,
+        stay out of it.
         """
         there_N = gradient_Nchw.flatten(1).any(dim=1)
         theirs_nchw = self._smashed[: len(there_N)][there_N].detach().to(next(self.pilot.parameters()).dtype)
@@ -148,7 +152,7 @@ class Hijacker(Wire):
         theirs_nchw.requires_grad_()
         (towards_nchw,) = torch.autograd.grad(-self.critic(theirs_nchw).mean(), theirs_nchw)
         result = torch.zeros_like(gradient_Nchw)
-        scale = gradient_Nchw.norm() / towards_nchw.norm().clamp(min=1e-30)
+        scale = _LENGTH * gradient_Nchw.norm() / towards_nchw.norm().clamp(min=1e-30)
         result[there_N] = (towards_nchw * scale).to(gradient_Nchw.dtype)
         return result
 

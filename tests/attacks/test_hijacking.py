@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ def test_clients_get_the_critics_gradient_as_long_as_their_own(dataset):
     probe = smashed[rows].requires_grad_()
     (wanted,) = torch.autograd.grad(-server.critic(probe).sum(), probe)
     torch.testing.assert_close(received[rows] / received.norm(), wanted / wanted.norm())
-    torch.testing.assert_close(received.norm(), honest.norm())
+    torch.testing.assert_close(received.norm(), hijacking._LENGTH * honest.norm())
     assert not received[2:4].any()
 
 
@@ -64,28 +65,35 @@ def test_every_engine_is_hijacked_in_the_same_way(changes, dataset):
 
 def test_the_run_stays_as_it_is(dataset):
     simulation = Simulation(RunConfig(**TINY), dataset)
-    before = {name: tensor.clone() for name, tensor in simulation.state.saved(sent=False).items()}
+    before = simulation.state.server.online.clone(), simulation.state.clients.online.clone()
     wanted = some(dataset.train, torch.arange(4))
     hijack(simulation, wanted, some(dataset.train, torch.arange(40, 60)), spec=SPEC, seed=0, rounds=1)
-    for name, tensor in simulation.state.saved(sent=False).items():
-        assert torch.equal(tensor, before[name]), name
+    torch.testing.assert_close(
+        (simulation.state.server.online, simulation.state.clients.online), before, rtol=0, atol=0
+    )
     assert simulation.progress.round_index == 0
 
 
 @pytest.mark.slow
 def test_hijacked_clients_send_what_the_decoder_can_read(monkeypatch):
-    """They send more than the mean image, and more than clients do that learn from their own objective."""
+    """The server needs no more than colours that are seen to be inverted, and then does what without it is impossible.
+
+    The control is a server that learns in the same way, but returns the gradient of the clients' objective.
+    """
     arrays = shapes(0)
-    few = Arrays(arrays.train_x[:400], arrays.train_y[:400], arrays.test_x[:20], arrays.test_y[:20], arrays.classes)
+    tint = np.array([1.0, 0.7, 0.4])
+    train_x, test_x = (
+        (255 * (x / 255) ** 2 * tint).astype(np.uint8) for x in (arrays.train_x[:400], arrays.test_x[:9])
+    )
+    few = Arrays(train_x, arrays.train_y[:400], test_x, arrays.test_y[:9], arrays.classes)
     data = make_dataset("few", "made up", few, image_size=16)
-    config = RunConfig(**{**TINY, "cohort": 8, "batch_size": 4, "lr": 0.3, "crop_scale": 0.5, "seed": 1})
-    how = {"rounds": 6, "own": slice(200, 400)}
+    changes = {"cohort": 8, "batch_size": 8, "local_epochs": 15, "lr": 0.03, "width": 8, "crop_scale": 0.5, "seed": 1}
+    config, how = RunConfig(**{**TINY, **changes}), {"rounds": 3, "own": slice(200, 400)}
     led = _attacked(config, data, **how)
     monkeypatch.setattr(hijacking.Hijacker, "down", _honest(hijacking.Hijacker.down))
     left = _attacked(config, data, **how)
     originals = pixels(some(data.train, torch.arange(8)))
-    assert led.mse < 0.5 * (originals - originals.mean(dim=0)).square().mean()
-    assert led.mse < 0.8 * left.mse
+    assert led.mse < 0.7 * (originals - originals.mean(dim=0)).square().mean() < left.mse
 
 
 def _honest(down):
