@@ -121,10 +121,11 @@ def callback(name: str) -> Callable[[type[Callback]], type[Callback]]:
 def architecture(
     name: str, *, width: int, residual: bool = False, styled: bool = False, own_weights: bool = True
 ) -> Callable[[_Function], _Function]:
-    """Return a decorator that registers a function by a name for `RunConfig.arch`.
+    """Return a decorator that registers a function, or a frozen dataclass, by a name for `RunConfig.arch`.
 
     The function takes width, image size and `Style`, and returns a `Backbone`: its layers, any modules of which each
     takes what the one before returns, and the length of their pooled output. The network can be cut behind each layer.
+    Objects of a dataclass are called in the same way; its fields are options.
 
     Args:
         name: its name.

@@ -13,6 +13,7 @@ from typing import Any
 
 from simsfl.config.catalogue import (
     AGGREGATIONS,
+    ARCHITECTURES,
     CALLBACKS,
     DEFENCES,
     DOORS,
@@ -28,7 +29,7 @@ from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.config.plugins import Plugin, plugins_of
 from simsfl.config.registry import Code, code_of
 from simsfl.config.settings import ENGINES, NORMS, PRECISIONS, RECIPES, Settings
-from simsfl.config.values import check_value, from_text, is_option
+from simsfl.config.values import check_value, from_text, options_in
 from simsfl.system.decoding import read_json
 from simsfl.system.messages import unknown
 from simsfl.system.paths import expanded
@@ -101,22 +102,22 @@ class RunConfig(Settings):
         door, _, field_name = name.partition(".")
         if door not in self.chosen:
             raise unknown("options", name, [f"{door}." for door in self.chosen])
-        known = {spec.name: spec for code in self.chosen[door] for spec in fields(code.load()) if is_option(spec)}
+        known = {spec.name: spec for code in self.chosen[door] for spec in options_in(code.load())}
         if field_name not in known:
             allowed = ", ".join(f"{door}.{own}" for own in known) or "none, as it has no options"
             raise unknown(door, name, [f"{door}.{own}" for own in known], allowed=allowed)
         return known[field_name]
 
-    def options_of(self, door: str, kind: type) -> dict[str, Any]:
+    def options_of(self, door: str, kind: type | None = None) -> dict[str, Any]:
         """Return the options of what is chosen at a door, by their names there.
 
         Args:
             door: such as "objective".
-            kind: the dataclass that is chosen; if there are several, each gets the options that it has.
+            kind: the dataclass that is chosen, where there may be several, of which each gets the options that it has.
         """
-        own = {spec.name for spec in fields(kind)}
+        own = {spec.name for spec in fields(kind)} if kind else None
         given = (name.partition(".")[2] for name in self.options if name.startswith(f"{door}."))
-        return {name: self.options[f"{door}.{name}"] for name in given if name in own}
+        return {name: self.options[f"{door}.{name}"] for name in given if own is None or name in own}
 
     def with_options(self, texts: Mapping[str, str]) -> RunConfig:
         """Return the config with these options, as flags give them, beside those that it has.
@@ -150,12 +151,13 @@ class RunConfig(Settings):
             "optimizer": [OPTIMIZERS[self.optimizer]],
             "defence": [DEFENCES[name] for name in self.defences],
             "callback": [CALLBACKS[name] for name in self.callbacks],
+            "arch": [ARCHITECTURES[self.arch].code],
         }
 
     @property
     def plugins(self) -> list[Plugin]:
         """Return the plugins that what is chosen comes from."""
-        named = (DOORS[door].get(getattr(self, door)) for door in ("arch", "partition", "dataset"))
+        named = (DOORS[door].get(getattr(self, door)) for door in ("partition", "dataset"))
         codes = [code for own in self.chosen.values() for code in own]
         return plugins_of([*codes, *(code_of(known) for known in named if known)])
 
@@ -190,12 +192,16 @@ class RunConfig(Settings):
         return 2 if both else 1
 
     def network(self) -> dict[str, Any]:
-        """Return the fields that determine the network, apart from what the method adds to it, with their values."""
+        """Return the fields that determine the network, apart from what the method adds to it, with their values.
+
+        Of `options`, they have those of the architecture, if there are any.
+        """
+        own = {name: value for name, value in self.options.items() if name.startswith("arch.")}
         return {
             spec.name: getattr(self, spec.name)
             for spec in fields(self)
             if spec.metadata["group"] == "model" or spec.name == "image_size"
-        }
+        } | ({"options": own} if own else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of all fields by name, as JSON takes them."""

@@ -126,7 +126,8 @@ class Architecture:
     width: int
     """Channels of the first layer by rule, as published."""
     code: Code
-    """Function of width, image size and style that returns a `simsfl.models.layers.Backbone`."""
+    """Function of width, image size and style that returns a `simsfl.models.layers.Backbone`, or a frozen dataclass
+    whose objects are called so, and whose fields are options."""
     residual: bool = True
     """Whether its blocks have shortcuts that the client's can do without."""
     styled: bool = True
@@ -147,8 +148,8 @@ ARCHITECTURES = {
     "vgg16": Architecture(64, Code("simsfl.models.vgg:vgg16"), residual=False),
     "vgg19": Architecture(64, Code("simsfl.models.vgg:vgg19"), residual=False),
     "mobilenetv2": Architecture(32, Code("simsfl.models.mobilenetv2:mobilenetv2")),
-    "vit-tiny": Architecture(192, Code("simsfl.models.vit:vit"), residual=False, styled=False),
-    "vit-small": Architecture(384, Code("simsfl.models.vit:vit"), residual=False, styled=False),
+    "vit-tiny": Architecture(192, Code("simsfl.models.vit:ViT"), residual=False, styled=False),
+    "vit-small": Architecture(384, Code("simsfl.models.vit:ViT"), residual=False, styled=False),
     "convnext-tiny": Architecture(96, Code("simsfl.models.convnext:convnext"), residual=False, styled=False),
 }
 """Backbones."""

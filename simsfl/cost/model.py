@@ -206,19 +206,19 @@ def operations(half: FlatModule, shape: Sequence[int], *, of_images: bool = Fals
         of_images: whether its inputs are images, which need no gradient.
     """
     macs = normalised = spared = 0
-    image = torch.zeros(1, *shape)
+    image = torch.zeros(1, *shape, requires_grad=not of_images)
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal macs, normalised, spared
         layer = module.conv if isinstance(module, ConvNorm) else module
         own = _multiply_adds(layer, inputs[0], output)
         macs += own
-        if own and of_images and inputs[0] is image:
+        if not inputs[0].requires_grad:  # it is made of images alone, such as their patches
             spared += own
         if isinstance(module, (BatchNorm, nn.LayerNorm)) or isinstance(getattr(module, "norm", None), nn.GroupNorm):
             normalised += output.numel()
 
-    with _shapes_of(half, count) as module, torch.no_grad():
+    with _shapes_of(half, count) as module, torch.enable_grad():
         module.eval()(image)
     return Operations(
         forward=2 * macs + _NORMALISED * normalised,

@@ -7,6 +7,8 @@ as large as the images, and ends in a sigmoid, so that images are in [0, 1].
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor, nn
 
@@ -26,13 +28,16 @@ def decoder(
         norm: "batch", as in the published attack, or "group".
         generator: a CPU generator, for the initial weights.
     """
-    channels, side, _ = smashed_shape
+    channels, side, width = smashed_shape
+    tokens = width == 1 < side  # those of patches behind that of the class (`simsfl.models.vit`)
+    if tokens:
+        channels, side = 2 * channels, isqrt(side)
     doublings = max(0, (image_size // side).bit_length() - 1)
     with torch.device("meta"):
         layers = _LAYERS[spec.kind](spec, channels, doublings, norm)
         if side << doublings != image_size:  # the ratio of the sides is not a power of two
             layers.append(nn.Upsample((image_size, image_size), mode="bilinear"))
-        network = nn.Sequential(*layers, nn.Sigmoid())
+        network = nn.Sequential(*[_Places(side)] * tokens, *layers, nn.Sigmoid())
     network = network.to_empty(device="cpu")
     initialise_(network, generator)
     return network
@@ -84,6 +89,21 @@ _LAYERS = {"custom": _custom, "conv_norm": _conv_norm, "res_norm": _res_norm}
 def _places(doublings: int) -> list[bool]:
     """Return for each layer of the second part whether it doubles the maps: two layers, or one per doubling if more."""
     return [position < doublings for position in range(max(2, doublings))]
+
+
+class _Places(nn.Module):
+    """Puts tokens ``[n, d, s*s + 1, 1]`` where their patches are: maps ``[n, 2d, s, s]``.
+
+    The first token is of the class, and of no patch: it is the second half of the channels everywhere.
+    """
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x[:, :, 1:].squeeze(3).unflatten(2, (self.side, self.side))
+        return torch.cat([maps, x[:, :, :1].expand_as(maps)], dim=1)
 
 
 class _PreActivation(nn.Module):

@@ -39,6 +39,8 @@ def read_about(content: bytes) -> dict[str, Any]:
             wrong = [] if possible(about.get(key)) else [str(about.get(key))]
         if wrong:
             raise ValueError(f"has an impossible {key}: {shortened(wrong[0])}")
+    if not isinstance(options := about["network"].get("options", {}), dict):
+        raise ValueError(f"has an impossible network: options {shortened(options)}")
     try:
         RunConfig(**{name: about["network"][name] for name in _POSSIBLE["network"]})
     except ValueError as error:

@@ -102,6 +102,7 @@ def network(config: RunConfig, *, weights: bool = True) -> SplitModel:
         "predictor": config.goal.predictor,
         "generator": torch_generator(config.seed, Purpose.MODEL) if weights else None,
         "style": Style(config.norm, config.weight_standardisation),
+        "options": config.options_of("arch"),
     }
     if not config.is_split:
         return whole_model(config.arch, **what)
