@@ -13,7 +13,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from simsfl.aggregations import Aggregation
-from simsfl.config.catalogue import DOORS, Architecture, DataSet, ObjectiveKind, PartitionKind, Targets
+from simsfl.config.catalogue import (
+    DOORS,
+    Architecture,
+    DataSet,
+    DefenceKind,
+    ObjectiveKind,
+    OptimizerKind,
+    PartitionKind,
+    SamplerKind,
+    Targets,
+)
 from simsfl.config.registry import Code, RegistrationError, code_of, registered
 from simsfl.config.values import option
 from simsfl.data import Arrays, Dataset, make_dataset
@@ -98,19 +108,38 @@ def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
     return _registering("aggregation", name)
 
 
-def optimizer(name: str) -> Callable[[type[Optimiser]], type[Optimiser]]:
-    """Return a decorator that registers a subclass of `Optimiser` by a name for `RunConfig.optimizer`."""
-    return _registering("optimizer", name)
+def optimizer(
+    name: str, *, settings: tuple[str, ...] = (), exact: bool = False
+) -> Callable[[type[Optimiser]], type[Optimiser]]:
+    """Return a decorator that registers a subclass of `Optimiser` by a name for `RunConfig.optimizer`.
+
+    Args:
+        name: its name.
+        settings: which of "momentum" and "weight_decay" its method ``of`` takes from the config; the flags of others
+            are refused.
+        exact: whether what it remembers has to be exact, such as a number of steps, so that it cannot be kept in bf16.
+    """
+    return _registering("optimizer", name, lambda code: OptimizerKind(code, settings, exact))
 
 
-def sampler(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
-    """Return a decorator that registers a subclass of `Sampler` by a name for `RunConfig.sampler`."""
-    return _registering("sampler", name)
+def sampler(name: str, *, absences: bool = False) -> Callable[[type[Sampler]], type[Sampler]]:
+    """Return a decorator that registers a subclass of `Sampler` by a name for `RunConfig.sampler`.
+
+    Args:
+        name: its name.
+        absences: whether it says which clients do not come, and so has an effect where all clients are drawn, too.
+    """
+    return _registering("sampler", name, lambda code: SamplerKind(code, absences))
 
 
-def defence(name: str) -> Callable[[type[Defence]], type[Defence]]:
-    """Return a decorator that registers a subclass of `Defence` by a name for `RunConfig.defence`."""
-    return _registering("defence", name)
+def defence(name: str, *, images: int = 1) -> Callable[[type[Defence]], type[Defence]]:
+    """Return a decorator that registers a subclass of `Defence` by a name for `RunConfig.defence`.
+
+    Args:
+        name: its name.
+        images: fewest images of a client's batch that it works with.
+    """
+    return _registering("defence", name, lambda code: DefenceKind(code, images))
 
 
 def callback(name: str) -> Callable[[type[Callback]], type[Callback]]:

@@ -137,6 +137,11 @@ class RunConfig(Settings):
         return self.defence.split("+") if self.defence else []
 
     @property
+    def images_for_defences(self) -> int:
+        """Return the fewest images of a client's batch that all defences work with."""
+        return max((DEFENCES[name].images for name in self.defences), default=1)
+
+    @property
     def callbacks(self) -> list[str]:
         """Return the names of the callbacks, in the order in which they get records."""
         return self.callback.split("+") if self.callback else []
@@ -147,9 +152,9 @@ class RunConfig(Settings):
         return {
             "objective": [self.goal.code],
             "aggregation": [AGGREGATIONS[self.aggregation]],
-            "sampler": [SAMPLERS[self.sampler]],
-            "optimizer": [OPTIMIZERS[self.optimizer]],
-            "defence": [DEFENCES[name] for name in self.defences],
+            "sampler": [SAMPLERS[self.sampler].code],
+            "optimizer": [OPTIMIZERS[self.optimizer].code],
+            "defence": [DEFENCES[name].code for name in self.defences],
             "callback": [CALLBACKS[name] for name in self.callbacks],
             "arch": [ARCHITECTURES[self.arch].code],
         }

@@ -60,33 +60,66 @@ AGGREGATIONS = {
 """Aggregations by name: subclasses of `simsfl.aggregations.Aggregation`."""
 
 
+@dataclass(frozen=True)
+class SamplerKind:
+    """A way to draw the cohort of a round."""
+
+    code: Code
+    """A subclass of `simsfl.samplers.Sampler`."""
+    absences: bool = False
+    """Whether it says which clients do not come, and so has an effect where all clients are drawn, too."""
+
+
 SAMPLERS = {
-    "uniform": Code("simsfl.samplers:Sampler"),
-    "by-images": Code("simsfl.samplers.orders:ByImages"),
-    "round-robin": Code("simsfl.samplers.orders:RoundRobin"),
-    "availability": Code("simsfl.samplers.availability:Availability"),
+    "uniform": SamplerKind(Code("simsfl.samplers:Sampler")),
+    "by-images": SamplerKind(Code("simsfl.samplers.orders:ByImages")),
+    "round-robin": SamplerKind(Code("simsfl.samplers.orders:RoundRobin")),
+    "availability": SamplerKind(Code("simsfl.samplers.availability:Availability"), absences=True),
 }
-"""How the cohort of a round is drawn: subclasses of `simsfl.samplers.Sampler`."""
+"""How the cohort of a round is drawn."""
 
 
+@dataclass(frozen=True)
+class OptimizerKind:
+    """A way in which clients and server descend."""
+
+    code: Code
+    """A subclass of `simsfl.optimisers.Optimiser`."""
+    settings: tuple[str, ...] = ()
+    """Names of the settings that it takes: "momentum" and "weight_decay"."""
+    exact: bool = False
+    """Whether what it remembers has to be exact, such as a number of steps, so that it cannot be kept in bf16."""
+
+
+_OF_SGD = ("momentum", "weight_decay")
 OPTIMIZERS = {
-    "sgd": Code("simsfl.optimisers:SGD"),
-    "adamw": Code("simsfl.optimisers.adamw:AdamW"),
-    "lars": Code("simsfl.optimisers.lars:LARS"),
+    "sgd": OptimizerKind(Code("simsfl.optimisers:SGD"), _OF_SGD),
+    "adamw": OptimizerKind(Code("simsfl.optimisers.adamw:AdamW"), ("weight_decay",), exact=True),
+    "lars": OptimizerKind(Code("simsfl.optimisers.lars:LARS"), _OF_SGD),
 }
-"""How clients and server descend: subclasses of `simsfl.optimisers.Optimiser`."""
+"""How clients and server descend."""
+
+
+@dataclass(frozen=True)
+class DefenceKind:
+    """Something that clients do with what they send and learn from."""
+
+    code: Code
+    """A subclass of `simsfl.defences.Defence`."""
+    images: int = 1
+    """Fewest images of a client's batch that it works with."""
 
 
 DEFENCES = {
-    "gaussian": Code("simsfl.defences.noise:Gaussian"),
-    "laplacian": Code("simsfl.defences.noise:Laplacian"),
-    "clip": Code("simsfl.defences.noise:Clip"),
-    "nopeek": Code("simsfl.defences.nopeek:NoPeek"),
-    "int8": Code("simsfl.defences.compression:Int8"),
-    "fp16": Code("simsfl.defences.compression:Half"),
-    "top-k": Code("simsfl.defences.compression:TopK"),
+    "gaussian": DefenceKind(Code("simsfl.defences.noise:Gaussian")),
+    "laplacian": DefenceKind(Code("simsfl.defences.noise:Laplacian")),
+    "clip": DefenceKind(Code("simsfl.defences.noise:Clip")),
+    "nopeek": DefenceKind(Code("simsfl.defences.nopeek:NoPeek"), images=3),
+    "int8": DefenceKind(Code("simsfl.defences.compression:Int8")),
+    "fp16": DefenceKind(Code("simsfl.defences.compression:Half")),
+    "top-k": DefenceKind(Code("simsfl.defences.compression:TopK")),
 }
-"""What clients do with what they send and learn from: subclasses of `simsfl.defences.Defence`."""
+"""What clients do with what they send and learn from."""
 
 
 @dataclass(frozen=True)

@@ -204,17 +204,17 @@ def aggregation(config: RunConfig) -> Aggregation:
 
 def sampler(config: RunConfig) -> Sampler:
     """Return the sampler of a config with every rule applied."""
-    return SAMPLERS[config.sampler].load().of(config)
+    return SAMPLERS[config.sampler].code.load().of(config)
 
 
 def optimiser(config: RunConfig) -> Optimiser:
     """Return the optimiser of a config with every rule applied."""
-    return OPTIMIZERS[config.optimizer].load().of(config)
+    return OPTIMIZERS[config.optimizer].code.load().of(config)
 
 
 def defence(config: RunConfig) -> Chain:
     """Return the defences of a config with every rule applied."""
-    return Chain(tuple(DEFENCES[name].load().of(config) for name in config.defences))
+    return Chain(tuple(DEFENCES[name].code.load().of(config) for name in config.defences))
 
 
 def callbacks(config: RunConfig) -> list[Any]:

@@ -118,6 +118,11 @@ def test_what_a_rule_set_it_sets_again(tmp_path):
     [
         ({"alpha": 0.1}, "alpha: .* partition is shards; allowed with partition dirichlet"),
         ({"classes_per_client": 3, "partition": "iid"}, "classes_per_client: .* partition is iid"),
+        (
+            {"momentum": 0.5, "optimizer": "adamw"},
+            "momentum: .* optimizer is adamw; allowed with optimizer sgd or lars",
+        ),
+        ({"sampler": "by-images", "clients": 5, "cohort": 5}, "sampler: .* all clients train in each round"),
         ({"epochs": 3, "rounds": 7}, "epochs: .* rounds is 7; allowed with rounds left to its rule"),
         (
             {"align_momentum": True, "client_lr": 0.0},
@@ -143,6 +148,7 @@ def test_what_has_no_effect_is_refused(values, words):
     RunConfig(**values).check_effect({"partition": 0, "rounds": 0})
     RunConfig(alpha=0.1, partition="dirichlet", epochs=3).check_effect(["alpha", "epochs"])
     RunConfig(method="fl-byol", head="large-mlp", client_lr=0.0).check_effect(["syncs_per_round"])
+    RunConfig(sampler="availability", clients=5, cohort=5).check_effect(["sampler"])
     RunConfig(method="fl-moco", loss_threshold=0.0).check_effect(["loss_threshold"])  # as usual: no matter
 
 
