@@ -87,7 +87,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def objective(
-    name: str, *, targets: Targets = Targets.MOMENTUM, whole_batch: bool = False, predictor: bool = False
+    name: str,
+    *,
+    targets: Targets = Targets.MOMENTUM,
+    whole_batch: bool = False,
+    predictor: bool = False,
+    rows: int = 1,
 ) -> Callable[[type[Objective]], type[Objective]]:
     """Return a decorator that registers a subclass of `Objective` by a name for `RunConfig.objective`.
 
@@ -97,10 +102,10 @@ def objective(
         whole_batch: whether the figures of a row depend on other rows of the step. This need not be said where targets
             are outputs of the online network: all rows are then always handled together.
         predictor: whether a predictor follows the projection head; see `simsfl.models.Projection`.
+        rows: fewest images that it needs at a time: of a step, or in federated learning of a client's batch.
     """
-    return _registering(
-        "objective", name, lambda code: ObjectiveKind(code, targets, whole_batch=whole_batch, predictor=predictor)
-    )
+    how = {"whole_batch": whole_batch, "predictor": predictor, "rows": rows}
+    return _registering("objective", name, lambda code: ObjectiveKind(code, targets, **how))
 
 
 def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:

@@ -57,6 +57,11 @@ class RunConfig(Settings):
         for name in self.callbacks:
             if name not in CALLBACKS:
                 raise unknown("callback", name, CALLBACKS, allowed="" if CALLBACKS else "those of a --plugin")
+        for field, names in (("defence", self.defences), ("callback", self.callbacks)):
+            if len(set(names)) < len(names):
+                raise ValueError(
+                    f"{field}: {getattr(self, field)} has one of them twice, with the same options; allowed: each once"
+                )
         for name, value in self.options.items():
             check_value(name, self.option(name), value)
         if self.bottleneck is not None:
@@ -185,6 +190,16 @@ class RunConfig(Settings):
     def views_graded(self) -> int:
         """Return how many views of an image a client learns from, and gets gradients for."""
         return 2 if self.goal.targets is Targets.ONLINE else 1
+
+    @property
+    def images_at_a_time(self) -> int | None:
+        """Return how many images an objective has at a time: those of a step, or in federated learning of a client.
+
+        None means that a rule has yet to say. With unequal clients they are more.
+        """
+        clients = self.cohort if self.is_split else 1
+        sources = (self.data_proportion > 0) + (self.aux_dataset is not None)
+        return None if None in (clients, self.batch_size) else clients * sources * self.batch_size
 
     @property
     def passes_per_image(self) -> int:

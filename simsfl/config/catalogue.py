@@ -36,14 +36,16 @@ class ObjectiveKind:
     """Whether it has a queue of keys, of which each client may have its own."""
     predictor: bool = False
     """Whether a predictor follows the projection head."""
+    rows: int = 1
+    """Fewest images that it needs at a time: of a step, or in federated learning of a client's batch."""
 
 
 OBJECTIVES = {
     "moco": ObjectiveKind(Code("simsfl.objectives.moco:MoCo"), queue=True),
     "byol": ObjectiveKind(Code("simsfl.objectives.byol:BYOL"), whole_batch=True, predictor=True),
-    "simclr": ObjectiveKind(Code("simsfl.objectives.simclr:SimCLR"), Targets.ONLINE),
+    "simclr": ObjectiveKind(Code("simsfl.objectives.simclr:SimCLR"), Targets.ONLINE, rows=2),
     "simsiam": ObjectiveKind(Code("simsfl.objectives.simsiam:SimSiam"), Targets.ONLINE, predictor=True),
-    "barlow-twins": ObjectiveKind(Code("simsfl.objectives.barlow_twins:BarlowTwins"), Targets.ONLINE),
+    "barlow-twins": ObjectiveKind(Code("simsfl.objectives.barlow_twins:BarlowTwins"), Targets.ONLINE, rows=2),
     "supervised": ObjectiveKind(Code("simsfl.objectives.supervised:Supervised"), Targets.LABELS),
 }
 """Objectives by name."""

@@ -123,6 +123,15 @@ EVERY_RUN = (
         "more",
     ),
     Constraint(
+        lambda c: c.images_at_a_time is not None and c.images_at_a_time < c.goal.rows,
+        "batch_size: {batch_size} is too few images for objective {objective}, which compares those of a step, or of a "
+        "federated client; allowed: {config.goal.rows} or more",
+    ),
+    Constraint(
+        lambda c: c.rounds is not None and c.warmup_rounds > c.rounds,
+        "warmup_rounds: {warmup_rounds} is more than the rounds; allowed: 0 to {rounds}",
+    ),
+    Constraint(
         lambda c: c.defence is not None and c.ressfl_lambda > 0,
         "defence: {defence} and ressfl_lambda {ressfl_lambda:g} do not go together; allowed: one of them",
     ),

@@ -152,6 +152,34 @@ def test_what_has_no_effect_is_refused(values, words):
     RunConfig(method="fl-moco", loss_threshold=0.0).check_effect(["loss_threshold"])  # as usual: no matter
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"warmup_rounds": 4, "rounds": 3}, "warmup_rounds: 4 is more than the rounds; allowed: 0 to 3"),
+        ({"defence": "clip+int8+clip"}, r"defence: clip\+int8\+clip has one of them twice, .*; allowed: each once"),
+        *(
+            ({"objective": objective, "batch_size": 1} | where, f"batch_size: 1 is too few images for .* {objective}, ")
+            for objective in ("simclr", "barlow-twins")
+            for where in ({"method": "federated"}, {"clients": 1, "cohort": 1})
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(values, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        RunConfig(**values)
+
+
+def test_what_rules_make_impossible_is_refused():
+    with pytest.raises(ValueError, match=r"^warmup_rounds: 9 is more than the rounds; allowed: 0 to 8$"):
+        with_rules(RunConfig(clients=1, epochs=8, warmup_rounds=9))
+    with pytest.raises(ValueError, match=r"^batch_size: 1 is too few images for objective simclr, .*: 2 or more$"):
+        with_rules(RunConfig(method="federated", objective="simclr"), images_per_client=1)
+    RunConfig(warmup_rounds=3, rounds=3)
+    RunConfig(objective="simclr", batch_size=1, clients=2, cohort=2)
+    with_rules(RunConfig(method="federated", objective="simclr", batch_size=1, aux_dataset="cifar100"))
+    RunConfig(method="federated", objective="simsiam", batch_size=1)  # it compares an image with itself alone
+
+
 def test_round_trip_through_json_types():
     config = resolve(RunConfig(clients=7, lr=1, client_lr=0.5))
     assert RunConfig.from_dict(config.to_dict()) == config
