@@ -31,10 +31,9 @@ from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, 
 
 log = logging.getLogger(__name__)
 
-_PRECISIONS = ("fp32", "bf16", "fp16")
-"""Precisions of the forward passes that can be asked for."""
 _TOLERANCES = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.05}
-"""Largest relative differences from the trace that are allowed, by precision.
+"""Largest relative differences from the trace that are allowed, by the precisions of the forward passes that can be
+asked for.
 
 In fp32 sums are added in another order over a whole trace; bf16 and fp16 have 8 and 11 significant bits."""
 _FILES = ("result.json", "report.md", "latency.svg", "memory.svg", "power.svg")
@@ -80,8 +79,8 @@ def parser() -> Parser:
     )
     how.add_argument(
         "--dtype",
-        type=one_of(_PRECISIONS),
-        metavar="{fp32,bf16,fp16}",
+        type=one_of(tuple(_TOLERANCES)),
+        metavar="{" + ",".join(_TOLERANCES) + "}",
         help="precision of the forward passes (default: the trace's)",
     )
     how.add_argument(

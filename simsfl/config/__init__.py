@@ -20,6 +20,7 @@ from simsfl.config.catalogue import (
     METHODS,
     OBJECTIVES,
     OPTIMIZERS,
+    PRECISIONS,
     SAMPLERS,
     ObjectiveKind,
     Targets,
@@ -28,7 +29,7 @@ from simsfl.config.constraints import EVERY_RUN, check
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.config.plugins import Plugin, plugins_of
 from simsfl.config.registry import Code, code_of
-from simsfl.config.settings import ENGINES, NORMS, PRECISIONS, RECIPES, Settings
+from simsfl.config.settings import ENGINES, NORMS, RECIPES, Settings
 from simsfl.config.values import check_value, from_text, options_in
 from simsfl.system.decoding import read_json
 from simsfl.system.messages import unknown
@@ -210,6 +211,19 @@ class RunConfig(Settings):
         """
         both = self.symmetric and not self.is_split and self.goal.targets is Targets.MOMENTUM
         return 2 if both else 1
+
+    @property
+    def views_at_server(self) -> int:
+        """Return how many views of an image go through the server's online model in a step, forward and backward."""
+        if self.goal.targets is Targets.MOMENTUM:
+            return 2 if self.symmetric else 1
+        return self.views_graded
+
+    @property
+    def server_passes(self) -> dict[str, int]:
+        """Return how often an image goes forward through the server's models ("views") and backward ("graded")."""
+        both = 2 if self.goal.targets is Targets.MOMENTUM else 1  # the momentum model gets as many views
+        return {"views": both * self.views_at_server, "graded": self.views_at_server}
 
     def network(self) -> dict[str, Any]:
         """Return the fields that determine the network, apart from what the method adds to it, with their values.

@@ -143,6 +143,25 @@ class Method:
     """Whether a config may set no other objective."""
 
 
+@dataclass(frozen=True)
+class Precision:
+    """A precision of forward passes and smashed data."""
+
+    note: str
+    """What is computed in it, for people."""
+    dtype: str = "float32"
+    """Name of PyTorch's type of the numbers."""
+    anywhere: bool = True
+    """Whether every device has it, so that devices can repeat what a client did in it."""
+
+
+PRECISIONS = {
+    "fp32": Precision("products and convolutions without TF32"),
+    "tf32": Precision("TF32 in products and convolutions, all else in fp32", anywhere=False),
+    "bf16": Precision("forward passes and smashed data; weights, queue and loss in fp32", "bfloat16"),
+}
+"""Precisions by name."""
+
 _SPLIT = Code("simsfl.algorithm.step:train_step"), Code("simsfl.algorithm.reference:train_step")
 _FEDERATED = Code("simsfl.algorithm.federated:train_step"), Code("simsfl.algorithm.reference:federated_step")
 METHODS = {

@@ -13,6 +13,7 @@ from simsfl.config.catalogue import (
     OBJECTIVES,
     OPTIMIZERS,
     PARTITIONS,
+    PRECISIONS,
     SAMPLERS,
     Targets,
 )
@@ -178,7 +179,7 @@ RECORDING = (
         "record_trace: what a defence does is not recorded; allowed: without --defence",
     ),
     Constraint(
-        lambda c: c.precision == "tf32",
+        lambda c: not PRECISIONS[c.precision].anywhere,
         "record_trace: devices that do it again have no TF32; allowed: --precision fp32 or bf16",
     ),
 )

@@ -15,6 +15,7 @@ from simsfl.config.catalogue import (
     OBJECTIVES,
     OPTIMIZERS,
     PARTITIONS,
+    PRECISIONS,
     SAMPLERS,
 )
 from simsfl.config.constraints import (
@@ -41,7 +42,6 @@ from simsfl.config.constraints import (
 from simsfl.config.values import INFINITY
 
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
-PRECISIONS = ("fp32", "tf32", "bf16")
 _STATE_DTYPES = ("fp32", "bf16")
 _CLIENT_STATES = ("device", "host", "mmap")
 NORMS = ("group", "batch")

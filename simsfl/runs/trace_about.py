@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from simsfl.config import RunConfig
+from simsfl.config import PRECISIONS, RunConfig
 from simsfl.system.messages import shortened
 
 FORMAT = 1
 """Version of the file format of client traces."""
 _LARGEST = 2**63 - 1
 """Largest number that anything in a trace can be."""
-_PRECISIONS = ("fp32", "bf16")
+_PRECISIONS = tuple(name for name, precision in PRECISIONS.items() if precision.anywhere)
 """Precisions of the runs that client traces can be recorded from."""
 
 

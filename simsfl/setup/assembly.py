@@ -21,7 +21,7 @@ from simsfl.algorithm.state import (
     initial_server,
 )
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import AGGREGATIONS, CALLBACKS, DEFENCES, OPTIMIZERS, SAMPLERS, Targets
+from simsfl.config.catalogue import AGGREGATIONS, CALLBACKS, DEFENCES, OPTIMIZERS, PRECISIONS, SAMPLERS, Targets
 from simsfl.config.notation import Bottleneck, Decoder
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
@@ -253,5 +253,6 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyp
 
 
 def _dtype_of(precision: str, full: torch.dtype) -> torch.dtype:
-    """Return the dtype that a config's precision means: bfloat16 for "bf16", `full` for "fp32" and "tf32"."""
-    return torch.bfloat16 if precision == "bf16" else full
+    """Return the dtype that a config's precision means; `full` stands for float32."""
+    dtype = getattr(torch, PRECISIONS[precision].dtype)
+    return full if dtype == torch.float32 else dtype

@@ -85,6 +85,11 @@ def test_what_the_loop_does_not_do_is_not_compared(flag, npz, capfd):
     assert f"error: {name}: " in capfd.readouterr().err
 
 
+def test_shapes_stand_in_for_small_images_where_there_are_more_clients():
+    asked = [{"dataset": name, "clients": clients} for name in ("cifar10", "svhn") for clients in (50_000, 100_000)]
+    assert [bench._with_enough(fields)["dataset"] for fields in asked] == ["cifar10", "shapes", "svhn", "svhn"]
+
+
 def test_a_worker_that_is_killed_is_one_line():
     with bench.Worker("engine", {"dataset": "shapes"}, "vmap") as worker:
         worker.process.kill()

@@ -25,12 +25,17 @@ from rich.table import Table
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
+from simsfl.config.catalogue import DATASETS
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text, unknown
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, whole_number
 
+_SMALL = ("auto", "cifar10", "shapes")
+"""Data sets that are replaced by the built-in shapes where clients are more than their images."""
+_MANY = 100_000
+"""Number of clients that ``--start`` measures besides the configured one, where shapes can replace the data set."""
 CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
 """Numbers of clients that ``--scale`` measures."""
 _ENGINES = ("loop", "vmap", "fused", "fused+bf16")
@@ -90,7 +95,11 @@ def parser() -> Parser:
         metavar="N",
         help="measure step time and memory for 1,000 to N clients (default: 1,000,000) instead",
     )
-    what.add_argument("--start", action="store_true", help="measure the time to the first step instead")
+    what.add_argument(
+        "--start",
+        action="store_true",
+        help=f"measure the time to the first step instead, with small images also that of {_MANY:,} clients",
+    )
     what.add_argument("--steps", type=whole_number, help="number of timed steps (default: 10)")
     what.add_argument("--json", type=path, metavar="FILE", help="write the figures into this file too")
     add_config_flags(result, preset="paper", group=what, without=NO_MATTER)
@@ -105,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(arguments, config_values(arguments))
         config = asked_config(arguments)
         names, steps = _engine_names(arguments.engines or ",".join(_ENGINES)), arguments.steps or 10
-        fields = config.to_dict()
+        fields = _with_enough(config.to_dict())
         from simsfl.setup.checks import check_device  # noqa: PLC0415  (imports torch: other mistakes are reported first)
 
         check_device(config.device)
@@ -209,15 +218,22 @@ def _scale(fields: _Json, steps: int, most: int) -> _Json:
     return results
 
 
+def _with_enough(fields: _Json) -> _Json:
+    """Return a config, as a dict, with shapes instead of a data set that has fewer images than there are clients."""
+    few = fields["dataset"] in _SMALL and fields["clients"] > DATASETS[fields["dataset"]].images
+    return fields | {"dataset": "shapes"} if few else fields
+
+
 def _start(fields: _Json) -> _Json:
     """Return the seconds to the first step by number of clients, the medians of three processes.
 
-    The numbers of clients are the configured one and, where shapes can replace the data set, 100,000.
+    The numbers of clients are the configured one and, where shapes can replace the data set, `_MANY`.
     """
     results = {}
-    many = {100_000} if fields["dataset"] in ("auto", "cifar10", "shapes") else set()  # shapes can be made for these
+    many = {_MANY} if fields["dataset"] in _SMALL else set()
     for clients in watched(sorted({fields["clients"], *many}), "Measuring"):
-        runs = [_one("start", fields | {"clients": clients, "partition": "iid"}) for _ in range(3)]
+        own = _with_enough(fields | {"clients": clients, "partition": "iid"})
+        runs = [_one("start", own) for _ in range(3)]
         results[str(clients)] = {key: median(run[key] for run in runs) for key in runs[0]}
     return results
 
@@ -373,7 +389,8 @@ def _scale_table(results: _Json, title: str) -> Table:
 
 def _start_table(results: _Json, title: str) -> Table:
     """Return a table of the time to the first step, with a row for each number of clients."""
-    table = Table(title=title, caption="seconds, median of three processes; data in the cache")
+    caption = "seconds, median of three processes; data in the cache, or shapes where clients are more than its images"
+    table = Table(title=title, caption=caption)
     for column in ("clients", "import torch", "ready to train", "first step", "beyond import torch"):
         table.add_column(column, justify="right")
     for clients, run in results.items():

@@ -54,7 +54,7 @@ def estimate(
     """
     size = _outline(config, images)
     config = size.config
-    model = _network(RunConfig(method=config.method, **config.network()))
+    model = _network(RunConfig(method=config.method, objective=config.objective, **config.network()))
     learns = config.client_lr > 0
     shape = (COLOURS, config.image_size, config.image_size)
     passes, views, graded = config.passes_per_image, config.views_sent, config.views_graded
@@ -79,7 +79,7 @@ def estimate(
             "all": passes * one.step(learns=learns, views=views, graded=graded),
             "forward_macs": passes * one.macs,
         },
-        "server_flops_per_image": _server_work(model, config.symmetric) if model.server.size else 0,
+        "server_flops_per_image": _server_work(model, **config.server_passes) if model.server.size else 0,
         "memory_bytes": {
             **asdict(own),
             "all": own.total,
@@ -150,9 +150,9 @@ def _network(config: RunConfig) -> SplitModel:
 
 
 @cache
-def _server_work(model: SplitModel, symmetric: bool) -> int:
+def _server_work(model: SplitModel, views: int, graded: int) -> int:
     """Return `server_flops`, computed once for each network."""
-    return server_flops(model, symmetric=symmetric)
+    return server_flops(model, views=views, graded=graded)
 
 
 def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Table]:
