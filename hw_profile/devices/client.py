@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 check_threads(arguments.threads, machine)
             import_runtime(arguments.runtime)  # so that a missing package shows before the server waits for this device
             with claimed(out, _RESULT):
-                result = take_part(console, arguments, keys, meter, stop)
+                result = _take_part(console, arguments, keys, meter, stop)
                 write_json(out / _RESULT, {"board": asdict(board(machine)), **result})
             _conclude(console, result, out)
         except (ValueError, OSError) as error:  # a TimeoutError is an OSError
@@ -119,14 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + stop.received if stop.received else 0
 
 
-def take_part(
+def _take_part(
     console: Output, arguments: Any, keys: Keys | None, meter: Meter | Log | None, stop: Stop
 ) -> dict[str, Any]:
     """Connect and work until the run is over; return the content of ``result.json``."""
     kind = LiveView if console.live else PlainView
     watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
     idle_seconds = IDLE_SECONDS if meter else 0.0
-    images = from_file(arguments.images) if arguments.images else None
+    images = _from_file(arguments.images) if arguments.images else None
     ended = ""
     with Sampler(sampled) as sampler, kind(console) as view:
         before = _quiet(view, idle_seconds)
@@ -208,7 +208,7 @@ def _made(device: Device, arguments: Any) -> Client:
     return client
 
 
-def from_file(file: Path) -> np.ndarray:
+def _from_file(file: Path) -> np.ndarray:
     """Return the array in a file that `numpy.save` wrote; raise a ValueError if it cannot be read as one."""
     allowed = f"allowed: what {called('server')} --export-images wrote"
     try:

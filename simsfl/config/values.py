@@ -88,10 +88,10 @@ def options_in(thing: Any) -> list[Field]:
     Anything that is no class, such as a function, has none.
     """
     specs = fields(thing) if isinstance(thing, type) and is_dataclass(thing) else ()
-    return [spec for spec in specs if spec.init and kind_of(spec) in _TYPES and spec.default is not MISSING]
+    return [spec for spec in specs if spec.init and _kind_of(spec) in _TYPES and spec.default is not MISSING]
 
 
-def kind_of(spec: Field) -> str:
+def _kind_of(spec: Field) -> str:
     """Return the name of a field's type, such as "int", also where it may be None."""
     return _annotation(spec).partition(" | ")[0]
 

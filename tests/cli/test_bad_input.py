@@ -266,7 +266,7 @@ def test_triton_without_cuda(tmp_path, capfd):
         ("fused", ["unfold", "grouped"], ["no version of conv2d", "grouped: CompilerError", "allowed: vmap, loop"]),
     ],
 )
-@pytest.mark.parametrize("operator", ["FORWARD", "BACKWARD"])
+@pytest.mark.parametrize("operator", ["_FORWARD", "_BACKWARD"])
 def test_an_operator_that_cannot_run(operator, engine, broken, words, tmp_path, capfd, monkeypatch):
     """The operator is refused before a directory is made, whatever the type of its error."""
 

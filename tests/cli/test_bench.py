@@ -7,7 +7,7 @@ import pytest
 from simsfl.cli.bench import program as bench
 from tests.conftest import TINY, flags
 
-SMALL = {name: value for name, value in TINY.items() if name not in bench.NO_MATTER}
+SMALL = {name: value for name, value in TINY.items() if name not in bench._NO_MATTER}
 
 
 @pytest.mark.slow
@@ -31,9 +31,9 @@ def test_engines_take_turns(npz, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_scale(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "CLIENTS", (20, 50))
+    monkeypatch.setattr(bench, "_CLIENTS", (20, 50))
     report = tmp_path / "bench.json"
-    small = {name: value for name, value in SMALL.items() if name not in bench.IDLE["scale"]}
+    small = {name: value for name, value in SMALL.items() if name not in bench._IDLE["scale"]}
     assert bench.main([*flags(json=report, **small | {"cohort": 4}), "--scale", "--steps", "2"]) == 0
     scale = json.loads(report.read_text())["scale"]
     assert list(scale) == ["20", "50"]
@@ -91,7 +91,7 @@ def test_shapes_stand_in_for_small_images_where_there_are_more_clients():
 
 
 def test_a_worker_that_is_killed_is_one_line():
-    with bench.Worker("engine", {"dataset": "shapes"}, "vmap") as worker:
+    with bench._Worker("engine", {"dataset": "shapes"}, "vmap") as worker:
         worker.process.kill()
         worker.process.wait()
         with pytest.raises(ValueError, match="ended with -9"):

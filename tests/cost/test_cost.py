@@ -9,7 +9,7 @@ import torch
 from simsfl import RunConfig, Simulation
 from simsfl.cli.cost import program as cost
 from simsfl.cli.cost import tables as costs
-from simsfl.cli.cost.tables import PUBLISHED, estimate, paper_way
+from simsfl.cli.cost.tables import _PUBLISHED, _paper_way, estimate
 from simsfl.config.catalogue import DATASETS, Code, DataSet
 from simsfl.config.notation import Bottleneck
 from simsfl.cost.measured import training_bytes
@@ -119,9 +119,9 @@ def test_memory_is_about_what_is_measured(learns):
     assert 0.9 * found < measured < found + 2 * 4 * 16 * 32 * 32 + 0.1 * found
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", _PUBLISHED)
 def test_counting_as_the_paper_does_gives_the_papers_figures(name):
-    found, published = paper_way(name), PUBLISHED[name]
+    found, published = _paper_way(name), _PUBLISHED[name]
     for key in ("weights", "activations", "flops"):
         if published[key] is not None:
             assert found[key] == pytest.approx(published[key], abs=0.12)  # published figures are cut off, not rounded

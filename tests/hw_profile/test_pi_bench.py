@@ -27,7 +27,7 @@ from simsfl.hw_profile.bench.findings import duration, session, with_charge
 from simsfl.hw_profile.bench.measuring import standard_trace
 from simsfl.hw_profile.bench.panel import _LEVELS, LiveView, power_text
 from simsfl.hw_profile.bench.worker import tensor_bytes
-from simsfl.hw_profile.meters.stopwatch import SAMPLE, Times
+from simsfl.hw_profile.meters.stopwatch import _SAMPLE, Times
 from simsfl.hw_profile.runtimes.client_work import Comparison, difference, make_client, perform
 from simsfl.hw_profile.runtimes.torch_client import model_of
 from simsfl.models import split_model
@@ -417,13 +417,13 @@ def test_nothing_else_goes_with_a_log(tmp_path, capsys):
 
 def test_a_sample_of_times_is_bounded():
     times = Times()
-    for index in range(3 * SAMPLE):
+    for index in range(3 * _SAMPLE):
         times.add(float(index))
     found = times.spread()
-    assert found["count"] == 3 * SAMPLE
-    assert found["mean"] == pytest.approx((3 * SAMPLE - 1) / 2)
-    assert found["median"] == pytest.approx(1.5 * SAMPLE, rel=0.01)
-    assert len(times._sample) < SAMPLE
+    assert found["count"] == 3 * _SAMPLE
+    assert found["mean"] == pytest.approx((3 * _SAMPLE - 1) / 2)
+    assert found["median"] == pytest.approx(1.5 * _SAMPLE, rel=0.01)
+    assert len(times._sample) < _SAMPLE
 
 
 def test_sessions():

@@ -36,7 +36,7 @@ _SMALL = ("auto", "cifar10", "shapes")
 """Data sets that are replaced by the built-in shapes where clients are more than their images."""
 _MANY = 100_000
 """Number of clients that ``--start`` measures besides the configured one, where shapes can replace the data set."""
-CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
+_CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
 """Numbers of clients that ``--scale`` measures."""
 _ENGINES = ("loop", "vmap", "fused", "fused+bf16")
 """Engines that are timed by default."""
@@ -53,7 +53,7 @@ _REST = 0.5
 _PAPER_STEPS = 100_000
 """Steps of 200 epochs over 50,000 images, 50 on each of 1,000 clients, with 100 images in a step."""
 
-NO_MATTER = (
+_NO_MATTER = (
     *("rounds", "epochs", "engine", "precision", "checkpoint_every"),
     *(
         "eval_every",
@@ -69,7 +69,7 @@ NO_MATTER = (
 )
 """Config fields without a flag: no step depends on them, or another flag sets them."""
 
-IDLE = {
+_IDLE = {
     "scale": ("engines", "clients", "dataset", "data_dir", "batch_size", "partition"),
     "start": ("engines", "steps", "partition"),
 }
@@ -91,7 +91,7 @@ def parser() -> Parser:
         "--scale",
         type=whole_number,
         nargs="?",
-        const=max(CLIENTS),
+        const=max(_CLIENTS),
         metavar="N",
         help="measure step time and memory for 1,000 to N clients (default: 1,000,000) instead",
     )
@@ -102,7 +102,7 @@ def parser() -> Parser:
     )
     what.add_argument("--steps", type=whole_number, help="number of timed steps (default: 10)")
     what.add_argument("--json", type=path, metavar="FILE", help="write the figures into this file too")
-    add_config_flags(result, preset="paper", group=what, without=NO_MATTER)
+    add_config_flags(result, preset="paper", group=what, without=_NO_MATTER)
     return result
 
 
@@ -140,7 +140,7 @@ def _check(arguments: Any, values: _Json) -> None:
     if arguments.scale and arguments.start:
         raise ValueError("start: cannot be given with --scale; allowed: one of the two")
     given = {name for name in ("engines", "steps") if getattr(arguments, name)} | set(values)
-    for mode, idle in IDLE.items():
+    for mode, idle in _IDLE.items():
         for name in idle:
             if getattr(arguments, mode) and name in given:
                 raise ValueError(f"{name}: has no effect with --{mode}; allowed without it")
@@ -175,7 +175,7 @@ def _engines(fields: _Json, names: Sequence[str], steps: int) -> _Json:
     with ExitStack() as stack:
         workers, facts = {}, {}
         for name in watched(names, "Starting"):  # one by one: each times operators to choose among them
-            workers[name] = stack.enter_context(Worker("engine", fields, name))
+            workers[name] = stack.enter_context(_Worker("engine", fields, name))
             facts[name] = workers[name].answer()
         measured: dict[str, list[_Json]] = {name: [] for name in names}
         turns = [(length, name) for length in _turn_lengths(steps) for name in names]
@@ -209,10 +209,10 @@ def _scale(fields: _Json, steps: int, most: int) -> _Json:
     Args:
         fields: the config as a dict.
         steps: number of timed steps.
-        most: the largest number of clients; the others are the smaller ones of `CLIENTS`.
+        most: the largest number of clients; the others are the smaller ones of `_CLIENTS`.
     """
     results = {}
-    for clients in watched([clients for clients in CLIENTS if clients < most] + [most], "Measuring"):
+    for clients in watched([clients for clients in _CLIENTS if clients < most] + [most], "Measuring"):
         run = _one("scale", fields | {"clients": clients, "dataset": "shapes"}, str(steps))
         results[str(clients)] = run | {"step": _summary(run["step_seconds"])}
     return results
@@ -244,7 +244,7 @@ def _summary(seconds: Sequence[float]) -> _Json:
     return {"median": middle, "q1": low, "q3": high}
 
 
-class Worker:
+class _Worker:
     """A process of ``measure.py``, which is killed at the end of the context.
 
     Args:
@@ -260,7 +260,7 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -289,8 +289,8 @@ class Worker:
 
 
 def _one(what: str, fields: _Json, *rest: str) -> _Json:
-    """Return the only answer of a process; the arguments are those of `Worker`."""
-    with Worker(what, fields, *rest) as worker:
+    """Return the only answer of a process; the arguments are those of `_Worker`."""
+    with _Worker(what, fields, *rest) as worker:
         return worker.answer()
 
 
