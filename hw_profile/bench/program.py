@@ -16,7 +16,7 @@ from simsfl.hw_profile.bench.findings import operations, report, session, tables
 from simsfl.hw_profile.bench.measuring import IDLE_SECONDS, THREADS, Measurement, measure, standard_trace
 from simsfl.hw_profile.bench.panel import LiveView, PlainView
 from simsfl.hw_profile.bench.result import read_result
-from simsfl.hw_profile.meters import Log, Meter, Record, account, blocked, choose, label, present
+from simsfl.hw_profile.meters import Log, Meter, Record, absent, account, choose, label
 from simsfl.hw_profile.meters.board import SINCE_BOOT, Machine, board, temperature
 from simsfl.hw_profile.meters.cores import check_threads, usable_cores
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES
@@ -223,7 +223,7 @@ def _absent(spec: str, machine: Machine) -> str:
     """Return why there is no power, and what the user could do to make a meter available."""
     if spec == "none":
         return "no meter was asked for"
-    return "; ".join(["no meter found", *blocked(present(machine)[1])])
+    return absent(machine)
 
 
 def _default_threads(machine: Machine) -> int | None:

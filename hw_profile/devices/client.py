@@ -16,13 +16,14 @@ from simsfl.hw_profile.devices.device import Device, Refused
 from simsfl.hw_profile.devices.keys import Keys, asked_for, checked
 from simsfl.hw_profile.devices.messages import digest
 from simsfl.hw_profile.devices.panel import LiveView, PlainView, latency_text
-from simsfl.hw_profile.meters import Log, Meter, Sampler, Span, account, choose
+from simsfl.hw_profile.meters import Log, Meter, Sampler, Span, absent, account, choose
 from simsfl.hw_profile.meters.board import Machine, board
 from simsfl.hw_profile.meters.cores import check_threads
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES, Client, import_runtime, make_client, versions
 from simsfl.system.console import Output
 from simsfl.system.files import claimed, write_json
+from simsfl.system.messages import fixed
 from simsfl.system.programs import called
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
@@ -275,11 +276,11 @@ def _conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
     if energy := result["energy"]:
         spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
         lines += [
-            f"power {energy['mean_watts']:.2f} W, {energy['above_idle_watts']:.2f} ±{spread:.2f} W above idle; "
-            f"{energy['joules']:.1f} J ({energy['label']}: {energy['source']})"
+            f"power {fixed(energy['mean_watts'], 2)} W, {fixed(energy['above_idle_watts'], 2)} ±{spread:.2f} W above "
+            f"idle; {fixed(energy['joules'], 1)} J ({energy['label']}: {energy['source']})"
         ]
         lines += [energy["warning"]] if energy["warning"] else []
     elif result["meter_asked"] == "auto":
-        lines += ["no meter found"]
+        lines += [absent(Machine())]
     for line in [*lines, f"wrote {out / _RESULT}"]:
         console.say(line)

@@ -231,9 +231,11 @@ def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: Run
     """
     for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
         if getattr(arguments, flag) != unset:
-            raise ValueError(f"{flag}: cannot be given with --resume, which continues as configured")
+            raise ValueError(
+                f"{flag}: cannot be given with --resume, which continues as configured; allowed: without it"
+            )
     if arguments.out and arguments.out.resolve() != directory.path.resolve():
-        raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
+        raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; allowed: without it")
     values = config_values(arguments)
     device = values.pop("device", config.device)
     places = {name: values.pop(name) for name in PLACES if name in values}

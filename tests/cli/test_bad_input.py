@@ -108,7 +108,7 @@ CASES = {
     "flag with value": (["--cohrt=5"], ["'--cohrt'", "did you mean --cohort"]),
     "word": (["laptop"], ["'laptop'"]),
     "not a number": (["--clients", "many"], ["clients: ", "'many'", "whole number"]),
-    "missing value": (["--clients"], ["clients: ", "expected one argument"]),
+    "missing value": (["--clients"], ["clients: ", "expected one argument; allowed: a value behind the flag"]),
     "preset": (["--preset", "papr"], ["preset", "'papr'", "did you mean paper"]),
     "dataset": (["--dataset", "cifar11"], ["dataset", "'cifar11'", "did you mean cifar10"]),
     "arch": (["--arch", "resnet19"], ["arch", "'resnet19'", "did you mean resnet18"]),

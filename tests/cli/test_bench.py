@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from docs.generate import ROOT
 from simsfl.cli.bench import program as bench
 from tests.conftest import TINY, flags
 
@@ -88,6 +89,14 @@ def test_what_the_loop_does_not_do_is_not_compared(flag, npz, capfd):
 def test_shapes_stand_in_for_small_images_where_there_are_more_clients():
     asked = [{"dataset": name, "clients": clients} for name in ("cifar10", "svhn") for clients in (50_000, 100_000)]
     assert [bench._with_enough(fields)["dataset"] for fields in asked] == ["cifar10", "shapes", "svhn", "svhn"]
+
+
+@pytest.mark.parametrize("name", ["cpu-2-cores", "h200"])
+def test_the_caption_speaks_of_the_rows_that_are_there(name):
+    report = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+    for table in bench.tables(report):
+        rows = list(table.columns[0].cells)
+        assert ("the rest" in rows) == ("the rest: " in (table.caption or ""))
 
 
 def test_a_worker_that_is_killed_is_one_line():

@@ -226,7 +226,7 @@ def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     for damage, message in (
         ({"spans": spans}, "add_log: the idle machine was not measured"),
         ({"spans": spans | {"work": [begin + 1, begin]}}, "in order"),
-        ({"spans": {}}, "are no begins and ends of idle before, work, idle after"),
+        ({"spans": {}}, "are not the begin and the end of idle before, work, idle after"),
         ({"threads": "two"}, "threads: 'two' is not a whole number"),
         ({"steps": 0}, "steps: 0 is out of range"),
         ({"latency": {}}, "latency: it lacks the time of a step or of a phase"),
@@ -468,10 +468,12 @@ def test_more_threads_than_pinned_cores_are_refused(monkeypatch, capsys):
     assert capsys.readouterr().err == expected
 
 
-@pytest.mark.parametrize("watts", [[-2.0], [-2.0, -3.0], [5.0, -1.0], [0.0, 0.0], [0.0, -0.01], [1e-9, -100.0], [5.0]])
+@pytest.mark.parametrize(
+    "watts", [[-2.0], [-2.0, -3.0], [5.0, -1.0], [0.0, 0.0], [0.0, -0.01], [1e-9, -100.0], [5.0], [0, -1e-3]]
+)
 def test_power_of_any_sign_is_drawn(watts):
-    shown = power_text(watts, "ina219 ±2%")
-    assert shown.startswith(f"{watts[-1]:6.2f} W")
+    shown, latest = power_text(watts, "ina219 ±2%"), "0.00 W" if watts[-1] == -1e-3 else f"{watts[-1]:.2f} W"
+    assert shown.startswith(f"{latest:>8}")
     assert ("VIN+ and VIN- swapped?" in shown) == (min(watts) < 0)
     line = shown.split()[2]
     heights = [_LEVELS.index(block) for block in line]
@@ -484,7 +486,7 @@ def test_power_of_any_sign_is_drawn(watts):
     view = LiveView(Console(file=io.StringIO(), width=80), "title", 10.0, "ina219 ±2%")
     view.show("working", watts=watts, seconds=1.0, steps=1)
     view._live.console.print(view._render())
-    assert f"{watts[-1]:.2f} W" in view._live.console.file.getvalue()
+    assert f" {latest}" in view._live.console.file.getvalue()
 
 
 def test_plots_are_svg():

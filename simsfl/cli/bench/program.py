@@ -331,13 +331,15 @@ def tables(report: _Json) -> Iterator[Table]:
 def _engine_table(report: _Json, title: str) -> Table:
     """Return a table of the phases of a step, with a row for each phase and a column for each engine."""
     results = report["engines"]
-    collected = ", for loop mostly the garbage collection that the published program does after every step"
-    rest = f"the rest: time of a step outside its phases{collected * ('loop' in results)}"
-    table = Table(title=title, caption=f"ms: median (quartiles); the ratios are of medians; {rest}")
+    phases = {phase for run in results.values() for phase in run["seconds"]}
+    caption = "ms: median (quartiles); the ratios are of medians"
+    if "the rest" in phases:  # which earlier versions did not write
+        collected = ", for loop mostly the garbage collection that the published program does after every step"
+        caption += f"; the rest: time of a step outside its phases{collected * ('loop' in results)}"
+    table = Table(title=title, caption=caption)
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right")
-    phases = {phase for run in results.values() for phase in run["seconds"]}
     for phase in sorted(phases, key=_ORDER.index):
         table.add_row(phase, *(_spread(run["seconds"].get(phase)) for run in results.values()))
     if "loop" in results:
