@@ -204,7 +204,7 @@ def test_wrong_types_are_refused(field, value):
 def test_list_prints_what_there_is(capsys):
     assert run.main(["--list"]) == 0
     output = capsys.readouterr().out
-    for word in (*PRESETS, "resnet18", "shapes", "cifar100", "stl10", "svhn"):
+    for word in (*PRESETS, "resnet18", "--arch.pool mean", "shapes", "cifar100", "stl10", "svhn"):
         assert word in output
 
 
