@@ -7,6 +7,7 @@ as large as the images, and ends in a sigmoid, so that images are in [0, 1].
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import isqrt
 
 import torch
@@ -14,6 +15,17 @@ from torch import Tensor, nn
 
 from simsfl.config.notation import Decoder
 from simsfl.models.layers import BatchNorm, initialise_
+
+
+@dataclass(frozen=True)
+class Training:
+    """The mean squared errors of a decoder, epoch by epoch, or round by round where the server trains clients."""
+
+    train: list[float]
+    """Error on the images that the decoder learns from, averaged over each epoch while it does."""
+    held_out: list[float]
+    """Error after each epoch on images that it does not learn from: those of the attacker that are held out, or where
+    the server trains clients, those that it is after."""
 
 
 def decoder(
@@ -28,16 +40,13 @@ def decoder(
         norm: "batch", as in the published attack, or "group".
         generator: a CPU generator, for the initial weights.
     """
-    channels, side, width = smashed_shape
-    tokens = width == 1 < side  # those of patches behind that of the class (`simsfl.models.vit`)
-    if tokens:
-        channels, side = 2 * channels, isqrt(side)
+    first, channels, side = as_maps(smashed_shape)
     doublings = max(0, (image_size // side).bit_length() - 1)
     with torch.device("meta"):
         layers = _LAYERS[spec.kind](spec, channels, doublings, norm)
         if side << doublings != image_size:  # the ratio of the sides is not a power of two
             layers.append(nn.Upsample((image_size, image_size), mode="bilinear"))
-        network = nn.Sequential(*[_Places(side)] * tokens, *layers, nn.Sigmoid())
+        network = nn.Sequential(*first, *layers, nn.Sigmoid())
     network = network.to_empty(device="cpu")
     initialise_(network, generator)
     return network
@@ -89,6 +98,19 @@ _LAYERS = {"custom": _custom, "conv_norm": _conv_norm, "res_norm": _res_norm}
 def _places(doublings: int) -> list[bool]:
     """Return for each layer of the second part whether it doubles the maps: two layers, or one per doubling if more."""
     return [position < doublings for position in range(max(2, doublings))]
+
+
+def as_maps(smashed_shape: tuple[int, int, int]) -> tuple[list[nn.Module], int, int]:
+    """Return layers that make square maps of smashed data ``[n, c, h, w]``, and the channels and the side of these.
+
+    There are such layers for tokens of patches that stand in one column behind that of the class
+    (`simsfl.models.vit`); other smashed data are square maps themselves.
+    """
+    channels, height, width = smashed_shape
+    if width == height:
+        return [], channels, height
+    side = isqrt(height)
+    return [_Places(side)], 2 * channels, side
 
 
 class _Places(nn.Module):
