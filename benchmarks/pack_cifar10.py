@@ -93,7 +93,7 @@ def pack(out: Path, data_dir: Path) -> None:
             pictures = [_encode(images[start : start + COLUMN]) for start in watched(starts, "Packing CIFAR-10")]
             for number in range(1, _SLICES + 1):
                 first, end = (len(pictures) * bound // _SLICES for bound in (number - 1, number))
-                write_slice(temporary / f"cifar10-{number}-of-{_SLICES}.zip", number, arrays, pictures[first:end])
+                _write_slice(temporary / f"cifar10-{number}-of-{_SLICES}.zip", number, arrays, pictures[first:end])
     except Unavailable as error:
         raise ValueError(f"CIFAR-10 is not available ({error})") from error
     except OSError as error:
@@ -119,7 +119,7 @@ def _decode(picture: bytes) -> np.ndarray:
     return pixels.reshape(-1, width, width, 3)
 
 
-def write_slice(file: Path, number: int, arrays: Arrays, pictures: Sequence[bytes]) -> None:
+def _write_slice(file: Path, number: int, arrays: Arrays, pictures: Sequence[bytes]) -> None:
     """Write one slice, whose `number` counts from 1; equal content gives equal files."""
     labels = {"train_y": arrays.train_y.tolist(), "test_y": arrays.test_y.tolist()}
     about = {"slice": number, "slices": _SLICES, "classes": arrays.classes, **labels}

@@ -212,7 +212,7 @@ def parts(*names: str) -> int:
     """Time the named parts of a step, or all; return 1 if one of them failed, else 0."""
     report = _Report(_OUT / "parts.json")
     torch.backends.cudnn.benchmark = True  # as in steps that are recorded
-    all_of_them = (peaks, server_parts, losses_and_optimiser, convolutions, client_parts, norms, compiled)
+    all_of_them = (peaks, _server_parts, _losses_and_optimiser, convolutions, _client_parts, norms, compiled)
     for part in all_of_them:
         if not names or part.__name__ in (*names, "peaks"):
             part(report)
@@ -240,7 +240,7 @@ def _server_flops(run: Simulation) -> float:
     return rows * operations(run.model.server, run.model.smashed_shape).products()
 
 
-def server_parts(report: _Report) -> None:
+def _server_parts(report: _Report) -> None:
     """Time the server's part of a step in each of the ways in which it could be done."""
     run = _simulation(engine="vmap", precision="fp32")
     plain = run.model.server
@@ -303,7 +303,7 @@ def compiled(report: _Report) -> None:
     print(f"  compiling and timing took {time.perf_counter() - begin:.1f} s", flush=True)
 
 
-def client_parts(report: _Report) -> None:
+def _client_parts(report: _Report) -> None:
     """Time the clients' passes by version of the convolution, the views, and the draws of a round."""
     versions = ("grouped", "unfold") if _REHEARSAL else ("grouped", "unfold", "triton", None)
     for cut, precision, version in product((1, 2), ("fp32",) if _REHEARSAL else ("bf16", "fp32"), versions):
@@ -432,7 +432,7 @@ def _convolution(
     report.time(f"{label}, weights' gradient", lambda: back(False, True, False), flops=flops)
 
 
-def losses_and_optimiser(report: _Report) -> None:
+def _losses_and_optimiser(report: _Report) -> None:
     """Time the InfoNCE loss of a step, the server's SGD and its moving average."""
     run = _simulation(engine="vmap", precision="fp32")
     rows, dim = 2 * run.config.cohort, run.config.key_dim

@@ -49,26 +49,26 @@ ROOMS = (
     "kernels",
 )
 """The rooms of the library, from the top down; a room may import from those below it."""
-BESIDE = ("hw_profile", "kernels")
+_BESIDE = ("hw_profile", "kernels")
 """Rooms that lie beside ``simsfl/`` in a checkout."""
-TABLE = re.compile(r"(<!-- (\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
-PICTURE = re.compile(r"(<!-- rooms -->\n).*?(<!-- end -->)", re.DOTALL)
-WIDTH, COLUMN = 118, 23
+_TABLE = re.compile(r"(<!-- (\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PICTURE = re.compile(r"(<!-- rooms -->\n).*?(<!-- end -->)", re.DOTALL)
+_WIDTH, _COLUMN = 118, 23
 """Characters of the picture's lines, and of the column of its rooms."""
 
 
 def main() -> int:
     """Rewrite the pages; return the exit code."""
     readme, performance = ROOT / "README.md", ROOT / "docs" / "performance.md"
-    _rewrite(readme, PICTURE, lambda place: place[1] + picture() + place[2])
-    _rewrite(performance, TABLE, _with_tables)
+    _rewrite(readme, _PICTURE, lambda place: place[1] + picture() + place[2])
+    _rewrite(performance, _TABLE, _with_tables)
     return 0
 
 
 def modules() -> Iterator[tuple[str, str, Path]]:
     """Yield room, full name and file of each module of the library."""
     for room in ROOMS:
-        top = ROOT / room if room in BESIDE else ROOT / "simsfl" / room
+        top = ROOT / room if room in _BESIDE else ROOT / "simsfl" / room
         for file in sorted(top.rglob("*.py")) if top.is_dir() else [top.with_suffix(".py")]:
             inside = file.relative_to(top.parent).with_suffix("").parts
             yield room, ".".join(("simsfl", *inside)).removesuffix(".__init__"), file
@@ -101,7 +101,7 @@ def picture() -> str:
         own = [(name, file) for _, name, file in found]
         about = ast.get_docstring(ast.parse(own[0][1].read_text(encoding="utf-8"))).splitlines()[0]
         purpose = about.rstrip(".").replace("`", "")  # the picture is a block of code, where marks are no markup
-        place = "" if room in BESIDE else "simsfl/"
+        place = "" if room in _BESIDE else "simsfl/"
         lines += _wrapped(f"{place}{room}{'/' if len(own) > 1 else '.py'}", purpose)
         folders: dict[str, list[str]] = {}
         for name, file in own[1:]:
@@ -114,7 +114,7 @@ def picture() -> str:
 
 def _wrapped(left: str, text: str) -> list[str]:
     """Return lines with `left` in a column of its own, and the text beside it."""
-    return wrap(text, WIDTH, initial_indent=f"{left:<{COLUMN}}", subsequent_indent=" " * COLUMN)
+    return wrap(text, _WIDTH, initial_indent=f"{left:<{_COLUMN}}", subsequent_indent=" " * _COLUMN)
 
 
 def _rewrite(page: Path, place: re.Pattern[str], fill: object) -> None:

@@ -18,7 +18,7 @@ from simsfl.kernels.augment_triton import triton_augment
 from simsfl.kernels.choice import accelerating
 from simsfl.kernels.view_parameters import BLUR_RADIUS, CONTRAST, HUE, LUMA, SATURATION, ViewParameters
 
-BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 22
 """Bytes of images that a CPU processes at a time, few enough to stay in its caches."""
 
 
@@ -48,18 +48,18 @@ def augment(
 
 
 def _reference(pixels: Tensor, views: ViewParameters, mean: Tensor, std: Tensor, out: Tensor) -> None:
-    """Write the views into `out` ``[V, C, B, 3, H, H]``: all at once on a GPU, `BLOCK_BYTES` at a time on a CPU."""
+    """Write the views into `out` ``[V, C, B, 3, H, H]``: all at once on a GPU, `_BLOCK_BYTES` at a time on a CPU."""
     dtype, result = out.dtype, out.flatten(0, 2)
     images = pixels.flatten(0, 1)
     rows = torch.arange(len(images), device=pixels.device).expand(len(out), -1).flatten()
     views = views.map(lambda t: t.flatten(0, 2).to(dtype) if t.is_floating_point() else t.flatten(0, 2))
-    count = len(rows) if result.is_cuda else max(1, BLOCK_BYTES // (result[0].numel() * dtype.itemsize))
+    count = len(rows) if result.is_cuda else max(1, _BLOCK_BYTES // (result[0].numel() * dtype.itemsize))
     for start in range(0, len(rows), count):
         part = slice(start, start + count)
         block = views.map(lambda t, part=part: t[part])
-        x = resized_crop(images[rows[part]].to(dtype).div_(255.0), block.crop, block.flip)
-        x = color_jitter(x, block.jitter, block.blends, block.hue_slot)
-        x = gaussian_blur(x, block.sigma)
+        x = _resized_crop(images[rows[part]].to(dtype).div_(255.0), block.crop, block.flip)
+        x = _color_jitter(x, block.jitter, block.blends, block.hue_slot)
+        x = _gaussian_blur(x, block.sigma)
         finish(x, block.gray, mean.to(dtype), std.to(dtype), out=result[part])
 
 
@@ -83,7 +83,7 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return y.view(n, height, channels, width).transpose(1, 2)
 
 
-def resized_crop(images: Tensor, crop: Tensor, flip: Tensor) -> Tensor:
+def _resized_crop(images: Tensor, crop: Tensor, flip: Tensor) -> Tensor:
     """Cut ``crop [n, 4]`` (top, left, height, width) out of each image, resize it to full size, and `flip` ``[n]`` it.
 
     Resizing is bilinear: each pixel is read at a point between two pixels per axis, and a point beyond the crop is
@@ -104,7 +104,7 @@ def resized_crop(images: Tensor, crop: Tensor, flip: Tensor) -> Tensor:
     return _separable(images, weights(top, height, position), columns).clamp_(0.0, 1.0)
 
 
-def color_jitter(images: Tensor, jitter: Tensor, blends: Tensor, hue_slot: Tensor) -> Tensor:
+def _color_jitter(images: Tensor, jitter: Tensor, blends: Tensor, hue_slot: Tensor) -> Tensor:
     """Change brightness, contrast, saturation and hue of each image ``[n, 3, H, W]``, in the image's own order.
 
     `jitter` ``[n, 4]``, `blends` ``[n, 3]`` and `hue_slot` ``[n]`` are those of `ViewParameters`.
@@ -114,10 +114,10 @@ def color_jitter(images: Tensor, jitter: Tensor, blends: Tensor, hue_slot: Tenso
     """
     factors = jitter.gather(1, blends)
     for slot in range(3):
-        images = blend(images, blends[:, slot], torch.where(slot < hue_slot, factors[:, slot], 1.0))
-    images = shift_hue(images, jitter[:, HUE])
+        images = _blend(images, blends[:, slot], torch.where(slot < hue_slot, factors[:, slot], 1.0))
+    images = _shift_hue(images, jitter[:, HUE])
     for slot in range(3):
-        images = blend(images, blends[:, slot], torch.where(slot >= hue_slot, factors[:, slot], 1.0))
+        images = _blend(images, blends[:, slot], torch.where(slot >= hue_slot, factors[:, slot], 1.0))
     return images
 
 
@@ -126,7 +126,7 @@ def _luma(images: Tensor) -> Tensor:
     return torch.cat([images.new_full((1,), weight) for weight in LUMA])
 
 
-def blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
+def _blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     """Change the brightness, contrast or saturation of each image ``[n, 3, H, W]``, as `operation` ``[n]`` says.
 
     The result is `factor` ``[n]`` times the image, plus ``1 - factor`` times black (brightness), the image's mean gray
@@ -141,7 +141,7 @@ def blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     return _mix(images, matrix, bias[:, None, None]).clamp_(0.0, 1.0)
 
 
-def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
+def _shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Rotate the hue of each image by ``shift [n]`` turns, leaving value and chroma unchanged (Smith 1978)."""
     red, green, blue = images.unbind(dim=1)
     value, low = images.amax(dim=1), images.amin(dim=1)
@@ -159,7 +159,7 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     return value[:, None] - chroma[:, None] * (2.0 - from_dip).clamp_(0.0, 1.0)
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+def _gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image with its own ``sigma [n]`` in pixels, reflecting the border; sigma 0 leaves it unchanged.
 
     The Gaussian kernel reaches `BLUR_RADIUS` pixels to either side, fewer where the image is smaller, and sums to one.

@@ -69,7 +69,7 @@ def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, 
     if standardise:
         weight, _ = _standardised(weight)
     tensors = (x.contiguous(), weight.to(x.dtype).contiguous())
-    return fastest("conv2d", _able(FORWARD, groups), tensors, stride, padding, groups).contiguous()
+    return fastest("conv2d", _able(_FORWARD, groups), tensors, stride, padding, groups).contiguous()
 
 
 def _backward(
@@ -86,7 +86,7 @@ def _backward(
     used, scale = _standardised(weight) if standardise else (weight, None)
     tensors = (grad.contiguous(), x.contiguous(), used.to(x.dtype).contiguous())
     grad_x, grad_weight = fastest(
-        "conv2d_backward", _able(BACKWARD, groups), tensors, stride, padding, groups, images_too
+        "conv2d_backward", _able(_BACKWARD, groups), tensors, stride, padding, groups, images_too
     )
     grad_weight = grad_weight.to(weight.dtype)
     if standardise:
@@ -234,7 +234,7 @@ _TILES = {"TILE": _TILE, "num_stages": 2}
 the blocks' addresses leave too few registers."""
 
 
-def triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> Tensor:
+def _triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> Tensor:
     """Return y ``[C, B, O, H', W']`` from an implicit matrix product: the patches are never laid out in memory."""
     (c, b, i), o, (h, w) = x.shape[:3], weight.shape[1], sides(x, weight, stride, padding)
     y = x.new_empty(c, b, o, h, w)
@@ -245,7 +245,7 @@ def triton_forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups:
     return y
 
 
-def triton_backward(
+def _triton_backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, images_too: bool
 ) -> tuple[Tensor | None, Tensor]:
     """Return the gradients of x (None unless `images_too`) and weight from implicit matrix products.
@@ -266,9 +266,9 @@ def triton_backward(
     return grad_x, grad_weight
 
 
-FORWARD = {"grouped": _grouped_forward, "unfold": _unfold_forward, "triton": triton_forward}
+_FORWARD = {"grouped": _grouped_forward, "unfold": _unfold_forward, "triton": _triton_forward}
 """Versions of the forward pass by name; the first is the default."""
-BACKWARD = {"grouped": _grouped_backward, "unfold": _unfold_backward, "triton": triton_backward}
+_BACKWARD = {"grouped": _grouped_backward, "unfold": _unfold_backward, "triton": _triton_backward}
 """Versions of the backward pass by name; the first is the default."""
 
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton kernels run in Triton's interpreter, on any device."""
 
 try:
-    if not (torch.cuda.is_available() or INTERPRETED):
+    if not (torch.cuda.is_available() or _INTERPRETED):
         raise ImportError("no CUDA device")
     import triton
     import triton.language as tl
@@ -56,7 +56,7 @@ def give_up(reason: str) -> None:
 
 def runs_on(device: torch.device) -> bool:
     """Return whether Triton kernels can run on this device."""
-    return triton is not None and not _broken and (device.type == "cuda" or INTERPRETED)
+    return triton is not None and not _broken and (device.type == "cuda" or _INTERPRETED)
 
 
 def usable(tensor: Tensor) -> bool:

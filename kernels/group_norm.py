@@ -170,7 +170,7 @@ def _native_backward(
     return grad_x.view_as(x), *(p.view(c, b, ch).sum(dim=1).to(weight.dtype) for p in (grad_weight, grad_bias))
 
 
-def triton_forward(
+def _triton_forward(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `_forward` does, from one Triton program per group of each image.
@@ -188,7 +188,7 @@ def triton_forward(
     return y, mean, rstd
 
 
-def triton_backward(
+def _triton_backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `_backward` does, from one Triton program per group of each image.
@@ -215,9 +215,9 @@ def _blocks(pixels: int, channels: int) -> dict[str, int]:
     return {"BLOCK": min(gpu.next_power_of_2(pixels), 1024, max(1, 4096 // width)), "WIDTH": width}
 
 
-_FORWARD = {"native": _native_forward, "triton": triton_forward}
+_FORWARD = {"native": _native_forward, "triton": _triton_forward}
 """Versions of the forward pass by name; the first is the default."""
-_BACKWARD = {"native": _native_backward, "triton": triton_backward}
+_BACKWARD = {"native": _native_backward, "triton": _triton_backward}
 """Versions of the backward pass by name; the first is the default."""
 
 

@@ -30,7 +30,7 @@ def sgd_(
         weight_decay: Factor of the parameters in the update.
     """
     if accelerating() and gpu.usable(parameters):
-        triton_sgd_(parameters, gradient, velocity, lr, momentum, weight_decay)
+        _triton_sgd_(parameters, gradient, velocity, lr, momentum, weight_decay)
     else:
         velocity.mul_(momentum).add_(gradient).add_(parameters, alpha=weight_decay)
         parameters.addcmul_(velocity, lr, value=-1.0)
@@ -52,7 +52,7 @@ _BLOCK = 1024
 """Parameters that one Triton program updates."""
 
 
-def triton_sgd_(
+def _triton_sgd_(
     parameters: Tensor, gradient: Tensor, velocity: Tensor, lr: Tensor, momentum: float, weight_decay: float
 ) -> None:
     """Take the step of `sgd_` in one pass, which reads and writes every value once.

@@ -100,7 +100,7 @@ def prepare(flat_P: Tensor, layout: Layout, dtype: torch.dtype) -> tuple[Tensor,
     """
     weights_W = torch.empty(layout.size, device=flat_P.device, dtype=dtype)
     moments_R2 = torch.empty(len(layout.rows), 2, device=flat_P.device, dtype=flat_P.dtype)
-    (triton_prepare_ if gpu.usable(flat_P) else _plain_prepare_)(flat_P, layout, weights_W, moments_R2)
+    (_triton_prepare_ if gpu.usable(flat_P) else _plain_prepare_)(flat_P, layout, weights_W, moments_R2)
     return weights_W, moments_R2
 
 
@@ -118,7 +118,7 @@ def prepare_backward_(gradient_P: Tensor, grad_W: Tensor, flat_P: Tensor, moment
         moments_R2: The moments ``[R, 2]`` that `prepare` returned.
         layout: The weight tensors among the parameters.
     """
-    version = triton_prepare_backward_ if gpu.usable(flat_P) else _plain_prepare_backward_
+    version = _triton_prepare_backward_ if gpu.usable(flat_P) else _plain_prepare_backward_
     version(gradient_P, grad_W, flat_P, moments_R2, layout)
 
 
@@ -156,12 +156,12 @@ def _plain_prepare_backward_(
         out.copy_(g)
 
 
-def triton_prepare_(flat_P: Tensor, layout: Layout, weights_W: Tensor, moments_R2: Tensor) -> None:
+def _triton_prepare_(flat_P: Tensor, layout: Layout, weights_W: Tensor, moments_R2: Tensor) -> None:
     """Write the results of `prepare` into `weights_W` and `moments_R2`, with one Triton program per row."""
     _standardise_forward_kernel[(len(layout.rows),)](flat_P, layout.rows, weights_W, moments_R2, _EPSILON, BLOCK=_BLOCK)
 
 
-def triton_prepare_backward_(
+def _triton_prepare_backward_(
     gradient_P: Tensor, grad_W: Tensor, flat_P: Tensor, moments_R2: Tensor, layout: Layout
 ) -> None:
     """Write the gradient of `prepare_backward_` into `gradient_P`, with one Triton program per row."""

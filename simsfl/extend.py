@@ -13,7 +13,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from simsfl.aggregations import Aggregation
-from simsfl.config.catalogue import DOORS, Architecture, DataSet, ObjectiveKind, PartitionKind, Targets
+from simsfl.config.catalogue import (
+    DOORS,
+    Architecture,
+    DataSet,
+    DefenceKind,
+    ObjectiveKind,
+    OptimizerKind,
+    PartitionKind,
+    SamplerKind,
+    Targets,
+)
 from simsfl.config.registry import Code, RegistrationError, code_of, registered
 from simsfl.config.values import option
 from simsfl.data import Arrays, Dataset, make_dataset
@@ -77,7 +87,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def objective(
-    name: str, *, targets: Targets = Targets.MOMENTUM, whole_batch: bool = False, predictor: bool = False
+    name: str,
+    *,
+    targets: Targets = Targets.MOMENTUM,
+    whole_batch: bool = False,
+    predictor: bool = False,
+    rows: int = 1,
 ) -> Callable[[type[Objective]], type[Objective]]:
     """Return a decorator that registers a subclass of `Objective` by a name for `RunConfig.objective`.
 
@@ -87,10 +102,10 @@ def objective(
         whole_batch: whether the figures of a row depend on other rows of the step. This need not be said where targets
             are outputs of the online network: all rows are then always handled together.
         predictor: whether a predictor follows the projection head; see `simsfl.models.Projection`.
+        rows: fewest images that it needs at a time: of a step, or in federated learning of a client's batch.
     """
-    return _registering(
-        "objective", name, lambda code: ObjectiveKind(code, targets, whole_batch=whole_batch, predictor=predictor)
-    )
+    how = {"whole_batch": whole_batch, "predictor": predictor, "rows": rows}
+    return _registering("objective", name, lambda code: ObjectiveKind(code, targets, **how))
 
 
 def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
@@ -98,19 +113,38 @@ def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
     return _registering("aggregation", name)
 
 
-def optimizer(name: str) -> Callable[[type[Optimiser]], type[Optimiser]]:
-    """Return a decorator that registers a subclass of `Optimiser` by a name for `RunConfig.optimizer`."""
-    return _registering("optimizer", name)
+def optimizer(
+    name: str, *, settings: tuple[str, ...] = (), exact: bool = False
+) -> Callable[[type[Optimiser]], type[Optimiser]]:
+    """Return a decorator that registers a subclass of `Optimiser` by a name for `RunConfig.optimizer`.
+
+    Args:
+        name: its name.
+        settings: which of "momentum" and "weight_decay" its method ``of`` takes from the config; the flags of others
+            are refused.
+        exact: whether what it remembers has to be exact, such as a number of steps, so that it cannot be kept in bf16.
+    """
+    return _registering("optimizer", name, lambda code: OptimizerKind(code, settings, exact))
 
 
-def sampler(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
-    """Return a decorator that registers a subclass of `Sampler` by a name for `RunConfig.sampler`."""
-    return _registering("sampler", name)
+def sampler(name: str, *, absences: bool = False) -> Callable[[type[Sampler]], type[Sampler]]:
+    """Return a decorator that registers a subclass of `Sampler` by a name for `RunConfig.sampler`.
+
+    Args:
+        name: its name.
+        absences: whether it says which clients do not come, and so has an effect where all clients are drawn, too.
+    """
+    return _registering("sampler", name, lambda code: SamplerKind(code, absences))
 
 
-def defence(name: str) -> Callable[[type[Defence]], type[Defence]]:
-    """Return a decorator that registers a subclass of `Defence` by a name for `RunConfig.defence`."""
-    return _registering("defence", name)
+def defence(name: str, *, images: int = 1) -> Callable[[type[Defence]], type[Defence]]:
+    """Return a decorator that registers a subclass of `Defence` by a name for `RunConfig.defence`.
+
+    Args:
+        name: its name.
+        images: fewest images of a client's batch that it works with.
+    """
+    return _registering("defence", name, lambda code: DefenceKind(code, images))
 
 
 def callback(name: str) -> Callable[[type[Callback]], type[Callback]]:
@@ -121,10 +155,11 @@ def callback(name: str) -> Callable[[type[Callback]], type[Callback]]:
 def architecture(
     name: str, *, width: int, residual: bool = False, styled: bool = False, own_weights: bool = True
 ) -> Callable[[_Function], _Function]:
-    """Return a decorator that registers a function by a name for `RunConfig.arch`.
+    """Return a decorator that registers a function, or a frozen dataclass, by a name for `RunConfig.arch`.
 
     The function takes width, image size and `Style`, and returns a `Backbone`: its layers, any modules of which each
     takes what the one before returns, and the length of their pooled output. The network can be cut behind each layer.
+    Objects of a dataclass are called in the same way; its fields are options.
 
     Args:
         name: its name.

@@ -5,6 +5,7 @@ What happens within a round, from drawing its cohort to averaging its models, is
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ from simsfl.setup.parts import Parts, build
 from simsfl.setup.weights import Weights
 from simsfl.system.clock import PhaseClock
 from simsfl.system.memory import peak_memory_bytes
+
+log = logging.getLogger(__name__)
 
 
 class Simulation:
@@ -98,6 +101,7 @@ class Simulation:
         self.clock = PhaseClock(parts.device)
         self.pace = Pace(parts.device, self.clock)
         self.damaged: list[str] = []
+        self._expected: list[str] = []
         self._plans = PlanAhead(parts.device, parts.config.rounds)
 
     def train(self) -> Iterator[Record]:
@@ -151,7 +155,14 @@ class Simulation:
             yield from map(self._recorded, self.pace.read(progress))
 
     def _start(self) -> None:
-        """Have callbacks that do not follow yet react to the start of training; it may start in the middle of a run."""
+        """Have callbacks that do not follow yet react to the start of training; it may start in the middle of a run.
+
+        Warn once of those that followed the run when it began, and are missing.
+        """
+        missing = [name for name in self._expected if name not in saving.followers_of(self.callbacks)]
+        for name in missing:
+            log.warning("callback: %s followed this run from its beginning; it is not there now", name)
+        self._expected = []
         for callback in self.callbacks[self._started :]:
             callback.on_start(self)
         self._started = len(self.callbacks)
@@ -182,7 +193,8 @@ class Simulation:
     def save(self, path: str | Path, metrics: Extent = NOTHING) -> None:
         """Write a checkpoint into the run directory `path`; see `simsfl.rounds.saving.save`."""
         timed = Timed(self.progress.seconds, self.peak_memory_bytes(), self.clock.seconds())
-        saving.save(path, self.parts, self.progress, timed, metrics)
+        given = self.callbacks[len(self.parts.callbacks) :]
+        saving.save(path, self.parts, self.progress, timed, metrics, given)
         for callback in self.callbacks:
             callback.on_checkpoint(Path(path))
 
@@ -198,11 +210,12 @@ class Simulation:
         callbacks: Iterable[Callback] = (),
     ) -> Simulation:
         """Take up the run in the directory `path`; see `simsfl.rounds.saving.load`, and `Simulation` for callbacks."""
-        parts, progress, found = saving.load(path, dataset, device=device, places=places, going_on=going_on)
+        parts, progress, found, saved = saving.load(path, dataset, device=device, places=places, going_on=going_on)
         simulation = cls.__new__(cls)
         simulation._begin(parts, callbacks, progress)
         simulation.clock.start_from(found.timed.phase_seconds)
         simulation.damaged = found.problems
+        simulation._expected = saved.callbacks
         return simulation
 
     def peak_memory_bytes(self) -> int:

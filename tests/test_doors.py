@@ -64,6 +64,7 @@ SHORT = ("moco", "fedavgm", "gaussian")
     [
         pytest.param(door, name, marks=[] if name in SHORT else pytest.mark.slow)
         for door in RunConfig().chosen
+        if door != "arch"
         for name in DOORS[door]
         if name != "availability"  # which needs a file
     ],
@@ -98,7 +99,16 @@ def test_stacked_clients_compute_what_the_loop_does(fields, pictures):
     assert_equal_to_the_loop(RunConfig(**BASE | fields), ("vmap", "fused:unfold"), pictures)
 
 
-@pytest.mark.parametrize("arch", ["vit-tiny", "convnext-tiny"])
-def test_networks_with_layer_norm_compute_what_the_loop_does(arch, pictures):
-    config = RunConfig(**BASE | {"arch": arch, "width": 8, "optimizer": "adamw", "lr": 0.001, "rounds": 1})
+NETWORKS = {
+    "vit": {"arch": "vit-tiny"},
+    "vit, token of the class": {"arch": "vit-tiny", "options": {"arch.pool": "class"}},
+    "vit, token of the class, cut behind all": {"arch": "vit-tiny", "options": {"arch.pool": "class"}, "cut_layer": 13},
+    "convnext": {"arch": "convnext-tiny"},
+}
+"""Config fields of networks with LayerNorm."""
+
+
+@pytest.mark.parametrize("fields", NETWORKS.values(), ids=NETWORKS)
+def test_networks_with_layer_norm_compute_what_the_loop_does(fields, pictures):
+    config = RunConfig(**BASE | fields | {"width": 8, "optimizer": "adamw", "lr": 0.001, "rounds": 1})
     assert_equal_to_the_loop(config, ("vmap",), pictures)

@@ -92,7 +92,7 @@ PLUGINS = {
     "loyal": ("sampler", "loyal", {"sampler.rounds": 3}),
     "lion": ("optimizer", "lion", {"optimizer.beta2": 0.9}),
     "norms": ("callback", "norms", {"callback.order": 1.0}),
-    "toy": ("arch", "toy", {}),
+    "toy": ("arch", "toy", {"arch.kernel": 5}),
     "noise": ("dataset", "noise", {}),
     "alternating": ("partition", "alternating", {}),
 }

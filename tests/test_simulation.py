@@ -33,7 +33,7 @@ def test_engines_agree_over_whole_rounds(config, dataset, feature_sharing):
 def test_the_chunk_size_changes_no_more_than_rounding(config, dataset, monkeypatch):
     config = replace(config, rounds=1, lr=0.005)
     one, _ = trained(config, dataset)
-    monkeypatch.setattr(tuning, "CHUNKS", (2,))
+    monkeypatch.setattr(tuning, "_CHUNKS", (2,))
     two, _ = trained(config, dataset)
     assert (one.parts.hyper.chunk, two.parts.hyper.chunk) == (3, 2)
     assert_moved_alike(one, two, Simulation(config, dataset), 0.05)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from simsfl.hw_profile.bench.plots import bars, curve
 from simsfl.hw_profile.runtimes.client_work import PHASES
-from simsfl.system.messages import count_text
+from simsfl.system.messages import count_text, fixed
 
 _PAPER = {"memory_mb": {1: 0.8, 2: 3.2}, "watts": 2.26, "mah": 9100}
 """Figures of Li et al. (ICLR 2023) on a Raspberry Pi 4B.
@@ -151,7 +151,7 @@ def _work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         ),
         (
             "memory, process",
-            "-" if above is None else f"{above / _MB:.1f} MB",
+            "-" if above is None else f"{fixed(above / _MB, 1)} MB",
             "",
             "the system does not report it"
             if above is None
@@ -173,22 +173,23 @@ def _power_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         remarks.append(f"{count_text(energy['failed_readings'], 'reading')} failed")
     if energy["warning"]:
         remarks.append(energy["warning"])
-    power = ("power", f"{energy['mean_watts']:.2f} W", published, "; ".join(remarks))
+    power = ("power", f"{fixed(energy['mean_watts'], 2)} W", published, "; ".join(remarks))
     if energy["below_zero"]:  # nothing can be computed from a power with the wrong sign
         return [power]
     return [
         power,
         (
             "power above idle",
-            f"{above:.2f} W",
+            f"{fixed(above, 2)} W",
             "",
-            f"±{spread:.2f} W, {source}; idle {energy['idle_before']:.2f} W before, {energy['idle_after']:.2f} W after",
+            f"±{spread:.2f} W, {source}; idle {fixed(energy['idle_before'], 2)} W before, "
+            f"{fixed(energy['idle_after'], 2)} W after",
         ),
         (
             "energy of a step",
-            f"{1000 * energy['mean_watts'] * step:.2f} mJ",
+            f"{fixed(1000 * energy['mean_watts'] * step, 2)} mJ",
             "",
-            f"{source}; above idle {1000 * above * step:.2f} mJ ±{1000 * spread * step:.2f}",
+            f"{source}; above idle {fixed(1000 * above * step, 2)} mJ ±{1000 * spread * step:.2f}",
         ),
     ]
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from simsfl.hw_profile.runtimes.client_work import PHASES
 from simsfl.system.console import Output
-from simsfl.system.messages import visible
+from simsfl.system.messages import fixed, visible
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 """Blocks of a sparkline, from low to high."""
@@ -41,7 +41,7 @@ def _sparkline(values: Sequence[float]) -> str:
 def power_text(watts: Sequence[float], source: str) -> str:
     """Return the latest reading, a sparkline of the latest readings, and their source."""
     doubt = "; are VIN+ and VIN- swapped?" if min(watts) < 0 else ""
-    return f"{watts[-1]:6.2f} W  {_sparkline(watts[-BAR:])}  {source}{doubt}"
+    return f"{fixed(watts[-1], 2):>6} W  {_sparkline(watts[-BAR:])}  {source}{doubt}"
 
 
 def phase_bars(latest: Mapping[str, float]) -> Table:

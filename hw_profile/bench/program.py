@@ -16,7 +16,7 @@ from simsfl.hw_profile.bench.findings import operations, report, session, tables
 from simsfl.hw_profile.bench.measuring import IDLE_SECONDS, THREADS, Measurement, measure, standard_trace
 from simsfl.hw_profile.bench.panel import LiveView, PlainView
 from simsfl.hw_profile.bench.result import read_result
-from simsfl.hw_profile.meters import Log, Meter, Record, account, blocked, choose, label, present
+from simsfl.hw_profile.meters import Log, Meter, Record, absent, account, choose, label
 from simsfl.hw_profile.meters.board import SINCE_BOOT, Machine, board, temperature
 from simsfl.hw_profile.meters.cores import check_threads, usable_cores
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES
@@ -31,10 +31,9 @@ from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, one_of, path, 
 
 log = logging.getLogger(__name__)
 
-_PRECISIONS = ("fp32", "bf16", "fp16")
-"""Precisions of the forward passes that can be asked for."""
 _TOLERANCES = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.05}
-"""Largest relative differences from the trace that are allowed, by precision.
+"""Largest relative differences from the trace that are allowed, by the precisions of the forward passes that can be
+asked for.
 
 In fp32 sums are added in another order over a whole trace; bf16 and fp16 have 8 and 11 significant bits."""
 _FILES = ("result.json", "report.md", "latency.svg", "memory.svg", "power.svg")
@@ -80,8 +79,8 @@ def parser() -> Parser:
     )
     how.add_argument(
         "--dtype",
-        type=one_of(_PRECISIONS),
-        metavar="{fp32,bf16,fp16}",
+        type=one_of(tuple(_TOLERANCES)),
+        metavar="{" + ",".join(_TOLERANCES) + "}",
         help="precision of the forward passes (default: the trace's)",
     )
     how.add_argument(
@@ -224,7 +223,7 @@ def _absent(spec: str, machine: Machine) -> str:
     """Return why there is no power, and what the user could do to make a meter available."""
     if spec == "none":
         return "no meter was asked for"
-    return "; ".join(["no meter found", *blocked(present(machine)[1])])
+    return absent(machine)
 
 
 def _default_threads(machine: Machine) -> int | None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from simsfl.hw_profile.meters.board import Board
 from simsfl.system.decoding import Amount, Count, Ordinal, Range, decode, read_json
+from simsfl.system.messages import shortened
 
 _Share = Annotated[float, Range(0, 1e9)]
 """A ratio of two measured figures."""
@@ -134,7 +135,8 @@ class _Result:
     def __post_init__(self) -> None:
         times = [time for name in _SPANS for time in self.spans.get(name, [])]
         if [len(self.spans.get(name, [])) for name in _SPANS] != [2] * len(_SPANS) or times != sorted(times):
-            raise ValueError(f"spans: {self.spans} are no begins and ends of {', '.join(_SPANS)}, in order")
+            spans = shortened(self.spans)
+            raise ValueError(f"spans: {spans} are not the begin and the end of {', '.join(_SPANS)}, in order")
         if not {"step", *self.operations.phases_per_second} <= self.latency.keys() or not self.latency["step"].mean:
             raise ValueError("latency: it lacks the time of a step or of a phase")
 

@@ -16,13 +16,14 @@ from simsfl.hw_profile.devices.device import Device, Refused
 from simsfl.hw_profile.devices.keys import Keys, asked_for, checked
 from simsfl.hw_profile.devices.messages import digest
 from simsfl.hw_profile.devices.panel import LiveView, PlainView, latency_text
-from simsfl.hw_profile.meters import Log, Meter, Sampler, Span, account, choose
+from simsfl.hw_profile.meters import Log, Meter, Sampler, Span, absent, account, choose
 from simsfl.hw_profile.meters.board import Machine, board
 from simsfl.hw_profile.meters.cores import check_threads
 from simsfl.hw_profile.meters.stopwatch import Stopwatch
 from simsfl.hw_profile.runtimes.client_work import RUNTIMES, Client, import_runtime, make_client, versions
 from simsfl.system.console import Output
 from simsfl.system.files import claimed, write_json
+from simsfl.system.messages import fixed
 from simsfl.system.programs import called
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 check_threads(arguments.threads, machine)
             import_runtime(arguments.runtime)  # so that a missing package shows before the server waits for this device
             with claimed(out, _RESULT):
-                result = take_part(console, arguments, keys, meter, stop)
+                result = _take_part(console, arguments, keys, meter, stop)
                 write_json(out / _RESULT, {"board": asdict(board(machine)), **result})
             _conclude(console, result, out)
         except (ValueError, OSError) as error:  # a TimeoutError is an OSError
@@ -119,14 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + stop.received if stop.received else 0
 
 
-def take_part(
+def _take_part(
     console: Output, arguments: Any, keys: Keys | None, meter: Meter | Log | None, stop: Stop
 ) -> dict[str, Any]:
     """Connect and work until the run is over; return the content of ``result.json``."""
     kind = LiveView if console.live else PlainView
     watch, sampled = Stopwatch(), None if isinstance(meter, Log) else meter
     idle_seconds = IDLE_SECONDS if meter else 0.0
-    images = from_file(arguments.images) if arguments.images else None
+    images = _from_file(arguments.images) if arguments.images else None
     ended = ""
     with Sampler(sampled) as sampler, kind(console) as view:
         before = _quiet(view, idle_seconds)
@@ -208,7 +209,7 @@ def _made(device: Device, arguments: Any) -> Client:
     return client
 
 
-def from_file(file: Path) -> np.ndarray:
+def _from_file(file: Path) -> np.ndarray:
     """Return the array in a file that `numpy.save` wrote; raise a ValueError if it cannot be read as one."""
     allowed = f"allowed: what {called('server')} --export-images wrote"
     try:
@@ -275,11 +276,11 @@ def _conclude(console: Output, result: Mapping[str, Any], out: Path) -> None:
     if energy := result["energy"]:
         spread = energy["uncertainty_joules_above_idle"] / energy["seconds"]
         lines += [
-            f"power {energy['mean_watts']:.2f} W, {energy['above_idle_watts']:.2f} ±{spread:.2f} W above idle; "
-            f"{energy['joules']:.1f} J ({energy['label']}: {energy['source']})"
+            f"power {fixed(energy['mean_watts'], 2)} W, {fixed(energy['above_idle_watts'], 2)} ±{spread:.2f} W above "
+            f"idle; {fixed(energy['joules'], 1)} J ({energy['label']}: {energy['source']})"
         ]
         lines += [energy["warning"]] if energy["warning"] else []
     elif result["meter_asked"] == "auto":
-        lines += ["no meter found"]
+        lines += [absent(Machine())]
     for line in [*lines, f"wrote {out / _RESULT}"]:
         console.say(line)

@@ -44,7 +44,7 @@ class _Known:
 
 
 @dataclass
-class Account:
+class _Account:
     """Traffic and steps of a client's device, over all its connections.
 
     Times are averages over the latest steps; see `simsfl.algorithm.wire.DeviceStatus`.
@@ -111,7 +111,7 @@ class Hub:
 
     Attributes:
         address: where it listens, ``host:port``.
-        accounts: an `Account` for each client that may be a device.
+        accounts: an `_Account` for each client that may be a device.
         counts: bytes and refusals of the whole run.
 
     Raises:
@@ -120,7 +120,7 @@ class Hub:
 
     def __init__(self, address: str, keys: Keys | None, run: str, about: Mapping[int, Mapping[str, Any]]):
         self.run, self._about = run, about
-        self.accounts = {client: Account() for client in sorted(about)}
+        self.accounts = {client: _Account() for client in sorted(about)}
         self.counts = Counts()
         self._peers: dict[int, _Peer] = {}
         self._news = threading.Condition()

@@ -23,7 +23,7 @@ from simsfl.system.messages import shortened
 from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, fail, path, whole_number
 
-OPTIONS = {
+_OPTIONS = {
     zmq.LINGER: 500,
     zmq.MAXMSGSIZE: LARGEST,
     zmq.HEARTBEAT_IVL: 2000,
@@ -133,7 +133,7 @@ def asked_for(end: str, file: Path | None, address: str, *, insecure: bool, expo
 
 def prepare(socket: zmq.Socket, keys: Keys | None) -> None:
     """Set what a socket at either end needs before it is bound or connected; without `keys` it is plain text."""
-    for option, value in OPTIONS.items():
+    for option, value in _OPTIONS.items():
         socket.setsockopt(option, value)
     if keys:
         socket.curve_secretkey, socket.curve_publickey = keys.secret.encode(), keys.public.encode()

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-VERSION = 1
+_VERSION = 1
 """Version of the protocol, which both ends must share."""
 KINDS = (
     "hello",
@@ -65,7 +65,7 @@ class Message:
 def pack(message: Message) -> bytes:
     """Return the message as a frame."""
     words = {
-        "version": str(VERSION),
+        "version": str(_VERSION),
         "kind": message.kind,
         "run": message.run,
         "client": str(message.client),
@@ -83,8 +83,8 @@ def unpack(frame: bytes) -> Message:
         ValueError: the frame is no message, is of another version of the protocol, or has a malformed field.
     """
     words = _metadata(frame)
-    if words.get("version") != str(VERSION):
-        raise ValueError(f"version: {words.get('version')!r} of the protocol is not known; allowed: {VERSION}")
+    if words.get("version") != str(_VERSION):
+        raise ValueError(f"version: {words.get('version')!r} of the protocol is not known; allowed: {_VERSION}")
     if words.get("kind") not in KINDS:
         raise ValueError(f"kind: {words.get('kind')!r} is not known; allowed: {', '.join(KINDS)}")
     counts = {name: _count(words.get(name, "")) for name in ("client", "round", "step")}

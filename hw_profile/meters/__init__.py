@@ -35,8 +35,8 @@ __all__ = [
     "Record",
     "Sampler",
     "Span",
+    "absent",
     "account",
-    "blocked",
     "choose",
     "energy",
     "label",
@@ -106,7 +106,7 @@ def _best(machine: Machine) -> Meter | None:
     """Return the best meter of a machine, or None; warn if it is an estimate although a real meter may be there."""
     found, refused = present(machine)
     best = next(iter(found.values()), None)
-    hindrances = blocked(refused)
+    hindrances = _blocked(refused)
     if best is not None and best.estimated and hindrances:
         logger.warning("power is only estimated, although there may be a better meter: %s", "; ".join(hindrances))
     return best
@@ -194,6 +194,11 @@ def present(machine: Machine) -> tuple[dict[str, Meter], dict[str, ValueError]]:
     return found, refused
 
 
-def blocked(refused: dict[str, ValueError]) -> list[str]:
+def absent(machine: Machine) -> str:
+    """Return that no meter is found on a machine, and what the user could do to make one available."""
+    return "; ".join(["no meter found", *_blocked(present(machine)[1])])
+
+
+def _blocked(refused: dict[str, ValueError]) -> list[str]:
     """Return the texts of the errors, each once, about meters that the user could make available."""
     return list(dict.fromkeys(str(error) for error in refused.values() if isinstance(error, Blocked)))

@@ -57,7 +57,7 @@ class INA219:
 
     Raises:
         ValueError: `rest` is malformed, or no such chip answers.
-        Blocked: the chip does not measure, or this user may not use the bus.
+        Blocked: the chip does not measure, or is another one that is known, or this user may not use the bus.
     """
 
     name, uncertainty, estimated = "ina219", 0.02, False
@@ -129,23 +129,33 @@ class INA219:
         Bits 15 and 14 of its settings are 0, while chips with similar registers have a 1 there; a servo driver, which
         often has the same address, would show 29 V.
         """
-        chip, volts = self._chip(), self._volts(self._register(_VOLTAGE))
-        if chip:
-            raise OSError(f"what answers is another chip, {chip}")
+        volts = self._volts(self._register(_VOLTAGE))
+        if self._is_ina226():
+            raise OSError("what answers is another chip, INA226")
         if settings & 0xC000 or not 0 < volts <= self._ranges(0x2000)[1]:
             raise OSError(
                 f"what answers is another chip, or has no voltage up to 26 V to measure: settings {settings:#06x}, "
                 f"{volts:.2f} V"
             )
 
-    def _chip(self) -> str | None:
-        """Return the name of the chip by its registers of maker and die; None if it does not have them."""
+    def _is_ina226(self) -> bool:
+        """Return whether the registers of maker and die are those of an INA226; other chips may not have them.
+
+        Raises:
+            Blocked: they are those of a chip that cannot be read here.
+        """
         for maker, die in _IDENTITIES:
             with suppress(OSError):  # an INA219 need not answer for registers that it lacks
                 if self._register(maker) == _TEXAS_INSTRUMENTS:
                     number = self._register(die)
-                    return _DIES.get(number >> 4, f"die {number:#06x} of the same maker")
-        return None
+                    chip = _DIES.get(number >> 4, f"die {number:#06x} of the same maker")
+                    if chip == "INA226":
+                        return True
+                    where = f"{self._address:#x} on I2C bus {_BUS}"
+                    raise Blocked(
+                        f"what answers at {where} is another chip, {chip}, and only INA219 and INA226 are read"
+                    )
+        return False
 
     def _volts(self, word: int) -> float:
         """Return the voltage that the bus register holds."""
@@ -189,12 +199,11 @@ class INA226(INA219):
 
     def _identify(self, settings: int) -> None:
         """Raise an OSError unless the registers of maker and die are those of an INA226."""
-        chip = self._chip()
-        if chip != "INA226":
+        if not self._is_ina226():
             nameless = "perhaps one without an identity"
             if not settings & 0xC000:
                 nameless += ", such as an INA219"
-            raise OSError(f"what answers is another chip, {chip or nameless}")
+            raise OSError(f"what answers is another chip, {nameless}")
 
 
 def _parsed(rest: str) -> tuple[int, float]:

@@ -55,10 +55,10 @@ class Pmic:
         return _SLOPE * sum(found.values()) + _OFFSET
 
     def _rails(self) -> dict[str, float]:
-        return rails(self._machine.run(["vcgencmd", "pmic_read_adc"]))
+        return _rails(self._machine.run(["vcgencmd", "pmic_read_adc"]))
 
 
-def rails(text: str) -> dict[str, float]:
+def _rails(text: str) -> dict[str, float]:
     """Return the watts of each rail by name, of all those with a current.
 
     Args:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-SAMPLE = 1 << 15
+_SAMPLE = 1 << 15
 """Largest number of times that are kept for one phase."""
 _LATEST = 0.1
 """Weight of the newest time in the moving average."""
@@ -41,7 +41,7 @@ class Times:
         """
         if self.count % self._every == 0:
             self._sample.append(seconds)
-            if len(self._sample) == SAMPLE:
+            if len(self._sample) == _SAMPLE:
                 self._sample, self._every = self._sample[::2], 2 * self._every
         self.count, self.total, self.latest = self.count + 1, self.total + seconds, seconds
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from simsfl.algorithm.single_client import SingleClient
+from simsfl.config import RunConfig
 from simsfl.config.notation import Bottleneck
 from simsfl.kernels import ViewParameters, augment
 from simsfl.models import FlatModule, Style, client_model
@@ -99,7 +100,11 @@ class TorchClient:
 
 
 def model_of(network: Mapping[str, Any]) -> FlatModule:
-    """Return the client's part of the network that the settings in a trace describe."""
+    """Return the client's part of the network that the settings in a trace describe.
+
+    Raises:
+        ValueError: an option is not one of the architecture, or cannot have its value.
+    """
     return client_model(
         network["arch"],
         width=network["width"],
@@ -108,6 +113,7 @@ def model_of(network: Mapping[str, Any]) -> FlatModule:
         style=Style(network["norm"], network["weight_standardisation"]),
         bottleneck=Bottleneck.parse(network["bottleneck"]) if network["bottleneck"] else None,
         client_residual=network["client_residual"],
+        options=RunConfig(arch=network["arch"], options=network.get("options", {})).options_of("arch"),
     )
 
 

@@ -27,7 +27,7 @@ from simsfl.data import Images
 from simsfl.data.views import UNIFORMS, sample
 from simsfl.evaluation.encoding import IMAGES, Watch, embed, unwatched
 from simsfl.models.layers import initialise_
-from simsfl.privacy.decoders import Training, decoder
+from simsfl.privacy.decoders import Training, as_maps, decoder
 from simsfl.rounds import evaluating
 from simsfl.setup.assembly import network
 from simsfl.setup.parts import Parts
@@ -122,7 +122,7 @@ class Hijacker(Wire):
         other = network(replace(config, seed=int(rng.integers(2**31)))).client
         self.pilot = other.module(other.initial.to(**to)).train()
         self.decoder = decoder(spec, model.smashed_shape, config.image_size, "batch", generator).to(**to)
-        self.critic = _critic(*model.smashed_shape[:2], generator).to(**to)
+        self.critic = _critic(model.smashed_shape, generator).to(**to)
         self._own, self._recipe = own, (config.views, config.image_size, config.crop_scale)
         self._defence, self._rng = parts.hyper.defence, rng
         self._learners = torch.optim.Adam([*self.pilot.parameters(), *self.decoder.parameters()], lr=_RATE)
@@ -201,10 +201,10 @@ def critic_loss(critic: nn.Module, theirs: Tensor, pilots: Tensor, mixed: Tensor
     return critic(theirs).mean() - critic(pilots).mean() + _PENALTY * penalty
 
 
-def _critic(channels: int, height: int, generator: torch.Generator) -> nn.Module:
-    """Return a critic of smashed data ``[n, channels, height, height]``: convolutions, and a score ``[n]``."""
+def _critic(smashed_shape: tuple[int, int, int], generator: torch.Generator) -> nn.Module:
+    """Return a critic of smashed data of this shape ``(c, h, w)``: convolutions, and a score ``[n]``."""
     with torch.device("meta"):
-        layers: list[nn.Module] = []
+        layers, channels, height = as_maps(smashed_shape)
         while height > _SMALLEST:
             layers += [nn.Conv2d(channels, _CHANNELS, 3, 2, 1), nn.LeakyReLU(0.2)]
             channels, height = _CHANNELS, (height + 1) // 2

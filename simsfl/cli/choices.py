@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from rich.table import Table
@@ -13,7 +12,7 @@ from simsfl.cli.presets import PRESETS, automatic
 from simsfl.config import RunConfig, plugins
 from simsfl.config.catalogue import DATASETS, DOORS, PARTITIONS
 from simsfl.config.registry import code_of
-from simsfl.config.values import is_option
+from simsfl.config.values import options_in
 from simsfl.models import layer_count
 from simsfl.system.console import Output
 
@@ -29,7 +28,7 @@ def print_choices(console: Output) -> None:
     sections: dict[str, dict[str, Any]] = {
         "presets": {"auto": f"the one that suits this machine: {automatic()[0]}"}
         | {name: Text.assemble(f"{preset.__doc__}\n", (settings(preset()), "dim")) for name, preset in PRESETS.items()},
-        "architectures": _listed("arch", lambda name: f"cut layer 1 to {layer_count(name)}"),
+        "architectures": _listed("arch", _of_architecture),
         "datasets": _listed("dataset", lambda name: DATASETS[name].about)
         | {
             "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's",
@@ -37,7 +36,7 @@ def print_choices(console: Output) -> None:
         },
         "partitions": _listed("partition", lambda name: _summary_of(PARTITIONS[name].code.load())),
     }
-    for door in RunConfig().chosen:
+    for door in [door for door in RunConfig().chosen if door != "arch"]:
         sections[f"{door}s"] = _listed(door, lambda name, door=door: _with_options(door, name))
     table = Table.grid(padding=(0, 2))
     for title, names in sections.items():
@@ -61,11 +60,23 @@ def _listed(door: str, text_of: Callable[[str], str | Text]) -> dict[str, Text]:
     return rows
 
 
-def _with_options(door: str, name: str) -> Text:
-    """Return the summary of a class at a door, and the flags of its options with their defaults."""
+def _of_architecture(name: str) -> Text:
+    """Return what is said of an architecture: where it can be cut, and its options."""
+    return _with_options("arch", name, f"cut layer 1 to {layer_count(name)}")
+
+
+def _with_options(door: str, name: str, summary: str | None = None) -> Text:
+    """Return the summary of what a door leads to, and the flags of its options with their defaults.
+
+    Args:
+        door: one of `DOORS`.
+        name: a name there.
+        summary: the summary; None for the first line of the docstring.
+    """
     kind = code_of(DOORS[door][name]).load()
-    options = [f"--{door}.{spec.name} {spec.default}" for spec in fields(kind) if is_option(spec)]
-    return Text.assemble(_summary_of(kind), ("\n" + "  ".join(options) if options else "", "dim"))
+    options = [f"--{door}.{spec.name} {spec.default}" for spec in options_in(kind)]
+    text = _summary_of(kind) if summary is None else summary
+    return Text.assemble(text, ("\n" + "  ".join(options) if options else "", "dim"))
 
 
 def _summary_of(thing: Any) -> str:

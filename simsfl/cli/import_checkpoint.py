@@ -33,12 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=path, metavar="FILE", help="file to write (default: the first, as .safetensors)")
     add_config_flags(parser, preset="paper")
-    parser.dotted = ()  # options make no other network
+    parser.dotted = ("arch",)  # other options make no other network
     try:
         arguments = parser.parse(argv)
         out = arguments.out or arguments.files[0].with_suffix(".safetensors")
         outputs = Outputs.of(out, "out")
-        config = resolve(replace(named(arguments.preset)[0], **config_values(arguments)))
+        asked = replace(named(arguments.preset)[0], **config_values(arguments))
+        config = resolve(asked.with_options(arguments.options))
         model = assembly.network(replace(config, image_size=config.image_size or 32), weights=False)
         halves: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
         for file in arguments.files:

@@ -17,7 +17,7 @@ from simsfl.cli.choices import print_choices
 from simsfl.cli.flags import asked_config, config_values
 from simsfl.cli.presets import named
 from simsfl.cli.session import UNTRACED, Session
-from simsfl.config import plugins
+from simsfl.config import PRECISIONS, plugins
 from simsfl.config.values import from_text
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
@@ -35,12 +35,6 @@ from simsfl.ui.dashboard import number, time_text
 
 _CHOICES = ("preset", "dataset", "device", "precision", "engine")
 """Fields whose values may be chosen automatically, so that the output states the reason."""
-_PRECISION_NOTES = {
-    "fp32": "products and convolutions without TF32",
-    "tf32": "TF32 in products and convolutions, all else in fp32",
-    "bf16": "forward passes and smashed data; weights, queue and loss in fp32",
-}
-"""Explanation that is printed with each precision."""
 _ENGINE_NOTES = {
     "fused": "the cohort stacked into one batched program, with simsfl's operators",
     "vmap": "the cohort stacked into one batched program, with PyTorch's operators",
@@ -237,9 +231,11 @@ def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: Run
     """
     for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
         if getattr(arguments, flag) != unset:
-            raise ValueError(f"{flag}: cannot be given with --resume, which continues as configured")
+            raise ValueError(
+                f"{flag}: cannot be given with --resume, which continues as configured; allowed: without it"
+            )
     if arguments.out and arguments.out.resolve() != directory.path.resolve():
-        raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; leave it out")
+        raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; allowed: without it")
     values = config_values(arguments)
     device = values.pop("device", config.device)
     places = {name: values.pop(name) for name in PLACES if name in values}
@@ -333,7 +329,7 @@ def _announce(session: Session, why: dict[str, str]) -> None:
             f"{data.image_size}x{data.image_size}",
         ),
         ("device", config.device, f"{why['device']}; {device}"),
-        ("precision", config.precision, f"{why['precision']}; {_PRECISION_NOTES[config.precision]}"),
+        ("precision", config.precision, f"{why['precision']}; {PRECISIONS[config.precision].note}"),
         ("engine", config.engine, f"{why['engine']}; {_ENGINE_NOTES[config.engine.partition(':')[0]]}"),
         (
             "clients",

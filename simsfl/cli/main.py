@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from simsfl.system.messages import unknown
-from simsfl.system.streams import ended, print_error, set_up
+from simsfl.system.streams import ended, print_error, print_lines, set_up
 from simsfl.ui.arguments import fail
 
 _BASE = {"numpy": "numpy", "rich": "rich"}
@@ -50,13 +50,19 @@ PROGRAMS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Start the program that the first argument names, with the other arguments; return the exit code."""
-    name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    """Start the program that the first argument names, with the other arguments; return the exit code.
+
+    Without a program, the list of programs is printed on stderr, and the code is 2.
+    """
+    name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or [""]
     name = name.replace("_", "-") if not name.startswith("-") else name  # or as its file is called
     if name in PROGRAMS:
         sys.argv = [f"simsfl {name}", *arguments]  # the program's name in usage messages
         return start(name)
     set_up()
+    if not name:
+        print_lines(_help())
+        return 2
     if name in ("-h", "--help"):
         print(_help())
         return ended(0)

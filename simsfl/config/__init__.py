@@ -13,12 +13,14 @@ from typing import Any
 
 from simsfl.config.catalogue import (
     AGGREGATIONS,
+    ARCHITECTURES,
     CALLBACKS,
     DEFENCES,
     DOORS,
     METHODS,
     OBJECTIVES,
     OPTIMIZERS,
+    PRECISIONS,
     SAMPLERS,
     ObjectiveKind,
     Targets,
@@ -27,8 +29,8 @@ from simsfl.config.constraints import EVERY_RUN, check
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.config.plugins import Plugin, plugins_of
 from simsfl.config.registry import Code, code_of
-from simsfl.config.settings import ENGINES, NORMS, PRECISIONS, RECIPES, Settings
-from simsfl.config.values import check_value, from_text, is_option
+from simsfl.config.settings import ENGINES, NORMS, RECIPES, Settings
+from simsfl.config.values import check_value, from_text, options_in
 from simsfl.system.decoding import read_json
 from simsfl.system.messages import unknown
 from simsfl.system.paths import expanded
@@ -56,6 +58,11 @@ class RunConfig(Settings):
         for name in self.callbacks:
             if name not in CALLBACKS:
                 raise unknown("callback", name, CALLBACKS, allowed="" if CALLBACKS else "those of a --plugin")
+        for field, names in (("defence", self.defences), ("callback", self.callbacks)):
+            if len(set(names)) < len(names):
+                raise ValueError(
+                    f"{field}: {getattr(self, field)} has one of them twice, with the same options; allowed: each once"
+                )
         for name, value in self.options.items():
             check_value(name, self.option(name), value)
         if self.bottleneck is not None:
@@ -101,22 +108,22 @@ class RunConfig(Settings):
         door, _, field_name = name.partition(".")
         if door not in self.chosen:
             raise unknown("options", name, [f"{door}." for door in self.chosen])
-        known = {spec.name: spec for code in self.chosen[door] for spec in fields(code.load()) if is_option(spec)}
+        known = {spec.name: spec for code in self.chosen[door] for spec in options_in(code.load())}
         if field_name not in known:
             allowed = ", ".join(f"{door}.{own}" for own in known) or "none, as it has no options"
             raise unknown(door, name, [f"{door}.{own}" for own in known], allowed=allowed)
         return known[field_name]
 
-    def options_of(self, door: str, kind: type) -> dict[str, Any]:
+    def options_of(self, door: str, kind: type | None = None) -> dict[str, Any]:
         """Return the options of what is chosen at a door, by their names there.
 
         Args:
             door: such as "objective".
-            kind: the dataclass that is chosen; if there are several, each gets the options that it has.
+            kind: the dataclass that is chosen, where there may be several, of which each gets the options that it has.
         """
-        own = {spec.name for spec in fields(kind)}
+        own = {spec.name for spec in fields(kind)} if kind else None
         given = (name.partition(".")[2] for name in self.options if name.startswith(f"{door}."))
-        return {name: self.options[f"{door}.{name}"] for name in given if name in own}
+        return {name: self.options[f"{door}.{name}"] for name in given if own is None or name in own}
 
     def with_options(self, texts: Mapping[str, str]) -> RunConfig:
         """Return the config with these options, as flags give them, beside those that it has.
@@ -136,6 +143,11 @@ class RunConfig(Settings):
         return self.defence.split("+") if self.defence else []
 
     @property
+    def images_for_defences(self) -> int:
+        """Return the fewest images of a client's batch that all defences work with."""
+        return max((DEFENCES[name].images for name in self.defences), default=1)
+
+    @property
     def callbacks(self) -> list[str]:
         """Return the names of the callbacks, in the order in which they get records."""
         return self.callback.split("+") if self.callback else []
@@ -146,16 +158,17 @@ class RunConfig(Settings):
         return {
             "objective": [self.goal.code],
             "aggregation": [AGGREGATIONS[self.aggregation]],
-            "sampler": [SAMPLERS[self.sampler]],
-            "optimizer": [OPTIMIZERS[self.optimizer]],
-            "defence": [DEFENCES[name] for name in self.defences],
+            "sampler": [SAMPLERS[self.sampler].code],
+            "optimizer": [OPTIMIZERS[self.optimizer].code],
+            "defence": [DEFENCES[name].code for name in self.defences],
             "callback": [CALLBACKS[name] for name in self.callbacks],
+            "arch": [ARCHITECTURES[self.arch].code],
         }
 
     @property
     def plugins(self) -> list[Plugin]:
         """Return the plugins that what is chosen comes from."""
-        named = (DOORS[door].get(getattr(self, door)) for door in ("arch", "partition", "dataset"))
+        named = (DOORS[door].get(getattr(self, door)) for door in ("partition", "dataset"))
         codes = [code for own in self.chosen.values() for code in own]
         return plugins_of([*codes, *(code_of(known) for known in named if known)])
 
@@ -180,6 +193,16 @@ class RunConfig(Settings):
         return 2 if self.goal.targets is Targets.ONLINE else 1
 
     @property
+    def images_at_a_time(self) -> int | None:
+        """Return how many images an objective has at a time: those of a step, or in federated learning of a client.
+
+        None means that a rule has yet to say. With unequal clients they are more.
+        """
+        clients = self.cohort if self.is_split else 1
+        sources = (self.data_proportion > 0) + (self.aux_dataset is not None)
+        return None if None in (clients, self.batch_size) else clients * sources * self.batch_size
+
+    @property
     def passes_per_image(self) -> int:
         """Return how often a client runs each of its models for an image in a step.
 
@@ -189,13 +212,30 @@ class RunConfig(Settings):
         both = self.symmetric and not self.is_split and self.goal.targets is Targets.MOMENTUM
         return 2 if both else 1
 
+    @property
+    def views_at_server(self) -> int:
+        """Return how many views of an image go through the server's online model in a step, forward and backward."""
+        if self.goal.targets is Targets.MOMENTUM:
+            return 2 if self.symmetric else 1
+        return self.views_graded
+
+    @property
+    def server_passes(self) -> dict[str, int]:
+        """Return how often an image goes forward through the server's models ("views") and backward ("graded")."""
+        both = 2 if self.goal.targets is Targets.MOMENTUM else 1  # the momentum model gets as many views
+        return {"views": both * self.views_at_server, "graded": self.views_at_server}
+
     def network(self) -> dict[str, Any]:
-        """Return the fields that determine the network, apart from what the method adds to it, with their values."""
+        """Return the fields that determine the network, apart from what the method adds to it, with their values.
+
+        Of `options`, they have those of the architecture, if there are any.
+        """
+        own = {name: value for name, value in self.options.items() if name.startswith("arch.")}
         return {
             spec.name: getattr(self, spec.name)
             for spec in fields(self)
             if spec.metadata["group"] == "model" or spec.name == "image_size"
-        }
+        } | ({"options": own} if own else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of all fields by name, as JSON takes them."""

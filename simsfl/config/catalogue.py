@@ -36,14 +36,16 @@ class ObjectiveKind:
     """Whether it has a queue of keys, of which each client may have its own."""
     predictor: bool = False
     """Whether a predictor follows the projection head."""
+    rows: int = 1
+    """Fewest images that it needs at a time: of a step, or in federated learning of a client's batch."""
 
 
 OBJECTIVES = {
     "moco": ObjectiveKind(Code("simsfl.objectives.moco:MoCo"), queue=True),
     "byol": ObjectiveKind(Code("simsfl.objectives.byol:BYOL"), whole_batch=True, predictor=True),
-    "simclr": ObjectiveKind(Code("simsfl.objectives.simclr:SimCLR"), Targets.ONLINE),
+    "simclr": ObjectiveKind(Code("simsfl.objectives.simclr:SimCLR"), Targets.ONLINE, rows=2),
     "simsiam": ObjectiveKind(Code("simsfl.objectives.simsiam:SimSiam"), Targets.ONLINE, predictor=True),
-    "barlow-twins": ObjectiveKind(Code("simsfl.objectives.barlow_twins:BarlowTwins"), Targets.ONLINE),
+    "barlow-twins": ObjectiveKind(Code("simsfl.objectives.barlow_twins:BarlowTwins"), Targets.ONLINE, rows=2),
     "supervised": ObjectiveKind(Code("simsfl.objectives.supervised:Supervised"), Targets.LABELS),
 }
 """Objectives by name."""
@@ -60,33 +62,66 @@ AGGREGATIONS = {
 """Aggregations by name: subclasses of `simsfl.aggregations.Aggregation`."""
 
 
+@dataclass(frozen=True)
+class SamplerKind:
+    """A way to draw the cohort of a round."""
+
+    code: Code
+    """A subclass of `simsfl.samplers.Sampler`."""
+    absences: bool = False
+    """Whether it says which clients do not come, and so has an effect where all clients are drawn, too."""
+
+
 SAMPLERS = {
-    "uniform": Code("simsfl.samplers:Sampler"),
-    "by-images": Code("simsfl.samplers.orders:ByImages"),
-    "round-robin": Code("simsfl.samplers.orders:RoundRobin"),
-    "availability": Code("simsfl.samplers.availability:Availability"),
+    "uniform": SamplerKind(Code("simsfl.samplers:Sampler")),
+    "by-images": SamplerKind(Code("simsfl.samplers.orders:ByImages")),
+    "round-robin": SamplerKind(Code("simsfl.samplers.orders:RoundRobin")),
+    "availability": SamplerKind(Code("simsfl.samplers.availability:Availability"), absences=True),
 }
-"""How the cohort of a round is drawn: subclasses of `simsfl.samplers.Sampler`."""
+"""How the cohort of a round is drawn."""
 
 
+@dataclass(frozen=True)
+class OptimizerKind:
+    """A way in which clients and server descend."""
+
+    code: Code
+    """A subclass of `simsfl.optimisers.Optimiser`."""
+    settings: tuple[str, ...] = ()
+    """Names of the settings that it takes: "momentum" and "weight_decay"."""
+    exact: bool = False
+    """Whether what it remembers has to be exact, such as a number of steps, so that it cannot be kept in bf16."""
+
+
+_OF_SGD = ("momentum", "weight_decay")
 OPTIMIZERS = {
-    "sgd": Code("simsfl.optimisers:SGD"),
-    "adamw": Code("simsfl.optimisers.adamw:AdamW"),
-    "lars": Code("simsfl.optimisers.lars:LARS"),
+    "sgd": OptimizerKind(Code("simsfl.optimisers:SGD"), _OF_SGD),
+    "adamw": OptimizerKind(Code("simsfl.optimisers.adamw:AdamW"), ("weight_decay",), exact=True),
+    "lars": OptimizerKind(Code("simsfl.optimisers.lars:LARS"), _OF_SGD),
 }
-"""How clients and server descend: subclasses of `simsfl.optimisers.Optimiser`."""
+"""How clients and server descend."""
+
+
+@dataclass(frozen=True)
+class DefenceKind:
+    """Something that clients do with what they send and learn from."""
+
+    code: Code
+    """A subclass of `simsfl.defences.Defence`."""
+    images: int = 1
+    """Fewest images of a client's batch that it works with."""
 
 
 DEFENCES = {
-    "gaussian": Code("simsfl.defences.noise:Gaussian"),
-    "laplacian": Code("simsfl.defences.noise:Laplacian"),
-    "clip": Code("simsfl.defences.noise:Clip"),
-    "nopeek": Code("simsfl.defences.nopeek:NoPeek"),
-    "int8": Code("simsfl.defences.compression:Int8"),
-    "fp16": Code("simsfl.defences.compression:Half"),
-    "top-k": Code("simsfl.defences.compression:TopK"),
+    "gaussian": DefenceKind(Code("simsfl.defences.noise:Gaussian")),
+    "laplacian": DefenceKind(Code("simsfl.defences.noise:Laplacian")),
+    "clip": DefenceKind(Code("simsfl.defences.noise:Clip")),
+    "nopeek": DefenceKind(Code("simsfl.defences.nopeek:NoPeek"), images=3),
+    "int8": DefenceKind(Code("simsfl.defences.compression:Int8")),
+    "fp16": DefenceKind(Code("simsfl.defences.compression:Half")),
+    "top-k": DefenceKind(Code("simsfl.defences.compression:TopK")),
 }
-"""What clients do with what they send and learn from: subclasses of `simsfl.defences.Defence`."""
+"""What clients do with what they send and learn from."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +143,25 @@ class Method:
     """Whether a config may set no other objective."""
 
 
+@dataclass(frozen=True)
+class Precision:
+    """A precision of forward passes and smashed data."""
+
+    note: str
+    """What is computed in it, for people."""
+    dtype: str = "float32"
+    """Name of PyTorch's type of the numbers."""
+    anywhere: bool = True
+    """Whether every device has it, so that devices can repeat what a client did in it."""
+
+
+PRECISIONS = {
+    "fp32": Precision("products and convolutions without TF32"),
+    "tf32": Precision("TF32 in products and convolutions, all else in fp32", anywhere=False),
+    "bf16": Precision("forward passes and smashed data; weights, queue and loss in fp32", "bfloat16"),
+}
+"""Precisions by name."""
+
 _SPLIT = Code("simsfl.algorithm.step:train_step"), Code("simsfl.algorithm.reference:train_step")
 _FEDERATED = Code("simsfl.algorithm.federated:train_step"), Code("simsfl.algorithm.reference:federated_step")
 METHODS = {
@@ -126,7 +180,8 @@ class Architecture:
     width: int
     """Channels of the first layer by rule, as published."""
     code: Code
-    """Function of width, image size and style that returns a `simsfl.models.layers.Backbone`."""
+    """Function of width, image size and style that returns a `simsfl.models.layers.Backbone`, or a frozen dataclass
+    whose objects are called so, and whose fields are options."""
     residual: bool = True
     """Whether its blocks have shortcuts that the client's can do without."""
     styled: bool = True
@@ -147,8 +202,8 @@ ARCHITECTURES = {
     "vgg16": Architecture(64, Code("simsfl.models.vgg:vgg16"), residual=False),
     "vgg19": Architecture(64, Code("simsfl.models.vgg:vgg19"), residual=False),
     "mobilenetv2": Architecture(32, Code("simsfl.models.mobilenetv2:mobilenetv2")),
-    "vit-tiny": Architecture(192, Code("simsfl.models.vit:vit"), residual=False, styled=False),
-    "vit-small": Architecture(384, Code("simsfl.models.vit:vit"), residual=False, styled=False),
+    "vit-tiny": Architecture(192, Code("simsfl.models.vit:ViT"), residual=False, styled=False),
+    "vit-small": Architecture(384, Code("simsfl.models.vit:ViT"), residual=False, styled=False),
     "convnext-tiny": Architecture(96, Code("simsfl.models.convnext:convnext"), residual=False, styled=False),
 }
 """Backbones."""

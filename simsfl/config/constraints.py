@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simsfl.config.catalogue import ARCHITECTURES, DATASETS, METHODS, OBJECTIVES, Targets
+from simsfl.config.catalogue import (
+    ARCHITECTURES,
+    DATASETS,
+    METHODS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    PARTITIONS,
+    PRECISIONS,
+    SAMPLERS,
+    Targets,
+)
 
 SMALLEST = 8
 """Smallest height and width of images that the networks accept, in pixels."""
@@ -23,14 +33,15 @@ class Constraint:
     violated: Callable[[_Config], bool]
     """Function that returns whether a config has the combination."""
     message: str
-    """Error message: field, value, reason, and what is allowed instead; names of fields in braces are filled in."""
+    """Error message: field, value, reason, and what is allowed instead; names of fields in braces are filled in, as are
+    other attributes of the config, such as ``{config.is_split}``."""
 
 
 def check(config: _Config, constraints: Iterable[Constraint]) -> None:
     """Raise a ValueError for the first of the constraints that a config violates."""
     for constraint in constraints:
         if constraint.violated(config):
-            raise ValueError(constraint.message.format(**config.to_dict()))
+            raise ValueError(constraint.message.format(config=config, **config.to_dict()))
 
 
 def _for_split(field: str, usual: Any, shown: str = "") -> Constraint:
@@ -74,8 +85,9 @@ EVERY_RUN = (
         "unequal: {unequal} needs rich and poor clients; allowed: with 2 clients or more in the cohort",
     ),
     Constraint(
-        lambda c: c.unequal is not None and c.partition == "natural",
-        "unequal: {unequal} is not for partition natural, in which clients hold what is theirs; allowed: without it",
+        lambda c: c.unequal is not None and "owners" in PARTITIONS[c.partition].settings,
+        "unequal: {unequal} is not for partition {partition}, in which clients hold what is theirs; allowed: without "
+        "it",
     ),
     Constraint(
         lambda c: c.loss_threshold > 0 and c.client_lr == 0,
@@ -103,12 +115,22 @@ EVERY_RUN = (
         "ressfl_lambda: {ressfl_lambda:g} has no effect on frozen clients (client_lr 0); allowed: 0",
     ),
     Constraint(
-        lambda c: c.client_state_dtype == "bf16" and c.optimizer == "adamw",
-        "client_state_dtype: bf16 cannot count the steps of optimizer adamw; allowed: fp32",
+        lambda c: c.client_state_dtype == "bf16" and OPTIMIZERS[c.optimizer].exact,
+        "client_state_dtype: bf16 cannot count the steps of optimizer {optimizer}; allowed: fp32",
     ),
     Constraint(
-        lambda c: "nopeek" in c.defences and c.batch_size is not None and c.batch_size < 3,
-        "batch_size: {batch_size} is too few images for a distance correlation (defence nopeek); allowed: 3 or more",
+        lambda c: c.batch_size is not None and c.batch_size < c.images_for_defences,
+        "batch_size: {batch_size} is too few images for defence {defence}; allowed: {config.images_for_defences} or "
+        "more",
+    ),
+    Constraint(
+        lambda c: c.images_at_a_time is not None and c.images_at_a_time < c.goal.rows,
+        "batch_size: {batch_size} is too few images for objective {objective}, which compares those of a step, or of a "
+        "federated client; allowed: {config.goal.rows} or more",
+    ),
+    Constraint(
+        lambda c: c.rounds is not None and c.warmup_rounds > c.rounds,
+        "warmup_rounds: {warmup_rounds} is more than the rounds; allowed: 0 to {rounds}",
     ),
     Constraint(
         lambda c: c.defence is not None and c.ressfl_lambda > 0,
@@ -157,7 +179,7 @@ RECORDING = (
         "record_trace: what a defence does is not recorded; allowed: without --defence",
     ),
     Constraint(
-        lambda c: c.precision == "tf32",
+        lambda c: not PRECISIONS[c.precision].anywhere,
         "record_trace: devices that do it again have no TF32; allowed: --precision fp32 or bf16",
     ),
 )
@@ -234,6 +256,18 @@ def _built(trait: str) -> Condition:
     return Condition(lambda c: getattr(ARCHITECTURES[c.arch], trait), "arch is {arch}", f"arch {names}")
 
 
+def taken(field: str, door: str, known: Mapping[str, Any]) -> Condition:
+    """Return the condition that what is chosen takes the field of this name.
+
+    Args:
+        field: the field.
+        door: the field that chooses.
+        known: what there is to choose from; each has the names of the fields that it takes in `settings`.
+    """
+    names = " or ".join(name for name, kind in known.items() if field in kind.settings)
+    return Condition(lambda c: field in known[getattr(c, door)].settings, f"{door} is {{{door}}}", f"{door} {names}")
+
+
 SPLIT = when("method", *(name for name, method in METHODS.items() if method.split))
 """Condition of settings that only split learning has."""
 KEYS = Condition(
@@ -255,15 +289,13 @@ LEARNING = Condition(
 )
 """Condition of settings about how clients learn."""
 SAMPLED = Condition(
-    lambda c: c.cohort is None or c.cohort < c.clients or c.sampler == "availability",
+    lambda c: c.cohort is None or c.cohort < c.clients or SAMPLERS[c.sampler].absences,
     "all clients train in each round",
     "a cohort smaller than clients",
 )
 """Condition of settings about how a cohort is drawn."""
 STRAGGLING = Condition(lambda c: c.straggler > 0, "no client is slow", "straggler above 0")
 """Condition of settings about slow clients."""
-VELOCITY = unless("optimizer", "adamw")
-"""Condition of settings about SGD's velocity."""
 SERVED = Condition(
     lambda c: c.is_split or c.client_lr is None,
     "method is {method} and client_lr {client_lr}",

@@ -15,6 +15,7 @@ from simsfl.config.catalogue import (
     OBJECTIVES,
     OPTIMIZERS,
     PARTITIONS,
+    PRECISIONS,
     SAMPLERS,
 )
 from simsfl.config.constraints import (
@@ -34,14 +35,13 @@ from simsfl.config.constraints import (
     STYLED,
     TARESSFL,
     UNLABELLED,
-    VELOCITY,
     Condition,
+    taken,
     when,
 )
 from simsfl.config.values import INFINITY
 
 ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "loop")
-PRECISIONS = ("fp32", "tf32", "bf16")
 _STATE_DTYPES = ("fp32", "bf16")
 _CLIENT_STATES = ("device", "host", "mmap")
 NORMS = ("group", "batch")
@@ -226,14 +226,14 @@ class Settings:
         "data",
         "Shards per client; by rule a fifth of the number of classes.",
         within=(1, _LARGE),
-        only=when("partition", "shards"),
+        only=taken("classes_per_client", "partition", PARTITIONS),
     )
     alpha: float = _setting(
         0.5,
         "data",
         "Concentration of the Dirichlet split; smaller is less even.",
         within=(1e-6, 1e6),
-        only=when("partition", "dirichlet"),
+        only=taken("alpha", "partition", PARTITIONS),
     )
     stream: str = _setting(
         "auto",
@@ -395,8 +395,20 @@ class Settings:
         _CLIENT_SCHEDULES,
         only=LEARNING,
     )
-    momentum: float = _setting(0.9, "optimiser", "Momentum of SGD and LARS.", within=(0, 1), only=VELOCITY)
-    weight_decay: float = _setting(5e-4, "optimiser", "Weight decay.", within=(0, INFINITY))
+    momentum: float = _setting(
+        0.9,
+        "optimiser",
+        "Momentum of SGD and LARS.",
+        within=(0, 1),
+        only=taken("momentum", "optimizer", OPTIMIZERS),
+    )
+    weight_decay: float = _setting(
+        5e-4,
+        "optimiser",
+        "Weight decay.",
+        within=(0, INFINITY),
+        only=taken("weight_decay", "optimizer", OPTIMIZERS),
+    )
 
     eval_every: int = _setting(
         10,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import MISSING, Field, field
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from typing import Any
 
 from simsfl.system.messages import shortened, shown, unknown
@@ -82,12 +82,16 @@ def _truth(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
 
-def is_option(spec: Field) -> bool:
-    """Return whether a field of a dataclass can be set as an option: it has a default, and a type that can be typed."""
-    return spec.init and kind_of(spec) in _TYPES and spec.default is not MISSING
+def options_in(thing: Any) -> list[Field]:
+    """Return the fields of a dataclass that can be set as options: they have a default, and a type that can be typed.
+
+    Anything that is no class, such as a function, has none.
+    """
+    specs = fields(thing) if isinstance(thing, type) and is_dataclass(thing) else ()
+    return [spec for spec in specs if spec.init and _kind_of(spec) in _TYPES and spec.default is not MISSING]
 
 
-def kind_of(spec: Field) -> str:
+def _kind_of(spec: Field) -> str:
     """Return the name of a field's type, such as "int", also where it may be None."""
     return _annotation(spec).partition(" | ")[0]
 

@@ -164,9 +164,10 @@ class Operations:
         """
         return views * self.forward + (graded * self.backward if learns else 0)
 
-    def products(self) -> int:
-        """Return the part of `step` that is convolutions and matrix products: two passes forward, one backward."""
-        return self.step() - (2 * _NORMALISED + _NORMALISED_BACK) * self.normalised
+    def products(self, *, views: int = 2, graded: int = 1) -> int:
+        """Return the part of `step` that is convolutions and matrix products."""
+        others = (views * _NORMALISED + graded * _NORMALISED_BACK) * self.normalised
+        return self.step(views=views, graded=graded) - others
 
 
 @dataclass(frozen=True)
@@ -206,19 +207,19 @@ def operations(half: FlatModule, shape: Sequence[int], *, of_images: bool = Fals
         of_images: whether its inputs are images, which need no gradient.
     """
     macs = normalised = spared = 0
-    image = torch.zeros(1, *shape)
+    image = torch.zeros(1, *shape, requires_grad=not of_images)
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal macs, normalised, spared
         layer = module.conv if isinstance(module, ConvNorm) else module
         own = _multiply_adds(layer, inputs[0], output)
         macs += own
-        if own and of_images and inputs[0] is image:
+        if not inputs[0].requires_grad:  # it is made of images alone, such as their patches
             spared += own
         if isinstance(module, (BatchNorm, nn.LayerNorm)) or isinstance(getattr(module, "norm", None), nn.GroupNorm):
             normalised += output.numel()
 
-    with _shapes_of(half, count) as module, torch.no_grad():
+    with _shapes_of(half, count) as module, torch.enable_grad():
         module.eval()(image)
     return Operations(
         forward=2 * macs + _NORMALISED * normalised,
@@ -300,12 +301,12 @@ def client_flops(model: SplitModel, image_size: int, *, learns: bool = True) -> 
     return operations(model.client, (COLOURS, image_size, image_size), of_images=True).step(learns=learns)
 
 
-def server_flops(model: SplitModel, *, symmetric: bool) -> int:
-    """Return the operations of the server for one image: both models forward, and the online model backward.
+def server_flops(model: SplitModel, *, views: int, graded: int) -> int:
+    """Return the operations of the server for one image in a step.
 
     Args:
         model: client and server model.
-        symmetric: whether both views go through both models, instead of one view through each.
+        views: how often the image goes forward through one of the server's models.
+        graded: how often it goes backward through the online model.
     """
-    server = operations(model.server, model.smashed_shape)
-    return (2 if symmetric else 1) * (2 * server.forward + server.backward)
+    return operations(model.server, model.smashed_shape).step(views=views, graded=graded)

@@ -137,12 +137,10 @@ class _Directory:
     key: str
     directory: str
     """Name of its directory in the data directory."""
-    size: int
-    """Height and width that its pictures are scaled to, unless another size is asked for."""
     statistics: tuple[tuple[float, float, float], tuple[float, float, float]]
     """Published mean and standard deviation of each channel."""
-    classes: int | None = None
-    """Number of classes that it must have, if that is checked."""
+    whole: bool = False
+    """Whether it must have all of its classes."""
 
     def __call__(self, wanted: Request) -> Dataset:
         """Load the data set.
@@ -155,16 +153,17 @@ class _Directory:
             raise ValueError(
                 f"dataset: {self.key} is read from {path}, which does not exist; allowed: another --data-dir"
             )
-        size = wanted.image_size or self.size
+        known = DATASETS[self.key]
+        size = wanted.image_size or known.image_size
         data = read_folder(path, self.key, image_size=size, stream=wanted.stream, statistics=self.statistics)
-        if self.classes and len(data.classes) != self.classes:
-            raise ValueError(f"dataset: {path} has {len(data.classes)} classes; allowed: {self.classes}")
+        if self.whole and len(data.classes) != known.classes:
+            raise ValueError(f"dataset: {path} has {len(data.classes)} classes; allowed: {known.classes}")
         return data
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TINY = ((0.5141, 0.5775, 0.3985), (0.2927, 0.2570, 0.1434))
 
-tiny_imagenet = _Directory("tiny-imagenet", "tiny-imagenet-200", 64, _TINY)
-imagenet12 = _Directory("imagenet12", "imagenet-12", 224, _IMAGENET, classes=12)
-imagenet = _Directory("imagenet", "imagenet", 224, _IMAGENET)
+tiny_imagenet = _Directory("tiny-imagenet", "tiny-imagenet-200", _TINY)
+imagenet12 = _Directory("imagenet12", "imagenet-12", _IMAGENET, whole=True)
+imagenet = _Directory("imagenet", "imagenet", _IMAGENET)

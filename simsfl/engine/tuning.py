@@ -39,7 +39,7 @@ from simsfl.system.files import write_json
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.paths import cache_directory
 
-CHUNKS = (100, 50, 25, 10)
+_CHUNKS = (100, 50, 25, 10)
 """Numbers of clients that may run together on a CPU, the default first. On a GPU all clients run together."""
 _MEASURED = 100
 """Most clients that a number is tried with on a CPU."""
@@ -71,7 +71,7 @@ def remembering(known: Mapping[str, str]) -> Iterator[dict[str, str]]:
         yield used
     new = {name: choice for name, choice in CHOICES.items() if name not in kept}
     if new:
-        write_choices({**kept, **new})
+        _write_choices({**kept, **new})
 
 
 @contextmanager
@@ -135,8 +135,8 @@ def chunk_of(
         clients.backward(rows, smashed, torch.cat(smashed).flatten(0, 1).detach())
 
     chunk = used.get(what) or CHOICES.get(what, "")
-    if not chunk.isdecimal() and device.type == "cpu" and cohort > min(CHUNKS):
-        chunk = CHOICES[what] = _quickest_chunk(passes, [size for size in CHUNKS if size <= cohort])
+    if not chunk.isdecimal() and device.type == "cpu" and cohort > min(_CHUNKS):
+        chunk = CHOICES[what] = _quickest_chunk(passes, [size for size in _CHUNKS if size <= cohort])
     if chunk:
         used[what] = chunk
     size = int(chunk or cohort)
@@ -281,7 +281,7 @@ def _read_all() -> dict[str, dict[str, str]]:
     return content
 
 
-def write_choices(choices: Mapping[str, str]) -> None:
+def _write_choices(choices: Mapping[str, str]) -> None:
     """Write the choices of this machine and these versions into the file, which keeps those of others.
 
     If the file cannot be written, the choices are made again next time.

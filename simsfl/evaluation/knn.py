@@ -8,7 +8,7 @@ from torch import Tensor
 
 from simsfl.evaluation.encoding import Watch, unwatched
 
-CHUNK = 500
+_CHUNK = 500
 """Test rows per block."""
 
 
@@ -29,7 +29,7 @@ def knn_hits(
 
     Args:
         bank: ``[n, F]`` features with labels ``[n]``.
-        test: ``[m, F]`` features with labels ``[m]``. They are compared in blocks, so that memory is ``n * CHUNK``
+        test: ``[m, F]`` features with labels ``[m]``. They are compared in blocks, so that memory is ``n * _CHUNK``
             numbers.
 
     >>> bank, labels = torch.eye(3), torch.tensor([0, 1, 2])
@@ -39,7 +39,7 @@ def knn_hits(
     bank, test = F.normalize(bank, dim=1), F.normalize(test, dim=1)
     classes = int(bank_labels.max()) + 1
     hits = []
-    blocks = list(zip(test.split(CHUNK), test_labels.split(CHUNK), strict=True))
+    blocks = list(zip(test.split(_CHUNK), test_labels.split(_CHUNK), strict=True))
     for block, labels in watch("kNN", blocks):
         cosine, nearest = (block @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = cosine.new_zeros(len(block), classes)

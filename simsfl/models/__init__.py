@@ -1,13 +1,15 @@
 """Networks by the name of their architecture, whole or split at a cut layer.
 
-An architecture is a function ``(width, image_size, style) -> Backbone``, listed in `simsfl.config.catalogue`.
+An architecture is a function ``(width, image_size, style) -> Backbone``, or a frozen dataclass whose objects are called
+so and whose fields are options. They are listed in `simsfl.config.catalogue`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,15 +80,23 @@ class SplitModel:
 
 
 def _backbone(
-    arch: str, width: int, image_size: int, style: Style, generator: torch.Generator | None = None
+    arch: str,
+    width: int,
+    image_size: int,
+    style: Style,
+    options: Mapping[str, Any] | None,
+    generator: torch.Generator | None = None,
 ) -> Backbone:
     """Build the backbone of an architecture, on the meta device unless it comes with weights of its own.
 
     Args:
+        options: options of the architecture by name; None for its defaults.
         generator: random numbers for such weights; None for none.
     """
     kind, own = ARCHITECTURES[arch], torch.device("meta")
     build = kind.code.load()
+    if isinstance(build, type) and is_dataclass(build):
+        build = build(**(options or {}))
     if kind.own_weights and generator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -102,9 +112,9 @@ def _backbone(
     return Backbone(layers, _run(layers, torch.zeros(1, 3, image_size, image_size), too_small).shape[1])
 
 
-def layer_count(arch: str) -> int:
-    """Return the number of layers of an architecture, which is the deepest cut layer allowed."""
-    return len(_backbone(arch, ARCHITECTURES[arch].width, 32, Style()).layers)
+def layer_count(arch: str, options: Mapping[str, Any] | None = None) -> int:
+    """Return the number of layers of an architecture with these options, which is the deepest cut layer allowed."""
+    return len(_backbone(arch, ARCHITECTURES[arch].width, 32, Style(), options).layers)
 
 
 def client_model(
@@ -116,17 +126,19 @@ def client_model(
     style: Style,
     bottleneck: Bottleneck | None,
     client_residual: bool,
+    options: Mapping[str, Any] | None = None,
 ) -> FlatModule:
     """Return only the client's half of `split_model`, without weights, for a device that receives them.
 
     The arguments are those of `split_model`. The layers are on the meta device.
     """
-    layers = _backbone(arch, width, image_size, style).layers[:cut_layer]
+    layers = _backbone(arch, width, image_size, style, options).layers[:cut_layer]
     with torch.device("meta"):
         _drop_shortcuts(layers, client_residual)
-        if bottleneck:
-            convolutions = [module for module in nn.ModuleList(layers).modules() if isinstance(module, nn.Conv2d)]
-            layers += narrowing(bottleneck, convolutions[-1].out_channels)
+    if bottleneck:
+        channels = _run(layers, torch.zeros(1, 3, image_size, image_size), _too_small(arch, image_size)).shape[1]
+        with torch.device("meta"):
+            layers += narrowing(bottleneck, channels)
     return FlatModule(nn.Sequential(*layers))
 
 
@@ -150,6 +162,7 @@ def split_model(
     predictor: bool = False,
     bottleneck: Bottleneck | None = None,
     client_residual: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> SplitModel:
     """Build an architecture, initialise it from `generator` and cut it after `cut_layer` layers.
 
@@ -169,22 +182,28 @@ def split_model(
         predictor: Whether a predictor follows the head; it is built like another head, with inputs of `key_dim`.
         bottleneck: Layers added at the cut, on both sides.
         client_residual: Whether the client's residual blocks have shortcuts.
+        options: Options of the architecture by name, such as "pool"; None for its defaults.
 
     Raises:
-        ValueError: The images are too small for the network, or its maps at the cut are too small for the bottleneck.
+        ValueError: The images are too small for the network, or what it has at the cut does not suit the bottleneck.
     """
-    backbone = _backbone(arch, width, image_size, style or Style(), generator)
+    backbone = _backbone(arch, width, image_size, style or Style(), options, generator)
     layers = backbone.layers
     with torch.device("meta"):
         network = nn.ModuleList([*layers, _projector(backbone, head, key_dim, predictor=predictor)])
     _drop_shortcuts(layers[:cut_layer], client_residual)
     _weighted(network, generator)
     client, server = layers[:cut_layer], layers[cut_layer:]
-    too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
+    too_small = _too_small(arch, image_size)
     image = torch.zeros(1, 3, image_size, image_size)
     smashed = _run(client, image, too_small)
     if bottleneck:
-        channels, side = smashed.shape[1:3]
+        channels, side, other = smashed.shape[1:]
+        if side != other:
+            raise ValueError(
+                f"bottleneck: is for square maps, and those behind cut layer {cut_layer} of {arch} are {side}x{other}; "
+                "allowed: without it, or another network"
+            )
         if bottleneck.stride > side:
             sides = _maps(layers, image, too_small)
             cuts = [str(cut) for cut, behind in enumerate(sides, start=1) if bottleneck.stride <= behind]
@@ -216,6 +235,7 @@ def whole_model(
     generator: torch.Generator | None,
     style: Style | None = None,
     predictor: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> SplitModel:
     """Build an architecture with its head, all of it on the client, for plain federated learning.
 
@@ -224,13 +244,17 @@ def whole_model(
     Raises:
         ValueError: The images are too small for the network.
     """
-    backbone = _backbone(arch, width, image_size, style or Style(), generator)
+    backbone = _backbone(arch, width, image_size, style or Style(), options, generator)
     with torch.device("meta"):
         network = _Encoder(backbone.layers, _projector(backbone, head, key_dim, predictor=predictor))
     _weighted(network, generator)
-    too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
-    _run(network.backbone, torch.zeros(1, 3, image_size, image_size), too_small)
+    _run(network.backbone, torch.zeros(1, 3, image_size, image_size), _too_small(arch, image_size))
     return SplitModel(FlatModule(network), FlatModule(nn.Identity()), (0, 0, 0), backbone.features)
+
+
+def _too_small(arch: str, image_size: int) -> ValueError:
+    """Return the error that images are too small for an architecture."""
+    return ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
 
 
 def _projector(backbone: Backbone, head: str, key_dim: int, *, predictor: bool) -> nn.Module:

@@ -8,6 +8,7 @@ as large as the images, and ends in a sigmoid, so that images are in [0, 1].
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +40,13 @@ def decoder(
         norm: "batch", as in the published attack, or "group".
         generator: a CPU generator, for the initial weights.
     """
-    channels, side, _ = smashed_shape
+    first, channels, side = as_maps(smashed_shape)
     doublings = max(0, (image_size // side).bit_length() - 1)
     with torch.device("meta"):
         layers = _LAYERS[spec.kind](spec, channels, doublings, norm)
         if side << doublings != image_size:  # the ratio of the sides is not a power of two
             layers.append(nn.Upsample((image_size, image_size), mode="bilinear"))
-        network = nn.Sequential(*layers, nn.Sigmoid())
+        network = nn.Sequential(*first, *layers, nn.Sigmoid())
     network = network.to_empty(device="cpu")
     initialise_(network, generator)
     return network
@@ -97,6 +98,34 @@ _LAYERS = {"custom": _custom, "conv_norm": _conv_norm, "res_norm": _res_norm}
 def _places(doublings: int) -> list[bool]:
     """Return for each layer of the second part whether it doubles the maps: two layers, or one per doubling if more."""
     return [position < doublings for position in range(max(2, doublings))]
+
+
+def as_maps(smashed_shape: tuple[int, int, int]) -> tuple[list[nn.Module], int, int]:
+    """Return layers that make square maps of smashed data ``[n, c, h, w]``, and the channels and the side of these.
+
+    There are such layers for tokens of patches that stand in one column behind that of the class
+    (`simsfl.models.vit`); other smashed data are square maps themselves.
+    """
+    channels, height, width = smashed_shape
+    if width == height:
+        return [], channels, height
+    side = isqrt(height)
+    return [_Places(side)], 2 * channels, side
+
+
+class _Places(nn.Module):
+    """Puts tokens ``[n, d, s*s + 1, 1]`` where their patches are: maps ``[n, 2d, s, s]``.
+
+    The first token is of the class, and of no patch: it is the second half of the channels everywhere.
+    """
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x[:, :, 1:].squeeze(3).unflatten(2, (self.side, self.side))
+        return torch.cat([maps, x[:, :, :1].expand_as(maps)], dim=1)
 
 
 class _PreActivation(nn.Module):

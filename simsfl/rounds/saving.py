@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.state import same_shape
 from simsfl.data import Dataset
+from simsfl.rounds.callback import Callback
 from simsfl.rounds.progress import NonFiniteLossError, Progress
 from simsfl.runs import checkpoint
 from simsfl.runs.checkpoint import SEAL, Found, Timed
@@ -35,7 +36,14 @@ class ImagesError(ValueError):
     """The error that the images of a run cannot be had, or are not those that it was trained on."""
 
 
-def save(path: str | Path, parts: Parts, progress: Progress, timed: Timed, metrics: Extent) -> None:
+def save(
+    path: str | Path,
+    parts: Parts,
+    progress: Progress,
+    timed: Timed,
+    metrics: Extent,
+    followers: Iterable[Callback] = (),
+) -> None:
     """Write a checkpoint into the run directory `path`, which is created if it does not exist.
 
     Args:
@@ -44,6 +52,7 @@ def save(path: str | Path, parts: Parts, progress: Progress, timed: Timed, metri
         progress: how far the run has come.
         timed: what was timed in the run so far.
         metrics: the part of ``metrics.jsonl`` that belongs to this state.
+        followers: callbacks that the config does not name, whose classes are recorded where the run begins.
 
     Raises:
         ValueError: the directory holds another run.
@@ -64,7 +73,8 @@ def save(path: str | Path, parts: Parts, progress: Progress, timed: Timed, metri
         if parts.start:
             with new.outputs.replacing(new.start.name) as file:
                 parts.start.save(file)
-        run = new.record(parts.config, parts.by_rule, parts.reasons, parts.dataset, parts.choices)
+        names = followers_of(followers)
+        run = new.record(parts.config, parts.by_rule, parts.reasons, parts.dataset, parts.choices, names)
         checkpoint.save(new.checkpoints, tensors, progress.standing(metrics, run.identity), timed)
 
 
@@ -75,7 +85,7 @@ def load(
     device: str | None = None,
     places: Mapping[str, str] | None = None,
     going_on: bool = False,
-) -> tuple[Parts, Progress, Found]:
+) -> tuple[Parts, Progress, Found, RunRecord]:
     """Load the run in the run directory `path` from its newest usable checkpoint.
 
     Args:
@@ -87,7 +97,7 @@ def load(
         going_on: whether ``metrics.jsonl`` will be continued, so that it has to begin as it did at the checkpoint.
 
     Returns:
-        The parts with the state of the checkpoint, the progress, and the checkpoint.
+        The parts with the state of the checkpoint, the progress, the checkpoint, and what was recorded of the run.
 
     Raises:
         ImagesError: the images cannot be had, or are not those of the run.
@@ -116,7 +126,12 @@ def load(
         _restore(found.path, parts, progress)
     except ValueError as error:
         raise ValueError(f"resume: {found.path} is not of the run that config.json describes ({error})") from error
-    return parts, progress, found
+    return parts, progress, found, saved
+
+
+def followers_of(callbacks: Iterable[Callback]) -> list[str]:
+    """Return the names of the classes of callbacks, each once."""
+    return list(dict.fromkeys(type(callback).__name__ for callback in callbacks))
 
 
 def _check_images(path: str | Path, saved: RunRecord, dataset: Dataset) -> None:

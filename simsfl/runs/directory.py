@@ -175,6 +175,7 @@ class RunDirectory:
         reasons: Mapping[str, str],
         dataset: Dataset,
         choices: Mapping[str, str],
+        callbacks: Sequence[str],
     ) -> RunRecord:
         """Write ``config.json``, after ``start.safetensors`` if there is one; return its content.
 
@@ -184,6 +185,7 @@ class RunDirectory:
             reasons: why a field has its value, by name.
             dataset: the images; their name, origin and checksums are recorded.
             choices: versions of operators in use, by operator and shape.
+            callbacks: classes of callbacks that the config does not name.
         """
         record = RunRecord(
             config=config,
@@ -198,6 +200,7 @@ class RunDirectory:
             threads=torch.get_num_threads(),
             choices=dict(choices),
             plugins=config.plugins,
+            callbacks=list(callbacks),
             git_commit=git_commit(),
             start=digest(self.start) if self.start.exists() else None,
         )

@@ -67,6 +67,8 @@ class RunRecord:
     """Versions of Python and of packages, by name."""
     plugins: list[Plugin] = field(default_factory=list)
     """Code from outside simsfl that is used."""
+    callbacks: list[str] = field(default_factory=list)
+    """Classes of the callbacks that followed it from the beginning, besides those that the config names."""
     git_commit: str | None = None
     """Commit of the source tree; None where it is not known."""
     start: str | None = None

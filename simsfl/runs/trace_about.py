@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from simsfl.config import RunConfig
+from simsfl.config import PRECISIONS, RunConfig
 from simsfl.system.messages import shortened
 
 FORMAT = 1
 """Version of the file format of client traces."""
 _LARGEST = 2**63 - 1
 """Largest number that anything in a trace can be."""
-_PRECISIONS = ("fp32", "bf16")
+_PRECISIONS = tuple(name for name, precision in PRECISIONS.items() if precision.anywhere)
 """Precisions of the runs that client traces can be recorded from."""
 
 
@@ -39,6 +39,8 @@ def read_about(content: bytes) -> dict[str, Any]:
             wrong = [] if possible(about.get(key)) else [str(about.get(key))]
         if wrong:
             raise ValueError(f"has an impossible {key}: {shortened(wrong[0])}")
+    if not isinstance(options := about["network"].get("options", {}), dict):
+        raise ValueError(f"has an impossible network: options {shortened(options)}")
     try:
         RunConfig(**{name: about["network"][name] for name in _POSSIBLE["network"]})
     except ValueError as error:

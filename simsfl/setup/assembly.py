@@ -21,7 +21,7 @@ from simsfl.algorithm.state import (
     initial_server,
 )
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import AGGREGATIONS, CALLBACKS, DEFENCES, OPTIMIZERS, SAMPLERS, Targets
+from simsfl.config.catalogue import AGGREGATIONS, CALLBACKS, DEFENCES, OPTIMIZERS, PRECISIONS, SAMPLERS, Targets
 from simsfl.config.notation import Bottleneck, Decoder
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
@@ -102,6 +102,7 @@ def network(config: RunConfig, *, weights: bool = True) -> SplitModel:
         "predictor": config.goal.predictor,
         "generator": torch_generator(config.seed, Purpose.MODEL) if weights else None,
         "style": Style(config.norm, config.weight_standardisation),
+        "options": config.options_of("arch"),
     }
     if not config.is_split:
         return whole_model(config.arch, **what)
@@ -203,17 +204,17 @@ def aggregation(config: RunConfig) -> Aggregation:
 
 def sampler(config: RunConfig) -> Sampler:
     """Return the sampler of a config with every rule applied."""
-    return SAMPLERS[config.sampler].load().of(config)
+    return SAMPLERS[config.sampler].code.load().of(config)
 
 
 def optimiser(config: RunConfig) -> Optimiser:
     """Return the optimiser of a config with every rule applied."""
-    return OPTIMIZERS[config.optimizer].load().of(config)
+    return OPTIMIZERS[config.optimizer].code.load().of(config)
 
 
 def defence(config: RunConfig) -> Chain:
     """Return the defences of a config with every rule applied."""
-    return Chain(tuple(DEFENCES[name].load().of(config) for name in config.defences))
+    return Chain(tuple(DEFENCES[name].code.load().of(config) for name in config.defences))
 
 
 def callbacks(config: RunConfig) -> list[Any]:
@@ -252,5 +253,6 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyp
 
 
 def _dtype_of(precision: str, full: torch.dtype) -> torch.dtype:
-    """Return the dtype that a config's precision means: bfloat16 for "bf16", `full` for "fp32" and "tf32"."""
-    return torch.bfloat16 if precision == "bf16" else full
+    """Return the dtype that a config's precision means; `full` stands for float32."""
+    dtype = getattr(torch, PRECISIONS[precision].dtype)
+    return full if dtype == torch.float32 else dtype

@@ -22,7 +22,7 @@ def check_machine(config: RunConfig) -> None:
     """Raise a ValueError unless the config's device and engine work on this machine, and its cut layer exists."""
     check_device(config.device)
     _check_engine(config.engine, config.device)
-    deepest = layer_count(config.arch)
+    deepest = layer_count(config.arch, config.options_of("arch"))
     if not 1 <= config.cut_layer <= deepest:
         raise ValueError(f"cut_layer: {config.cut_layer} is out of range; allowed for {config.arch}: 1 to {deepest}")
 

@@ -348,9 +348,9 @@ def _tuned(parts: Parts, known: Mapping[str, str]) -> Parts:
         if device.type != "cpu":  # on a CPU there is nothing else to choose or to try
             tuning.views_and_descent(parts.dataset.train, parts.plan(0), parts.state.cohort.online.detach())
             if model.server.size:
-                plain = not len(model.server.initial_statistics)
-                both = config.symmetric and config.feature_sharing and hyper.targets is not Targets.LABELS and plain
-                rows = sum(group.images for group in parts.groups) * (2 if both else 1)
+                whole = hyper.whole_batch or not config.feature_sharing  # then the momentum model gets view by view
+                apart = (whole and hyper.targets is Targets.MOMENTUM) or len(model.server.initial_statistics)
+                rows = sum(group.images for group in parts.groups) * (1 if apart else config.views_at_server)
                 smashed = torch.zeros(rows, *model.smashed_shape, device=device, dtype=hyper.precision)
                 server = tuning.working_server(model.server, hyper, parts.state.server.online, smashed)
                 model = replace(model, server=server)

@@ -28,6 +28,15 @@ def count_text(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def fixed(value: float, digits: int) -> str:
+    """Return a number with this many decimals, without a sign where they are all 0.
+
+    >>> fixed(-0.004, 2), fixed(-0.006, 2), fixed(1234.5, 1)
+    ('0.00', '-0.01', '1,234.5')
+    """
+    return f"{round(value, digits) + 0.0:,.{digits}f}"
+
+
 def shortened(value: object, most: int = 80) -> str:
     """Return a value for an error message: cut to `most` characters; of huge integers, the size in bits."""
     large = isinstance(value, int) and abs(value) >= 10**30

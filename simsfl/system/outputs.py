@@ -12,7 +12,7 @@ from typing import Any
 
 from simsfl.system.files import check_writable, digest, naming, replacing, sweep
 
-LIST = "written-by-simsfl.txt"
+_LIST = "written-by-simsfl.txt"
 """Name of the file in a directory that lists what simsfl has written into it, as ``sha256sum`` does."""
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
@@ -47,14 +47,14 @@ class Outputs:
     @property
     def listed(self) -> bool:
         """Return whether there is a list, which directories from before it was introduced do not have."""
-        return (self.path / LIST).is_file()
+        return (self.path / _LIST).is_file()
 
     def is_empty(self) -> bool:
         """Sweep away what killed processes left; return whether the directory is missing, or holds the list alone."""
         if not self.path.is_dir():
             return True
         sweep(self.path)
-        return all(path.name == LIST for path in self.path.iterdir())
+        return all(path.name == _LIST for path in self.path.iterdir())
 
     def owns(self, name: str) -> bool:
         """Return whether the file `name` is there as simsfl has written it."""
@@ -117,18 +117,18 @@ class Outputs:
                     with suppress(OSError):  # it holds other files
                         (self.path / directory).rmdir()
         if not any(map(self.owns, listed)):
-            (self.path / LIST).unlink(missing_ok=True)
+            (self.path / _LIST).unlink(missing_ok=True)
 
     def _add(self, checksum: str, name: str) -> None:
         """Add a line to the list, and force it onto the disk."""
-        with (self.path / LIST).open("ab", buffering=0) as file:
+        with (self.path / _LIST).open("ab", buffering=0) as file:
             file.write(f"{checksum}  {name}\n".encode(errors="surrogateescape"))
             os.fsync(file.fileno())
 
     def _lines(self) -> list[tuple[str, str]]:
         """Return checksum and name of each version of a file, in the order in which they were written."""
         try:
-            lines = (self.path / LIST).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+            lines = (self.path / _LIST).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
         except FileNotFoundError:
             return []
         found = (match.groups() for line in lines if (match := _LINE.fullmatch(line)))

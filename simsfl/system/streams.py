@@ -81,6 +81,12 @@ def print_error(text: str) -> None:
     _print_line(f"error: {text}")
 
 
+def print_lines(text: str) -> None:
+    """Print a text of several lines on stderr."""
+    for line in text.split("\n"):
+        _print_line(line)
+
+
 def _print_line(text: str) -> None:
     """Print a line on stderr, whatever is in the text; nothing if stderr cannot be written."""
     try:

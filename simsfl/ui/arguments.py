@@ -16,6 +16,9 @@ from simsfl.system.messages import shortened, unknown
 from simsfl.system.paths import expanded
 from simsfl.system.streams import lose, print_error
 
+_NO_VALUE = "expected one argument"
+"""What argparse says of a flag without a value."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises a ValueError with a message of one line for every mistake.
@@ -52,6 +55,8 @@ class Parser(argparse.ArgumentParser):
         flag, _, text = message.removeprefix("argument ").partition(": ")
         if text.startswith("ignored explicit argument"):
             text = f"takes no value, not {text.split()[-1]}; allowed: the flag alone"
+        if text == _NO_VALUE:
+            text = f"{text}; allowed: a value behind the flag"
         raise ValueError(f"{re.split('[,/]', flag)[0].lstrip('-').replace('-', '_')}: {text}")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -87,7 +92,7 @@ def _without_dotted(argv: Sequence[str], dotted: Collection[str]) -> tuple[list[
             continue
         name = f"{first}.{name.replace('-', '_')}"
         if not equals and (value := next(left, "--")).startswith("--"):
-            raise ValueError(f"{name}: expected one argument")
+            raise ValueError(f"{name}: {_NO_VALUE}; allowed: a value behind the flag")
         values[name] = value
     return words, values
 

@@ -37,7 +37,7 @@ _PRESENCE = {"at work": "green", "here": "cyan", "away": "red"}
 """Colours of a real device's presence, in the order in which devices are shown."""
 
 
-class Sparkline:
+class _Sparkline:
     """A row of blocks as wide as its place, with the latest value at the right.
 
     Args:
@@ -90,7 +90,7 @@ def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
-def time_left(status: Status) -> float | None:
+def _time_left(status: Status) -> float | None:
     """Return the seconds until the run ends, if steps and evaluations stay as fast; None before the first step."""
     training = sum(status.phase_seconds.values()) - status.phase_seconds.get("evaluation", 0.0)
     if not status.step_seconds or not training:
@@ -153,7 +153,7 @@ def _header(config: Mapping[str, Any], activity: str) -> Panel:
 
 def _progress(status: Status) -> Table:
     """Return progress bars of the rounds and of the current round's steps, with the time left."""
-    left = time_left(status)
+    left = _time_left(status)
     between = status.step == 0 and status.round > 0  # the last round's steps are all done
     step = status.steps if between else status.step
     step_left = None if status.step_seconds is None else status.step_seconds * (status.steps - step)
@@ -194,14 +194,14 @@ def _curves(config: Mapping[str, Any], history: History) -> Table:
         ("contrast", "step", "contrast_top1", ".1f", " %", top1, f"round {top1[-1]:.1f}" if top1 else "", "magenta"),
         ("kNN", "evaluation", "knn_top1", ".1f", " %", knn, best + against if knn else "", "green"),
     ):
-        table.add_row(name, number(history.value(event, key), form, unit), note, Sparkline(values, style))
+        table.add_row(name, number(history.value(event, key), form, unit), note, _Sparkline(values, style))
     if found := spreads(config, history):
         latest, values = found[-1], [spread.percent for spread in found]
         note = Text("outputs almost the same", "red") if latest.collapsed else f"std {latest}"
-        table.add_row("spread", f"{latest.percent:.1f} %", note, Sparkline(values, "blue"))
+        table.add_row("spread", f"{latest.percent:.1f} %", note, _Sparkline(values, "blue"))
     if ssim:
         before = number(history.value("round", "attackers_ssim_before"), ".3f")
-        table.add_row("attacker", f"{ssim[-1]:.3f}", f"SSIM, before {before}", Sparkline(ssim, "red"))
+        table.add_row("attacker", f"{ssim[-1]:.3f}", f"SSIM, before {before}", _Sparkline(ssim, "red"))
     return table
 
 
@@ -376,7 +376,7 @@ class PlainView:
         knn = {record["round"]: f"  kNN {record['knn_top1']:.2f} %" for record in self.history.evaluations}
         knn |= {spread.round: f"{knn[spread.round]}  spread {spread.percent:.1f} %" for spread in found}
         collapsed_in, warning = collapse(found) or (None, "")
-        left = time_left(status)
+        left = _time_left(status)
         for record in self.history.rounds[self.printed :]:
             self.console.say(
                 f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "

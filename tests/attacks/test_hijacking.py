@@ -37,8 +37,9 @@ def test_the_critic_minimises_the_published_loss():
     torch.testing.assert_close(critic_loss(critic, theirs, pilots, mixed), total.squeeze() / 6)
 
 
-def test_clients_get_the_critics_gradient_as_long_as_their_own(dataset):
-    simulation = Simulation(RunConfig(**TINY), dataset, dtype=torch.float64)
+@pytest.mark.parametrize("changes", [{}, {"arch": "vit-tiny", "options": {"arch.pool": "class"}}])
+def test_clients_get_the_critics_gradient_as_long_as_their_own(changes, dataset):
+    simulation = Simulation(RunConfig(**TINY | changes), dataset, dtype=torch.float64)
     server = Hijacker(simulation.parts, dataset.train, SPEC, seed=0)
     smashed = torch.randn(12, *simulation.model.smashed_shape, dtype=torch.float64, generator=generator())
     honest = torch.randn(6, *simulation.model.smashed_shape, dtype=torch.float64, generator=generator(1))

@@ -223,7 +223,7 @@ def test_a_full_disk_or_ctrl_c_leaves_nothing_behind(slices, tmp_path, monkeypat
 
     before = sorted(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(pack_cifar10, "write_slice", in_the_second)
+        patch.setattr(pack_cifar10, "_write_slice", in_the_second)
         assert pack_cifar10.main(["pack", str(tmp_path / "other")]) == code
     with monkeypatch.context() as patch:
         patch.setattr(tensor_file, "blocks_of", happens)  # after the header is written

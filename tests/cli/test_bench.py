@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from docs.generate import ROOT
 from simsfl.cli.bench import program as bench
 from tests.conftest import TINY, flags
 
-SMALL = {name: value for name, value in TINY.items() if name not in bench.NO_MATTER}
+SMALL = {name: value for name, value in TINY.items() if name not in bench._NO_MATTER}
 
 
 @pytest.mark.slow
@@ -31,9 +32,9 @@ def test_engines_take_turns(npz, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_scale(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "CLIENTS", (20, 50))
+    monkeypatch.setattr(bench, "_CLIENTS", (20, 50))
     report = tmp_path / "bench.json"
-    small = {name: value for name, value in SMALL.items() if name not in bench.IDLE["scale"]}
+    small = {name: value for name, value in SMALL.items() if name not in bench._IDLE["scale"]}
     assert bench.main([*flags(json=report, **small | {"cohort": 4}), "--scale", "--steps", "2"]) == 0
     scale = json.loads(report.read_text())["scale"]
     assert list(scale) == ["20", "50"]
@@ -85,8 +86,21 @@ def test_what_the_loop_does_not_do_is_not_compared(flag, npz, capfd):
     assert f"error: {name}: " in capfd.readouterr().err
 
 
+def test_shapes_stand_in_for_small_images_where_there_are_more_clients():
+    asked = [{"dataset": name, "clients": clients} for name in ("cifar10", "svhn") for clients in (50_000, 100_000)]
+    assert [bench._with_enough(fields)["dataset"] for fields in asked] == ["cifar10", "shapes", "svhn", "svhn"]
+
+
+@pytest.mark.parametrize("name", ["cpu-2-cores", "h200"])
+def test_the_caption_speaks_of_the_rows_that_are_there(name):
+    report = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+    for table in bench.tables(report):
+        rows = list(table.columns[0].cells)
+        assert ("the rest" in rows) == ("the rest: " in (table.caption or ""))
+
+
 def test_a_worker_that_is_killed_is_one_line():
-    with bench.Worker("engine", {"dataset": "shapes"}, "vmap") as worker:
+    with bench._Worker("engine", {"dataset": "shapes"}, "vmap") as worker:
         worker.process.kill()
         worker.process.wait()
         with pytest.raises(ValueError, match="ended with -9"):

@@ -30,9 +30,11 @@ def test_programs_are_started_with_their_arguments(started, name):
 
 
 def test_help_lists_every_program(capsys):
-    assert command.main(["--help"]) == command.main([]) == 0
+    assert command.main(["--help"]) == 0
     printed = capsys.readouterr().out
     assert all(f"  {name} " in printed and program.purpose in printed for name, program in PROGRAMS.items())
+    assert command.main([]) == 2  # nothing was asked for
+    assert capsys.readouterr() == ("", printed)
 
 
 def test_an_unknown_program_is_refused_with_the_nearest_name(capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from simsfl.cli import run
 from simsfl.cli.report import program as report
-from simsfl.config import plugins
+from simsfl.config import RunConfig, plugins
 from simsfl.config.catalogue import DOORS
 from tests.conftest import TINY, flags
 
@@ -170,3 +170,65 @@ def test_help_and_list_show_where_choices_come_from(file, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "from the plugin apart.py" in text
     assert "The squared distance of two views. --objective.weight 1.0 --objective.squared True --objective.most" in text
+
+
+SETTINGS = """
+from dataclasses import dataclass
+from simsfl import extend
+
+
+@extend.optimizer("plain")
+@dataclass(frozen=True)
+class Plain(extend.Optimiser):
+    pass
+
+
+@extend.optimizer("decaying", settings=("weight_decay",), exact=True)
+@dataclass(frozen=True)
+class Decaying(extend.Optimiser):
+    pass
+
+
+@extend.sampler("choosy", absences=True)
+@dataclass(frozen=True)
+class Choosy(extend.Sampler):
+    pass
+
+
+@extend.defence("crowd", images=5)
+@dataclass(frozen=True)
+class Crowd(extend.Defence):
+    pass
+
+
+@extend.partition("mine", settings=("alpha",))
+def mine(labels, weights, rng, alpha):
+    pass
+
+
+@extend.partition("owned", settings=("owners",))
+def owned(labels, weights, rng, owners):
+    pass
+"""
+
+
+def test_settings_have_an_effect_where_a_plugin_says_so(tmp_path):
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    plugins.load(str(tmp_path / "settings.py"))
+    for fields in (
+        {"optimizer": "decaying", "weight_decay": 0.1},
+        {"sampler": "choosy", "clients": 5, "cohort": 5},
+        {"partition": "mine", "alpha": 0.1},
+    ):
+        RunConfig(**fields).check_effect(fields)
+    for fields, message in (
+        ({"optimizer": "plain", "momentum": 0.5}, "momentum: has no effect where optimizer is plain; allowed with "),
+        ({"optimizer": "decaying", "momentum": 0.5}, "momentum: has no effect where optimizer is decaying; allowed wi"),
+        ({"optimizer": "plain", "weight_decay": 0.1}, "weight_decay: has no effect where optimizer is plain; allowed"),
+        ({"partition": "mine", "classes_per_client": 3}, "classes_per_client: has no effect where partition is mine;"),
+        ({"optimizer": "decaying", "client_state_dtype": "bf16"}, "client_state_dtype: bf16 cannot count the steps of"),
+        ({"defence": "clip+crowd", "batch_size": 4}, r"batch_size: 4 is too few images for defence clip\+crowd; allo"),
+        ({"partition": "owned", "unequal": "0.2_0.8|16|0.8_0.2"}, "unequal: .* is not for partition owned, in which"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            RunConfig(**fields).check_effect(fields)

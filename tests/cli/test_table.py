@@ -16,7 +16,7 @@ from simsfl.cli.table.cells import TABLES, Cell
 from simsfl.cli.table.grid import Identity, read_grid
 from simsfl.cli.table.results import Results
 from simsfl.runs.directory import RunDirectory
-from simsfl.system.outputs import LIST, Outputs
+from simsfl.system.outputs import _LIST, Outputs
 from tests.conftest import flags
 
 TINY = {
@@ -290,7 +290,7 @@ def test_a_damaged_grid_is_one_line(content, tmp_path, capsys):
 
 
 def test_what_a_killed_process_left_is_no_grid_of_others(tmp_path):
-    (tmp_path / LIST).write_text("")
+    (tmp_path / _LIST).write_text("")
     assert read_grid(Outputs(tmp_path), Identity()) == {}
 
 

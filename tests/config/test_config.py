@@ -118,6 +118,11 @@ def test_what_a_rule_set_it_sets_again(tmp_path):
     [
         ({"alpha": 0.1}, "alpha: .* partition is shards; allowed with partition dirichlet"),
         ({"classes_per_client": 3, "partition": "iid"}, "classes_per_client: .* partition is iid"),
+        (
+            {"momentum": 0.5, "optimizer": "adamw"},
+            "momentum: .* optimizer is adamw; allowed with optimizer sgd or lars",
+        ),
+        ({"sampler": "by-images", "clients": 5, "cohort": 5}, "sampler: .* all clients train in each round"),
         ({"epochs": 3, "rounds": 7}, "epochs: .* rounds is 7; allowed with rounds left to its rule"),
         (
             {"align_momentum": True, "client_lr": 0.0},
@@ -143,7 +148,36 @@ def test_what_has_no_effect_is_refused(values, words):
     RunConfig(**values).check_effect({"partition": 0, "rounds": 0})
     RunConfig(alpha=0.1, partition="dirichlet", epochs=3).check_effect(["alpha", "epochs"])
     RunConfig(method="fl-byol", head="large-mlp", client_lr=0.0).check_effect(["syncs_per_round"])
+    RunConfig(sampler="availability", clients=5, cohort=5).check_effect(["sampler"])
     RunConfig(method="fl-moco", loss_threshold=0.0).check_effect(["loss_threshold"])  # as usual: no matter
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"warmup_rounds": 4, "rounds": 3}, "warmup_rounds: 4 is more than the rounds; allowed: 0 to 3"),
+        ({"defence": "clip+int8+clip"}, r"defence: clip\+int8\+clip has one of them twice, .*; allowed: each once"),
+        *(
+            ({"objective": objective, "batch_size": 1} | where, f"batch_size: 1 is too few images for .* {objective}, ")
+            for objective in ("simclr", "barlow-twins")
+            for where in ({"method": "federated"}, {"clients": 1, "cohort": 1})
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(values, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        RunConfig(**values)
+
+
+def test_what_rules_make_impossible_is_refused():
+    with pytest.raises(ValueError, match=r"^warmup_rounds: 9 is more than the rounds; allowed: 0 to 8$"):
+        with_rules(RunConfig(clients=1, epochs=8, warmup_rounds=9))
+    with pytest.raises(ValueError, match=r"^batch_size: 1 is too few images for objective simclr, .*: 2 or more$"):
+        with_rules(RunConfig(method="federated", objective="simclr"), images_per_client=1)
+    RunConfig(warmup_rounds=3, rounds=3)
+    RunConfig(objective="simclr", batch_size=1, clients=2, cohort=2)
+    with_rules(RunConfig(method="federated", objective="simclr", batch_size=1, aux_dataset="cifar100"))
+    RunConfig(method="federated", objective="simsiam", batch_size=1)  # it compares an image with itself alone
 
 
 def test_round_trip_through_json_types():
@@ -170,7 +204,7 @@ def test_wrong_types_are_refused(field, value):
 def test_list_prints_what_there_is(capsys):
     assert run.main(["--list"]) == 0
     output = capsys.readouterr().out
-    for word in (*PRESETS, "resnet18", "shapes", "cifar100", "stl10", "svhn"):
+    for word in (*PRESETS, "resnet18", "--arch.pool mean", "shapes", "cifar100", "stl10", "svhn"):
         assert word in output
 
 

@@ -9,7 +9,7 @@ import torch
 from simsfl import RunConfig, Simulation
 from simsfl.cli.cost import program as cost
 from simsfl.cli.cost import tables as costs
-from simsfl.cli.cost.tables import PUBLISHED, estimate, paper_way
+from simsfl.cli.cost.tables import _PUBLISHED, _paper_way, estimate
 from simsfl.config.catalogue import DATASETS, Code, DataSet
 from simsfl.config.notation import Bottleneck
 from simsfl.cost.measured import training_bytes
@@ -61,8 +61,16 @@ def test_operations_of_a_server_are_those_of_its_layers():
     assert found.backward == 4 * macs + 16 * found.normalised  # the backward pass is for weights and smashed data
 
 
-@pytest.mark.parametrize("arch", ["resnet8", "resnet50", "vgg11", "mobilenetv2"])
-def test_operations_are_those_that_pytorch_counts(arch):
+NARROW = {"bottleneck": Bottleneck.parse("C4S2")}
+COUNTED = {
+    **dict.fromkeys(("resnet8", "resnet50", "vgg11", "mobilenetv2", "vit-tiny"), NARROW),
+    "vit-small": {"options": {"pool": "class"}},
+}
+"""Arguments of networks whose operations are counted, by architecture."""
+
+
+@pytest.mark.parametrize(("arch", "options"), COUNTED.items(), ids=COUNTED)
+def test_operations_are_those_that_pytorch_counts(arch, options):
     """PyTorch's counter takes a second to import, so the library does not use it, but agrees with it."""
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
 
@@ -74,7 +82,7 @@ def test_operations_are_those_that_pytorch_counts(arch):
         head="mlp",
         key_dim=8,
         generator=torch.Generator(),
-        bottleneck=Bottleneck.parse("C4S2"),
+        **options,
     )
     for half, shape in ((model.client, (3, 32, 32)), (model.server, model.smashed_shape)):
         images = half is model.client
@@ -111,9 +119,9 @@ def test_memory_is_about_what_is_measured(learns):
     assert 0.9 * found < measured < found + 2 * 4 * 16 * 32 * 32 + 0.1 * found
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", _PUBLISHED)
 def test_counting_as_the_paper_does_gives_the_papers_figures(name):
-    found, published = paper_way(name), PUBLISHED[name]
+    found, published = _paper_way(name), _PUBLISHED[name]
     for key in ("weights", "activations", "flops"):
         if published[key] is not None:
             assert found[key] == pytest.approx(published[key], abs=0.12)  # published figures are cut off, not rounded
@@ -169,6 +177,9 @@ def test_the_program(tmp_path, capsys):
     assert cost.main(defended) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "left out: FL-MoCo (defence: top-k is for mocosfl, not for fl-moco)" in said
+    assert cost.main(["--arch", "vit-tiny", "--width", "16", "--arch.pool", "class"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: MocoSFL-1, C4S2, MocoSFL-1, TAResSFL (bottleneck: is for square maps" in said
     undefended = json.loads(file.read_text())["as asked"]["bytes_per_image"]["up"]
     sent = json.loads((tmp_path / "defended.json").read_text())["as asked"]["bytes_per_image"]["up"]
     assert 0.1 * 4 * undefended < sent < 0.2 * 4 * undefended  # a tenth of the numbers in fp32, and their places

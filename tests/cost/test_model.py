@@ -3,9 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
-from simsfl.cost.model import client_flops
+from simsfl import Simulation
+from simsfl.cli.cost.tables import estimate
+from simsfl.config.catalogue import OBJECTIVES
+from simsfl.cost.model import client_flops, operations, server_flops
 from simsfl.models import split_model
 from simsfl.runs.metrics import RoundRecord
 from tests.simulations import trained
@@ -32,3 +36,29 @@ def test_flops_of_a_single_convolution_by_hand():
     forwards, weights_gradient = 2 * (convolution + 8 * maps), convolution + 16 * maps
     assert client_flops(model, 16) == forwards + weights_gradient
     assert client_flops(model, 16, learns=False) == forwards
+
+
+WAYS = {name: {"objective": name} for name in OBJECTIVES} | {"one direction": {"symmetric": False}}
+
+
+@pytest.mark.parametrize("fields", WAYS.values(), ids=WAYS)
+def test_passes_through_the_server_are_those_of_a_step(fields, config, dataset):
+    """Rows that go through the server's models in a step are counted, and those of them that keep a graph."""
+    simulation = Simulation(replace(config, **fields), dataset)
+    server, rows, learning = simulation.model.server, 0, 0
+
+    def counted(tensors, smashed, run=server.run):
+        nonlocal rows, learning
+        rows += len(smashed)
+        learning += len(smashed) * torch.is_grad_enabled()
+        return run(tensors, smashed)
+
+    server.run = counted
+    next(simulation.round())
+    images = config.cohort * config.batch_size
+    assert {"views": rows / images, "graded": learning / images} == simulation.config.server_passes
+    work = operations(server, simulation.model.smashed_shape)
+    found = server_flops(simulation.model, **simulation.config.server_passes)
+    assert found * images == rows * work.forward + learning * work.backward
+    if simulation.config.objective != "supervised":  # whose head depends on the number of classes
+        assert found == estimate(simulation.config, len(dataset.train_labels))["server_flops_per_image"]

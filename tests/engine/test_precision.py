@@ -356,7 +356,7 @@ def test_tf32_without_cuda(npz, tmp_path, capfd):
     assert error.startswith(wanted)
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    small = {name: value for name, value in TINY.items() if name not in bench.NO_MATTER}
+    small = {name: value for name, value in TINY.items() if name not in bench._NO_MATTER}
     assert bench.main([*flags(dataset=npz, **small), "--steps", "1", "--engines", "fused+tf32"]) == 2
     assert capfd.readouterr().err.startswith(wanted)
 

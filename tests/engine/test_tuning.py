@@ -21,7 +21,7 @@ from simsfl.system.paths import cache_directory
 def measured_quickly(monkeypatch):
     """Measure for a short time only."""
     monkeypatch.setattr(tuning, "SECONDS", 1e-9)
-    monkeypatch.setattr(tuning, "CHUNKS", (2, 1))
+    monkeypatch.setattr(tuning, "_CHUNKS", (2, 1))
 
 
 def kept():
@@ -35,7 +35,7 @@ def test_choices_are_kept_for_the_next_process(config, dataset):
     assert kept() == {tuning.where(): first.parts.choices}
     (chunk,) = (key for key in first.parts.choices if key.startswith("chunk"))
     other = dict.fromkeys(first.parts.choices, "grouped") | {chunk: "1" if first.parts.hyper.chunk == 2 else "2"}
-    tuning.write_choices(other)
+    tuning._write_choices(other)
     CHOICES.clear()
     second = Simulation(replace(config, engine="fused"), dataset)
     assert second.parts.choices.items() <= other.items()
@@ -86,7 +86,7 @@ def test_a_resumed_run_abides_by_its_own(config, dataset, tmp_path):
 def test_every_shape_is_known_before_training_and_a_resumed_runs_choices_are_its_own(
     config, dataset, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(tuning, "CHUNKS", (3,))
+    monkeypatch.setattr(tuning, "_CHUNKS", (3,))
     config = replace(config, engine="fused", cohort=8, rounds=1)
     simulation = Simulation(config, dataset)
     before = dict(simulation.parts.choices)
@@ -120,7 +120,7 @@ def test_the_servers_operators_are_called_before_training_too(config, dataset, m
     def fail(*arguments):
         raise OverflowError("it is too much")
 
-    monkeypatch.setitem(sys.modules["simsfl.kernels.conv2d"].BACKWARD, "unfold", fail)
+    monkeypatch.setitem(sys.modules["simsfl.kernels.conv2d"]._BACKWARD, "unfold", fail)
     with (
         accelerated("unfold"),
         pytest.raises(ValueError, match=r"engine: fused:unfold .*conv2d_backward .*it is too much; allowed: fused, "),

@@ -31,7 +31,7 @@ def naive_knn(bank, bank_labels, test, k, temperature):
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (7, 0.1), (7, 5.0), (200, 0.1)])
 def test_knn(k, temperature, monkeypatch):
-    monkeypatch.setattr(knn, "CHUNK", 7)  # several blocks, the last one short
+    monkeypatch.setattr(knn, "_CHUNK", 7)  # several blocks, the last one short
     rng = np.random.default_rng(0)
     bank, test = rng.normal(size=(60, 5)), rng.normal(size=(25, 5))
     bank_labels, test_labels = rng.integers(0, 4, 60), rng.integers(0, 4, 25)

@@ -173,11 +173,11 @@ def test_ids_that_are_taken_and_other_versions_are_refused(dataset, monkeypatch)
             third.connect()
         any_that_is_free = Device(hub.address, None, None, 5.0)
         with monkeypatch.context() as patched:
-            patched.setattr("simsfl.hw_profile.devices.messages.VERSION", 2)
+            patched.setattr("simsfl.hw_profile.devices.messages._VERSION", 2)
             other = Device(hub.address, None, None, 5.0)
             with patched.context() as as_now:
                 frame = pack(Message("hello"))
-                as_now.setattr("simsfl.hw_profile.devices.messages.VERSION", 1)
+                as_now.setattr("simsfl.hw_profile.devices.messages._VERSION", 1)
                 other._send = lambda message: other._socket.poll(1000, zmq.POLLOUT) and other._socket.send(frame)
                 with pytest.raises(Refused, match=r"^version: '2' of the protocol is not known; allowed: 1$"):
                     other.connect()
@@ -214,7 +214,7 @@ def test_devices_with_a_wrong_key_are_refused(dataset, tmp_path):
 
 
 def test_oversized_frames_end_the_connection_and_nothing_else(dataset, monkeypatch):
-    monkeypatch.setitem(keys.OPTIONS, zmq.MAXMSGSIZE, 100_000)
+    monkeypatch.setitem(keys._OPTIONS, zmq.MAXMSGSIZE, 100_000)
     simulation = Simulation(RunConfig(**{**EVERYONE, "rounds": 1}), dataset)
     with hub_of(simulation, clients=[3]) as (hub, loop):
         device = Served(simulation, hub.address, 3)

@@ -96,7 +96,7 @@ def test_of_images(tmp_path):
             client.own_images(about, 0, array, others=True)
     (tmp_path / "text.npy").write_text("text")
     with pytest.raises(ValueError, match=r"^images: .* holds no array"):
-        client.from_file(tmp_path / "text.npy")
+        client._from_file(tmp_path / "text.npy")
     about["config"] = {"dataset": str(tmp_path / "none.npz")}
     with pytest.raises(ValueError, match=r"^images: the server's data set is not available here .* --images FILE"):
         client.own_images(about, 0, None, others=False)

@@ -342,11 +342,11 @@ def test_energy_is_recorded_meanwhile(dataset, monkeypatch):
 
         monkeypatch.setattr(client, "idle", idle)
         arguments = client.parser().parse(["--server", hub.address, "--insecure", "--images", "own.npy"])
-        monkeypatch.setattr(client, "from_file", lambda file: own_images(simulation, 3))
+        monkeypatch.setattr(client, "_from_file", lambda file: own_images(simulation, 3))
         console, stop = Output(file=io.StringIO()), SimpleNamespace(received=None)
 
         def take_part():
-            found.update(client.take_part(console, arguments, None, meter, stop))
+            found.update(client._take_part(console, arguments, None, meter, stop))
 
         device = threading.Thread(target=take_part, daemon=True)
         device.start()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from simsfl.hw_profile.meters import Log, Record, account, choose
+from simsfl.hw_profile.meters import Log, Record, absent, account, choose
 from simsfl.hw_profile.meters.board import Machine
 from tests.hw_profile.machines import PI_4, PI_5, Bus, no_command, raiser, rapl_files, stat, write
 from tests.hw_profile.test_ina import R219, R226, with_bus
@@ -104,6 +104,13 @@ def test_no_permission_is_said_once(bare, tmp_path, caplog, monkeypatch):
     assert choose("auto", bare).name == "model"
     (record,) = caplog.records
     assert record.getMessage().count("no permission on /dev/i2c-1") == 1
+
+
+def test_a_chip_that_cannot_be_read_is_named_where_no_meter_is_found(bare, monkeypatch):
+    with_bus(monkeypatch, lambda number: Bus(0x40, {0: 0x6127, 1: 0x0320, 2: 0x0FF0, 0xFE: 0x5449, 0xFF: 0x2270}))
+    assert choose("auto", bare) is None
+    chip = "what answers at 0x40 on I2C bus 1 is another chip, INA260, and only INA219 and INA226 are read"
+    assert absent(bare) == f"no meter found; {chip}"
 
 
 # --- what a measurement is accounted as

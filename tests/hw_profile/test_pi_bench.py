@@ -27,10 +27,13 @@ from simsfl.hw_profile.bench.findings import duration, session, with_charge
 from simsfl.hw_profile.bench.measuring import standard_trace
 from simsfl.hw_profile.bench.panel import _LEVELS, LiveView, power_text
 from simsfl.hw_profile.bench.worker import tensor_bytes
-from simsfl.hw_profile.meters.stopwatch import SAMPLE, Times
+from simsfl.hw_profile.meters.stopwatch import _SAMPLE, Times
 from simsfl.hw_profile.runtimes.client_work import Comparison, difference, make_client, perform
+from simsfl.hw_profile.runtimes.torch_client import model_of
 from simsfl.models import split_model
 from simsfl.runs.client_trace import Trace
+from simsfl.setup.assembly import network
+from simsfl.setup.defaults import resolve
 from tests.conftest import TINY
 from tests.simulations import recorder_of
 
@@ -72,6 +75,16 @@ def replay(trace, runtime, precision="fp32"):
         for _ in perform(client, trace, visit, lambda phase: open(os.devnull), compare):  # noqa: PTH123, SIM115
             pass
     return max(compare.activations, compare.weights)
+
+
+def test_a_device_builds_what_options_of_the_architecture_ask_for():
+    settings = {"arch": "vit-tiny", "width": 4, "image_size": 16, "device": "cpu"}
+    config = resolve(RunConfig(**settings, options={"arch.pool": "class"}))
+    described = json.loads(json.dumps(config.network()))
+    assert model_of(described).shapes == network(config, weights=False).client.shapes
+    assert model_of(described).shapes["0.token"] == (4, 1, 1)
+    with pytest.raises(ValueError, match=r"^arch.pool: 'max' is not known; allowed: mean, class"):
+        model_of(described | {"options": {"arch.pool": "max"}})
 
 
 @pytest.mark.parametrize("runtime", ["torch", "lean"])
@@ -213,7 +226,7 @@ def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     for damage, message in (
         ({"spans": spans}, "add_log: the idle machine was not measured"),
         ({"spans": spans | {"work": [begin + 1, begin]}}, "in order"),
-        ({"spans": {}}, "are no begins and ends of idle before, work, idle after"),
+        ({"spans": {}}, "are not the begin and the end of idle before, work, idle after"),
         ({"threads": "two"}, "threads: 'two' is not a whole number"),
         ({"steps": 0}, "steps: 0 is out of range"),
         ({"latency": {}}, "latency: it lacks the time of a step or of a phase"),
@@ -404,13 +417,13 @@ def test_nothing_else_goes_with_a_log(tmp_path, capsys):
 
 def test_a_sample_of_times_is_bounded():
     times = Times()
-    for index in range(3 * SAMPLE):
+    for index in range(3 * _SAMPLE):
         times.add(float(index))
     found = times.spread()
-    assert found["count"] == 3 * SAMPLE
-    assert found["mean"] == pytest.approx((3 * SAMPLE - 1) / 2)
-    assert found["median"] == pytest.approx(1.5 * SAMPLE, rel=0.01)
-    assert len(times._sample) < SAMPLE
+    assert found["count"] == 3 * _SAMPLE
+    assert found["mean"] == pytest.approx((3 * _SAMPLE - 1) / 2)
+    assert found["median"] == pytest.approx(1.5 * _SAMPLE, rel=0.01)
+    assert len(times._sample) < _SAMPLE
 
 
 def test_sessions():
@@ -455,10 +468,12 @@ def test_more_threads_than_pinned_cores_are_refused(monkeypatch, capsys):
     assert capsys.readouterr().err == expected
 
 
-@pytest.mark.parametrize("watts", [[-2.0], [-2.0, -3.0], [5.0, -1.0], [0.0, 0.0], [0.0, -0.01], [1e-9, -100.0], [5.0]])
+@pytest.mark.parametrize(
+    "watts", [[-2.0], [-2.0, -3.0], [5.0, -1.0], [0.0, 0.0], [0.0, -0.01], [1e-9, -100.0], [5.0], [0, -1e-3]]
+)
 def test_power_of_any_sign_is_drawn(watts):
-    shown = power_text(watts, "ina219 ±2%")
-    assert shown.startswith(f"{watts[-1]:6.2f} W")
+    shown, latest = power_text(watts, "ina219 ±2%"), "0.00 W" if watts[-1] == -1e-3 else f"{watts[-1]:.2f} W"
+    assert shown.startswith(f"{latest:>8}")
     assert ("VIN+ and VIN- swapped?" in shown) == (min(watts) < 0)
     line = shown.split()[2]
     heights = [_LEVELS.index(block) for block in line]
@@ -471,7 +486,7 @@ def test_power_of_any_sign_is_drawn(watts):
     view = LiveView(Console(file=io.StringIO(), width=80), "title", 10.0, "ina219 ±2%")
     view.show("working", watts=watts, seconds=1.0, steps=1)
     view._live.console.print(view._render())
-    assert f"{watts[-1]:.2f} W" in view._live.console.file.getvalue()
+    assert f" {latest}" in view._live.console.file.getvalue()
 
 
 def test_plots_are_svg():

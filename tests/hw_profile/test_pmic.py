@@ -4,7 +4,7 @@ import pytest
 
 from simsfl.hw_profile.meters import Blocked
 from simsfl.hw_profile.meters.board import Machine
-from simsfl.hw_profile.meters.pmic import Pmic, rails
+from simsfl.hw_profile.meters.pmic import Pmic, _rails
 from tests.hw_profile.machines import PI_4, PI_5, no_command, raiser, write
 
 PMIC = """\
@@ -53,7 +53,7 @@ def test_rails_with_a_current_and_a_voltage_are_summed():
         0.0030525 * 0.8002922,
         0.0241758 * 5.08664,
     )
-    assert sum(rails(PMIC).values()) == pytest.approx(sum(products))
+    assert sum(_rails(PMIC).values()) == pytest.approx(sum(products))
     asked = []
     meter = Pmic(Machine(run=lambda command: asked.append(list(command)) or PMIC))
     assert meter.watts() == pytest.approx(1.1451 * sum(products) + 0.5879)
@@ -78,12 +78,12 @@ def test_rails_with_a_current_and_a_voltage_are_summed():
 def test_output_that_is_damaged_is_no_reading(before, after, words):
     assert before in PMIC
     with pytest.raises(OSError, match=words):
-        rails(PMIC.replace(before, after))
+        _rails(PMIC.replace(before, after))
 
 
 def test_rails_that_are_all_at_zero_are_no_reading():
     with pytest.raises(OSError, match="all its rails are at 0 W"):
-        rails("VDD_CORE_A current(7)=0.0A\nVDD_CORE_V volt(15)=0.9V\n")
+        _rails("VDD_CORE_A current(7)=0.0A\nVDD_CORE_V volt(15)=0.9V\n")
 
 
 def test_a_reading_with_fewer_rails_than_the_first_is_none():

@@ -17,13 +17,13 @@ from simsfl.cli.presets import PRESETS
 from simsfl.data.views import UNIFORMS, sample
 from simsfl.kernels import standardise
 from simsfl.kernels.augment_triton import triton_augment
+from simsfl.kernels.conv2d import _triton_backward as conv2d_backward
+from simsfl.kernels.conv2d import _triton_forward as conv2d_forward
 from simsfl.kernels.conv2d import sides
-from simsfl.kernels.conv2d import triton_backward as conv2d_backward
-from simsfl.kernels.conv2d import triton_forward as conv2d_forward
-from simsfl.kernels.group_norm import triton_backward as group_norm_backward
-from simsfl.kernels.group_norm import triton_forward as group_norm_forward
+from simsfl.kernels.group_norm import _triton_backward as group_norm_backward
+from simsfl.kernels.group_norm import _triton_forward as group_norm_forward
 from simsfl.kernels.memory_format import turned
-from simsfl.kernels.sgd_ema import triton_sgd_
+from simsfl.kernels.sgd_ema import _triton_sgd_
 from simsfl.models import layers
 from simsfl.models.central import CentralModule
 from simsfl.setup import defaults
@@ -134,8 +134,8 @@ def launch_standardise(dtype):
             layout, flat = CentralModule(half, dtype, torch.device("meta")).layout, empty(half.size)
             for prepared in (torch.float32, torch.bfloat16):
                 weights, moments = empty(layout.size, dtype=prepared), empty(len(layout.rows), 2)
-                standardise.triton_prepare_(flat, layout, weights, moments)
-                standardise.triton_prepare_backward_(flat, weights, flat, moments, layout)
+                standardise._triton_prepare_(flat, layout, weights, moments)
+                standardise._triton_prepare_backward_(flat, weights, flat, moments, layout)
 
 
 def launch_memory_format(dtype):
@@ -157,5 +157,5 @@ def launch_sgd(dtype):
     """Launch SGD for clients with a learning rate each and for one model, also with an odd number of parameters."""
     for count in (1728, 1001):
         stack, row = empty(100, count, dtype=dtype), empty(count, dtype=dtype)
-        triton_sgd_(stack, stack, stack, empty(100, 1), 0.9, 5e-4)
-        triton_sgd_(row, row, row, empty(), 0.9, 5e-4)
+        _triton_sgd_(stack, stack, stack, empty(100, 1), 0.9, 5e-4)
+        _triton_sgd_(row, row, row, empty(), 0.9, 5e-4)

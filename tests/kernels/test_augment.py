@@ -61,7 +61,7 @@ def test_resized_crop(images):
         x = TF.resized_crop(x, *view.crop[i].int().tolist(), [size, size], InterpolationMode.BILINEAR, antialias=True)
         return TF.horizontal_flip(x) if view.flip[i] else x
 
-    ours = kernel.resized_crop(images, view.crop, view.flip)
+    ours = kernel._resized_crop(images, view.crop, view.flip)
     torch.testing.assert_close(ours, each(images, one), rtol=0, atol=TOLERANCE)
 
 
@@ -77,7 +77,7 @@ def test_color_jitter_in_every_order(images):
             x = TF.adjust_hue(x, amount) if operation == kernel.HUE else adjust[operation](x, amount)
         return x
 
-    ours = kernel.color_jitter(images, view.jitter, view.blends, view.hue_slot)
+    ours = kernel._color_jitter(images, view.jitter, view.blends, view.hue_slot)
     torch.testing.assert_close(ours, each(images, one), rtol=0, atol=HUE_TOLERANCE)
 
 
@@ -86,14 +86,14 @@ def test_blend(images, operation):
     column = ["brightness", "contrast", "saturation"].index(operation)
     factor = torch.linspace(0.6, 1.4, COUNT)
     expected = each(images, lambda x, i: getattr(TF, f"adjust_{operation}")(x, float(factor[i])))
-    ours = kernel.blend(images, torch.full((COUNT,), column), factor)
+    ours = kernel._blend(images, torch.full((COUNT,), column), factor)
     torch.testing.assert_close(ours, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_hue(images):
     shift = torch.linspace(-0.5, 0.5, COUNT)
     expected = each(images, lambda x, i: TF.adjust_hue(x, float(shift[i])))
-    torch.testing.assert_close(kernel.shift_hue(images, shift), expected, rtol=0, atol=HUE_TOLERANCE)
+    torch.testing.assert_close(kernel._shift_hue(images, shift), expected, rtol=0, atol=HUE_TOLERANCE)
 
 
 def test_finish(images):
@@ -108,13 +108,13 @@ def test_gaussian_blur(images):
     sigma = torch.linspace(0.1, 2.0, COUNT)
     width = 2 * min(kernel.BLUR_RADIUS, images.shape[-1] - 1) + 1
     expected = each(images, lambda x, i: TF.gaussian_blur(x, [width, width], [float(sigma[i])] * 2))
-    torch.testing.assert_close(kernel.gaussian_blur(images, sigma), expected, rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(kernel.gaussian_blur(images, 0 * sigma), images, rtol=0, atol=0)
+    torch.testing.assert_close(kernel._gaussian_blur(images, sigma), expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(kernel._gaussian_blur(images, 0 * sigma), images, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_whole_view_in_the_order_of_the_recipe(images, recipe, monkeypatch):
-    monkeypatch.setattr(kernel, "BLOCK_BYTES", 1 << 17)
+    monkeypatch.setattr(kernel, "_BLOCK_BYTES", 1 << 17)
     size = images.shape[-1]
     pixels = (images * 255).to(torch.uint8)
     view = views(size, recipe, 2 * COUNT).map(lambda t: t.view(2, COUNT // 4, 4, *t.shape[1:]))

@@ -66,7 +66,7 @@ def test_bfloat16(version):
     """Triton's interpreter cannot multiply bfloat16, so it gets float32, in which a product of two is exact."""
 
     def convolve(x, w):
-        if version == "triton" and gpu.INTERPRETED:
+        if version == "triton" and gpu._INTERPRETED:
             return conv2d(x.float(), w.float(), 1, 1).bfloat16()
         return conv2d(x, w, 1, 1)
 

@@ -28,6 +28,7 @@ NETWORKS = {
     "batch-norm": {"style": Style("batch", False)},
     "vgg-with-the-large-head": {"arch": "vgg11", "width": 8, "head": "large-mlp", "cut_layer": 3},
     "not-standardised": {"style": Style("group", False)},
+    "token-of-the-class": {"arch": "vit-tiny", "width": 8, "cut_layer": 9, "options": {"pool": "class"}},
 }
 """Arguments of `split_model` that differ from the usual ones."""
 

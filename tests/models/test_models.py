@@ -9,7 +9,7 @@ from simsfl.algorithm.clients import forward
 from simsfl.config import NORMS
 from simsfl.config.catalogue import ARCHITECTURES, HEADS
 from simsfl.config.notation import Bottleneck
-from simsfl.models import Style, layer_count, split_model
+from simsfl.models import Style, client_model, layer_count, split_model
 from simsfl.models.layers import BatchNorm, ConvNorm
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -22,17 +22,23 @@ def build(arch, cut_layer, width=8, **options):
     return split_model(arch, width=width, cut_layer=cut_layer, generator=torch.Generator().manual_seed(5), **options)
 
 
+TOKEN = {"pool": "class"}
+"""Options of a vision transformer with a token of the class."""
 DEEP = ("resnet34", "resnet101", "resnet152", "vgg19")
 """Architectures that have more of the same blocks than others here, and take long."""
 
 
 @pytest.mark.parametrize(
-    "arch", [pytest.param(arch, marks=pytest.mark.slow if arch in DEEP else ()) for arch in ARCHITECTURES]
+    ("arch", "options"),
+    [
+        *(pytest.param(arch, {}, marks=pytest.mark.slow if arch in DEEP else ()) for arch in ARCHITECTURES),
+        ("vit-tiny", TOKEN),
+    ],
 )
-def test_the_cut_changes_nothing(arch):
+def test_the_cut_changes_nothing(arch, options):
     outputs = []
-    for cut_layer in range(1, layer_count(arch) + 1):
-        model = build(arch, cut_layer, width=4)
+    for cut_layer in range(1, layer_count(arch, options) + 1):
+        model = build(arch, cut_layer, width=4, options=options)
         smashed = model.client.module(model.client.initial)(IMAGES)
         assert smashed.shape[1:] == model.smashed_shape
         outputs.append(model.server.module(model.server.initial)(smashed))
@@ -134,6 +140,65 @@ def test_parameters_of_transformers_are_torchvisions_without_a_token_of_the_clas
     theirs = torchvision.models.VisionTransformer(image_size=32, patch_size=4, num_layers=12, **shape)
     count = sum(parameter.numel() for parameter in theirs.parameters())
     assert model.client.size + model.server.size == count - 2 * width  # the token and its place
+    model = build(arch, 1, width=None, image_size=32, key_dim=4, head="linear", options=TOKEN)
+    assert model.client.size + model.server.size == count
+
+
+def test_a_transformer_with_a_token_of_the_class_is_torchvisions():
+    model = build("vit-tiny", 4, width=64, key_dim=5, head="linear", options=TOKEN)
+    client, server = (half.module(half.initial.double()) for half in (model.client, model.server))
+    generator = torch.Generator().manual_seed(1)
+    for half in (client, server):
+        for parameter in half.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    shape = {"hidden_dim": 64, "mlp_dim": 256, "num_heads": 1, "num_classes": 5}
+    theirs = torchvision.models.VisionTransformer(image_size=32, patch_size=4, num_layers=12, **shape).double()
+    embedding, *blocks = [*client, *server.backbone]
+    copies = {
+        theirs.conv_proj.weight: embedding.project.weight.view(64, 3, 4, 4),
+        theirs.conv_proj.bias: embedding.project.bias,
+        theirs.class_token: embedding.token.view(1, 1, 64),
+        theirs.encoder.pos_embedding: embedding.position.view(64, 65).T[None],
+        **pairs(theirs.encoder.ln, blocks[-1].norm3),
+        **pairs(theirs.heads.head, server.head),
+    }
+    for layer, block in zip(theirs.encoder.layers, blocks, strict=True):
+        copies |= {
+            **pairs(layer.ln_1, block.norm1),
+            layer.self_attention.in_proj_weight: block.attention.mix.weight,
+            layer.self_attention.in_proj_bias: block.attention.mix.bias,
+            **pairs(layer.self_attention.out_proj, block.attention.join),
+            **pairs(layer.ln_2, block.norm2),
+            **pairs(layer.mlp[0], block.perceptron[0]),
+            **pairs(layer.mlp[3], block.perceptron[2]),
+        }
+    assert {id(parameter) for parameter in theirs.parameters()} == {id(parameter) for parameter in copies}
+    for parameter, value in copies.items():
+        parameter.data.copy_(value.detach())
+    for layer in theirs.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.eps = 1e-5
+    images = IMAGES.double()
+    assert model.smashed_shape == (64, 65, 1)
+    torch.testing.assert_close(server(client(images)), theirs.eval()(images))
+
+
+def pairs(theirs, ours):
+    """Return the weight and the bias of a layer of torchvision's, each with ours."""
+    return {theirs.weight: ours.weight, theirs.bias: ours.bias}
+
+
+def test_a_token_of_the_class_has_no_map_for_a_bottleneck():
+    with pytest.raises(ValueError, match=r"^bottleneck: is for square maps, .* 2 of vit-tiny are 65x1; allowed: "):
+        build("vit-tiny", 2, options=TOKEN, bottleneck=Bottleneck.parse("C4"))
+
+
+@pytest.mark.parametrize(("arch", "cut_layer"), [("vit-tiny", 2), ("mobilenetv2", 3), ("convnext-tiny", 5)])
+def test_a_device_builds_the_clients_half_with_its_bottleneck(arch, cut_layer):
+    settings = {"width": 8, "image_size": 32, "cut_layer": cut_layer, "bottleneck": Bottleneck.parse("C4S2")}
+    whole = build(arch, **settings)
+    own = client_model(arch, **settings, style=Style(), client_residual=True)
+    assert own.shapes == whole.client.shapes
 
 
 def test_parameters_of_convnext_are_torchvisions():

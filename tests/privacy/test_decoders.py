@@ -22,6 +22,20 @@ def test_decoders_make_images(text, side, size, norm):
     assert len(kinds) == int(np.log2(size // side))
 
 
+@pytest.mark.parametrize("text", ["custom", "conv_normN0C8", "res_normN1C8"])
+def test_decoders_put_tokens_where_their_patches_are(text):
+    """A decoder of tokens is one of maps, of which the token of the class is further channels everywhere."""
+    tokens = torch.randn(2, 6, 17, 1, generator=generator())
+    ours = decoder(Decoder.parse(text), (6, 17, 1), 32, "group", generator())
+    theirs = decoder(Decoder.parse(text), (12, 4, 4), 32, "group", generator())
+    maps = torch.empty(2, 12, 4, 4)
+    for row in range(4):
+        for column in range(4):
+            maps[:, :6, row, column] = tokens[:, :, 1 + 4 * row + column, 0]
+            maps[:, 6:, row, column] = tokens[:, :, 0, 0]
+    assert torch.equal(ours(tokens), theirs(maps))
+
+
 def test_a_residual_decoder_by_hand():
     """Count layers for 16 maps of 16x16: a first block, four more, a doubling of the sides, one more, and the last."""
     network = decoder(Decoder.parse("res_normN4C64"), (16, 16, 16), 32, "batch", generator())

@@ -67,6 +67,21 @@ def test_a_run_that_was_saved_is_resumed_from_python(dataset, tmp_path):
     assert listening.events[-1] == "round"
 
 
+def test_a_callback_that_is_missing_when_its_run_goes_on_is_warned_of(config, dataset, tmp_path, caplog):
+    simulation = Simulation(config, dataset, callbacks=[Listening(), Callback(), Listening()])
+    simulation.save(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["callbacks"] == ["Listening", "Callback"]
+    Simulation.load(tmp_path, dataset).evaluate()
+    assert not caplog.messages  # nothing goes on
+    loaded = Simulation.load(tmp_path, dataset, callbacks=[Callback()])
+    next(loaded.rounds())
+    next(loaded.rounds())
+    assert caplog.messages == ["callback: Listening followed this run from its beginning; it is not there now"]
+    caplog.clear()
+    next(Simulation.load(tmp_path, dataset, callbacks=[Callback(), Listening()]).rounds())
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("value", [float("nan"), [1], {"a": 1}], ids=repr)
 def test_a_callback_adds_figures_alone(value, config, dataset):
     class Wrong(Callback):

@@ -10,7 +10,7 @@ from simsfl.cli.session import Session
 from simsfl.runs import records
 from simsfl.runs.checkpoint import SEAL
 from simsfl.runs.directory import RunDirectory
-from simsfl.system.outputs import LIST
+from simsfl.system.outputs import _LIST
 from simsfl.system.tensor_file import write_tensors
 from tests.conftest import TINY, flags
 
@@ -106,7 +106,7 @@ def as_before(directory):
         for name in ("sha256", "metrics_sha256"):
             del summary[name]
         (directory / "summary.json").write_text(json.dumps(summary))
-    (directory / LIST).unlink()
+    (directory / _LIST).unlink()
 
 
 def with_metrics(directory, change):

@@ -232,6 +232,7 @@ WRONG = {
     "four channels": lambda about, content: about["images"].update(mean=[0.5] * 4),
     "no architecture": lambda about, content: about["network"].update(arch="resnet7"),
     "an endless network": lambda about, content: about["network"].update(width=10**9),
+    "a list of options": lambda about, content: about["network"].update(options=[1]),
     "huge images": lambda about, content: about["network"].update(image_size=10**6),
     "a list for a network": lambda about, content: about.update(network=[]),
     "negative shapes": lambda about, content: about["shapes"].update({next(iter(about["shapes"])): [-1, -4]}),

@@ -26,9 +26,10 @@ MODELS = {
     "batch-norm": {"arch": "resnet18", "norm": "batch", "head": "linear"},
     "vgg11": {"arch": "vgg11", "cut_layer": 2},
     "mobilenetv2": {"arch": "mobilenetv2", "cut_layer": 3, "bottleneck": "C8"},
+    "token-of-the-class": {"arch": "vit-tiny", "arch.pool": "class", "cut_layer": 3},
 }
 """Config fields of the networks whose weights are exported."""
-DEEP = ("resnet50", "mobilenetv2")
+DEEP = ("resnet50", "mobilenetv2", "token-of-the-class")
 """Names of those that take long."""
 
 

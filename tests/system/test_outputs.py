@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from simsfl.system.outputs import LIST, Outputs
+from simsfl.system.outputs import _LIST, Outputs
 
 
 def held(path):
@@ -23,10 +23,10 @@ def test_its_own_files_are_replaced_and_deleted(tmp_path):
     out.write_json("b.json", {"a": 1})
     assert out.owns("figures/a.txt")
     assert (out.path / "figures" / "a.txt").read_text() == "two"
-    lines = (out.path / LIST).read_text().splitlines()
+    lines = (out.path / _LIST).read_text().splitlines()
     assert lines[1] == f"{hashlib.sha256(b'two').hexdigest()}  figures/a.txt"
     out.clear("b.json")
-    assert held(out.path) == ["figures", LIST]
+    assert held(out.path) == ["figures", _LIST]
     out.clear("figures")
     assert held(out.path) == []
 
@@ -54,7 +54,7 @@ def test_files_of_others_stay(how, tmp_path):
     assert contents(tmp_path) == before
     assert not out.is_empty()
     out.clear("figures", "c.txt")
-    left = set(before) - {"c.txt", LIST}
+    left = set(before) - {"c.txt", _LIST}
     assert contents(tmp_path) == {name: before[name] for name in left}
 
 
@@ -64,7 +64,7 @@ def test_a_list_that_is_damaged_or_hostile_owns_nothing_more(tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text("mine")
     checksum = hashlib.sha256(b"mine").hexdigest()
-    with (out.path / LIST).open("ab") as file:
+    with (out.path / _LIST).open("ab") as file:
         file.write(f"\xff\n{checksum}  ../mine.txt\n{checksum}  {mine}\n{checksum}\n{checksum}  b.".encode("latin-1"))
     assert out.owns("a.txt")
     assert not out.owns("../mine.txt")

@@ -21,7 +21,8 @@ import torch  # noqa: E402
 _TORCH = time.perf_counter()
 
 from simsfl import RunConfig, Simulation  # noqa: E402
-from simsfl.config import plugins  # noqa: E402
+from simsfl.config import PRECISIONS, plugins  # noqa: E402
+from simsfl.config.catalogue import DATASETS  # noqa: E402
 from simsfl.cost.model import operations  # noqa: E402
 from simsfl.data import Dataset, make_dataset  # noqa: E402
 from simsfl.data.load import load_dataset  # noqa: E402
@@ -102,10 +103,11 @@ def _flops(config: RunConfig) -> dict[str, int]:
     """Count the operations of a step's convolutions and matrix products, two per multiply-add, by cohort and server."""
     config = resolve(replace(config, image_size=config.image_size or 32))
     model = network(config)
-    own = operations(model.client, (3, config.image_size, config.image_size), of_images=True).products()
-    images = config.cohort * config.batch_size
-    rows = images * (2 if config.symmetric else 1)
-    return {"clients": images * own, "server": rows * operations(model.server, model.smashed_shape).products()}
+    images, passes = config.cohort * config.batch_size, config.passes_per_image
+    client = operations(model.client, (3, config.image_size, config.image_size), of_images=True)
+    own = passes * client.products(views=config.views_sent, graded=config.views_graded)
+    server = operations(model.server, model.smashed_shape).products(**config.server_passes)
+    return {"clients": images * own, "server": images * server}
 
 
 def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -190,11 +192,8 @@ def _many_shapes(count: int) -> Dataset:
 
 
 def _dataset_of(config: RunConfig) -> Dataset:
-    """Return the configured data set, or as many shapes as there are clients where these are more than 50,000.
-
-    Only small images are replaced by shapes: those of the data sets "auto", "cifar10" and "shapes".
-    """
-    if config.dataset in ("auto", "cifar10", "shapes") and config.clients > 50_000:
+    """Return the configured data set; of the built-in shapes, as many as there are clients, or more."""
+    if config.dataset == "shapes" and config.clients > DATASETS["shapes"].images:
         return _many_shapes(config.clients)
     return load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed)
 
@@ -228,13 +227,11 @@ def main(what: str, fields: str, *rest: str) -> None:
         _start(config)
     else:
         device = torch.device(device_of(config.device))
-        names = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        if has_tf32(device_of(config.device)):
-            names["tf32"] = torch.float32
         peaks = {}
-        for name, dtype in names.items():
-            with arithmetic(name):
-                peaks[f"{name}_flops"] = _peak_flops(device, dtype)
+        for name, precision in PRECISIONS.items():
+            if precision.anywhere or has_tf32(device_of(config.device)):
+                with arithmetic(name):
+                    peaks[f"{name}_flops"] = _peak_flops(device, getattr(torch, precision.dtype))
         _emit(peaks | {"bytes": _peak_copies(device), "step_flops": _flops(config)})
 
 

@@ -25,13 +25,18 @@ from rich.table import Table
 from simsfl.cli.flags import add_config_flags, asked_config, config_values
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
+from simsfl.config.catalogue import DATASETS
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text, unknown
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path, whole_number
 
-CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
+_SMALL = ("auto", "cifar10", "shapes")
+"""Data sets that are replaced by the built-in shapes where clients are more than their images."""
+_MANY = 100_000
+"""Number of clients that ``--start`` measures besides the configured one, where shapes can replace the data set."""
+_CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
 """Numbers of clients that ``--scale`` measures."""
 _ENGINES = ("loop", "vmap", "fused", "fused+bf16")
 """Engines that are timed by default."""
@@ -48,7 +53,7 @@ _REST = 0.5
 _PAPER_STEPS = 100_000
 """Steps of 200 epochs over 50,000 images, 50 on each of 1,000 clients, with 100 images in a step."""
 
-NO_MATTER = (
+_NO_MATTER = (
     *("rounds", "epochs", "engine", "precision", "checkpoint_every"),
     *(
         "eval_every",
@@ -64,7 +69,7 @@ NO_MATTER = (
 )
 """Config fields without a flag: no step depends on them, or another flag sets them."""
 
-IDLE = {
+_IDLE = {
     "scale": ("engines", "clients", "dataset", "data_dir", "batch_size", "partition"),
     "start": ("engines", "steps", "partition"),
 }
@@ -86,14 +91,18 @@ def parser() -> Parser:
         "--scale",
         type=whole_number,
         nargs="?",
-        const=max(CLIENTS),
+        const=max(_CLIENTS),
         metavar="N",
         help="measure step time and memory for 1,000 to N clients (default: 1,000,000) instead",
     )
-    what.add_argument("--start", action="store_true", help="measure the time to the first step instead")
+    what.add_argument(
+        "--start",
+        action="store_true",
+        help=f"measure the time to the first step instead, with small images also that of {_MANY:,} clients",
+    )
     what.add_argument("--steps", type=whole_number, help="number of timed steps (default: 10)")
     what.add_argument("--json", type=path, metavar="FILE", help="write the figures into this file too")
-    add_config_flags(result, preset="paper", group=what, without=NO_MATTER)
+    add_config_flags(result, preset="paper", group=what, without=_NO_MATTER)
     return result
 
 
@@ -105,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(arguments, config_values(arguments))
         config = asked_config(arguments)
         names, steps = _engine_names(arguments.engines or ",".join(_ENGINES)), arguments.steps or 10
-        fields = config.to_dict()
+        fields = _with_enough(config.to_dict())
         from simsfl.setup.checks import check_device  # noqa: PLC0415  (imports torch: other mistakes are reported first)
 
         check_device(config.device)
@@ -131,7 +140,7 @@ def _check(arguments: Any, values: _Json) -> None:
     if arguments.scale and arguments.start:
         raise ValueError("start: cannot be given with --scale; allowed: one of the two")
     given = {name for name in ("engines", "steps") if getattr(arguments, name)} | set(values)
-    for mode, idle in IDLE.items():
+    for mode, idle in _IDLE.items():
         for name in idle:
             if getattr(arguments, mode) and name in given:
                 raise ValueError(f"{name}: has no effect with --{mode}; allowed without it")
@@ -166,7 +175,7 @@ def _engines(fields: _Json, names: Sequence[str], steps: int) -> _Json:
     with ExitStack() as stack:
         workers, facts = {}, {}
         for name in watched(names, "Starting"):  # one by one: each times operators to choose among them
-            workers[name] = stack.enter_context(Worker("engine", fields, name))
+            workers[name] = stack.enter_context(_Worker("engine", fields, name))
             facts[name] = workers[name].answer()
         measured: dict[str, list[_Json]] = {name: [] for name in names}
         turns = [(length, name) for length in _turn_lengths(steps) for name in names]
@@ -200,24 +209,31 @@ def _scale(fields: _Json, steps: int, most: int) -> _Json:
     Args:
         fields: the config as a dict.
         steps: number of timed steps.
-        most: the largest number of clients; the others are the smaller ones of `CLIENTS`.
+        most: the largest number of clients; the others are the smaller ones of `_CLIENTS`.
     """
     results = {}
-    for clients in watched([clients for clients in CLIENTS if clients < most] + [most], "Measuring"):
+    for clients in watched([clients for clients in _CLIENTS if clients < most] + [most], "Measuring"):
         run = _one("scale", fields | {"clients": clients, "dataset": "shapes"}, str(steps))
         results[str(clients)] = run | {"step": _summary(run["step_seconds"])}
     return results
 
 
+def _with_enough(fields: _Json) -> _Json:
+    """Return a config, as a dict, with shapes instead of a data set that has fewer images than there are clients."""
+    few = fields["dataset"] in _SMALL and fields["clients"] > DATASETS[fields["dataset"]].images
+    return fields | {"dataset": "shapes"} if few else fields
+
+
 def _start(fields: _Json) -> _Json:
     """Return the seconds to the first step by number of clients, the medians of three processes.
 
-    The numbers of clients are the configured one and, where shapes can replace the data set, 100,000.
+    The numbers of clients are the configured one and, where shapes can replace the data set, `_MANY`.
     """
     results = {}
-    many = {100_000} if fields["dataset"] in ("auto", "cifar10", "shapes") else set()  # shapes can be made for these
+    many = {_MANY} if fields["dataset"] in _SMALL else set()
     for clients in watched(sorted({fields["clients"], *many}), "Measuring"):
-        runs = [_one("start", fields | {"clients": clients, "partition": "iid"}) for _ in range(3)]
+        own = _with_enough(fields | {"clients": clients, "partition": "iid"})
+        runs = [_one("start", own) for _ in range(3)]
         results[str(clients)] = {key: median(run[key] for run in runs) for key in runs[0]}
     return results
 
@@ -228,7 +244,7 @@ def _summary(seconds: Sequence[float]) -> _Json:
     return {"median": middle, "q1": low, "q3": high}
 
 
-class Worker:
+class _Worker:
     """A process of ``measure.py``, which is killed at the end of the context.
 
     Args:
@@ -244,7 +260,7 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -273,8 +289,8 @@ class Worker:
 
 
 def _one(what: str, fields: _Json, *rest: str) -> _Json:
-    """Return the only answer of a process; the arguments are those of `Worker`."""
-    with Worker(what, fields, *rest) as worker:
+    """Return the only answer of a process; the arguments are those of `_Worker`."""
+    with _Worker(what, fields, *rest) as worker:
         return worker.answer()
 
 
@@ -315,13 +331,15 @@ def tables(report: _Json) -> Iterator[Table]:
 def _engine_table(report: _Json, title: str) -> Table:
     """Return a table of the phases of a step, with a row for each phase and a column for each engine."""
     results = report["engines"]
-    collected = ", for loop mostly the garbage collection that the published program does after every step"
-    rest = f"the rest: time of a step outside its phases{collected * ('loop' in results)}"
-    table = Table(title=title, caption=f"ms: median (quartiles); the ratios are of medians; {rest}")
+    phases = {phase for run in results.values() for phase in run["seconds"]}
+    caption = "ms: median (quartiles); the ratios are of medians"
+    if "the rest" in phases:  # which earlier versions did not write
+        collected = ", for loop mostly the garbage collection that the published program does after every step"
+        caption += f"; the rest: time of a step outside its phases{collected * ('loop' in results)}"
+    table = Table(title=title, caption=caption)
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right")
-    phases = {phase for run in results.values() for phase in run["seconds"]}
     for phase in sorted(phases, key=_ORDER.index):
         table.add_row(phase, *(_spread(run["seconds"].get(phase)) for run in results.values()))
     if "loop" in results:
@@ -373,7 +391,8 @@ def _scale_table(results: _Json, title: str) -> Table:
 
 def _start_table(results: _Json, title: str) -> Table:
     """Return a table of the time to the first step, with a row for each number of clients."""
-    table = Table(title=title, caption="seconds, median of three processes; data in the cache")
+    caption = "seconds, median of three processes; data in the cache, or shapes where clients are more than its images"
+    table = Table(title=title, caption=caption)
     for column in ("clients", "import torch", "ready to train", "first step", "beyond import torch"):
         table.add_column(column, justify="right")
     for clients, run in results.items():

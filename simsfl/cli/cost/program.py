@@ -79,7 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             configs, left_out = _compared(asked)
             how = {"number_bytes": arguments.dtype and _DTYPES[arguments.dtype], "measured": arguments.measured}
             rows = watched(list(configs.items()), "measuring") if arguments.measured else configs.items()
-            figures = {name: estimate(config, arguments.images, **how) for name, config in rows}
+            figures = {}
+            for name, config in rows:
+                try:
+                    figures[name] = estimate(config, arguments.images, **how)
+                except ValueError as error:  # such as a network that has no maps for the bottleneck of a row
+                    if config is asked:
+                        raise
+                    left_out.setdefault(_reason(error), []).append(name)
             tables = own_tables(figures, asked, arguments.dtype or f"the formats of a run ({asked.precision})")
         for table in tables:
             Output().print(table)
@@ -99,5 +106,10 @@ def _compared(asked: RunConfig) -> tuple[dict[str, RunConfig], dict[str, list[st
         try:
             configs[name] = replace(asked, **changed)
         except ValueError as error:
-            left_out.setdefault(str(error).partition("; allowed")[0], []).append(name)
+            left_out.setdefault(_reason(error), []).append(name)
     return configs, left_out
+
+
+def _reason(error: ValueError) -> str:
+    """Return what is wrong, without what would be allowed."""
+    return str(error).partition("; allowed")[0]

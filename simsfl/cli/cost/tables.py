@@ -23,7 +23,7 @@ from simsfl.setup.outline import Outline, outline
 
 _PAPER_NORMALISED = 5
 """Operations that the paper's counter (fvcore) assumes for a number that is normalised."""
-PUBLISHED = {
+_PUBLISHED = {
     "FL-SSL": {"weights": 8269.2, "activations": 0.0, "flops": 1627.8, "memory": 921.4},
     "MocoSFL-1": {"weights": 1.4, "activations": 5000.0, "flops": 6.0, "memory": 0.8},
     "MocoSFL-3": {"weights": 57.9, "activations": 5000.0, "flops": 223.8, "memory": 3.2},
@@ -54,7 +54,7 @@ def estimate(
     """
     size = _outline(config, images)
     config = size.config
-    model = _network(RunConfig(method=config.method, **config.network()))
+    model = _network(RunConfig(method=config.method, objective=config.objective, **config.network()))
     learns = config.client_lr > 0
     shape = (COLOURS, config.image_size, config.image_size)
     passes, views, graded = config.passes_per_image, config.views_sent, config.views_graded
@@ -79,7 +79,7 @@ def estimate(
             "all": passes * one.step(learns=learns, views=views, graded=graded),
             "forward_macs": passes * one.macs,
         },
-        "server_flops_per_image": _server_work(model, config.symmetric) if model.server.size else 0,
+        "server_flops_per_image": _server_work(model, **config.server_passes) if model.server.size else 0,
         "memory_bytes": {
             **asdict(own),
             "all": own.total,
@@ -150,9 +150,9 @@ def _network(config: RunConfig) -> SplitModel:
 
 
 @cache
-def _server_work(model: SplitModel, symmetric: bool) -> int:
+def _server_work(model: SplitModel, views: int, graded: int) -> int:
     """Return `server_flops`, computed once for each network."""
-    return server_flops(model, symmetric=symmetric)
+    return server_flops(model, views=views, graded=graded)
 
 
 def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Table]:
@@ -202,8 +202,8 @@ def _short(value: float) -> str:
 
 
 def paper_tables() -> tuple[list[Table], dict[str, Any]]:
-    """Return tables of the paper's figures beside those of `paper_way`, and the latter by the name of the row."""
-    figures = {name: paper_way(name) for name in PUBLISHED}
+    """Return tables of the paper's figures beside those of `_paper_way`, and the latter by the name of the row."""
+    figures = {name: _paper_way(name) for name in _PUBLISHED}
     table = Table(
         title="Hardware costs, counted as in the paper: here / published",
         caption="MB of 1024^2 bytes over the session; operations: multiply-adds of convolutions and products, and 5 "
@@ -215,7 +215,7 @@ def paper_tables() -> tuple[list[Table], dict[str, Any]]:
     for column in ("", "weights", "activations", "MFLOPs", "memory"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
     for name, own in figures.items():
-        published = PUBLISHED[name]
+        published = _PUBLISHED[name]
         table.add_row(
             name,
             *(
@@ -226,7 +226,7 @@ def paper_tables() -> tuple[list[Table], dict[str, Any]]:
     return [table], figures
 
 
-def paper_way(name: str) -> dict[str, float]:
+def _paper_way(name: str) -> dict[str, float]:
     """Compute a row of the paper's table of hardware costs as the published program does.
 
     Multiply-adds are called FLOPs there. A client trains 200 epochs on 50 images, and models are averaged after each
@@ -235,7 +235,7 @@ def paper_way(name: str) -> dict[str, float]:
     has the largeV2 head. TAResSFL has a bottleneck C4S2 and sends no weights and no gradients; it has no backward pass.
 
     Args:
-        name: a key of `PUBLISHED`.
+        name: a key of `_PUBLISHED`.
     """
     federated, frozen = name == "FL-SSL", "TAResSFL" in name
     config = RunConfig(
