@@ -104,19 +104,15 @@ class ServerState:
 
 
 @dataclass(frozen=True)
-class Attackers:
-    """The simulated attackers of TAResSFL, one for each client (`simsfl.defences.taressfl`).
-
-    An attacker is a row of ``A = 3R + 1`` numbers: the R parameters of its decoder, Adam's averages of their gradients
-    and of the squared gradients, and the number of steps that it has learnt from.
-    """
+class Remembered:
+    """What the defences remember of each client, a row of A numbers (`simsfl.defences`)."""
 
     initial: Tensor
-    """``[A]`` the attacker of a client that has not taken part yet."""
+    """``[A]`` the row of a client that has not taken part yet."""
     cohort: Tensor
-    """``[C, A]`` attackers of the cohort's clients, in cohort order."""
+    """``[C, A]`` rows of the cohort's clients, in cohort order."""
     own: Tensor = field(metadata={_LAZY: True})
-    """``[M, A]`` attackers of clients that have taken part, in the same storage as the clients' state."""
+    """``[M, A]`` rows of clients that have taken part, in the same storage as the clients' state."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +153,15 @@ class State:
     otherwise a group for each position in the cohort."""
     sent: Sent | None
     """Smashed data that the server may train on again; None where it never does."""
-    attackers: Attackers | None
-    """Simulated attackers (TAResSFL); None where there are none."""
+    defence: Remembered | None = field(metadata={_SAVED_AS: "attackers"})
+    """What the defences remember, such as TAResSFL's simulated attackers; None where that is nothing."""
     aggregation: Memory = field(default_factory=dict)
     """What the aggregation of models remembers (`simsfl.aggregations`)."""
+
+    @property
+    def remembered(self) -> Tensor:
+        """Return what the defences remember of the cohort's clients, ``[C, A]``; A may be 0."""
+        return self.defence.cohort if self.defence else self.cohort.online.new_empty(len(self.cohort.ids), 0)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every distinct tensor by its dotted name, such as ``"clients.online"``."""
@@ -328,14 +329,13 @@ def cohort_memory(memories: Memory, cohort: int) -> Memory:
     return {name: one[:cohort].clone() for name, one in memories.items()}
 
 
-def initial_attackers(
-    decoder: FlatModule, clients: int, cohort: int, storage: Storage, device: torch.device, dtype: torch.dtype
-) -> Attackers:
-    """Allocate the simulated attackers of `clients` clients (TAResSFL), all with the initial weights of `decoder`."""
-    parameters = decoder.initial.to(device, dtype)
-    initial = torch.cat([parameters, parameters.new_zeros(2 * len(parameters) + 1)])
-    own = storage.zeros(clients, len(initial), dtype)  # a row counts steps, and bfloat16 stops at 256
-    return Attackers(initial=initial, cohort=initial.repeat(cohort, 1), own=own)
+def initial_remembered(
+    initial: Tensor, clients: int, cohort: int, storage: Storage, device: torch.device, dtype: torch.dtype
+) -> Remembered:
+    """Allocate what the defences remember of `clients` clients, who all begin with the row `initial` ``[A]``."""
+    initial = initial.to(device, dtype)
+    own = storage.zeros(clients, len(initial), dtype)  # a row may count steps, and bfloat16 stops at 256
+    return Remembered(initial=initial, cohort=initial.repeat(cohort, 1), own=own)
 
 
 def _stack(one: Tensor, rows: int) -> Tensor:
@@ -350,12 +350,12 @@ def _persisting(state: State) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         The cohort's tensor ``[C, ...]``; that of all clients ``[M, ...]``, or ``[1, ...]`` where it is averaged; and
         the row ``[...]`` of a client that has not taken part yet, or None where it is zeros.
     """
-    clients, cohort, attackers = state.clients, state.cohort, state.attackers
+    clients, cohort, defence = state.clients, state.cohort, state.defence
     yield cohort.momentum, clients.momentum, clients.initial
     yield cohort.momentum_statistics, clients.momentum_statistics, clients.initial_statistics
     yield cohort.velocity, clients.velocity, None
-    if attackers:
-        yield attackers.cohort, attackers.own, attackers.initial
+    if defence:
+        yield defence.cohort, defence.own, defence.initial
 
 
 @torch.no_grad()
@@ -438,9 +438,9 @@ def rows_before(state: State, positions: Collection[int]) -> list[tuple[Tensor, 
     """
     if not positions:
         return []
-    cohort, attackers = state.cohort, state.attackers
+    cohort, defence = state.cohort, state.defence
     tensors = [cohort.online.detach(), cohort.online_statistics, cohort.momentum, cohort.momentum_statistics]
-    tensors += [cohort.velocity, *([attackers.cohort] if attackers else [])]
+    tensors += [cohort.velocity, *([defence.cohort] if defence else [])]
     tensors += [] if state.memory is state.memories else state.memory.values()
     return [(tensor, tensor[sorted(positions)]) for tensor in tensors]
 

@@ -85,6 +85,7 @@ DEFENCES = {
     "int8": Code("simsfl.defences.compression:Int8"),
     "fp16": Code("simsfl.defences.compression:Half"),
     "top-k": Code("simsfl.defences.compression:TopK"),
+    "taressfl": Code("simsfl.defences.taressfl:TAResSFL"),
 }
 """What clients do with what they send and learn from: subclasses of `simsfl.defences.Defence`."""
 

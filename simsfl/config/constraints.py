@@ -111,8 +111,8 @@ EVERY_RUN = (
         "batch_size: {batch_size} is too few images for a distance correlation (defence nopeek); allowed: 3 or more",
     ),
     Constraint(
-        lambda c: c.defence is not None and c.ressfl_lambda > 0,
-        "defence: {defence} and ressfl_lambda {ressfl_lambda:g} do not go together; allowed: one of them",
+        lambda c: "taressfl" in c.defences and c.ressfl_lambda == 0,
+        "defence: {defence} has no weight for taressfl; allowed: with ressfl_lambda above 0",
     ),
     _for_split("defence", None),
     _for_split("ressfl_lambda", 0, ":g"),
@@ -125,10 +125,6 @@ EVERY_RUN = (
     Constraint(
         lambda c: METHODS[c.method].fixed and (c.supervised or c.objective not in (None, METHODS[c.method].objective)),
         "method: {method} has an objective of its own; allowed: federated or mocosfl",
-    ),
-    Constraint(
-        lambda c: c.ressfl_lambda > 0 and c.goal.targets is Targets.ONLINE,
-        "ressfl_lambda: TAResSFL does not work with an objective in which clients learn from both views; allowed: 0",
     ),
     _for_split("loss_threshold", 0, ":g"),
 )

@@ -18,7 +18,6 @@ from simsfl.algorithm.plan import RoundPlan
 from simsfl.algorithm.state import completed_rounds, gather_, scatter_, scatter_memory_
 from simsfl.algorithm.wire import Wire
 from simsfl.config.catalogue import Targets
-from simsfl.defences.taressfl import attackers_lr
 from simsfl.engine.cuda_graph import CapturedStep
 from simsfl.engine.plan_ahead import PlanAhead
 from simsfl.rounds.progress import Progress
@@ -71,7 +70,7 @@ def client_steps(
         if state.sent:
             state.sent.keep_(progress.step_index, outcome.smashed, batch.labels)
         syncs = is_sync_step(progress.step_index, progress.steps, config.syncs_per_round)
-        progress.finish_step(outcome.loss, outcome.top1, *outcome.attackers_ssim)
+        progress.finish_step(outcome.loss, outcome.top1, *outcome.figures)
         with clock("sync"):
             absent = outcome.absent
             if syncs:
@@ -133,7 +132,7 @@ def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[
 
 
 class _Rates:
-    """The learning rates of a round, as tensors on the device.
+    """The number of a round and its learning rates, as tensors on the device.
 
     Args:
         parts: the parts of the simulation.
@@ -141,18 +140,18 @@ class _Rates:
         own_steps: ``[C]`` number of steps that each client of the cohort did before the round.
 
     Attributes:
+        round_index: the round, scalar int64.
         server: scalar rate of the server.
-        attackers: scalar rate of simulated attackers.
     """
 
     def __init__(self, parts: Parts, round_index: int, own_steps: Tensor):
+        self.round_index = torch.full((), round_index, device=parts.device)
         self.server = _on_device(parts, parts.server_lr(round_index))
-        self.attackers = _on_device(parts, attackers_lr(round_index, parts.config.rounds))
-        self._parts, self._round_index, self._own_steps = parts, round_index, own_steps
+        self._parts, self._index, self._own_steps = parts, round_index, own_steps
 
     def clients(self, step_index: int) -> Tensor:
         """Return the learning rates ``[C, 1]`` of the clients in a step of the round, counted from 0."""
-        return self._parts.client_lr(self._round_index, self._own_steps + step_index).to(self._parts.dtype)[:, None]
+        return self._parts.client_lr(self._index, self._own_steps + step_index).to(self._parts.dtype)[:, None]
 
 
 def _on_device(parts: Parts, rate: float) -> Tensor:
@@ -179,7 +178,7 @@ def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> 
         server_lr=rates.server,
         client_lr=rates.clients(s),
         noise=[group.noise[s] for group in plan.groups] if parts.hyper.defence else None,
-        attackers_lr=rates.attackers,
+        round_index=rates.round_index,
         absent=plan.absences.in_step(s),
         wire=wire,
         labels=labels,

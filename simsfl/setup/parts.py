@@ -212,7 +212,7 @@ def build(
         callbacks=assembly.callbacks(config),
         aggregation=assembly.aggregation(config),
         hyper=hyper,
-        train_step=_train_step(config, model),
+        train_step=_train_step(config, hyper),
         version=_version(config.engine),
         cost=client_cost(
             model, number_bytes=hyper.precision.itemsize, defence=hyper.defence, align_momentum=config.align_momentum
@@ -295,20 +295,21 @@ def _absolute(name: str | None) -> str | None:
 
 
 def _network(config: RunConfig, start: Weights | None) -> SplitModel:
-    """Build the network with the weights that a run begins with, and a decoder if there are simulated attackers."""
-    model = assembly.with_attacker(config, assembly.network(config))
+    """Build the network with the weights that a run begins with."""
+    model = assembly.network(config)
     if start:
         start.initialise(model, server=config.init_server)
     return model
 
 
-def _train_step(config: RunConfig, model: SplitModel) -> Callable[..., Outcome]:
+def _train_step(config: RunConfig, hyper: Hyperparameters) -> Callable[..., Outcome]:
     """Return the step of the config's method and engine; on CUDA, that of the fused engine is recorded and replayed."""
     method = METHODS[config.method]
     if config.engine == "loop":
         return method.looped.load()
-    captured = _version(config.engine) and torch.device(config.device).type == "cuda" and not model.attacker
-    return CapturedStep(method.stacked.load()) if captured else method.stacked.load()
+    fused_on_cuda = _version(config.engine) and torch.device(config.device).type == "cuda"
+    step = method.stacked.load()
+    return CapturedStep(step) if fused_on_cuda and hyper.defence.replayable else step
 
 
 def _version(engine: str) -> str | None:
