@@ -9,6 +9,7 @@ import torch
 
 from simsfl import RunConfig, Simulation, extend
 from simsfl.aggregations import Aggregation
+from simsfl.config import constraints
 from simsfl.config.catalogue import DOORS, OBJECTIVES
 from simsfl.config.registry import code_of
 from simsfl.config.values import option
@@ -22,6 +23,7 @@ BASE = TINY | {"clients": 6, "batch_size": 4, "rounds": 2, "eval_every": 0, "knn
 CHOICES = {
     **{f"{name} with BatchNorm": {"objective": name, "norm": "batch"} for name in OBJECTIVES if name != "supervised"},
     "aligned median": {"aggregation": "median", "align_momentum": True, "norm": "batch"},
+    "mixing around FedAvgM": {"aggregation": "fedavgm", "divergence_tau": 0.5, "cohort": 3, "rounds": 3},
     "images that weigh differently": {"aggregation": "by-images", "partition": "dirichlet", "alpha": 9.0},
     "absent, own queues": {"dropout": 0.4, "feature_sharing": False, "rounds": 3},
     "absent, federated": {"dropout": 0.4, "method": "federated", "rounds": 3, "syncs_per_round": 1},
@@ -144,6 +146,46 @@ def test_a_defence_may_remember_and_report(habit, pictures):
     assert habits["vmap"][0] == pytest.approx(habits["loop"][0], rel=1e-7)
     torch.testing.assert_close(habits["vmap"][1], habits["loop"][1], rtol=1e-6, atol=1e-9)
     assert all(habits["loop"][1].abs().sum(dim=1) > 0)
+
+
+@dataclass(frozen=True)
+class Stubborn(Aggregation):
+    """Clients go half of the way to the mean of the averages that they have received, and share momentum models."""
+
+    aligns_momentum = True
+    mixes = True
+
+    def remembered(self, size):
+        return size + 1
+
+    def receive(self, model, own_CP, average_P, memory_CR):
+        count, mean = memory_CR[:, :1].add_(1), memory_CR[:, 1:]
+        mean.add_((average_P - mean) / count)
+        return (own_CP + mean) / 2
+
+
+@pytest.fixture
+def stubborn():
+    """Register `Stubborn`, as long as a test runs."""
+    with patch.dict(DOORS["aggregation"]):
+        yield extend.aggregation("stubborn")(Stubborn)
+
+
+def test_an_aggregation_may_say_what_clients_do_with_the_average(stubborn, pictures):
+    assert {"the whole cohort", "clients that are absent or slow"} <= set(check(stubborn, rounds=1))
+    config = RunConfig(**BASE | {"aggregation": "stubborn", "cohort": 3, "rounds": 3, "engine": "vmap"})
+    simulation = Simulation(config, pictures)
+    list(simulation.rounds())
+    state = simulation.state.tensors()
+    rounds = state["clients.participation"]
+    # twice in a round, and once in the beginning: `scale` is the name in checkpoints
+    assert state["clients.scale"][:, 0].tolist() == (3 * rounds).tolist()
+    assert len(state["clients.momentum"]) == 1
+    assert len(state["cohort.online"].unique(dim=0)) == 3
+    with pytest.raises(ValueError, match=r"^divergence_tau: 0.5 is not for aggregation stubborn, .*; allowed: 0$"):
+        Simulation(replace(config, divergence_tau=0.5), pictures)
+    with pytest.raises(ValueError, match=r"^aggregation: stubborn is not for runs with devices, .*; allowed: one w"):
+        constraints.check(config, constraints.DEVICES)
 
 
 @pytest.mark.parametrize("fields", CHOICES.values(), ids=CHOICES)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from simsfl.aggregations import Aggregation
 from simsfl.models import FlatModule
 from simsfl.objectives import Memory
 from simsfl.optimisers import Optimiser
@@ -34,7 +35,7 @@ holds only the rows of participants."""
 _SAME_AS = "same as"
 """Key in the metadata of a `State` field: name of another field that may hold the same object, which is saved once."""
 _SAVED_AS = "saved as"
-"""Key in the metadata of a `State` field: its name in checkpoints, if it is another."""
+"""Key in the metadata of a field: its name in checkpoints, if it is another."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Clients:
     """``[M, R]`` what the optimiser remembers of each client; for SGD its velocity."""
     own: Tensor = field(metadata={_LAZY: True})
     """``[M, P]`` online models before the latest averaging, where clients mix them with it; otherwise ``[0, P]``."""
-    scale: Tensor
-    """``[M, 1]`` factor of each client's divergence where clients mix, 0 until it is set; otherwise ``[0, 1]``."""
+    received: Tensor = field(metadata={_SAVED_AS: "scale"})
+    """``[M, R]`` what clients that mix remember of averagings (`simsfl.aggregations`); otherwise ``[0, 1]``."""
     participation: Tensor
     """``[M]`` int64 rounds that each client has completed."""
     storage: Storage
@@ -231,10 +232,12 @@ class State:
             owner, twin = getattr(self, part.name), part.metadata.get(_SAME_AS)
             if owner is None or (twin and owner is getattr(self, twin)):
                 continue
-            lazy = set() if isinstance(owner, dict) else {one.name for one in fields(owner) if _LAZY in one.metadata}
+            about = {} if isinstance(owner, dict) else {one.name: one.metadata for one in fields(owner)}
             for name, value in (owner if isinstance(owner, dict) else vars(owner)).items():
                 if isinstance(value, Tensor):
-                    yield f"{part.metadata.get(_SAVED_AS, part.name)}.{name}", value.detach(), name in lazy
+                    own = about.get(name, {})
+                    full = f"{part.metadata.get(_SAVED_AS, part.name)}.{own.get(_SAVED_AS, name)}"
+                    yield full, value.detach(), _LAZY in own
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
@@ -259,8 +262,7 @@ def initial_clients(
     dtype: torch.dtype,
     *,
     optimiser: Optimiser,
-    align_momentum: bool,
-    mixing: bool,
+    aggregation: Aggregation,
 ) -> Clients:
     """Allocate the state of `clients` clients, who all begin with the weights of `model`.
 
@@ -271,13 +273,14 @@ def initial_clients(
         device: device of the averages.
         dtype: dtype of the averages.
         optimiser: says how much it remembers.
-        align_momentum: whether momentum models are averaged, so that a single row is enough for all.
-        mixing: whether clients mix the average with their own models, which are then kept.
+        aggregation: says whether momentum models are combined, so that a single row is enough for all, and whether
+            clients mix the average with their own models, which are then kept.
     """
     online, statistics = (one.to(device, dtype) for one in (model.initial, model.initial_statistics))
+    received = (clients, aggregation.remembered(len(online))) if aggregation.mixes else (0, 1)
 
     def persisting(one: Tensor) -> Tensor:
-        return _stack(one, 1) if align_momentum or clients == 1 else storage.zeros(clients, len(one))
+        return _stack(one, 1) if aggregation.aligns_momentum or clients == 1 else storage.zeros(clients, len(one))
 
     return Clients(
         online=online.clone(),
@@ -287,8 +290,8 @@ def initial_clients(
         momentum=persisting(online),
         momentum_statistics=persisting(statistics),
         velocity=storage.zeros(clients, optimiser.size(len(online))),
-        own=storage.zeros(clients if mixing else 0, len(online)),
-        scale=torch.zeros(clients if mixing else 0, 1, device=storage.device, dtype=dtype),
+        own=storage.zeros(clients if aggregation.mixes else 0, len(online)),
+        received=storage.zeros(*received, dtype),
         participation=torch.zeros(clients, dtype=torch.long, device=storage.device),
         storage=storage,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from simsfl.config.catalogue import ARCHITECTURES, DATASETS, METHODS, OBJECTIVES, Targets
+from simsfl.config.catalogue import AGGREGATIONS, ARCHITECTURES, DATASETS, METHODS, OBJECTIVES, Targets
 
 SMALLEST = 8
 """Smallest height and width of images that the networks accept, in pixels."""
@@ -182,6 +182,10 @@ DEVICES = (
     _without("ressfl_lambda", 0),
     _without("aux_dataset", None),
     _without("divergence_tau", 0),
+    Constraint(
+        lambda c: AGGREGATIONS[c.aggregation].load().mixes,
+        "aggregation: {aggregation} is not for runs with devices, which take the average; allowed: one without mixing",
+    ),
     Constraint(
         lambda c: c.client_state_dtype != "fp32",
         "client_state_dtype: {client_state_dtype} is not what devices keep; allowed: fp32 in such runs",

@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from simsfl.aggregations.around import divergence
 from simsfl.algorithm import step
-from simsfl.algorithm.aggregation import average_, average_statistics_, divergence, is_sync_step, receive_
+from simsfl.algorithm.aggregation import average_, average_statistics_, is_sync_step, receive_
 from simsfl.algorithm.batch import Batch, Hyperparameters, Outcome
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.observer import Observer
@@ -54,7 +55,7 @@ def client_steps(
     with clock("sync"):
         if progress.step_index == 0:
             gather_(state, plan.cohort)
-            receive_(parts.model.client, state, plan.cohort, config.divergence_tau)
+            receive_(parts.model.client, state, plan.cohort, parts.aggregation)
         own_steps = completed_rounds(state, plan.cohort) * progress.steps
     for observer in observers:
         observer.round_begins(plan)
@@ -83,7 +84,7 @@ def client_steps(
                 scatter_(state, plan.absences.missing)
             if syncs:
                 if hyper.clients_learn:
-                    receive_(parts.model.client, state, plan.cohort, config.divergence_tau)
+                    receive_(parts.model.client, state, plan.cohort, parts.aggregation)
                 for observer in observers:
                     observer.averaged()
         yield
@@ -126,9 +127,10 @@ def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[
     if not learn:
         average_statistics_(*how, absent)
         return
-    average_(*how, align_momentum=parts.config.align_momentum, absent=absent)
+    average_(*how, absent)
     if parts.config.measure_divergence:
-        progress.divergences[progress.step_index] = ids, divergence(parts.model.client, parts.state)
+        apart = divergence(parts.model.client, parts.state.cohort.online, parts.state.clients.online)
+        progress.divergences[progress.step_index] = ids, apart
 
 
 class _Rates:

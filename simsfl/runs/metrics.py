@@ -138,7 +138,7 @@ class SyncRecord(_Record):
     clients: list[Count]
     """Ids of the clients in the cohort."""
     divergence: list[Amount]
-    """Divergence of each of the `clients`, in that order (`simsfl.algorithm.aggregation.divergence`)."""
+    """Divergence of each of the `clients`, in that order (`simsfl.aggregations.around.divergence`)."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from simsfl.aggregations import Aggregation
+from simsfl.aggregations.around import Aligned, Mixed
 from simsfl.algorithm.batch import Hyperparameters
 from simsfl.algorithm.state import (
     Sent,
@@ -153,8 +154,7 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
             config.clients,
             storage,
             **learning,
-            align_momentum=config.align_momentum,
-            mixing=config.divergence_tau > 0,
+            aggregation=aggregation(config),
         ),
         cohort=initial_cohort(model.client, config.cohort, **learning),
         server=initial_server(model.server, **learning),
@@ -193,8 +193,20 @@ def objective(config: RunConfig) -> Objective:
 
 
 def aggregation(config: RunConfig) -> Aggregation:
-    """Return the aggregation of a config with every rule applied."""
-    return AGGREGATIONS[config.aggregation].load().of(config)
+    """Return the aggregation of a config with every rule applied.
+
+    Raises:
+        ValueError: clients are to mix the average with their own models in two ways.
+    """
+    chosen = AGGREGATIONS[config.aggregation].load().of(config)
+    if config.align_momentum:
+        chosen = Aligned(chosen)
+    if config.divergence_tau and chosen.mixes:
+        raise ValueError(
+            f"divergence_tau: {config.divergence_tau:g} is not for aggregation {config.aggregation}, whose clients mix "
+            "in a way of their own; allowed: 0"
+        )
+    return Mixed(chosen, config.divergence_tau) if config.divergence_tau else chosen
 
 
 def sampler(config: RunConfig) -> Sampler:
