@@ -59,7 +59,7 @@ def client_steps(
         own_steps = completed_rounds(state, plan.cohort) * progress.steps
     for observer in observers:
         observer.round_begins(plan)
-    known_absent: list[int] = []
+    known_absent = _absent_from_latest(parts, plan, progress.step_index)
     rates = _Rates(parts, progress.round_index, own_steps)
     while not progress.round_is_over:
         with clock("data"):
@@ -111,6 +111,18 @@ def replayed_steps(parts: Parts, progress: Progress, clock: PhaseClock) -> Itera
         if progress.round_is_over:
             scatter_memory_(state)
         yield
+
+
+def _absent_from_latest(parts: Parts, plan: RoundPlan, finished: int) -> list[int]:
+    """Return the sorted ids of clients that the draws make absent after `finished` steps of a round, as is recorded.
+
+    At an averaging, slow clients count as present.
+    """
+    if not finished:
+        return []
+    averaged = is_sync_step(finished - 1, parts.steps, parts.config.syncs_per_round)
+    absent = plan.absences.missing if averaged else plan.absences.in_step(finished - 1)
+    return sorted(plan.cohort[position].item() for position in absent)
 
 
 def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[int], *, learn: bool) -> None:
