@@ -93,7 +93,7 @@ def train_step(
     if hyper.clients_learn:
         with clock("client backward"):
             gradient_CP = clients.backward(cohort.online, graded_CBchw, gradient_Nchw)
-            if hyper.defence:
+            if hyper.defence.learns:
                 gradient_CP = hyper.defence.learn(gradient_CP, batch.draws_of_clients())
             clients.descend_(model.client, state, gradient_CP, batch.client_lr, hyper)
 
