@@ -29,7 +29,7 @@ from simsfl.config.values import option
 from simsfl.data import Arrays, Dataset, make_dataset
 from simsfl.data.load import Request
 from simsfl.data.partition import Partition
-from simsfl.defences import Defence, Draws
+from simsfl.defences import Added, Defence, Draws
 from simsfl.models.layers import Backbone, Style
 from simsfl.objectives import Memory, Objective, nearest
 from simsfl.optimisers import Optimiser
@@ -47,6 +47,7 @@ from simsfl.samplers import Drawn, Sampler
 
 __all__ = [
     "AbsenceRecord",
+    "Added",
     "Aggregation",
     "Arrays",
     "Backbone",

@@ -1,6 +1,7 @@
 """Whatever is chosen, stacked clients compute what the plain loop over clients does, in float64."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import prod
 from unittest.mock import patch
 
 import pytest
@@ -8,8 +9,11 @@ import torch
 
 from simsfl import RunConfig, Simulation, extend
 from simsfl.aggregations import Aggregation
+from simsfl.config import constraints
 from simsfl.config.catalogue import DOORS, OBJECTIVES
 from simsfl.config.registry import code_of
+from simsfl.config.values import option
+from simsfl.defences import Added, Defence
 from simsfl.testing import _images, check
 from tests.conftest import TINY
 
@@ -19,6 +23,7 @@ BASE = TINY | {"clients": 6, "batch_size": 4, "rounds": 2, "eval_every": 0, "knn
 CHOICES = {
     **{f"{name} with BatchNorm": {"objective": name, "norm": "batch"} for name in OBJECTIVES if name != "supervised"},
     "aligned median": {"aggregation": "median", "align_momentum": True, "norm": "batch"},
+    "mixing around FedAvgM": {"aggregation": "fedavgm", "divergence_tau": 0.5, "cohort": 3, "rounds": 3},
     "images that weigh differently": {"aggregation": "by-images", "partition": "dirichlet", "alpha": 9.0},
     "absent, own queues": {"dropout": 0.4, "feature_sharing": False, "rounds": 3},
     "absent, federated": {"dropout": 0.4, "method": "federated", "rounds": 3, "syncs_per_round": 1},
@@ -59,6 +64,16 @@ SHORT = ("moco", "fedavgm", "gaussian")
 """Names that are not left to the slow tests."""
 
 
+CALM = {"lr": 0.001}
+"""Fields with which rounding is not amplified."""
+FIELDS = {
+    "adamw": CALM,
+    "lars": CALM,
+    "taressfl": {"ressfl_lambda": 1.0, "ressfl_target_ssim": 0.001, "ressfl_decoder": "conv_normN0C4"},
+}
+"""Fields that something is checked with, by its name."""
+
+
 @pytest.mark.parametrize(
     ("door", "name"),
     [
@@ -70,8 +85,7 @@ SHORT = ("moco", "fedavgm", "gaussian")
     ],
 )
 def test_what_comes_with_simsfl_passes_the_check_for_plugins(door, name):
-    fields = {"lr": 0.001} if name in ("adamw", "lars") else {}  # or rounding is amplified
-    tried = check(code_of(DOORS[door][name]).load(), **fields)
+    tried = check(code_of(DOORS[door][name]).load(), **FIELDS.get(name, {}))
     assert {"the whole cohort", "a sampled cohort", "clients that are absent or slow"} <= set(tried)
     assert ("federated clients" in tried) == (door != "defence")
 
@@ -92,6 +106,87 @@ def test_a_check_says_in_words_what_differs():
             check(Forgetful)
     with pytest.raises(ValueError, match=r"^thing: .*Forgetful.* is not registered"):
         check(Forgetful)
+
+
+@dataclass(frozen=True)
+class Habit(Defence):
+    """Pulls a client's smashed data towards their running mean, which it remembers, and reports how far they are."""
+
+    share: float = option(0.2, "Share of the mean that is new.", within=(0, 1))
+
+    figures = ("habit_apart",)
+
+    def size(self, smashed_shape, image_size):
+        return prod(smashed_shape)
+
+    def add(self, images, smashed, memory, round_index):
+        memory.lerp_(smashed.flatten(2).mean(dim=1), self.share)
+        away = smashed - memory.view(len(smashed), 1, *smashed.shape[2:])
+        return Added(away * 0.01 / (1 + round_index), (away.flatten(1).abs().mean(dim=1),))
+
+
+@pytest.fixture
+def habit():
+    """Register `Habit`, as long as a test runs."""
+    with patch.dict(DOORS["defence"]):
+        yield extend.defence("habit")(Habit)
+
+
+def test_a_defence_may_remember_and_report(habit, pictures):
+    assert "clients that are absent or slow" in check(habit, rounds=1)
+    config = RunConfig(**BASE | {"defence": "habit+habit"})
+    with pytest.raises(ValueError, match=r"^defence: habit\+habit reports habit_apart twice; allowed: "):
+        Simulation(config, pictures)
+    habits = {}
+    for engine in ("vmap", "loop"):  # with groups of different batch sizes, and both views in turn
+        unequal = {"unequal": "0.5_0.5|2|0.5_0.5", "batch_size": 2, "cohort": 6}
+        mixed = {"defence": "clip+habit", "objective": "simclr", "engine": engine, "rounds": 1}
+        simulation = Simulation(RunConfig(**BASE | unequal | mixed), pictures, dtype=torch.float64)
+        rounds = [record for record in simulation.train() if record.event == "round"]
+        habits[engine] = [record.added["habit_apart"] for record in rounds], simulation.state.defence.own
+    assert habits["vmap"][0] == pytest.approx(habits["loop"][0], rel=1e-7)
+    torch.testing.assert_close(habits["vmap"][1], habits["loop"][1], rtol=1e-6, atol=1e-9)
+    assert all(habits["loop"][1].abs().sum(dim=1) > 0)
+
+
+@dataclass(frozen=True)
+class Stubborn(Aggregation):
+    """Clients go half of the way to the mean of the averages that they have received, and share momentum models."""
+
+    aligns_momentum = True
+    mixes = True
+
+    def remembered(self, size):
+        return size + 1
+
+    def receive(self, model, own_CP, average_P, memory_CR):
+        count, mean = memory_CR[:, :1].add_(1), memory_CR[:, 1:]
+        mean.add_((average_P - mean) / count)
+        return (own_CP + mean) / 2
+
+
+@pytest.fixture
+def stubborn():
+    """Register `Stubborn`, as long as a test runs."""
+    with patch.dict(DOORS["aggregation"]):
+        yield extend.aggregation("stubborn")(Stubborn)
+
+
+def test_an_aggregation_may_say_what_clients_do_with_the_average(stubborn, pictures):
+    assert {"the whole cohort", "clients that are absent or slow"} <= set(check(stubborn, rounds=1))
+    config = RunConfig(**BASE | {"aggregation": "stubborn", "cohort": 3, "rounds": 3, "engine": "vmap"})
+    simulation = Simulation(config, pictures)
+    list(simulation.rounds())
+    state = simulation.state.tensors()
+    rounds = state["clients.participation"]
+    # twice in a round, and once in the beginning: `scale` is the name in checkpoints
+    assert state["clients.scale"][:, 0].tolist() == (3 * rounds).tolist()
+    assert len(state["clients.momentum"]) == 1
+    assert len(state["cohort.online"].unique(dim=0)) == 3
+    with pytest.raises(ValueError, match=r"^divergence_tau: 0.5 is not for aggregation stubborn, .*; allowed: 0$"):
+        Simulation(replace(config, divergence_tau=0.5), pictures)
+    with pytest.raises(ValueError, match=r"^aggregation: stubborn is not for runs with devices, .*; allowed: one w"):
+        constraints.check(config, constraints.DEVICES)
 
 
 @pytest.mark.parametrize("fields", CHOICES.values(), ids=CHOICES)

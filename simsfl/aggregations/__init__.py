@@ -1,23 +1,26 @@
-"""Aggregation: how the server combines the cohort's models, with a memory of its own.
+"""Aggregation: how the server combines the cohort's models, and what clients do with the result.
 
-It has two parts. Models are combined into one, as in federated averaging; then the server takes a step from the model
-that clients had before towards that, as in adaptive federated optimisation (Reddi et al., ICLR 2021, algorithm 1).
-`simsfl.config.catalogue.AGGREGATIONS` lists those that come with simsfl.
+It has three parts. Models are combined into one, as in federated averaging; then the server takes a step from the model
+that clients had before towards that, as in adaptive federated optimisation (Reddi et al., ICLR 2021, algorithm 1); and
+clients receive the model, and may make something of their own of it. `simsfl.config.catalogue.AGGREGATIONS` lists those
+that come with simsfl; two more go around any of them (`simsfl.aggregations.around`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from simsfl.config import RunConfig
+from simsfl.models import FlatModule
 
 __all__ = ["Aggregation", "Memory"]
 
 Memory = dict[str, Tensor]
-"""What an aggregation remembers from one averaging to the next, by name."""
+"""What the server remembers from one averaging to the next, by name."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,14 @@ class Aggregation:
     """The plain mean of the models (McMahan et al., AISTATS 2017, with equal weights), and the base of all others.
 
     A subclass is a frozen dataclass, whose fields are its options. In shapes, n is the number of clients whose models
-    have arrived, and P that of numbers in each.
+    have arrived, P that of numbers in each, C that of clients in the cohort, and R that of numbers that each of them
+    remembers.
     """
+
+    aligns_momentum: ClassVar[bool] = False
+    """Whether the clients' momentum models are combined as well, so that all clients have the same."""
+    mixes: ClassVar[bool] = False
+    """Whether clients make something of their own of the average (`receive`), and keep their models for it."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Aggregation:
@@ -57,3 +66,21 @@ class Aggregation:
             memory: what is remembered, which may be changed in place.
         """
         return combined_P
+
+    def remembered(self, size: int) -> int:
+        """Return R, given P: how many numbers each client that mixes remembers, zeros at first; here none."""
+        return 0
+
+    def receive(self, model: FlatModule, own_CP: Tensor, average_P: Tensor, memory_CR: Tensor) -> Tensor:
+        """Return the models ``[C, P]`` that clients go on with: here the average.
+
+        This is called where clients mix: after each averaging, and when clients come into a round, with the models that
+        they had at the end of their last one.
+
+        Args:
+            model: the clients' network, which knows what layers the parameters belong to.
+            own_CP: the clients' models.
+            average_P: what `step` returned.
+            memory_CR: what each client remembers, to be changed in place.
+        """
+        return average_P.expand_as(own_CP)

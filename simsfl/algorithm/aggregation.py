@@ -25,10 +25,8 @@ def is_sync_step(step: int, steps: int, syncs: int) -> bool:
 
 
 @torch.no_grad()
-def average_(
-    state: State, aggregation: Aggregation, images_C: Tensor, *, align_momentum: bool, absent: Collection[int] = ()
-) -> None:
-    """Aggregate the cohort's online models, and combine their running statistics.
+def average_(state: State, aggregation: Aggregation, images_C: Tensor, absent: Collection[int] = ()) -> None:
+    """Aggregate the cohort's online models, and combine their running statistics, and momentum models to be aligned.
 
     The average goes to `state.clients`, from where `receive_` gives it to the clients of the cohort. By default it is
     the plain mean over the cohort (McMahan et al. 2017), while the published program starts its sum from client 0
@@ -38,7 +36,7 @@ def average_(
     >>> cohort = Part(online=torch.tensor([[1.0, 2.0], [3.0, 6.0]]), online_statistics=torch.empty(2, 0))
     >>> clients = Part(online=torch.empty(2), online_statistics=torch.empty(0))
     >>> state = Part(clients=clients, cohort=cohort, aggregation={})
-    >>> average_(state, Aggregation(), torch.tensor([50, 50]), align_momentum=False)
+    >>> average_(state, Aggregation(), torch.tensor([50, 50]))
     >>> clients.online
     tensor([2., 4.])
 
@@ -46,8 +44,6 @@ def average_(
         state: the state, whose aggregation's memory may change as well.
         aggregation: how the models are combined.
         images_C: number of images that each client of the cohort holds, int64.
-        align_momentum: whether momentum models are replaced by their average, too (MonAcoSFL, Przewiezlikowski et al.,
-            ECML-PKDD 2024). The published program leaves them alone.
         absent: positions of clients whose models did not arrive. They do not count, but receive the average like all
             others.
     """
@@ -55,7 +51,7 @@ def average_(
     combined_P = aggregation.combine(_present(cohort.online.detach(), absent), there_n)
     clients.online.copy_(aggregation.step(clients.online, combined_P, state.aggregation))
     average_statistics_(state, aggregation, images_C, absent)
-    if align_momentum:
+    if aggregation.aligns_momentum:
         for stack in (cohort.momentum, cohort.momentum_statistics):
             stack.copy_(aggregation.combine(_present(stack, absent), there_n).expand_as(stack))
 
@@ -83,47 +79,28 @@ def average_statistics_(state: State, aggregation: Aggregation, images_C: Tensor
 
 
 @torch.no_grad()
-def divergence(model: FlatModule, state: State) -> Tensor:
-    """Return how far each client's online model is from the latest average, ``[C]``.
-
-    The distance is the sum over all parameter tensors of the L2 norm of the difference, as in the published program.
-
-    Args:
-        model: the clients' network.
-    """
-    differences = model.named(state.cohort.online - state.clients.online)
-    return torch.stack([difference.flatten(1).norm(dim=1) for difference in differences.values()]).sum(dim=0)
-
-
-@torch.no_grad()
-def receive_(model: FlatModule, state: State, ids: Tensor, tau: float) -> None:
-    """Give the average to each client of the cohort, or with `tau` mix it into the client's own model.
-
-    Mixing is divergence-aware (Zhuang et al., ICLR 2022, eq. 4 and 5): a client keeps the share ``min(scale *
-    divergence, 1)`` of its own model. Its scale is set when it first differs from the average, such that it keeps the
-    share `tau` that time.
+def receive_(model: FlatModule, state: State, ids: Tensor, aggregation: Aggregation) -> None:
+    """Give the average to each client of the cohort, or what the aggregation lets it make of the average.
 
     >>> from types import SimpleNamespace as Part
     >>> cohort = Part(online=torch.tensor([[1.0, 2.0], [3.0, 6.0]]), online_statistics=torch.empty(2, 0))
     >>> clients = Part(online=torch.tensor([2.0, 4.0]), online_statistics=torch.empty(0))
-    >>> receive_(None, Part(clients=clients, cohort=cohort), torch.tensor([7, 3]), tau=0.0)
+    >>> receive_(None, Part(clients=clients, cohort=cohort), torch.tensor([7, 3]), Aggregation())
     >>> cohort.online.tolist()
     [[2.0, 4.0], [2.0, 4.0]]
 
     Args:
         model: the clients' network.
+        state: the state; what clients remember of averagings may change as well.
         ids: ``[C]`` ids of the cohort's clients, on the host.
-        tau: share of its own model that a client keeps the first time; 0 for no mixing.
+        aggregation: how the average was made, and what clients do with it.
     """
     clients, cohort = state.clients, state.cohort
-    average = clients.online.expand_as(cohort.online)
     cohort.online_statistics.copy_(clients.online_statistics.expand_as(cohort.online_statistics))
-    if not tau:
-        cohort.online.copy_(average)
+    if not aggregation.mixes:
+        cohort.online.copy_(clients.online.expand_as(cohort.online))
         return
-    apart, rows = divergence(model, state), rows_of(state, ids)
-    scale = clients.scale[rows, 0].to(apart)
-    scale = torch.where((scale == 0) & (apart > 0), tau / apart, scale)
-    put_(clients.scale, rows, scale[:, None])
-    own_share = (scale * apart).clamp(max=1.0)[:, None]
-    cohort.online.copy_(torch.lerp(average, cohort.online, own_share))
+    rows = rows_of(state, ids)
+    memory_CR = clients.received[rows].to(cohort.online)
+    cohort.online.copy_(aggregation.receive(model, cohort.online.detach(), clients.online, memory_CR))
+    put_(clients.received, rows, memory_CR)

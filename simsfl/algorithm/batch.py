@@ -51,8 +51,8 @@ class Batch:
     """Class ``[C', B']`` of each image, group by group, where they are the objective's targets; None otherwise."""
     noise: list[Tensor] | None = None
     """Keys ``[2, C', B', 2]`` of the random numbers that defences draw, group by group; None without defences."""
-    attackers_lr: Tensor | None = None
-    """Scalar learning rate of the simulated attackers (TAResSFL); not used without them."""
+    round_index: Tensor | None = None
+    """The round, counted from 0, scalar int64; not used without defences."""
     absent: frozenset[int] = NOBODY
     """Positions in the cohort of the clients that miss this step, and stay as they are. Not all do."""
     wire: Wire = field(default_factory=Wire)
@@ -111,11 +111,10 @@ class Outcome:
     """``[2N, c, h, w]`` smashed data as they reached the server: those of the queries, then those of the keys, which
     training on labels does not have. Empty where clients send none (`simsfl.algorithm.federated`)."""
     gradient: Tensor
-    """Gradients of the smashed data that clients received, plus what they added to resist attackers (TAResSFL):
+    """Gradients of the smashed data that clients received, with what their defences have changed and added:
     ``[N, c, h, w]``, or ``[2N, c, h, w]`` where they learn from both views. Empty where clients receive none."""
-    attackers_ssim: tuple[Tensor, ...] = ()
-    """Mean SSIM (scalars) of the images that simulated attackers reconstruct, before and after they learn from this
-    step; empty without attackers."""
+    figures: tuple[Tensor, ...] = ()
+    """Figures that the defences report (`simsfl.defences.Defence.figures`), scalars, averaged over clients."""
     absent: Collection[int] = NOBODY
     """Positions in the cohort of the clients from which nothing arrived."""
 
@@ -145,10 +144,6 @@ class Hyperparameters:
     """Whether the objective's figures of a row depend on other rows of the step."""
     precision: torch.dtype = torch.float32
     """Dtype of smashed data on the wire; with bfloat16 it is also that of forward passes. The state keeps its own."""
-    taressfl_lambda: float = 0.0
-    """Weight of TAResSFL's term in what clients minimise (`simsfl.defences.taressfl`)."""
-    taressfl_target_ssim: float = 0.0
-    """SSIM of a simulated attacker's reconstructions above which its client resists it (TAResSFL)."""
     clients_learn: bool = True
     """Whether clients receive gradients and learn from them."""
     chunk: int | None = None

@@ -61,24 +61,38 @@ def protected(smashed: Sequence[Tensor], defence: Chain, draws: Draws | None, st
     return result
 
 
-def defended(gradient: Tensor, images: Sequence[Tensor], smashed: Tensor, defence: Chain, draws: Draws) -> Tensor:
-    """Return the gradient ``[N, c, h, w]`` that clients use instead of the one that arrived.
+def defended(
+    gradient: Tensor,
+    images: Sequence[Tensor],
+    smashed: Tensor,
+    memory: Tensor,
+    defence: Chain,
+    draws: Draws,
+    round_index: Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the gradient ``[N, c, h, w]`` that clients use instead of the one that arrived, and the defences' figures.
 
     Args:
         gradient: ``[N, c, h, w]`` gradient that arrived.
-        images: ``[C', B', 3, H, H]`` images in [0, 1] of each group of clients, in the same order.
+        images: ``[C', B', 3, H, H]`` images in [0, 1] of each group of clients, in the same order; where clients learn
+            from both views, first those of the first view of all groups.
         smashed: ``[N, c, h, w]`` what clients have sent for them, or more than that.
+        memory: ``[C, A]`` what the defences remember of each client, changed in place.
         defence: what clients do against reconstruction.
         draws: its random numbers, for the rows in the same order and maybe more.
+        round_index: the round, scalar int64.
     """
-    gradient, start = defence.receive(gradient, draws.rows(0, len(gradient))), 0
-    parts = []
-    for group in images:
+    gradient = defence.receive(gradient, draws.rows(0, len(gradient)))
+    views = sum(map(len, images)) // len(memory)
+    memories = memory.split([len(group) for group in images[: len(images) // views]]) * views
+    parts, figures, start = [], [], 0
+    for group, own in zip(images, memories, strict=True):
         stop = start + group.shape[:2].numel()
-        added = defence.add(group, smashed[start:stop].unflatten(0, group.shape[:2]))
-        parts.append(gradient[start:stop] if added is None else gradient[start:stop] + added.flatten(0, 1))
+        added = defence.add(group, smashed[start:stop].unflatten(0, group.shape[:2]), own, round_index)
+        parts.append(gradient[start:stop] + added.gradient.flatten(0, 1) if added else gradient[start:stop])
+        figures.append(added.figures if added else ())
         start = stop
-    return torch.cat(parts)
+    return torch.cat(parts), tuple(torch.cat(figure).mean() for figure in zip(*figures, strict=True))
 
 
 def descend_(model: FlatModule, state: State, gradient: Tensor, lr: Tensor, hyper: Hyperparameters) -> None:

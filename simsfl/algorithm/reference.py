@@ -22,7 +22,6 @@ from simsfl.config.catalogue import Targets
 from simsfl.models import FlatModule, SplitModel
 from simsfl.objectives import Memory
 from simsfl.optimisers import SGD
-from simsfl.privacy.similarity import ssim
 from simsfl.system.draws import Draws
 
 _Pairs = list[tuple[Tensor, Tensor]]
@@ -72,53 +71,62 @@ def train_step(
                 gradients[first + c] = own.grad
         gradients = list(batch.wire.down(torch.cat(gradients)).split([len(own) for own in graded]))
 
-    attackers_ssim: tuple[Tensor, ...] = ()
-    if hyper.clients_learn and model.attacker:
-        with clock("attackers"):
-            first = [views[0] for views in seen]
-            attackers_ssim = _taressfl_all(model, state, batch, first, smashed[: len(clients)], gradients, hyper)
+    figures = []
+    if hyper.clients_learn and hyper.defence:
+        with clock(hyper.defence.phase):
+            for c in range(len(clients)):
+                own = slice(c, None, len(clients))
+                gradients[own], reported = _defended(
+                    state.remembered[c : c + 1], batch, seen[c], arrived[own], gradients[own], draws[c], hyper
+                )
+                figures += reported
 
     if hyper.clients_learn:
         with clock("client backward"):
             for c in range(len(clients)):
-                own, sent_own = gradients[c :: len(clients)], arrived[c :: len(clients)]
-                if draws:
-                    own = _defended(batch, seen[c], sent_own, own, draws[c], hyper)
-                torch.autograd.backward(
-                    queries[c], [one.to(sent.dtype) for one, sent in zip(own, queries[c], strict=True)]
-                )
+                own = [g.to(q.dtype) for g, q in zip(gradients[c :: len(clients)], queries[c], strict=True)]
+                torch.autograd.backward(queries[c], own)
             for c, client in enumerate(clients):
                 # after all backward passes: clients' weights share a tensor, which those must find unchanged
                 _descend_client(model, state, c, client, batch.client_lr[c, 0], hyper, draws[c] if draws else ())
 
     put_back_(before, batch.absent)
-    return Outcome(loss, top1, sent, torch.cat(gradients), attackers_ssim, absent)
+    means = tuple(torch.stack(figures).mean(dim=0)) if figures else ()
+    return Outcome(loss, top1, sent, torch.cat(gradients), means, absent)
 
 
 def _defended(
+    memory: Tensor,
     batch: Batch,
     seen: Sequence[Tensor],
     sent: Sequence[Tensor],
     gradients: Sequence[Tensor],
     draws: Sequence[Draws],
     hyper: Hyperparameters,
-) -> list[Tensor]:
+) -> tuple[list[Tensor], list[Tensor]]:
     """Return what a client uses instead of the gradients that arrive; all lists have an item for each view.
 
     Args:
-        batch: says how images are normalised.
+        memory: ``[1, A]`` what the defence remembers of the client, changed in place.
+        batch: says how images are normalised, and the round.
         seen: ``[B, 3, H, W]`` normalised images.
         sent: ``[B, c, h, w]`` what the client has sent of them.
         gradients: ``[B, c, h, w]`` gradients that arrive.
         draws: random numbers of the defence.
         hyper: the defence.
+
+    Returns:
+        The gradients, and the figures that the defence reports, as one vector for each view.
     """
-    own = []
+    own, figures = [], []
     for images, smashed, gradient, numbers in zip(seen, sent, gradients, draws, strict=False):
         received = hyper.defence.receive(gradient, numbers)
-        added = hyper.defence.add(batch.images.restore(images)[None], smashed.detach()[None])
-        own.append(received if added is None else received + added[0])
-    return own
+        shown = batch.images.restore(images)[None], smashed.detach()[None]
+        added = hyper.defence.add_alone(*shown, memory, batch.round_index)
+        own.append(received + added.gradient[0] if added else received)
+        if added and added.figures:
+            figures.append(torch.cat(added.figures))
+    return own, figures
 
 
 def _learn(
@@ -210,67 +218,6 @@ def _groups(memory: Memory, rows: Mapping[int, int]) -> list[tuple[slice, Memory
     return groups
 
 
-def _taressfl_all(
-    model: SplitModel,
-    state: State,
-    batch: Batch,
-    seen: Sequence[Tensor],
-    queries: Sequence[Tensor],
-    gradients: list[Tensor],
-    hyper: Hyperparameters,
-) -> tuple[Tensor, ...]:
-    """Add to each client's gradient, in place, the one that makes its attacker's reconstructions worse (TAResSFL).
-
-    Args:
-        seen: for each client the normalised images ``[B, 3, H, W]`` that its query activations were computed from.
-        queries: for each client these activations, ``[B, c, h, w]``.
-        gradients: for each client the gradient of these activations, ``[B, c, h, w]``.
-
-    Returns:
-        SSIM of the attackers' reconstructions, averaged over clients, before and after they learn from this step.
-    """
-    figures = []
-    for c, (images, sent) in enumerate(zip(seen, queries, strict=True)):
-        attacker = state.attackers.cohort[c]
-        added, *figure = _taressfl(model, attacker, batch.images.restore(images), sent, batch.attackers_lr, hyper)
-        gradients[c] = gradients[c] + added
-        figures.append(torch.stack(figure))
-    return tuple(torch.stack(figures).mean(dim=0))
-
-
-def _taressfl(
-    model: SplitModel, attacker: Tensor, images: Tensor, sent: Tensor, lr: Tensor, hyper: Hyperparameters
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Let one client's attacker learn from the step, in place (TAResSFL).
-
-    Args:
-        attacker: ``[A]`` row of the attacker, see `simsfl.algorithm.state.Attackers`.
-        images: ``[B, 3, H, W]`` the client's images, in [0, 1].
-        sent: ``[B, c, h, w]`` the client's smashed data of these images.
-        lr: scalar learning rate of the attacker.
-
-    Returns:
-        The gradient ``[B, c, h, w]`` that makes the attacker's reconstructions worse, and their SSIM before and after
-        it learns.
-    """
-    parameters, first, second = attacker[:-1].chunk(3)
-    decoder = model.attacker.module(parameters)
-    optimizer = torch.optim.Adam(decoder.parameters(), lr=float(lr), foreach=False)
-    averages = (model.attacker.named(average).values() for average in (first, second))
-    for parameter, one, two in zip(decoder.parameters(), *averages, strict=True):
-        optimizer.state[parameter] = {"step": attacker[-1].clone(), "exp_avg": one, "exp_avg_sq": two}
-    smashed = sent.detach().to(attacker.dtype).requires_grad_()
-    before = ssim(decoder(smashed.detach()), images).mean()
-    (-before).backward()
-    optimizer.step()
-    attacker[-1] += 1
-    after = ssim(decoder(smashed), images).mean()
-    if after <= hyper.taressfl_target_ssim:
-        return torch.zeros_like(sent), before.detach(), after.detach()
-    (hyper.taressfl_lambda * (after - hyper.taressfl_target_ssim)).backward()
-    return smashed.grad.to(sent.dtype), before.detach(), after.detach()
-
-
 def federated_step(
     model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed
 ) -> Outcome:
@@ -333,11 +280,11 @@ def _descend_client(
         draws: random numbers of the defence, for each view of each image.
     """
     sgd = hyper.optimiser
-    if isinstance(sgd, SGD) and not draws and not hyper.proximal:  # as real devices do it, to the bit
+    if isinstance(sgd, SGD) and not hyper.defence.learns and not hyper.proximal:  # as real devices do it, to the bit
         client.descend(float(lr), sgd.momentum, sgd.weight_decay)
         return
     weights, gradient = state.cohort.online.detach()[c], _gradient(client.online)
-    if draws:
+    if hyper.defence.learns:
         gradient = hyper.defence.learn(gradient[None], draws[0].rows(0, 1))[0]
     if hyper.proximal:
         gradient = gradient + hyper.proximal * (weights - state.clients.online)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from simsfl.aggregations import Aggregation
 from simsfl.models import FlatModule
 from simsfl.objectives import Memory
 from simsfl.optimisers import Optimiser
@@ -34,7 +35,7 @@ holds only the rows of participants."""
 _SAME_AS = "same as"
 """Key in the metadata of a `State` field: name of another field that may hold the same object, which is saved once."""
 _SAVED_AS = "saved as"
-"""Key in the metadata of a `State` field: its name in checkpoints, if it is another."""
+"""Key in the metadata of a field: its name in checkpoints, if it is another."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Clients:
     """``[M, R]`` what the optimiser remembers of each client; for SGD its velocity."""
     own: Tensor = field(metadata={_LAZY: True})
     """``[M, P]`` online models before the latest averaging, where clients mix them with it; otherwise ``[0, P]``."""
-    scale: Tensor
-    """``[M, 1]`` factor of each client's divergence where clients mix, 0 until it is set; otherwise ``[0, 1]``."""
+    received: Tensor = field(metadata={_SAVED_AS: "scale"})
+    """``[M, R]`` what clients that mix remember of averagings (`simsfl.aggregations`); otherwise ``[0, 1]``."""
     participation: Tensor
     """``[M]`` int64 rounds that each client has completed."""
     storage: Storage
@@ -104,19 +105,15 @@ class ServerState:
 
 
 @dataclass(frozen=True)
-class Attackers:
-    """The simulated attackers of TAResSFL, one for each client (`simsfl.defences.taressfl`).
-
-    An attacker is a row of ``A = 3R + 1`` numbers: the R parameters of its decoder, Adam's averages of their gradients
-    and of the squared gradients, and the number of steps that it has learnt from.
-    """
+class Remembered:
+    """What the defences remember of each client, a row of A numbers (`simsfl.defences`)."""
 
     initial: Tensor
-    """``[A]`` the attacker of a client that has not taken part yet."""
+    """``[A]`` the row of a client that has not taken part yet."""
     cohort: Tensor
-    """``[C, A]`` attackers of the cohort's clients, in cohort order."""
+    """``[C, A]`` rows of the cohort's clients, in cohort order."""
     own: Tensor = field(metadata={_LAZY: True})
-    """``[M, A]`` attackers of clients that have taken part, in the same storage as the clients' state."""
+    """``[M, A]`` rows of clients that have taken part, in the same storage as the clients' state."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +154,15 @@ class State:
     otherwise a group for each position in the cohort."""
     sent: Sent | None
     """Smashed data that the server may train on again; None where it never does."""
-    attackers: Attackers | None
-    """Simulated attackers (TAResSFL); None where there are none."""
+    defence: Remembered | None = field(metadata={_SAVED_AS: "attackers"})
+    """What the defences remember, such as TAResSFL's simulated attackers; None where that is nothing."""
     aggregation: Memory = field(default_factory=dict)
     """What the aggregation of models remembers (`simsfl.aggregations`)."""
+
+    @property
+    def remembered(self) -> Tensor:
+        """Return what the defences remember of the cohort's clients, ``[C, A]``; A may be 0."""
+        return self.defence.cohort if self.defence else self.cohort.online.new_empty(len(self.cohort.ids), 0)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every distinct tensor by its dotted name, such as ``"clients.online"``."""
@@ -230,10 +232,12 @@ class State:
             owner, twin = getattr(self, part.name), part.metadata.get(_SAME_AS)
             if owner is None or (twin and owner is getattr(self, twin)):
                 continue
-            lazy = set() if isinstance(owner, dict) else {one.name for one in fields(owner) if _LAZY in one.metadata}
+            about = {} if isinstance(owner, dict) else {one.name: one.metadata for one in fields(owner)}
             for name, value in (owner if isinstance(owner, dict) else vars(owner)).items():
                 if isinstance(value, Tensor):
-                    yield f"{part.metadata.get(_SAVED_AS, part.name)}.{name}", value.detach(), name in lazy
+                    own = about.get(name, {})
+                    full = f"{part.metadata.get(_SAVED_AS, part.name)}.{own.get(_SAVED_AS, name)}"
+                    yield full, value.detach(), _LAZY in own
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
@@ -258,8 +262,7 @@ def initial_clients(
     dtype: torch.dtype,
     *,
     optimiser: Optimiser,
-    align_momentum: bool,
-    mixing: bool,
+    aggregation: Aggregation,
 ) -> Clients:
     """Allocate the state of `clients` clients, who all begin with the weights of `model`.
 
@@ -270,13 +273,14 @@ def initial_clients(
         device: device of the averages.
         dtype: dtype of the averages.
         optimiser: says how much it remembers.
-        align_momentum: whether momentum models are averaged, so that a single row is enough for all.
-        mixing: whether clients mix the average with their own models, which are then kept.
+        aggregation: says whether momentum models are combined, so that a single row is enough for all, and whether
+            clients mix the average with their own models, which are then kept.
     """
     online, statistics = (one.to(device, dtype) for one in (model.initial, model.initial_statistics))
+    received = (clients, aggregation.remembered(len(online))) if aggregation.mixes else (0, 1)
 
     def persisting(one: Tensor) -> Tensor:
-        return _stack(one, 1) if align_momentum or clients == 1 else storage.zeros(clients, len(one))
+        return _stack(one, 1) if aggregation.aligns_momentum or clients == 1 else storage.zeros(clients, len(one))
 
     return Clients(
         online=online.clone(),
@@ -286,8 +290,8 @@ def initial_clients(
         momentum=persisting(online),
         momentum_statistics=persisting(statistics),
         velocity=storage.zeros(clients, optimiser.size(len(online))),
-        own=storage.zeros(clients if mixing else 0, len(online)),
-        scale=torch.zeros(clients if mixing else 0, 1, device=storage.device, dtype=dtype),
+        own=storage.zeros(clients if aggregation.mixes else 0, len(online)),
+        received=storage.zeros(*received, dtype),
         participation=torch.zeros(clients, dtype=torch.long, device=storage.device),
         storage=storage,
     )
@@ -328,14 +332,13 @@ def cohort_memory(memories: Memory, cohort: int) -> Memory:
     return {name: one[:cohort].clone() for name, one in memories.items()}
 
 
-def initial_attackers(
-    decoder: FlatModule, clients: int, cohort: int, storage: Storage, device: torch.device, dtype: torch.dtype
-) -> Attackers:
-    """Allocate the simulated attackers of `clients` clients (TAResSFL), all with the initial weights of `decoder`."""
-    parameters = decoder.initial.to(device, dtype)
-    initial = torch.cat([parameters, parameters.new_zeros(2 * len(parameters) + 1)])
-    own = storage.zeros(clients, len(initial), dtype)  # a row counts steps, and bfloat16 stops at 256
-    return Attackers(initial=initial, cohort=initial.repeat(cohort, 1), own=own)
+def initial_remembered(
+    initial: Tensor, clients: int, cohort: int, storage: Storage, device: torch.device, dtype: torch.dtype
+) -> Remembered:
+    """Allocate what the defences remember of `clients` clients, who all begin with the row `initial` ``[A]``."""
+    initial = initial.to(device, dtype)
+    own = storage.zeros(clients, len(initial), dtype)  # a row may count steps, and bfloat16 stops at 256
+    return Remembered(initial=initial, cohort=initial.repeat(cohort, 1), own=own)
 
 
 def _stack(one: Tensor, rows: int) -> Tensor:
@@ -350,12 +353,12 @@ def _persisting(state: State) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         The cohort's tensor ``[C, ...]``; that of all clients ``[M, ...]``, or ``[1, ...]`` where it is averaged; and
         the row ``[...]`` of a client that has not taken part yet, or None where it is zeros.
     """
-    clients, cohort, attackers = state.clients, state.cohort, state.attackers
+    clients, cohort, defence = state.clients, state.cohort, state.defence
     yield cohort.momentum, clients.momentum, clients.initial
     yield cohort.momentum_statistics, clients.momentum_statistics, clients.initial_statistics
     yield cohort.velocity, clients.velocity, None
-    if attackers:
-        yield attackers.cohort, attackers.own, attackers.initial
+    if defence:
+        yield defence.cohort, defence.own, defence.initial
 
 
 @torch.no_grad()
@@ -438,9 +441,9 @@ def rows_before(state: State, positions: Collection[int]) -> list[tuple[Tensor, 
     """
     if not positions:
         return []
-    cohort, attackers = state.cohort, state.attackers
+    cohort, defence = state.cohort, state.defence
     tensors = [cohort.online.detach(), cohort.online_statistics, cohort.momentum, cohort.momentum_statistics]
-    tensors += [cohort.velocity, *([attackers.cohort] if attackers else [])]
+    tensors += [cohort.velocity, *([defence.cohort] if defence else [])]
     tensors += [] if state.memory is state.memories else state.memory.values()
     return [(tensor, tensor[sorted(positions)]) for tensor in tensors]
 

@@ -22,7 +22,6 @@ from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untim
 from simsfl.algorithm.state import State, put_back_, rows_before
 from simsfl.algorithm.wire import NOBODY
 from simsfl.config.catalogue import Targets
-from simsfl.defences.taressfl import taressfl_
 from simsfl.kernels import ema_
 from simsfl.models import SplitModel
 
@@ -38,7 +37,8 @@ def train_step(
     4. The clients send both. The server concatenates them, computes the loss of the objective, updates its models and
        what the objective remembers, such as the key queue (`learn_`), and sends each client the gradient of its own
        query activations.
-    5. With TAResSFL, each client adds a gradient that makes its own simulated attacker's reconstructions worse.
+    5. With defences, each client changes this gradient, or adds one of its own, such as one that makes the
+       reconstructions of a simulated attacker worse (TAResSFL).
     6. The clients backpropagate the gradient through their online models, and descend.
 
     Where an objective compares the two views by the online models alone (`Targets.ONLINE`), these make the key
@@ -46,7 +46,7 @@ def train_step(
     learn (`hyper.clients_learn`) skip 5 and 6.
 
     Args:
-        model: halves of the network, and with TAResSFL the attackers' decoder.
+        model: halves of the network.
         state: what is trained; `state.cohort` has the clients of this round.
         clock: called with the phases "data", "client forward", "server", "attackers" and "client backward".
     """
@@ -82,36 +82,23 @@ def train_step(
         gradients = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, absent)
 
     gradient_Nchw = batch.wire.down(gradients.smashed)
+    figures: tuple[Tensor, ...] = ()
     if hyper.clients_learn and hyper.defence:
-        with clock("client backward"):
+        with clock(hyper.defence.phase):
             seen_CB3HW = [*query_CB3HW, *key_CB3HW] if hyper.targets is Targets.ONLINE else query_CB3HW
             images_CB3HW = [batch.images.restore(images) for images in seen_CB3HW]
-            gradient_Nchw = clients.defended(gradient_Nchw, images_CB3HW, smashed_2Nchw, hyper.defence, draws)
-    attackers_ssim: tuple[Tensor, ...] = ()
-    if hyper.clients_learn and model.attacker:
-        with clock("attackers"):
-            images_CB3HW = [batch.images.restore(images) for images in query_CB3HW]
-            taressfl = taressfl_(
-                model.attacker,
-                state.attackers.cohort,
-                images_CB3HW,
-                smashed_2Nchw[: len(gradient_Nchw)],
-                batch.attackers_lr,
-                hyper.taressfl_lambda,
-                hyper.taressfl_target_ssim,
-            )
-            gradient_Nchw = gradient_Nchw + taressfl.gradient
-            attackers_ssim = taressfl.before, taressfl.after
+            how = state.remembered, hyper.defence, draws, batch.round_index
+            gradient_Nchw, figures = clients.defended(gradient_Nchw, images_CB3HW, smashed_2Nchw, *how)
 
     if hyper.clients_learn:
         with clock("client backward"):
             gradient_CP = clients.backward(cohort.online, graded_CBchw, gradient_Nchw)
-            if hyper.defence:
+            if hyper.defence.learns:
                 gradient_CP = hyper.defence.learn(gradient_CP, batch.draws_of_clients())
             clients.descend_(model.client, state, gradient_CP, batch.client_lr, hyper)
 
     put_back_(before, batch.absent)
-    return Outcome(gradients.loss, gradients.top1, smashed_2Nchw, gradient_Nchw, attackers_ssim, absent)
+    return Outcome(gradients.loss, gradients.top1, smashed_2Nchw, gradient_Nchw, figures, absent)
 
 
 def learn_(

@@ -139,8 +139,12 @@ class RunConfig(Settings):
 
     @property
     def defences(self) -> list[str]:
-        """Return the names of the defences, in the order in which they are applied to smashed data."""
-        return self.defence.split("+") if self.defence else []
+        """Return the names of the defences, in the order in which they are applied to smashed data.
+
+        TAResSFL, which has its weight in `ressfl_lambda`, is the last one unless it is named in `defence`.
+        """
+        named = self.defence.split("+") if self.defence else []
+        return named if "taressfl" in named or not self.ressfl_lambda else [*named, "taressfl"]
 
     @property
     def images_for_defences(self) -> int:

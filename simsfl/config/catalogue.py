@@ -120,6 +120,7 @@ DEFENCES = {
     "int8": DefenceKind(Code("simsfl.defences.compression:Int8")),
     "fp16": DefenceKind(Code("simsfl.defences.compression:Half")),
     "top-k": DefenceKind(Code("simsfl.defences.compression:TopK")),
+    "taressfl": DefenceKind(Code("simsfl.defences.taressfl:TAResSFL")),
 }
 """What clients do with what they send and learn from."""
 

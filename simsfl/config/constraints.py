@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simsfl.config.catalogue import (
+    AGGREGATIONS,
     ARCHITECTURES,
     DATASETS,
     METHODS,
@@ -133,8 +134,8 @@ EVERY_RUN = (
         "warmup_rounds: {warmup_rounds} is more than the rounds; allowed: 0 to {rounds}",
     ),
     Constraint(
-        lambda c: c.defence is not None and c.ressfl_lambda > 0,
-        "defence: {defence} and ressfl_lambda {ressfl_lambda:g} do not go together; allowed: one of them",
+        lambda c: "taressfl" in c.defences and c.ressfl_lambda == 0,
+        "defence: {defence} has no weight for taressfl; allowed: with ressfl_lambda above 0",
     ),
     _for_split("defence", None),
     _for_split("ressfl_lambda", 0, ":g"),
@@ -147,10 +148,6 @@ EVERY_RUN = (
     Constraint(
         lambda c: METHODS[c.method].fixed and (c.supervised or c.objective not in (None, METHODS[c.method].objective)),
         "method: {method} has an objective of its own; allowed: federated or mocosfl",
-    ),
-    Constraint(
-        lambda c: c.ressfl_lambda > 0 and c.goal.targets is Targets.ONLINE,
-        "ressfl_lambda: TAResSFL does not work with an objective in which clients learn from both views; allowed: 0",
     ),
     _for_split("loss_threshold", 0, ":g"),
 )
@@ -217,6 +214,10 @@ DEVICES = (
     _without("ressfl_lambda", 0),
     _without("aux_dataset", None),
     _without("divergence_tau", 0),
+    Constraint(
+        lambda c: AGGREGATIONS[c.aggregation].load().mixes,
+        "aggregation: {aggregation} is not for runs with devices, which take the average; allowed: one without mixing",
+    ),
     Constraint(
         lambda c: c.client_state_dtype != "fp32",
         "client_state_dtype: {client_state_dtype} is not what devices keep; allowed: fp32 in such runs",

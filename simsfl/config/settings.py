@@ -326,8 +326,8 @@ class Settings:
     ressfl_lambda: float = _setting(
         0.0,
         "privacy",
-        "TAResSFL: weight with which clients resist simulated attackers, which learn to reconstruct their images. 0 "
-        "turns it off.",
+        "Weight of TAResSFL (defence taressfl): clients resist simulated attackers, which learn to reconstruct their "
+        "images. 0 turns it off.",
         within=(0, INFINITY),
         only=SPLIT,
     )

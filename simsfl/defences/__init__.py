@@ -1,12 +1,13 @@
 """Defences: what clients do against those who would reconstruct their images from what they send.
 
-`simsfl.config.catalogue.DEFENCES` lists those that come with simsfl, apart from TAResSFL, whose simulated attackers
-learn along with the clients (`simsfl.defences.taressfl`).
+`simsfl.config.catalogue.DEFENCES` lists those that come with simsfl.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,15 +15,36 @@ from torch import Tensor
 from simsfl.config import RunConfig
 from simsfl.system.draws import Draws
 
-__all__ = ["NONE", "Chain", "Defence", "Draws"]
+__all__ = ["NONE", "Added", "Chain", "Defence", "Draws"]
+
+
+@dataclass(frozen=True)
+class Added:
+    """What clients add to the gradient that they have received, and what they report of it."""
+
+    gradient: Tensor
+    """``[C, B, c, h, w]`` gradient with respect to the smashed data."""
+    figures: tuple[Tensor, ...] = ()
+    """A figure ``[C]`` of each client for each of the names in `Defence.figures`, without a graph."""
 
 
 @dataclass(frozen=True)
 class Defence:
     """The base class of defences, which does nothing; a subclass is a frozen dataclass, whose fields are its options.
 
-    In shapes, n is the number of rows (images) of any clients; what happens to a row depends on no other row.
+    In shapes, n is the number of rows (images) of any clients; what happens to a row depends on no other row. C is a
+    number of clients, B that of the images of each, and A that of what is remembered of each (`size`).
     """
+
+    figures: ClassVar[tuple[str, ...]] = ()
+    """Names of the figures that `add` reports. The record of a round has the mean of each over clients and steps."""
+    learns: ClassVar[bool] = True
+    """Whether `learn` may change gradients. If no defence does, clients descend in the loop as real devices do, to the
+    bit."""
+    replayable: ClassVar[bool] = True
+    """Whether steps may be recorded as a CUDA graph and replayed."""
+    phase: ClassVar[str] = "client backward"
+    """The phase that the time of `receive` and `add` counts towards (`simsfl.system.clock.PHASES`)."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Defence:
@@ -47,14 +69,44 @@ class Defence:
         """
         return gradient
 
-    def add(self, images: Tensor, smashed: Tensor) -> Tensor | None:
-        """Return a gradient that clients add to the one that they have received; None for none.
+    def size(self, smashed_shape: tuple[int, int, int], image_size: int) -> int:
+        """Return A, the number of numbers that are remembered of each client from step to step: here none.
+
+        Args:
+            smashed_shape: ``(c, h, w)`` shape of an image's smashed data.
+            image_size: H, height and width of images in pixels.
+        """
+        return 0
+
+    def initial(self, smashed_shape: tuple[int, int, int], image_size: int, generator: torch.Generator) -> Tensor:
+        """Return what is remembered ``[A]`` of a client that has not taken part yet: zeros.
+
+        Args:
+            smashed_shape: ``(c, h, w)`` shape of an image's smashed data.
+            image_size: H, height and width of images in pixels.
+            generator: random numbers, on the CPU.
+        """
+        return torch.zeros(self.size(smashed_shape, image_size))
+
+    def add(self, images: Tensor, smashed: Tensor, memory: Tensor, round_index: Tensor) -> Added | None:
+        """Return a gradient that clients add to the one that they have received; None for none, and no figures.
+
+        Where clients learn from both views of their images, this is called for the first view and then the second.
 
         Args:
             images: ``[C, B, 3, H, H]`` images in [0, 1] of clients with the same batch size.
             smashed: ``[C, B, c, h, w]`` what they have sent for these, without a graph.
+            memory: ``[C, A]`` what is remembered of each of them, to be changed in place.
+            round_index: scalar int64, the round, counted from 0.
         """
         return None
+
+    def add_alone(self, images: Tensor, smashed: Tensor, memory: Tensor, round_index: Tensor) -> Added | None:
+        """Return what `add` does for a single client, C = 1: the loop's way, which should be the plainest there is.
+
+        A defence that computes the clients of `add` in some clever way may say here what it means.
+        """
+        return self.add(images, smashed, memory, round_index)
 
     def learn(self, gradient: Tensor, draws: Draws) -> Tensor:
         """Return the gradient that clients descend along.
@@ -89,6 +141,26 @@ class Chain(Defence):
     def __bool__(self) -> bool:
         return bool(self.defences)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Return the names of the figures of all defences."""
+        return tuple(name for own in self.defences for name in own.figures)
+
+    @property
+    def learns(self) -> bool:
+        """Return whether one of the defences may change the gradients that clients descend along."""
+        return any(own.learns for own in self.defences)
+
+    @property
+    def replayable(self) -> bool:
+        """Return whether steps may be recorded with all of the defences."""
+        return all(own.replayable for own in self.defences)
+
+    @property
+    def phase(self) -> str:
+        """Return the phase of the first defence that has one of its own, else the usual one."""
+        return next((own.phase for own in self.defences if own.phase != Defence.phase), Defence.phase)
+
     def protect(self, smashed: Tensor, draws: Draws) -> Tensor:
         """Return what a client sends."""
         for defence in self.defences:
@@ -101,10 +173,42 @@ class Chain(Defence):
             gradient = defence.receive(gradient, draws)
         return gradient
 
-    def add(self, images: Tensor, smashed: Tensor) -> Tensor | None:
-        """Return the sum of the gradients that clients add."""
-        added = [own for defence in self.defences if (own := defence.add(images, smashed)) is not None]
-        return torch.stack(added).sum(dim=0) if added else None
+    def size(self, smashed_shape: tuple[int, int, int], image_size: int) -> int:
+        """Return the number of numbers that all defences together remember of a client."""
+        return sum(self._sizes(smashed_shape, image_size))
+
+    def initial(self, smashed_shape: tuple[int, int, int], image_size: int, generator: torch.Generator) -> Tensor:
+        """Return what the defences remember of a client that has not taken part yet, one after another."""
+        return torch.cat([own.initial(smashed_shape, image_size, generator) for own in self.defences])
+
+    def add(self, images: Tensor, smashed: Tensor, memory: Tensor, round_index: Tensor) -> Added | None:
+        """Return the sum of the gradients that clients add, and all figures."""
+        return self._sum([own.add for own in self.defences], images, smashed, memory, round_index)
+
+    def add_alone(self, images: Tensor, smashed: Tensor, memory: Tensor, round_index: Tensor) -> Added | None:
+        """Return the same for a single client, in the loop's way."""
+        return self._sum([own.add_alone for own in self.defences], images, smashed, memory, round_index)
+
+    def _sum(
+        self,
+        adds: Sequence[Callable[..., Added | None]],
+        images: Tensor,
+        smashed: Tensor,
+        memory: Tensor,
+        round_index: Tensor,
+    ) -> Added | None:
+        """Return the sum of what the functions `adds` of the defences return, each with its part of the memory."""
+        memories = memory.split(self._sizes(tuple(smashed.shape[2:]), images.shape[-1]), dim=1)
+        added = [add(images, smashed, own, round_index) for add, own in zip(adds, memories, strict=True)]
+        added = [one for one in added if one is not None]
+        if not added:
+            return None
+        gradient = torch.stack([one.gradient for one in added]).sum(dim=0)
+        return Added(gradient, tuple(figure for one in added for figure in one.figures))
+
+    def _sizes(self, smashed_shape: tuple[int, int, int], image_size: int) -> list[int]:
+        """Return the number of numbers that each defence remembers of a client."""
+        return [own.size(smashed_shape, image_size) for own in self.defences]
 
     def learn(self, gradient: Tensor, draws: Draws) -> Tensor:
         """Return the gradient that clients descend along."""

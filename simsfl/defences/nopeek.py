@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simsfl.config.values import option
-from simsfl.defences import Defence
+from simsfl.defences import Added, Defence
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class NoPeek(Defence):
 
     correlation: float = option(0.1, "Weight of the distance correlation.", within=(0, 1e6))
 
-    def add(self, images: Tensor, smashed: Tensor) -> Tensor:
+    def add(self, images: Tensor, smashed: Tensor, memory: Tensor, round_index: Tensor) -> Added:
         """Return the gradient of the distance correlation, times its weight, for each client."""
         with torch.enable_grad():
             precise = torch.promote_types(smashed.dtype, torch.float32)
             leaf = smashed.detach().to(precise).requires_grad_()
             total = distance_correlation(images.flatten(2), leaf.flatten(2)).sum()
             (gradient,) = torch.autograd.grad(self.correlation * total, leaf)
-        return gradient.to(smashed.dtype)
+        return Added(gradient.to(smashed.dtype))
 
 
 def distance_correlation(x: Tensor, y: Tensor) -> Tensor:

@@ -75,8 +75,6 @@ class SplitModel:
     """Channels, height and width of one image's smashed data; zeros if the whole network is on the client."""
     feature_dim: int
     """F, the number of average-pooled backbone features."""
-    attacker: FlatModule | None = None
-    """Decoder of the simulated attacker that clients learn to resist; None if they do not."""
 
 
 def _backbone(

@@ -58,7 +58,7 @@ def with_added(callbacks: Iterable[Callback], record: Record) -> Record:
     Raises:
         ValueError: a callback adds something other than figures.
     """
-    added: dict[str, Added] = {}
+    added = dict(record.added)
     for callback in callbacks:
         for name, value in (callback.on_record(record) or {}).items():
             if not isinstance(value, bool | int | float | str | None) or (
@@ -69,4 +69,4 @@ def with_added(callbacks: Iterable[Callback], record: Record) -> Record:
                     "booleans and None"
                 )
             added[name] = value
-    return replace(record, added=added) if added else record
+    return replace(record, added=added) if added != record.added else record

@@ -25,10 +25,8 @@ class Progress:
     """How many rounds and steps of a run are finished, and the figures of its current round."""
 
     figures: Tensor
-    """Loss and contrastive accuracy in percent of each step of the round, ``[S, 2]``, on the device.
-
-    With simulated attackers ``[S, 4]``: also the mean SSIM of their reconstructions before and after they have learnt
-    from the step."""
+    """Loss, contrastive accuracy in percent, and F figures of the defences of each step of the round, ``[S, 2 + F]``,
+    on the device."""
     round_index: int = 0
     """Number of rounds that are finished, including their evaluation."""
     step_index: int = 0
@@ -52,7 +50,7 @@ class Progress:
     @classmethod
     def of(cls, parts: Parts) -> Progress:
         """Return the progress of a run that has not begun."""
-        columns = 4 if parts.model.attacker else 2
+        columns = 2 + len(parts.hyper.defence.figures)
         return cls(torch.zeros(parts.steps, columns, device=parts.device, dtype=parts.dtype))
 
     @property
@@ -109,7 +107,7 @@ class Progress:
     def finish_round(self, parts: Parts) -> RoundRecord:
         """Go on to the next round; return the record of the current one, whose steps are all finished."""
         config, exchange = parts.config, self.communication.state
-        loss, top1, *ssim = self.figures.mean(dim=0).tolist()
+        loss, top1, *figures = self.figures.mean(dim=0).tolist()
         lr = parts.server_lr(self.round_index)
         usual, spent = (
             parts.cost.round_traffic(
@@ -136,8 +134,10 @@ class Progress:
                 self.round_index * usual.down - self.traffic.down,
             )
         )
-        ssim = ssim if exchange is Exchange.BOTH_WAYS else ()  # otherwise clients got no gradient to resist with
-        return RoundRecord(self.round_index, loss, top1, lr, up, down, exchange.value, kept_up + kept_down, *ssim)
+        learnt = exchange is Exchange.BOTH_WAYS and parts.hyper.clients_learn  # otherwise there was no gradient
+        reported = dict(zip(parts.hyper.defence.figures, figures, strict=True)) if learnt else {}
+        bytes_sent = up, down, exchange.value, kept_up + kept_down
+        return RoundRecord.with_figures(reported, self.round_index, loss, top1, lr, *bytes_sent)
 
     def standing(self, metrics: Extent, run: str) -> Standing:
         """Return what a checkpoint keeps of the progress beside the tensors.

@@ -205,7 +205,7 @@ def averaged(parts: Parts, *, learns: bool) -> list[str]:
     Args:
         learns: whether clients learn; if they do not, only the running statistics are averaged.
     """
-    aligned = learns and parts.config.align_momentum
+    aligned = learns and parts.aggregation.aligns_momentum
     names = ["online"] * learns + ["online_statistics"] + ["momentum", "momentum_statistics"] * aligned
     return [name for name in names if getattr(parts.state.cohort, name).shape[1]]
 

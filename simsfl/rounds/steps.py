@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from simsfl.aggregations.around import divergence
 from simsfl.algorithm import step
-from simsfl.algorithm.aggregation import average_, average_statistics_, divergence, is_sync_step, receive_
+from simsfl.algorithm.aggregation import average_, average_statistics_, is_sync_step, receive_
 from simsfl.algorithm.batch import Batch, Hyperparameters, Outcome
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.observer import Observer
@@ -18,7 +19,6 @@ from simsfl.algorithm.plan import RoundPlan
 from simsfl.algorithm.state import completed_rounds, gather_, scatter_, scatter_memory_
 from simsfl.algorithm.wire import Wire
 from simsfl.config.catalogue import Targets
-from simsfl.defences.taressfl import attackers_lr
 from simsfl.engine.cuda_graph import CapturedStep
 from simsfl.engine.plan_ahead import PlanAhead
 from simsfl.rounds.progress import Progress
@@ -55,11 +55,11 @@ def client_steps(
     with clock("sync"):
         if progress.step_index == 0:
             gather_(state, plan.cohort)
-            receive_(parts.model.client, state, plan.cohort, config.divergence_tau)
+            receive_(parts.model.client, state, plan.cohort, parts.aggregation)
         own_steps = completed_rounds(state, plan.cohort) * progress.steps
     for observer in observers:
         observer.round_begins(plan)
-    known_absent: list[int] = []
+    known_absent = _absent_from_latest(parts, plan, progress.step_index)
     rates = _Rates(parts, progress.round_index, own_steps)
     while not progress.round_is_over:
         with clock("data"):
@@ -71,7 +71,7 @@ def client_steps(
         if state.sent:
             state.sent.keep_(progress.step_index, outcome.smashed, batch.labels)
         syncs = is_sync_step(progress.step_index, progress.steps, config.syncs_per_round)
-        progress.finish_step(outcome.loss, outcome.top1, *outcome.attackers_ssim)
+        progress.finish_step(outcome.loss, outcome.top1, *outcome.figures)
         with clock("sync"):
             absent = outcome.absent
             if syncs:
@@ -84,7 +84,7 @@ def client_steps(
                 scatter_(state, plan.absences.missing)
             if syncs:
                 if hyper.clients_learn:
-                    receive_(parts.model.client, state, plan.cohort, config.divergence_tau)
+                    receive_(parts.model.client, state, plan.cohort, parts.aggregation)
                 for observer in observers:
                     observer.averaged()
         yield
@@ -113,6 +113,18 @@ def replayed_steps(parts: Parts, progress: Progress, clock: PhaseClock) -> Itera
         yield
 
 
+def _absent_from_latest(parts: Parts, plan: RoundPlan, finished: int) -> list[int]:
+    """Return the sorted ids of clients that the draws make absent after `finished` steps of a round, as is recorded.
+
+    At an averaging, slow clients count as present.
+    """
+    if not finished:
+        return []
+    averaged = is_sync_step(finished - 1, parts.steps, parts.config.syncs_per_round)
+    absent = plan.absences.missing if averaged else plan.absences.in_step(finished - 1)
+    return sorted(plan.cohort[position].item() for position in absent)
+
+
 def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[int], *, learn: bool) -> None:
     """Average the cohort's models, or only their running statistics if clients do not learn.
 
@@ -127,13 +139,14 @@ def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[
     if not learn:
         average_statistics_(*how, absent)
         return
-    average_(*how, align_momentum=parts.config.align_momentum, absent=absent)
+    average_(*how, absent)
     if parts.config.measure_divergence:
-        progress.divergences[progress.step_index] = ids, divergence(parts.model.client, parts.state)
+        apart = divergence(parts.model.client, parts.state.cohort.online, parts.state.clients.online)
+        progress.divergences[progress.step_index] = ids, apart
 
 
 class _Rates:
-    """The learning rates of a round, as tensors on the device.
+    """The number of a round and its learning rates, as tensors on the device.
 
     Args:
         parts: the parts of the simulation.
@@ -141,18 +154,18 @@ class _Rates:
         own_steps: ``[C]`` number of steps that each client of the cohort did before the round.
 
     Attributes:
+        round_index: the round, scalar int64.
         server: scalar rate of the server.
-        attackers: scalar rate of simulated attackers.
     """
 
     def __init__(self, parts: Parts, round_index: int, own_steps: Tensor):
+        self.round_index = torch.full((), round_index, device=parts.device)
         self.server = _on_device(parts, parts.server_lr(round_index))
-        self.attackers = _on_device(parts, attackers_lr(round_index, parts.config.rounds))
-        self._parts, self._round_index, self._own_steps = parts, round_index, own_steps
+        self._parts, self._index, self._own_steps = parts, round_index, own_steps
 
     def clients(self, step_index: int) -> Tensor:
         """Return the learning rates ``[C, 1]`` of the clients in a step of the round, counted from 0."""
-        return self._parts.client_lr(self._round_index, self._own_steps + step_index).to(self._parts.dtype)[:, None]
+        return self._parts.client_lr(self._index, self._own_steps + step_index).to(self._parts.dtype)[:, None]
 
 
 def _on_device(parts: Parts, rate: float) -> Tensor:
@@ -179,7 +192,7 @@ def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> 
         server_lr=rates.server,
         client_lr=rates.clients(s),
         noise=[group.noise[s] for group in plan.groups] if parts.hyper.defence else None,
-        attackers_lr=rates.attackers,
+        round_index=rates.round_index,
         absent=plan.absences.in_step(s),
         wire=wire,
         labels=labels,

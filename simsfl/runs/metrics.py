@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,7 @@ class _Record:
     """What records of all kinds have."""
 
     added: dict[str, Added] = field(default_factory=dict)
-    """Figures that callbacks have added, by name (`simsfl.rounds.callback`)."""
+    """Figures that callbacks (`simsfl.rounds.callback`) and plugins' defences have added, by name."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,16 @@ class RoundRecord(_Record):
     attackers_ssim: _Similarity | None = None
     """SSIM of the simulated attackers' reconstructions after they have learnt from a step, averaged over the round, or
     None like `attackers_ssim_before`."""
+
+    @classmethod
+    def with_figures(cls, figures: Mapping[str, float], *values: Any) -> RoundRecord:
+        """Return the record with these values of its first fields, and figures of defences by name.
+
+        Figures that have no field of their own are among the added ones.
+        """
+        own = {"attackers_ssim_before", "attackers_ssim"} & figures.keys()
+        added = {name: figure for name, figure in figures.items() if name not in own}
+        return cls(*values, **{name: figures[name] for name in own}, added=added)
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ class SyncRecord(_Record):
     clients: list[Count]
     """Ids of the clients in the cohort."""
     divergence: list[Amount]
-    """Divergence of each of the `clients`, in that order (`simsfl.algorithm.aggregation.divergence`)."""
+    """Divergence of each of the `clients`, in that order (`simsfl.aggregations.around.divergence`)."""
 
 
 @dataclass(frozen=True)

@@ -10,30 +10,30 @@ import numpy as np
 import torch
 
 from simsfl.aggregations import Aggregation
+from simsfl.aggregations.around import Aligned, Mixed
 from simsfl.algorithm.batch import Hyperparameters
 from simsfl.algorithm.state import (
     Sent,
     State,
     cohort_memory,
-    initial_attackers,
     initial_clients,
     initial_cohort,
+    initial_remembered,
     initial_server,
 )
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import AGGREGATIONS, CALLBACKS, DEFENCES, OPTIMIZERS, PRECISIONS, SAMPLERS, Targets
-from simsfl.config.notation import Bottleneck, Decoder
+from simsfl.config.notation import Bottleneck
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition, make_partition
 from simsfl.defences import Chain
-from simsfl.models import FlatModule, SplitModel, Style, split_model, whole_model
+from simsfl.models import SplitModel, Style, split_model, whole_model
 from simsfl.models.central import CentralModule
 from simsfl.objectives import Objective
 from simsfl.optimisers import Optimiser
-from simsfl.privacy.decoders import decoder
 from simsfl.samplers import Sampler
 from simsfl.setup import defaults
-from simsfl.setup.checks import check_attackers, check_queues, check_sent
+from simsfl.setup.checks import check_defence, check_queues, check_sent
 from simsfl.setup.outline import Outline
 from simsfl.system.client_store import Storage
 from simsfl.system.randomness import Purpose, torch_generator
@@ -126,16 +126,6 @@ def as_run(config: RunConfig, model: SplitModel, precision: torch.dtype) -> Spli
     return replace(model, server=CentralModule(model.server, precision, device))
 
 
-def with_attacker(config: RunConfig, model: SplitModel) -> SplitModel:
-    """Return the network with the decoder of simulated attackers if the config uses TAResSFL, else `model` itself."""
-    if not config.ressfl_lambda:
-        return model
-    generator = torch_generator(config.seed, Purpose.DECODER)
-    spec = Decoder.parse(config.ressfl_decoder)
-    network = decoder(spec, model.smashed_shape, config.image_size, "group", generator)
-    return replace(model, attacker=FlatModule(network))
-
-
 def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
     """Allocate everything that is learnt, with its initial values.
 
@@ -145,13 +135,14 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
         dtype: dtype of weights and losses.
 
     Raises:
-        ValueError: key queues, simulated attackers, or the smashed data that has to be kept do not fit into memory.
+        ValueError: key queues, what defences remember, or the smashed data that has to be kept do not fit into memory.
     """
     config, device = size.config, torch.device(size.config.device)
     storage = Storage(config.client_state, device, _dtype_of(config.client_state_dtype, dtype))
     check_queues(config, storage.dtype)
-    if model.attacker:
-        check_attackers(config, 3 * model.attacker.size * dtype.itemsize, storage)
+    shapes, defences = (model.smashed_shape, config.image_size), defence(config)
+    if remembered := defences.size(*shapes):
+        check_defence(config, remembered * dtype.itemsize, storage)
     mine = {"device": device, "dtype": dtype}
     learning = mine | {"optimiser": optimiser(config)}
     shared = config.feature_sharing and config.is_split
@@ -164,16 +155,21 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
             config.clients,
             storage,
             **learning,
-            align_momentum=config.align_momentum,
-            mixing=config.divergence_tau > 0,
+            aggregation=aggregation(config),
         ),
         cohort=initial_cohort(model.client, config.cohort, **learning),
         server=initial_server(model.server, **learning),
         memories=memories,
         memory=memories if shared else cohort_memory(memories, config.cohort),
         sent=_room_for_sent(size, model, storage, dtype) if config.loss_threshold else None,
-        attackers=initial_attackers(model.attacker, config.clients, config.cohort, storage, **mine)
-        if model.attacker
+        defence=initial_remembered(
+            defences.initial(*shapes, torch_generator(config.seed, Purpose.DECODER)),
+            config.clients,
+            config.cohort,
+            storage,
+            **mine,
+        )
+        if remembered
         else None,
         aggregation=aggregation(config).memory(model.client.size, **mine),
     )
@@ -198,8 +194,20 @@ def objective(config: RunConfig) -> Objective:
 
 
 def aggregation(config: RunConfig) -> Aggregation:
-    """Return the aggregation of a config with every rule applied."""
-    return AGGREGATIONS[config.aggregation].load().of(config)
+    """Return the aggregation of a config with every rule applied.
+
+    Raises:
+        ValueError: clients are to mix the average with their own models in two ways.
+    """
+    chosen = AGGREGATIONS[config.aggregation].load().of(config)
+    if config.align_momentum:
+        chosen = Aligned(chosen)
+    if config.divergence_tau and chosen.mixes:
+        raise ValueError(
+            f"divergence_tau: {config.divergence_tau:g} is not for aggregation {config.aggregation}, whose clients mix "
+            "in a way of their own; allowed: 0"
+        )
+    return Mixed(chosen, config.divergence_tau) if config.divergence_tau else chosen
 
 
 def sampler(config: RunConfig) -> Sampler:
@@ -213,8 +221,15 @@ def optimiser(config: RunConfig) -> Optimiser:
 
 
 def defence(config: RunConfig) -> Chain:
-    """Return the defences of a config with every rule applied."""
-    return Chain(tuple(DEFENCES[name].code.load().of(config) for name in config.defences))
+    """Return the defences of a config with every rule applied.
+
+    Raises:
+        ValueError: two of them report a figure of the same name.
+    """
+    chain = Chain(tuple(DEFENCES[name].code.load().of(config) for name in config.defences))
+    if twice := [name for name in chain.figures if chain.figures.count(name) > 1]:
+        raise ValueError(f"defence: {config.defence} reports {twice[0]} twice; allowed: defences that do so once")
+    return chain
 
 
 def callbacks(config: RunConfig) -> list[Any]:
@@ -245,8 +260,6 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyp
         whole_batch=config.goal.whole_batch,
         precision=precision,
         batches=tuple(group.batch_size for group in size.groups for _ in range(group.cohort)),
-        taressfl_lambda=config.ressfl_lambda,
-        taressfl_target_ssim=config.ressfl_target_ssim,
         clients_learn=config.client_lr > 0,
         block=max(1, _BLOCK_BYTES // row) if on_cpu and not config.engine.startswith("loop") else None,
     )

@@ -79,14 +79,14 @@ def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
         )
 
 
-def check_attackers(config: RunConfig, each: int, storage: Storage) -> None:
-    """Raise a ValueError if simulated attackers, of `each` bytes apiece, do not fit into memory."""
+def check_defence(config: RunConfig, each: int, storage: Storage) -> None:
+    """Raise a ValueError if what defences remember, `each` bytes of a client, does not fit into memory."""
     size = each * (config.cohort + (0 if storage.kind == "mmap" else config.clients))
     free = _free_on(storage.device)
     if size > free:
         raise ValueError(
-            f"ressfl_decoder: {config.ressfl_decoder} takes {size / 1e9:,.1f} GB for {config.clients} clients, and "
-            f"{free / 1e9:,.1f} GB are free; allowed: fewer channels, or --client-state mmap"
+            f"defence: {'+'.join(config.defences)} remembers {size / 1e9:,.1f} GB of {config.clients} clients, and "
+            f"{free / 1e9:,.1f} GB are free; allowed: --client-state mmap, or less, such as a smaller --ressfl-decoder"
         )
 
 

@@ -67,7 +67,7 @@ class Parts:
     callbacks: list[object]
     """Callbacks that the config names (`simsfl.rounds.callback.Callback`)."""
     aggregation: Aggregation
-    """How the cohort's models are combined."""
+    """How the cohort's models are combined, and what clients do with the result."""
     hyper: Hyperparameters
     """Values that stay the same from step to step."""
     train_step: Callable[..., Outcome]
@@ -191,7 +191,7 @@ def build(
     model = _network(config, start)
     checks.check_batch_norm(config, model)
     state = assembly.state(size, model, dtype)
-    hyper = assembly.hyperparameters(size, model, dtype)
+    hyper, aggregation = assembly.hyperparameters(size, model, dtype), assembly.aggregation(config)
     if device.type == "cpu":
         keep_memory()  # not before: what set-up alone needs goes back to the system
     model = assembly.as_run(config, model, hyper.precision)
@@ -210,12 +210,15 @@ def build(
         state=state,
         sampler=assembly.sampler(config),
         callbacks=assembly.callbacks(config),
-        aggregation=assembly.aggregation(config),
+        aggregation=aggregation,
         hyper=hyper,
-        train_step=_train_step(config, model),
+        train_step=_train_step(config, hyper),
         version=_version(config.engine),
         cost=client_cost(
-            model, number_bytes=hyper.precision.itemsize, defence=hyper.defence, align_momentum=config.align_momentum
+            model,
+            number_bytes=hyper.precision.itemsize,
+            defence=hyper.defence,
+            align_momentum=aggregation.aligns_momentum,
         ),
         evaluation=Evaluation(
             dataset,
@@ -295,20 +298,21 @@ def _absolute(name: str | None) -> str | None:
 
 
 def _network(config: RunConfig, start: Weights | None) -> SplitModel:
-    """Build the network with the weights that a run begins with, and a decoder if there are simulated attackers."""
-    model = assembly.with_attacker(config, assembly.network(config))
+    """Build the network with the weights that a run begins with."""
+    model = assembly.network(config)
     if start:
         start.initialise(model, server=config.init_server)
     return model
 
 
-def _train_step(config: RunConfig, model: SplitModel) -> Callable[..., Outcome]:
+def _train_step(config: RunConfig, hyper: Hyperparameters) -> Callable[..., Outcome]:
     """Return the step of the config's method and engine; on CUDA, that of the fused engine is recorded and replayed."""
     method = METHODS[config.method]
     if config.engine == "loop":
         return method.looped.load()
-    captured = _version(config.engine) and torch.device(config.device).type == "cuda" and not model.attacker
-    return CapturedStep(method.stacked.load()) if captured else method.stacked.load()
+    fused_on_cuda = _version(config.engine) and torch.device(config.device).type == "cuda"
+    step = method.stacked.load()
+    return CapturedStep(step) if fused_on_cuda and hyper.defence.replayable else step
 
 
 def _version(engine: str) -> str | None:

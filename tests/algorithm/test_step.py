@@ -12,6 +12,7 @@ import torch
 
 from simsfl import RunConfig
 from simsfl.aggregations import Aggregation
+from simsfl.aggregations.around import Aligned
 from simsfl.algorithm import reference, step
 from simsfl.algorithm.aggregation import average_, receive_
 from simsfl.algorithm.batch import Batch, Hyperparameters
@@ -173,22 +174,23 @@ def train(setting, engine, wire=None):
     wire = wire or Wire()
     model, hyper = new_model(setting), hyperparameters(setting)
     state = initial_state(setting, model)
+    aggregation = Aligned(Aggregation()) if setting.align_momentum else Aggregation()
     rng = numpy_generator(SEED, Purpose.SHAPES)
     images = draw_images(setting, rng)
     outcomes = []
     for _ in range(ROUNDS):
         cohort = torch.from_numpy(rng.choice(CLIENTS, setting.cohort, replace=False))
         gather_(state, cohort)
-        receive_(model.client, state, cohort, 0.0)
+        receive_(model.client, state, cohort, aggregation)
         for _ in range(STEPS):
             batch = draw_batch(setting, images, rng, wire)
             with accelerated(version):
                 outcome = train_step(model, state, batch, hyper)
             outcomes.append(torch.stack([outcome.loss, outcome.top1, outcome.smashed.sum(), outcome.gradient.sum()]))
         images_of = torch.full((setting.cohort,), IMAGES // CLIENTS)
-        average_(state, Aggregation(), images_of, align_momentum=setting.align_momentum, absent=wire.models_up())
+        average_(state, aggregation, images_of, absent=wire.models_up())
         scatter_(state)
-        receive_(model.client, state, cohort, 0.0)
+        receive_(model.client, state, cohort, aggregation)
     return {**state.tensors(), "outcomes": torch.stack(outcomes)}
 
 

@@ -9,9 +9,8 @@ from torch import nn
 from simsfl import RunConfig, Simulation
 from simsfl.config.notation import Decoder
 from simsfl.defences import taressfl
-from simsfl.models import FlatModule
+from simsfl.defences.taressfl import TAResSFL
 from simsfl.privacy import similarity
-from simsfl.privacy.decoders import decoder
 from tests.conftest import TINY, generator
 
 
@@ -57,32 +56,64 @@ def test_resisting_clients_are_the_loops(setting, dataset):
         torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6, msg=f"{name}: {{}}".format)
 
 
-def test_resistance_is_the_gradient_of_the_excess(dataset):
+def test_resistance_is_the_gradient_of_the_excess(monkeypatch):
     """Compare the gradient with finite differences of lambda (SSIM - target), for a decoder that has just learnt."""
-    network = decoder(Decoder.parse("conv_normN0C4"), (2, 4, 4), 8, "group", generator()).double()
-    flat = FlatModule(network)
-    images = [torch.rand(2, 3, 3, 8, 8, generator=generator(1), dtype=torch.float64)]
-    smashed = torch.randn(6, 2, 4, 4, generator=generator(2), dtype=torch.float64)
-    row = torch.cat([flat.initial.double(), torch.zeros(2 * flat.size + 1, dtype=torch.float64)]).repeat(2, 1)
-    lr = torch.tensor(0.02, dtype=torch.float64)
+    monkeypatch.setattr(taressfl, "_RATE", 0.02)
+    defence = TAResSFL(weight=2.0, target=0.01, decoder=Decoder.parse("conv_normN0C4"), rounds=1)
+    flat = taressfl.attackers_network(defence.decoder, (2, 4, 4), 8)
+    images = torch.rand(2, 3, 3, 8, 8, generator=generator(1), dtype=torch.float64)
+    smashed = torch.randn(2, 3, 2, 4, 4, generator=generator(2), dtype=torch.float64)
+    row = defence.initial((2, 4, 4), 8, generator()).double().repeat(2, 1)
+    now = torch.tensor(0)
     for _ in range(40):  # until the decoder has memorised the images
-        taressfl.taressfl_(flat, row, images, smashed, lr, 2.0, 0.01)
-    result = taressfl.taressfl_(flat, row, images, smashed, lr, 2.0, 0.01)
-    direction = torch.randn(6, 2, 4, 4, generator=generator(3), dtype=torch.float64)
+        defence.add(images, smashed, row, now)
+    added = defence.add(images, smashed, row, now)
+    direction = torch.randn(2, 3, 2, 4, 4, generator=generator(3), dtype=torch.float64)
 
     def loss(sent):
         total = 0.0
         for c in range(2):
-            decode = flat.module(row[c, : flat.size])
-            own = similarity.ssim(decode(sent[3 * c : 3 * c + 3]), images[0][c]).mean()
+            own = similarity.ssim(flat.module(row[c, : flat.size])(sent[c]), images[c]).mean()
             total += 2.0 * max(own.item() - 0.01, 0.0)
         return total
 
     assert loss(smashed) > 0
     change = (loss(smashed + 1e-6 * direction) - loss(smashed - 1e-6 * direction)) / 2e-6
-    assert change == pytest.approx((result.gradient * direction).sum().item(), rel=1e-4)
-    quiet = taressfl.taressfl_(flat, row.clone(), images, smashed, lr, 2.0, 0.99)
+    assert change == pytest.approx((added.gradient * direction).sum().item(), rel=1e-4)
+    quiet = replace(defence, target=0.99).add(images, smashed, row.clone(), now)
     assert not quiet.gradient.any()  # as no attacker reaches this target
+
+
+def test_the_attackers_rate_falls_after_30_60_and_80_percent_of_the_rounds():
+    rates = [taressfl.attackers_lr(torch.tensor(n), 10, torch.float64).item() for n in range(10)]
+    assert rates == pytest.approx([1e-3] * 3 + [2e-4] * 3 + [4e-5] * 2 + [8e-6] * 2)
+
+
+def test_it_is_the_last_defence_unless_it_is_named():
+    weighed = {**TINY, "ressfl_lambda": 1.0}
+    assert RunConfig(**weighed).defences == ["taressfl"]
+    assert RunConfig(**weighed, defence="clip+int8").defences == ["clip", "int8", "taressfl"]
+    assert RunConfig(**weighed, defence="taressfl+clip").defences == ["taressfl", "clip"]
+    with pytest.raises(ValueError, match=r"^defence: taressfl has no weight .*; allowed: with ressfl_lambda above 0$"):
+        RunConfig(**TINY, defence="taressfl")
+
+
+def test_it_resists_beside_other_defences_and_in_both_views(dataset):
+    """Chained behind clipping, and with an objective that learns from both views, it is still the loop's."""
+    config = RunConfig(
+        **{**TINY, "rounds": 1, "ressfl_lambda": 1.0, "ressfl_target_ssim": 0.001, "ressfl_decoder": "conv_normN0C4"},
+        defence="clip",
+        objective="simclr",
+    )
+    ends = []
+    for engine in ("vmap", "loop"):
+        simulation = Simulation(replace(config, engine=engine), dataset, dtype=torch.float64)
+        ends.append((list(simulation.rounds())[-1].attackers_ssim, simulation.state.tensors()))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-6)
+    for name, tensor in ends[0][1].items():
+        torch.testing.assert_close(tensor, ends[1][1][name], rtol=1e-5, atol=1e-6, msg=f"{name}: {{}}".format)
+    learnt = ends[0][1]["attackers.own"][:, -1]  # under this name in the checkpoints of all versions
+    assert learnt.tolist() == (2 * simulation.parts.steps * simulation.state.clients.participation).tolist()
 
 
 def test_a_resisting_run_resumes_and_clients_keep_their_attackers(dataset, tmp_path):
@@ -94,5 +125,5 @@ def test_a_resisting_run_resumes_and_clients_keep_their_attackers(dataset, tmp_p
     records = list(simulation.rounds())
     loaded = Simulation.load(tmp_path / "run", dataset)
     assert list(loaded.rounds()) == records
-    counts = simulation.state.attackers.own[:, -1]
+    counts = simulation.state.defence.own[:, -1]
     assert counts.tolist() == (simulation.state.clients.participation * simulation.parts.steps).tolist()

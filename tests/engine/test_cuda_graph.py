@@ -72,7 +72,7 @@ def full_batch(images):
         client_lr=torch.rand(3, 1),
         labels=[torch.randint(0, 9, (3, rows)) for rows in (2, 1)],
         noise=[torch.randint(0, 9, (2, 3, rows, 2), dtype=torch.int32) for rows in (2, 1)],
-        attackers_lr=torch.rand(()),
+        round_index=torch.tensor(3),
         added=torch.rand(5),
         deeper=[Deeper((torch.rand(2), torch.rand(3)), "one"), Deeper((torch.rand(1), torch.rand(2)), "two")],
     )

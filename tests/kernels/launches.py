@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from simsfl.cli.presets import PRESETS
+from simsfl.config.notation import Decoder
 from simsfl.data.views import UNIFORMS, sample
+from simsfl.defences.taressfl import attackers_network
 from simsfl.kernels import standardise
 from simsfl.kernels.augment_triton import triton_augment
 from simsfl.kernels.conv2d import _triton_backward as conv2d_backward
@@ -27,7 +29,7 @@ from simsfl.kernels.sgd_ema import _triton_sgd_
 from simsfl.models import layers
 from simsfl.models.central import CentralModule
 from simsfl.setup import defaults
-from simsfl.setup.assembly import network, with_attacker
+from simsfl.setup.assembly import network
 
 group_norm_nhwc = sys.modules["simsfl.kernels.group_norm_nhwc"]  # the package has a function of this name
 
@@ -53,11 +55,13 @@ def halves():
         shape = (config.batch_size, 3, 32, 32)
         key = str((config.network(), config.ressfl_decoder if config.ressfl_lambda else None, config.cohort, shape))
         if key not in found:
-            model = with_attacker(config, network(config, weights=False))
+            model = network(config, weights=False)
             sent = (config.batch_size, *model.smashed_shape)
             found[key] = [(model.client, config.cohort, shape)]
             found[key] += [(model.server, 1, (2 * config.cohort * config.batch_size, *model.smashed_shape))]
-            found[key] += [(model.attacker, config.cohort, sent)] if model.attacker else []
+            if config.ressfl_lambda:
+                attacker = Decoder.parse(config.ressfl_decoder)
+                found[key] += [(attackers_network(attacker, model.smashed_shape, 32), config.cohort, sent)]
     return [half for halves in found.values() for half in halves]
 
 

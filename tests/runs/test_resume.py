@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -258,3 +260,18 @@ def test_resume_takes_flags_that_agree(npz, tmp_path, monkeypatch):
     monkeypatch.chdir(npz.parent)
     agreeing = ["--dataset", npz.name, "--device", "auto", "--out", str(out), "--clients", "8"]
     assert run.main(["--resume", str(out), "--dashboard", "off", *agreeing]) == 0
+
+
+def test_absences_are_recorded_once_wherever_a_round_is_interrupted(config, dataset, tmp_path):
+    config = replace(config, dropout=0.4, straggler=0.5, straggler_factor=3.0, rounds=2, eval_every=0)
+    records = list(Simulation(config, dataset).train())
+    assert sum(record.event == "absence" for record in records) > 3
+    for position, record in enumerate(records):
+        if record.event != "step" or record.round != 2 or record.step > 3:
+            continue
+        stopped = Simulation(config, dataset)
+        list(islice(stopped.train(), position + 1))
+        assert stopped.progress.step_index == record.step
+        stopped.save(tmp_path / f"{record.step}")
+        loaded = Simulation.load(tmp_path / f"{record.step}", dataset)
+        assert list(loaded.train()) == records[position + 1 :], record.step

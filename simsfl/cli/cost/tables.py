@@ -63,7 +63,7 @@ def estimate(
         model,
         number_bytes=number_bytes or (2 if config.precision == "bf16" else WEIGHT_BYTES),
         weight_bytes=number_bytes or WEIGHT_BYTES,
-        align_momentum=config.align_momentum,
+        align_momentum=assembly.aggregation(config).aligns_momentum,
         defence=assembly.defence(config),
     )
     a_round = sent.round_traffic(
