@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from simsfl.aggregations import Aggregation
-from simsfl.config.catalogue import DOORS, Architecture, DataSet, ObjectiveKind, PartitionKind, Targets
+from simsfl.config.catalogue import DOORS, Architecture, DataSet, ObjectiveKind, Targets
 from simsfl.config.registry import Code, RegistrationError, code_of, registered
 from simsfl.config.values import option
 from simsfl.data import Arrays, Dataset, make_dataset
 from simsfl.data.load import Request
-from simsfl.data.partition import Partition
+from simsfl.data.partition import Partition, Partitioner
 from simsfl.defences import Defence, Draws
 from simsfl.models.layers import Backbone, Style
 from simsfl.objectives import Memory, Objective, nearest
@@ -50,6 +50,7 @@ __all__ = [
     "Objective",
     "Optimiser",
     "Partition",
+    "Partitioner",
     "ProbeRecord",
     "Record",
     "Request",
@@ -137,21 +138,9 @@ def architecture(
     return _registering("arch", name, lambda code: Architecture(width, code, **how))
 
 
-def partition(
-    name: str, *, settings: tuple[str, ...] = (), random_sizes: bool = False
-) -> Callable[[_Function], _Function]:
-    """Return a decorator that registers a function by a name for `RunConfig.partition`.
-
-    The function takes labels ``[n]``, weights of the clients ``[M]``, and a NumPy generator, from which alone it draws,
-    and returns a `Partition`.
-
-    Args:
-        name: its name.
-        settings: what it takes by name: "classes_per_client" and "alpha" of the config, and "owners", which is the
-            client of each image ``[n]`` as the data set has it.
-        random_sizes: whether it draws how many images clients hold.
-    """
-    return _registering("partition", name, lambda code: PartitionKind(code, settings, random_sizes=random_sizes))
+def partition(name: str) -> Callable[[type[Partitioner]], type[Partitioner]]:
+    """Return a decorator that registers a subclass of `Partitioner` by a name for `RunConfig.partition`."""
+    return _registering("partition", name)
 
 
 def dataset(

@@ -65,7 +65,7 @@ SHORT = ("moco", "fedavgm", "gaussian")
         pytest.param(door, name, marks=[] if name in SHORT else pytest.mark.slow)
         for door in RunConfig().chosen
         for name in DOORS[door]
-        if name != "availability"  # which needs a file
+        if name not in ("availability", "natural", "given")  # which need a file, owners of images, a partition
     ],
 )
 def test_what_comes_with_simsfl_passes_the_check_for_plugins(door, name):

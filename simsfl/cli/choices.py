@@ -11,7 +11,7 @@ from rich.text import Text
 
 from simsfl.cli.presets import PRESETS, automatic
 from simsfl.config import RunConfig, plugins
-from simsfl.config.catalogue import DATASETS, DOORS, PARTITIONS
+from simsfl.config.catalogue import DATASETS, DOORS
 from simsfl.config.registry import code_of
 from simsfl.config.values import is_option
 from simsfl.models import layer_count
@@ -35,7 +35,6 @@ def print_choices(console: Output) -> None:
             "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's",
             "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/)",
         },
-        "partitions": _listed("partition", lambda name: _summary_of(PARTITIONS[name].code.load())),
     }
     for door in RunConfig().chosen:
         sections[f"{door}s"] = _listed(door, lambda name, door=door: _with_options(door, name))

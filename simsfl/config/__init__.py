@@ -19,6 +19,7 @@ from simsfl.config.catalogue import (
     METHODS,
     OBJECTIVES,
     OPTIMIZERS,
+    PARTITIONS,
     SAMPLERS,
     ObjectiveKind,
     Targets,
@@ -144,6 +145,7 @@ class RunConfig(Settings):
     def chosen(self) -> dict[str, list[Code]]:
         """Return the code of what is chosen, by the name of its door."""
         return {
+            "partition": [PARTITIONS[self.partition]],
             "objective": [self.goal.code],
             "aggregation": [AGGREGATIONS[self.aggregation]],
             "sampler": [SAMPLERS[self.sampler]],
@@ -155,7 +157,7 @@ class RunConfig(Settings):
     @property
     def plugins(self) -> list[Plugin]:
         """Return the plugins that what is chosen comes from."""
-        named = (DOORS[door].get(getattr(self, door)) for door in ("arch", "partition", "dataset"))
+        named = (DOORS[door].get(getattr(self, door)) for door in ("arch", "dataset"))
         codes = [code for own in self.chosen.values() for code in own]
         return plugins_of([*codes, *(code_of(known) for known in named if known)])
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from simsfl.config.catalogue import ARCHITECTURES, DATASETS, METHODS, OBJECTIVES, Targets
+from simsfl.config.catalogue import ARCHITECTURES, DATASETS, HUB, METHODS, OBJECTIVES, Targets
 
 SMALLEST = 8
 """Smallest height and width of images that the networks accept, in pixels."""
@@ -74,8 +74,9 @@ EVERY_RUN = (
         "unequal: {unequal} needs rich and poor clients; allowed: with 2 clients or more in the cohort",
     ),
     Constraint(
-        lambda c: c.unequal is not None and c.partition == "natural",
-        "unequal: {unequal} is not for partition natural, in which clients hold what is theirs; allowed: without it",
+        lambda c: c.unequal is not None and c.partition in ("natural", "given"),
+        "unequal: {unequal} is not for partition {partition}, in which clients hold what is theirs; allowed: without "
+        "it",
     ),
     Constraint(
         lambda c: c.loss_threshold > 0 and c.client_lr == 0,
@@ -89,6 +90,10 @@ EVERY_RUN = (
     Constraint(
         lambda c: c.data_proportion == 0 and c.aux_dataset is None,
         "data_proportion: {data_proportion:g} leaves clients no images; allowed: more than 0, or --aux-dataset",
+    ),
+    Constraint(
+        lambda c: c.data_proportion < 1 and c.partition == "given",
+        "data_proportion: {data_proportion:g} is not for a partition that is given; allowed: 1",
     ),
     Constraint(
         lambda c: c.aux_dataset is not None and c.aux_dataset == c.dataset,
@@ -187,6 +192,9 @@ DEVICES = (
     _without("aux_dataset", None),
     _without("divergence_tau", 0),
     Constraint(
+        lambda c: c.partition == "given", "partition: given is not what devices know; allowed: one that has a name"
+    ),
+    Constraint(
         lambda c: c.client_state_dtype != "fp32",
         "client_state_dtype: {client_state_dtype} is not what devices keep; allowed: fp32 in such runs",
     ),
@@ -275,7 +283,9 @@ PROBED = Condition(
 
 def _in_files(dataset: str) -> bool:
     """Return whether each picture of a data set is a file: in directories, and in some data sets with a name."""
-    return DATASETS[dataset].in_files if dataset in DATASETS else not dataset.endswith(".npz")
+    return (
+        DATASETS[dataset].in_files if dataset in DATASETS else not (dataset.endswith(".npz") or dataset.startswith(HUB))
+    )
 
 
 STREAMABLE = Condition(

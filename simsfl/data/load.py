@@ -12,7 +12,7 @@ from simsfl.data import Dataset, make_dataset, with_auxiliary
 from simsfl.data.folder import read_folder
 from simsfl.data.npz import read_npz
 from simsfl.data.shapes import shapes
-from simsfl.data.sources import CIFAR10, CIFAR100, STL10, SVHN, Source, Unavailable, fetch
+from simsfl.data.sources import CIFAR10, CIFAR100, STL10, STL10_UNLABELLED, SVHN, Source, Unavailable, fetch
 from simsfl.system.messages import shortened, unknown
 
 
@@ -114,6 +114,7 @@ cifar10 = partial(_public, CIFAR10)
 cifar100 = partial(_public, CIFAR100)
 svhn = partial(_public, SVHN)
 stl10 = partial(_public, STL10)
+stl10_unlabelled = partial(_public, STL10_UNLABELLED)
 
 
 def built_in(wanted: Request) -> Dataset:
