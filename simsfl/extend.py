@@ -17,6 +17,7 @@ from simsfl.config.catalogue import DOORS, Architecture, DataSet, ObjectiveKind,
 from simsfl.config.registry import Code, RegistrationError, code_of, registered
 from simsfl.config.values import option
 from simsfl.data import Arrays, Dataset, make_dataset
+from simsfl.data.items import from_torchvision
 from simsfl.data.load import Request
 from simsfl.data.partition import Partition, Partitioner
 from simsfl.defences import Defence, Draws
@@ -65,6 +66,7 @@ __all__ = [
     "callback",
     "dataset",
     "defence",
+    "from_torchvision",
     "make_dataset",
     "nearest",
     "objective",

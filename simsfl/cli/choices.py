@@ -32,8 +32,11 @@ def print_choices(console: Output) -> None:
         "architectures": _listed("arch", lambda name: f"cut layer 1 to {layer_count(name)}"),
         "datasets": _listed("dataset", lambda name: DATASETS[name].about)
         | {
-            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's",
-            "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/)",
+            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's. "
+            "unlabelled_x: images for clients; train_client: whose they are",
+            "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/); unlabelled/: images for clients",
+            "hf:NAME": "of the Hugging Face hub, or hf:DIRECTORY; hf:NAME:SUBSET?label=COLUMN&test=SPLIT chooses "
+            "(simsfl[datasets])",
         },
     }
     for door in RunConfig().chosen:

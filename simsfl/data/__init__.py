@@ -253,6 +253,27 @@ def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
     )
 
 
+def numbered(
+    whose: str, train: tuple[str, np.ndarray], test: tuple[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return training and test labels that are renumbered without gaps, and the names of the classes: the old numbers.
+
+    Args:
+        whose: name or path of the data set, for errors.
+        train: what the training labels are called, and these, ``[n]`` integers.
+        test: the same of the test labels.
+
+    Raises:
+        ValueError: a training label is below 0, or a test label does not occur in training.
+    """
+    classes = np.unique(train[1])
+    if classes[0] < 0:
+        raise ValueError(f"dataset: {whose}: {train[0]} has label {classes[0]}; labels must be 0 or more")
+    if len(strange := np.setdiff1d(test[1], classes)):
+        raise ValueError(f"dataset: {whose} has label {strange[0]} in {test[0]} that does not occur in {train[0]}")
+    return *(np.searchsorted(classes, labels) for _, labels in (train, test)), tuple(map(str, classes))
+
+
 def planes(images: np.ndarray) -> Tensor:
     """Return a uint8 array ``[n, H, W, 3]`` of images as a uint8 tensor ``[n, 3, H, W]``."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

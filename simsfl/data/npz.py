@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simsfl.data import ARRAYS, UNLABELLED, Arrays, check_memory
+from simsfl.data import ARRAYS, UNLABELLED, Arrays, check_memory, numbered
 from simsfl.system.array_zip import ArrayZip, Header, NotArraysError
 from simsfl.system.messages import count_text, shortened
 
@@ -57,20 +57,14 @@ def read_npz(path: Path) -> tuple[Arrays, str]:
         raise ValueError(f"dataset: {path} {error}; allowed: what numpy.savez writes") from error
     except OSError as error:
         raise ValueError(f"dataset: {path} cannot be read ({error.strerror}); allowed: an .npz file") from error
-    labels = {split: own.reshape(-1) for split, own in labels.items()}
-    classes = np.unique(labels["train"])
-    if classes[0] < 0:
-        raise ValueError(f"dataset: {path}: {names['train_y']} has label {classes[0]}; labels must be 0 or more")
-    if len(strange := np.setdiff1d(labels["test"], classes)):
-        raise ValueError(
-            f"dataset: {path} has label {strange[0]} in {names['test_y']} that does not occur in {names['train_y']}"
-        )
+    split = ((names[f"{one}_y"], labels[one].reshape(-1)) for one in ("train", "test"))
+    train_y, test_y, classes = numbered(str(path), *split)
     arrays = Arrays(
         _as_rgb(images["train"]),
-        np.searchsorted(classes, labels["train"]),
+        train_y,
         _as_rgb(images["test"]),
-        np.searchsorted(classes, labels["test"]),
-        tuple(str(name) for name in classes),
+        test_y,
+        classes,
         owners,
         _as_rgb(images["unlabelled"]) if unlabelled else None,
     )

@@ -17,7 +17,7 @@ from simsfl.algorithm.batch import Hyperparameters, Outcome
 from simsfl.algorithm.plan import Group, RoundPlan, draw_cohort, plan_round
 from simsfl.algorithm.state import State
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import METHODS, Targets
+from simsfl.config.catalogue import HUB, METHODS, Targets
 from simsfl.cost.model import ClientCost, client_cost
 from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
@@ -319,6 +319,8 @@ def _limits(asked: RunConfig, config: RunConfig, sources: list[Partition]) -> di
 
 def _absolute(name: str | None) -> str | None:
     """Return the absolute path of a file or directory that exists, and any other name unchanged."""
+    if name is not None and name.startswith(HUB):
+        return HUB + _absolute(name.removeprefix(HUB))
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
