@@ -185,9 +185,10 @@ def make_dataset(
             without labels.
 
     Raises:
-        ValueError: the images are too small, or not square, and no `image_size` is given, or they do not fit into
-            memory at this size.
+        ValueError: an array is not as `Arrays` describes it, the images are too small, or not square, and no
+            `image_size` is given, or they do not fit into memory at this size.
     """
+    _check(name, arrays, image_size)
     height, width = arrays.train_x.shape[1:3]
     unlabelled = [] if arrays.unlabelled_x is None else [arrays.unlabelled_x]
     if image_size is None and min(height, width) < SMALLEST:
@@ -212,6 +213,33 @@ def make_dataset(
         train_client=arrays.train_client,
         unlabelled=sum(map(len, unlabelled)),
     )
+
+
+def _check(name: str, arrays: Arrays, image_size: int | None) -> None:
+    """Raise a ValueError unless arrays are as `Arrays` describes them, and fit together; see `make_dataset`."""
+    train, held = arrays.train_x, len(arrays.train_x if arrays.unlabelled_x is None else arrays.unlabelled_x)
+    for what in ("train_x", "test_x", "unlabelled_x"):
+        images, wrong = getattr(arrays, what), None
+        if images is None:
+            continue
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+            wrong = f"{images.dtype} of shape {images.shape}; allowed: uint8 of shape (n, height, width, 3)"
+        elif image_size is None and images.shape[1:] != train.shape[1:]:
+            sizes = ("{}x{}".format(*one.shape[1:3]) for one in (images, train))
+            wrong = "images of {}, and train_x of {}; allowed: one size, or an image_size".format(*sizes)
+        if wrong:
+            raise ValueError(f"dataset: {what} of {name} has {wrong}")
+    labels = {"train_y": (len(train), len(arrays.classes)), "test_y": (len(arrays.test_x), len(arrays.classes))}
+    owners = {} if arrays.train_client is None else {"train_client": (held, held)}
+    for what, (count, bound) in (labels | owners).items():
+        values, wrong = getattr(arrays, what), None
+        if values.dtype.kind not in "iu" or values.shape != (count,):
+            wrong = f"{values.dtype} of shape {values.shape}; allowed: integers of shape ({count},)"
+        elif values.min() < 0 or values.max() >= bound:
+            outside = values.min() if values.min() < 0 else values.max()
+            wrong = f"the value {outside}; allowed: 0 to {bound - 1}"
+        if wrong:
+            raise ValueError(f"dataset: {what} of {name} has {wrong}")
 
 
 def check_memory(name: str, images: int, height: int, width: int) -> None:

@@ -75,7 +75,7 @@ def as_arrays(
     unlabelled_x: np.ndarray | None = None,
     owners: np.ndarray | None = None,
 ) -> Arrays:
-    """Return a data set as arrays, after checks that its parts fit together.
+    """Return a data set as arrays.
 
     Args:
         name: name of the data set, for errors.
@@ -86,22 +86,13 @@ def as_arrays(
         owners: ``[n]`` client of each image that clients hold, as any sortable values.
 
     Raises:
-        ValueError: images differ in size, or a label is out of range.
+        ValueError: there are no names, and a label is below 0, or occurs in the test images alone.
     """
     (train_x, train_y), (test_x, test_y) = train, test
-    for what, images in (("test", test_x), ("unlabelled", unlabelled_x)):
-        if images is not None and images.shape[1:] != train_x.shape[1:]:
-            sizes = ("{}x{}".format(*one.shape[1:3]) for one in (images, train_x))
-            raise ValueError(
-                f"dataset: images of {what} and train of {name} have {' and '.join(sizes)} pixels; {_ONE_SIZE}"
-            )
     if classes is None:
         train_y, test_y, names = numbered(name, ("train", train_y), ("test", test_y))
     else:
         names = tuple(one if isinstance(one, str) else ", ".join(map(str, one)) for one in classes)
-        for what, labels in (("train", train_y), ("test", test_y)):
-            if len(strange := labels[(labels < 0) | (labels >= len(names))]):
-                raise ValueError(f"dataset: {what} of {name} has label {strange[0]}; allowed: 0 to {len(names) - 1}")
     if owners is not None:
         owners = np.unique(owners, return_inverse=True)[1].reshape(-1).astype(np.int64)
     return Arrays(train_x, train_y, test_x, test_y, names, owners, unlabelled_x)
@@ -143,10 +134,6 @@ def read_images(items: Items, what: str, size: int | None) -> np.ndarray:
     return _stacked(images, len(items), what, size)
 
 
-_ONE_SIZE = "allowed: one size, or an image_size that they are scaled to"
-"""End of the error that images differ in size."""
-
-
 def _stacked(images: Iterable[Any], count: int, what: str, size: int | None) -> np.ndarray:
     """Return `count` images as uint8 ``[count, H, W, 3]``; see `read_pairs` for arguments and errors."""
     if not count:
@@ -160,7 +147,8 @@ def _stacked(images: Iterable[Any], count: int, what: str, size: int | None) -> 
         if pixels.shape != stacked.shape[1:]:
             sizes = [f"{height}x{width}" for height, width, _ in (pixels.shape, stacked.shape[1:])]
             raise ValueError(
-                f"dataset: image {row} of {what} has {sizes[0]} pixels, and the first {sizes[1]}; {_ONE_SIZE}"
+                f"dataset: image {row} of {what} has {sizes[0]} pixels, and the first {sizes[1]}; allowed: one size, "
+                "or an image size that they are scaled to"
             )
         stacked[row] = pixels
     return stacked

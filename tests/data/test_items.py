@@ -87,7 +87,7 @@ def test_images_of_any_type(arrays):
             [np.zeros((8, 8), np.uint8)],
             "item 0 of train of mine is a ndarray of uint8 .*; allowed: an image and a label",
         ),
-        ([(np.zeros((9, 9), np.uint8), 0)], "images of test and train of mine have 8x8 and 9x9 pixels; allowed: one"),
+        ([(np.zeros((9, 9), np.uint8), 0)], "test_x of mine has images of 8x8, and train_x of 9x9; allowed: one size"),
         ([(np.zeros((8, 8), np.uint8), 1)], "mine has label 0 in test that does not occur in train"),
     ],
 )
@@ -103,7 +103,7 @@ def test_labels_have_names(arrays):
 
     pairs = Named(zip(arrays.train_x[:4], [0, 1, 0, 1], strict=True))
     assert from_torchvision(pairs, pairs).classes == ("red, crimson", "green")
-    with pytest.raises(ValueError, match=r"^dataset: test of named has label 2; allowed: 0 to 1$"):
+    with pytest.raises(ValueError, match=r"^dataset: test_y of named has the value 2; allowed: 0 to 1$"):
         from_torchvision(pairs, [(arrays.train_x[0], 2)])
 
 
