@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -106,33 +106,19 @@ def read_hub(name: str, size: int | None) -> tuple[Arrays, str, str]:
 def _read(library: ModuleType, named: _Named, size: int | None) -> Arrays:
     """Return the arrays of a data set; see `read_hub`."""
     splits = _splits(library, named)
-    features = splits["train"].features
-    label = _column("label", features, lambda column, kind: isinstance(kind, library.ClassLabel), named) or next(
-        (column for column in _LABELS if column in features), None
-    )
-    if label is None:
-        raise _none_of("label", features, named)
-    image = {
-        role: _column("image", split.features, lambda column, kind: isinstance(kind, library.Image), named)
-        for role, split in splits.items()
-    }
-    for role, column in image.items():
-        if column is None:
-            raise _none_of("image", splits[role].features, named)
-    pixels = {
-        role: read_images(_Column(split, image[role], named), f"{role} of {named}", size)
-        for role, split in splits.items()
-    }
-    held = splits.get("unlabelled", splits["train"])
-    client = _column("client", held.features, lambda column, kind: column in _CLIENTS, named)
-    names = features[label].names if isinstance(features[label], library.ClassLabel) else None
+    train, held = splits["train"], splits.get("unlabelled", splits["train"])
+    label, client = _column(library, "label", train, named), _column(library, "client", held, named)
+    images = {role: _Column(split, _column(library, "image", split, named), named) for role, split in splits.items()}
+    labels = {role: _labels(splits[role], label, f"{role} of {named}") for role in ("train", "test")}
+    pixels = {role: read_images(own, f"{role} of {named}", size) for role, own in images.items()}
+    kind = train.features[label]
     return as_arrays(
         str(named),
-        (pixels["train"], _labels(splits["train"], label, f"train of {named}")),
-        (pixels["test"], _labels(splits["test"], label, f"test of {named}")),
-        names,
+        (pixels["train"], labels["train"]),
+        (pixels["test"], labels["test"]),
+        kind.names if isinstance(kind, library.ClassLabel) else None,
         unlabelled_x=pixels.get("unlabelled"),
-        owners=np.array(held[client][:]) if client else None,
+        owners=_owners(held, client, named) if client else None,
     )
 
 
@@ -168,36 +154,36 @@ def _splits(library: ModuleType, named: _Named) -> dict[str, Any]:
     return found
 
 
-def _column(role: str, features: Mapping[str, Any], fits: Callable[[str, Any], bool], named: _Named) -> str | None:
-    """Return the column that is chosen, or else the only one that fits; None if none does.
+def _column(library: ModuleType, role: str, split: Any, named: _Named) -> str | None:
+    """Return the column of a split that is chosen, or else the only one that fits; None if no column has clients.
 
     Args:
-        role: what it is needed for, one of `_CHOICES`.
-        features: type of each column, by its name.
-        fits: function of name and type of a column that returns whether it may be used.
+        library: the package.
+        role: what the column is needed for: "image", "label" or "client".
+        split: the split.
         named: the data set.
 
     Raises:
-        ValueError: there is no such column, or several fit.
+        ValueError: there is no such column, or several fit, or none.
     """
+    features = split.features
     if chosen := named.chosen.get(role):
         if chosen not in features:
             raise unknown("dataset", f"{role}={chosen}", [f"{role}={column}" for column in features])
         return chosen
-    fitting = [column for column, kind in features.items() if fits(column, kind)]
-    if len(fitting) > 1:
-        raise ValueError(f"dataset: {named} has several columns for {role}; allowed: {_allowed(role, fitting, named)}")
-    return fitting[0] if fitting else None
-
-
-def _none_of(role: str, features: Mapping[str, Any], named: _Named) -> ValueError:
-    """Return the error that no column fits; see `_column` for the arguments."""
-    return ValueError(f"dataset: {named} has no column for {role}; allowed: {_allowed(role, features, named)}")
-
-
-def _allowed(role: str, columns: Mapping[str, Any] | list[str], named: _Named) -> str:
-    """Return how one of these columns is chosen."""
-    return f"{named.with_choice(role)}COLUMN, with one of {', '.join(columns)}"
+    if role == "client":
+        fitting = [column for column in _CLIENTS if column in features]
+    else:
+        kind = library.Image if role == "image" else library.ClassLabel
+        fitting = [column for column, own in features.items() if isinstance(own, kind)]
+    if role == "label" and not fitting:
+        fitting = [column for column in _LABELS if column in features]
+    if len(fitting) == 1 or (role == "client" and not fitting):
+        return fitting[0] if fitting else None
+    raise ValueError(
+        f"dataset: {named} has {'several columns' if fitting else 'no column'} for {role}; allowed: "
+        f"{named.with_choice(role)}COLUMN, with one of {', '.join(fitting or features)}"
+    )
 
 
 def _labels(split: Any, column: str, what: str) -> np.ndarray:
@@ -208,6 +194,16 @@ def _labels(split: Any, column: str, what: str) -> np.ndarray:
             f"dataset: column {column} of {what} holds no whole numbers; allowed: class labels, or integers"
         )
     return labels.astype(np.int64)
+
+
+def _owners(split: Any, column: str, named: _Named) -> np.ndarray:
+    """Return the values ``[n]`` in a column of clients; raise a ValueError if they are no texts or whole numbers."""
+    owners = np.array(split[column][:])
+    if owners.dtype.kind not in "iuU" or owners.ndim != 1:
+        raise ValueError(
+            f"dataset: column {column} of {named} says not whose each image is; allowed: texts, or integers"
+        )
+    return owners
 
 
 def _reason(error: BaseException) -> str:
@@ -229,6 +225,8 @@ class _Column:
     def __getitem__(self, row: int) -> Any:
         try:
             return self._rows[row][self._column]
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged picture can raise anything
             raise ValueError(
                 f"dataset: image {row} of {self._named} cannot be decoded ({_reason(error)}); allowed: whole pictures"

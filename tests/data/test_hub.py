@@ -119,6 +119,10 @@ def test_what_is_not_to_be_had(write, stored, arrays, tmp_path):
             f"{tmp_path / 'none'}?test=train",
             "hf:.* has no column for image; allowed: .*&image=COLUMN, with one of picture, col",
         ),
+        (
+            f"{stored}?client=picture",
+            "column picture of hf:.* says not whose each image is; allowed: texts, or integers",
+        ),
         (f"{tmp_path / 'odd'}?test=train", "train_y of hf:.* has the value -1; allowed: 0 to 2"),
     ):
         with pytest.raises(ValueError, match=f"^dataset: {message}") as error:
