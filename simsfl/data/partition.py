@@ -73,16 +73,20 @@ class Partition:
 
     def check(self, clients: int, images: int) -> None:
         """Raise a ValueError unless this is a partition of some of `images` images among this number of clients."""
-        kinds = {part.dtype.kind for part in (self.indices, self.offsets)}
-        if kinds - set("iu") or (self.indices.ndim, self.offsets.ndim) != (1, 1):
-            raise ValueError("partition: its indices and offsets are not integers [total] and [M + 1]; allowed: these")
+        if any(part.dtype != np.int64 or part.ndim != 1 for part in (self.indices, self.offsets)):
+            raise ValueError(
+                "partition: its indices and offsets are not both int64 of one dimension; allowed: as "
+                "Partition.of(parts) makes them"
+            )
         if len(self) != clients:
             raise ValueError(
                 f"partition: it has {count_text(max(0, len(self)), 'client')}, and the config {clients:,}; allowed: as "
                 "many as `clients`"
             )
         if self.offsets[0] or self.offsets[-1] != len(self.indices) or (self.sizes < 0).any():
-            raise ValueError("partition: its offsets do not divide its indices; allowed: Partition.of(parts)")
+            raise ValueError(
+                "partition: its offsets do not divide its indices; allowed: as Partition.of(parts) makes them"
+            )
         owner = np.repeat(np.arange(clients), self.sizes)
         if len(strange := np.flatnonzero((self.indices < 0) | (self.indices >= images))):
             first = strange[0]

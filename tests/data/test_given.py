@@ -82,7 +82,8 @@ def test_of_images_without_labels(config, arrays):
         (Partition.of([*PARTS[:7], PARTS[3]]), "clients 3 and 7 hold image 3; allowed: each image once"),
         (Partition.of([*PARTS[:7], np.array([8, 8])]), "client 7 holds twice image 8; allowed: each image once"),
         (Partition(np.arange(9), np.array([0, 5, 4, 4, 4, 4, 4, 4, 9])), "its offsets do not divide its indices; "),
-        (Partition(np.arange(9.0), np.arange(9)), "its indices and offsets are not integers "),
+        (Partition(np.arange(9.0), np.arange(9)), "its indices and offsets are not both int64 of one dimension; "),
+        (Partition(np.arange(9), np.arange(9, dtype=np.uint8)), "its indices and offsets are not both int64 of one "),
     ],
 )
 def test_what_is_no_partition_of_the_images(partition, message, config):
