@@ -27,6 +27,7 @@ ROOMS = (
     "ui",
     "testing",
     "extend",
+    "attacks",
     "simulation",
     "rounds",
     "setup",

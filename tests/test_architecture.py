@@ -6,7 +6,8 @@ from graphlib import TopologicalSorter
 import pytest
 
 from docs import generate
-from simsfl.cli import attack, run
+from simsfl.cli import run
+from simsfl.cli.attack import program as attack
 from simsfl.cli.bench import program as bench
 from simsfl.cli.cost import program as cost
 from simsfl.cli.main import PROGRAMS

@@ -173,7 +173,16 @@ ATTACK = (
         f"run: clients of {{method}} send no smashed data; allowed: a run of {_SPLIT_METHODS}",
     ),
 )
-"""Combinations that a run cannot have if its smashed data are attacked (`simsfl.privacy`)."""
+"""Combinations that a run cannot have if its smashed data are attacked (`simsfl.attacks`)."""
+
+HIJACK = (
+    Constraint(
+        lambda c: c.client_lr == 0,
+        "run: its clients do not learn, so that no server can lead them; allowed: another attack, or a run with "
+        "--client-lr above 0",
+    ),
+)
+"""Further combinations that it cannot have if the server is to train the clients for itself."""
 
 DEVICES = (
     Constraint(

@@ -1,1 +1,1 @@
-"""Model inversion: attacks that reconstruct images from smashed data, and scores of how close they come."""
+"""How close reconstructions come to the images, and the networks that make them."""

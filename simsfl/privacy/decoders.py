@@ -7,11 +7,24 @@ as large as the images, and ends in a sigmoid, so that images are in [0, 1].
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from simsfl.config.notation import Decoder
 from simsfl.models.layers import BatchNorm, initialise_
+
+
+@dataclass(frozen=True)
+class Training:
+    """The mean squared errors of a decoder, epoch by epoch, or round by round where the server trains clients."""
+
+    train: list[float]
+    """Error on the images that the decoder learns from, averaged over each epoch while it does."""
+    held_out: list[float]
+    """Error after each epoch on images that it does not learn from: those of the attacker that are held out, or where
+    the server trains clients, those that it is after."""
 
 
 def decoder(

@@ -9,12 +9,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from simsfl.config import RunConfig, plugins
 from simsfl.config.plugins import Plugin
 from simsfl.data import Dataset
-from simsfl.privacy.inversion import Training
+from simsfl.privacy.decoders import Training
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, read_json
 
 _SUM = "sha256"
@@ -152,14 +152,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class AttackRecord:
-    """The content of ``attacks/DECODER.json``: what an attack on a run was, and how well it reconstructed images."""
+    """The content of ``attacks/NAME.json``: what an attack on a run was, and how well it reconstructed images."""
 
-    decoder: str
-    """Name of the decoder, or "descent"."""
-    attacker_data: Annotated[float, Range(0, 1)]
-    """Share of the training images that the attacker has."""
-    epochs: Ordinal
-    """Epochs of the decoder."""
+    decoder: str | None
+    """Name of the decoder; None where none is trained, which versions without `attack` have as "descent"."""
+    attacker_data: Annotated[float, Range(0, 1)] | None
+    """Share of the training images that the attacker has; None where it has none."""
+    epochs: Ordinal | None
+    """Epochs of the decoder; None where it is not trained in epochs."""
     target_client: Count
     """Id of the first client whose images are reconstructed."""
     targets: Ordinal
@@ -167,7 +167,7 @@ class AttackRecord:
     seeds: list[Count]
     """Seeds of the attacks."""
     rounds: Count
-    """Rounds that the run had done."""
+    """Rounds that the run had done, or that clients were trained for by the attacker."""
     mse: Scores
     """Mean squared error."""
     ssim: Scores
@@ -182,6 +182,10 @@ class AttackRecord:
     """Errors of the decoder by epoch, for each of the seeds; None where no decoder is trained."""
     target_clients: Ordinal | None = None
     """Number of clients that these images belong to; None in results of versions that did not record it."""
+    attack: Literal["decoder", "descent", "fsha"] = "decoder"
+    """Kind of the attack."""
+    attacker_dataset: str | None = None
+    """Data set that the attacker's images are of; None for the run's own."""
     sha256: str = ""
     """Checksum of all other entries."""
 

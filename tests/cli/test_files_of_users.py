@@ -8,7 +8,8 @@ import os
 import pytest
 import torch
 
-from simsfl.cli import attack, export_checkpoint, import_checkpoint, run, watch
+from simsfl.cli import export_checkpoint, import_checkpoint, run, watch
+from simsfl.cli.attack import program as attack
 from simsfl.cli.bench import program as bench
 from simsfl.cli.cost import program as cost
 from simsfl.cli.report import program as report
@@ -177,7 +178,7 @@ def test_an_attack_replaces_its_own_files_alone(npz, tmp_path, capfd, monkeypatc
         assert attack.main(argv) == 0
     put(out / "attacks" / "conv_normN0C4-curves.png")
     before = contents(out)
-    monkeypatch.setattr("simsfl.cli.attack.attack", None)  # it is refused before it begins
+    monkeypatch.setattr("simsfl.cli.attack.program.attack", None)  # it is refused before it begins
     refused(attack.main(argv), capfd, "run: ", "conv_normN0C4-curves.png was not written by simsfl")
     assert contents(out) == before
 

@@ -8,7 +8,8 @@ import shutil
 import pytest
 import torch
 
-from simsfl.cli import attack, export_checkpoint, run, watch
+from simsfl.cli import export_checkpoint, run, watch
+from simsfl.cli.attack import program as attack
 from simsfl.cli.report import program as report
 from tests.conftest import flags
 from tests.runs.changing import SETTINGS, as_before, begun, final, resumed, rewritten, with_metrics

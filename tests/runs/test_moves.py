@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from simsfl import RunConfig, Simulation
-from simsfl.cli import attack, export_checkpoint, run
+from simsfl.cli import export_checkpoint, run
+from simsfl.cli.attack import program as attack
 from simsfl.cli.report import program as report
 from simsfl.cli.session import Session
 from tests.conftest import TINY, flags

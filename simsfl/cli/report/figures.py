@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -17,16 +15,15 @@ from matplotlib.ticker import MaxNLocator
 from simsfl import Simulation
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.plan import Group, plan_round
+from simsfl.cli.report.privacy import privacy
+from simsfl.cli.report.runs import Run
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
 from simsfl.rounds.saving import ImagesError
-from simsfl.runs.metrics import History
-from simsfl.runs.records import AttackRecord, Summary
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.system.randomness import Purpose, numpy_generator
 from simsfl.ui.plot_text import literal
-from simsfl.ui.spread import Spread, spreads
 
 _PAIRS = 12
 """Most pairs of views that are shown; each is of an image of another client."""
@@ -36,38 +33,6 @@ _STEM = 40
 """Most characters of a run's number and name in the name of a file."""
 log = logging.getLogger(__name__)
 mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9})
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a report shows of a run, read from its run directory."""
-
-    name: str
-    """Name of the run, unique in the report."""
-    path: Path
-    """The run directory."""
-    config: dict[str, Any]
-    """Fields of the run's `RunConfig`."""
-    reasons: dict[str, str]
-    """Why a field of the config is what it is, by name; see `simsfl.setup.parts.Parts`."""
-    history: History
-    """The records so far."""
-    steps: list[int]
-    """Steps done at the end of each round, after a 0 for the start."""
-    summary: Summary | None
-    """Content of ``summary.json``; None where the run has not ended."""
-    attacks: dict[str, AttackRecord]
-    """Results that ``attack.py`` wrote, by decoder."""
-
-    @property
-    def label(self) -> str:
-        """Return the name as figures show it."""
-        return literal(self.name)
-
-    @property
-    def spreads(self) -> list[Spread]:
-        """Return the spread of the network's outputs at each evaluation."""
-        return spreads(self.config, self.history)
 
 
 def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
@@ -88,7 +53,7 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     if any(record["attackers_ssim"] is not None for run in runs for record in run.history.rounds):
         figures["resistance"] = ("Simulated attackers, and what resisting them costs", _taressfl(runs))
     if any(run.attacks for run in runs):
-        figures["privacy"] = ("Privacy against accuracy", _privacy(runs))
+        figures["privacy"] = ("Privacy against accuracy", privacy(runs))
     for number, run in enumerate(watched(runs, "Drawing"), start=1):
         try:
             simulation = Simulation.load(run.path, device="auto", going_on=True)
@@ -212,28 +177,6 @@ def _taressfl(runs: list[Run]) -> Figure:
     axes[0].set(xlabel="round", ylabel="SSIM of the attackers")
     axes[1].set(xlabel="SSIM of the attackers", ylabel="contrastive loss")
     axes[0].legend(fontsize=8)
-    return figure
-
-
-def _privacy(runs: list[Run]) -> Figure:
-    """Draw the accuracy of the representation against how well each attack reconstructs images.
-
-    The accuracy is that of the linear probe, or of kNN where a run has no linear probe.
-    """
-    figure, axis = _subplots(figsize=(7, 4))
-    for run in runs:
-        probe = run.history.probes.get("linear")
-        accuracy = probe["top1"] if probe else run.history.value("evaluation", "knn_top1")
-        for decoder, found in run.attacks.items():
-            config = run.config
-            resisting = f", lambda {config['ressfl_lambda']:g}" if config["ressfl_lambda"] else ""
-            expert = f", from {literal(Path(config['init_client']).stem)}" if config["init_client"] else ""
-            bottleneck = f", {config['bottleneck']}" if config["bottleneck"] else ""
-            label = f"{run.label}: cut {config['cut_layer']}{bottleneck}{resisting}{expert}, {literal(decoder)}"
-            ssim, y = found.ssim, float("nan") if accuracy is None else accuracy
-            axis.errorbar(ssim.mean, y, xerr=ssim.std or 0.0, fmt="o", capsize=3, label=label)
-    axis.set(xlabel="SSIM of the attacker's reconstructions (less is more private)", ylabel="accuracy [%]")
-    axis.legend(fontsize=7)
     return figure
 
 

@@ -12,11 +12,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from simsfl.cli.flags import add_plugin_flag
-from simsfl.cli.report.figures import Run, draw, save
+from simsfl.cli.report.figures import draw, save
+from simsfl.cli.report.runs import Run, read_run
 from simsfl.config import RunConfig
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import History, read_records
-from simsfl.runs.records import AttackRecord, read
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text
 from simsfl.ui.arguments import Parser, fail, path
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the report; return the exit code."""
     try:
         arguments = parser().parse(argv)
-        runs = [_read(path, name) for path, name in zip(arguments.runs, _unique_names(arguments.runs), strict=True)]
+        runs = [read_run(path, name) for path, name in zip(arguments.runs, _unique_names(arguments.runs), strict=True)]
         out = RunDirectory(arguments.out or arguments.runs[0])
         out.outputs.check(out.report.name)
         figures = draw(runs)
@@ -77,31 +76,6 @@ def _unique_names(paths: list[Path]) -> list[str]:
         if not names[position]:
             names[position] = next(numbered for i in count(1) if (numbered := f"{name}-{i}") not in names)
     return names
-
-
-def _read(path: Path, name: str) -> Run:
-    """Read the files of a run directory.
-
-    Args:
-        path: the run directory.
-        name: the run's name in the report.
-
-    Raises:
-        ValueError: a file is missing or damaged.
-    """
-    directory = RunDirectory(path)
-    content = directory.read_config()
-    history, steps, done = History(), [0], 0
-    if directory.metrics.exists():
-        for record, _ in read_records(directory.metrics):
-            history.feed(record)
-            done += record["event"] == "step"
-            if record["event"] == "round":
-                steps.append(done)
-    if summary := directory.read_summary():
-        directory.check_metrics(summary)
-    attacks = {file.stem: read(file, AttackRecord) for file in sorted(directory.attacks.glob("*.json"))}
-    return Run(name, path, content.config.to_dict(), content.reasons, history, steps, summary, attacks)
 
 
 def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) -> str:

@@ -14,11 +14,11 @@ import torch
 
 from simsfl import RunConfig, Simulation
 from simsfl.algorithm.plan import steps_per_round
+from simsfl.attacks.inversion import train_decoder
 from simsfl.cli.table.cells import Cell
 from simsfl.config.notation import Decoder
 from simsfl.engine.precision import arithmetic
 from simsfl.privacy.decoders import decoder
-from simsfl.privacy.inversion import train_decoder
 from simsfl.runs.directory import RunDirectory
 from simsfl.setup.defaults import resolve
 from simsfl.system.decoding import Amount, Count, decode, read_json

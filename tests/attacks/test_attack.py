@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from simsfl import RunConfig, Simulation
-from simsfl.cli import attack as attack_program
+from simsfl.attacks import attackers_rows, some, targets
+from simsfl.attacks.reconstruction import attack
 from simsfl.cli import run
+from simsfl.cli.attack import program as attack_program
 from simsfl.cli.report import program as report
 from simsfl.config.notation import Decoder
 from simsfl.data import Arrays, make_dataset
 from simsfl.data.partition import Partition
 from simsfl.data.shapes import shapes
 from simsfl.defences.noise import Gaussian
-from simsfl.privacy.attack import attack, attackers_rows, targets
 from simsfl.runs.records import AttackRecord, Scores
 from tests.conftest import TINY, flags, generator
 
@@ -30,6 +31,11 @@ def pictures():
     return make_dataset("few", "made up", Arrays(**small, **held, classes=arrays.classes), image_size=16)
 
 
+def parts(pictures):
+    """Return the target images, and the attacker's own."""
+    return some(pictures.train, torch.arange(64)), some(pictures.train, torch.arange(100, 800))
+
+
 class Noise(nn.Module):
     """A client whose smashed data are noise, which depends on nothing but the number of images."""
 
@@ -39,9 +45,8 @@ class Noise(nn.Module):
 
 @pytest.mark.parametrize("text", ["conv_normN0C32", None])
 def test_a_client_that_sends_the_image_is_seen_through(text, pictures):
-    victims, own = torch.arange(64), torch.arange(100, 800)
     spec = text and Decoder.parse(text)
-    result = attack(nn.Identity(), pictures.train, victims, own, decoder=spec, seed=0, epochs=10)
+    result = attack(nn.Identity(), *parts(pictures), decoder=spec, seed=0, epochs=10)
     assert result.ssim > 0.95
     assert result.reconstructions.shape == (64, 3, 16, 16)
     if spec:
@@ -49,9 +54,8 @@ def test_a_client_that_sends_the_image_is_seen_through(text, pictures):
 
 
 def test_of_a_client_that_sends_noise_nothing_is_learnt_but_the_mean_image(pictures):
-    victims, own = torch.arange(64), torch.arange(100, 800)
     spec = Decoder.parse("conv_normN0C8")
-    result = attack(Noise(), pictures.train, victims, own, decoder=spec, seed=0, epochs=10)
+    result = attack(Noise(), *parts(pictures), decoder=spec, seed=0, epochs=10)
     images = pictures.train.pixels[:64] / 255.0
     assert result.mse > 0.95 * (images - images.mean(dim=0)).square().mean()
 
@@ -59,12 +63,11 @@ def test_of_a_client_that_sends_noise_nothing_is_learnt_but_the_mean_image(pictu
 @pytest.mark.parametrize("text", ["conv_normN0C8", None])
 def test_the_attacker_sees_what_the_server_sees(text, pictures):
     """Noise that is far larger than what is sent hides everything, from a decoder as from descent."""
-    victims, own = torch.arange(64), torch.arange(100, 800)
     spec = text and Decoder.parse(text)
     how = {"decoder": spec, "seed": 0, "epochs": 3}
     noise = Gaussian(deviation=100.0)
     seen, hidden = (
-        attack(nn.Identity(), pictures.train, victims, own, **how, protect=protect)
+        attack(nn.Identity(), *parts(pictures), **how, protect=protect)
         for protect in (lambda smashed, draws: smashed, noise.protect)
     )
     images = pictures.train.pixels[:64] / 255.0
@@ -88,7 +91,7 @@ def test_an_attack_on_a_run_and_its_report(npz, tmp_path, capsys):
     assert run.main([*flags(dataset=npz, out=out, **settings), "--dashboard", "off"]) == 0
     argv = [str(out), "--attack-epochs", "2", "--attacker-data", "0.2", "--attack-seeds", "0,1", "--device", "cpu"]
     assert attack_program.main([*argv, "--decoder", "conv_normN0C4"]) == 0
-    assert attack_program.main([str(out), "--decoder", "descent", "--device", "cpu"]) == 0
+    assert attack_program.main([str(out), "--attack", "descent", "--device", "cpu"]) == 0
     content = json.loads((out / "attacks" / "conv_normN0C4.json").read_text())
     assert content["seeds"] == [0, 1]
     for score in ("mse", "ssim", "psnr"):
@@ -124,7 +127,7 @@ def test_whom_an_attack_is_against(sizes, first, whom):
     clients = attack_program._clients_of(partition, rows)
     scores = {score: Scores(0.5, None) for score in ("mse", "ssim", "psnr")}
     measured = {**scores, "by_seed": {}, "mean_image_mse": 0.0, "training": [], "target_clients": clients}
-    table = attack_program._table(AttackRecord("x", 0.1, 1, first, len(rows), [0], 1, **measured))
+    table = attack_program._table("x", AttackRecord("x", 0.1, 1, first, len(rows), [0], 1, **measured))
     assert table.title == f"x against {whom}, {len(rows)} images"
 
 
@@ -146,7 +149,16 @@ WRONG = {
     "share": (["--attacker-data", "0"], "attacker_data: 0 is no share"),
     "seeds": (["--attack-seeds", "1;2"], "attack_seeds: '1;2'"),
     "client": (["--target-client", "8"], "target_client: 8 is no client; allowed: 0 to 7"),
-    "descent": (["--decoder", "descent", "--attacker-data", "0.1"], "decoder: descent trains nothing"),
+    "descent": (
+        ["--attack", "descent", "--attacker-data", "0.1"],
+        "attacker_data: has no effect with attack descent; allowed with --attack decoder or --attack fsha",
+    ),
+    "rounds": (
+        ["--attack-rounds", "3"],
+        "attack_rounds: has no effect with attack decoder; allowed with --attack fsha",
+    ),
+    "attack": (["--attack", "descend"], "attack: 'descend'"),
+    "data set": (["--attacker-dataset", "cifar11"], "attacker_dataset: 'cifar11'"),
     "epochs": (["--attack-epochs", "none"], "attack_epochs: 'none'"),
     "device": (["--device", "gpu"], "device: 'gpu'"),
 }
@@ -162,6 +174,38 @@ def test_bad_input_of_attacks(argv, message, npz, tmp_path, capsys):
     assert error.startswith("error: " + message)
     assert error.count("\n") == 1
     assert not (out / "attacks").exists()
+
+
+def test_the_attackers_images_may_be_of_another_data_set(npz, arrays, tmp_path, capsys):
+    """They are then of that data set alone, which may have the run's images in it by chance only."""
+    other, out = tmp_path / "other set.npz", tmp_path / "run"
+    larger = {name: getattr(arrays, name).repeat(2, axis=1).repeat(2, axis=2) for name in ("train_x", "test_x")}
+    np.savez(other, **larger, train_y=arrays.train_y, test_y=arrays.test_y)
+    Simulation(RunConfig(**{**TINY, "dataset": str(npz)})).save(out)
+    argv = [str(out), "--decoder", "conv_normN0C4", "--attack-epochs", "1", "--attacker-data", "1", "--device", "cpu"]
+    assert attack_program.main([*argv, "--attacker-dataset", str(other)]) == 0
+    assert "conv_normN0C4-other-set against client 0" in " ".join(capsys.readouterr().out.split())
+    content = json.loads((out / "attacks" / "conv_normN0C4-other-set.json").read_text())
+    assert content["attacker_dataset"] == str(other)
+    assert attack_program.main([*argv, "--attacker-dataset", str(npz)]) == 2
+    assert "is the run's own; allowed: another, or without it" in capsys.readouterr().err
+
+
+def test_a_run_is_hijacked_from_the_command_line(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    Simulation(RunConfig(**{**TINY, "dataset": str(npz)})).save(out)
+    argv = [str(out), "--attack", "fsha", "--decoder", "conv_normN0C4", "--attacker-data", "0.2", "--device", "cpu"]
+    assert attack_program.main([*argv, "--attack-rounds", "2"]) == 0
+    content = json.loads((out / "attacks" / "fsha-conv_normN0C4.json").read_text())
+    assert (content["attack"], content["rounds"], content["epochs"]) == ("fsha", 2, None)
+    assert len(content["training"][0]["held_out"]) == 2
+    assert content["training"][0]["held_out"][-1] == pytest.approx(content["mse"]["mean"])
+    assert report.main([str(out)]) == 0
+    assert "attacks/fsha-conv_normN0C4.png" in (out / "report.md").read_text()
+    frozen = tmp_path / "frozen"
+    Simulation(RunConfig(**{**TINY, "dataset": str(npz), "client_lr": 0.0})).save(frozen)
+    assert attack_program.main([str(frozen), *argv[1:]]) == 2
+    assert "its clients do not learn, so that no server can lead them" in capsys.readouterr().err
 
 
 def test_federated_clients_send_nothing_to_attack(npz, tmp_path, capsys):

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from simsfl.attacks import inversion
 from simsfl.config.notation import Decoder
-from simsfl.privacy import inversion
 from simsfl.privacy.decoders import decoder
 from tests.conftest import generator
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsfl.evaluation.encoding import Watch, unwatched
+from simsfl.privacy.decoders import Training
 
 _HELD_OUT = 0.1
 """Share of the attacker's pairs that are held out, and choose the epoch."""
@@ -25,16 +25,6 @@ _DESCENT_RATE = 0.05
 _SMOOTHNESS = 1e-3
 """Weight of the total variation per pixel and channel in the descent's loss; the other term is the mean squared error
 of the smashed data, divided by their variance."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """The mean squared errors of a decoder, epoch by epoch."""
-
-    train: list[float]
-    """Error on the training pairs, averaged over each epoch while the decoder learns."""
-    held_out: list[float]
-    """Error on the held-out pairs after each epoch."""
 
 
 def train_decoder(

@@ -1,0 +1,1 @@
+"""The program that attacks a run, and its figures."""
