@@ -4,8 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+DATASETS = ["datasets>=4"]
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "scikit-image>=0.22", *DEVICE]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "scikit-image>=0.22", *DATASETS, *DEVICE]
 
 setup(
     name="simsfl",
@@ -34,6 +35,7 @@ setup(
         "torchmetrics>=1.5",  # SSIM, PSNR, total variation
     ],
     extras_require={
+        "datasets": DATASETS,  # hf:NAME
         "device": DEVICE,  # devices that take part; INA219 and INA226
         "test": TEST,
         "dev": [*TEST, "pre-commit>=3"],

@@ -27,8 +27,9 @@ from simsfl.config.catalogue import (
 from simsfl.config.registry import Code, RegistrationError, code_of, registered
 from simsfl.config.values import option
 from simsfl.data import Arrays, Dataset, make_dataset
+from simsfl.data.items import from_torchvision
 from simsfl.data.load import Request
-from simsfl.data.partition import Partition
+from simsfl.data.partition import Partition, Partitioner
 from simsfl.defences import Added, Defence, Draws
 from simsfl.models.layers import Backbone, Style
 from simsfl.objectives import Memory, Objective, nearest
@@ -61,6 +62,7 @@ __all__ = [
     "Objective",
     "Optimiser",
     "Partition",
+    "Partitioner",
     "ProbeRecord",
     "Record",
     "Request",
@@ -75,6 +77,7 @@ __all__ = [
     "callback",
     "dataset",
     "defence",
+    "from_torchvision",
     "make_dataset",
     "nearest",
     "objective",
@@ -173,21 +176,14 @@ def architecture(
     return _registering("arch", name, lambda code: Architecture(width, code, **how))
 
 
-def partition(
-    name: str, *, settings: tuple[str, ...] = (), random_sizes: bool = False
-) -> Callable[[_Function], _Function]:
-    """Return a decorator that registers a function by a name for `RunConfig.partition`.
-
-    The function takes labels ``[n]``, weights of the clients ``[M]``, and a NumPy generator, from which alone it draws,
-    and returns a `Partition`.
+def partition(name: str, *, settings: tuple[str, ...] = ()) -> Callable[[type[Partitioner]], type[Partitioner]]:
+    """Return a decorator that registers a subclass of `Partitioner` by a name for `RunConfig.partition`.
 
     Args:
         name: its name.
-        settings: what it takes by name: "classes_per_client" and "alpha" of the config, and "owners", which is the
-            client of each image ``[n]`` as the data set has it.
-        random_sizes: whether it draws how many images clients hold.
+        settings: which of the config's fields `classes_per_client` and `alpha` it takes.
     """
-    return _registering("partition", name, lambda code: PartitionKind(code, settings, random_sizes=random_sizes))
+    return _registering("partition", name, lambda code: PartitionKind(code, settings))
 
 
 def dataset(

@@ -19,6 +19,7 @@ from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.wire import Wire
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
+from simsfl.data.partition import Partition
 from simsfl.engine.plan_ahead import PlanAhead
 from simsfl.engine.precision import arithmetic
 from simsfl.rounds import evaluating, saving
@@ -52,6 +53,8 @@ class Simulation:
     Args:
         config: what to run.
         dataset: the images, instead of loading ``config.dataset``.
+        partition: which images each client holds, instead of what ``config.partition`` names. Its indices count the
+            training images from 0, or those without labels if there are any. It is saved with the run.
         dtype: dtype of everything that is learnt, and with fp32 precision of what is computed; float64 is for tests.
         choices: versions of operators to use, where they are named, instead of finding out which are fastest.
         start: weights to start from, instead of loading ``config.init_client``.
@@ -81,13 +84,20 @@ class Simulation:
         config: RunConfig,
         dataset: Dataset | None = None,
         *,
+        partition: Partition | None = None,
         dtype: torch.dtype = torch.float32,
         choices: Mapping[str, str] | None = None,
         start: Weights | None = None,
         auto_precision: tuple[str, str] | None = None,
         callbacks: Iterable[Callback] = (),
     ):
-        how = {"dtype": dtype, "choices": choices, "start": start, "auto_precision": auto_precision}
+        how = {
+            "partition": partition,
+            "dtype": dtype,
+            "choices": choices,
+            "start": start,
+            "auto_precision": auto_precision,
+        }
         self._begin(build(config, dataset, **how), callbacks)
 
     def _begin(self, parts: Parts, callbacks: Iterable[Callback], progress: Progress | None = None) -> None:

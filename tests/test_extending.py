@@ -94,7 +94,7 @@ PLUGINS = {
     "norms": ("callback", "norms", {"callback.order": 1.0}),
     "toy": ("arch", "toy", {"arch.kernel": 5}),
     "noise": ("dataset", "noise", {}),
-    "alternating": ("partition", "alternating", {}),
+    "alternating": ("partition", "alternating", {"partition.hand": 2}),
 }
 """Where the plugin in each file is chosen, under which name, and options that it has."""
 

@@ -78,7 +78,12 @@ def hijack(
     """
     old = simulation.parts
     trained = Simulation(
-        hijacked(old.config, rounds), old.dataset, dtype=old.dtype, choices=old.choices, start=old.start
+        hijacked(old.config, rounds),
+        old.dataset,
+        partition=old.given,
+        dtype=old.dtype,
+        choices=old.choices,
+        start=old.start,
     )
     server = Hijacker(trained.parts, own, spec, seed)
     trained.wire = server

@@ -9,6 +9,7 @@ from simsfl.cli.launch import begun
 from simsfl.cli.session import Session
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
+from simsfl.data.partition import Partition
 from simsfl.rounds.callback import Callback
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import Summary
@@ -22,6 +23,7 @@ def run(
     out: str | Path | None = None,
     *,
     dataset: Dataset | None = None,
+    partition: Partition | None = None,
     callbacks: Iterable[Callback] = (),
     overwrite: bool = False,
 ) -> Summary:
@@ -31,6 +33,7 @@ def run(
         config: what to run, such as one of `simsfl.cli.presets`.
         out: the run directory; None for a new one in ``runs``.
         dataset: the images, instead of loading ``config.dataset``; to resume the run, they have to be given again.
+        partition: which images each client holds; see `Simulation`.
         callbacks: objects that follow the records, besides those that the config names.
         overwrite: whether to replace a run that is in the directory.
 
@@ -42,7 +45,7 @@ def run(
     if out is not None:
         RunDirectory(out).check_free(overwrite=overwrite)
     with Stop() as stop:
-        simulation = Simulation(config, dataset, callbacks=callbacks)
+        simulation = Simulation(config, dataset, partition=partition, callbacks=callbacks)
         return _finished(simulation, begun(simulation, out, overwrite=overwrite), stop)
 
 

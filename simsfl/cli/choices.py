@@ -10,7 +10,7 @@ from rich.text import Text
 
 from simsfl.cli.presets import PRESETS, automatic
 from simsfl.config import RunConfig, plugins
-from simsfl.config.catalogue import DATASETS, DOORS, PARTITIONS
+from simsfl.config.catalogue import DATASETS, DOORS
 from simsfl.config.registry import code_of
 from simsfl.config.values import options_in
 from simsfl.models import layer_count
@@ -31,10 +31,12 @@ def print_choices(console: Output) -> None:
         "architectures": _listed("arch", _of_architecture),
         "datasets": _listed("dataset", lambda name: DATASETS[name].about)
         | {
-            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's",
-            "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/)",
+            "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's. "
+            "unlabelled_x: images for clients; train_client: whose they are",
+            "DIR": "ImageFolder layout: train/CLASS/* and test/CLASS/* (or val/); unlabelled/: images for clients",
+            "hf:NAME": "of the Hugging Face hub, or hf:DIRECTORY; hf:NAME:SUBSET?label=COLUMN&test=SPLIT chooses "
+            "(simsfl[datasets])",
         },
-        "partitions": _listed("partition", lambda name: _summary_of(PARTITIONS[name].code.load())),
     }
     for door in [door for door in RunConfig().chosen if door != "arch"]:
         sections[f"{door}s"] = _listed(door, lambda name, door=door: _with_options(door, name))

@@ -315,7 +315,9 @@ def _announce(session: Session, why: dict[str, str]) -> None:
     held = ("" if sizes.min() == sizes.max() else f"{sizes.min():,} to ") + count_text(sizes.max(), "image")
     batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.parts.groups)
     limited = f" ({why['batch_size']})" if why["batch_size"] else ""
-    unused = len(data.train_labels) - sizes.sum()
+    unused = len(data.held) - sizes.sum()
+    train = f"{data.unlabelled:,} unlabelled and " if data.unlabelled else ""
+    train += f"{len(data.train_labels):,} {'labelled ' if data.unlabelled else ''}train"
     model = simulation.model
     if why["dataset"] == "auto" and data.name == "shapes":
         banner = "CIFAR-10 is not available: this run uses the built-in shapes instead."
@@ -325,7 +327,7 @@ def _announce(session: Session, why: dict[str, str]) -> None:
         (
             "dataset",
             data.name,
-            f"{why['dataset']}: {data.origin}; {len(data.train_labels):,} train, {len(data.test):,} test images of "
+            f"{why['dataset']}: {data.origin}; {train}, {len(data.test):,} test images of "
             f"{data.image_size}x{data.image_size}",
         ),
         ("device", config.device, f"{why['device']}; {device}"),

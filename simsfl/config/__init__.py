@@ -15,11 +15,12 @@ from simsfl.config.catalogue import (
     AGGREGATIONS,
     ARCHITECTURES,
     CALLBACKS,
+    DATASETS,
     DEFENCES,
-    DOORS,
     METHODS,
     OBJECTIVES,
     OPTIMIZERS,
+    PARTITIONS,
     PRECISIONS,
     SAMPLERS,
     ObjectiveKind,
@@ -28,7 +29,7 @@ from simsfl.config.catalogue import (
 from simsfl.config.constraints import EVERY_RUN, check
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.config.plugins import Plugin, plugins_of
-from simsfl.config.registry import Code, code_of
+from simsfl.config.registry import Code
 from simsfl.config.settings import ENGINES, NORMS, RECIPES, Settings
 from simsfl.config.values import check_value, from_text, options_in
 from simsfl.system.decoding import read_json
@@ -160,6 +161,7 @@ class RunConfig(Settings):
     def chosen(self) -> dict[str, list[Code]]:
         """Return the code of what is chosen, by the name of its door."""
         return {
+            "partition": [PARTITIONS[self.partition].code],
             "objective": [self.goal.code],
             "aggregation": [AGGREGATIONS[self.aggregation]],
             "sampler": [SAMPLERS[self.sampler].code],
@@ -172,9 +174,8 @@ class RunConfig(Settings):
     @property
     def plugins(self) -> list[Plugin]:
         """Return the plugins that what is chosen comes from."""
-        named = (DOORS[door].get(getattr(self, door)) for door in ("partition", "dataset"))
-        codes = [code for own in self.chosen.values() for code in own]
-        return plugins_of([*codes, *(code_of(known) for known in named if known)])
+        named = DATASETS.get(self.dataset)
+        return plugins_of([code for own in self.chosen.values() for code in own] + ([named.code] if named else []))
 
     @property
     def goal(self) -> ObjectiveKind:

@@ -222,21 +222,17 @@ class PartitionKind:
     """A way to divide images among clients."""
 
     code: Code
-    """Function of labels ``[n]``, weights of the clients ``[M]``, a NumPy generator, and the settings, by name, that
-    returns a `simsfl.data.partition.Partition`."""
+    """A subclass of `simsfl.data.partition.Partitioner`."""
     settings: tuple[str, ...] = ()
-    """Names of the settings that the function takes: "classes_per_client", "alpha", and "owners", which is the client
-    of each image as the data set has it, or None."""
-    random_sizes: bool = False
-    """Whether clients may hold different numbers of images: it then divides all, and is drawn again where a client
-    would hold too few. Otherwise what does not divide into equal parts is left out."""
+    """Those of the config's fields `classes_per_client` and `alpha` that it takes."""
 
 
 PARTITIONS = {
-    "iid": PartitionKind(Code("simsfl.data.partition:iid")),
-    "shards": PartitionKind(Code("simsfl.data.partition:shards"), ("classes_per_client",)),
-    "dirichlet": PartitionKind(Code("simsfl.data.partition:dirichlet"), ("alpha",), random_sizes=True),
-    "natural": PartitionKind(Code("simsfl.data.partition:natural"), ("owners",), random_sizes=True),
+    "iid": PartitionKind(Code("simsfl.data.partition:IID")),
+    "shards": PartitionKind(Code("simsfl.data.partition:Shards"), ("classes_per_client",)),
+    "dirichlet": PartitionKind(Code("simsfl.data.partition:Dirichlet"), ("alpha",)),
+    "natural": PartitionKind(Code("simsfl.data.partition:Natural")),
+    "given": PartitionKind(Code("simsfl.data.partition:Given")),
 }
 """How images are divided among clients."""
 
@@ -267,6 +263,9 @@ class DataSet:
         return f"{count} of {self.image_size}x{self.image_size}, {self.classes:,} classes: {self.note}"
 
 
+HUB = "hf:"
+"""Beginning of the names of data sets of the Hugging Face hub."""
+
 DATASETS = {
     "auto": DataSet(
         Code("simsfl.data.load:automatic"),
@@ -278,6 +277,13 @@ DATASETS = {
     "cifar100": DataSet(Code("simsfl.data.load:cifar100"), "objects and animals", 50_000, 10_000, classes=100),
     "svhn": DataSet(Code("simsfl.data.load:svhn"), "digits of house numbers", 73_257, 26_032),
     "stl10": DataSet(Code("simsfl.data.load:stl10"), "objects and animals", 5_000, 8_000, image_size=96),
+    "stl10-unlabelled": DataSet(
+        Code("simsfl.data.load:stl10_unlabelled"),
+        "those of STL-10 without labels, for clients; its others serve evaluation",
+        100_000,
+        8_000,
+        image_size=96,
+    ),
     "tiny-imagenet": DataSet(
         Code("simsfl.data.load:tiny_imagenet"),
         "its archive, unpacked in DATA_DIR",

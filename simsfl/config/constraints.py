@@ -10,6 +10,7 @@ from simsfl.config.catalogue import (
     AGGREGATIONS,
     ARCHITECTURES,
     DATASETS,
+    HUB,
     METHODS,
     OBJECTIVES,
     OPTIMIZERS,
@@ -86,7 +87,7 @@ EVERY_RUN = (
         "unequal: {unequal} needs rich and poor clients; allowed: with 2 clients or more in the cohort",
     ),
     Constraint(
-        lambda c: c.unequal is not None and "owners" in PARTITIONS[c.partition].settings,
+        lambda c: c.unequal is not None and PARTITIONS[c.partition].code.load().fixed,
         "unequal: {unequal} is not for partition {partition}, in which clients hold what is theirs; allowed: without "
         "it",
     ),
@@ -102,6 +103,10 @@ EVERY_RUN = (
     Constraint(
         lambda c: c.data_proportion == 0 and c.aux_dataset is None,
         "data_proportion: {data_proportion:g} leaves clients no images; allowed: more than 0, or --aux-dataset",
+    ),
+    Constraint(
+        lambda c: c.data_proportion < 1 and c.partition == "given",
+        "data_proportion: {data_proportion:g} is not for a partition that is given; allowed: 1",
     ),
     Constraint(
         lambda c: c.aux_dataset is not None and c.aux_dataset == c.dataset,
@@ -219,6 +224,9 @@ DEVICES = (
         "aggregation: {aggregation} is not for runs with devices, which take the average; allowed: one without mixing",
     ),
     Constraint(
+        lambda c: c.partition == "given", "partition: given is not what devices know; allowed: one that has a name"
+    ),
+    Constraint(
         lambda c: c.client_state_dtype != "fp32",
         "client_state_dtype: {client_state_dtype} is not what devices keep; allowed: fp32 in such runs",
     ),
@@ -317,7 +325,9 @@ PROBED = Condition(
 
 def _in_files(dataset: str) -> bool:
     """Return whether each picture of a data set is a file: in directories, and in some data sets with a name."""
-    return DATASETS[dataset].in_files if dataset in DATASETS else not dataset.endswith(".npz")
+    return (
+        DATASETS[dataset].in_files if dataset in DATASETS else not (dataset.endswith(".npz") or dataset.startswith(HUB))
+    )
 
 
 STREAMABLE = Condition(

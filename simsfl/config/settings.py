@@ -209,8 +209,8 @@ class Settings:
     dataset: str = _setting(
         "auto",
         "data",
-        "Name of a data set, an .npz file, or an ImageFolder directory; auto is CIFAR-10 if it is available, else the "
-        "built-in shapes.",
+        "Name of a data set, an .npz file, an ImageFolder directory, or hf:NAME of the Hugging Face hub; auto is "
+        "CIFAR-10 if it is available, else the built-in shapes.",
         path=True,
     )
     data_dir: str = _setting("data", "data", "Directory that is searched for the files of public data sets.", path=True)

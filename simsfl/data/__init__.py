@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["ARRAYS", "Arrays", "Dataset", "Images", "make_dataset"]
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
-"""Names of the arrays of a data set, in files and in `Arrays`."""
+"""Names of the arrays of a data set that it must have, in files and in `Arrays`."""
+UNLABELLED = ("unlabelled", "unlabeled")
+"""What images without labels are called, in names of arrays, directories and splits; the first is simsfl's own name."""
+_PART = 1024
+"""Images that are scaled at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,10 @@ class Arrays:
     classes: tuple[str, ...]
     """Name of the class of each label."""
     train_client: np.ndarray | None = None
-    """``[n]`` int64 client that each training image belongs to, numbered from 0 without gaps; None where that is not
-    known."""
+    """``[n]`` int64 client that each image belongs to that clients hold, numbered from 0 without gaps: of the training
+    images without labels, if there are any, else of all. None where that is not known."""
+    unlabelled_x: np.ndarray | None = None
+    """uint8 training images ``[n, H, W, 3]`` without labels, which clients then hold instead of `train_x`; or None."""
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -52,6 +59,8 @@ class Arrays:
         }
         if self.train_client is not None:
             arrays["train_client"] = self.train_client.astype(np.int64)
+        if self.unlabelled_x is not None:
+            arrays["unlabelled_x"] = self.unlabelled_x
         return {name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in arrays.items()}
 
     @property
@@ -102,7 +111,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images with labels; self-supervised training needs labels for partition and evaluation only."""
+    """Training and test images; self-supervised training needs labels for partition and evaluation only.
+
+    Training images come in this order: those with labels, those without, and those of an auxiliary data set. If there
+    are any without labels, clients hold these, and those with labels serve evaluation alone: as the kNN bank, and for
+    probes to be trained on.
+    """
 
     name: str
     origin: str
@@ -114,18 +128,27 @@ class Dataset:
     """Name of the class of each label."""
     train: Images
     train_labels: Tensor
-    """``[n]`` int64 labels of the training images, without the auxiliary ones."""
+    """``[n]`` int64 labels of the training images that have some, which come first."""
     test: Images
     test_labels: Tensor
     """``[n]`` int64 labels of the test images."""
     train_client: np.ndarray | None = None
-    """``[n]`` int64 client that each training image belongs to, on the host; None where that is not known."""
+    """``[n]`` int64 client that each of the images at the rows `held` belongs to, on the host; None where that is not
+    known."""
+    unlabelled: int = 0
+    """Number of training images without labels."""
     auxiliary: int = 0
     """Number of training images of another data set, which come last: clients may hold them, and nothing is evaluated
     on them."""
     listing: str | None = None
     """SHA-256 of the names of the files, if images stay in their files: it stays the same when one of them is mended,
     which changes the checksum with the file's size. None if the images were read at once."""
+
+    @property
+    def held(self) -> range:
+        """Rows of the training images that are divided among clients, besides the auxiliary ones."""
+        labelled = len(self.train_labels)
+        return range(labelled, labelled + self.unlabelled) if self.unlabelled else range(labelled)
 
     @property
     def image_size(self) -> int:
@@ -158,20 +181,25 @@ def make_dataset(
         origin: description, for people, of where it came from.
         arrays: images and labels.
         image_size: height and width that images are resized to (antialiased, middle square); None keeps their size.
-        statistics: mean and standard deviation per channel; None measures them on the training images.
+        statistics: mean and standard deviation per channel; None measures them on the training images, also on those
+            without labels.
 
     Raises:
-        ValueError: the images are too small, or not square, and no `image_size` is given, or they do not fit into
-            memory at this size.
+        ValueError: an array is not as `Arrays` describes it, the images are too small, or not square, and no
+            `image_size` is given, or they do not fit into memory at this size.
     """
+    _check(name, arrays, image_size)
     height, width = arrays.train_x.shape[1:3]
+    unlabelled = [] if arrays.unlabelled_x is None else [arrays.unlabelled_x]
     if image_size is None and min(height, width) < SMALLEST:
         raise ValueError(f"dataset: {name} has images of {height}x{width}; give --image-size {SMALLEST} or more")
     if image_size is None and height != width:
         raise ValueError(f"dataset: {name} has images of {height}x{width}; give --image-size to make them square")
     if image_size is not None and (height, width) != (image_size, image_size):
-        check_memory(name, len(arrays.train_x) + len(arrays.test_x), image_size, image_size)
-    train, test = (resize(planes(x), image_size) for x in (arrays.train_x, arrays.test_x))
+        count = sum(map(len, (arrays.train_x, arrays.test_x, *unlabelled)))
+        check_memory(name, count, image_size, image_size)
+    train = resized([arrays.train_x, *unlabelled], image_size)
+    test = resized([arrays.test_x], image_size)
     mean, std = (torch.tensor(s).view(3, 1, 1) for s in statistics or measure(train))
     return Dataset(
         name,
@@ -183,7 +211,35 @@ def make_dataset(
         test=Images(test, mean, std),
         test_labels=torch.from_numpy(arrays.test_y.astype(np.int64)),
         train_client=arrays.train_client,
+        unlabelled=sum(map(len, unlabelled)),
     )
+
+
+def _check(name: str, arrays: Arrays, image_size: int | None) -> None:
+    """Raise a ValueError unless arrays are as `Arrays` describes them, and fit together; see `make_dataset`."""
+    train, held = arrays.train_x, len(arrays.train_x if arrays.unlabelled_x is None else arrays.unlabelled_x)
+    for what in ("train_x", "test_x", "unlabelled_x"):
+        images, wrong = getattr(arrays, what), None
+        if images is None:
+            continue
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+            wrong = f"{images.dtype} of shape {images.shape}; allowed: uint8 of shape (n, height, width, 3)"
+        elif image_size is None and images.shape[1:] != train.shape[1:]:
+            sizes = ("{}x{}".format(*one.shape[1:3]) for one in (images, train))
+            wrong = "images of {}, and train_x of {}; allowed: one size, or an image_size".format(*sizes)
+        if wrong:
+            raise ValueError(f"dataset: {what} of {name} has {wrong}")
+    labels = {"train_y": (len(train), len(arrays.classes)), "test_y": (len(arrays.test_x), len(arrays.classes))}
+    owners = {} if arrays.train_client is None else {"train_client": (held, held)}
+    for what, (count, bound) in (labels | owners).items():
+        values, wrong = getattr(arrays, what), None
+        if values.dtype.kind not in "iu" or values.shape != (count,):
+            wrong = f"{values.dtype} of shape {values.shape}; allowed: integers of shape ({count},)"
+        elif values.min() < 0 or values.max() >= bound:
+            outside = values.min() if values.min() < 0 else values.max()
+            wrong = f"the value {outside}; allowed: 0 to {bound - 1}"
+        if wrong:
+            raise ValueError(f"dataset: {what} of {name} has {wrong}")
 
 
 def check_memory(name: str, images: int, height: int, width: int) -> None:
@@ -204,7 +260,7 @@ def check_memory(name: str, images: int, height: int, width: int) -> None:
 
 
 def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
-    """Return `data` with the training images of `other` appended, which are normalised by the statistics of `data`.
+    """Return `data` with the images that clients of `other` would hold, normalised by the statistics of `data`.
 
     Raises:
         ValueError: the images of the two differ in size, or one of the two is too large to be read whole.
@@ -215,19 +271,58 @@ def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
     for one in (data, other):
         if not isinstance(one.train.pixels, Tensor):
             raise ValueError(f"aux_dataset: {one.name} is too large to be read whole; allowed: --stream never")
-    pixels = torch.cat([data.train.pixels, other.train.pixels])
+    pixels = torch.cat([data.train.pixels, other.train.pixels[other.held.start : other.held.stop]])
     return replace(
         data,
-        origin=f"{data.origin}, with the {len(other.train):,} images of {other.name} ({other.origin})",
+        origin=f"{data.origin}, with the {len(other.held):,} images of {other.name} ({other.origin})",
         checksum=hashlib.sha256((data.checksum + other.checksum).encode()).hexdigest(),
         train=replace(data.train, pixels=pixels),
-        auxiliary=len(other.train),
+        auxiliary=len(other.held),
     )
+
+
+def numbered(
+    whose: str, train: tuple[str, np.ndarray], test: tuple[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return training and test labels that are renumbered without gaps, and the names of the classes: the old numbers.
+
+    Args:
+        whose: name or path of the data set, for errors.
+        train: what the training labels are called, and these, ``[n]`` integers.
+        test: the same of the test labels.
+
+    Raises:
+        ValueError: a training label is below 0, or a test label does not occur in training.
+    """
+    classes = np.unique(train[1])
+    if classes[0] < 0:
+        raise ValueError(f"dataset: {whose}: {train[0]} has label {classes[0]}; labels must be 0 or more")
+    if len(strange := np.setdiff1d(test[1], classes)):
+        raise ValueError(f"dataset: {whose} has label {strange[0]} in {test[0]} that does not occur in {train[0]}")
+    return *(np.searchsorted(classes, labels) for _, labels in (train, test)), tuple(map(str, classes))
 
 
 def planes(images: np.ndarray) -> Tensor:
     """Return a uint8 array ``[n, H, W, 3]`` of images as a uint8 tensor ``[n, 3, H, W]``."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def resized(images: Sequence[np.ndarray], size: int | None) -> Tensor:
+    """Return the images in uint8 arrays ``[n, H, W, 3]``, one after the other, scaled as by `resize`.
+
+    The result is ``[total, 3, size, size]`` uint8. They are scaled in parts, so that no second copy is in memory.
+    """
+    first, parts = images[0], [part for array in images for part in _parts(array)]
+    shape = (size, size) if size else first.shape[1:3]
+    pixels = torch.empty(sum(map(len, images)), 3, *shape, dtype=torch.uint8)
+    for to, part in zip(pixels.split([len(part) for part in parts]), parts, strict=True):
+        to.copy_(resize(planes(part), size))
+    return pixels
+
+
+def _parts(array: np.ndarray) -> list[np.ndarray]:
+    """Return an array in parts of `_PART` rows, as views."""
+    return [array[start : start + _PART] for start in range(0, len(array), _PART)]
 
 
 def resize(pixels: Tensor, size: int | None) -> Tensor:
@@ -243,7 +338,7 @@ def resize(pixels: Tensor, size: int | None) -> Tensor:
     top, left = (round((side - size) / 2) for side in scaled)
     parts = [
         interpolate(part.float(), scaled, mode="bilinear", antialias=True)[..., top : top + size, left : left + size]
-        for part in pixels.split(1024)
+        for part in pixels.split(_PART)
     ]
     return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])
 

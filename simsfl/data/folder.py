@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from simsfl.data import Arrays, Dataset, Images, check_memory, make_dataset, measure, planes
-from simsfl.data.listing import Listing, checksums, list_pictures
+from simsfl.data.listing import checksums, list_pictures, list_unlabelled
 from simsfl.data.picture import read_picture
 from simsfl.system.memory import free_memory
 from simsfl.system.progress import watched
@@ -94,22 +94,32 @@ def read_folder(
             read at once and do not fit into memory.
     """
     size = image_size or _DEFAULT_SIZE
-    train, test = list_pictures(path)
+    (train, test), unlabelled = list_pictures(path), list_unlabelled(path)
+    training, count = [*train.files, *unlabelled], len(train.files) + len(test.files) + len(unlabelled)
     origin = f"directory {path}"
-    sample = np.linspace(0, len(train.files) - 1, min(MEASURED, len(train.files))).astype(np.int64)
-    total = (len(train.files) + len(test.files)) * 3 * size**2
+    sample = np.linspace(0, len(training) - 1, min(MEASURED, len(training))).astype(np.int64)
+    total = count * 3 * size**2
     if stream == "never":
-        check_memory(str(path), len(train.files) + len(test.files), size, size)
+        check_memory(str(path), count, size, size)
     if stream == "never" or (stream == "auto" and total <= _SHARE_OF_MEMORY * free_memory()):
-        arrays = Arrays(*_read_all(train, size), *_read_all(test, size), train.classes)
-        statistics = statistics or measure(torch.from_numpy(arrays.train_x[sample]).permute(0, 3, 1, 2))
+        pixels = _read_all(training, size)
+        labelled, others = pixels[: len(train.files)], pixels[len(train.files) :]
+        arrays = Arrays(
+            labelled,
+            train.labels,
+            _read_all(test.files, size),
+            test.labels,
+            train.classes,
+            unlabelled_x=others if unlabelled else None,
+        )
+        statistics = statistics or measure(torch.from_numpy(pixels[sample]).permute(0, 3, 1, 2))
         return make_dataset(name, origin, arrays, image_size=size, statistics=statistics)
-    pictures = [Pictures(split.files, size) for split in (train, test)]
+    pictures = [Pictures(files, size) for files in (training, test.files)]
     if statistics is None:
         parts = torch.from_numpy(sample).split(100)
         statistics = measure(torch.cat([pictures[0][part] for part in watched(parts, f"Measuring {path}")]))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
-    checksum, listing = checksums(path, chain(train.files, test.files))
+    checksum, listing = checksums(path, chain(train.files, test.files, unlabelled))
     return Dataset(
         name,
         f"{origin}, decoded as it is needed",
@@ -119,13 +129,14 @@ def read_folder(
         train_labels=torch.from_numpy(train.labels),
         test=Images(pictures[1], mean, std),
         test_labels=torch.from_numpy(test.labels),
+        unlabelled=len(unlabelled),
         listing=listing,
     )
 
 
-def _read_all(split: Listing, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images of a split as uint8 ``[n, H, H, 3]``, and its labels ``[n]``."""
-    images = np.empty((len(split.files), size, size, 3), dtype=np.uint8)
-    for row, file in enumerate(watched(split.files, f"Reading {Path(split.files[0]).parent.parent}")):
+def _read_all(files: Sequence[str], size: int) -> np.ndarray:
+    """Return the images in files as uint8 ``[n, H, H, 3]``."""
+    images = np.empty((len(files), size, size, 3), dtype=np.uint8)
+    for row, file in enumerate(watched(files, f"Reading {Path(files[0]).parent.parent}")):
         images[row] = read_picture(Path(file), size)
-    return images, split.labels
+    return images

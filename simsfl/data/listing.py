@@ -2,7 +2,8 @@
 
 Three layouts are known: that of torchvision's ImageFolder, ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val/``); the
 archive of Tiny-ImageNet-200, whose validation pictures have their classes in a text file; and this archive with those
-pictures moved to ``val/CLASS/*`` or ``val/images/CLASS/*``.
+pictures moved to ``val/CLASS/*`` or ``val/images/CLASS/*``. Beside these, ``unlabelled/`` may hold pictures without
+classes, at any depth.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import heapq
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from simsfl.data import UNLABELLED
 from simsfl.data.picture import PictureError
 from simsfl.system.messages import count_text
 from simsfl.system.reading import open_regular
@@ -57,8 +60,34 @@ def list_pictures(path: Path) -> tuple[Listing, Listing]:
     Raises:
         ValueError: a split is missing, the classes of the two differ or have no pictures, or something is not readable.
     """
-    try:
+    with _reading(path):
         return _list_pictures(path)
+
+
+def list_unlabelled(path: Path) -> list[str]:
+    """Return the paths of the training pictures of a directory that have no classes, sorted as those of a class are.
+
+    They are those below ``unlabelled/`` (or ``unlabeled/``), found as `list_pictures` finds others; none where there is
+    no such directory.
+
+    Raises:
+        ValueError: that directory has no pictures, or something in it is not readable.
+    """
+    top = next((path / name for name in UNLABELLED if (path / name).is_dir()), None)
+    if top is None:
+        return []
+    with _reading(path):
+        files = _pictures_below(top, os.path.realpath(top), frozenset())
+    if not files:
+        raise ValueError(f"dataset: {top} has no pictures; allowed: files that end in {', '.join(_SUFFIXES)}")
+    return files
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise an OSError of the block, in which the directory `path` is read, as a ValueError of one line."""
+    try:
+        yield
     except OSError as error:
         raise ValueError(
             f"dataset: {error.filename or path} cannot be read ({error.strerror}); allowed: files and directories, and "

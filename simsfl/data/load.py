@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from simsfl.config.catalogue import DATASETS
+from simsfl.config.catalogue import DATASETS, HUB
 from simsfl.data import Dataset, make_dataset, with_auxiliary
 from simsfl.data.folder import read_folder
+from simsfl.data.hub import read_hub
 from simsfl.data.npz import read_npz
 from simsfl.data.shapes import shapes
-from simsfl.data.sources import CIFAR10, CIFAR100, STL10, SVHN, Source, Unavailable, fetch
+from simsfl.data.sources import CIFAR10, CIFAR100, STL10, STL10_UNLABELLED, SVHN, Source, Unavailable, fetch
 from simsfl.system.messages import shortened, unknown
 
 
@@ -43,8 +44,9 @@ def load_dataset(
     """Load a data set onto the CPU.
 
     Args:
-        name: one of `simsfl.config.catalogue.DATASETS`, the path of an ``.npz`` file, or that of a directory in
-            ImageFolder layout. "auto" is CIFAR-10, or the built-in shapes where CIFAR-10 is not available.
+        name: one of `simsfl.config.catalogue.DATASETS`, the path of an ``.npz`` file, that of a directory in
+            ImageFolder layout, or ``hf:NAME`` (`simsfl.data.hub`). "auto" is CIFAR-10, or the built-in shapes where
+            CIFAR-10 is not available.
         data_dir: directory where files of public data sets are looked for.
         image_size: height and width that images are resized to; None keeps their own size.
         seed: seed that the built-in shapes are drawn from.
@@ -69,13 +71,16 @@ def _load(name: str, wanted: Request) -> Dataset:
     if name in DATASETS:
         found = DATASETS[name].code.load()(wanted)
         return found if name == "auto" else replace(found, name=name)
+    if name.startswith(HUB):
+        arrays, name, origin = read_hub(name, wanted.image_size)
+        return make_dataset(name, origin, arrays, image_size=wanted.image_size)
     path = Path(name)
     try:
         local = os.path.realpath(name, strict=True)  # absolute, so that a run can be resumed from anywhere
     except OSError as error:
         if path.suffix != ".npz" and len(path.parts) == 1:
             raise unknown(
-                "dataset", name, DATASETS, also="the path of an .npz file or ImageFolder directory"
+                "dataset", name, DATASETS, also="the path of an .npz file or ImageFolder directory, or hf:NAME"
             ) from error
         raise ValueError(
             f"dataset: there is no file or directory {shortened(name, 300)} ({error.strerror}); "
@@ -114,6 +119,7 @@ cifar10 = partial(_public, CIFAR10)
 cifar100 = partial(_public, CIFAR100)
 svhn = partial(_public, SVHN)
 stl10 = partial(_public, STL10)
+stl10_unlabelled = partial(_public, STL10_UNLABELLED)
 
 
 def built_in(wanted: Request) -> Dataset:

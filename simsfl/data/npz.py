@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from simsfl.data import ARRAYS, Arrays, check_memory
+from simsfl.data import ARRAYS, UNLABELLED, Arrays, check_memory, numbered
 from simsfl.system.array_zip import ArrayZip, Header, NotArraysError
 from simsfl.system.messages import count_text, shortened
 
 _MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
 """Names of the `ARRAYS` in files of MedMNIST, which have ``val_images`` and ``val_labels`` as well."""
 _OWNERS = "train_client"
-"""Name of the array that says whose the training images are."""
+"""Name of the array that says whose the images are that clients hold."""
+_WITHOUT_LABELS = tuple(f"{name}_x" for name in UNLABELLED)
+"""Names of the array of training images without labels."""
 
 
 def read_npz(path: Path) -> tuple[Arrays, str]:
@@ -24,6 +26,9 @@ def read_npz(path: Path) -> tuple[Arrays, str]:
 
     An array ``train_client``, which may be missing, says by an integer which client each training image belongs to, for
     ``--partition natural``. Clients are renumbered without gaps, in the order of these integers.
+
+    An array ``unlabelled_x`` of images like the others, which may be missing, are training images without labels.
+    Clients then hold these, and ``train_client`` is about them.
 
     A file of MedMNIST has the same under other names. Its validation images are not used, so that results can be
     compared with published ones, for which networks are trained on the training images alone.
@@ -38,38 +43,42 @@ def read_npz(path: Path) -> tuple[Arrays, str]:
     try:
         file = ArrayZip(path, compressed=True)
         names = _names(path, file.names)
-        _check(path, {names[key]: file.header(names[key]) for key in ARRAYS})
+        unlabelled = next((name for name in _WITHOUT_LABELS if name in file.names), None)
+        more = [(unlabelled, file.header(unlabelled))] if unlabelled else []
+        _check(path, {names[key]: file.header(names[key]) for key in ARRAYS}, more)
         images, labels = (
             {split: file.array(names[f"{split}_{part}"]) for split in ("train", "test")} for part in ("x", "y")
         )
-        owners = _owners(path, file, len(images["train"]))
+        if unlabelled:
+            images["unlabelled"] = file.array(unlabelled)
+        owners = _owners(path, file, len(images["unlabelled" if unlabelled else "train"]))
         unused = file.header("val_images").shape[0] if "val_images" in file.names else 0
     except NotArraysError as error:
         raise ValueError(f"dataset: {path} {error}; allowed: what numpy.savez writes") from error
     except OSError as error:
         raise ValueError(f"dataset: {path} cannot be read ({error.strerror}); allowed: an .npz file") from error
-    labels = {split: own.reshape(-1) for split, own in labels.items()}
-    classes = np.unique(labels["train"])
-    if classes[0] < 0:
-        raise ValueError(f"dataset: {path}: {names['train_y']} has label {classes[0]}; labels must be 0 or more")
-    if len(strange := np.setdiff1d(labels["test"], classes)):
-        raise ValueError(
-            f"dataset: {path} has label {strange[0]} in {names['test_y']} that does not occur in {names['train_y']}"
-        )
+    split = ((names[f"{one}_y"], labels[one].reshape(-1)) for one in ("train", "test"))
+    train_y, test_y, classes = numbered(str(path), *split)
     arrays = Arrays(
         _as_rgb(images["train"]),
-        np.searchsorted(classes, labels["train"]),
+        train_y,
         _as_rgb(images["test"]),
-        np.searchsorted(classes, labels["test"]),
-        tuple(str(name) for name in classes),
+        test_y,
+        classes,
         owners,
+        _as_rgb(images["unlabelled"]) if unlabelled else None,
     )
     without = f", without its {count_text(unused, 'validation image')}" if unused else ""
     return arrays, f"file {path}{without}"
 
 
 def _owners(path: Path, file: ArrayZip, images: int) -> np.ndarray | None:
-    """Return the client ``[n]`` that each training image belongs to, from 0 without gaps; None if that is not said.
+    """Return the client ``[n]`` that each image belongs to, from 0 without gaps; None if that is not said.
+
+    Args:
+        path: path of the file.
+        file: the file.
+        images: number of images that clients hold.
 
     Raises:
         ValueError: the array is not as `read_npz` describes it.
@@ -80,7 +89,7 @@ def _owners(path: Path, file: ArrayZip, images: int) -> np.ndarray | None:
     if header.dtype.kind not in "iu" or header.shape not in ((images,), (images, 1)):
         raise ValueError(
             f"dataset: {path}: {_OWNERS} has dtype {header.dtype} and shape {header.shape}; it must be integers of "
-            f"shape ({images},), one for each training image"
+            f"shape ({images},), one for each training image that clients hold"
         )
     return np.unique(file.array(_OWNERS).reshape(-1), return_inverse=True)[1].reshape(-1).astype(np.int64)
 
@@ -98,15 +107,16 @@ def _names(path: Path, held: list[str]) -> dict[str, str]:
     return dict(zip(ARRAYS, own, strict=True))
 
 
-def _check(path: Path, headers: dict[str, Header]) -> None:
+def _check(path: Path, headers: dict[str, Header], unlabelled: list[tuple[str, Header]]) -> None:
     """Raise a ValueError that says what is wrong, unless arrays are as `read_npz` describes them.
 
     Args:
         path: path of the file.
         headers: what the four arrays are, by their names in the file, in the order of `ARRAYS`.
+        unlabelled: name of the array of images without labels, and what it is, if there is one.
     """
     (train_x, train), train_labels, (test_x, test), test_labels = headers.items()
-    for x, images, (y, labels) in ((train_x, train, train_labels), (test_x, test, test_labels)):
+    for x, images in ((train_x, train), (test_x, test), *unlabelled):
         wrong = None
         if images.dtype != np.uint8:
             wrong = f"{x} has dtype {images.dtype}; it must be uint8"
@@ -114,7 +124,13 @@ def _check(path: Path, headers: dict[str, Header]) -> None:
             wrong = f"{x} has shape {images.shape}; it must be (n, height, width, 3), or (n, height, width) if gray"
         elif 0 in images.shape:
             wrong = f"{x} has shape {images.shape}; it must not be empty"
-        elif labels.dtype.kind not in "iu":
+        elif images.shape[1:] != train.shape[1:]:
+            wrong = f"{x} has images of {images.shape[1:]}, but {train_x} of {train.shape[1:]}; they must be alike"
+        if wrong:
+            raise ValueError(f"dataset: {path}: {wrong}")
+    for images, (y, labels) in ((train, train_labels), (test, test_labels)):
+        wrong = None
+        if labels.dtype.kind not in "iu":
             wrong = f"{y} has dtype {labels.dtype}; labels must be integers"
         elif labels.shape[1:] not in ((), (1,)) or not labels.shape:
             wrong = f"{y} has shape {labels.shape}; it must be (n,), one label for each image"
@@ -122,12 +138,8 @@ def _check(path: Path, headers: dict[str, Header]) -> None:
             wrong = f"{y} has {labels.shape[0]} labels for {images.shape[0]} images; the lengths must agree"
         if wrong:
             raise ValueError(f"dataset: {path}: {wrong}")
-    if train.shape[1:] != test.shape[1:]:
-        raise ValueError(
-            f"dataset: {path} has {train_x} of {train.shape[1:]} but {test_x} of {test.shape[1:]} an image; they must "
-            "be alike"
-        )
-    check_memory(str(path), train.shape[0] + test.shape[0], *train.shape[1:3])
+    count = train.shape[0] + test.shape[0] + sum(header.shape[0] for _, header in unlabelled)
+    check_memory(str(path), count, *train.shape[1:3])
 
 
 def _as_rgb(images: np.ndarray) -> np.ndarray:

@@ -1,17 +1,26 @@
-"""Partitions: which images each client holds. Labels go in, image indices per client come out; needs NumPy only."""
+"""Partitions: which images each client holds. Labels go in, image indices per client come out; needs NumPy only.
+
+`simsfl.config.catalogue.PARTITIONS` lists the partitioners that come with simsfl.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from simsfl.config.catalogue import PARTITIONS
+from simsfl.config import RunConfig
 from simsfl.config.notation import Unequal
-from simsfl.system.messages import count_text, unknown
+from simsfl.system.array_zip import ArrayZip
+from simsfl.system.messages import count_text
 from simsfl.system.randomness import Purpose, numpy_generator
+
+if TYPE_CHECKING:
+    from simsfl.data import Dataset
 
 _DRAWS = 10
 """Times that a Dirichlet partition is drawn, at most, while a client has too few images."""
@@ -19,7 +28,11 @@ _DRAWS = 10
 
 @dataclass(frozen=True)
 class Partition:
-    """The image indices of M clients, one client after the other; no image belongs to two clients."""
+    """The image indices of M clients, one client after the other; no image belongs to two clients.
+
+    >>> Partition.of([np.array([3, 0]), np.array([1])]).sizes
+    array([2, 1])
+    """
 
     indices: np.ndarray
     """``[total]`` int64 image indices of all clients."""
@@ -48,6 +61,62 @@ class Partition:
         flat = np.bincount(client * classes + labels[self.indices], minlength=len(self) * classes)
         return flat.reshape(len(self), classes)
 
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the indices and the offsets, as little-endian int64."""
+        content = (np.ascontiguousarray(part, dtype="<i8").tobytes() for part in (self.indices, self.offsets))
+        return hashlib.sha256(b"".join(content)).hexdigest()
+
+    def shifted(self, by: int) -> Partition:
+        """Return the partition of the same images where their indices begin with `by` instead of 0."""
+        return Partition(self.indices + by, self.offsets) if by else self
+
+    def check(self, clients: int, images: int) -> None:
+        """Raise a ValueError unless this is a partition of some of `images` images among this number of clients."""
+        if any(part.dtype != np.int64 or part.ndim != 1 for part in (self.indices, self.offsets)):
+            raise ValueError(
+                "partition: its indices and offsets are not both int64 of one dimension; allowed: as "
+                "Partition.of(parts) makes them"
+            )
+        if len(self) != clients:
+            raise ValueError(
+                f"partition: it has {count_text(max(0, len(self)), 'client')}, and the config {clients:,}; allowed: as "
+                "many as `clients`"
+            )
+        if self.offsets[0] or self.offsets[-1] != len(self.indices) or (self.sizes < 0).any():
+            raise ValueError(
+                "partition: its offsets do not divide its indices; allowed: as Partition.of(parts) makes them"
+            )
+        owner = np.repeat(np.arange(clients), self.sizes)
+        if len(strange := np.flatnonzero((self.indices < 0) | (self.indices >= images))):
+            first = strange[0]
+            raise ValueError(
+                f"partition: client {owner[first]} holds image {self.indices[first]}; allowed: 0 to {images - 1}"
+            )
+        order = np.argsort(self.indices, kind="stable")
+        if len(twice := np.flatnonzero(np.diff(self.indices[order]) == 0)):
+            one, other = owner[order[twice[0] : twice[0] + 2]]
+            whom = f"clients {one} and {other} hold" if one != other else f"client {one} holds twice"
+            raise ValueError(f"partition: {whom} image {self.indices[order[twice[0]]]}; allowed: each image once")
+
+    def save(self, file: Path) -> None:
+        """Write the partition into an uncompressed ``.npz`` file, which `load` reads."""
+        with file.open("wb") as stream:
+            np.savez(stream, indices=self.indices.astype(np.int64), offsets=self.offsets.astype(np.int64))
+
+    @classmethod
+    def load(cls, file: Path) -> Partition:
+        """Read a partition from a file that `save` has written.
+
+        Raises:
+            ValueError: the file cannot be read, or is something else; the message is the end of a sentence about it.
+        """
+        try:
+            arrays = ArrayZip(file, compressed=False)
+            return cls(arrays.array("indices"), arrays.array("offsets"))
+        except OSError as error:
+            raise ValueError(f"cannot be read ({error.strerror})") from error
+
     @classmethod
     def by_owner(cls, owners: np.ndarray, clients: int) -> Partition:
         """Return the partition among this number of clients in which image i belongs to ``owners[i]``."""
@@ -61,111 +130,208 @@ class Partition:
         return cls(np.concatenate(parts).astype(np.int64), offsets.astype(np.int64))
 
 
-def iid(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
-    """Shuffle all images and deal them to clients in proportion to `weights`; what does not divide is left out."""
-    sizes = np.floor(len(labels) * weights / weights.sum() + 1e-9).astype(np.int64)
-    return Partition.of(np.split(rng.permutation(len(labels)), np.cumsum(sizes))[:-1])
+@dataclass(frozen=True)
+class Partitioner:
+    """The base of all partitioners, which divide images among clients.
+
+    A subclass is a frozen dataclass, whose fields with a default are its options.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    """Whether it cannot divide images without labels."""
+    random_sizes: ClassVar[bool] = False
+    """Whether clients may hold different numbers of images: it then divides all, and is drawn again where a client
+    would hold too few. Otherwise what does not divide into equal parts is left out."""
+    fixed: ClassVar[bool] = False
+    """Whether it is known beforehand whose each image is, so that there is a single number of clients."""
+    remedy: ClassVar[str] = ""
+    """What helps where a client would hold too few images, for errors; empty for fewer clients or more images alone."""
+
+    @property
+    def parts(self) -> int:
+        """Return the number of equal parts that a client gets."""
+        return 1
+
+    @classmethod
+    def of(cls, config: RunConfig, dataset: Dataset) -> Partitioner:
+        """Return the partitioner that a config means, whose `classes_per_client` is set, for the images of a data set.
+
+        Raises:
+            ValueError: the config asks for something impossible.
+        """
+        return cls(**config.options_of("partition", cls))
+
+    def among(self, rows: np.ndarray) -> Partitioner:
+        """Return the partitioner of the images at `rows` ``[n]`` alone, to which indices then refer."""
+        return self
+
+    def deal(self, labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
+        """Divide images among clients.
+
+        Args:
+            labels: ``[n]`` int64 labels of the images; -1 for all where they have none.
+            weights: ``[M]`` how much each client is to hold, relative to the others.
+            rng: random numbers that depend on the run's seed alone.
+        """
+        raise NotImplementedError
 
 
-def shards(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, classes_per_client: int) -> Partition:
-    """Sort images by label, cut them into equal shards, and deal `classes_per_client` random shards to each client.
+class IID(Partitioner):
+    """Shuffles all images and deals them in proportion to the clients' weights; what does not divide is left out."""
+
+    needs_labels = False
+
+    def deal(self, labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
+        sizes = np.floor(len(labels) * weights / weights.sum() + 1e-9).astype(np.int64)
+        return Partition.of(np.split(rng.permutation(len(labels)), np.cumsum(sizes))[:-1])
+
+
+@dataclass(frozen=True)
+class Shards(Partitioner):
+    """Sorts images by label, cuts them into equal shards, and deals as many random ones to each client.
 
     This is the pathological split of McMahan et al. (2017), as MocoSFL uses it; two shards of one client may be of the
     same class. What does not divide is left out. A client whose weight is k times the smallest gets k times as many
     shards, rounded to a whole number.
     """
-    counts = np.rint(classes_per_client * weights / weights.min()).astype(np.int64)
-    size = len(labels) // counts.sum()
-    by_label = np.argsort(labels, kind="stable")[: size * counts.sum()].reshape(counts.sum(), size)
-    dealt = by_label[rng.permutation(counts.sum())]
-    return Partition.of([part.ravel() for part in np.split(dealt, np.cumsum(counts)[:-1])])
+
+    classes_per_client: int
+    """Shards per client."""
+
+    @property
+    def parts(self) -> int:
+        return self.classes_per_client
+
+    @classmethod
+    def of(cls, config: RunConfig, dataset: Dataset) -> Shards:
+        return cls(config.classes_per_client)
+
+    def deal(self, labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
+        counts = np.rint(self.classes_per_client * weights / weights.min()).astype(np.int64)
+        size = len(labels) // counts.sum()
+        by_label = np.argsort(labels, kind="stable")[: size * counts.sum()].reshape(counts.sum(), size)
+        dealt = by_label[rng.permutation(counts.sum())]
+        return Partition.of([part.ravel() for part in np.split(dealt, np.cumsum(counts)[:-1])])
 
 
-def dirichlet(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, alpha: float) -> Partition:
-    """Split each class among the clients in proportions drawn from a Dirichlet distribution.
+@dataclass(frozen=True)
+class Dirichlet(Partitioner):
+    """Splits each class among the clients in proportions drawn from a Dirichlet distribution.
 
     Its concentration is `alpha` for a client of average weight, and the mean proportions are those of the weights. As
     in Yurochkin et al. (ICML 2019) and Li et al. (ICDE 2022), clients hold different numbers of images.
     """
-    clients = len(weights)
-    owner = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        shares = rng.dirichlet(alpha * weights / weights.mean())
-        cuts = np.floor(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
-        owner[rows] = np.searchsorted(cuts, np.arange(len(rows)), side="right")
-    return Partition.by_owner(owner, clients)
+
+    random_sizes = True
+    remedy = "a larger alpha"
+    alpha: float
+    """Concentration; smaller is less even."""
+
+    @classmethod
+    def of(cls, config: RunConfig, dataset: Dataset) -> Dirichlet:
+        return cls(config.alpha)
+
+    def deal(self, labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
+        clients = len(weights)
+        owner = np.empty(len(labels), dtype=np.int64)
+        for label in np.unique(labels):
+            rows = rng.permutation(np.flatnonzero(labels == label))
+            shares = rng.dirichlet(self.alpha * weights / weights.mean())
+            cuts = np.floor(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
+            owner[rows] = np.searchsorted(cuts, np.arange(len(rows)), side="right")
+        return Partition.by_owner(owner, clients)
 
 
-def natural(labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator, owners: np.ndarray) -> Partition:
-    """Give each client the images that belong to it, which are those where `owners` ``[n]`` has its id."""
-    return Partition.by_owner(owners, len(weights))
+@dataclass(frozen=True)
+class Given(Partitioner):
+    """Is passed from Python, as in Simulation(config, partition=...)."""
+
+    needs_labels, random_sizes, fixed, remedy = False, True, True, "a partition in which each client holds images"
+    partition: Partition
+    """The partition."""
+
+    def deal(self, labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
+        self.partition.check(len(weights), len(labels))
+        return self.partition
+
+
+@dataclass(frozen=True)
+class Natural(Partitioner):
+    """Gives each client the images that belong to it, as the data set says."""
+
+    needs_labels, random_sizes, fixed, remedy = False, True, True, "a larger --data-proportion"
+    owners: np.ndarray
+    """``[n]`` int64 client of each image."""
+
+    @classmethod
+    def of(cls, config: RunConfig, dataset: Dataset) -> Natural:
+        owners = dataset.train_client
+        if owners is None:
+            raise ValueError(
+                "partition: natural needs a data set that says whose each image is; allowed: an .npz file with "
+                "train_client, or a column of clients with hf:NAME"
+            )
+        if config.clients != (found := int(owners.max()) + 1):
+            raise ValueError(
+                f"clients: {config.clients} are not the {found} of the data set; allowed with natural: {found}"
+            )
+        return cls(owners)
+
+    def among(self, rows: np.ndarray) -> Natural:
+        return replace(self, owners=self.owners[rows])
+
+    def deal(self, labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
+        return Partition.by_owner(self.owners, len(weights))
 
 
 def make_partition(
     labels: np.ndarray,
     clients: int,
+    partitioner: Partitioner,
     *,
-    kind: str = "shards",
-    classes_per_client: int = 2,
-    alpha: float = 0.5,
     batch_size: int = 1,
     least: int | None = None,
     unequal: Unequal | None = None,
     proportion: float = 1.0,
-    owners: np.ndarray | None = None,
     seed: int = 0,
 ) -> Partition:
     """Partition images among clients so that each holds at least one batch.
 
     >>> labels = np.array([0, 1, 2, 3] * 25)
-    >>> partition = make_partition(labels, clients=5, kind="shards", classes_per_client=2)
+    >>> partition = make_partition(labels, 5, Shards(2))
     >>> partition.sizes
     array([20, 20, 20, 20, 20])
     >>> partition[0].shape
     (20,)
 
     Args:
-        labels: ``[n]`` integer labels.
+        labels: ``[n]`` integer labels; -1 for all where images have none.
         clients: M, the number of clients.
-        kind: one of `PARTITIONS`.
-        classes_per_client: shards per client, if `kind` is "shards".
-        alpha: concentration of the Dirichlet split; smaller is less even. The split is drawn up to `_DRAWS`
-            times, until every client holds `batch_size` images.
+        partitioner: how images are divided. If the sizes are random, it is drawn up to `_DRAWS` times, until every
+            client holds `batch_size` images.
         batch_size: images in a batch.
         least: number of images that each client must hold, `batch_size` by default.
         unequal: how much more the rich clients hold; they come first. None for equal clients.
         proportion: share of the images, drawn at random, that is divided among clients; the others are left out.
-        owners: ``[n]`` client of each image, if `kind` is "natural".
         seed: the run's seed.
 
     Raises:
-        ValueError: the kind is unknown, there are more clients or shards than images, or a client would hold fewer than
-            `least` images. The last message names the client, and the fewest images or most clients that would do.
+        ValueError: there are more clients or shards than images, or a client would hold fewer than `least` images. The
+            last message names the client, and the fewest images or most clients that would do.
     """
     least = batch_size if least is None else least
-    if kind not in PARTITIONS:
-        raise unknown("partition", kind, PARTITIONS)
-    if kind == "natural":
-        _check_owners(owners, clients)
     chosen = _share(len(labels), proportion, seed)
-    settings = {
-        "classes_per_client": classes_per_client,
-        "alpha": alpha,
-        "owners": None if owners is None else owners[chosen],
-    }
-    options = {name: settings[name] for name in PARTITIONS[kind].settings}
-    _check_numbers(len(chosen), clients, classes_per_client if kind == "shards" else 1, proportion)
+    partitioner = partitioner.among(chosen)
+    _check_numbers(len(chosen), clients, partitioner.parts, proportion)
 
     def draw(count: int) -> Partition:
         weights = np.array(unequal.weights(count) if unequal else [1.0] * count)
-        return _drawn(kind, labels[chosen], weights, options, batch_size, seed)
+        return _drawn(partitioner, labels[chosen], weights, batch_size, seed)
 
     partition = draw(clients)
     if partition.sizes.min() < least:
-        fixed = "owners" in PARTITIONS[kind].settings
-        most = 0 if fixed else _most_clients(draw, clients, least, fewest=2 if unequal else 1)
-        raise _too_few(partition, least, most, kind, classes_per_client, unequal=bool(unequal))
+        most = 0 if partitioner.fixed else _most_clients(draw, clients, least, fewest=2 if unequal else 1)
+        raise _too_few(partition, partitioner, least, most, unequal=bool(unequal))
     return Partition(chosen[partition.indices], partition.offsets)
 
 
@@ -175,16 +341,6 @@ def _share(count: int, proportion: float, seed: int) -> np.ndarray:
         return np.arange(count)
     rng = numpy_generator(seed, Purpose.PROPORTION)
     return np.sort(rng.permutation(count)[: int(proportion * count)])
-
-
-def _check_owners(owners: np.ndarray | None, clients: int) -> None:
-    """Raise a ValueError unless `owners` ``[n]`` says whose each image is, and has this number of clients."""
-    if owners is None:
-        raise ValueError(
-            "partition: natural needs a data set that says whose each image is; allowed: an .npz file with train_client"
-        )
-    if clients != (found := int(owners.max()) + 1):
-        raise ValueError(f"clients: {clients} are not the {found} of the data set; allowed with natural: {found}")
 
 
 def _check_numbers(images: int, clients: int, parts: int, proportion: float) -> None:
@@ -210,21 +366,17 @@ def _check_numbers(images: int, clients: int, parts: int, proportion: float) -> 
         )
 
 
-def _drawn(
-    kind: str, labels: np.ndarray, weights: np.ndarray, options: dict[str, Any], batch_size: int, seed: int
-) -> Partition:
-    """Draw a partition of a kind, up to `_DRAWS` times if its sizes are random, until all clients hold a batch.
+def _drawn(partitioner: Partitioner, labels: np.ndarray, weights: np.ndarray, batch_size: int, seed: int) -> Partition:
+    """Draw a partition, up to `_DRAWS` times if its sizes are random, until all clients hold a batch.
 
     If no draw will do, return the most even one: with the batch size that the error suggests, it is found again.
 
     Args:
         weights: ``[M]`` how much each client holds, relative to the others.
-        options: settings of this kind of partition.
     """
-    known, best = PARTITIONS[kind], None
-    for attempt in range(_DRAWS if known.random_sizes else 1):
-        rng = numpy_generator(seed, Purpose.PARTITION, attempt)
-        partition = known.code.load()(labels, weights, rng, **options)
+    best = None
+    for attempt in range(_DRAWS if partitioner.random_sizes and not partitioner.fixed else 1):
+        partition = partitioner.deal(labels, weights, numpy_generator(seed, Purpose.PARTITION, attempt))
         if best is None or partition.sizes.min() > best.sizes.min():
             best = partition
         if best.sizes.min() >= batch_size:
@@ -232,13 +384,12 @@ def _drawn(
     return best
 
 
-def _too_few(
-    partition: Partition, least: int, most: int, kind: str, classes_per_client: int, *, unequal: bool
-) -> ValueError:
+def _too_few(partition: Partition, partitioner: Partitioner, least: int, most: int, *, unequal: bool) -> ValueError:
     """Return the error that a client would hold fewer than `least` images, with all that would help.
 
     Args:
         partition: the partition that is not possible.
+        partitioner: what has made it.
         most: the most clients that would each hold enough images; 0 if no number would do.
         unequal: whether there are rich and poor clients.
     """
@@ -247,14 +398,14 @@ def _too_few(
     allowed = [f"1 to {held} images a batch"] if held else []
     if most:
         allowed.append(f"at most {count_text(most, 'client')}")
-    if kind == "natural":
-        allowed = allowed or ["a larger --data-proportion"]
-    elif kind == "dirichlet":
-        allowed.append("a larger alpha")
+    if partitioner.fixed:
+        allowed = allowed or [partitioner.remedy]
+    elif partitioner.remedy:
+        allowed.append(partitioner.remedy)
     elif unequal:
         allowed.append("clients that are less unequal")
     else:
-        parts = classes_per_client if kind == "shards" else 1
+        parts = partitioner.parts
         allowed.append(f"at least {clients * parts * -(-least // parts)} training images")
     wrong = f"batch_size: {least} is more than the {count_text(held, 'image')} that client {client} would hold"
     if not held:
@@ -262,20 +413,16 @@ def _too_few(
     return ValueError(f"{wrong}; allowed: {', or '.join(allowed)}")
 
 
-def held(kind: str, images: int, clients: int, classes_per_client: int) -> int:
+def held(partitioner: type[Partitioner], images: int, clients: int, parts: int) -> int:
     """Return how many of `images` images equal clients hold together; what does not divide is left out.
 
     Args:
-        kind: kind of partition, one of `PARTITIONS`.
+        partitioner: what divides them.
         images: number of images that are divided.
         clients: number of clients.
-        classes_per_client: shards per client, if `kind` is "shards".
+        parts: equal parts that each client gets.
     """
-    known = PARTITIONS[kind]
-    if known.random_sizes:
-        return images
-    parts = clients * (classes_per_client if "classes_per_client" in known.settings else 1)
-    return images // parts * parts
+    return images if partitioner.random_sizes else images // (clients * parts) * clients * parts
 
 
 def _most_clients(draw: Callable[[int], Partition], clients: int, least: int, fewest: int) -> int:

@@ -58,8 +58,8 @@ def read_picture(path: Path, size: int) -> np.ndarray:
             with Image.open(stream) as file:
                 if file.format not in _FORMATS:
                     raise ValueError(f"its format is {file.format}")
-                image = _as_rgb(file)
-        return _middle_square(image, size)
+                image = as_rgb(file)
+        return middle_square(image, size)
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
@@ -68,7 +68,7 @@ def read_picture(path: Path, size: int) -> np.ndarray:
         raise PictureError(path, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
 
 
-def _middle_square(image: Image.Image, size: int) -> np.ndarray:
+def middle_square(image: Image.Image, size: int) -> np.ndarray:
     """Return an image as uint8 ``[size, size, 3]``: see `read_picture`."""
     scale = size / min(image.size)
     scaled = [max(size, round(side * scale)) for side in image.size]
@@ -79,7 +79,7 @@ def _middle_square(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     """Return an opened picture in 8-bit RGB; raise a ValueError if its numbers have no defined black and white."""
     tags = getattr(image, "tag_v2", {})  # TIFF's
     if image.mode == "F":

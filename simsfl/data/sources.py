@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -43,6 +43,8 @@ CIFAR10_SHA256 = {
     "test_y": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
 }
 """SHA-256 of the raw bytes of CIFAR-10: images uint8 NHWC, labels uint8, in the official order."""
+_UNLABELLED = "unlabelled_x"
+"""Name of the array of images without labels, in the cache and in `Arrays`."""
 
 
 class Unavailable(Exception):
@@ -65,6 +67,8 @@ class Source:
     """Mean of each channel, of pixels in [0, 1]."""
     std: tuple[float, float, float]
     """Standard deviation that each channel is divided by."""
+    unlabelled: dict | None = None
+    """Arguments of that class for the training images without labels, if clients are to hold these."""
 
     @property
     def dataset(self) -> Any:
@@ -106,6 +110,7 @@ STL10 = Source(
     (0.4914, 0.4822, 0.4465),
     (0.2471, 0.2435, 0.2616),
 )
+STL10_UNLABELLED = replace(STL10, key="stl10-unlabelled", unlabelled={"split": "unlabeled"})
 
 
 def fetch(source: Source, data_dir: Path) -> tuple[Arrays, str]:
@@ -156,15 +161,18 @@ def _read_torchvision(source: Source, root: Path, *, download: bool) -> Arrays:
     """Read both splits through torchvision, which compares its archives with checksums."""
     train, test = (source.dataset(str(root), download=download, **split) for split in source.splits)
 
-    def arrays(split) -> tuple[np.ndarray, np.ndarray]:
-        images = np.asarray(split.data)
-        if images.shape[1] == 3:  # SVHN and STL-10 come as planes
-            images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-        labels = split.targets if hasattr(split, "targets") else split.labels
-        return images, np.asarray(labels, dtype=np.int64)
+    def images(split: Any) -> np.ndarray:
+        pixels = np.asarray(split.data)
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if pixels.shape[1] == 3 else pixels  # some are planes
+
+    def labels(split: Any) -> np.ndarray:
+        return np.asarray(split.targets if hasattr(split, "targets") else split.labels, dtype=np.int64)
 
     classes = getattr(train, "classes", [str(digit) for digit in range(10)])
-    return Arrays(*arrays(train), *arrays(test), tuple(classes))
+    arrays = Arrays(images(train), labels(train), images(test), labels(test), tuple(classes))
+    if source.unlabelled is None:
+        return arrays
+    return replace(arrays, unlabelled_x=images(source.dataset(str(root), **source.unlabelled)))
 
 
 def _download_official(source: Source) -> Arrays:
@@ -252,7 +260,12 @@ def read_cache(path: Path) -> Arrays:
     """Return the arrays of a cache file; raise a ValueError if their checksum is not the one in the file."""
     with open_tensors(path, "np") as file:
         metadata = file.metadata()
-        arrays = Arrays(*(file.get_tensor(key) for key in ARRAYS), tuple(json.loads(metadata["classes"])))
+        unlabelled = file.get_tensor(_UNLABELLED) if _UNLABELLED in file.keys() else None  # noqa: SIM118 (no dict)
+        arrays = Arrays(
+            *(file.get_tensor(key) for key in ARRAYS),
+            tuple(json.loads(metadata["classes"])),
+            unlabelled_x=unlabelled,
+        )
     if arrays.checksum != metadata["sha256"]:
         raise ValueError("damaged (SHA-256 differs)")
     return arrays
@@ -261,5 +274,6 @@ def read_cache(path: Path) -> Arrays:
 def write_cache(path: Path, arrays: Arrays) -> None:
     """Write arrays into a cache file, where the next run finds them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: torch.from_numpy(getattr(arrays, key)) for key in ARRAYS}
+    keys = ARRAYS if arrays.unlabelled_x is None else (*ARRAYS, _UNLABELLED)
+    tensors = {key: torch.from_numpy(getattr(arrays, key)) for key in keys}
     write_tensors(path, tensors, {"classes": json.dumps(arrays.classes), "sha256": arrays.checksum})

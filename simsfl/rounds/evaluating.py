@@ -47,9 +47,9 @@ def evaluate(parts: Parts, finished_rounds: int) -> EvaluationRecord:
     """
     evaluation, data = parts.evaluation, parts.dataset
     hits, std = evaluation.monitor(*_cut(parts, parts.config.eval_features))
-    tested, labels = data.test_labels[evaluation.test].cpu().numpy(), data.train_labels.cpu().numpy()
-    found = hits.cpu().numpy()
-    clients = by_client(found, tested, parts.partition, labels)
+    tested, found = data.test_labels[evaluation.test].cpu().numpy(), hits.cpu().numpy()
+    known = not data.unlabelled  # otherwise nobody knows which classes a client holds
+    clients = by_client(found, tested, parts.partition, data.train_labels.cpu().numpy()) if known else None
     return EvaluationRecord(
         finished_rounds,
         percent(hits),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.state import same_shape
+from simsfl.config.catalogue import DATASETS, HUB
 from simsfl.data import Dataset
 from simsfl.rounds.callback import Callback
 from simsfl.rounds.progress import NonFiniteLossError, Progress
@@ -65,7 +66,7 @@ def save(
         raise NonFiniteLossError(f"weights are not finite in {now}")
     directory = RunDirectory(path)
     if directory.config.exists():
-        run = directory.check_same(parts.config, parts.dataset)
+        run = directory.check_same(parts.config, parts.dataset, parts.given)
         checkpoint.save(directory.checkpoints, tensors, progress.standing(metrics, run.identity), timed)
         return
     directory.check_free(overwrite=False)
@@ -73,8 +74,15 @@ def save(
         if parts.start:
             with new.outputs.replacing(new.start.name) as file:
                 parts.start.save(file)
-        names = followers_of(followers)
-        run = new.record(parts.config, parts.by_rule, parts.reasons, parts.dataset, parts.choices, names)
+        run = new.record(
+            parts.config,
+            parts.by_rule,
+            parts.reasons,
+            parts.dataset,
+            parts.choices,
+            callbacks=followers_of(followers),
+            partition=parts.given,
+        )
         checkpoint.save(new.checkpoints, tensors, progress.standing(metrics, run.identity), timed)
 
 
@@ -114,12 +122,18 @@ def load(
         if saved.start not in (None, digest(directory.start) if directory.start.is_file() else ""):
             raise ValueError(f"resume: {directory.start} is damaged, or was edited; allowed: as the run wrote it")
         start = load_weights(str(directory.start))
+    partition = directory.read_partition(saved)
     try:
         dataset = dataset or load_images(config)
     except (ValueError, OSError) as error:
+        if _is_from_python(config.dataset):
+            raise ImagesError(
+                f"dataset: {config.dataset} was passed from Python when the run in {path} began; allowed: "
+                f"simsfl.resume({str(path)!r}, dataset=...), or --dataset with a file of the same images"
+            ) from error
         raise ImagesError(str(error)) from error
     _check_images(path, saved, dataset)
-    parts = build(config, dataset, choices=saved.choices, start=start)
+    parts = build(config, dataset, partition=partition, choices=saved.choices, start=start)
     progress = Progress.of(parts)
     try:
         progress.restore(found.standing, found.timed)
@@ -134,10 +148,18 @@ def followers_of(callbacks: Iterable[Callback]) -> list[str]:
     return list(dict.fromkeys(type(callback).__name__ for callback in callbacks))
 
 
+def _is_from_python(dataset: str) -> bool:
+    """Return whether a run's data set is none that has a name or a path, but one that was made in Python."""
+    return not (dataset in DATASETS or Path(dataset).is_absolute() or dataset.startswith(HUB))
+
+
 def _check_images(path: str | Path, saved: RunRecord, dataset: Dataset) -> None:
     """Raise an ImagesError unless these are the images of the run; warn if files among them have changed since."""
     if not saved.dataset.is_of(dataset):
-        raise ImagesError(f"dataset: {dataset.name} is not what the run in {path} was trained on")
+        raise ImagesError(
+            f"dataset: {dataset.name} is not what the run in {path} was trained on; allowed: the same images, by "
+            "--dataset, or in Python by `dataset`"
+        )
     if saved.dataset.sha256 != dataset.checksum:
         log.warning(
             "dataset: files in %s have other sizes than when the run in %s began, so it may not end with the same "

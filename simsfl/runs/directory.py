@@ -2,10 +2,11 @@
 
 A run writes ``config.json`` (the config with every rule applied, versions, commit, checksum of the data),
 ``metrics.jsonl`` (see `simsfl.runs.metrics`), ``live.json`` (rates and times, replaced about once a second),
-``checkpoints/``, ``start.safetensors`` (the weights of the expert that the run starts from, if any), ``summary.json``,
-and if asked ``trace.json`` (a profile). A run with real devices adds ``devices.log``. ``report.py`` and ``attack.py``
-write their results into the same directory. Whatever is written whole is listed, so that nothing else is ever replaced
-or deleted (`simsfl.system.outputs`).
+``checkpoints/``, ``start.safetensors`` (the weights of the expert that the run starts from, if any), ``partition.npz``
+(which images each client holds, if that was passed from Python), ``summary.json``, and if asked ``trace.json`` (a
+profile). A run with real devices adds ``devices.log``. ``report.py`` and ``attack.py`` write their results into the
+same directory. Whatever is written whole is listed, so that nothing else is ever replaced or deleted
+(`simsfl.system.outputs`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 
 from simsfl.config import RunConfig
 from simsfl.data import Dataset
+from simsfl.data.partition import Partition
 from simsfl.runs import checkpoint
 from simsfl.runs.metrics import is_written
 from simsfl.runs.records import DatasetRecord, RunRecord, Summary, check_plugins, lasting, read, to_json
@@ -54,6 +56,7 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
         self.start = self.path / "start.safetensors"
+        self.partition = self.path / "partition.npz"
         self.trace = self.path / "trace.json"
         self.devices = self.path / "devices.log"
         self.report = self.path / "report.md"
@@ -63,7 +66,7 @@ class RunDirectory:
     @property
     def _whole(self) -> list[str]:
         """Return the names of the files of a run that are written whole, and are therefore listed."""
-        return [path.name for path in (self.config, self.start, self.summary, self.trace)]
+        return [path.name for path in (self.config, self.start, self.partition, self.summary, self.trace)]
 
     @property
     def _growing(self) -> list[Path]:
@@ -176,8 +179,9 @@ class RunDirectory:
         dataset: Dataset,
         choices: Mapping[str, str],
         callbacks: Sequence[str],
+        partition: Partition | None,
     ) -> RunRecord:
-        """Write ``config.json``, after ``start.safetensors`` if there is one; return its content.
+        """Write ``config.json``, after ``start.safetensors`` and ``partition.npz`` if any; return its content.
 
         Args:
             config: the config with every rule applied.
@@ -186,7 +190,11 @@ class RunDirectory:
             dataset: the images; their name, origin and checksums are recorded.
             choices: versions of operators in use, by operator and shape.
             callbacks: classes of callbacks that the config does not name.
+            partition: which images each client holds, if that was passed.
         """
+        if partition:
+            with self.outputs.replacing(self.partition.name) as file:
+                partition.save(file)
         record = RunRecord(
             config=config,
             by_rule=list(by_rule),
@@ -203,6 +211,7 @@ class RunDirectory:
             callbacks=list(callbacks),
             git_commit=git_commit(),
             start=digest(self.start) if self.start.exists() else None,
+            partition=partition.checksum if partition else None,
         )
         self.outputs.write_json(self.config.name, to_json(record))
         return self.read_config()
@@ -222,6 +231,22 @@ class RunDirectory:
             allowed = f"as the run wrote it, or --config {self.config} for a new run"
             raise ValueError(f"{error}; allowed: {allowed}") from error
 
+    def read_partition(self, saved: RunRecord) -> Partition | None:
+        """Return the partition that was passed when the run began, None if none was.
+
+        Raises:
+            ValueError: it is missing, damaged, or another.
+        """
+        if saved.partition is None:
+            return None
+        try:
+            partition = Partition.load(self.partition)
+            if partition.checksum != saved.partition:
+                raise ValueError("is damaged, or was edited")
+        except ValueError as error:
+            raise ValueError(f"resume: {self.partition} {error}; allowed: as the run wrote it") from error
+        return partition
+
     def read_summary(self) -> Summary | None:
         """Return the content of ``summary.json``, None where the run has not ended; a ValueError if it is damaged."""
         return read(self.summary, Summary) if self.summary.exists() else None
@@ -231,14 +256,20 @@ class RunDirectory:
         if summary.metrics_sha256 not in (None, digest(self.metrics) if self.metrics.is_file() else ""):
             raise ValueError(f"{self.metrics} is damaged, or was edited since the run ended")
 
-    def check_same(self, config: RunConfig, dataset: Dataset) -> RunRecord:
+    def check_same(self, config: RunConfig, dataset: Dataset, partition: Partition | None) -> RunRecord:
         """Return what was recorded of the run in this directory, if its config is this one, apart from what may differ.
+
+        Args:
+            config: the config with every rule applied.
+            dataset: the images.
+            partition: which images each client holds, if that was passed.
 
         Raises:
             ValueError: it is another run.
         """
         saved = self.read_config()
-        if lasting(saved.config) != lasting(config) or not saved.dataset.is_of(dataset):
+        same = saved.partition == (partition.checksum if partition else None)
+        if lasting(saved.config) != lasting(config) or not saved.dataset.is_of(dataset) or not same:
             raise ValueError(f"out: {self.path} holds another run; allowed: another directory")
         return saved
 

@@ -105,7 +105,7 @@ class EvaluationRecord(_Record):
     """kNN accuracy in percent of each class, None for one that is not tested; not in round 0."""
     clients_top1: list[Percent] | None = None
     """Mean, mean of the lowest tenth, and standard deviation of the clients' accuracies, each on the classes that it
-    holds (`simsfl.evaluation.groups`); not in round 0."""
+    holds (`simsfl.evaluation.groups`); not in round 0, and not where clients hold images without labels."""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ class RunRecord:
     """Commit of the source tree; None where it is not known."""
     start: str | None = None
     """Checksum of ``start.safetensors``; None where the run starts from no expert."""
+    partition: str | None = None
+    """Checksum of the partition in ``partition.npz``; None where the config says how images are divided."""
     sha256: str = ""
     """Checksum of all other entries."""
 
@@ -80,7 +82,8 @@ class RunRecord:
     def identity(self) -> str:
         """Return a checksum of what makes it this run and no other, which stays the same wherever it goes on."""
         images = self.dataset.listing or self.dataset.sha256
-        return checksum({"config": lasting(self.config), "images": images, "start": self.start})
+        given = {"partition": self.partition} if self.partition else {}  # earlier versions had none
+        return checksum({"config": lasting(self.config), "images": images, "start": self.start} | given)
 
     def __post_init__(self) -> None:
         for name in _SETTLED:

@@ -22,10 +22,19 @@ from simsfl.algorithm.state import (
     initial_server,
 )
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import AGGREGATIONS, CALLBACKS, DEFENCES, OPTIMIZERS, PRECISIONS, SAMPLERS, Targets
+from simsfl.config.catalogue import (
+    AGGREGATIONS,
+    CALLBACKS,
+    DEFENCES,
+    OPTIMIZERS,
+    PARTITIONS,
+    PRECISIONS,
+    SAMPLERS,
+    Targets,
+)
 from simsfl.config.notation import Bottleneck
 from simsfl.data import Dataset
-from simsfl.data.partition import Partition, make_partition
+from simsfl.data.partition import IID, Given, Partition, make_partition
 from simsfl.defences import Chain
 from simsfl.models import SplitModel, Style, split_model, whole_model
 from simsfl.models.central import CentralModule
@@ -43,27 +52,38 @@ _BLOCK_BYTES = 16 << 20
 more time (ResNet-18)."""
 
 
-def partition(config: RunConfig, dataset: Dataset) -> Partition:
+def partition(config: RunConfig, dataset: Dataset, given: Partition | None = None) -> Partition:
     """Divide the data set among the clients; no rule needs to have been applied to the config.
 
+    Args:
+        config: the config.
+        dataset: the images.
+        given: the partition if the config's is "given"; its indices count the images that clients hold from 0.
+
+    Returns:
+        The partition, whose indices are rows of the training images.
+
     Raises:
-        ValueError: a client would hold less than a batch that the config sets, or no image.
+        ValueError: a client would hold less than a batch that the config sets, or no image, or the partition that is
+            given is none of these images.
     """
     if config.data_proportion == 0:
         return Partition.of([np.empty(0)] * config.clients)
-    return make_partition(
-        dataset.train_labels.cpu().numpy(),
+    shards = config.classes_per_client or defaults.classes_per_client(len(dataset.classes))
+    kind = PARTITIONS[config.partition].code.load()
+    partitioner = Given(given) if given else kind.of(replace(config, classes_per_client=shards), dataset)
+    labels = np.full(dataset.unlabelled, -1) if dataset.unlabelled else dataset.train_labels.cpu().numpy()
+    dealt = make_partition(
+        labels,
         config.clients,
-        kind=config.partition,
-        classes_per_client=config.classes_per_client or defaults.classes_per_client(len(dataset.classes)),
-        alpha=config.alpha,
-        owners=dataset.train_client,
+        partitioner,
         batch_size=config.batch_size or defaults.batch_size(config),
         least=config.batch_size or 1,
         unequal=config.inequality,
         proportion=config.data_proportion,
         seed=config.seed,
     )
+    return dealt.shifted(dataset.held.start)
 
 
 def auxiliary(config: RunConfig, dataset: Dataset) -> Partition | None:
@@ -75,16 +95,16 @@ def auxiliary(config: RunConfig, dataset: Dataset) -> Partition | None:
     """
     if not dataset.auxiliary:
         return None
-    first = len(dataset.train_labels)
+    first = len(dataset.train_labels) + dataset.unlabelled
     dealt = make_partition(
         np.zeros(dataset.auxiliary, dtype=np.int64),
         config.clients,
-        kind="iid",
+        IID(),
         batch_size=config.batch_size or defaults.batch_size(config),
         least=1,
         seed=config.seed,
     )
-    return Partition(first + dealt.indices, dealt.offsets)
+    return dealt.shifted(first)
 
 
 def network(config: RunConfig, *, weights: bool = True) -> SplitModel:

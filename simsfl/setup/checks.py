@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from simsfl.config import ENGINES, RunConfig
+from simsfl.config.catalogue import PARTITIONS, Targets
+from simsfl.data import Dataset
 from simsfl.engine.precision import TF32_CAPABILITY, has_bf16, has_tf32, name_of
 from simsfl.kernels import gpu
 from simsfl.models import SplitModel, layer_count
@@ -104,6 +106,22 @@ def check_sent(config: RunConfig, size: int, storage: Storage) -> None:
             f"loss_threshold: {config.loss_threshold:g} keeps the {size / 1e9:,.1f} GB that clients send in a round, "
             f"and {free / 1e9:,.1f} GB are free; allowed: --client-state mmap, or a smaller --local-epochs"
         )
+
+
+def check_labels(config: RunConfig, dataset: Dataset) -> None:
+    """Raise a ValueError if the config needs labels of images that have none, and are what clients hold."""
+    if not dataset.unlabelled:
+        return
+    lacking = f"needs labels, and the {dataset.unlabelled:,} images of {dataset.name} that clients hold have none"
+    if config.goal.targets is Targets.LABELS:
+        field = "supervised: training on labels" if config.supervised else f"objective: {config.objective}"
+        raise ValueError(f"{field} {lacking}; allowed: an objective without labels")
+    if config.data_proportion and PARTITIONS[config.partition].code.load().needs_labels:
+        without = {"given"} if dataset.train_client is not None else {"given", "natural"}
+        allowed = [
+            name for name, kind in PARTITIONS.items() if name not in without and not kind.code.load().needs_labels
+        ]
+        raise ValueError(f"partition: {config.partition} {lacking}; allowed: {', '.join(allowed)}")
 
 
 def check_precision(config: RunConfig, image_size: int) -> None:

@@ -17,7 +17,7 @@ from simsfl.algorithm.batch import Hyperparameters, Outcome
 from simsfl.algorithm.plan import Group, RoundPlan, draw_cohort, plan_round
 from simsfl.algorithm.state import State
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import METHODS, Targets
+from simsfl.config.catalogue import HUB, METHODS, Targets
 from simsfl.cost.model import ClientCost, client_cost
 from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
@@ -49,7 +49,9 @@ class Parts:
     dataset: Dataset
     """The images, on the device."""
     partition: Partition
-    """Which images of the data set each client holds."""
+    """Which images of the data set each client holds, by their rows among the training images."""
+    given: Partition | None
+    """The partition that was passed instead of being made from the config, as it was passed; None if none was."""
     auxiliary: Partition | None
     """Which images of the auxiliary data set each client holds, if there is one."""
     start: Weights | None
@@ -155,6 +157,7 @@ def build(
     config: RunConfig,
     dataset: Dataset | None = None,
     *,
+    partition: Partition | None = None,
     dtype: torch.dtype = torch.float32,
     choices: Mapping[str, str] | None = None,
     start: Weights | None = None,
@@ -165,6 +168,8 @@ def build(
     Args:
         config: what to run.
         dataset: the images, instead of loading ``config.dataset``.
+        partition: which images each client holds, instead of what ``config.partition`` names, which is then "given";
+            indices count the images that clients may hold (`Dataset.held`) from 0.
         dtype: dtype of everything that is learnt, and with fp32 precision of what is computed; float64 is for tests.
         choices: versions of operators to use, by operator and shape, instead of measuring which are fastest.
         start: weights to start from, instead of loading ``config.init_client``.
@@ -175,14 +180,16 @@ def build(
     """
     if dtype != torch.float32:
         auto_precision = "fp32", f"everything is {str(dtype).removeprefix('torch.')}"
+    config = _with_partition(config, partition)
     by_rule = defaults.left_to_rules(config)
     asked, reason = defaults.with_precision(config, auto_precision)
     checks.check_machine(asked)
     start = start or (load_weights(asked.init_client) if asked.init_client else None)  # sooner read than images
     dataset = dataset or load_images(asked)
     checks.check_precision(asked, dataset.image_size)
-    partition, auxiliary = assembly.partition(asked, dataset), assembly.auxiliary(asked, dataset)
-    sources = _sources(partition, auxiliary)
+    checks.check_labels(asked, dataset)
+    held, auxiliary = assembly.partition(asked, dataset, partition), assembly.auxiliary(asked, dataset)
+    sources = _sources(held, auxiliary)
     size = _outline(asked, dataset, sources)
     config = size.config
     device = torch.device(config.device)
@@ -201,7 +208,8 @@ def build(
         by_rule=by_rule,
         reasons={"precision": reason} | _limits(asked, config, sources),
         dataset=dataset,
-        partition=partition,
+        partition=held,
+        given=partition,
         auxiliary=auxiliary,
         start=start,
         groups=size.groups,
@@ -231,6 +239,26 @@ def build(
         ),
     )
     return parts if config.engine == "loop" else _tuned(parts, choices or {})
+
+
+def _with_partition(config: RunConfig, partition: Partition | None) -> RunConfig:
+    """Return the config of a run whose partition is passed, which says "given"; without one, the config itself.
+
+    Raises:
+        ValueError: the config says "given", and no partition is passed, or it is none.
+    """
+    if partition is None:
+        if config.partition == "given":
+            raise ValueError(
+                "partition: given is not passed; allowed: in Python Simulation(config, partition=...), or another such "
+                "as iid"
+            )
+        return config
+    if not isinstance(partition, Partition):
+        raise ValueError(
+            f"partition: {type(partition).__name__} is no Partition; allowed: simsfl.extend.Partition.of(parts)"
+        )
+    return replace(config, partition="given")
 
 
 def load_images(config: RunConfig) -> Dataset:
@@ -294,6 +322,8 @@ def _limits(asked: RunConfig, config: RunConfig, sources: list[Partition]) -> di
 
 def _absolute(name: str | None) -> str | None:
     """Return the absolute path of a file or directory that exists, and any other name unchanged."""
+    if name is not None and name.startswith(HUB):
+        return HUB + _absolute(name.removeprefix(HUB))
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 

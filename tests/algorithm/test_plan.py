@@ -5,11 +5,11 @@ import torch
 
 from simsfl import Simulation
 from simsfl.algorithm import plan
-from simsfl.data.partition import Partition, make_partition
+from simsfl.data.partition import IID, Partition, make_partition
 
 
 def test_a_clients_draws_do_not_depend_on_the_others():
-    partition = make_partition(np.arange(60) % 3, 6, kind="iid")
+    partition = make_partition(np.arange(60) % 3, 6, IID())
 
     def draw(cohort, batch_size=2):
         return plan.plan_round(

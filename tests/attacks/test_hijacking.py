@@ -75,6 +75,13 @@ def test_the_run_stays_as_it_is(dataset):
     assert simulation.progress.round_index == 0
 
 
+def test_a_partition_that_was_passed_is_kept(dataset):
+    config = RunConfig(**TINY)
+    dealt = Simulation(config, dataset).parts.partition
+    one, other = (_attacked(config, dataset, rounds=1, partition=passed) for passed in (None, dealt))
+    assert torch.equal(one.reconstructions, other.reconstructions)
+
+
 @pytest.mark.slow
 def test_hijacked_clients_send_what_the_decoder_can_read(monkeypatch):
     """The server needs no more than colours that are seen to be inverted, and then does what without it is impossible.

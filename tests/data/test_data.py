@@ -72,6 +72,38 @@ def test_make_dataset(arrays):
     torch.testing.assert_close(plain, expected)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train_x": np.zeros((80, 8, 8, 3))},
+            r"train_x of tiny has float64 of shape \(80, 8, 8, 3\); allowed: uint8 of",
+        ),
+        (
+            {"test_x": np.zeros((30, 8, 8), np.uint8)},
+            r"test_x of tiny has uint8 of shape \(30, 8, 8\); allowed: uint8 of",
+        ),
+        (
+            {"test_x": np.zeros((30, 9, 9, 3), np.uint8)},
+            "test_x of tiny has images of 9x9, and train_x of 8x8; allowed",
+        ),
+        (
+            {"unlabelled_x": np.zeros((5, 9, 9, 3), np.uint8)},
+            "unlabelled_x of tiny has images of 9x9, and train_x of 8x8",
+        ),
+        (
+            {"train_y": np.arange(79) % 3},
+            r"train_y of tiny has int64 of shape \(79,\); allowed: integers of shape \(80,\)",
+        ),
+        ({"test_y": np.arange(30)}, "test_y of tiny has the value 29; allowed: 0 to 2"),
+        ({"train_client": np.arange(80) - 1}, "train_client of tiny has the value -1; allowed: 0 to 79"),
+    ],
+)
+def test_arrays_that_are_none_of_images(changes, message, arrays):
+    with pytest.raises(ValueError, match=f"^dataset: {message}"):
+        make_dataset("tiny", "made up", replace(arrays, **changes))
+
+
 def test_measure_of_constant_images_is_finite():
     mean, std = measure(torch.full((4, 3, 8, 8), 51, dtype=torch.uint8))
     assert mean == pytest.approx([0.2] * 3)

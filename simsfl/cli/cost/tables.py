@@ -11,10 +11,10 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from simsfl import RunConfig
-from simsfl.config.catalogue import DATASETS
+from simsfl.config.catalogue import DATASETS, PARTITIONS
 from simsfl.cost.measured import training_bytes
 from simsfl.cost.model import COLOURS, WEIGHT_BYTES, client_cost, memory, operations, server_flops
-from simsfl.data.partition import held
+from simsfl.data.partition import IID, held
 from simsfl.models import FlatModule, SplitModel
 from simsfl.setup import assembly
 from simsfl.setup.checks import check_machine
@@ -118,7 +118,8 @@ def _outline(config: RunConfig, images: int | None) -> Outline:
     classes = known.classes if known else 10
     drawn = int(config.data_proportion * count)
     shards = config.classes_per_client or classes_per_client(classes)
-    own = held(config.partition, drawn, config.clients, shards)
+    parts = shards if config.partition == "shards" else 1
+    own = held(PARTITIONS[config.partition].code.load(), drawn, config.clients, parts)
     if config.data_proportion and own < config.clients:
         raise ValueError(
             f"clients: {config.clients} are more than the {drawn:,} training images allow; allowed: fewer clients"
@@ -140,7 +141,7 @@ def _images_of_auxiliary(config: RunConfig) -> int:
     if config.aux_dataset not in known:
         allowed = ", ".join(known)
         raise ValueError(f"aux_dataset: how many images {config.aux_dataset} has is not known; allowed: {allowed}")
-    return held("iid", known[config.aux_dataset], config.clients, 1)
+    return held(IID, known[config.aux_dataset], config.clients, 1)
 
 
 @cache

@@ -65,7 +65,8 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
         words = "-".join(["", str(number), *re.findall(r"[A-Za-z0-9_.]+", run.name)])
         suffix = words[:_STEM] if len(runs) > 1 else ""
         of = f" of {run.name}" if len(runs) > 1 else ""
-        figures[f"partition{suffix}"] = (f"Images per client and class{of}", _partition(simulation))
+        if not simulation.dataset.unlabelled:
+            figures[f"partition{suffix}"] = (f"Images per client and class{of}", _partition(simulation))
         figures[f"views{suffix}"] = (f"Pairs of augmented views{of}", _view_pairs(simulation))
         if len(simulation.dataset.test) >= 3:  # two components need three points
             figures[f"features{suffix}"] = (f"Test features{of}, two principal components", _features(simulation))
