@@ -29,7 +29,6 @@ from simsfl.evaluation.encoding import IMAGES, Watch, embed, unwatched
 from simsfl.models.layers import initialise_
 from simsfl.privacy.decoders import Training, as_maps, decoder
 from simsfl.rounds import evaluating
-from simsfl.setup.assembly import network
 from simsfl.setup.parts import Parts
 from simsfl.simulation import Simulation
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
@@ -114,8 +113,8 @@ class Hijacker(Wire):
         seed: seed of its networks, and of its draws.
 
     Attributes:
-        pilot: the client model that clients are to imitate. It has the same layers as theirs, and starts from weights
-            of its own.
+        pilot: the client model that clients are to imitate. It starts as theirs do, with the weights that the server
+            gives them; the published attack, which does not know these, starts from others.
         decoder: network that turns smashed data back into images.
         critic: network that scores how much smashed data look like the pilot's.
     """
@@ -123,13 +122,12 @@ class Hijacker(Wire):
     def __init__(self, parts: Parts, own: Images, spec: Decoder, seed: int):
         config, model, to = parts.config, parts.model, {"device": parts.device, "dtype": parts.dtype}
         generator = torch_generator(seed, Purpose.DECODER)
-        rng = numpy_generator(seed, Purpose.ATTACKER, _OWN)
-        other = network(replace(config, seed=int(rng.integers(2**31)))).client
-        self.pilot = other.module(other.initial.to(**to)).train()
+        start = parts.state.clients
+        self.pilot = model.client.module(start.online.clone(), start.online_statistics.clone()).train()
         self.decoder = decoder(spec, model.smashed_shape, config.image_size, "batch", generator).to(**to)
         self.critic = _critic(model.smashed_shape, generator).to(**to)
         self._own, self._recipe = own, (config.views, config.image_size, config.crop_scale)
-        self._defence, self._rng = parts.hyper.defence, rng
+        self._defence, self._rng = parts.hyper.defence, numpy_generator(seed, Purpose.ATTACKER, _OWN)
         self._learners = torch.optim.Adam([*self.pilot.parameters(), *self.decoder.parameters()], lr=_RATE)
         self._judge = torch.optim.Adam(self.critic.parameters(), lr=_RATE, betas=_CRITIC_BETAS)
         self._smashed: Tensor | None = None

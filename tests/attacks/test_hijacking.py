@@ -13,6 +13,7 @@ from simsfl.attacks.hijacking import Hijacker, critic_loss, hijack
 from simsfl.config.notation import Decoder
 from simsfl.data import Arrays, make_dataset
 from simsfl.data.shapes import shapes
+from simsfl.models.layers import initialise_
 from tests.conftest import TINY, generator
 
 SPEC = Decoder.parse("conv_normN0C8")
@@ -84,10 +85,18 @@ def test_a_partition_that_was_passed_is_kept(dataset):
 
 @pytest.mark.slow
 def test_hijacked_clients_send_what_the_decoder_can_read(monkeypatch):
-    """The server needs no more than colours that are seen to be inverted, and then does what without it is impossible.
+    """Clients come to imitate a pilot that is nothing like them, as in the published attack.
 
-    The control is a server that learns in the same way, but returns the gradient of the clients' objective.
+    The images have colours that are seen to be inverted, because only then there is a single way to imitate it. The
+    control is a server that learns in the same way, but returns the gradient of the clients' objective.
     """
+    usual = hijacking.Hijacker.__init__
+
+    def with_another_pilot(server, *args):
+        usual(server, *args)
+        initialise_(server.pilot, generator(5))
+
+    monkeypatch.setattr(hijacking.Hijacker, "__init__", torch.no_grad()(with_another_pilot))
     arrays = shapes(0)
     tint = np.array([1.0, 0.7, 0.4])
     train_x, test_x = (
