@@ -44,6 +44,19 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Missed:
+    """What does not travel in a round because clients are absent."""
+
+    images: Count = 0
+    """Images of which nothing is sent, over all steps."""
+    models: Count = 0
+    """Models that are not averaged, over all averagings."""
+
+    def __add__(self, other: Missed) -> Missed:
+        return Missed(self.images + other.images, self.models + other.models)
+
+
+@dataclass(frozen=True)
 class ClientCost:
     """The bytes that travel for one client."""
 
@@ -69,6 +82,7 @@ class ClientCost:
         frozen: bool = False,
         views: int,
         graded: int = 1,
+        missed: Missed = Missed(),
     ) -> Traffic:
         """Return the bytes that travel in a whole round, summed over the cohort.
 
@@ -77,6 +91,7 @@ class ClientCost:
         gradients nor weights, but they average the running statistics that they have. In a round where clients only
         send activations, the same holds, except that weights are fetched at its start unless all clients take part, and
         that momentum models, if they are averaged, are sent, and fetched at its end. In a silent round nothing travels.
+        A client whose model is not averaged does not fetch the average either.
 
         >>> cost = ClientCost(image_bytes=100, gradient_bytes=100, sync_bytes=40, momentum_bytes=0, statistics_bytes=0)
         >>> cost.round_traffic([Group(range(10), cohort=5, batch_size=2)], steps=3, syncs=1, views=2)
@@ -90,20 +105,23 @@ class ClientCost:
             frozen: whether clients do not learn.
             views: views of an image that are sent. Labels, which supervised training sends, are not counted.
             graded: views of an image that gradients come back for.
+            missed: what clients of the cohort miss.
         """
         if exchange is Exchange.SILENT:
             return Traffic()
-        cohort = sum(group.cohort for group in groups)
-        images = steps * sum(group.images for group in groups)
+        drawn, averagings = sum(group.cohort for group in groups), min(syncs, steps)
+        models = drawn * averagings - missed.models
+        images = steps * sum(group.images for group in groups) - missed.images
         activations = images * self.image_bytes
-        statistics = cohort * min(syncs, steps) * self.statistics_bytes
+        statistics = models * self.statistics_bytes
         if frozen:
             return Traffic(views * activations + statistics, statistics)
         if exchange is Exchange.UP_ONLY:
-            everyone = cohort == sum(len(group.clients) for group in groups)
+            everyone = drawn == sum(len(group.clients) for group in groups)
+            cohort = drawn - missed.models // averagings
             fetched = cohort * (self.momentum_bytes if everyone else self.sync_bytes)
             return Traffic(views * activations + cohort * self.momentum_bytes + statistics, fetched + statistics)
-        weights = cohort * min(syncs, steps) * self.sync_bytes
+        weights = models * self.sync_bytes
         return Traffic(views * activations + weights, graded * images * self.gradient_bytes + weights)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simsfl.algorithm.communication import Communication, Exchange
-from simsfl.cost.model import Traffic
+from simsfl.cost.model import Missed, Traffic
 from simsfl.runs.checkpoint import Standing, Timed
 from simsfl.runs.metrics import NOTHING, AbsenceRecord, Extent, RoundRecord, StepRecord, SyncRecord
 from simsfl.setup.parts import Parts
@@ -40,7 +40,11 @@ class Progress:
     communication: Communication = field(default_factory=Communication)
     """What clients and server exchange in the current round: less than usual if communication is saved."""
     traffic: Traffic = field(default_factory=Traffic)
-    """Bytes sent so far, by all clients together."""
+    """Bytes sent in finished rounds, by all clients together."""
+    usual: Traffic = field(default_factory=Traffic)
+    """Bytes that they would have sent if no communication had been saved."""
+    missed: Missed = field(default_factory=Missed)
+    """What absent clients have missed in the current round."""
     absences: dict[int, list[int]] = field(default_factory=dict)
     """Ids of the clients that are absent from a step on, by the step counted from 1; only those not yet recorded."""
     divergences: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -109,19 +113,8 @@ class Progress:
         config, exchange = parts.config, self.communication.state
         loss, top1, *figures = self.figures.mean(dim=0).tolist()
         lr = parts.server_lr(self.round_index)
-        usual, spent = (
-            parts.cost.round_traffic(
-                parts.groups,
-                self.steps,
-                config.syncs_per_round,
-                exchange=one,
-                frozen=not parts.hyper.clients_learn,
-                views=config.views_sent,
-                graded=config.views_graded,
-            )
-            for one in (Exchange.BOTH_WAYS, exchange)
-        )
-        self.traffic += spent
+        usual, spent = (_traffic(parts, one, self.missed) for one in (Exchange.BOTH_WAYS, exchange))
+        self.traffic, self.usual, self.missed = self.traffic + spent, self.usual + usual, Missed()
         self.round_index, self.step_index = self.round_index + 1, 0
         if config.loss_threshold:
             self.communication = self.communication.after(self.round_index, loss, config.loss_threshold)
@@ -130,8 +123,8 @@ class Progress:
             for total in (
                 self.traffic.up,
                 self.traffic.down,
-                self.round_index * usual.up - self.traffic.up,
-                self.round_index * usual.down - self.traffic.down,
+                self.usual.up - self.traffic.up,
+                self.usual.down - self.traffic.down,
             )
         )
         learnt = exchange is Exchange.BOTH_WAYS and parts.hyper.clients_learn  # otherwise there was no gradient
@@ -146,10 +139,11 @@ class Progress:
             metrics: the part of ``metrics.jsonl`` that belongs to it.
             run: the run (`simsfl.runs.records.RunRecord.identity`).
         """
-        return Standing(self.round_index, self.step_index, self.communication, self.traffic, metrics, run)
+        own = self.communication, self.traffic, metrics, run, self.usual, self.missed
+        return Standing(self.round_index, self.step_index, *own)
 
-    def restore(self, standing: Standing, timed: Timed) -> None:
-        """Take over what a checkpoint has kept beside the tensors.
+    def restore(self, parts: Parts, standing: Standing, timed: Timed) -> None:
+        """Take over what a checkpoint of a run with these parts has kept beside the tensors.
 
         Raises:
             ValueError: that is beyond the end of the run.
@@ -158,4 +152,21 @@ class Progress:
             raise ValueError(f"step {standing.step} is beyond the end of a round")
         self.round_index, self.step_index = standing.round, standing.step
         self.communication, self.traffic, self.metrics = standing.communication, standing.traffic, standing.metrics
+        rounds_before = (_traffic(parts, Exchange.BOTH_WAYS, Missed()) for _ in range(self.round_index))
+        self.usual, self.missed = standing.usual or sum(rounds_before, Traffic()), standing.missed
         self.seconds, self.peak_memory_bytes = timed.seconds, timed.peak_memory_bytes
+
+
+def _traffic(parts: Parts, exchange: Exchange, missed: Missed) -> Traffic:
+    """Return the bytes that travel in a round with this exchange, in which clients miss something."""
+    config = parts.config
+    return parts.cost.round_traffic(
+        parts.groups,
+        parts.steps,
+        config.syncs_per_round,
+        exchange=exchange,
+        frozen=not parts.hyper.clients_learn,
+        views=config.views_sent,
+        graded=config.views_graded,
+        missed=missed,
+    )

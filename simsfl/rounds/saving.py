@@ -136,7 +136,7 @@ def load(
     parts = build(config, dataset, partition=partition, choices=saved.choices, start=start)
     progress = Progress.of(parts)
     try:
-        progress.restore(found.standing, found.timed)
+        progress.restore(parts, found.standing, found.timed)
         _restore(found.path, parts, progress)
     except ValueError as error:
         raise ValueError(f"resume: {found.path} is not of the run that config.json describes ({error})") from error

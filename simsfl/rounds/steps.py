@@ -19,6 +19,7 @@ from simsfl.algorithm.plan import RoundPlan
 from simsfl.algorithm.state import completed_rounds, gather_, scatter_, scatter_memory_
 from simsfl.algorithm.wire import Wire
 from simsfl.config.catalogue import Targets
+from simsfl.cost.model import Missed
 from simsfl.engine.cuda_graph import CapturedStep
 from simsfl.engine.plan_ahead import PlanAhead
 from simsfl.rounds.progress import Progress
@@ -72,12 +73,14 @@ def client_steps(
             state.sent.keep_(progress.step_index, outcome.smashed, batch.labels)
         syncs = is_sync_step(progress.step_index, progress.steps, config.syncs_per_round)
         progress.finish_step(outcome.loss, outcome.top1, *outcome.figures)
+        progress.missed += Missed(images=sum(hyper.batches[position] for position in outcome.absent))
         with clock("sync"):
             absent = outcome.absent
             if syncs:
                 for observer in observers:
                     observer.averaging()
                 absent = plan.absences.missing.union(wire.models_up())
+                progress.missed += Missed(models=len(absent))
                 _average_(parts, progress, plan.cohort, absent, learn=hyper.clients_learn)
             known_absent = progress.note_absent((plan.cohort[p].item() for p in absent), known_absent)
             if progress.round_is_over:

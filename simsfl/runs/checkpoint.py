@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from simsfl.algorithm.communication import Communication
-from simsfl.cost.model import Traffic
+from simsfl.cost.model import Missed, Traffic
 from simsfl.runs.metrics import Extent
 from simsfl.runs.records import read, to_json
 from simsfl.system.decoding import Amount, Count, decode, parse_json
@@ -55,6 +55,11 @@ class Standing:
     """The part of ``metrics.jsonl`` that belongs to the checkpoint."""
     run: str
     """The run that it belongs to (`simsfl.runs.records.RunRecord.identity`)."""
+    usual: Traffic | None = None
+    """Bytes that would have been sent if no communication had been saved; None in checkpoints of versions that did not
+    count absences."""
+    missed: Missed = field(default_factory=Missed)
+    """What absent clients have missed in the current round."""
 
 
 @dataclass(frozen=True)

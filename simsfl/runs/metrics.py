@@ -68,7 +68,8 @@ class RoundRecord(_Record):
     communication: Literal["A", "B", "C"]
     """What the round exchanged, a value of `simsfl.algorithm.communication.Exchange`: "A" if nothing was saved."""
     bytes_saved_per_client: int
-    """Bytes, up and down together, that a client has sent and received less so far than if all rounds were "A"."""
+    """Bytes, up and down together, that a client has sent and received less so far than if all rounds were "A", with
+    the same clients absent; none counts as absent in silent rounds."""
     attackers_ssim_before: _Similarity | None = None
     """SSIM of the simulated attackers' reconstructions before they learn from a step, averaged over the round.
 
