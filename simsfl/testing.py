@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from simsfl.config import RunConfig
-from simsfl.config.catalogue import DOORS
+from simsfl.config.catalogue import DOORS, ObjectiveKind, Targets
 from simsfl.config.registry import code_of
 from simsfl.data import Arrays, Dataset, make_dataset
 from simsfl.rounds.callback import Callback
@@ -85,7 +85,7 @@ def check(thing: Any, dataset: Dataset | None = None, **fields: Any) -> list[str
         except ValueError as error:
             refused.append(error)
             continue
-        _compare(f"{name}, {situation}", config, data)
+        _compare(f"{name}, {situation}", config, data, _advice(DOORS[door][name]))
         if not tried:
             _resume(name, replace(config, rounds=3), data)
         tried.append(situation)
@@ -114,19 +114,42 @@ def _images() -> Dataset:
     return make_dataset("noise", "drawn for a check", Arrays(*split(60), *split(6), ("a", "b", "c")))
 
 
-def _compare(title: str, config: RunConfig, dataset: Dataset | None) -> None:
-    """Raise an AssertionError that begins with `title` if a stacked engine differs from the loop."""
+def _compare(title: str, config: RunConfig, dataset: Dataset | None, advice: str) -> None:
+    """Raise an AssertionError that begins with `title` if a stacked engine differs from the loop.
+
+    Args:
+        title: what is compared.
+        config: what to run.
+        dataset: the images.
+        advice: end of the message where losses differ.
+    """
     losses, state = _trained(config, "loop", dataset)
     for engine in ("vmap", "fused:unfold"):
         found, tensors = _trained(config, engine, dataset)
         where = f"{title}, engine {engine}"
         for step, (own, expected) in enumerate(zip(found, losses, strict=True), start=1):
             if abs(own - expected) > _LOSS_TOLERANCE * abs(expected):
-                raise AssertionError(f"{where}: the loss of step {step} is {own:.9g}, the loop's {expected:.9g}")
+                raise AssertionError(
+                    f"{where}: the loss of step {step} is {own:.9g}, the loop's {expected:.9g}{advice}"
+                )
         for name, tensor in state.items():
             if not torch.allclose(tensors[name].double(), tensor.double(), rtol=_STATE_TOLERANCE, atol=_SMALLEST):
                 apart = float((tensors[name].double() - tensor.double()).abs().max())
                 raise AssertionError(f"{where}: {name} is up to {apart:.2g} away from the loop's")
+
+
+def _advice(kind: Any) -> str:
+    """Return what may be the reason where losses differ, as the end of a sentence; an empty text if nothing is known.
+
+    Args:
+        kind: what is known of the thing that is checked.
+    """
+    if not isinstance(kind, ObjectiveKind) or kind.whole_batch or kind.targets is Targets.ONLINE:
+        return ""
+    return (
+        "; rows go through the server in blocks: an objective for which a row depends on others has to be registered "
+        "with whole_batch=True"
+    )
 
 
 def _trained(config: RunConfig, engine: str, dataset: Dataset | None) -> tuple[list[float], Mapping[str, Tensor]]:

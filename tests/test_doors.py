@@ -14,6 +14,7 @@ from simsfl.config.catalogue import DOORS, OBJECTIVES
 from simsfl.config.registry import code_of
 from simsfl.config.values import option
 from simsfl.defences import Added, Defence
+from simsfl.objectives import Objective, nearest
 from simsfl.testing import _images, check
 from tests.conftest import TINY
 
@@ -106,6 +107,22 @@ def test_a_check_says_in_words_what_differs():
             check(Forgetful)
     with pytest.raises(ValueError, match=r"^thing: .*Forgetful.* is not registered"):
         check(Forgetful)
+
+
+def test_a_check_says_what_an_objective_of_a_whole_batch_lacks():
+    class Centred(Objective):
+        """Compares each row with the mean of all rows that it is given."""
+
+        def loss(self, outputs_nD, targets_nD, memory):
+            centred_nD = outputs_nD - outputs_nD.mean(dim=0)
+            return (centred_nD - targets_nD).square().mean(), nearest(outputs_nD, targets_nD)
+
+    with patch.dict(DOORS["objective"]):
+        extend.objective("centred")(Centred)
+        with pytest.raises(AssertionError, match=r"^centred, .* to be registered with whole_batch=True$"):
+            check(Centred)
+        extend.objective("centred", whole_batch=True)(Centred)
+        assert "the whole cohort" in check(Centred)
 
 
 @dataclass(frozen=True)
