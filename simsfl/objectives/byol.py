@@ -12,7 +12,10 @@ from simsfl.objectives import Memory, Objective, nearest
 
 @dataclass(frozen=True)
 class BYOL(Objective):
-    """BYOL's loss, for networks that return projection and prediction side by side (`simsfl.models.Projection`)."""
+    """BYOL's loss: predict the momentum network's projection. It hardly learns without BatchNorm (--head large-mlp).
+
+    The network returns projection and prediction side by side (`simsfl.models.Projection`).
+    """
 
     def losses(self, outputs_GnD: Tensor, targets_GnD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Return 2 - 2 cos(prediction, projection), and how often the own projection is the nearest, in percent."""

@@ -12,7 +12,10 @@ from simsfl.objectives.byol import halves
 
 @dataclass(frozen=True)
 class SimSiam(Objective):
-    """SimSiam's loss, for networks that return projection and prediction side by side (`simsfl.models.Projection`)."""
+    """SimSiam's loss: predict the other view's projection. It hardly learns without BatchNorm (--head large-mlp).
+
+    The network returns projection and prediction side by side (`simsfl.models.Projection`).
+    """
 
     def loss(self, outputs_nD: Tensor, targets_nD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Return the mean of both directions' negative cosine (equation 2), and an accuracy in percent.
