@@ -33,11 +33,11 @@ class Draws:
         return Draws(self.keys[start:stop])
 
     def uniform(self, like: Tensor, stream: int = 0) -> Tensor:
-        """Return float32 numbers in (0, 1), multiples of 2 ** -25, with the shape ``[N, ...]`` and device of `like`."""
+        """Return float32 numbers in (0, 1), with the shape ``[N, ...]`` and device of `like`."""
         first_N1, second_N1 = self.keys.split(1, dim=1)
         place = torch.arange(like[0].numel(), dtype=torch.int32, device=like.device) * _GOLDEN
         bits = _mixed_(place + _mixed_(first_N1 + stream)).bitwise_xor_(second_N1)
-        return (_shifted(_mixed_(bits), 8).float() + 0.5).mul_(2.0**-24).view_as(like)
+        return _between_0_and_1(_mixed_(bits)).view_as(like)
 
     def normal(self, like: Tensor, stream: int = 0) -> Tensor:
         """Return normal numbers of mean 0 and variance 1, with the shape ``[N, ...]``, dtype and device of `like`."""
@@ -49,6 +49,15 @@ class Draws:
         """Return Laplacian numbers of mean 0 and scale 1, with the shape ``[N, ...]``, dtype and device of `like`."""
         centred = self.uniform(like, stream).sub_(0.5)
         return (-centred.sign() * torch.log1p(-2.0 * centred.abs())).to(like.dtype)
+
+
+def _between_0_and_1(bits: Tensor) -> Tensor:
+    """Return the middles of 2 ** 24 parts of (0, 1), chosen by the upper bits of int32 numbers, as float32.
+
+    Half of the middles round to a border of their part. That of the last part would be 1, of which a logarithm is not
+    finite.
+    """
+    return (_shifted(bits, 8).float() + 0.5).mul_(2.0**-24).clamp_(max=1.0 - 2.0**-24)
 
 
 def _mixed_(bits: Tensor) -> Tensor:
