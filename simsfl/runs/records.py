@@ -214,11 +214,13 @@ def lasting(config: RunConfig) -> dict[str, Any]:
 
     Device and precision may differ: a run may be resumed on a device that does not support its precision. So may paths,
     for checksums say which images and which weights they lead to. Fields with their defaults are left out, so that
-    fields that later versions add do not make it another run.
+    fields that later versions add do not make it another run. Where earlier versions did otherwise than the default of
+    a field that they did not have, this is left out instead.
     """
     values = config.to_dict()
+    usual = RunConfig(**RunConfig.before(values))
     there = {name: values[name] is None for name in ("aux_dataset", "init_client")}
-    return {name: value for name, value in config.changed_from(RunConfig()).items() if name not in _PLACES} | there
+    return {name: value for name, value in config.changed_from(usual).items() if name not in _PLACES} | there
 
 
 def to_json(record: R) -> dict[str, Any]:
@@ -231,20 +233,27 @@ def to_json(record: R) -> dict[str, Any]:
 def read(path: Path, kind: type[R]) -> R:
     """Return the record in a file.
 
-    Files from before checksums were introduced have none; the record has it all the same.
+    Files from before checksums were introduced have none; the record has it all the same. Fields of a config that
+    earlier versions did not have are as they were to these.
 
     Raises:
         ValueError: there is no such file, or it is damaged or edited.
     """
     content = read_json(path)
     try:
-        record = decode(kind, content)
+        record = decode(kind, _with_before(content) if kind is RunRecord else content)
         own = checksum({name: value for name, value in content.items() if name != _SUM})
         if record.sha256 not in ("", own):
             raise ValueError("its checksum is not that of its content")
         return replace(record, sha256=own)
     except ValueError as error:
         raise ValueError(f"{path} is damaged, or was edited ({error})") from error
+
+
+def _with_before(content: Any) -> Any:
+    """Return the content of a ``config.json`` with what an earlier version's run lacks (`RunConfig.before`)."""
+    values = content.get("config") if isinstance(content, dict) else None
+    return content | {"config": RunConfig.before(values) | values} if isinstance(values, dict) else content
 
 
 def checksum(content: Any) -> str:
