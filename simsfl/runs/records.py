@@ -154,7 +154,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class AttackRecord:
-    """The content of ``attacks/NAME.json``: what an attack on a run was, and how well it reconstructed images."""
+    """The content of ``attacks/NAME.json``: what an attack was, and how well it reconstructed images."""
 
     decoder: str | None
     """Name of the decoder; None where none is trained, which versions without `attack` have as "descent"."""
@@ -162,18 +162,18 @@ class AttackRecord:
     """Share of the training images that the attacker has; None where it has none."""
     epochs: Ordinal | None
     """Epochs of the decoder; None where it is not trained in epochs."""
-    target_client: Count
-    """Id of the first client whose images are reconstructed."""
+    target_client: Count | None
+    """Id of the first client whose images are reconstructed; None where they are no client's."""
     targets: Ordinal
     """Number of images that are reconstructed."""
     seeds: list[Count]
     """Seeds of the attacks."""
-    rounds: Count
-    """Rounds that the run had done, or that clients were trained for by the attacker."""
+    rounds: Count | None
+    """Rounds that the run had done, or that clients were trained for by the attacker; None of weights alone."""
     mse: Scores
     """Mean squared error."""
     ssim: Scores
-    """Structural similarity."""
+    """Structural similarity, of images that are continued at their borders as `ssim_borders` says."""
     psnr: Scores | None
     """Peak signal-to-noise ratio in dB; None where it has no bound, because an image is reconstructed exactly."""
     by_seed: dict[str, list[float | None]]
@@ -188,8 +188,31 @@ class AttackRecord:
     """Kind of the attack."""
     attacker_dataset: str | None = None
     """Data set that the attacker's images are of; None for the run's own."""
+    ssim_borders: Literal["zeros", "mirror"] = "mirror"
+    """How `ssim` continues images: "zeros" is the published convention; versions that did not record it mirrored."""
+    ssim_mirrored: Scores | None = None
+    """Structural similarity of images that are mirrored at their borders, beside the published one."""
+    published_contrast: bool = False
+    """Whether the contrast of the images was lowered, as in the published evaluation."""
+    target_images: str | None = None
+    """File with the images that are reconstructed; None for those of clients, or of weights, the test images."""
+    weights: str | None = None
+    """What was attacked: a file, the directory of a run or the name of an expert; None for the run itself."""
+    network: dict[str, str | float | bool | None] | None = None
+    """Fields of the config that determine the network of these weights."""
+    dataset: str | None = None
+    """Data set that these weights were attacked on."""
     sha256: str = ""
     """Checksum of all other entries."""
+
+    def __post_init__(self) -> None:
+        if (self.ssim_borders == "zeros") != (self.ssim_mirrored is not None):
+            raise ValueError(f"ssim_mirrored: is not what an attack has whose ssim_borders is {self.ssim_borders}")
+
+    @property
+    def similarities(self) -> dict[str, Scores]:
+        """Return the structural similarity by how it continues images: "zeros", "mirror", or both, in this order."""
+        return {self.ssim_borders: self.ssim} | ({"mirror": self.ssim_mirrored} if self.ssim_mirrored else {})
 
 
 def check_plugins(path: Path) -> None:
