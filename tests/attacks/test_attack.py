@@ -110,7 +110,7 @@ def test_an_attack_on_a_run_and_its_report(npz, tmp_path, capsys):
     assert report.main([str(out)]) == 0
     page = (out / "report.md").read_text()
     assert "Privacy against accuracy" in page
-    assert "SSIM (zeros, as published) of conv\\_normN0C4" in page
+    assert "SSIM (zeros, as published) of conv_normN0C4" in page
     assert "attacks/conv_normN0C4.png" in page
     assert (out / "figures" / "privacy.png").exists()
 
