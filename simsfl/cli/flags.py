@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Mapping
-from dataclasses import fields, replace
+from dataclasses import Field, fields, replace
 from typing import Any
 
 from simsfl.cli.presets import named
@@ -94,23 +94,34 @@ def add_config_flags(
     groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
     for spec in fields(RunConfig):
         heading = spec.metadata["group"]
-        if heading not in groups or spec.name in without:
-            continue
-        kind = spec.type.partition(" | ")[0]
-        defaults = {} if spec.default is None else {"default": spec.default}
-        for name, config in (beside or {}).items():
-            if getattr(config, spec.name) != spec.default:
-                defaults[name] = getattr(config, spec.name)
-        note = f" ({', '.join(f'{name}: {value}' for name, value in defaults.items())})" if defaults else ""
-        text = (spec.metadata["help"] + note).replace("%", "%%")
-        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-        if kind == "bool":
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options["type"] = source if spec.metadata["path"] else _CONVERTERS[kind]
-            choices = spec.metadata["choices"]
-            options["metavar"] = _Names(choices, DOORS.get(spec.name)) if choices else kind.upper()
-        groups[heading].add_argument(f"--{spec.name.replace('_', '-')}", **options)
+        if heading in groups and spec.name not in without:
+            _add_field_flag(groups[heading], spec, beside or {})
+
+
+def add_field_flags(group: argparse._ArgumentGroup, names: Collection[str]) -> None:
+    """Add the flags of the fields of `RunConfig` called `names`, as `add_config_flags` does."""
+    for spec in fields(RunConfig):
+        if spec.name in names:
+            _add_field_flag(group, spec, {})
+
+
+def _add_field_flag(group: argparse._ArgumentGroup, spec: Field, beside: Mapping[str, RunConfig]) -> None:
+    """Add the flag of a field; see `add_config_flags`."""
+    kind = spec.type.partition(" | ")[0]
+    defaults = {} if spec.default is None else {"default": spec.default}
+    for name, config in beside.items():
+        if getattr(config, spec.name) != spec.default:
+            defaults[name] = getattr(config, spec.name)
+    note = f" ({', '.join(f'{name}: {value}' for name, value in defaults.items())})" if defaults else ""
+    text = (spec.metadata["help"] + note).replace("%", "%%")
+    options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+    if kind == "bool":
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options["type"] = source if spec.metadata["path"] else _CONVERTERS[kind]
+        choices = spec.metadata["choices"]
+        options["metavar"] = _Names(choices, DOORS.get(spec.name)) if choices else kind.upper()
+    group.add_argument(f"--{spec.name.replace('_', '-')}", **options)
 
 
 def config_values(arguments: argparse.Namespace) -> dict[str, Any]:

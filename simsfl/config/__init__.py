@@ -259,11 +259,21 @@ class RunConfig(Settings):
                 raise unknown("config", name, names)
         return cls(**values)
 
+    @staticmethod
+    def before(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what fields were to earlier versions, which did not have them, where that is not their default.
+
+        Args:
+            values: fields that a run of an earlier version may have recorded.
+        """
+        return {"ssim_borders": "mirror"} if values.get("ressfl_lambda") else {}
+
     @classmethod
     def load(cls, path: Path) -> RunConfig:
         """Read a config from the ``config.json`` of a run, or from a JSON object of fields.
 
-        Fields that rules had filled in get their defaults back, so that the rules set them anew.
+        Fields that rules had filled in get their defaults back, so that the rules set them anew. What an earlier
+        version's run lacks is as it was then.
 
         Raises:
             ValueError: the file cannot be read, or does not hold a config.
@@ -276,4 +286,5 @@ class RunConfig(Settings):
         by_rule = content.get("by_rule", []) if isinstance(content, dict) else None
         if not isinstance(values, dict) or not isinstance(by_rule, list):
             raise ValueError(f"config: {path} holds no JSON object of fields; allowed: a config.json of a run")
-        return cls.from_dict({name: value for name, value in values.items() if name not in by_rule})
+        lacking = cls.before(values) if values is not content else {}
+        return cls.from_dict(lacking | {name: value for name, value in values.items() if name not in by_rule})

@@ -45,6 +45,7 @@ ENGINES = ("fused", "fused:grouped", "fused:unfold", "fused:triton", "vmap", "lo
 _STATE_DTYPES = ("fp32", "bf16")
 _CLIENT_STATES = ("device", "host", "mmap")
 NORMS = ("group", "batch")
+BORDERS = ("zeros", "mirror")
 RECIPES = ("v1", "v2")
 _STREAMS = ("auto", "always", "never")
 _SCHEDULES = ("cosine", "step")
@@ -336,6 +337,14 @@ class Settings:
         "privacy",
         "TAResSFL: SSIM up to which the reconstructions of simulated attackers do not count.",
         within=(0.001, 0.999),
+        only=TARESSFL,
+    )
+    ssim_borders: str = _setting(
+        "zeros",
+        "privacy",
+        "TAResSFL: what SSIM finds beyond the borders of images: zeros, as published, which gives higher similarities, "
+        "or mirror, the image itself.",
+        BORDERS,
         only=TARESSFL,
     )
     ressfl_decoder: str = _setting(

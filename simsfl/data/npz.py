@@ -18,6 +18,10 @@ _WITHOUT_LABELS = tuple(f"{name}_x" for name in UNLABELLED)
 """Names of the array of training images without labels."""
 
 
+_IMAGES = ("images", "train_x", "train_images", "test_x", "test_images", *_WITHOUT_LABELS)
+"""Names that the array of images may have in a file of images alone, in the order in which they are looked for."""
+
+
 def read_npz(path: Path) -> tuple[Arrays, str]:
     """Read a data set from a file with the arrays ``train_x``, ``train_y``, ``test_x`` and ``test_y``.
 
@@ -72,6 +76,37 @@ def read_npz(path: Path) -> tuple[Arrays, str]:
     return arrays, f"file {path}{without}"
 
 
+def read_images(path: Path) -> np.ndarray:
+    """Return the images in a file, uint8 ``[n, H, W, 3]``: those of one of `_IMAGES`, or of its only array.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no such images, or they do not fit into memory.
+    """
+    try:
+        file = ArrayZip(path, compressed=True)
+        name = next((name for name in (*_IMAGES, *file.names) if name in file.names), "")
+        if name not in _IMAGES and len(file.names) != 1:
+            has = shortened(", ".join(file.names) or "nothing")
+            raise ValueError(f"{path} has {has}; allowed: images called {', '.join(_IMAGES)}, or a single array")
+        if wrong := _wrong_images(name, file.header(name)):
+            raise ValueError(f"{path}: {wrong}")
+        check_memory(str(path), *file.header(name).shape[:3])
+        return _as_rgb(file.array(name))
+    except NotArraysError as error:
+        raise ValueError(f"{path} {error}; allowed: what numpy.savez writes") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); allowed: an .npz file") from error
+
+
+def _wrong_images(x: str, images: Header) -> str | None:
+    """Return what is wrong with an array of images of the name `x`, None if nothing is."""
+    if images.dtype != np.uint8:
+        return f"{x} has dtype {images.dtype}; it must be uint8"
+    if images.shape[3:] not in ((), (1,), (3,)) or len(images.shape) < 3:
+        return f"{x} has shape {images.shape}; it must be (n, height, width, 3), or (n, height, width) if gray"
+    return f"{x} has shape {images.shape}; it must not be empty" if 0 in images.shape else None
+
+
 def _owners(path: Path, file: ArrayZip, images: int) -> np.ndarray | None:
     """Return the client ``[n]`` that each image belongs to, from 0 without gaps; None if that is not said.
 
@@ -117,14 +152,8 @@ def _check(path: Path, headers: dict[str, Header], unlabelled: list[tuple[str, H
     """
     (train_x, train), train_labels, (test_x, test), test_labels = headers.items()
     for x, images in ((train_x, train), (test_x, test), *unlabelled):
-        wrong = None
-        if images.dtype != np.uint8:
-            wrong = f"{x} has dtype {images.dtype}; it must be uint8"
-        elif images.shape[3:] not in ((), (1,), (3,)) or len(images.shape) < 3:
-            wrong = f"{x} has shape {images.shape}; it must be (n, height, width, 3), or (n, height, width) if gray"
-        elif 0 in images.shape:
-            wrong = f"{x} has shape {images.shape}; it must not be empty"
-        elif images.shape[1:] != train.shape[1:]:
+        wrong = _wrong_images(x, images)
+        if not wrong and images.shape[1:] != train.shape[1:]:
             wrong = f"{x} has images of {images.shape[1:]}, but {train_x} of {train.shape[1:]}; they must be alike"
         if wrong:
             raise ValueError(f"dataset: {path}: {wrong}")

@@ -41,6 +41,8 @@ class TAResSFL(Defence):
     """Lambda, the weight of how far SSIM is above `target`."""
     target: float
     """SSIM up to which reconstructions do not count."""
+    borders: str
+    """What SSIM takes to be beyond the borders of images: "zeros" or "mirror"."""
     decoder: Decoder
     """Kind of the attackers' network."""
     rounds: int
@@ -55,9 +57,9 @@ class TAResSFL(Defence):
 
     @classmethod
     def of(cls, config: RunConfig) -> TAResSFL:
-        """Return the defence with the weight, target and decoder of a config."""
+        """Return the defence with the weight, target, borders and decoder of a config."""
         attacker = Decoder.parse(config.ressfl_decoder, "ressfl_decoder")
-        return cls(config.ressfl_lambda, config.ressfl_target_ssim, attacker, config.rounds)
+        return cls(config.ressfl_lambda, config.ressfl_target_ssim, config.ssim_borders, attacker, config.rounds)
 
     def size(self, smashed_shape: tuple[int, int, int], image_size: int) -> int:
         """Return A."""
@@ -75,7 +77,7 @@ class TAResSFL(Defence):
 
         def similarity(decoders_CR: Tensor, sent_CBchw: Tensor) -> Tensor:
             made = vmap(network.run)(network.named(decoders_CR), sent_CBchw)
-            return ssim(made.flatten(0, 1), images.flatten(0, 1)).view(images.shape[:2]).mean(dim=1)
+            return ssim(made.flatten(0, 1), images.flatten(0, 1), self.borders).view(images.shape[:2]).mean(dim=1)
 
         sent_CBchw = smashed.detach().to(memory.dtype)
         learning_CR = decoders_CR.detach().clone().requires_grad_()
@@ -101,11 +103,11 @@ class TAResSFL(Defence):
         for parameter, one, two in zip(attacker.parameters(), *averages, strict=True):
             optimizer.state[parameter] = {"step": memory[0, -1].clone(), "exp_avg": one, "exp_avg_sq": two}
         sent = smashed[0].detach().to(memory.dtype).requires_grad_()
-        before = ssim(attacker(sent.detach()), images[0]).mean()
+        before = ssim(attacker(sent.detach()), images[0], self.borders).mean()
         (-before).backward()
         optimizer.step()
         memory[0, -1] += 1
-        after = ssim(attacker(sent), images[0]).mean()
+        after = ssim(attacker(sent), images[0], self.borders).mean()
         figures = before.detach()[None], after.detach()[None]
         if after <= self.target:
             return Added(torch.zeros_like(smashed), figures)

@@ -154,7 +154,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class AttackRecord:
-    """The content of ``attacks/NAME.json``: what an attack on a run was, and how well it reconstructed images."""
+    """The content of ``attacks/NAME.json``: what an attack was, and how well it reconstructed images."""
 
     decoder: str | None
     """Name of the decoder; None where none is trained, which versions without `attack` have as "descent"."""
@@ -162,18 +162,18 @@ class AttackRecord:
     """Share of the training images that the attacker has; None where it has none."""
     epochs: Ordinal | None
     """Epochs of the decoder; None where it is not trained in epochs."""
-    target_client: Count
-    """Id of the first client whose images are reconstructed."""
+    target_client: Count | None
+    """Id of the first client whose images are reconstructed; None where they are no client's."""
     targets: Ordinal
     """Number of images that are reconstructed."""
     seeds: list[Count]
     """Seeds of the attacks."""
-    rounds: Count
-    """Rounds that the run had done, or that clients were trained for by the attacker."""
+    rounds: Count | None
+    """Rounds that the run had done, or that clients were trained for by the attacker; None of weights alone."""
     mse: Scores
     """Mean squared error."""
     ssim: Scores
-    """Structural similarity."""
+    """Structural similarity, of images that are continued at their borders as `ssim_borders` says."""
     psnr: Scores | None
     """Peak signal-to-noise ratio in dB; None where it has no bound, because an image is reconstructed exactly."""
     by_seed: dict[str, list[float | None]]
@@ -188,8 +188,31 @@ class AttackRecord:
     """Kind of the attack."""
     attacker_dataset: str | None = None
     """Data set that the attacker's images are of; None for the run's own."""
+    ssim_borders: Literal["zeros", "mirror"] = "mirror"
+    """How `ssim` continues images: "zeros" is the published convention; versions that did not record it mirrored."""
+    ssim_mirrored: Scores | None = None
+    """Structural similarity of images that are mirrored at their borders, beside the published one."""
+    published_contrast: bool = False
+    """Whether the contrast of the images was lowered, as in the published evaluation."""
+    target_images: str | None = None
+    """File with the images that are reconstructed; None for those of clients, or of weights, the test images."""
+    weights: str | None = None
+    """What was attacked: a file, the directory of a run or the name of an expert; None for the run itself."""
+    network: dict[str, str | float | bool | None] | None = None
+    """Fields of the config that determine the network of these weights."""
+    dataset: str | None = None
+    """Data set that these weights were attacked on."""
     sha256: str = ""
     """Checksum of all other entries."""
+
+    def __post_init__(self) -> None:
+        if (self.ssim_borders == "zeros") != (self.ssim_mirrored is not None):
+            raise ValueError(f"ssim_mirrored: is not what an attack has whose ssim_borders is {self.ssim_borders}")
+
+    @property
+    def similarities(self) -> dict[str, Scores]:
+        """Return the structural similarity by how it continues images: "zeros", "mirror", or both, in this order."""
+        return {self.ssim_borders: self.ssim} | ({"mirror": self.ssim_mirrored} if self.ssim_mirrored else {})
 
 
 def check_plugins(path: Path) -> None:
@@ -214,11 +237,13 @@ def lasting(config: RunConfig) -> dict[str, Any]:
 
     Device and precision may differ: a run may be resumed on a device that does not support its precision. So may paths,
     for checksums say which images and which weights they lead to. Fields with their defaults are left out, so that
-    fields that later versions add do not make it another run.
+    fields that later versions add do not make it another run. Where earlier versions did otherwise than the default of
+    a field that they did not have, this is left out instead.
     """
     values = config.to_dict()
+    usual = RunConfig(**RunConfig.before(values))
     there = {name: values[name] is None for name in ("aux_dataset", "init_client")}
-    return {name: value for name, value in config.changed_from(RunConfig()).items() if name not in _PLACES} | there
+    return {name: value for name, value in config.changed_from(usual).items() if name not in _PLACES} | there
 
 
 def to_json(record: R) -> dict[str, Any]:
@@ -231,20 +256,27 @@ def to_json(record: R) -> dict[str, Any]:
 def read(path: Path, kind: type[R]) -> R:
     """Return the record in a file.
 
-    Files from before checksums were introduced have none; the record has it all the same.
+    Files from before checksums were introduced have none; the record has it all the same. Fields of a config that
+    earlier versions did not have are as they were to these.
 
     Raises:
         ValueError: there is no such file, or it is damaged or edited.
     """
     content = read_json(path)
     try:
-        record = decode(kind, content)
+        record = decode(kind, _with_before(content) if kind is RunRecord else content)
         own = checksum({name: value for name, value in content.items() if name != _SUM})
         if record.sha256 not in ("", own):
             raise ValueError("its checksum is not that of its content")
         return replace(record, sha256=own)
     except ValueError as error:
         raise ValueError(f"{path} is damaged, or was edited ({error})") from error
+
+
+def _with_before(content: Any) -> Any:
+    """Return the content of a ``config.json`` with what an earlier version's run lacks (`RunConfig.before`)."""
+    values = content.get("config") if isinstance(content, dict) else None
+    return content | {"config": RunConfig.before(values) | values} if isinstance(values, dict) else content
 
 
 def checksum(content: Any) -> str:

@@ -40,6 +40,7 @@ class Parser(argparse.ArgumentParser):
             for action in self._actions
             if action.required
         ]
+        needed += [f"[{one.metavar}]" for one in self._actions if not one.required and not one.option_strings]
         self.usage = " ".join(["%(prog)s", *needed, "[flags]"])
         return super().format_help()
 

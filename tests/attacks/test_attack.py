@@ -1,6 +1,7 @@
 """Attacks on clients that send everything or nothing of an image, and the program that attacks a run."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ import torch
 from torch import nn
 
 from simsfl import RunConfig, Simulation
-from simsfl.attacks import attackers_rows, some, targets
+from simsfl.attacks import attackers_rows, others, pixels, some, targets, with_published_contrast
 from simsfl.attacks.reconstruction import attack
-from simsfl.cli import run
+from simsfl.cli import export_checkpoint, run
 from simsfl.cli.attack import program as attack_program
 from simsfl.cli.report import program as report
 from simsfl.config.notation import Decoder
@@ -18,7 +19,7 @@ from simsfl.data import Arrays, make_dataset
 from simsfl.data.partition import Partition
 from simsfl.data.shapes import shapes
 from simsfl.defences.noise import Gaussian
-from simsfl.runs.records import AttackRecord, Scores
+from simsfl.runs.records import AttackRecord, Scores, read, to_json
 from tests.conftest import TINY, flags, generator
 
 
@@ -94,19 +95,22 @@ def test_an_attack_on_a_run_and_its_report(npz, tmp_path, capsys):
     assert attack_program.main([str(out), "--attack", "descent", "--device", "cpu"]) == 0
     content = json.loads((out / "attacks" / "conv_normN0C4.json").read_text())
     assert content["seeds"] == [0, 1]
-    for score in ("mse", "ssim", "psnr"):
+    assert content["ssim_borders"] == "zeros"
+    for score in ("mse", "ssim", "ssim_mirrored", "psnr"):
         assert content[score]["mean"] == pytest.approx(np.mean(content["by_seed"][score]))
         assert content[score]["std"] == pytest.approx(np.std(content["by_seed"][score], ddof=1))
     for stem in ("conv_normN0C4", "conv_normN0C4-curves", "descent"):
         assert (out / "attacks" / f"{stem}.png").stat().st_size > 5000
     output = capsys.readouterr().out
-    assert "SSIM" in output
+    assert "SSIM (zeros, as published)" in output
+    assert "SSIM (mirrored)" in output
     # 80 images among 8 clients: half of all images are those of four
     assert "conv_normN0C4 against client 0 and the next 3, 40 images" in " ".join(output.split())
     assert content["target_clients"] == 4
     assert report.main([str(out)]) == 0
     page = (out / "report.md").read_text()
     assert "Privacy against accuracy" in page
+    assert "SSIM (zeros, as published) of conv_normN0C4" in page
     assert "attacks/conv_normN0C4.png" in page
     assert (out / "figures" / "privacy.png").exists()
 
@@ -145,7 +149,20 @@ def test_an_expert_without_images_of_the_target_is_attacked_on_others(npz, array
 
 
 WRONG = {
-    "decoder": (["--decoder", "res_norm"], "decoder: 'res_norm' is none"),
+    "decoder": (
+        ["--decoder", "foo"],
+        "decoder: 'foo' is none; allowed: custom, or such as conv_normN4C64 or res_normN4C64 (N blocks, C channels); "
+        "or --attack descent, which needs none",
+    ),
+    "network": (["--cut-layer", "2"], "cut_layer: has no effect with a run directory; allowed with --weights"),
+    "out": (["--out", "x"], "out: has no effect with a run directory; allowed with --weights"),
+    "option": (["--arch.pool", "class"], "arch.pool: has no effect with a run directory; allowed with --weights"),
+    "both": (["--weights", "laptop-shapes"], "run: "),
+    "targets": (["--target-images", "no.npz"], "target_images: no.npz cannot be read"),
+    "two targets": (
+        ["--target-images", "no.npz", "--target-client", "1"],
+        "target_client: has no effect with --target-images; allowed: one of the two",
+    ),
     "share": (["--attacker-data", "0"], "attacker_data: 0 is no share"),
     "seeds": (["--attack-seeds", "1;2"], "attack_seeds: '1;2'"),
     "client": (["--target-client", "8"], "target_client: 8 is no client; allowed: 0 to 7"),
@@ -213,3 +230,113 @@ def test_federated_clients_send_nothing_to_attack(npz, tmp_path, capsys):
     Simulation(RunConfig(**{**TINY, "dataset": str(npz), "method": "fl-moco"})).save(out)
     assert attack_program.main([str(out)]) == 2
     assert "clients of fl-moco send no smashed data" in capsys.readouterr().err
+
+
+def test_a_result_of_an_earlier_version_is_of_mirrored_images(tmp_path):
+    scores = {score: Scores(0.5, None) for score in ("mse", "ssim", "psnr")}
+    record = AttackRecord("x", 0.1, 1, 0, 8, [0], 1, **scores, by_seed={}, mean_image_mse=0.0, training=[])
+    later = ("ssim_borders", "ssim_mirrored", "published_contrast", "target_images", "weights", "network", "dataset")
+    content = {name: value for name, value in to_json(record).items() if name not in (*later, "sha256")}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    assert read(tmp_path / "x.json", AttackRecord).similarities == {"mirror": Scores(0.5, None)}
+
+
+def test_published_contrast_is_normalising_by_one_deviation_and_back_by_another(pictures):
+    """The client gets what it got in the published evaluation, which shows images with less contrast."""
+    cifar = replace(pictures.train, std=torch.tensor([0.2023, 0.1994, 0.2010]).view(3, 1, 1))
+    lowered, rows = with_published_contrast(some(cifar, torch.arange(4))), torch.arange(4)
+    theirs = replace(cifar, std=torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)).plain(rows)
+    torch.testing.assert_close(lowered.plain(rows), theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pixels(lowered), cifar.restore(theirs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def weights(npz, tmp_path_factory):
+    """Return a directory with a run, and in `exported` a file of its weights and the client's in the published layout.
+
+    The file `mine.npz` has five images, each of which the data set has as well.
+    """
+    out = tmp_path_factory.mktemp("weights")
+    Simulation(RunConfig(**{**TINY, "dataset": str(npz), "cut_layer": 2, "bottleneck": "C4S2"})).save(out / "run")
+    assert export_checkpoint.main([str(out / "run"), "--out", str(out / "exported")]) == 0
+    with np.load(npz) as arrays:
+        np.savez(out / "mine.npz", images=arrays["train_x"][:5])
+    return out
+
+
+NETWORK = ["--arch", "resnet8", "--width", "4", "--cut-layer", "2", "--bottleneck", "C4S2"]
+"""Flags of the network of `weights`, which a published file does not say."""
+SHORT = ["--decoder", "conv_normN0C4", "--attack-epochs", "1", "--attacker-data", "0.5", "--device", "cpu"]
+"""Flags of an attack that takes less than a second."""
+
+
+def test_weights_are_attacked_without_a_run(weights, npz, tmp_path, monkeypatch, capsys):
+    """Whatever they come from, the attack is the same: on test images, or on others, such as those of a file."""
+    monkeypatch.setattr(attack_program, "_SHOWN", 1)  # as most of the time is that of drawing
+    found = []
+    sources = {"run": [], "exported/weights.safetensors": ["--bottleneck", "C4S2"], "exported/client.tar": NETWORK}
+    for number, (source, network) in enumerate(sources.items()):
+        out = tmp_path / str(number)
+        argv = ["--weights", str(weights / source), "--dataset", str(npz), "--out", str(out), *network, *SHORT]
+        assert attack_program.main(argv) == 0
+        record = read(out / "conv_normN0C4.json", AttackRecord)
+        found.append(record.by_seed)
+        assert (record.weights, record.dataset, record.targets) == (str(weights / source), str(npz), 30)
+        assert record.network | {"arch": "resnet8", "width": 4, "cut_layer": 2, "image_size": 8} == record.network
+        assert (out / "conv_normN0C4.png").exists()
+    assert found[0] == found[1] == found[2]
+    assert "client, 30 test images of tiny" in " ".join(capsys.readouterr().out.split())
+    argv += ["--target-images", str(weights / "mine.npz"), "--published-contrast"]
+    assert attack_program.main(argv) == 0
+    assert "client, 5 images of mine.npz" in " ".join(capsys.readouterr().out.split())
+    lowered = read(out / "conv_normN0C4-on-mine-published-contrast.json", AttackRecord)
+    assert (lowered.targets, lowered.published_contrast) == (5, True)
+    argv = [str(weights / "run"), "--target-images", str(weights / "mine.npz"), *SHORT]
+    assert attack_program.main(argv) == 0
+    assert "against 5 images of mine.npz" in " ".join(capsys.readouterr().out.split())
+    plain = read(weights / "run" / "attacks" / "conv_normN0C4-on-mine.json", AttackRecord)
+    assert 0.6 < lowered.mean_image_mse / plain.mean_image_mse < 0.7
+
+
+def test_the_attacker_has_none_of_the_images_of_a_file(dataset):
+    own = others(some(dataset.train, torch.arange(10)), some(dataset.train, torch.tensor([3, 50, 7])))
+    kept = torch.tensor([0, 1, 2, 4, 5, 6, 8, 9])
+    assert torch.equal(own.pixels, dataset.train.pixels[kept])
+
+
+UNFIT = {
+    "neither": ([], "run: is missing; allowed: the directory of a run, or --weights"),
+    "no such": (["--weights", "laptop-shape"], "weights: 'laptop-shape' is not known (did you mean laptop-shapes?)"),
+    "fsha": (
+        ["--weights", "x", "--attack", "fsha"],
+        "attack: fsha trains the clients of a run, and --weights has none",
+    ),
+    "client": (
+        ["--weights", "x", "--target-client", "1"],
+        "target_client: has no effect with --weights; allowed with a",
+    ),
+    "other network": (
+        ["--weights", "laptop-shapes", "--cut-layer", "2"],
+        "cut_layer: 2 is not what the network of laptop-shapes has, 1; allowed: without it",
+    ),
+    "published network": (["--weights", "exported/client.tar", *NETWORK[:-2]], "exported/client.tar: tensor "),
+    "server": (["--weights", "exported/server.tar", *NETWORK], "exported/server.tar: tensor "),
+    "no images": (["--weights", "laptop-shapes", "--target-images", "text.npz"], "target_images: text.npz is no"),
+    "labels": (
+        ["--weights", "laptop-shapes", "--target-images", "labels.npz"],
+        "target_images: labels.npz: y has dtype",
+    ),
+}
+"""Flags of the program with weights, and how its error begins."""
+
+
+@pytest.mark.parametrize(("argv", "message"), UNFIT.values(), ids=UNFIT)
+def test_bad_input_of_attacks_on_weights(argv, message, weights, npz, monkeypatch, capsys):
+    monkeypatch.chdir(weights)
+    (weights / "text.npz").write_text("text")
+    np.savez(weights / "labels.npz", y=np.arange(3))
+    assert attack_program.main([*argv, "--dataset", str(npz), "--out", "new"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: " + message)
+    assert error.count("\n") == 1
+    assert not (weights / "new").exists()

@@ -12,11 +12,17 @@ from simsfl.runs.metrics import History
 from simsfl.runs.records import Scores
 
 
-def _run(name, ssim=None, top1=50.0, **fields):
-    """Return a run with these fields, kNN accuracy, and SSIM of an attack by each name."""
+def _run(name, ssim=None, top1=50.0, mirrored=None, **fields):
+    """Return a run with these fields, kNN accuracy, and SSIM of an attack by each name, also mirrored, or only so."""
     history = History()
     history.feed({"event": "evaluation", "round": 1, "knn_top1": top1})
-    attacks = {title: SimpleNamespace(ssim=Scores(mean, None)) for title, mean in (ssim or {}).items()}
+    kinds = {"zeros": ssim or {}, "mirror": mirrored or {}}
+    attacks = {
+        title: SimpleNamespace(
+            similarities={one: Scores(own[title], None) for one, own in kinds.items() if title in own}
+        )
+        for title in kinds["zeros"] | kinds["mirror"]
+    }
     return Run(name, Path(name), RunConfig(**fields).to_dict(), {}, history, [0], None, attacks)
 
 
@@ -57,3 +63,13 @@ def test_a_setting_is_one_point_for_each_attack():
         "custom",
         "fsha-custom",
     ]
+
+
+def test_similarities_of_two_conventions_are_never_on_one_axis():
+    """Attacks of earlier versions have mirrored borders alone, and later ones have both."""
+    new = _run("a", {"custom": 0.5}, 40.0, mirrored={"custom": 0.3})
+    old = _run("b", {}, 44.0, mirrored={"custom": 0.2}, defence="clip")
+    for runs, name, at in (([new], "zeros, as published", {0.5}), ([new, old], "mirrored", {0.3, 0.2})):
+        (axis,) = privacy(runs).axes
+        assert name in axis.get_xlabel()
+        assert {float(bar.lines[0].get_data()[0][0]) for bar in axis.containers} == at

@@ -101,6 +101,7 @@ def test_clients_that_resist_start_from_an_expert_and_are_attacked(npz, tmp_path
     assert "| 0.033 |" in page
     (attacked,) = out.glob("*/attacks/res_normN4C64.json")
     assert f"| {json.loads(attacked.read_text())['mse']['mean']:.3f} |" in page.replace(" † |", " |")
+    assert "the published MSE is of images at four fifths of their contrast" in page
     final = json.loads((attacked.parent.parent / "config.json").read_text())["config"]
     assert (final["client_lr"], final["init_server"], final["ressfl_lambda"]) == (0.0, True, 0.0)
     expert = json.loads((out / final["init_client"].rsplit("/", 1)[-1] / "config.json").read_text())["config"]

@@ -1,5 +1,6 @@
 """TAResSFL: the attackers that clients simulate, and the gradients by which clients resist them."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from simsfl.config.notation import Decoder
 from simsfl.defences import taressfl
 from simsfl.defences.taressfl import TAResSFL
 from simsfl.privacy import similarity
+from simsfl.runs.records import checksum, lasting
 from tests.conftest import TINY, generator
 
 
@@ -30,7 +32,7 @@ def test_attackers_learn_as_adam_teaches():
 
 RESISTING = {
     "one": {"clients": 1, "cohort": 1, "batch_size": 4, "bottleneck": "C4S2"},
-    "many": {"ressfl_decoder": "conv_normN1C8"},
+    "many": {"ressfl_decoder": "conv_normN1C8", "ssim_borders": "mirror"},
     "own-queues": {"feature_sharing": False, "ressfl_decoder": "custom", "cut_layer": 2},
     "unequal": {"unequal": "0.4_0.6|3|0.5_0.5", "cohort": 4, "ressfl_decoder": "conv_normN0C4"},
     "batch-norm": {"norm": "batch", "client_lr": 0.01, "ressfl_decoder": "conv_normN0C4"},
@@ -59,7 +61,7 @@ def test_resisting_clients_are_the_loops(setting, dataset):
 def test_resistance_is_the_gradient_of_the_excess(monkeypatch):
     """Compare the gradient with finite differences of lambda (SSIM - target), for a decoder that has just learnt."""
     monkeypatch.setattr(taressfl, "_RATE", 0.02)
-    defence = TAResSFL(weight=2.0, target=0.01, decoder=Decoder.parse("conv_normN0C4"), rounds=1)
+    defence = TAResSFL(2.0, target=0.01, borders="mirror", decoder=Decoder.parse("conv_normN0C4"), rounds=1)
     flat = taressfl.attackers_network(defence.decoder, (2, 4, 4), 8)
     images = torch.rand(2, 3, 3, 8, 8, generator=generator(1), dtype=torch.float64)
     smashed = torch.randn(2, 3, 2, 4, 4, generator=generator(2), dtype=torch.float64)
@@ -73,7 +75,7 @@ def test_resistance_is_the_gradient_of_the_excess(monkeypatch):
     def loss(sent):
         total = 0.0
         for c in range(2):
-            own = similarity.ssim(flat.module(row[c, : flat.size])(sent[c]), images[c]).mean()
+            own = similarity.ssim(flat.module(row[c, : flat.size])(sent[c]), images[c], "mirror").mean()
             total += 2.0 * max(own.item() - 0.01, 0.0)
         return total
 
@@ -127,3 +129,24 @@ def test_a_resisting_run_resumes_and_clients_keep_their_attackers(dataset, tmp_p
     assert list(loaded.rounds()) == records
     counts = simulation.state.defence.own[:, -1]
     assert counts.tolist() == (simulation.state.clients.participation * simulation.parts.steps).tolist()
+
+
+def test_a_run_of_a_version_that_only_mirrored_goes_on_mirrored(dataset, tmp_path):
+    """Its ``config.json`` has no `ssim_borders`, and it is the run that it was, as far as its checkpoints know."""
+    weighed = {"ressfl_lambda": 2.0, "ressfl_target_ssim": 0.001, "ressfl_decoder": "conv_normN0C4"}
+    config, out = RunConfig(**TINY, **weighed, ssim_borders="mirror"), tmp_path / "run"
+    simulation = Simulation(config, dataset)
+    next(simulation.round())
+    simulation.save(out)
+    records = list(simulation.rounds())
+    content = json.loads((out / "config.json").read_text())
+    del content["config"]["ssim_borders"], content["sha256"]
+    (out / "config.json").write_text(json.dumps(content | {"sha256": checksum(content)}))
+    loaded = Simulation.load(out, dataset)
+    assert loaded.config.ssim_borders == RunConfig.load(out / "config.json").ssim_borders == "mirror"
+    assert list(loaded.rounds()) == records
+    assert "ssim_borders" not in lasting(config) | lasting(RunConfig(**TINY))
+    assert lasting(RunConfig(**TINY, **weighed))["ssim_borders"] == "zeros"
+    fields = tmp_path / "fields.json"
+    fields.write_text(json.dumps(weighed))
+    assert RunConfig.load(fields).ssim_borders == "zeros"  # these are no run's

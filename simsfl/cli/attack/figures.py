@@ -12,8 +12,11 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
-from simsfl.attacks import Result
+from simsfl.attacks import SIMILARITIES, Result
+from simsfl.ui.plot_text import literal
 
+_NARROWEST = 5.0
+"""Least width of the sheet in inches, for its title."""
 _MARKED = 20
 """Number of epochs from which on their errors are a line without marks."""
 
@@ -24,18 +27,19 @@ def sheet(originals: torch.Tensor, result: Result, name: str) -> Figure:
     Args:
         originals: images ``[n, 3, H, H]`` in [0, 1].
         result: the attack, whose first `n` reconstructions are shown.
-        name: name of the decoder.
+        name: name of the attack.
     """
-    figure, axes = plt.subplots(
-        2, len(originals), figsize=(0.85 * len(originals) + 0.6, 2.1), squeeze=False, layout="constrained"
-    )
+    size = (max(0.85 * len(originals) + 0.6, _NARROWEST), 2.2)
+    figure, axes = plt.subplots(2, len(originals), figsize=size, squeeze=False, layout="constrained")
     made = result.reconstructions[: len(originals)]
     for line, title, row in zip(axes, ("original", "made of it"), (originals, made), strict=True):
         for axis, image in zip(line, row, strict=True):
             axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(title, fontsize=8)
-    figure.suptitle(f"{name}: SSIM {result.ssim:.3f}, MSE {result.mse:.4f}", fontsize=9)
+    similarities = {"zeros": result.ssim, "mirror": result.ssim_mirrored}
+    scores = ", ".join(f"{SIMILARITIES[borders]} {own:.3f}" for borders, own in similarities.items())
+    figure.suptitle(f"{literal(name)}\n{scores}, MSE {result.mse:.4f}", fontsize=9)
     return figure
 
 

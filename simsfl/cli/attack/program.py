@@ -1,41 +1,62 @@
-"""Reconstruct a client's images from what it sends."""
+"""Reconstruct a client's images from what it sends: of a run, or of weights alone."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from simsfl import Simulation
-from simsfl.attacks import Result, attackers_rows, pixels, some, spread, targets
+from simsfl.attacks import (
+    SIMILARITIES,
+    TARGETS,
+    Result,
+    attackers_rows,
+    others,
+    pixels,
+    some,
+    spread,
+    targets,
+    with_published_contrast,
+)
 from simsfl.attacks.hijacking import hijack
 from simsfl.attacks.reconstruction import attack
 from simsfl.cli.attack import figures
-from simsfl.cli.flags import add_plugin_flag
+from simsfl.cli.flags import add_field_flags, add_plugin_flag
+from simsfl.cli.presets import named
+from simsfl.config import RunConfig
 from simsfl.config.constraints import ATTACK, HIJACK, check
 from simsfl.config.notation import Decoder
-from simsfl.data import Images
+from simsfl.data import Dataset, Images, resized
 from simsfl.data.load import load_dataset
+from simsfl.data.npz import read_images
 from simsfl.data.partition import Partition
 from simsfl.engine.precision import arithmetic
 from simsfl.rounds import evaluating
 from simsfl.rounds.saving import PLACES
 from simsfl.runs.records import AttackRecord, Scores, to_json
+from simsfl.setup import assembly
+from simsfl.setup.defaults import resolve
+from simsfl.setup.published import load_published
+from simsfl.setup.weights import Weights, experts, load_weights
 from simsfl.system.console import Output
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
-from simsfl.ui.arguments import Parser, fail, one_of, path, seeds_of, value_of, whole_number
+from simsfl.system.reading import open_regular
+from simsfl.ui.arguments import Parser, fail, one_of, path, seeds_of, source, value_of, whole_number
 from simsfl.ui.dashboard import number
 
 log = logging.getLogger(__name__)
@@ -49,12 +70,18 @@ _DECODER, _SHARE, _EPOCHS = "res_normN4C64", 0.01, 50
 """Defaults of flags; they are None where the user has not set them."""
 _SHOWN = 12
 """Most images on the sheet."""
+_NETWORK = (
+    *("arch", "width", "cut_layer", "bottleneck", "client_residual", "norm", "weight_standardisation", "image_size"),
+)
+"""Fields of the config that say of which network the weights of a client are."""
+_OF_RUNS, _OF_WEIGHTS = ("target_client", "aux_dataset"), (*_NETWORK, "out")
+"""Flags that have an effect with a run alone, and those that have one with weights alone."""
 
 
 def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
-    result.add_argument("run", type=path, metavar="RUN_DIR", help="run directory (method mocosfl)")
+    result.add_argument("run", type=path, nargs="?", metavar="RUN_DIR", help="run directory (method mocosfl)")
     result.add_argument(
         "--attack",
         type=one_of(list(_FLAGS)),
@@ -90,29 +117,54 @@ def parser() -> Parser:
     result.add_argument(
         "--target-client",
         type=value_of(int, "a whole number"),
-        default=0,
         metavar="ID",
-        help="client whose images are reconstructed, and those of the next ones up to 128 images (default: 0)",
+        help=f"client whose images are reconstructed, and those of the next ones up to {TARGETS} images (default: 0)",
+    )
+    result.add_argument(
+        "--target-images",
+        type=path,
+        metavar="FILE.npz",
+        help=f"reconstruct the first {TARGETS} images of this file instead: uint8 [n, height, width, 3], called images "
+        "or train_x, or its only array",
+    )
+    result.add_argument(
+        "--published-contrast",
+        action="store_true",
+        help="reconstruct images at four fifths of their contrast, as the published evaluation does, which takes about "
+        "a third off the MSE",
     )
     add_plugin_flag(result)
     result.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     for name in PLACES:
         text = "where the run's images lie now, if not where they lay when it began"
-        result.add_argument(f"--{name.replace('_', '-')}", metavar="STR", help=text)
+        also = {"dataset": "; with --weights the data set (default: auto)", "data_dir": "; with --weights as of run.py"}
+        result.add_argument(f"--{name.replace('_', '-')}", metavar="STR", help=text + also.get(name, ""))
+    weights = result.add_argument_group(
+        "weights instead of a run",
+        f"The targets are {TARGETS} test images. The network is that of the weights; a published file does not say it.",
+    )
+    weights.add_argument(
+        "--weights",
+        type=source,
+        metavar="SOURCE",
+        help="a file of weights, a run directory, the name of an expert that comes with simsfl, or a client's file of "
+        "the published program (.tar)",
+    )
+    weights.add_argument("--out", type=path, metavar="DIR", help="directory of the results (default: attacks/SOURCE)")
+    add_field_flags(weights, _NETWORK)
+    result.dotted = ("arch",)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Attack a run, print and write the results; return the exit code."""
+    """Attack a run or weights, print and write the results; return the exit code."""
     try:
         arguments = parser().parse(argv)
+        _check_together(arguments)
         asked = _Attack.of(arguments)
-        places = {name: getattr(arguments, name) for name in PLACES if getattr(arguments, name)}
-        simulation = Simulation.load(arguments.run, device=arguments.device, places=places)
-        for problem in simulation.damaged:
-            log.warning("%s", problem)
-        with arithmetic(simulation.config.precision):
-            _carry_out(asked, simulation, Outputs(arguments.run, "run"))
+        victim = _of_run(arguments) if arguments.weights is None else _of_weights(arguments)
+        with arithmetic(victim.config.precision):
+            _carry_out(asked, victim)
     except (ValueError, OSError, ArithmeticError) as error:
         return fail(error)
     except (MemoryError, RuntimeError) as error:
@@ -122,6 +174,118 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _check_together(arguments: Namespace) -> None:
+    """Raise a ValueError if flags are given that have no effect beside the others."""
+    if (arguments.run is None) == (arguments.weights is None):
+        problem = "is missing" if arguments.run is None else f"{arguments.run} is given beside --weights"
+        raise ValueError(f"run: {problem}; allowed: the directory of a run, or --weights")
+    without, others = (_OF_WEIGHTS, "--weights") if arguments.weights is None else (_OF_RUNS, "a run directory")
+    given = [name for name in without if getattr(arguments, name, None) is not None]
+    if arguments.weights is None:
+        given += arguments.options
+    if given:
+        beside = "a run directory" if arguments.weights is None else "--weights"
+        raise ValueError(f"{given[0]}: has no effect with {beside}; allowed with {others}")
+    if arguments.weights is not None and arguments.attack == "fsha":
+        raise ValueError("attack: fsha trains the clients of a run, and --weights has none; allowed: decoder, descent")
+    if arguments.target_images is not None and arguments.target_client is not None:
+        raise ValueError("target_client: has no effect with --target-images; allowed: one of the two")
+
+
+@dataclass(frozen=True)
+class _Victim:
+    """What is attacked: the clients of a run, or the weights of one."""
+
+    config: RunConfig
+    """Config of the run, or with weights of their network, with every rule applied."""
+    dataset: Dataset
+    """The images, on the device."""
+    client: nn.Module
+    """The client model, frozen and in evaluation mode, on the device."""
+    out: Outputs
+    """Directory of the results."""
+    place: str
+    """Where they are in it: empty, or the name of a directory with a slash."""
+    simulation: Simulation | None = None
+    """The run; None for weights."""
+    weights: str | None = None
+    """Where the weights come from; None for a run."""
+
+
+def _of_run(arguments: Namespace) -> _Victim:
+    """Return the run that the flags name; raise a ValueError if it cannot be opened, or sends no smashed data."""
+    places = {name: getattr(arguments, name) for name in PLACES if getattr(arguments, name)}
+    simulation = Simulation.load(arguments.run, device=arguments.device, places=places)
+    for problem in simulation.damaged:
+        log.warning("%s", problem)
+    check(simulation.config, ATTACK + (HIJACK if arguments.attack == "fsha" else ()))
+    client = evaluating.client(simulation.parts)
+    out = Outputs(arguments.run, "run")
+    return _Victim(simulation.config, simulation.dataset, client, out, "attacks/", simulation=simulation)
+
+
+def _of_weights(arguments: Namespace) -> _Victim:
+    """Return the client whose weights the flags name; raise a ValueError if they cannot be had, or do not fit."""
+    weights = _weights(arguments)
+    network = weights.config.network() | {"device": arguments.device, "precision": "fp32"}
+    config = resolve(RunConfig(**network | {name: getattr(arguments, name) for name in _given(arguments)}))
+    config = replace(config, data_dir=arguments.data_dir or config.data_dir)
+    dataset = load_dataset(arguments.dataset or "auto", data_dir=config.data_dir, image_size=config.image_size)
+    dataset, config = dataset.to(torch.device(config.device)), replace(config, image_size=dataset.image_size)
+    model = assembly.network(config, weights=False)
+    try:
+        weights.initialise(model, server=False)
+    except ValueError as error:
+        raise ValueError(str(error).replace("init_client:", "weights:", 1)) from error
+    client = model.client.module(model.client.initial, model.client.initial_statistics).to(config.device)
+    out = Outputs(arguments.out or Path("attacks") / Path(arguments.weights).stem)
+    return _Victim(config, dataset, client.eval().requires_grad_(False), out, "", weights=arguments.weights)
+
+
+def _weights(arguments: Namespace) -> Weights:
+    """Return the weights that the flags name.
+
+    Raises:
+        ValueError: they cannot be had, or flags say otherwise of their network than they do.
+    """
+    fields = {name: getattr(arguments, name) for name in _given(arguments)}
+    if _is_published(arguments.weights):
+        config = resolve(replace(named("paper")[0], **fields).with_options(arguments.options))
+        config.check_effect(fields)
+        return replace(
+            load_published([Path(arguments.weights)], replace(config, image_size=config.image_size or 32), "weights"),
+            config=config,
+        )
+    try:
+        weights = load_weights(arguments.weights)
+    except ValueError as error:
+        raise ValueError(str(error).replace("init_client:", "weights:", 1)) from error
+    check(weights.config, ATTACK)
+    own = resolve(replace(weights.config, device="cpu"))
+    asked = replace(own, **fields).with_options(arguments.options)
+    for name, value in asked.changed_from(own).items():
+        if name != "image_size":
+            theirs = getattr(own, name)
+            raise ValueError(
+                f"{name}: {value} is not what the network of {arguments.weights} has, {theirs}; allowed: without it"
+            )
+    return weights
+
+
+def _given(arguments: Namespace) -> list[str]:
+    """Return the names of the fields of the network that flags give."""
+    return [name for name in _NETWORK if hasattr(arguments, name)]
+
+
+def _is_published(source: str) -> bool:
+    """Return whether this is a file of another kind than files of weights, whose header is JSON behind its length."""
+    file = Path(source)
+    if source in experts() or not file.is_file():
+        return False
+    with open_regular(file) as opened:
+        return opened.read(9)[8:] != b"{"
 
 
 @dataclass(frozen=True)
@@ -145,9 +309,13 @@ class _Attack:
     """Rounds of FSHA; None for those of the run."""
     client: int
     """The target client."""
+    images: Path | None
+    """File of the target images; None for those of a client, or test images."""
+    contrast: bool
+    """Whether the contrast of the target images is lowered as in the published evaluation."""
 
     @classmethod
-    def of(cls, arguments: Any) -> _Attack:
+    def of(cls, arguments: Namespace) -> _Attack:
         """Return what the program's flags ask for; raise a ValueError if it is not possible."""
         for name in {name for flags in _FLAGS.values() for name in flags} - set(_FLAGS[arguments.attack]):
             if getattr(arguments, name) is not None:
@@ -159,73 +327,103 @@ class _Attack:
         name = None if arguments.attack == "descent" else arguments.decoder or _DECODER
         return cls(
             arguments.attack,
-            name and Decoder.parse(name),
+            name and _decoder(name),
             name,
             share,
             arguments.attacker_dataset,
             seeds_of(arguments.attack_seeds, "attack_seeds"),
             arguments.attack_epochs or _EPOCHS,
             arguments.attack_rounds,
-            arguments.target_client,
+            arguments.target_client or 0,
+            arguments.target_images,
+            arguments.published_contrast,
         )
 
     @property
     def title(self) -> str:
         """Return the name of the attack, which its files have as well."""
-        own = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(self.dataset).stem) if self.dataset else None
-        return "-".join(part for part in (self.kind if self.kind != "decoder" else None, self.name, own) if part)
+        own, on = (path and re.sub(r"[^A-Za-z0-9_.]+", "-", Path(path).stem) for path in (self.dataset, self.images))
+        kind, how = self.kind if self.kind != "decoder" else None, "published-contrast" if self.contrast else None
+        return "-".join(part for part in (kind, self.name, own, on and f"on-{on}", how) if part)
 
 
-def _carry_out(asked: _Attack, simulation: Simulation, out: Outputs) -> None:
-    """Attack once for each seed; print the scores, and write them with the sheet and the curves into the run directory.
+def _decoder(name: str) -> Decoder:
+    """Return the decoder of this name; raise a ValueError that says what there is, the attack without one as well."""
+    try:
+        return Decoder.parse(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; or --attack descent, which needs none") from error
+
+
+def _carry_out(asked: _Attack, victim: _Victim) -> None:
+    """Attack once for each seed; print the scores, and write them with the sheet and the curves.
 
     Args:
         asked: the attack.
-        simulation: the run.
-        out: the run directory.
+        victim: what is attacked.
 
     Raises:
-        ValueError: the run cannot be attacked in this way, or the target client does not exist.
+        ValueError: the target client does not exist, or the images cannot be had.
     """
-    config = simulation.config
-    check(config, ATTACK + (HIJACK if asked.kind == "fsha" else ()))
-    if not 0 <= asked.client < config.clients:
-        raise ValueError(f"target_client: {asked.client} is no client; allowed: 0 to {config.clients - 1}")
-    rows = targets(simulation.parts.sources[0], asked.client)
-    wanted = some(simulation.dataset.train, rows)
+    title = asked.title
     files = {
-        kind: f"attacks/{asked.title}{end}"
+        kind: f"{victim.place}{title}{end}"
         for kind, end in (("record", ".json"), ("sheet", ".png"), ("curves", "-curves.png"))
     }
-    out.check(*files.values())
-    own = _own_images(asked, simulation, rows) if asked.decoder else [None] * len(asked.seeds)
-    results = [_result(asked, simulation, wanted, have, seed) for have, seed in zip(own, asked.seeds, strict=True)]
-    record = _record(asked, simulation, wanted, rows, results)
-    out.write_json(files["record"], to_json(record))
-    drawn = {"sheet": figures.sheet(pixels(wanted)[:_SHOWN].cpu(), results[0], asked.title)}
+    victim.out.check(*files.values())
+    wanted, rows = _targets(asked, victim)
+    own = _own_images(asked, victim, wanted, rows) if asked.decoder else [None] * len(asked.seeds)
+    shown = with_published_contrast(wanted) if asked.contrast else wanted
+    results = [_result(asked, victim, shown, have, seed) for have, seed in zip(own, asked.seeds, strict=True)]
+    record = _record(asked, victim, shown, rows, results)
+    victim.out.write_json(files["record"], to_json(record))
+    drawn = {"sheet": figures.sheet(pixels(shown)[:_SHOWN].cpu(), results[0], title)}
     if asked.decoder:
         drawn["curves"] = figures.curves(results, asked.seeds, hijacked=asked.kind == "fsha")
     for kind, figure in drawn.items():
-        with out.replacing(files[kind]) as file:
+        with victim.out.replacing(files[kind]) as file:
             figure.savefig(file)
         plt.close(figure)
     console = Output()
-    console.print(_table(asked.title, record))
-    console.say(f"wrote {', '.join(str(out.path / files[kind]) for kind in drawn)}")
+    console.print(_table(title, record))
+    console.say(f"wrote {', '.join(str(victim.out.path / files[kind]) for kind in drawn)}")
 
 
-def _own_images(asked: _Attack, simulation: Simulation, rows: Tensor) -> Iterator[Images]:
-    """Yield the images that the attacker has, normalised as the run's, for each seed.
+def _targets(asked: _Attack, victim: _Victim) -> tuple[Images, Tensor]:
+    """Return the images to reconstruct, and the rows int64 ``[n]`` of those that are training images.
+
+    Raises:
+        ValueError: the target client does not exist, or the file of images cannot be read.
+    """
+    data, none = victim.dataset, torch.zeros(0, dtype=torch.long)
+    if asked.images is not None:
+        try:
+            given = read_images(asked.images)[:TARGETS]
+        except ValueError as error:
+            raise ValueError(f"target_images: {str(error).removeprefix('dataset: ')}") from error
+        scaled = resized([given], data.image_size).to(data.train.mean.device)
+        return Images(scaled, data.train.mean, data.train.std), none
+    if victim.simulation is None:
+        return some(data.test, torch.arange(min(TARGETS, len(data.test)))), none
+    if not 0 <= asked.client < victim.config.clients:
+        raise ValueError(f"target_client: {asked.client} is no client; allowed: 0 to {victim.config.clients - 1}")
+    rows = targets(victim.simulation.parts.sources[0], asked.client)
+    return some(data.train, rows), rows
+
+
+def _own_images(asked: _Attack, victim: _Victim, wanted: Images, rows: Tensor) -> Iterator[Images]:
+    """Yield the images that the attacker has, normalised as the client's, for each seed.
 
     Args:
         asked: the attack.
-        simulation: the run.
-        rows: rows of the target images, int64 ``[n]``, which it never has.
+        victim: what is attacked.
+        wanted: the images that are reconstructed, which it never has.
+        rows: rows of those that are training images, int64 ``[n]``.
 
     Raises:
-        ValueError: the attacker's data set cannot be had, or is the run's own.
+        ValueError: the attacker's data set cannot be had, or is the one that is attacked, or it has no other images.
     """
-    config, mine = simulation.config, simulation.dataset
+    config, mine = victim.config, victim.dataset
     images, count = mine.train, len(mine.train) - mine.auxiliary
     if asked.dataset is not None:
         where = {"data_dir": config.data_dir, "image_size": config.image_size, "seed": config.seed}
@@ -234,18 +432,22 @@ def _own_images(asked: _Attack, simulation: Simulation, rows: Tensor) -> Iterato
         except ValueError as error:
             raise ValueError(str(error).replace("dataset:", "attacker_dataset:", 1)) from error
         if other.checksum == mine.checksum:
-            raise ValueError(f"attacker_dataset: {asked.dataset} is the run's own; allowed: another, or without it")
+            whose = "the run's own" if victim.simulation else "the data set itself"
+            raise ValueError(f"attacker_dataset: {asked.dataset} is {whose}; allowed: another, or without it")
         images, count, rows = Images(other.train.pixels, mine.train.mean, mine.train.std), len(other.train), rows[:0]
     for seed in asked.seeds:
-        yield some(images, attackers_rows(count, asked.share, rows, seed))
+        own = others(some(images, attackers_rows(count, asked.share, rows, seed)), wanted)
+        if not len(own):
+            raise ValueError("attacker_data: all of these images are to be reconstructed; allowed: more, or others")
+        yield own
 
 
-def _result(asked: _Attack, simulation: Simulation, wanted: Images, own: Images | None, seed: int) -> Result:
+def _result(asked: _Attack, victim: _Victim, wanted: Images, own: Images | None, seed: int) -> Result:
     """Carry out an attack.
 
     Args:
         asked: the attack.
-        simulation: the run.
+        victim: what is attacked.
         wanted: the images that are reconstructed.
         own: the images that the attacker has.
         seed: seed of the attack.
@@ -256,30 +458,33 @@ def _result(asked: _Attack, simulation: Simulation, wanted: Images, own: Images 
 
     how = {"seed": seed, "watch": watch}
     if asked.kind == "fsha":
-        rounds = asked.rounds or simulation.config.rounds
-        return hijack(simulation, wanted, own, spec=asked.decoder, rounds=rounds, **how)
-    protect, client = simulation.parts.hyper.defence.protect, evaluating.client(simulation.parts)
-    return attack(client, wanted, own, decoder=asked.decoder, epochs=asked.epochs, protect=protect, **how)
+        rounds = asked.rounds or victim.config.rounds
+        return hijack(victim.simulation, wanted, own, spec=asked.decoder, rounds=rounds, **how)
+    if victim.simulation:
+        how["protect"] = victim.simulation.parts.hyper.defence.protect
+    return attack(victim.client, wanted, own, decoder=asked.decoder, epochs=asked.epochs, **how)
 
 
-def _record(
-    asked: _Attack, simulation: Simulation, wanted: Images, rows: Tensor, results: list[Result]
-) -> AttackRecord:
+def _record(asked: _Attack, victim: _Victim, wanted: Images, rows: Tensor, results: list[Result]) -> AttackRecord:
     """Return what is written about the attacks.
 
     Args:
         asked: the attack.
-        simulation: the run.
+        victim: what is attacked.
         wanted: the images that are reconstructed.
-        rows: their rows, int64 ``[n]``.
+        rows: rows of those that are training images, int64 ``[n]``.
         results: result for each of the seeds.
     """
     own = {
         score: [value if math.isfinite(value := getattr(result, score)) else None for result in results]
-        for score in ("mse", "ssim", "psnr")
+        for score in ("mse", "ssim", "ssim_mirrored", "psnr")
     }
     scores = {score: None if None in values else Scores(**spread(values)) for score, values in own.items()}
-    trained = asked.rounds or simulation.config.rounds if asked.kind == "fsha" else simulation.progress.round_index
+    trained = None
+    if simulation := victim.simulation:
+        hijacked = asked.kind == "fsha"
+        trained = asked.rounds or victim.config.rounds if hijacked else simulation.progress.round_index
+    network = victim.config.network()
     originals = pixels(wanted)
     return AttackRecord(
         attack=asked.kind,
@@ -287,15 +492,21 @@ def _record(
         attacker_data=asked.share if asked.decoder else None,
         attacker_dataset=asked.dataset,
         epochs=asked.epochs if asked.kind == "decoder" else None,
-        target_client=asked.client,
-        targets=len(rows),
+        target_client=asked.client if len(rows) else None,
+        targets=len(wanted),
         seeds=asked.seeds,
         rounds=trained,
         **scores,
+        ssim_borders="zeros",
         by_seed=own,
         mean_image_mse=(originals - originals.mean(dim=0)).square().mean().item(),
         training=[result.training for result in results],
-        target_clients=_clients_of(simulation.parts.sources[0], rows),
+        target_clients=_clients_of(victim.simulation.parts.sources[0], rows) if len(rows) else None,
+        published_contrast=asked.contrast,
+        target_images=None if asked.images is None else str(asked.images),
+        weights=victim.weights,
+        network=network | network.pop("options", {}) if victim.weights else None,
+        dataset=victim.dataset.name if victim.weights else None,
     )
 
 
@@ -307,15 +518,26 @@ def _clients_of(partition: Partition, rows: Tensor) -> int:
 
 def _table(title: str, record: AttackRecord) -> Table:
     """Return a table of the scores of attacks that have this title."""
-    following = record.target_clients - 1
-    also = f" and the next {following:,}" if following > 1 else " and the next one" if following else ""
-    whom = f"client {record.target_client}{also}"
-    table = Table(title=f"{title} against {whom}, {count_text(record.targets, 'image')}")
+    table = Table(title=f"{title} against {_whom(record)}")
     for column in ("", "mean", "std"):
         table.add_column(column, justify="right")
-    for score, unit in (("mse", ""), ("ssim", ""), ("psnr", " dB")):
-        measured = getattr(record, score)
+    similarities = [(SIMILARITIES[borders], own, "") for borders, own in record.similarities.items()]
+    for name, measured, unit in (("MSE", record.mse, ""), *similarities, ("PSNR", record.psnr, " dB")):
         parts = (measured.mean, measured.std) if measured else (None, None)
-        table.add_row(score.upper(), *(number(value, ".4f", unit) for value in parts))
-    table.caption = f"MSE of the mean image: {record.mean_image_mse:.4f}"
+        table.add_row(name, *(number(value, ".4f", unit) for value in parts))
+    table.caption = f"MSE of the mean image: {record.mean_image_mse:.4f}" + record.published_contrast * (
+        "; images at four fifths of their contrast, as in the published evaluation"
+    )
     return table
+
+
+def _whom(record: AttackRecord) -> str:
+    """Return whom an attack was against, and how many images of what it has reconstructed, as text."""
+    weights = f"{Path(record.weights).stem}, " if record.weights else ""
+    if record.target_images:
+        return f"{weights}{count_text(record.targets, 'image')} of {Path(record.target_images).name}"
+    if record.weights:
+        return f"{weights}{count_text(record.targets, 'test image')} of {Path(record.dataset).stem}"
+    following = record.target_clients - 1
+    also = f" and the next {following:,}" if following > 1 else " and the next one" if following else ""
+    return f"client {record.target_client}{also}, {count_text(record.targets, 'image')}"

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from simsfl.attacks import spread
+from simsfl.attacks import SIMILARITIES, spread
 from simsfl.cli.report.runs import Run
 from simsfl.config import RunConfig
 from simsfl.ui.plot_text import literal
@@ -23,26 +23,30 @@ _MARKERS = "osD^vPX*"
 def privacy(runs: Sequence[Run]) -> Figure:
     """Draw the accuracy of representations against how well each attack reconstructs images.
 
+    Similarity is the published one, or that with mirrored borders where an attack of an earlier version has no other.
     Colours tell settings apart, and markers attacks. Runs that differ in nothing but their seed are one point, with
     standard deviations. The accuracy is that of the linear probe, or of kNN where a run has no linear probe.
     """
     attacked = [run for run in runs if run.attacks]
     settings = grouped(attacked)
     titles = list(dict.fromkeys(title for run in attacked for title in run.attacks))
+    kinds = [attack.similarities for run in attacked for attack in run.attacks.values()]
+    borders = next(one for one in SIMILARITIES if all(one in own for own in kinds))
     marker = dict(zip(titles, cycle(_MARKERS), strict=False))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis, colours = figure.subplots(), {}
     for number, (label, own) in enumerate(settings.items()):
         colours[label] = f"C{number % 10}"
         for title in titles:
-            points = [(run.attacks[title].ssim, accuracy(run)) for run in own if title in run.attacks]
+            points = [(run.attacks[title].similarities[borders], accuracy(run)) for run in own if title in run.attacks]
             if points:
                 x = spread([ssim.mean for ssim, _ in points])
                 y = spread([float("nan") if top1 is None else top1 for _, top1 in points])
                 over_seeds = points[0][0].std if len(points) == 1 else x["std"]
                 bars = {"xerr": over_seeds or 0.0, "yerr": y["std"] or 0.0, "capsize": 3, "elinewidth": 1}
                 axis.errorbar(x["mean"], y["mean"], fmt=marker[title], color=colours[label], **bars)
-    axis.set(xlabel="SSIM of the attacker's reconstructions (less is more private)", ylabel="accuracy [%]")
+    what = f"{SIMILARITIES[borders]} of the attacker's reconstructions (less is more private)"
+    axis.set(xlabel=what, ylabel="accuracy [%]")
     handles = [Line2D([], [], linestyle="", marker="s", color=colour, label=label) for label, colour in colours.items()]
     handles += [
         Line2D([], [], linestyle="", marker=marker[title], color="gray", label=literal(title)) for title in titles

@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from simsfl.attacks import SIMILARITIES
 from simsfl.cli.flags import add_plugin_flag
 from simsfl.cli.report.figures import draw, save
 from simsfl.cli.report.runs import Run, read_run
@@ -163,7 +164,7 @@ def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
         **{
             f"{name} of {decoder}": number(scores.mean, ".3f") + ("" if scores.std is None else f" ± {scores.std:.3f}")
             for decoder, found in run.attacks.items()
-            for name, scores in (("SSIM", found.ssim), ("MSE", found.mse))
+            for name, scores in ((SIMILARITIES[found.ssim_borders], found.ssim), ("MSE", found.mse))
         },
         "up, down per client": ", ".join(
             "-" if (sent := history.value("round", f"bytes_{way}_per_client")) is None else bytes_text(sent)
