@@ -9,7 +9,9 @@ raises a ValueError in its method ``of``, with one line: the field, what is wron
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import Field
 from typing import Any, TypeVar
 
 from simsfl.aggregations import Aggregation
@@ -109,12 +111,12 @@ def objective(
         rows: fewest images that it needs at a time: of a step, or in federated learning of a client's batch.
     """
     how = {"whole_batch": whole_batch, "predictor": predictor, "rows": rows}
-    return _registering("objective", name, lambda code: ObjectiveKind(code, targets, **how))
+    return _registering("objective", name, lambda code: ObjectiveKind(code, targets, **how), base=Objective)
 
 
 def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
     """Return a decorator that registers a subclass of `Aggregation` by a name for `RunConfig.aggregation`."""
-    return _registering("aggregation", name)
+    return _registering("aggregation", name, base=Aggregation)
 
 
 def optimizer(
@@ -128,7 +130,7 @@ def optimizer(
             are refused.
         exact: whether what it remembers has to be exact, such as a number of steps, so that it cannot be kept in bf16.
     """
-    return _registering("optimizer", name, lambda code: OptimizerKind(code, settings, exact))
+    return _registering("optimizer", name, lambda code: OptimizerKind(code, settings, exact), base=Optimiser)
 
 
 def sampler(name: str, *, absences: bool = False) -> Callable[[type[Sampler]], type[Sampler]]:
@@ -138,7 +140,7 @@ def sampler(name: str, *, absences: bool = False) -> Callable[[type[Sampler]], t
         name: its name.
         absences: whether it says which clients do not come, and so has an effect where all clients are drawn, too.
     """
-    return _registering("sampler", name, lambda code: SamplerKind(code, absences))
+    return _registering("sampler", name, lambda code: SamplerKind(code, absences), base=Sampler)
 
 
 def defence(name: str, *, images: int = 1) -> Callable[[type[Defence]], type[Defence]]:
@@ -148,12 +150,12 @@ def defence(name: str, *, images: int = 1) -> Callable[[type[Defence]], type[Def
         name: its name.
         images: fewest images of a client's batch that it works with.
     """
-    return _registering("defence", name, lambda code: DefenceKind(code, images))
+    return _registering("defence", name, lambda code: DefenceKind(code, images), base=Defence)
 
 
 def callback(name: str) -> Callable[[type[Callback]], type[Callback]]:
     """Return a decorator that registers a subclass of `Callback` by a name for `RunConfig.callback`."""
-    return _registering("callback", name)
+    return _registering("callback", name, base=Callback)
 
 
 def architecture(
@@ -183,7 +185,7 @@ def partition(name: str, *, settings: tuple[str, ...] = ()) -> Callable[[type[Pa
         name: its name.
         settings: which of the config's fields `classes_per_client` and `alpha` it takes.
     """
-    return _registering("partition", name, lambda code: PartitionKind(code, settings))
+    return _registering("partition", name, lambda code: PartitionKind(code, settings), base=Partitioner)
 
 
 def dataset(
@@ -205,20 +207,32 @@ def dataset(
     return _registering("dataset", name, lambda code: DataSet(code, about, **sizes))
 
 
-def _registering(door: str, name: str, kind: Callable[[Code], Any] = lambda code: code) -> Callable[[Any], Any]:
+def _registering(
+    door: str, name: str, kind: Callable[[Code], Any] = lambda code: code, *, base: type | None = None
+) -> Callable[[Any], Any]:
     """Return a decorator that puts a thing among what a door leads to.
 
     Args:
         door: one of `DOORS`.
         name: name of the thing.
         kind: function of its code that returns what is to be known of it.
+        base: the class that it has to be a subclass of; None if it may be a function.
 
     Raises:
-        RegistrationError: by the decorator, if the name belongs to something from another file.
+        RegistrationError: by the decorator, if the thing or its name cannot be used, or if the name belongs to
+            something from another file.
     """
     names = DOORS[door]
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise RegistrationError(f"{door}: {name!r} is no name; allowed: letters, digits, hyphens and underscores")
 
     def decorate(thing: Any) -> Any:
+        if base and not (isinstance(thing, type) and issubclass(thing, base)):
+            raise RegistrationError(f"{door}: {name!r} is no subclass of {base.__name__}; allowed: one")
+        if isinstance(thing, type) and any(isinstance(value, Field) for value in vars(thing).values()):
+            raise RegistrationError(
+                f"{door}: {name!r} has options, but is no dataclass; allowed: with @dataclass(frozen=True) below"
+            )
         code = registered(thing)
         if name in names and (place := code_of(names[name]).place) != code.place:
             raise RegistrationError(f"{door}: {name!r} is there already, from {place}; allowed: another name")

@@ -11,7 +11,7 @@ from simsfl import RunConfig, Simulation, extend
 from simsfl.aggregations import Aggregation
 from simsfl.config import constraints
 from simsfl.config.catalogue import DOORS, OBJECTIVES
-from simsfl.config.registry import code_of
+from simsfl.config.registry import RegistrationError, code_of
 from simsfl.config.values import option
 from simsfl.defences import Added, Defence
 from simsfl.objectives import Objective, nearest
@@ -125,6 +125,26 @@ def test_a_check_says_what_an_objective_of_a_whole_batch_lacks():
         assert check(Centred, rounds=1, cohort=2, feature_sharing=False, dropout=0.3)
 
 
+def test_what_cannot_be_registered():
+    class Plain:
+        """Is no objective."""
+
+    class Loose(Objective):
+        """Has an option, but is no dataclass."""
+
+        weight: float = option(1.0, "A weight.", within=(0, 1))
+
+    for thing, name, problem in (
+        (Plain, "plain", "'plain' is no subclass of Objective; allowed: one"),
+        (lambda: None, "function", "'function' is no subclass of Objective; allowed: one"),
+        (Loose, "loose", "'loose' has options, but is no dataclass; allowed: with @dataclass.frozen=True. below"),
+        (Loose, "loose+plain", "'loose.plain' is no name; allowed: letters, digits, hyphens and underscores"),
+    ):
+        with pytest.raises(RegistrationError, match=f"^objective: {problem}$"):
+            extend.objective(name)(thing)
+        assert name not in OBJECTIVES
+
+
 @dataclass(frozen=True)
 class Habit(Defence):
     """Pulls a client's smashed data towards their running mean, which it remembers, and reports how far they are."""
@@ -151,8 +171,9 @@ def habit():
 
 def test_a_defence_may_remember_and_report(habit, pictures):
     assert "clients that are absent or slow" in check(habit, rounds=1)
-    config = RunConfig(**BASE | {"defence": "habit+habit"})
-    with pytest.raises(ValueError, match=r"^defence: habit\+habit reports habit_apart twice; allowed: "):
+    extend.defence("other")(Habit)
+    config = RunConfig(**BASE | {"defence": "habit+other"})
+    with pytest.raises(ValueError, match=r"^defence: habit\+other reports habit_apart twice; allowed: "):
         Simulation(config, pictures)
     habits = {}
     for engine in ("vmap", "loop"):  # with groups of different batch sizes, and both views in turn

@@ -202,13 +202,13 @@ class Crowd(extend.Defence):
 
 
 @extend.partition("mine", settings=("alpha",))
-def mine(labels, weights, rng, alpha):
+class Mine(extend.Partitioner):
     pass
 
 
-@extend.partition("owned", settings=("owners",))
-def owned(labels, weights, rng, owners):
-    pass
+@extend.partition("owned")
+class Owned(extend.Partitioner):
+    fixed = True
 """
 
 
