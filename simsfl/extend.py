@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import Field
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from simsfl.aggregations import Aggregation
@@ -111,7 +111,13 @@ def objective(
         rows: fewest images that it needs at a time: of a step, or in federated learning of a client's batch.
     """
     how = {"whole_batch": whole_batch, "predictor": predictor, "rows": rows}
-    return _registering("objective", name, lambda code: ObjectiveKind(code, targets, **how), base=Objective)
+
+    def kind(code: Code) -> ObjectiveKind:
+        if code.registered.loss is Objective.loss and code.registered.losses is Objective.losses:
+            raise RegistrationError(f"objective: {name!r} has no loss; allowed: with a method loss")
+        return ObjectiveKind(code, targets, **how)
+
+    return _registering("objective", name, kind, base=Objective)
 
 
 def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
@@ -233,6 +239,8 @@ def _registering(
             raise RegistrationError(
                 f"{door}: {name!r} has options, but is no dataclass; allowed: with @dataclass(frozen=True) below"
             )
+        if base and thing.of.__func__ is base.of.__func__ and (missing := _without_default(thing)):
+            raise RegistrationError(f"{door}: {name!r} has no default for {missing[0]}; allowed: option(default, help)")
         code = registered(thing)
         if name in names and (place := code_of(names[name]).place) != code.place:
             raise RegistrationError(f"{door}: {name!r} is there already, from {place}; allowed: another name")
@@ -240,3 +248,9 @@ def _registering(
         return thing
 
     return decorate
+
+
+def _without_default(kind: type) -> list[str]:
+    """Return the fields of a dataclass that objects cannot be made without."""
+    known = fields(kind) if is_dataclass(kind) else ()
+    return [own.name for own in known if own.init and own.default is MISSING and own.default_factory is MISSING]

@@ -114,6 +114,10 @@ class Simulation:
         self._expected: list[str] = []
         self._plans = PlanAhead(parts.device, parts.config.rounds)
 
+    def __repr__(self) -> str:
+        config, done = self.config, f"{self.progress.round_index:,} of {self.config.rounds:,} rounds done"
+        return f"<Simulation: {config.method}, {config.clients:,} clients, {self.dataset.name}, {config.arch}, {done}>"
+
     def train(self) -> Iterator[Record]:
         """Train to the end, yielding each record as it becomes known.
 
@@ -205,7 +209,7 @@ class Simulation:
         timed = Timed(self.progress.seconds, self.peak_memory_bytes(), self.clock.seconds())
         given = self.callbacks[len(self.parts.callbacks) :]
         saving.save(path, self.parts, self.progress, timed, metrics, given)
-        for callback in self.callbacks:
+        for callback in self.callbacks[: self._started]:
             callback.on_checkpoint(Path(path))
 
     @classmethod

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +14,10 @@ from simsfl.config import constraints
 from simsfl.config.catalogue import DOORS, OBJECTIVES
 from simsfl.config.registry import RegistrationError, code_of
 from simsfl.config.values import option
+from simsfl.data.partition import Partition, Partitioner
 from simsfl.defences import Added, Defence
 from simsfl.objectives import Objective, nearest
+from simsfl.samplers import Drawn, Sampler
 from simsfl.testing import _images, check
 from tests.conftest import TINY
 
@@ -134,7 +137,22 @@ def test_what_cannot_be_registered():
 
         weight: float = option(1.0, "A weight.", within=(0, 1))
 
+    @dataclass(frozen=True)
+    class Lossless(Objective):
+        """Computes nothing."""
+
+    @dataclass(frozen=True)
+    class Required(Objective):
+        """Has an option without a default."""
+
+        weight: float
+
+        def loss(self, outputs_nD, targets_nD, memory):
+            raise NotImplementedError
+
     for thing, name, problem in (
+        (Lossless, "lossless", "'lossless' has no loss; allowed: with a method loss"),
+        (Required, "required", "'required' has no default for weight; allowed: option.default, help."),
         (Plain, "plain", "'plain' is no subclass of Objective; allowed: one"),
         (lambda: None, "function", "'function' is no subclass of Objective; allowed: one"),
         (Loose, "loose", "'loose' has options, but is no dataclass; allowed: with @dataclass.frozen=True. below"),
@@ -245,3 +263,53 @@ NETWORKS = {
 def test_networks_with_layer_norm_compute_what_the_loop_does(fields, pictures):
     config = RunConfig(**BASE | fields | {"width": 8, "optimizer": "adamw", "lr": 0.001, "rounds": 1})
     assert_equal_to_the_loop(config, ("vmap",), pictures)
+
+
+class Sized(Sampler):
+    """Draws what it is told."""
+
+    drawn = None
+
+    def draw(self, clients, count, round_index, images, rng):
+        return Sized.drawn
+
+
+DRAWS = {
+    "fewer": (Drawn(np.arange(2)), "Sized drew .0, 1.; allowed: 3 different ids from 0 to 5"),
+    "twice": (Drawn(np.array([4, 4, 1])), "Sized drew .4, 4, 1.; allowed: 3 different ids from 0 to 5"),
+    "strange": (Drawn(np.array([4, 6, 1])), "Sized drew .4, 6, 1.; allowed: 3 different ids from 0 to 5"),
+    "list": ([1, 2, 3], "Sized returns a list; allowed: a Drawn"),
+    "mask": (Drawn(np.arange(3), np.array([True, False, False])), "Sized misses .*; allowed: ids that it drew"),
+    "others": (Drawn(np.arange(3), (5,)), "Sized misses .5.; allowed: ids that it drew"),
+}
+"""What a sampler returns, and the error."""
+
+
+@pytest.mark.parametrize(("drawn", "message"), DRAWS.values(), ids=DRAWS)
+def test_a_sampler_has_to_draw_a_cohort(drawn, message, pictures, monkeypatch):
+    monkeypatch.setattr(Sized, "drawn", drawn)
+    with patch.dict(DOORS["sampler"]):
+        extend.sampler("sized")(Sized)
+        simulation = Simulation(RunConfig(**BASE | {"sampler": "sized", "cohort": 3}), pictures)
+        with pytest.raises(ValueError, match=f"^sampler: {message}$"):
+            next(simulation.train())
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([], "it has 0 clients, and the config 6; allowed: as many as `clients`"),
+        ([np.array([c]) for c in range(5)] + [np.array([60])], "client 5 holds image 60; allowed: 0 to 59"),
+    ],
+)
+def test_a_partitioner_has_to_return_a_partition(parts, message, pictures):
+    class Odd(Partitioner):
+        """Deals what it is told."""
+
+        def deal(self, labels, weights, rng):
+            return Partition.of(parts)
+
+    with patch.dict(DOORS["partition"]):
+        extend.partition("odd")(Odd)
+        with pytest.raises(ValueError, match=f"^partition: {message}$"):
+            Simulation(RunConfig(**BASE | {"partition": "odd"}), pictures)

@@ -118,13 +118,20 @@ def draw_cohort(
         seed: seed of the run.
         sampler: draws the clients of a group.
         images: ``[M]`` number of images that each client holds.
+
+    Raises:
+        ValueError: the sampler returns something else than a cohort.
     """
     lottery = numpy_generator(seed, Purpose.COHORT, round_index)
-    shares = (images[group.clients.start : group.clients.stop] for group in groups)
-    return [
-        sampler.draw(group.clients, group.cohort, round_index, own, lottery)
-        for group, own in zip(groups, shares, strict=True)
-    ]
+    cohort = []
+    for group in groups:
+        own = images[group.clients.start : group.clients.stop]
+        drawn = sampler.draw(group.clients, group.cohort, round_index, own, lottery)
+        if not isinstance(drawn, Drawn):
+            raise ValueError(f"sampler: {type(sampler).__name__} returns a {type(drawn).__name__}; allowed: a Drawn")
+        drawn.check(group.clients, group.cohort, type(sampler).__name__)
+        cohort.append(drawn)
+    return cohort
 
 
 def plan_round(

@@ -47,6 +47,11 @@ class RunConfig(Settings):
         ValueError: a value is not allowed; the message names the field, the value, and what is allowed.
     """
 
+    def __repr__(self) -> str:
+        """Return the fields that are not as usual."""
+        own = ", ".join(f"{name}={value!r}" for name, value in self.changed_from(RunConfig()).items())
+        return f"RunConfig({own})"
+
     def __post_init__(self) -> None:
         for spec in fields(self):
             if spec.name != "options":
@@ -64,14 +69,20 @@ class RunConfig(Settings):
                 raise ValueError(
                     f"{field}: {getattr(self, field)} has one of them twice, with the same options; allowed: each once"
                 )
-        for name, value in self.options.items():
-            check_value(name, self.option(name), value)
+        self._check_options()
         if self.bottleneck is not None:
             Bottleneck.parse(self.bottleneck)
         if self.unequal is not None:
             Unequal.parse(self.unequal)
         Decoder.parse(self.ressfl_decoder, "ressfl_decoder")
         check(self, EVERY_RUN)
+
+    def _check_options(self) -> None:
+        """Raise a ValueError if an option does not exist, or cannot have its value."""
+        if not isinstance(self.options, dict):
+            raise ValueError(f"options: {self.options!r} is no dictionary; allowed: {{'objective.temperature': 0.2}}")
+        for name, value in self.options.items():
+            check_value(name, self.option(name), value)
 
     def _expand(self, name: str) -> None:
         """Replace ``~`` in the value of a field by the home directory; raise a ValueError if there is none."""

@@ -28,6 +28,10 @@ _warned: set[str] = set()
 """Names of plugins about which a warning has been given."""
 
 
+class NotLoadedError(ValueError):
+    """The error that a run uses a plugin that is not loaded."""
+
+
 @dataclass(frozen=True)
 class Plugin:
     """A plugin that a run uses."""
@@ -103,28 +107,35 @@ def name_of(code: Code) -> str | None:
 
 
 def plugins_of(codes: Iterable[Code]) -> list[Plugin]:
-    """Return the plugins that some code comes from, each once, in the order of their names."""
-    found = {name: code for code in codes if (name := name_of(code))}
-    return [_described(name, found[name]) for name in sorted(found)]
+    """Return the plugins that some code comes from, each once, in the order of their names.
+
+    Two files may have the same name.
+    """
+    found = {_described(name_of(code), code) for code in _from_outside(codes)}
+    return sorted(found, key=lambda plugin: (plugin.name, plugin.sha256))
+
+
+def _from_outside(codes: Iterable[Code]) -> list[Code]:
+    """Return those of some code that come from plugins, one for each package or file."""
+    return list({_place_of(code): code for code in codes if code.registered is not None}.values())
 
 
 def check(recorded: Iterable[Plugin]) -> None:
-    """Raise a ValueError unless the plugins that a run uses are loaded; warn of those that have changed since.
+    """Raise a `NotLoadedError` unless the plugins that a run uses are loaded; warn of those that have changed since.
 
     Args:
         recorded: the plugins as they were when the run began.
     """
-    codes = [code_of(known) for door in DOORS.values() for known in door.values()]
-    loaded = {name_of(code): code for code in codes}
+    loaded = _from_outside(code_of(known) for door in DOORS.values() for known in door.values())
     for plugin in recorded:
-        if plugin.name not in loaded:
+        called_so = [_described(plugin.name, code) for code in loaded if name_of(code) == plugin.name]
+        if not called_so:
             version = f" {plugin.version}" if plugin.version else ""
-            raise ValueError(
+            raise NotLoadedError(
                 f"plugin: the run uses {plugin.name}{version}, which is not loaded; allowed: after --plugin with its "
                 "module or file"
             )
-        present = _described(plugin.name, loaded[plugin.name])
-        if plugin.sha256 != present.sha256 and plugin.name not in _warned:
+        if plugin.sha256 not in {present.sha256 for present in called_so} and plugin.name not in _warned:
             _warned.add(plugin.name)
             log.warning("the plugin %s is not the one that the run began with: its source has changed", plugin.name)
 

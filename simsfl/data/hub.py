@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -96,6 +97,7 @@ def read_hub(name: str, size: int | None) -> tuple[Arrays, str, str]:
         raise ValueError(
             f"dataset: {name} needs the package datasets; allowed: after pip install 'simsfl[datasets]'"
         ) from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each attempt to reach the hub is a warning
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # which speak to its programmers
         arrays = _read(datasets, named, size)

@@ -127,7 +127,7 @@ class Partition:
     def of(cls, parts: list[np.ndarray]) -> Partition:
         """Return the partition in which client c holds the image indices ``parts[c]``."""
         offsets = np.cumsum([0, *map(len, parts)])
-        return cls(np.concatenate(parts).astype(np.int64), offsets.astype(np.int64))
+        return cls(np.concatenate([np.empty(0), *parts]).astype(np.int64), offsets.astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,6 @@ class Given(Partitioner):
     """The partition."""
 
     def deal(self, labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
-        self.partition.check(len(weights), len(labels))
         return self.partition
 
 
@@ -373,10 +372,14 @@ def _drawn(partitioner: Partitioner, labels: np.ndarray, weights: np.ndarray, ba
 
     Args:
         weights: ``[M]`` how much each client holds, relative to the others.
+
+    Raises:
+        ValueError: what the partitioner returns is no partition of the images.
     """
     best = None
     for attempt in range(_DRAWS if partitioner.random_sizes and not partitioner.fixed else 1):
         partition = partitioner.deal(labels, weights, numpy_generator(seed, Purpose.PARTITION, attempt))
+        partition.check(len(weights), len(labels))
         if best is None or partition.sizes.min() > best.sizes.min():
             best = partition
         if best.sizes.min() >= batch_size:

@@ -20,8 +20,8 @@ class AdamW(Optimiser):
     A row of memory is the average of gradients, that of their squares, and the number of steps.
     """
 
-    beta1: float = option(0.9, "Share of the average of gradients that is kept.", within=(0, 1))
-    beta2: float = option(0.999, "Share of the average of squared gradients that is kept.", within=(0, 1))
+    beta1: float = option(0.9, "Share of the average of gradients that is kept.", within=(0, 0.999999))
+    beta2: float = option(0.999, "Share of the average of squared gradients that is kept.", within=(0, 0.999999))
     epsilon: float = option(1e-8, "Added to the root of that average.", within=(0, 1))
     weight_decay: float = field(kw_only=True)
     """Share of the weights, times the learning rate, that is taken off in each step."""

@@ -49,7 +49,7 @@ class Callback:
         return None
 
     def on_checkpoint(self, path: Path) -> None:
-        """React to a checkpoint that has been written into the run directory `path`."""
+        """React to a checkpoint that has been written into the run directory `path` since training began."""
 
 
 def with_added(callbacks: Iterable[Callback], record: Record) -> Record:

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from simsfl.config import RunConfig
+from simsfl.config.plugins import NotLoadedError
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition
 from simsfl.runs import checkpoint
@@ -274,9 +275,15 @@ class RunDirectory:
         return saved
 
     def _run(self) -> RunRecord | None:
-        """Return what is recorded of the run in this directory, None where there is no run."""
+        """Return what is recorded of the run in this directory, None where there is no run.
+
+        Raises:
+            NotLoadedError: it uses a plugin that is not loaded.
+        """
         try:
             return self.read_config()
+        except NotLoadedError:
+            raise
         except ValueError:
             return None
 

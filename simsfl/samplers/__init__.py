@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simsfl.config import RunConfig
+from simsfl.system.messages import count_text, shortened
 
 __all__ = ["Drawn", "Sampler"]
 
@@ -24,6 +25,27 @@ class Drawn:
     """Int64 ids, without repetition, in the order of the cohort."""
     missing: Collection[int] = ()
     """Ids of those of them that do not come."""
+
+    def check(self, clients: range, count: int, sampler: str) -> None:
+        """Raise a ValueError unless these are `count` different clients out of `clients`, and the missing among them.
+
+        Args:
+            clients: ids of the clients to draw from.
+            count: how many had to be drawn.
+            sampler: name of the sampler's class.
+        """
+        drawn = np.asarray(self.clients)
+        right = drawn.shape == (count,) and drawn.dtype.kind in "iu" and len(np.unique(drawn)) == count
+        if not right or drawn.min() not in clients or drawn.max() not in clients:
+            raise ValueError(
+                f"sampler: {sampler} drew {shortened(str(drawn.tolist()), 60)}; allowed: "
+                f"{count_text(count, 'different id')} from {clients.start} to {clients.stop - 1}"
+            )
+        ids = set(drawn.tolist())
+        if any(isinstance(one, bool | np.bool_) or one not in ids for one in self.missing):
+            raise ValueError(
+                f"sampler: {sampler} misses {shortened(str(list(self.missing)), 60)}; allowed: ids that it drew"
+            )
 
 
 @dataclass(frozen=True)

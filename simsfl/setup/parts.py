@@ -186,6 +186,11 @@ def build(
     checks.check_machine(asked)
     start = start or (load_weights(asked.init_client) if asked.init_client else None)  # sooner read than images
     dataset = dataset or load_images(asked)
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"dataset: a {type(dataset).__name__} is none of simsfl's; allowed: what simsfl.extend.make_dataset or "
+            "from_torchvision returns"
+        )
     checks.check_precision(asked, dataset.image_size)
     checks.check_labels(asked, dataset)
     held, auxiliary = assembly.partition(asked, dataset, partition), assembly.auxiliary(asked, dataset)

@@ -5,10 +5,12 @@ from unittest.mock import patch
 
 import pytest
 
+import simsfl
 from simsfl.cli import run
 from simsfl.cli.report import program as report
 from simsfl.config import RunConfig, plugins
 from simsfl.config.catalogue import DOORS
+from simsfl.rounds.callback import Callback
 from tests.conftest import TINY, flags
 
 OBJECTIVE = """
@@ -232,3 +234,43 @@ def test_settings_have_an_effect_where_a_plugin_says_so(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             RunConfig(**fields).check_effect(fields)
+
+
+def test_a_run_whose_plugin_is_not_loaded_is_not_taken_for_something_else(file, npz, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(npz, out, "--plugin", file, "--objective", "apart") == 0
+    del DOORS["objective"]["apart"]
+    before = sorted(path.name for path in out.iterdir())
+    assert train(npz, out, "--overwrite") == 2
+    assert "plugin: the run uses apart.py, which is not loaded; allowed: after --plugin" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == before
+
+
+def test_plugins_of_the_same_name_are_told_apart(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        text = OBJECTIVE.replace('"apart"', f'"{name}"')
+        (tmp_path / name / "apart.py").write_text(text)
+        plugins.load(str(tmp_path / name / "apart.py"))
+    first, second = (RunConfig(objective=name).plugins[0] for name in ("one", "other"))
+    assert (first.name, second.name) == ("apart.py", "apart.py")
+    assert first.sha256 != second.sha256
+    plugins.check([first, second])
+    codes = [RunConfig(objective=name).goal.code for name in ("one", "other")]
+    assert plugins.plugins_of(codes) == sorted([first, second], key=lambda plugin: plugin.sha256)
+
+
+def test_callbacks_hear_of_checkpoints_after_the_start(npz, tmp_path):
+    class Follower(Callback):
+        """Remembers what it hears of."""
+
+        def on_start(self, simulation):
+            self.heard = ["start"]
+
+        def on_checkpoint(self, path):
+            self.heard.append(path.name)
+
+    follower = Follower()
+    config = RunConfig(**TINY | {"dataset": str(npz), "rounds": 2, "eval_every": 0})
+    simsfl.run(config, tmp_path / "run", callbacks=[follower])
+    assert follower.heard == ["start", "run", "run"]
