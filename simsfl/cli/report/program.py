@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import unicodedata
 from collections.abc import Sequence
 from itertools import count
@@ -12,15 +13,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from simsfl.cli.flags import add_plugin_flag
-from simsfl.cli.report.figures import draw, save
+from simsfl.cli.report.figures import FEW, FORMATS, draw, save
 from simsfl.cli.report.runs import Run, read_run
+from simsfl.cli.report.settings import grouped, repeated, summary_table
 from simsfl.config import RunConfig
 from simsfl.runs.directory import RunDirectory
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text
-from simsfl.ui.arguments import Parser, fail, path
+from simsfl.ui.arguments import Parser, fail, one_of, path
 from simsfl.ui.dashboard import bytes_text, number, time_text
-from simsfl.ui.markdown import escaped, lines_of, picture
+from simsfl.ui.markdown import escaped, lines_of, markdown, picture
 from simsfl.ui.spread import collapse
 
 _SHOWN = (
@@ -36,12 +38,33 @@ _CHOICES = (
 _UNRECORDED = "no round is recorded: the run has just begun, or was trained in Python without `simsfl.run`"
 """What the page says of a run without records of rounds."""
 
+_SEEDS = "Mean ± standard deviation over the seeds of each setting."
+"""What the page says of the table of settings."""
+_LEFT_OUT = f"Partitions, views, features and reconstructions are shown in reports of {FEW} runs at most."
+"""What the page says of figures that it lacks."""
+_CAPTIONS = {
+    "curves": "Loss of every step, smoothed over a fortieth of the steps, with the steps themselves faint behind (it may "
+    "begin below what is shown, while the queue fills); accuracy of the kNN monitor on the test images. Of several "
+    "seeds: mean, with a band of one standard deviation.",
+    "divergence": "Distance of the cohort's models to their average. The band is the standard deviation over the "
+    "cohort, and over seeds where there are several.",
+}
+"""What the page says below a figure, by its file name without suffix."""
+
 
 def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
     result.add_argument("runs", type=path, nargs="+", metavar="RUN_DIR", help="run directories")
-    result.add_argument("--out", type=path, metavar="DIR", help="directory to write into (default: the first run's)")
+    where = "directory to write into (default: the run's own; of several runs a new one, reports/<time>)"
+    result.add_argument("--out", type=path, metavar="DIR", help=where)
+    result.add_argument(
+        "--format",
+        type=_formats,
+        default=("png",),
+        metavar="{" + ",".join(FORMATS) + "}",
+        help="format of the figures; several are separated by commas (default: png)",
+    )
     add_plugin_flag(result)
     return result
 
@@ -51,15 +74,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse(argv)
         runs = [read_run(path, name) for path, name in zip(arguments.runs, _unique_names(arguments.runs), strict=True)]
-        out = RunDirectory(arguments.out or arguments.runs[0])
-        out.outputs.check(out.report.name)
+        own = arguments.out or (arguments.runs[0] if len(runs) == 1 else None)
+        if own:
+            RunDirectory(own).outputs.check("report.md")
         figures = draw(runs)
-        save(figures, out.outputs)
-        out.outputs.write_text(out.report.name, _page(runs, figures, out.path))
+        out = RunDirectory(own) if own else RunDirectory.claim(Path("reports") / time.strftime("%Y%m%d-%H%M%S"))
+        save(figures, out.outputs, arguments.format)
+        out.outputs.write_text(out.report.name, _page(runs, figures, out.path, arguments.format))
     except (ValueError, OSError) as error:
         return fail(error)
     Output().say(f"wrote {out.report} and {count_text(len(figures), 'figure')} in {out.figures}")
     return 0
+
+
+def _formats(text: str) -> list[str]:
+    """Return the formats in a text, separated by commas, each once; raise an ArgumentTypeError for an unknown one."""
+    return list(dict.fromkeys(map(one_of(FORMATS), text.split(","))))
 
 
 def _unique_names(paths: list[Path]) -> list[str]:
@@ -78,32 +108,49 @@ def _unique_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) -> str:
+def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path, formats: Sequence[str]) -> str:
     """Return the report as Markdown: a table of settings and results, then the figures.
+
+    If a setting was run with several seeds, the table has a row for each setting, and that of runs comes last.
 
     Args:
         runs: the runs, a column of the table each.
         figures: titles and figures by file name, as of `draw`.
         out: the directory that the page is written into; links are relative to it.
+        formats: the formats of the figures' files; the page shows one that browsers show, or has a link.
     """
+    settings = grouped(runs)
+    seeds = repeated(settings)
+    shown = next((kind for kind in ("png", "svg") if kind in formats), "pdf")
     differing = _differing([run.config for run in runs])
     columns = [_cells(run, differing) for run in runs]
     titles = max(columns, key=len) | {title: "" for column in columns for title in column}
     table = [["", *(run.name for run in runs)]]
     table += [[title, *(column.get(title, "-") for column in columns)] for title in titles]
-    lines = ["# simsfl report", "", *lines_of(table)]
+    lines = ["# simsfl report", ""]
+    if seeds:
+        lines += [*markdown(summary_table(settings)).strip().split("\n"), "", _SEEDS]
+    else:
+        lines += lines_of(table)
     for run in runs:
         if found := collapse(run.spreads):
             lines += ["", f"**{escaped(run.name)}:** {found[1]}"]
         if not run.history.rounds:
             lines += ["", f"**{escaped(run.name)}:** {_UNRECORDED}"]
     for stem, (title, _) in figures.items():
-        lines += ["", f"## {escaped(title)}", "", picture(title, f"figures/{stem}.png")]
-    for run in runs:
+        link = picture(title, f"figures/{stem}.{shown}")
+        lines += ["", f"## {escaped(title)}", "", link.removeprefix("!") if shown == "pdf" else link]
+        if stem in _CAPTIONS:
+            lines += ["", _CAPTIONS[stem]]
+    if len(runs) > FEW:
+        lines += ["", _LEFT_OUT]
+    for run in runs if len(runs) <= FEW else ():
         for decoder in run.attacks:
             sheet = os.path.relpath(RunDirectory(run.path).attacks / f"{decoder}.png", out)
             title = f"Reconstructions by {decoder} of {run.name}"
             lines += ["", f"## {escaped(title)}", "", picture("originals, reconstructions", sheet)]
+    if seeds:
+        lines += ["", "## Runs", "", *lines_of(table)]
     return "\n".join([*lines, ""])
 
 
