@@ -10,10 +10,11 @@ import pytest
 
 from simsfl import RunConfig
 from simsfl.cli.presets import named
-from simsfl.cli.table import grid
+from simsfl.cli.sweep import grid, runner
+from simsfl.cli.sweep.cells import Cell
+from simsfl.cli.sweep.grid import Identity, read_grid
 from simsfl.cli.table import program as table
-from simsfl.cli.table.cells import TABLES, Cell
-from simsfl.cli.table.grid import Identity, read_grid
+from simsfl.cli.table.cells import TABLES
 from simsfl.cli.table.results import Results
 from simsfl.runs.directory import RunDirectory
 from simsfl.system.outputs import _LIST, Outputs
@@ -128,7 +129,7 @@ def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, monke
             interrupted.append(1)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(table.time, "sleep", stop_once)
+    monkeypatch.setattr(runner.time, "sleep", stop_once)
     assert run(*argv, out=out, **short) == 130
     monkeypatch.undo()
     broken = out / "mocosfl-1-iid-1-per-round-seed-1"
@@ -157,10 +158,11 @@ def test_dry_run_prints_commands_that_run(tmp_path, capsys):
     out = tmp_path / "grid"
     argv = ["participation", "--only", "MocoSFL-1, non-IID, 10%", "--dry-run"]
     assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 0
-    text = capsys.readouterr().out
-    assert "--cohort 20" in text
-    assert "--clients 200" in text
-    assert "% " in text
+    text, forecast = capsys.readouterr()
+    (line,) = text.splitlines()
+    assert "--cohort 20" in line
+    assert "--clients 200" in line
+    assert "% " in forecast
     assert not out.exists()
 
 
@@ -181,14 +183,14 @@ def test_what_cannot_run_for_one_reason_is_one_line(tmp_path, capsys, monkeypatc
     missing = flags(out=tmp_path / "grid", data_dir=tmp_path / "none", **options)
     assert table.main([*argv, *missing, "--dry-run"]) == 0
     assert len(tried) == 1
-    output = capsys.readouterr().out
+    output, forecast = capsys.readouterr()
     lines = [line for line in output.splitlines() if line.startswith("# ")]
     where = f"{tmp_path / 'none' / 'imagenet-12'}, which does not exist; allowed: another --data-dir"
     assert lines == [f"# 6 runs: dataset: imagenet12 is read from {where}"]
     assert "simsfl run" not in output
     for published in ("92.24", "91.44", "91.28", "92.60", "91.83"):
-        assert published in output
-    assert output.count("impossible") == 6
+        assert published in forecast
+    assert forecast.count("impossible") == 6
     assert table.main([*argv, *missing]) == 0
     page = (tmp_path / "grid" / "table.md").read_text()
     assert page.count("imagenet12 is read from") == 1
@@ -199,7 +201,7 @@ def test_what_cannot_run_for_one_reason_is_one_line(tmp_path, capsys, monkeypatc
 def test_a_forecast_names_experts_under_the_row_of_their_cell():
     cells = [cell for cell in TABLES["4"]().cells if cell.published][:3]
     plans = [grid.Plan(cell, 0, RunConfig(), 1000, 60.0, steps=10) for pair in cells for cell in (pair.expert, pair)]
-    forecast = Results(TABLES["4"](), plans, Path("none"), None, {}).forecast()
+    forecast = Results(TABLES["4"](), plans, Path("none"), None, {}).forecast("")
     first, published, *_ = ([*column.cells] for column in forecast.columns)
     assert first == [
         "cut layer 1, lambda 2",
@@ -240,7 +242,7 @@ def test_a_run_is_ended_even_where_interrupts_are_ignored(tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         argv = ["run", *flags(out=tmp_path / "run", rounds=3, preset="laptop", **TINY)]
-        with (tmp_path / "log").open("w") as log, table._running(argv, log) as process:
+        with (tmp_path / "log").open("w") as log, runner.running(argv, log) as process:
             assert process.poll() is None
     finally:
         signal.signal(signal.SIGINT, before)
@@ -291,7 +293,7 @@ def test_a_damaged_grid_is_one_line(content, tmp_path, capsys):
 
 def test_what_a_killed_process_left_is_no_grid_of_others(tmp_path):
     (tmp_path / _LIST).write_text("")
-    assert read_grid(Outputs(tmp_path), Identity()) == {}
+    assert read_grid(Outputs(tmp_path), Identity(), ()) == {}
 
 
 def test_a_data_set_that_is_not_there_is_refused_before_anything_is_written(tmp_path, capsys):

@@ -178,7 +178,7 @@ def _legend(figure: Figure, axis: Any) -> None:
     if len(handles) <= 2:
         axis.legend(handles.values(), handles.keys(), fontsize=7)
     else:
-        figure.legend(handles.values(), handles.keys(), fontsize=7, ncols=3, loc="outside lower center")
+        figure.legend(handles.values(), handles.keys(), fontsize=7, ncols=4, loc="outside lower center")
 
 
 def _sent(run: Run) -> list[float]:

@@ -43,8 +43,8 @@ _SEEDS = "Mean ± standard deviation over the seeds of each setting."
 _LEFT_OUT = f"Partitions, views, features and reconstructions are shown in reports of {FEW} runs at most."
 """What the page says of figures that it lacks."""
 _CAPTIONS = {
-    "curves": "Loss of every step, smoothed over a fortieth of the steps, with the steps themselves faint behind (it may "
-    "begin below what is shown, while the queue fills); accuracy of the kNN monitor on the test images. Of several "
+    "curves": "Loss of every step, smoothed over a fortieth of the steps, with the steps themselves faint behind (it "
+    "may begin below what is shown, while the queue fills); accuracy of the kNN monitor on the test images. Of several "
     "seeds: mean, with a band of one standard deviation.",
     "divergence": "Distance of the cohort's models to their average. The band is the standard deviation over the "
     "cohort, and over seeds where there are several.",

@@ -1,4 +1,4 @@
-"""The runs of ``table.py``: a config for each cell and seed, its estimated time, and a schedule that fits a budget."""
+"""The runs of a sweep: a config for each cell and seed, its estimated time, and a schedule that fits a budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from simsfl import RunConfig, Simulation
 from simsfl.algorithm.plan import steps_per_round
 from simsfl.attacks.inversion import train_decoder
-from simsfl.cli.table.cells import Cell
+from simsfl.cli.sweep.cells import Cell
 from simsfl.config.notation import Decoder
 from simsfl.engine.precision import arithmetic
 from simsfl.privacy.decoders import decoder
@@ -46,8 +46,8 @@ _WORK = (
 )
 """Config fields that the time of a step depends on, besides the number of images."""
 
-GRID, RESULTS = "grid.json", ("table.md", "table.png")
-"""Names of the files that a grid writes beside what belongs to single runs."""
+GRID = "grid.json"
+"""Name of the file that says what a grid consists of."""
 ATTEMPT = "$ simsfl "
 """Begin of the line in a run's log that comes before the output of each program that was started for it."""
 
@@ -59,7 +59,7 @@ class Identity:
     """What has to be equal for a grid to be continued."""
 
     table: str = ""
-    """Name of the table."""
+    """Name of the table, or "sweep"."""
     preset: str = ""
     """Name of the preset."""
     flags: dict[str, bool | int | float | str | None] = field(default_factory=dict)
@@ -110,7 +110,9 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Return the name of the run directory, such as ``mocosfl-1-iid-1-per-round-seed-0``."""
+        """Return the name of the run directory, such as ``mocosfl-1-iid-1-per-round-seed-0`` or ``lr-0.02-seed-0``."""
+        if self.cell.directory is not None:
+            return f"{self.cell.directory}-seed-{self.seed}".removeprefix("-")
         words = "".join(c if c.isalnum() or c == "-" else " " for c in f"{self.cell.name} seed {self.seed}")
         return "-".join(words.lower().split())
 
@@ -274,7 +276,9 @@ def planned(
         data = None
         try:
             asked = cell.concerned(flags)
-            config = replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **asked})
+            if cell.problem:
+                raise ValueError(cell.problem)
+            config = replace(base, **{**cell.settings, "seed": seed, **asked})
             config, data = _with_rounds(config, cell), (config.dataset, config.aux_dataset)
             if data in missing:
                 raise ValueError(missing[data])
@@ -356,12 +360,13 @@ def fitted(plan: Plan, config: RunConfig, cost: Cost, share: float) -> Plan:
     return replace(plan, config=fitted, steps=rounds * max(1, int(epochs * cost.steps_of_pass)))
 
 
-def read_grid(out: Outputs, identity: Identity) -> dict[str, Kept]:
+def read_grid(out: Outputs, identity: Identity, results: Iterable[str]) -> dict[str, Kept]:
     """Return the plans that a grid's file holds, by name; none where there is no such file.
 
     Args:
         out: the grid's directory.
         identity: which grid is to be continued.
+        results: names of the files that are written beside what belongs to single runs.
 
     Raises:
         ValueError: the file is damaged, or the directory belongs to another grid or holds something else.
@@ -382,5 +387,5 @@ def read_grid(out: Outputs, identity: Identity) -> dict[str, Kept]:
                 f"out: {path.parent} is of another grid, with {spec.name} {held!r} and not {value!r}; "
                 "allowed: another directory"
             )
-    out.adopt([GRID, *RESULTS, *(f"{name}.json" for name in content.runs)])
+    out.adopt([GRID, *results, *(f"{name}.json" for name in content.runs)])
     return content.runs
