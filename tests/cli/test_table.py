@@ -1,22 +1,28 @@
 """Tables of the paper: their cells, and grids that are planned, run, interrupted and continued."""
 
 import json
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from simsfl import RunConfig
+from simsfl.cli import run as run_program
+from simsfl.cli.flags import asked_config
 from simsfl.cli.presets import named
 from simsfl.cli.sweep import grid, runner
 from simsfl.cli.sweep.cells import Cell
 from simsfl.cli.sweep.grid import Identity, read_grid
+from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.cli.table import program as table
 from simsfl.cli.table.cells import TABLES
 from simsfl.cli.table.results import Results
 from simsfl.runs.directory import RunDirectory
+from simsfl.system.console import Output
 from simsfl.system.outputs import _LIST, Outputs
 from tests.conftest import flags
 
@@ -160,6 +166,10 @@ def test_dry_run_prints_commands_that_run(tmp_path, capsys):
     assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 0
     text, forecast = capsys.readouterr()
     (line,) = text.splitlines()
+    words = shlex.split(line)
+    asked = asked_config(run_program.parser().parse(words[2:]))
+    expected = replace(named("laptop")[0], rounds=2, local_epochs=0.02, linear_probe=True, clients=200, cohort=20)
+    assert asked == replace(expected, **{name: TINY[name] for name in TINY})
     assert "--cohort 20" in line
     assert "--clients 200" in line
     assert "% " in forecast
@@ -201,7 +211,7 @@ def test_what_cannot_run_for_one_reason_is_one_line(tmp_path, capsys, monkeypatc
 def test_a_forecast_names_experts_under_the_row_of_their_cell():
     cells = [cell for cell in TABLES["4"]().cells if cell.published][:3]
     plans = [grid.Plan(cell, 0, RunConfig(), 1000, 60.0, steps=10) for pair in cells for cell in (pair.expert, pair)]
-    forecast = Results(TABLES["4"](), plans, Path("none"), None, {}).forecast("")
+    forecast = Results(TABLES["4"](), plans, Path("none"), None, {}).forecast()
     first, published, *_ = ([*column.cells] for column in forecast.columns)
     assert first == [
         "cut layer 1, lambda 2",
@@ -223,6 +233,40 @@ def test_a_schedule_that_fits():
         assert cost.total(plan.config, plan.steps + plan.steps // 5 + 10) > share
         assert plan.steps == plan.config.rounds * max(1, int(plan.config.local_epochs * 50))
         assert plan.config.linear_probe == (share > 150)
+
+
+def test_only_takes_whole_words():
+    def chosen(table_, words):
+        return [cell.name for cell, _ in table._chosen_cells(table_, words, "0")]
+
+    assert chosen("sync", "MocoSFL-1, IID, 1 per round") == ["MocoSFL-1, IID, 1 per round"]
+    assert len(chosen("3", "CIFAR-10")) == 12
+    assert all(" IID" in name for name in chosen("3", "IID"))
+    assert len(chosen("3", "iid, 100 clients")) == 6
+    with pytest.raises(ValueError, match=r"only: '5%' is in no cell of table 4"):
+        chosen("4", "5%")
+
+
+def test_a_cell_whose_expert_is_not_possible_is_not_run(tmp_path, capsys):
+    argv = ["4", "--only", "cut layer 1, lambda 2, 0.5%", "--dry-run", "--aux-dataset", str(tmp_path / "none")]
+    assert run(*argv, out=tmp_path / "grid", rounds=1, local_epochs=0.01) == 0
+    assert "simsfl run" not in capsys.readouterr().out
+
+
+def test_long_work_is_confirmed_by_those_who_can_answer(monkeypatch, capsys):
+    plans = [grid.Plan(Cell("", "a", {}, directory="a"), seed, RunConfig(), 0, 400.0) for seed in (0, 1)]
+    outcomes = Outcomes("two runs", plans, Path("none"))
+    console = Output()
+    assert runner.may_go_on(outcomes, console, jobs=1, yes=False)  # nobody can answer
+    assert capsys.readouterr().out == "2 runs to do: about 13:20, into none\n"
+    monkeypatch.setattr(runner.sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    console.redraws = True
+    answers = iter(["", "y"])
+    monkeypatch.setattr(console, "input", lambda text: next(answers))
+    assert not runner.may_go_on(outcomes, console, jobs=1, yes=False)
+    assert runner.may_go_on(outcomes, console, jobs=1, yes=False)
+    assert runner.may_go_on(outcomes, console, jobs=2, yes=False)  # 400 seconds
+    assert runner.may_go_on(outcomes, console, jobs=1, yes=True)
 
 
 WRONG = {

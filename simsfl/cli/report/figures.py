@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -30,8 +30,6 @@ from simsfl.ui.plot_text import literal
 
 FEW = 3
 """Most runs whose partitions, views and features are shown, so that figures of many runs stay on a page."""
-FORMATS = ("png", "pdf", "svg")
-"""Formats that figures can be written in."""
 _POINTS = 1000
 """Most points of a smoothed curve."""
 _PAIRS = 12
@@ -47,24 +45,34 @@ mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "
 def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     """Draw all figures that the runs have records for; return each with its title, by file name without suffix.
 
-    Runs of one setting are a curve with a band. Partitions, views and features are shown of `FEW` runs at most. Their
-    file names have the number of the run in them, since names of runs may differ only in what file names leave out. Of
-    runs whose images are not available, the figures that show images, or what the network makes of them, are left out.
+    Partitions, views and features are shown of `FEW` runs at most. Their file names have the number of the run in
+    them, since names of runs may differ only in what file names leave out. Of runs whose images are not available, the
+    figures that show images, or what the network makes of them, are left out.
     """
-    figures, settings = {}, _labelled(runs)
+    return draw_settings(grouped(runs)) | (_of_each(runs) if len(runs) <= FEW else {})
+
+
+def draw_settings(settings: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str, Figure]]:
+    """Draw the figures in which runs of one setting are a curve with a band, or a point, as `draw` returns them.
+
+    Args:
+        settings: the runs of each setting, by its label.
+    """
+    figures, runs = {}, [run for own in settings.values() for run in own]
+    labelled = _counted(settings)
     if any(run.history.evaluations for run in runs):
         spread = any(run.spreads for run in runs)
         title = "Loss, kNN accuracy and spread of outputs" if spread else "Loss and kNN accuracy"
-        figures["curves"] = (title, _curves(settings, spread=spread))
+        figures["curves"] = (title, _curves(labelled, spread=spread))
     if any(run.history.syncs for run in runs):
-        figures["divergence"] = ("Divergence of the clients' models at each averaging", _divergence(settings))
+        figures["divergence"] = ("Divergence of the clients' models at each averaging", _divergence(labelled))
     if any(record["communication"] != Exchange.BOTH_WAYS.value for run in runs for record in run.history.rounds):
-        figures["communication"] = ("State of communication by round, and what it saved", _communication(settings))
+        figures["communication"] = ("State of communication by round, and what it saved", _communication(labelled))
     if any(record["attackers_ssim"] is not None for run in runs for record in run.history.rounds):
-        figures["resistance"] = ("Simulated attackers, and what resisting them costs", _taressfl(settings))
+        figures["resistance"] = ("Simulated attackers, and what resisting them costs", _taressfl(labelled))
     if any(run.attacks for run in runs):
         figures["privacy"] = ("Privacy against accuracy", privacy(runs))
-    return figures | (_of_each(runs) if len(runs) <= FEW else {})
+    return figures
 
 
 def _of_each(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
@@ -89,11 +97,10 @@ def _of_each(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     return figures
 
 
-def _labelled(runs: list[Run]) -> dict[str, list[Run]]:
-    """Return the runs of each setting, by the label of its curve, which says how many there are where that differs."""
-    settings = grouped(runs)
+def _counted(settings: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
+    """Return the runs of each setting, by a label that says how many they are, where their numbers differ."""
     if len({len(own) for own in settings.values()}) == 1:
-        return settings
+        return dict(settings)
     return {f"{label} ({count_text(len(own), 'seed')})": own for label, own in settings.items()}
 
 
@@ -103,7 +110,7 @@ def save(figures: dict[str, tuple[str, Figure]], out: Outputs, formats: Sequence
     Args:
         figures: the figures.
         out: the directory that ``figures/`` is in.
-        formats: names in `FORMATS`.
+        formats: names in `simsfl.cli.report.formats.FORMATS`.
 
     Raises:
         ValueError: one of the files is there, but is not simsfl's own; then nothing is written.
@@ -122,7 +129,7 @@ def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], 
     return figure, figure.subplots(rows, columns, **how)
 
 
-def _curves(settings: dict[str, list[Run]], *, spread: bool) -> Figure:
+def _curves(settings: Mapping[str, Sequence[Run]], *, spread: bool) -> Figure:
     """Draw loss, kNN accuracy and spread of each setting, against steps and against bytes sent and received per client.
 
     The loss is that of every step, smoothed over a fortieth of the steps, with the loss of a single run's steps behind.
@@ -186,7 +193,7 @@ def _sent(run: Run) -> list[float]:
     return [0.0] + [(r["bytes_up_per_client"] + r["bytes_down_per_client"]) / 1e6 for r in run.history.rounds]
 
 
-def _loss(axes: Any, runs: list[Run], how: dict[str, Any], label: str, *, alone: bool) -> tuple[float, float]:
+def _loss(axes: Any, runs: Sequence[Run], how: dict[str, Any], label: str, *, alone: bool) -> tuple[float, float]:
     """Draw the smoothed loss of a setting's steps on two axes, against steps and megabytes; return its range.
 
     Args:
@@ -224,7 +231,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
 
 
-def _banded(axes: Any, runs: list[Run], curves: list[dict[int, float]], how: dict[str, Any], label: str) -> None:
+def _banded(axes: Any, runs: Sequence[Run], curves: list[dict[int, float]], how: dict[str, Any], label: str) -> None:
     """Draw values at the rounds that all runs of a setting have, on two axes, against steps and megabytes.
 
     Args:
@@ -262,7 +269,7 @@ def _band(axis: Any, x: np.ndarray, values: np.ndarray, how: dict[str, Any], lab
         axis.fill_between(x, mean - std, mean + std, color=how["color"], alpha=0.2, linewidth=0)
 
 
-def _divergence(settings: dict[str, list[Run]]) -> Figure:
+def _divergence(settings: Mapping[str, Sequence[Run]]) -> Figure:
     """Draw the mean over the cohort of its models' distances to their average, against rounds.
 
     The band is the standard deviation over the cohort of a single run, and over seeds where a setting has several.
@@ -284,7 +291,7 @@ def _divergence(settings: dict[str, list[Run]]) -> Figure:
     return figure
 
 
-def _communication(settings: dict[str, list[Run]]) -> Figure:
+def _communication(settings: Mapping[str, Sequence[Run]]) -> Figure:
     """Draw the state of communication (A, B or C) of each run, and the megabytes saved per client, against rounds."""
     figure, axes = _subplots(2, 1, figsize=(7.2, 3.6), sharex=True)
     for number, (label, own) in enumerate(settings.items()):
@@ -302,7 +309,7 @@ def _communication(settings: dict[str, list[Run]]) -> Figure:
     return figure
 
 
-def _taressfl(settings: dict[str, list[Run]]) -> Figure:
+def _taressfl(settings: Mapping[str, Sequence[Run]]) -> Figure:
     """Draw how well simulated attackers reconstruct before and after learning, and the contrastive loss against it."""
     figure, axes = _subplots(1, 2, figsize=(7.2, 2.9))
     for number, (label, own) in enumerate(settings.items()):

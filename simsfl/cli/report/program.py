@@ -13,14 +13,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from simsfl.cli.flags import add_plugin_flag
-from simsfl.cli.report.figures import FEW, FORMATS, draw, save
+from simsfl.cli.report.figures import FEW, draw, save
+from simsfl.cli.report.formats import add_format_flag
+from simsfl.cli.report.page import figure_lines
 from simsfl.cli.report.runs import Run, read_run
 from simsfl.cli.report.settings import grouped, repeated, summary_table
 from simsfl.config import RunConfig
 from simsfl.runs.directory import RunDirectory
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text
-from simsfl.ui.arguments import Parser, fail, one_of, path
+from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import bytes_text, number, time_text
 from simsfl.ui.markdown import escaped, lines_of, markdown, picture
 from simsfl.ui.spread import collapse
@@ -42,14 +44,6 @@ _SEEDS = "Mean ± standard deviation over the seeds of each setting."
 """What the page says of the table of settings."""
 _LEFT_OUT = f"Partitions, views, features and reconstructions are shown in reports of {FEW} runs at most."
 """What the page says of figures that it lacks."""
-_CAPTIONS = {
-    "curves": "Loss of every step, smoothed over a fortieth of the steps, with the steps themselves faint behind (it "
-    "may begin below what is shown, while the queue fills); accuracy of the kNN monitor on the test images. Of several "
-    "seeds: mean, with a band of one standard deviation.",
-    "divergence": "Distance of the cohort's models to their average. The band is the standard deviation over the "
-    "cohort, and over seeds where there are several.",
-}
-"""What the page says below a figure, by its file name without suffix."""
 
 
 def parser() -> Parser:
@@ -58,13 +52,7 @@ def parser() -> Parser:
     result.add_argument("runs", type=path, nargs="+", metavar="RUN_DIR", help="run directories")
     where = "directory to write into (default: the run's own; of several runs a new one, reports/<time>)"
     result.add_argument("--out", type=path, metavar="DIR", help=where)
-    result.add_argument(
-        "--format",
-        type=_formats,
-        default=("png",),
-        metavar="{" + ",".join(FORMATS) + "}",
-        help="format of the figures; several are separated by commas (default: png)",
-    )
+    add_format_flag(result)
     add_plugin_flag(result)
     return result
 
@@ -85,11 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error)
     Output().say(f"wrote {out.report} and {count_text(len(figures), 'figure')} in {out.figures}")
     return 0
-
-
-def _formats(text: str) -> list[str]:
-    """Return the formats in a text, separated by commas, each once; raise an ArgumentTypeError for an unknown one."""
-    return list(dict.fromkeys(map(one_of(FORMATS), text.split(","))))
 
 
 def _unique_names(paths: list[Path]) -> list[str]:
@@ -117,11 +100,10 @@ def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path, fo
         runs: the runs, a column of the table each.
         figures: titles and figures by file name, as of `draw`.
         out: the directory that the page is written into; links are relative to it.
-        formats: the formats of the figures' files; the page shows one that browsers show, or has a link.
+        formats: the formats of the figures' files.
     """
     settings = grouped(runs)
     seeds = repeated(settings)
-    shown = next((kind for kind in ("png", "svg") if kind in formats), "pdf")
     differing = _differing([run.config for run in runs])
     columns = [_cells(run, differing) for run in runs]
     titles = max(columns, key=len) | {title: "" for column in columns for title in column}
@@ -137,11 +119,7 @@ def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path, fo
             lines += ["", f"**{escaped(run.name)}:** {found[1]}"]
         if not run.history.rounds:
             lines += ["", f"**{escaped(run.name)}:** {_UNRECORDED}"]
-    for stem, (title, _) in figures.items():
-        link = picture(title, f"figures/{stem}.{shown}")
-        lines += ["", f"## {escaped(title)}", "", link.removeprefix("!") if shown == "pdf" else link]
-        if stem in _CAPTIONS:
-            lines += ["", _CAPTIONS[stem]]
+    lines += ["", *figure_lines(figures, formats)]
     if len(runs) > FEW:
         lines += ["", _LEFT_OUT]
     for run in runs if len(runs) <= FEW else ():

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 
 from simsfl.config import RunConfig
-from simsfl.ui.arguments import path, value_of
+from simsfl.ui.arguments import path, value_of, whole_number
 
 
 def add_sweep_flags(group: argparse._ArgumentGroup, where: str) -> None:
@@ -27,6 +27,13 @@ def add_sweep_flags(group: argparse._ArgumentGroup, where: str) -> None:
         type=value_of(float, "minutes"),
         metavar="MINUTES",
         help="shorten the runs so that all fit in this time",
+    )
+    group.add_argument(
+        "--jobs",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="runs side by side, which share the cores (default: 1)",
     )
     group.add_argument("--yes", action="store_true", help="do not ask before more than 10 minutes of work")
     group.add_argument(

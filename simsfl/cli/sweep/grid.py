@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -255,7 +256,12 @@ def _attack_seconds(simulation: Simulation) -> float:
 
 
 def planned(
-    cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: _Json, budget: float | None, spent: float = 0.0
+    cells: Iterable[tuple[Cell, int]],
+    base: RunConfig,
+    flags: _Json,
+    budget: float | None,
+    spent: float = 0.0,
+    jobs: int = 1,
 ) -> list[Plan]:
     """Return a plan for each cell and seed. A run that is not possible gets a plan that says why.
 
@@ -265,6 +271,7 @@ def planned(
         flags: config fields that the user gave for all cells.
         budget: minutes for all runs together, or None for no limit.
         spent: seconds of the budget that are taken by runs planned before.
+        jobs: how many runs go side by side.
 
     Raises:
         ValueError: the budget is too small for one step of each run.
@@ -292,11 +299,12 @@ def planned(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # for the processes of the runs
     keep_memory()  # it first returns what the timing probes freed to the system
-    share = (60.0 * budget - spent) / max(1, len(costs)) if budget else None
+    in_turn = max(1, math.ceil(len(costs) / jobs))
+    share = (60.0 * budget - spent / jobs) / in_turn if budget else None
     if share is not None:
         needed = max((cost.total(_shortest(config), 1) + cost.attack for *_, config, cost in costs), default=0.0)
         if needed > share:
-            least = needed * len(costs) / 60
+            least = (needed * in_turn + spent / jobs) / 60
             raise ValueError(
                 f"budget: {budget:g} minutes are too few for one step in each of {len(costs)} runs; allowed: "
                 f"{least + 0.05:.1f} or more"

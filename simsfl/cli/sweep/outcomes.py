@@ -84,13 +84,9 @@ class Outcomes:
         errors = [line for line in lines if line.startswith("error: ")]
         return errors[-1] if errors else f"failed, see {log}" if lines else "not run"
 
-    def forecast(self, note: str) -> Table:
-        """Return a table of the steps and estimated times of all runs, beside the published figures if there are any.
-
-        Args:
-            note: what is said of the runs below the table.
-        """
-        table = Table(title=self.title, caption=Text(f"estimated by timing a few steps{'; ' * bool(note)}{note}"))
+    def forecast(self) -> Table:
+        """Return a table of the steps and estimated times of all runs, beside published figures if there are any."""
+        table = Table(title=self.title, caption=Text("estimated by timing a few steps"))
         compared = any(plan.cell.published is not None for plan in self.plans)
         for column in ("cell", *["published"] * compared, "seed", "steps", *["share"] * compared, "time"):
             table.add_column(column, justify="left" if column == "cell" else "right")

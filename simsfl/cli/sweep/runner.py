@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import TimeRemainingColumn
 
 from simsfl import RunConfig
@@ -39,6 +40,8 @@ def plans_of(
     base: RunConfig,
     flags: dict[str, Any],
     budget: float | None,
+    jobs: int,
+    console: Output,
 ) -> list[Plan]:
     """Return a plan for each cell and seed: the one that a directory has kept, or a new one.
 
@@ -48,15 +51,21 @@ def plans_of(
         base: the preset, whose fields the settings of each cell change.
         flags: config fields that the user gave for all cells.
         budget: minutes for all runs together, or None for no limit.
+        jobs: how many runs go side by side.
+        console: where it is said at once what is done.
 
     Raises:
         ValueError: the budget is too small for one step of each run.
     """
+    if jobs > 1:
+        torch.set_num_threads(threads_of(jobs))  # so that steps are timed as they will be run
     kept = {name: run for name, run in kept.items() if not run.problem}
     names = {Plan(cell, seed, base, 0, 0.0).name: (cell, seed) for cell, seed in cells}
     new = [pair for name, pair in names.items() if name not in kept]
     spent = sum(run.seconds for run in kept.values())
-    fresh = {plan.name: plan for plan in planned(watched(new, "Probing"), base, flags, budget, spent)}
+    if new:
+        console.say(f"{count_text(len(names), 'run')}; a few steps of each kind are timed first")
+    fresh = {plan.name: plan for plan in planned(watched(new, "Probing"), base, flags, budget, spent, jobs)}
     plans: list[Plan] = []
     for name, pair in names.items():
         plan = fresh.get(name) or Plan(*pair, **vars(kept[name]))
@@ -74,7 +83,9 @@ def print_commands(outcomes: Outcomes, note: str, console: Output) -> None:
             console.say(command_line(plan, outcomes.out))
     for problem in outcomes.problems():
         console.say(f"# {problem}")
-    Output(stderr=True).print(outcomes.forecast(note))
+    beside = Output(stderr=True)
+    beside.print(outcomes.forecast())
+    beside.say(note)
 
 
 def may_go_on(outcomes: Outcomes, console: Output, *, jobs: int, yes: bool) -> bool:
@@ -95,9 +106,12 @@ def may_go_on(outcomes: Outcomes, console: Output, *, jobs: int, yes: bool) -> b
     if yes or seconds <= _LONG or not (console.redraws and sys.stdin is not None and sys.stdin.isatty()):
         return True
     try:
-        return console.input("go on? [y/N] ").strip().lower() in ("y", "yes")
+        if console.input("go on? [y/N] ").strip().lower() in ("y", "yes"):
+            return True
     except EOFError:
-        return False
+        pass
+    console.say("nothing was run")
+    return False
 
 
 def write_grid(outputs: Outputs, identity: Identity, kept: dict[str, Kept], plans: Sequence[Plan]) -> None:

@@ -128,18 +128,20 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     fixed = {name: value for name, value in flags.items() if name != "options"} | flags.get("options", {})
     outputs, identity = Outputs(out), Identity(arguments.table, base.preset, fixed, arguments.budget)
     kept = read_grid(outputs, identity, RESULTS)
-    plans = runner.plans_of(cells, kept, base, flags, arguments.budget)
+    plans = runner.plans_of(
+        cells, kept, base, flags, arguments.budget, arguments.jobs, Output(stderr=arguments.dry_run)
+    )
     results = Results(TABLES[arguments.table](), plans, out, arguments.budget, fixed)
     if arguments.dry_run:
         runner.print_commands(results, results.note(), console)
         return 0
     if "dataset" in flags and all(plan.problem for plan in plans):  # the user's mistake, in every cell
         raise ValueError(plans[0].problem)
-    if not runner.may_go_on(results, console, jobs=1, yes=arguments.yes):
+    if not runner.may_go_on(results, console, jobs=arguments.jobs, yes=arguments.yes):
         return 0
     outputs.check(*RESULTS)
     runner.write_grid(outputs, identity, kept, plans)
-    runner.run_all(results.left, outputs, results.write)
+    runner.run_all(results.left, outputs, results.write, jobs=arguments.jobs)
     results.write()
     console.print(results.table())
     for problem in results.problems():

@@ -28,6 +28,8 @@ RESULTS = ("table.md", "table.png")
 """Names of the files that a table writes beside what belongs to single runs."""
 _LINEAR, _KNN = "linear probe", "kNN"
 """Names of the two measures of accuracy."""
+_PUBLISHED = "ResNet-18, 200 epochs, linear probe"
+"""Network, schedule and measure of the published figures."""
 _NOTE = 110
 """Most characters on a line of the note in the figure, whose letters are small."""
 
@@ -106,10 +108,26 @@ class Results(Outcomes):
         budget = f"schedules shortened to fit {self.budget:g} minutes; " if self.budget else ""
         changed = {name for plan in self.plans for name in self.flags if plan.cell.settings.get(name) is not None}
         flags = ", ".join(f"{name} {value}" + " ‡" * (name in changed) for name, value in self.flags.items())
-        return (
-            f"preset {preset}{', ' * bool(flags)}{flags}; {budget}share of the published steps, † fewer; accuracies in "
-            "percent; time of training" + "; ‡ a setting other than the published one" * bool(changed)
+        parts = [
+            f"preset {preset}{', ' * bool(flags)}{flags}",
+            f"here: {self._ours()}",
+            f"published: {_PUBLISHED}",
+            f"{budget}share of the published steps, † fewer",
+            "accuracies in percent",
+            "time of training",
+            *["‡ a setting other than the published one"] * bool(changed),
+        ]
+        return "; ".join(parts)
+
+    def _ours(self) -> str:
+        """Return the networks and schedules of the runs in short, such as ``resnet8 of width 16, 500 steps``."""
+        possible = [plan for plan in self.plans if not plan.problem] or self.plans
+        networks = dict.fromkeys(
+            plan.config.arch + f" of width {plan.config.width}" * (plan.config.width is not None) for plan in possible
         )
+        steps = sorted({plan.steps for plan in possible})
+        lengths = f"{steps[0]:,}" + f" to {steps[-1]:,}" * (len(steps) > 1)
+        return f"{', '.join(networks)}, {lengths} steps"
 
     def write(self) -> None:
         """Write ``table.md`` and ``table.png``."""
@@ -127,15 +145,16 @@ class Results(Outcomes):
     def _figure(self) -> plt.Figure:
         """Draw the published figures and those found here, cell by cell."""
         cells = list(self._cells())
-        figure, axes = plt.subplots(figsize=(8, 1.2 + 0.28 * len(cells)), layout="constrained")
+        figure, axes = plt.subplots(figsize=(8, 1.7 + 0.28 * len(cells)), layout="constrained")
         for position, plans in enumerate(cells):
             if plans[0].cell.published is not None:
-                axes.plot(plans[0].cell.published, position, "D", color="#999999", label="published")
+                at = plans[0].cell.published
+                axes.plot(at, position, "|", color="black", markersize=11, label=f"published: {_PUBLISHED}")
             ended = [s for plan in plans if (s := self.summary(plan))]
             if ended:
                 kind, figures = _accuracies(ended)
                 colour = "#1f77b4" if kind == _LINEAR else "#ff7f0e"
-                axes.plot(figures, [position] * len(figures), "o", color=colour, label=f"here, {kind}")
+                axes.plot(figures, [position] * len(figures), "o", color=colour, label=f"here: {self._ours()}, {kind}")
         axes.set_yticks(range(len(cells)), [plans[0].cell.name for plans in cells], fontsize=7)
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.set_xlabel("accuracy [%]")
@@ -143,7 +162,7 @@ class Results(Outcomes):
         figure.suptitle(f"{literal(self.title)}\n{literal(self.note(), _NOTE)}", fontsize=8)
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         if handles:
-            axes.legend(handles.values(), handles.keys(), fontsize=7)
+            figure.legend(handles.values(), handles.keys(), fontsize=7, loc="outside lower center")
         return figure
 
 
