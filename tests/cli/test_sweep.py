@@ -76,8 +76,34 @@ def test_a_sweep_goes_on_and_grows(npz, tmp_path, monkeypatch, capsys):
     assert "is of another grid, with flags" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_search_goes_on_with_what_was_interrupted(npz, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    out = tmp_path / "search"
+    argv = [*flags(out=out, dataset=npz, **SHORT), "--lr", "0.01..0.3:log", "--symmetric", "true,false"]
+    interrupted = []
+
+    def stop_once(seconds):
+        if not interrupted:
+            interrupted.append(seconds)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.time, "sleep", stop_once)
+    assert sweep.main([*argv, "--search", "trials=2"]) == 128 + signal.SIGINT
+    monkeypatch.undo()
+    (begun,) = out.glob("*.log")
+    assert sweep.main([*argv, "--search", "trials=2"]) == 0
+    found = json.loads((out / "sweep.json").read_text())["settings"]
+    assert {entry["runs"][0] for entry in found} == {log.stem for log in out.glob("*.log")}
+    assert begun.stem in {entry["runs"][0] for entry in found}
+    assert all(0.01 <= entry["setting"]["lr"] <= 0.3 for entry in found)
+    tops = [entry["measures"]["kNN [%]"]["mean"] for entry in found]
+    assert tops == sorted(tops, reverse=True)
+
+
 WRONG = {
     "range": (["--lr", "0.1..0.2"], "lr: a range is for --search"),
+    "trials": (["--search", "30"], "search: '30' is no number of trials; allowed: such as trials=30"),
     "empty range": (["--lr", "0.2..0.1"], "lr: '0.2..0.1' is no range; allowed: from a lower to a higher number"),
     "value": (["--lr", "0.1,x"], "lr: 'x' is no number; allowed: a number"),
     "truth": (["--align-momentum", "true,maybe"], "align_momentum: 'maybe' is neither; allowed: true or false"),

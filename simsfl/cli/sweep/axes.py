@@ -55,6 +55,14 @@ def several(convert: Callable[[str], Any]) -> Callable[[str], list[Any] | Range]
     return converted
 
 
+def trials_of(text: str) -> int:
+    """Return the number in a text such as ``trials=30``; raise an ArgumentTypeError for another text."""
+    found = re.fullmatch(r"trials=([1-9]\d{0,5})", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is no number of trials; allowed: such as trials=30")
+    return int(found[1])
+
+
 def number(text: str) -> int | float | str:
     """Return the number that the text of an option is, or the text."""
     for kind in (int, float):

@@ -10,7 +10,7 @@ from typing import Any
 from simsfl.cli.flags import add_config_flags, config_values
 from simsfl.cli.presets import laptop, named
 from simsfl.cli.report.formats import add_format_flag
-from simsfl.cli.sweep.axes import Point, Range, points_of, several, texts_of
+from simsfl.cli.sweep.axes import Point, Range, points_of, several, texts_of, trials_of
 from simsfl.cli.sweep.flags import add_sweep_flags, check_budget
 from simsfl.system.console import Output
 from simsfl.system.outputs import Outputs
@@ -23,6 +23,13 @@ def parser() -> Parser:
     result = Parser(description=__doc__, epilog="Example: --lr 0.02,0.06,0.2 --align-momentum true,false --seeds 0,1,2")
     what = result.add_argument_group("what to run")
     add_sweep_flags(what, "sweeps/NAMES_OF_FLAGS")
+    what.add_argument(
+        "--search",
+        type=trials_of,
+        metavar="trials=N",
+        help="have Optuna choose N settings instead of running all; flags then take ranges, too: --lr 0.01..0.3:log, "
+        "--queue-length 500..4000; --budget is the time after which no trial begins (pip install simsfl[sweep])",
+    )
     add_format_flag(what)
     add_config_flags(
         result, preset=["auto"], group=what, without=("seed",), beside={"laptop": laptop()}, converted=several
@@ -38,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             seeds = seeds_of(arguments.seeds)
             check_budget(arguments.budget)
             axes = _axes(arguments)
+            if arguments.search:
+                return _search(arguments, axes, seeds)
             return _carry_out(arguments, axes, points_of(axes), seeds)
         except (ValueError, OSError) as error:
             return fail(error)
@@ -55,9 +64,18 @@ def _axes(arguments: Any) -> dict[str, list[Any]]:
     options = {name: texts_of(text) for name, text in arguments.options.items()}
     axes = {"preset": arguments.preset, **config_values(arguments), **options}
     for name, values in axes.items():
-        if isinstance(values, Range):
+        if isinstance(values, Range) and not arguments.search:
             raise ValueError(f"{name}: a range is for --search; allowed without it: values, separated by commas")
     return axes
+
+
+def _search(arguments: Any, axes: dict[str, Any], seeds: list[int]) -> int:
+    """Search for the best settings; return the exit code."""
+    from simsfl.cli.sweep.search import Search  # noqa: PLC0415  (imports torch)
+
+    if arguments.dry_run:
+        raise ValueError("dry_run: a search chooses settings as it goes; allowed without --search")
+    return Search(axes, seeds, arguments, arguments.out or Path("sweeps") / "search").go()
 
 
 def _note(axes: dict[str, list[Any]], budget: float | None) -> str:

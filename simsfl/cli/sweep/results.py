@@ -37,11 +37,23 @@ class Sweep(Outcomes):
         out: the directory that holds the run directories.
         note: what is said of all of them.
         formats: formats of the figures.
+        title: begin of the title, before the names of the flags that vary.
+        most: most settings whose curves are drawn, the first ones; None for all.
     """
 
-    def __init__(self, points: Sequence[Point], plans: Sequence[Plan], out: Path, note: str, formats: Sequence[str]):
+    def __init__(
+        self,
+        points: Sequence[Point],
+        plans: Sequence[Plan],
+        out: Path,
+        note: str,
+        formats: Sequence[str],
+        title: str = "Sweep of",
+        most: int | None = None,
+    ):
         names = list(dict.fromkeys(name.replace("_", " ") for point in points for name in point.values))
-        super().__init__("Sweep" + f" of {', '.join(names)}" * bool(names), plans, out)
+        super().__init__(f"{title} {', '.join(names) or 'seeds'}", plans, out)
+        self.most = most
         self.values = {point.cell.name: point.values for point in points}
         self.note, self.formats = note, formats
         self._read: dict[str, Run] = {}
@@ -49,13 +61,15 @@ class Sweep(Outcomes):
 
     def _settings(self) -> dict[str, list[Run]]:
         """Return the runs of each setting that have ended, by the setting's name; read each once."""
-        found: dict[str, list[Run]] = {name: [] for name in self.values}
-        for plan in self.plans:
-            if not plan.problem and self.is_finished(plan):
-                if plan.name not in self._read:
-                    self._read[plan.name] = read_run(self.out / plan.name, plan.name)
-                found[plan.cell.name].append(self._read[plan.name])
-        return found
+        return {name: self.runs_of([plan for plan in self.plans if plan.cell.name == name]) for name in self.values}
+
+    def runs_of(self, plans: Sequence[Plan]) -> list[Run]:
+        """Return those of some runs that have ended."""
+        ended = [plan.name for plan in plans if not plan.problem and self.is_finished(plan)]
+        for name in ended:
+            if name not in self._read:
+                self._read[name] = read_run(self.out / name, name)
+        return [self._read[name] for name in ended]
 
     def table(self) -> Table:
         """Return a table with a row for each setting: mean and standard deviation over its seeds."""
@@ -103,7 +117,8 @@ class Sweep(Outcomes):
 
     def write_figures(self) -> None:
         """Write the curves, and the page that shows them."""
-        settings = {literal(name or "all"): runs for name, runs in self._settings().items() if runs}
+        ended = [(literal(name or "all"), runs) for name, runs in self._settings().items() if runs]
+        settings = dict(ended[: self.most])
         if settings:
             self._drawn = draw_settings(settings)
             save(self._drawn, Outputs(self.out), self.formats)

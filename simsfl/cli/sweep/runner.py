@@ -93,7 +93,7 @@ def may_go_on(outcomes: Outcomes, console: Output, *, jobs: int, yes: bool) -> b
 
     Args:
         outcomes: the runs.
-        console: where it is said. If a person can answer there, more than ten minutes of work have to be confirmed.
+        console: where it is said.
         jobs: how many runs go side by side.
         yes: whether they are confirmed already.
     """
@@ -102,7 +102,20 @@ def may_go_on(outcomes: Outcomes, console: Output, *, jobs: int, yes: bool) -> b
         return True
     seconds = sum(plan.seconds for plan in left) / min(jobs, len(left))
     done = f", {len(plans) - len(left)} finished" if len(left) < len(plans) else ""
-    console.say(f"{count_text(len(left), 'run')} to do{done}: about {time_text(seconds)}, into {outcomes.out}")
+    return confirmed(f"{count_text(len(left), 'run')} to do{done}", seconds, outcomes.out, console, yes=yes)
+
+
+def confirmed(work: str, seconds: float, out: Path, console: Output, *, yes: bool) -> bool:
+    """Say how long some work takes; return whether it is wanted, for which the user may be asked.
+
+    Args:
+        work: what is to be done, as text.
+        seconds: estimated seconds of it.
+        out: the directory of the results.
+        console: where it is said. If a person can answer there, more than ten minutes of work have to be confirmed.
+        yes: whether it is confirmed already.
+    """
+    console.say(f"{work}: about {time_text(seconds)}, into {out}")
     if yes or seconds <= _LONG or not (console.redraws and sys.stdin is not None and sys.stdin.isatty()):
         return True
     try:
