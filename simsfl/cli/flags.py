@@ -88,14 +88,15 @@ def add_config_flags(
 
     Args:
         parser: parser that the flags are added to.
-        preset: default of ``--preset``.
+        preset: default of ``--preset``, a list of names where flags take several values.
         group: group of flags that ``--preset`` is added to; None for none.
         without: fields that get no flag.
         beside: presets by name; the help of a field shows their values beside its default, where they differ.
         converted: function that makes a converter of texts of several values from the converter of one; None where
             a flag takes one value.
     """
-    text = f"auto, or one of those that `{called('run')} --list` prints; flags override its fields (default: {preset})"
+    shown = preset if isinstance(preset, str) else ",".join(preset)
+    text = f"auto, or one of those that `{called('run')} --list` prints; flags override its fields (default: {shown})"
     (group or parser).add_argument("--preset", type=converted(str) if converted else str, default=preset, help=text)
     add_plugin_flag(group or parser)
     parser.dotted = RunConfig().chosen

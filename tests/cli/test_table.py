@@ -176,6 +176,18 @@ def test_dry_run_prints_commands_that_run(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_commands_go_on_with_what_is_begun(tmp_path):
+    plan = grid.Plan(Cell("", "a", {}, directory="a"), 0, RunConfig(), 0, 1.0, attack_epochs=2)
+    run_, attack = runner.command_line(plan, tmp_path).split(" && ")
+    directory = tmp_path / "a-seed-0"
+    assert run_.endswith(f"--preset custom --out {directory}")
+    directory.mkdir()
+    (directory / "config.json").touch()
+    assert runner.command_line(plan, tmp_path) == f"simsfl run --resume {directory} && {attack}"
+    (directory / "summary.json").touch()
+    assert runner.command_line(plan, tmp_path) == attack
+
+
 def test_dry_run_prints_no_command_for_what_cannot_run(tmp_path, capsys):
     argv = ["cuts", "--only", "cut layer 5, IID", "--dry-run"]
     assert run(*argv, out=tmp_path / "grid", rounds=2, local_epochs=0.02) == 0

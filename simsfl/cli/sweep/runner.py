@@ -21,6 +21,7 @@ from simsfl.cli.presets import named
 from simsfl.cli.sweep.grid import ATTEMPT, GRID, Grid, Identity, Kept, Plan, planned
 from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.config import plugins
+from simsfl.runs.directory import RunDirectory
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text
 from simsfl.system.outputs import Outputs
@@ -78,9 +79,8 @@ def plans_of(
 
 def print_commands(outcomes: Outcomes, note: str, console: Output) -> None:
     """Print the commands that do the runs by hand on stdout, and on stderr the steps and times that they take."""
-    for plan in outcomes.plans:
-        if not plan.problem:
-            console.say(command_line(plan, outcomes.out))
+    for plan in outcomes.left:
+        console.say(command_line(plan, outcomes.out))
     for problem in outcomes.problems():
         console.say(f"# {problem}")
     beside = Output(stderr=True)
@@ -251,19 +251,29 @@ def running(argv: list[str], log: Any, environment: dict[str, str] | None = None
 
 
 def command_line(plan: Plan, out: Path) -> str:
-    """Return the shell commands that do a run by hand, on one line."""
+    """Return the shell commands that do by hand what is left of a run, on one line."""
+    lines = [pasted([*command("run"), *plugins.flags(), *_asked(plan, out)])]
+    directory = RunDirectory(out / plan.name)
+    if directory.summary.exists():
+        lines.clear()
+    elif directory.config.exists():
+        lines = [pasted([*command("run"), *plugins.flags(), "--resume", str(directory.path)])]
+    if plan.attack_epochs:
+        lines.append(pasted([*command("attack"), *plugins.flags(), *_attack_argv(plan, out)[1:]]))
+    return " && ".join(lines)
+
+
+def _asked(plan: Plan, out: Path) -> list[str]:
+    """Return the flags of ``simsfl run`` that ask for a run."""
     config = plan.config_in(out)
     preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()
-    words = [*command("run"), *plugins.flags(), "--preset", config.preset]
+    words = ["--preset", config.preset]
     words += [word for name, value in config.options.items() for word in (f"--{name}", str(value))]
     for name, value in config.changed_from(preset).items():
         if name != "options" and _has_effect(config, name):
             flag = name.replace("_", "-")
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    lines = [pasted([*words, "--out", str(out / plan.name)])]
-    if plan.attack_epochs:
-        lines.append(pasted([*command("attack"), *plugins.flags(), *_attack_argv(plan, out)[1:]]))
-    return " && ".join(lines)
+    return [*words, "--out", str(out / plan.name)]
 
 
 def _has_effect(config: RunConfig, name: str) -> bool:

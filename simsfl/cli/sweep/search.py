@@ -179,7 +179,7 @@ class Search:
         seconds = min(
             plan.seconds * count / min(self.arguments.jobs, len(self.seeds)), (self.arguments.budget or 1e9) * 60
         )
-        said = f"{done} of {count_text(self.arguments.search, 'trial')} done; about {count_text(count, 'run')} to do"
+        said = f"{done} of {count_text(self.arguments.search, 'trial')} done, {count_text(count, 'run')} to do"
         return runner.confirmed(said, seconds, self.out, self.console, yes=self.arguments.yes)
 
     def _conclude(self, study: Any) -> int:
