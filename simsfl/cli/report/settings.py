@@ -62,7 +62,8 @@ def summary_table(settings: Mapping[str, Sequence[Run]]) -> Table:
     names = list(dict.fromkeys(name for own in found.values() for one in own for name in one))
     table = Table()
     for column in ("setting", "seeds", *names):
-        table.add_column(column, justify="left" if column == "setting" else "right")
+        left = column == "setting"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     for label, runs in settings.items():
         cells = [mean_text([one[name] for one in found[label] if name in one], name) for name in names]
         table.add_row(label, seeds_text(runs), *cells)

@@ -28,7 +28,7 @@ RESULTS = ("table.md", "table.png")
 """Names of the files that a table writes beside what belongs to single runs."""
 _LINEAR, _KNN = "linear probe", "kNN"
 """Names of the two measures of accuracy."""
-_PUBLISHED = "ResNet-18, 200 epochs, linear probe"
+_PUBLISHED = "ResNet-18, full schedule, linear probe"
 """Network, schedule and measure of the published figures."""
 _NOTE = 110
 """Most characters on a line of the note in the figure, whose letters are small."""
@@ -61,7 +61,8 @@ class Results(Outcomes):
         """Return the table of results: a row for each cell, with the published figure and the one found here."""
         table = Table(title=self.title, caption=Text(self.note()))
         for column in ("cell", "published", "here", "measured by", "steps", "share", "time"):
-            table.add_column(column, justify="left" if column in ("cell", "measured by") else "right")
+            left = column in ("cell", "measured by")
+            table.add_column(column, justify="left" if left else "right", no_wrap=not left)
         if self.attacked:
             table.add_column("attack's MSE, published", justify="right")
             table.add_column("here", justify="right")
@@ -111,7 +112,7 @@ class Results(Outcomes):
         parts = [
             f"preset {preset}{', ' * bool(flags)}{flags}",
             f"here: {self._ours()}",
-            f"published: {_PUBLISHED}",
+            *[f"published: {_PUBLISHED}"] * any(plan.cell.published is not None for plan in self.plans),
             f"{budget}share of the published steps, † fewer",
             "accuracies in percent",
             "time of training",
