@@ -274,8 +274,9 @@ def test_long_work_is_confirmed_by_those_who_can_answer(monkeypatch, capsys):
     monkeypatch.setattr(runner.sys, "stdin", SimpleNamespace(isatty=lambda: True))
     console.redraws = True
     answers = iter(["", "y"])
-    monkeypatch.setattr(console, "input", lambda text: next(answers))
+    monkeypatch.setattr("builtins.input", lambda *prompt: next(answers))
     assert not runner.may_go_on(outcomes, console, jobs=1, yes=False)
+    assert "go on? [y/N] " in capsys.readouterr().out
     assert runner.may_go_on(outcomes, console, jobs=1, yes=False)
     assert runner.may_go_on(outcomes, console, jobs=2, yes=False)  # 400 seconds
     assert runner.may_go_on(outcomes, console, jobs=1, yes=True)

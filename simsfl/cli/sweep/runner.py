@@ -119,7 +119,7 @@ def confirmed(work: str, seconds: float, out: Path, console: Output, *, yes: boo
     if yes or seconds <= _LONG or not (console.redraws and sys.stdin is not None and sys.stdin.isatty()):
         return True
     try:
-        if console.input("go on? [y/N] ").strip().lower() in ("y", "yes"):
+        if console.input("go on? [y/N] ", markup=False).strip().lower() in ("y", "yes"):
             return True
     except EOFError:
         pass
