@@ -114,6 +114,8 @@ def test_clients_that_resist_start_from_an_expert_and_are_attacked(npz, tmp_path
     assert (expert["clients"], expert["aux_dataset"], expert["ressfl_lambda"]) == (1, str(npz), 2.0)
     capsys.readouterr()
     assert run(*argv, "--dry-run", out=out, **short) == 0
+    assert capsys.readouterr().out == ""  # nothing is left to do
+    assert run(*argv, "--dry-run", out=tmp_path / "anew", **short) == 0
     text = capsys.readouterr().out
     assert "--init-client" in text
     assert "simsfl attack" in text
