@@ -5,8 +5,18 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DATASETS = ["datasets>=4"]
+SWEEP = ["optuna>=4"]
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "scikit-image>=0.22", *DATASETS, *DEVICE]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6",
+    "ruff>=0.6",
+    "scikit-image>=0.22",
+    *DATASETS,
+    *DEVICE,
+    *SWEEP,
+]
 
 setup(
     name="simsfl",
@@ -37,6 +47,7 @@ setup(
     extras_require={
         "datasets": DATASETS,  # hf:NAME
         "device": DEVICE,  # devices that take part; INA219 and INA226
+        "sweep": SWEEP,  # simsfl sweep --search
         "test": TEST,
         "dev": [*TEST, "pre-commit>=3"],
     },

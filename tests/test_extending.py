@@ -185,6 +185,6 @@ def test_a_table(follow, npz, tmp_path, capsys):
     follow("Add a table")
     settings = TINY | {"dataset": npz, "rounds": 1, "device": "cpu"}
     assert table.main(["toy", "--dry-run", *flags(out=tmp_path / "out", **settings)]) == 0
-    printed = capsys.readouterr().out
-    assert "Two temperatures" in printed
-    assert "--temperature 0.2" in printed
+    commands, forecast = capsys.readouterr()
+    assert "Two temperatures" in forecast
+    assert "--temperature 0.2" in commands

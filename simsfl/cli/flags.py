@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from simsfl.config import RunConfig, plugins
 from simsfl.config.catalogue import DOORS
 from simsfl.config.registry import code_of
 from simsfl.system.programs import called
-from simsfl.ui.arguments import Parser, source, value_of
+from simsfl.ui.arguments import Parser, source, truth, value_of
 
 _GROUPS = {
     "clients": "clients and rounds",
@@ -25,7 +25,12 @@ _GROUPS = {
     "run": "machine and checkpoints",
 }
 """Headings in the help of flags, by the group of a config field."""
-_CONVERTERS = {"int": value_of(int, "a whole number"), "float": value_of(float, "a number"), "str": str}
+_CONVERTERS = {
+    "int": value_of(int, "a whole number"),
+    "float": value_of(float, "a number"),
+    "str": str,
+    "bool": truth,
+}
 """Converters of a flag's text, by the type of a config field."""
 
 
@@ -71,10 +76,11 @@ def add_plugin_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -
 def add_config_flags(
     parser: Parser,
     *,
-    preset: str,
+    preset: str | list[str],
     group: argparse._ArgumentGroup | None = None,
     without: Collection[str] = (),
     beside: Mapping[str, RunConfig] | None = None,
+    converted: Callable[[Callable[[str], Any]], Callable[[str], Any]] | None = None,
 ) -> None:
     """Add ``--preset``, and a flag for each field of `RunConfig` under the heading of its group.
 
@@ -82,20 +88,23 @@ def add_config_flags(
 
     Args:
         parser: parser that the flags are added to.
-        preset: default of ``--preset``.
+        preset: default of ``--preset``, a list of names where flags take several values.
         group: group of flags that ``--preset`` is added to; None for none.
         without: fields that get no flag.
         beside: presets by name; the help of a field shows their values beside its default, where they differ.
+        converted: function that makes a converter of texts of several values from the converter of one; None where
+            a flag takes one value.
     """
-    text = f"auto, or one of those that `{called('run')} --list` prints; flags override its fields (default: {preset})"
-    (group or parser).add_argument("--preset", default=preset, help=text)
+    shown = preset if isinstance(preset, str) else ",".join(preset)
+    text = f"auto, or one of those that `{called('run')} --list` prints; flags override its fields (default: {shown})"
+    (group or parser).add_argument("--preset", type=converted(str) if converted else str, default=preset, help=text)
     add_plugin_flag(group or parser)
     parser.dotted = RunConfig().chosen
     groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
     for spec in fields(RunConfig):
         heading = spec.metadata["group"]
         if heading in groups and spec.name not in without:
-            _add_field_flag(groups[heading], spec, beside or {})
+            _add_field_flag(groups[heading], spec, beside or {}, converted)
 
 
 def add_field_flags(group: argparse._ArgumentGroup, names: Collection[str]) -> None:
@@ -105,7 +114,12 @@ def add_field_flags(group: argparse._ArgumentGroup, names: Collection[str]) -> N
             _add_field_flag(group, spec, {})
 
 
-def _add_field_flag(group: argparse._ArgumentGroup, spec: Field, beside: Mapping[str, RunConfig]) -> None:
+def _add_field_flag(
+    group: argparse._ArgumentGroup,
+    spec: Field,
+    beside: Mapping[str, RunConfig],
+    converted: Callable[[Callable], Callable] | None = None,
+) -> None:
     """Add the flag of a field; see `add_config_flags`."""
     kind = spec.type.partition(" | ")[0]
     defaults = {} if spec.default is None else {"default": spec.default}
@@ -115,12 +129,17 @@ def _add_field_flag(group: argparse._ArgumentGroup, spec: Field, beside: Mapping
     note = f" ({', '.join(f'{name}: {value}' for name, value in defaults.items())})" if defaults else ""
     text = (spec.metadata["help"] + note).replace("%", "%%")
     options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-    if kind == "bool":
+    if kind == "bool" and not converted:
         options["action"] = argparse.BooleanOptionalAction
     else:
-        options["type"] = source if spec.metadata["path"] else _CONVERTERS[kind]
+        convert = source if spec.metadata["path"] else _CONVERTERS[kind]
+        options["type"] = converted(convert) if converted else convert
         choices = spec.metadata["choices"]
         options["metavar"] = _Names(choices, DOORS.get(spec.name)) if choices else kind.upper()
+    if kind == "bool" and converted:
+        options |= {"nargs": "?", "const": "true", "metavar": "BOOL"}
+        off = {"dest": spec.name, "action": "store_const", "const": [False], "default": argparse.SUPPRESS}
+        group.add_argument(f"--no-{spec.name.replace('_', '-')}", help=argparse.SUPPRESS, **off)
     group.add_argument(f"--{spec.name.replace('_', '-')}", **options)
 
 

@@ -115,6 +115,13 @@ def value_of(kind: type, text: str) -> Callable[[str], Any]:
     return convert
 
 
+def truth(text: str) -> bool:
+    """Convert the text of a flag that is on or off. Raise an ArgumentTypeError unless it is "true" or "false"."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is neither; allowed: true or false")
+    return text.lower() == "true"
+
+
 def one_of(names: Sequence[str]) -> Callable[[str], str]:
     """Return a converter that accepts the given names; its error suggests the nearest of them."""
 

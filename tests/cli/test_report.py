@@ -14,8 +14,12 @@ from simsfl import Simulation
 from simsfl.cli import run
 from simsfl.cli.report import figures
 from simsfl.cli.report import program as report
+from simsfl.cli.report.runs import Run
+from simsfl.cli.report.settings import grouped, summary_table
+from simsfl.config import RunConfig
 from simsfl.data import make_dataset
 from simsfl.evaluation.encoding import embed
+from simsfl.runs.metrics import History
 from simsfl.runs.records import AttackRecord, Scores, to_json
 from tests.conftest import TINY, flags
 
@@ -34,7 +38,8 @@ def test_names_of_any_letters(trained, tmp_path, monkeypatch):
     for path in paths:
         shutil.copytree(trained, path)
     drawn = {}
-    monkeypatch.setattr(report, "save", lambda figures_, out: (drawn.update(figures_), figures.save(figures_, out)))
+    monkeypatch.setattr(report, "save", lambda drawn_, *how: (drawn.update(drawn_), figures.save(drawn_, *how)))
+    monkeypatch.setattr(figures, "FEW", len(paths))
     out = tmp_path / "all of them"
     assert report.main([*map(str, paths), "--out", str(out)]) == 0
     files = sorted(path.name for path in (out / "figures").iterdir())
@@ -45,8 +50,69 @@ def test_names_of_any_letters(trained, tmp_path, monkeypatch):
     texts = ["".join(child.content for child in token.children) for token in tokens]
     assert texts[1 : 1 + len(paths)] == [path.name for path in paths]
     assert "Test features of $x$, two principal components" in texts
-    legend = drawn["curves"][1].axes[2].get_legend()
+    (legend,) = drawn["curves"][1].legends
     assert len(legend.get_texts()) == len(paths) + 1  # that of raw pixels
+
+
+def test_many_runs_have_a_directory_and_few_figures_of_their_own(trained, tmp_path, monkeypatch, capsys):
+    paths = [tmp_path / name for name in "abcd"]
+    for path in paths:
+        shutil.copytree(trained, path)
+    before = sorted(path.name for path in paths[0].iterdir())
+    monkeypatch.chdir(tmp_path)
+    assert report.main([*map(str, paths), "--format", "svg,pdf"]) == 0
+    (out,) = (tmp_path / "reports").iterdir()
+    assert {path.name for path in (out / "figures").iterdir()} == {"curves.svg", "curves.pdf"}
+    page = (out / "report.md").read_text()
+    assert "(figures/curves.svg)" in page
+    assert "in reports of 3 runs at most" in page
+    assert sorted(path.name for path in paths[0].iterdir()) == before
+    assert report.main([*map(str, paths), "--format", "svg,jpg"]) == 2
+    assert "format: 'jpg' is not known" in capsys.readouterr().err
+
+
+def _made(seed, losses, knn, **fields):
+    """Return a run of two rounds with these losses of its steps, kNN accuracies after each round, and fields."""
+    history, half = History(), len(losses) // 2
+    for number, top1 in enumerate(knn, start=1):
+        history.feed({"event": "evaluation", "round": number, "knn_top1": top1})
+        sent = {"bytes_up_per_client": 1e6 * number, "bytes_down_per_client": 0}
+        history.feed({"event": "round", "round": number, "loss": losses[-1], **sent})
+    config = RunConfig(seed=seed, **fields).to_dict()
+    return Run(f"{seed}-{fields}", Path("none"), config, {}, history, [0, half, len(losses)], None, {}, (), losses)
+
+
+def test_seeds_of_a_setting_are_a_curve_with_a_band_and_a_row():
+    made = ((0, [1.0, 2.0], (40, 50), 0.1), (1, [3.0, 4.0], (42, 56), 0.1), (0, [9.0, 9.0], (30, 30), 0.2))
+    settings = grouped([_made(seed, losses, knn, lr=rate) for seed, losses, knn, rate in made])
+    figure = figures._curves(settings, spread=False)
+    loss, knn = figure.axes[0], figure.axes[2]
+    mean = next(line for line in loss.lines if line.get_label() == "lr 0.1")
+    assert mean.get_xydata().tolist() == [[1, 2], [2, 3]]
+    assert [line.get_ydata().tolist() for line in knn.lines] == [[41, 53], [30, 30]]
+    (band,) = knn.collections  # of the setting with two seeds
+    assert band.get_datalim(knn.transData).intervaly == pytest.approx([41 - 2**0.5, 53 + 18**0.5])
+    table = summary_table(settings)
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[:4] == [
+        ["lr 0.1", "lr 0.2"],
+        ["0, 1 (2 unfinished)", "0 (1 unfinished)"],
+        ["3.000 ± 1.414", "9.000"],
+        ["53.00 ± 4.24", "30.00"],
+    ]
+
+
+def test_names_have_what_users_set_alone():
+    """The rate of clients follows from the server's by rule, and one seed twice is no repetition."""
+    runs = [
+        replace(_made(0, [1.0, 1.0], (1, 1), lr=rate, client_lr=rate), by_rule=("client_lr",), name=name)
+        for rate, name in ((0.1, "a"), (0.2, "b"), (0.2, "c"))
+    ]
+    assert {label: [run.name for run in own] for label, own in grouped(runs).items()} == {
+        "lr 0.1": ["a"],
+        "lr 0.2, b": ["b"],
+        "lr 0.2, c": ["c"],
+    }
 
 
 def test_unique_names():

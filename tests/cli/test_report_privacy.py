@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from simsfl import RunConfig
-from simsfl.cli.report.privacy import grouped, privacy
+from simsfl.cli.report.privacy import privacy
 from simsfl.cli.report.runs import Run
+from simsfl.cli.report.settings import grouped
 from simsfl.runs.metrics import History
 from simsfl.runs.records import Scores
 
@@ -59,7 +60,7 @@ def test_a_setting_is_one_point_for_each_attack():
     assert points == [pytest.approx(at) for at in ((0.3, 42.0), (0.9, 40.0), (0.8, 50.0))]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "clip",
-        "none of these",
+        "no defence",
         "custom",
         "fsha-custom",
     ]

@@ -1,21 +1,28 @@
 """Tables of the paper: their cells, and grids that are planned, run, interrupted and continued."""
 
 import json
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from simsfl import RunConfig
+from simsfl.cli import run as run_program
+from simsfl.cli.flags import asked_config
 from simsfl.cli.presets import named
-from simsfl.cli.table import grid
+from simsfl.cli.sweep import grid, runner
+from simsfl.cli.sweep.cells import Cell
+from simsfl.cli.sweep.grid import Identity, read_grid
+from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.cli.table import program as table
-from simsfl.cli.table.cells import TABLES, Cell
-from simsfl.cli.table.grid import Identity, read_grid
+from simsfl.cli.table.cells import TABLES
 from simsfl.cli.table.results import Results
 from simsfl.runs.directory import RunDirectory
+from simsfl.system.console import Output
 from simsfl.system.outputs import _LIST, Outputs
 from tests.conftest import flags
 
@@ -108,6 +115,8 @@ def test_clients_that_resist_start_from_an_expert_and_are_attacked(npz, tmp_path
     assert (expert["clients"], expert["aux_dataset"], expert["ressfl_lambda"]) == (1, str(npz), 2.0)
     capsys.readouterr()
     assert run(*argv, "--dry-run", out=out, **short) == 0
+    assert capsys.readouterr().out == ""  # nothing is left to do
+    assert run(*argv, "--dry-run", out=tmp_path / "anew", **short) == 0
     text = capsys.readouterr().out
     assert "--init-client" in text
     assert "simsfl attack" in text
@@ -129,7 +138,7 @@ def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, monke
             interrupted.append(1)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(table.time, "sleep", stop_once)
+    monkeypatch.setattr(runner.time, "sleep", stop_once)
     assert run(*argv, out=out, **short) == 130
     monkeypatch.undo()
     broken = out / "mocosfl-1-iid-1-per-round-seed-1"
@@ -158,11 +167,28 @@ def test_dry_run_prints_commands_that_run(tmp_path, capsys):
     out = tmp_path / "grid"
     argv = ["participation", "--only", "MocoSFL-1, non-IID, 10%", "--dry-run"]
     assert run(*argv, out=out, rounds=2, local_epochs=0.02) == 0
-    text = capsys.readouterr().out
-    assert "--cohort 20" in text
-    assert "--clients 200" in text
-    assert "% " in text
+    text, forecast = capsys.readouterr()
+    (line,) = text.splitlines()
+    words = shlex.split(line)
+    asked = asked_config(run_program.parser().parse(words[2:]))
+    expected = replace(named("laptop")[0], rounds=2, local_epochs=0.02, linear_probe=True, clients=200, cohort=20)
+    assert asked == replace(expected, **{name: TINY[name] for name in TINY})
+    assert "--cohort 20" in line
+    assert "--clients 200" in line
+    assert "% " in forecast
     assert not out.exists()
+
+
+def test_commands_go_on_with_what_is_begun(tmp_path):
+    plan = grid.Plan(Cell("", "a", {}, directory="a"), 0, RunConfig(), 0, 1.0, attack_epochs=2)
+    run_, attack = runner.command_line(plan, tmp_path).split(" && ")
+    directory = tmp_path / "a-seed-0"
+    assert run_.endswith(f"--preset custom --out {directory}")
+    directory.mkdir()
+    (directory / "config.json").touch()
+    assert runner.command_line(plan, tmp_path) == f"simsfl run --resume {directory} && {attack}"
+    (directory / "summary.json").touch()
+    assert runner.command_line(plan, tmp_path) == attack
 
 
 def test_dry_run_prints_no_command_for_what_cannot_run(tmp_path, capsys):
@@ -182,14 +208,14 @@ def test_what_cannot_run_for_one_reason_is_one_line(tmp_path, capsys, monkeypatc
     missing = flags(out=tmp_path / "grid", data_dir=tmp_path / "none", **options)
     assert table.main([*argv, *missing, "--dry-run"]) == 0
     assert len(tried) == 1
-    output = capsys.readouterr().out
+    output, forecast = capsys.readouterr()
     lines = [line for line in output.splitlines() if line.startswith("# ")]
     where = f"{tmp_path / 'none' / 'imagenet-12'}, which does not exist; allowed: another --data-dir"
     assert lines == [f"# 6 runs: dataset: imagenet12 is read from {where}"]
     assert "simsfl run" not in output
     for published in ("92.24", "91.44", "91.28", "92.60", "91.83"):
-        assert published in output
-    assert output.count("impossible") == 6
+        assert published in forecast
+    assert forecast.count("impossible") == 6
     assert table.main([*argv, *missing]) == 0
     page = (tmp_path / "grid" / "table.md").read_text()
     assert page.count("imagenet12 is read from") == 1
@@ -224,6 +250,41 @@ def test_a_schedule_that_fits():
         assert plan.config.linear_probe == (share > 150)
 
 
+def test_only_takes_whole_words():
+    def chosen(table_, words):
+        return [cell.name for cell, _ in table._chosen_cells(table_, words, "0")]
+
+    assert chosen("sync", "MocoSFL-1, IID, 1 per round") == ["MocoSFL-1, IID, 1 per round"]
+    assert len(chosen("3", "CIFAR-10")) == 12
+    assert all(" IID" in name for name in chosen("3", "IID"))
+    assert len(chosen("3", "iid, 100 clients")) == 6
+    with pytest.raises(ValueError, match=r"only: '5%' is in no cell of table 4"):
+        chosen("4", "5%")
+
+
+def test_a_cell_whose_expert_is_not_possible_is_not_run(tmp_path, capsys):
+    argv = ["4", "--only", "cut layer 1, lambda 2, 0.5%", "--dry-run", "--aux-dataset", str(tmp_path / "none")]
+    assert run(*argv, out=tmp_path / "grid", rounds=1, local_epochs=0.01) == 0
+    assert "simsfl run" not in capsys.readouterr().out
+
+
+def test_long_work_is_confirmed_by_those_who_can_answer(monkeypatch, capsys):
+    plans = [grid.Plan(Cell("", "a", {}, directory="a"), seed, RunConfig(), 0, 400.0) for seed in (0, 1)]
+    outcomes = Outcomes("two runs", plans, Path("none"))
+    console = Output()
+    assert runner.may_go_on(outcomes, console, jobs=1, yes=False)  # nobody can answer
+    assert capsys.readouterr().out == "2 runs to do: about 13:20, into none\n"
+    monkeypatch.setattr(runner.sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    console.redraws = True
+    answers = iter(["", "y"])
+    monkeypatch.setattr("builtins.input", lambda *prompt: next(answers))
+    assert not runner.may_go_on(outcomes, console, jobs=1, yes=False)
+    assert "go on? [y/N] " in capsys.readouterr().out
+    assert runner.may_go_on(outcomes, console, jobs=1, yes=False)
+    assert runner.may_go_on(outcomes, console, jobs=2, yes=False)  # 400 seconds
+    assert runner.may_go_on(outcomes, console, jobs=1, yes=True)
+
+
 WRONG = {
     "table": (["33"], "table: '33' is not known (did you mean 3?); allowed: 1, hardware, 2, 3, 4, cuts"),
     "cell": (["3", "--only", "CIFAR-11"], "only: 'CIFAR-11' is in no cell"),
@@ -241,7 +302,7 @@ def test_a_run_is_ended_even_where_interrupts_are_ignored(tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         argv = ["run", *flags(out=tmp_path / "run", rounds=3, preset="laptop", **TINY)]
-        with (tmp_path / "log").open("w") as log, table._running(argv, log) as process:
+        with (tmp_path / "log").open("w") as log, runner.running(argv, log) as process:
             assert process.poll() is None
     finally:
         signal.signal(signal.SIGINT, before)
@@ -292,7 +353,7 @@ def test_a_damaged_grid_is_one_line(content, tmp_path, capsys):
 
 def test_what_a_killed_process_left_is_no_grid_of_others(tmp_path):
     (tmp_path / _LIST).write_text("")
-    assert read_grid(Outputs(tmp_path), Identity()) == {}
+    assert read_grid(Outputs(tmp_path), Identity(), ()) == {}
 
 
 def test_a_data_set_that_is_not_there_is_refused_before_anything_is_written(tmp_path, capsys):

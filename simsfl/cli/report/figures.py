@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -17,14 +18,20 @@ from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.plan import Group, plan_round
 from simsfl.cli.report.privacy import privacy
 from simsfl.cli.report.runs import Run
+from simsfl.cli.report.settings import grouped
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
 from simsfl.rounds.saving import ImagesError
+from simsfl.system.messages import count_text
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.system.randomness import Purpose, numpy_generator
 from simsfl.ui.plot_text import literal
 
+FEW = 3
+"""Most runs whose partitions, views and features are shown, so that figures of many runs stay on a page."""
+_POINTS = 1000
+"""Most points of a smoothed curve."""
 _PAIRS = 12
 """Most pairs of views that are shown; each is of an image of another client."""
 _PCA_IMAGES = 2000
@@ -32,28 +39,45 @@ _PCA_IMAGES = 2000
 _STEM = 40
 """Most characters of a run's number and name in the name of a file."""
 log = logging.getLogger(__name__)
-mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9})
+mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "pdf.fonttype": 42})
 
 
 def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     """Draw all figures that the runs have records for; return each with its title, by file name without suffix.
 
-    File names have the number of the run in them, since names of runs may differ only in what file names leave out. Of
-    runs whose images are not available, the figures that show images, or what the network makes of them, are left out.
+    Partitions, views and features are shown of `FEW` runs at most. Their file names have the number of the run in
+    them, since names of runs may differ only in what file names leave out. Of runs whose images are not available, the
+    figures that show images, or what the network makes of them, are left out.
     """
-    figures = {}
+    return draw_settings(grouped(runs)) | (_of_each(runs) if len(runs) <= FEW else {})
+
+
+def draw_settings(settings: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str, Figure]]:
+    """Draw the figures in which runs of one setting are a curve with a band, or a point, as `draw` returns them.
+
+    Args:
+        settings: the runs of each setting, by its label.
+    """
+    figures, runs = {}, [run for own in settings.values() for run in own]
+    labelled = _counted(settings)
     if any(run.history.evaluations for run in runs):
         spread = any(run.spreads for run in runs)
         title = "Loss, kNN accuracy and spread of outputs" if spread else "Loss and kNN accuracy"
-        figures["curves"] = (title, _curves(runs, spread=spread))
+        figures["curves"] = (title, _curves(labelled, spread=spread))
     if any(run.history.syncs for run in runs):
-        figures["divergence"] = ("Divergence of the clients' models at each averaging", _divergence(runs))
+        figures["divergence"] = ("Divergence of the clients' models at each averaging", _divergence(labelled))
     if any(record["communication"] != Exchange.BOTH_WAYS.value for run in runs for record in run.history.rounds):
-        figures["communication"] = ("State of communication by round, and what it saved", _communication(runs))
+        figures["communication"] = ("State of communication by round, and what it saved", _communication(labelled))
     if any(record["attackers_ssim"] is not None for run in runs for record in run.history.rounds):
-        figures["resistance"] = ("Simulated attackers, and what resisting them costs", _taressfl(runs))
+        figures["resistance"] = ("Simulated attackers, and what resisting them costs", _taressfl(labelled))
     if any(run.attacks for run in runs):
         figures["privacy"] = ("Privacy against accuracy", privacy(runs))
+    return figures
+
+
+def _of_each(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
+    """Draw partition, views and features of each run, as far as its images are available."""
+    figures = {}
     for number, run in enumerate(watched(runs, "Drawing"), start=1):
         try:
             simulation = Simulation.load(run.path, device="auto", going_on=True)
@@ -73,18 +97,30 @@ def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     return figures
 
 
-def save(figures: dict[str, tuple[str, Figure]], out: Outputs) -> None:
-    """Write what `draw` returned below ``figures/``, as a PNG file for each figure.
+def _counted(settings: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
+    """Return the runs of each setting, by a label that says how many they are, where their numbers differ."""
+    if len({len(own) for own in settings.values()}) == 1:
+        return dict(settings)
+    return {f"{label} ({count_text(len(own), 'seed')})": own for label, own in settings.items()}
+
+
+def save(figures: dict[str, tuple[str, Figure]], out: Outputs, formats: Sequence[str] = ("png",)) -> None:
+    """Write what `draw` returned below ``figures/``, as a file for each figure and format.
+
+    Args:
+        figures: the figures.
+        out: the directory that ``figures/`` is in.
+        formats: names in `simsfl.cli.report.formats.FORMATS`.
 
     Raises:
         ValueError: one of the files is there, but is not simsfl's own; then nothing is written.
     """
-    files = {f"figures/{stem}.png": figure for stem, figure in figures.items()}
+    files = {f"figures/{stem}.{kind}": (kind, figure) for stem, figure in figures.items() for kind in formats}
     out.check(*files)
-    for name, (title, figure) in files.items():
+    for name, (kind, (title, figure)) in files.items():
         figure.suptitle(literal(title))
         with out.replacing(name) as file:
-            figure.savefig(file)
+            figure.savefig(file, format=kind, dpi=200)
 
 
 def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **how: Any) -> tuple[Figure, Any]:
@@ -93,90 +129,205 @@ def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], 
     return figure, figure.subplots(rows, columns, **how)
 
 
-def _curves(runs: list[Run], *, spread: bool) -> Figure:
-    """Draw loss, kNN accuracy and spread of all runs, against steps and against bytes that a client sent and received.
+def _curves(settings: Mapping[str, Sequence[Run]], *, spread: bool) -> Figure:
+    """Draw loss, kNN accuracy and spread of each setting, against steps and against bytes sent and received per client.
+
+    The loss is that of every step, smoothed over a fortieth of the steps, with the loss of a single run's steps behind.
 
     Args:
+        settings: the runs of each setting, by label.
         spread: whether to draw the spread of the networks' outputs, which some run has recorded.
     """
-    figure, axes = _subplots(2 + spread, 2, figsize=(9, 6 + 2 * spread), sharey="row", sharex="col")
+    figure, axes = _subplots(2 + spread, 2, figsize=(7.2, 4.6 + 1.6 * spread), sharey="row", sharex="col")
     level: dict[float, tuple[str, str]] = {}
-    for run in runs:
-        history, last = run.history, len(run.history.rounds)
-        sent = [0.0] + [(r["bytes_up_per_client"] + r["bytes_down_per_client"]) / 1e6 for r in history.rounds]
-        loss = [(record["round"], record["loss"]) for record in history.rounds]
-        knn = [(record["round"], record["knn_top1"]) for record in history.evaluations]
-        percent = [(one.round, one.percent) for one in run.spreads]
-        for row, curve, marker in zip(axes, (loss, knn, percent), (".", "o", "o"), strict=False):  # spread may lack
-            for axis, x in zip(row, (run.steps, sent), strict=True):
-                at = [x[min(number, last)] for number, _ in curve]  # a round is evaluated before it is recorded
-                style = {"marker": marker, "markersize": 3, "label": run.label}
-                (line,) = axis.plot(at, [value for _, value in curve], **style)
-        if (pixels := history.untrained("pixel_knn_top1")) is not None:
-            level.setdefault(pixels, (line.get_color(), run.label))
+    ranges: list[tuple[float, float]] = []
+    for number, (label, own) in enumerate(settings.items()):
+        how, begun = _style(number), [run for run in own if run.losses]
+        if begun:
+            ranges.append(_loss(axes[0], begun, how, label, alone=len(settings) == len(own) == 1))
+        of_rounds = [{record["round"]: record["knn_top1"] for record in run.history.evaluations} for run in own]
+        _banded(axes[1], own, of_rounds, how, label)
+        if spread:
+            _banded(axes[2], own, [{one.round: one.percent for one in run.spreads} for run in own], how, label)
+        if (pixels := own[0].history.untrained("pixel_knn_top1")) is not None:
+            level.setdefault(pixels, (how["color"], label))
+    if ranges:  # room for the smoothed curves
+        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        margin = 0.05 * (high - low) or 0.5
+        axes[0, 0].set_ylim(low - margin, high + margin)
     for pixels, (colour, name) in level.items():
         of = f" ({name})" if len(level) > 1 else ""
         for axis in axes[1]:
-            axis.axhline(pixels, color=colour, linestyle=":", linewidth=1, label=f"raw pixels{of}")
-    for axis, label in zip(axes[:, 0], ("loss", "kNN accuracy [%]", "spread of outputs [%]"), strict=False):
-        axis.set_ylabel(label)
+            grey = {"color": colour if len(level) > 1 else "gray", "linestyle": ":", "linewidth": 1}
+            axis.axhline(pixels, label=f"raw pixels{of}", **grey)
+    names = ("contrastive loss", "kNN accuracy [%]", "spread of outputs [%]")
+    for axis, name in zip(axes[:, 0], names, strict=False):
+        axis.set_ylabel(name)
     if spread:
         for axis in axes[2]:
             axis.axhline(0.0, color="gray", linewidth=0.5)  # where a network has collapsed
-    axes[-1, 0].set_xlabel("step")
+            axis.set_ylim(bottom=-0.04 * axis.get_ylim()[1])
+    axes[-1, 0].set_xlabel("training step")
     axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1, 1].set_xlabel("sent and received per client [MB]")
-    axes[1, 0].legend(fontsize=8)
+    _legend(figure, axes[1, 0])
     return figure
 
 
-def _divergence(runs: list[Run]) -> Figure:
-    """Draw mean and standard deviation over a cohort of its models' distances to their average, against rounds."""
-    figure, axis = _subplots(figsize=(9, 3.5))
-    for run in runs:
-        syncs = run.history.syncs
-        if not syncs:
+def _style(number: int) -> dict[str, Any]:
+    """Return colour and line of a setting's curves: colours first, and other lines where these are used up."""
+    return {"color": f"C{number % 10}", "linestyle": ("-", "--", "-.", ":")[number // 10 % 4], "linewidth": 1.3}
+
+
+def _legend(figure: Figure, axis: Any) -> None:
+    """Show the labels of an axis in one legend: below the figure where there are several."""
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    if len(handles) <= 2:
+        axis.legend(handles.values(), handles.keys(), fontsize=7)
+    else:
+        figure.legend(handles.values(), handles.keys(), fontsize=7, ncols=4, loc="outside lower center")
+
+
+def _sent(run: Run) -> list[float]:
+    """Return the megabytes that a client has sent and received, in the beginning and at the end of each round."""
+    return [0.0] + [(r["bytes_up_per_client"] + r["bytes_down_per_client"]) / 1e6 for r in run.history.rounds]
+
+
+def _loss(axes: Any, runs: Sequence[Run], how: dict[str, Any], label: str, *, alone: bool) -> tuple[float, float]:
+    """Draw the smoothed loss of a setting's steps on two axes, against steps and megabytes; return its range.
+
+    Args:
+        axes: the two axes.
+        runs: runs that have begun.
+        how: style of the line.
+        label: its label.
+        alone: whether nothing else is drawn, so that there is room for the loss of each step.
+    """
+    count = min(len(run.losses) for run in runs)
+    curves = np.stack([smoothed(np.array(run.losses[:count])) for run in runs])
+    at = np.arange(1, count + 1)
+    few = np.unique(np.linspace(0, count - 1, _POINTS).astype(int))
+    for axis, x in zip(
+        axes, (at, np.mean([np.interp(at, run.steps, _sent(run)) for run in runs], axis=0)), strict=True
+    ):
+        for run in runs:
+            faint = {"color": how["color"], "alpha": 0.35 if alone else 0.12, "linewidth": 0.5, "rasterized": True}
+            axis.plot(x, run.losses[:count], **faint)
+        _band(axis, x[few], curves[:, few], how, label)
+    settled = curves[:, count // 20 :]
+    return float(settled.min()), float(curves.max())
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Return the means of values over a window of a fortieth of them around each, smaller at the ends.
+
+    >>> smoothed(np.arange(4.0)).tolist(), smoothed(np.tile([0.0, 3.0, 0.0], 40))[1:4].tolist()
+    ([0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
+    """
+    half = len(values) // 80
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
+    return (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
+
+
+def _banded(axes: Any, runs: Sequence[Run], curves: list[dict[int, float]], how: dict[str, Any], label: str) -> None:
+    """Draw values at the rounds that all runs of a setting have, on two axes, against steps and megabytes.
+
+    Args:
+        axes: the two axes.
+        runs: runs of a setting.
+        curves: values of each run, by round.
+        how: style of the line.
+        label: its label.
+    """
+    kept = [(run, curve) for run, curve in zip(runs, curves, strict=True) if curve]
+    rounds = sorted(set.intersection(*(set(curve) for _, curve in kept))) if kept else []
+    if not rounds:
+        return
+    values = np.array([[curve[number] for number in rounds] for _, curve in kept])
+    for axis, points in zip(axes, ([run.steps for run, _ in kept], [_sent(run) for run, _ in kept]), strict=True):
+        # a round is evaluated before it is recorded
+        x = np.mean([[own[min(number, len(own) - 1)] for number in rounds] for own in points], axis=0)
+        _band(axis, x, values, how | {"marker": ".", "markersize": 4}, label)
+
+
+def _band(axis: Any, x: np.ndarray, values: np.ndarray, how: dict[str, Any], label: str) -> None:
+    """Draw the mean of several runs' values, and a band of their standard deviation.
+
+    Args:
+        axis: the axis.
+        x: where the values are, of shape ``[n]``.
+        values: of shape ``[runs, n]``.
+        how: style of the line.
+        label: its label.
+    """
+    mean = values.mean(axis=0)
+    axis.plot(x, mean, label=label, **how)
+    if len(values) > 1:
+        std = values.std(axis=0, ddof=1)
+        axis.fill_between(x, mean - std, mean + std, color=how["color"], alpha=0.2, linewidth=0)
+
+
+def _divergence(settings: Mapping[str, Sequence[Run]]) -> Figure:
+    """Draw the mean over the cohort of its models' distances to their average, against rounds.
+
+    The band is the standard deviation over the cohort of a single run, and over seeds where a setting has several.
+    """
+    figure, axis = _subplots(figsize=(7.2, 2.8))
+    for number, (label, own) in enumerate(settings.items()):
+        recorded = [run.history.syncs for run in own if run.history.syncs]
+        if not recorded:
             continue
-        steps = max(record["step"] for record in syncs)
-        at = np.array([record["round"] - 1 + record["step"] / steps for record in syncs])
-        mean, std = (np.array([record[f"divergence_{name}"] for record in syncs]) for name in ("mean", "std"))
-        (line,) = axis.plot(at, mean, label=run.label)
-        axis.fill_between(at, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+        count, steps = min(map(len, recorded)), max(record["step"] for syncs in recorded for record in syncs)
+        at = np.array([record["round"] - 1 + record["step"] / steps for record in recorded[0][:count]])
+        mean = np.array([[record["divergence_mean"] for record in syncs[:count]] for syncs in recorded])
+        if len(recorded) == 1:
+            std = np.array([record["divergence_std"] for record in recorded[0]])
+            axis.fill_between(at, mean[0] - std, mean[0] + std, color=_style(number)["color"], alpha=0.2, linewidth=0)
+        _band(axis, at, mean, _style(number), label)
     axis.set(xlabel="round", ylabel="distance to the average", ylim=(0, None))
-    axis.legend(fontsize=8)
+    _legend(figure, axis)
     return figure
 
 
-def _communication(runs: list[Run]) -> Figure:
-    """Draw the state of communication (A, B or C) and the bytes saved per client, against rounds."""
-    figure, axes = _subplots(2, 1, figsize=(9, 4), sharex=True)
-    for run in runs:
-        rounds = [record["round"] for record in run.history.rounds]
-        axes[0].step(
-            rounds, ["ABC".index(r["communication"]) for r in run.history.rounds], where="mid", label=run.label
-        )
-        axes[1].plot(rounds, [r["bytes_saved_per_client"] / 1e6 for r in run.history.rounds], label=run.label)
+def _communication(settings: Mapping[str, Sequence[Run]]) -> Figure:
+    """Draw the state of communication (A, B or C) of each run, and the megabytes saved per client, against rounds."""
+    figure, axes = _subplots(2, 1, figsize=(7.2, 3.6), sharex=True)
+    for number, (label, own) in enumerate(settings.items()):
+        how = _style(number)
+        for run in own:
+            at = [record["round"] for record in run.history.rounds]
+            states = ["ABC".index(record["communication"]) for record in run.history.rounds]
+            axes[0].step(at, states, where="mid", alpha=1 / len(own) ** 0.5, **how)
+        saved = [{r["round"]: r["bytes_saved_per_client"] / 1e6 for r in run.history.rounds} for run in own]
+        rounds = sorted(set.intersection(*map(set, saved)))
+        _band(axes[1], np.array(rounds), np.array([[one[at] for at in rounds] for one in saved]), how, label)
     axes[0].set_yticks(range(3), ["A: both ways", "B: up only", "C: silent"])
     axes[1].set(xlabel="round", ylabel="saved per client [MB]")
-    axes[1].legend(fontsize=8)
+    _legend(figure, axes[1])
     return figure
 
 
-def _taressfl(runs: list[Run]) -> Figure:
+def _taressfl(settings: Mapping[str, Sequence[Run]]) -> Figure:
     """Draw how well simulated attackers reconstruct before and after learning, and the contrastive loss against it."""
-    figure, axes = _subplots(1, 2, figsize=(9, 3.5))
-    for run in runs:
-        rounds = [record for record in run.history.rounds if record["attackers_ssim"] is not None]
+    figure, axes = _subplots(1, 2, figsize=(7.2, 2.9))
+    for number, (label, own) in enumerate(settings.items()):
+        how = _style(number)
+        resisting = [{r["round"]: r for r in run.history.rounds if r["attackers_ssim"] is not None} for run in own]
+        rounds = sorted(set.intersection(*map(set, resisting)))
         if not rounds:
             continue
-        at, ssim = [record["round"] for record in rounds], [record["attackers_ssim"] for record in rounds]
-        (line,) = axes[0].plot(at, ssim, ".-", label=f"{run.label}: after learning")
-        before = [record["attackers_ssim_before"] for record in rounds]
-        axes[0].plot(at, before, ".:", color=line.get_color(), label=f"{run.label}: before")
-        axes[1].plot(ssim, [record["loss"] for record in rounds], "o-", markersize=3, label=run.label)
+        after, before, loss = (
+            np.array([[one[at][name] for at in rounds] for one in resisting])
+            for name in ("attackers_ssim", "attackers_ssim_before", "loss")
+        )
+        _band(axes[0], np.array(rounds), after, how, f"{label}: after learning")
+        _band(axes[0], np.array(rounds), before, how | {"linestyle": ":"}, f"{label}: before")
+        axes[1].plot(after.mean(axis=0), loss.mean(axis=0), marker=".", label=label, **how)
     axes[0].set(xlabel="round", ylabel="SSIM of the attackers")
     axes[1].set(xlabel="SSIM of the attackers", ylabel="contrastive loss")
-    axes[0].legend(fontsize=8)
+    _legend(figure, axes[0])
     return figure
 
 

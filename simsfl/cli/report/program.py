@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import unicodedata
 from collections.abc import Sequence
 from itertools import count
@@ -13,15 +14,18 @@ from matplotlib.figure import Figure
 
 from simsfl.attacks import SIMILARITIES
 from simsfl.cli.flags import add_plugin_flag
-from simsfl.cli.report.figures import draw, save
+from simsfl.cli.report.figures import FEW, draw, save
+from simsfl.cli.report.formats import add_format_flag
+from simsfl.cli.report.page import figure_lines
 from simsfl.cli.report.runs import Run, read_run
+from simsfl.cli.report.settings import grouped, repeated, summary_table
 from simsfl.config import RunConfig
 from simsfl.runs.directory import RunDirectory
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text
 from simsfl.ui.arguments import Parser, fail, path
 from simsfl.ui.dashboard import bytes_text, number, time_text
-from simsfl.ui.markdown import escaped, lines_of, picture
+from simsfl.ui.markdown import escaped, lines_of, markdown, picture
 from simsfl.ui.spread import collapse
 
 _SHOWN = (
@@ -37,12 +41,19 @@ _CHOICES = (
 _UNRECORDED = "no round is recorded: the run has just begun, or was trained in Python without `simsfl.run`"
 """What the page says of a run without records of rounds."""
 
+_SEEDS = "Mean ± standard deviation over the seeds of each setting."
+"""What the page says of the table of settings."""
+_LEFT_OUT = f"Partitions, views, features and reconstructions are shown in reports of {FEW} runs at most."
+"""What the page says of figures that it lacks."""
+
 
 def parser() -> Parser:
     """Return the parser of this program's flags."""
     result = Parser(description=__doc__)
     result.add_argument("runs", type=path, nargs="+", metavar="RUN_DIR", help="run directories")
-    result.add_argument("--out", type=path, metavar="DIR", help="directory to write into (default: the first run's)")
+    where = "directory to write into (default: the run's own; of several runs a new one, reports/<time>)"
+    result.add_argument("--out", type=path, metavar="DIR", help=where)
+    add_format_flag(result)
     add_plugin_flag(result)
     return result
 
@@ -52,11 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse(argv)
         runs = [read_run(path, name) for path, name in zip(arguments.runs, _unique_names(arguments.runs), strict=True)]
-        out = RunDirectory(arguments.out or arguments.runs[0])
-        out.outputs.check(out.report.name)
+        own = arguments.out or (arguments.runs[0] if len(runs) == 1 else None)
+        if own:
+            RunDirectory(own).outputs.check("report.md")
         figures = draw(runs)
-        save(figures, out.outputs)
-        out.outputs.write_text(out.report.name, _page(runs, figures, out.path))
+        out = RunDirectory(own) if own else RunDirectory.claim(Path("reports") / time.strftime("%Y%m%d-%H%M%S"))
+        save(figures, out.outputs, arguments.format)
+        out.outputs.write_text(out.report.name, _page(runs, figures, out.path, arguments.format))
     except (ValueError, OSError) as error:
         return fail(error)
     Output().say(f"wrote {out.report} and {count_text(len(figures), 'figure')} in {out.figures}")
@@ -79,32 +92,44 @@ def _unique_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path) -> str:
+def _page(runs: list[Run], figures: dict[str, tuple[str, Figure]], out: Path, formats: Sequence[str]) -> str:
     """Return the report as Markdown: a table of settings and results, then the figures.
+
+    If a setting was run with several seeds, the table has a row for each setting, and that of runs comes last.
 
     Args:
         runs: the runs, a column of the table each.
         figures: titles and figures by file name, as of `draw`.
         out: the directory that the page is written into; links are relative to it.
+        formats: the formats of the figures' files.
     """
+    settings = grouped(runs)
+    seeds = repeated(settings)
     differing = _differing([run.config for run in runs])
     columns = [_cells(run, differing) for run in runs]
     titles = max(columns, key=len) | {title: "" for column in columns for title in column}
     table = [["", *(run.name for run in runs)]]
     table += [[title, *(column.get(title, "-") for column in columns)] for title in titles]
-    lines = ["# simsfl report", "", *lines_of(table)]
+    lines = ["# simsfl report", ""]
+    if seeds:
+        lines += [*markdown(summary_table(settings)).strip().split("\n"), "", _SEEDS]
+    else:
+        lines += lines_of(table)
     for run in runs:
         if found := collapse(run.spreads):
             lines += ["", f"**{escaped(run.name)}:** {found[1]}"]
         if not run.history.rounds:
             lines += ["", f"**{escaped(run.name)}:** {_UNRECORDED}"]
-    for stem, (title, _) in figures.items():
-        lines += ["", f"## {escaped(title)}", "", picture(title, f"figures/{stem}.png")]
-    for run in runs:
+    lines += ["", *figure_lines(figures, formats)]
+    if len(runs) > FEW:
+        lines += ["", _LEFT_OUT]
+    for run in runs if len(runs) <= FEW else ():
         for decoder in run.attacks:
             sheet = os.path.relpath(RunDirectory(run.path).attacks / f"{decoder}.png", out)
             title = f"Reconstructions by {decoder} of {run.name}"
             lines += ["", f"## {escaped(title)}", "", picture("originals, reconstructions", sheet)]
+    if seeds:
+        lines += ["", "## Runs", "", *lines_of(table)]
     return "\n".join([*lines, ""])
 
 

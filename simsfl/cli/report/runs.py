@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ class Run:
     """Content of ``summary.json``; None where the run has not ended."""
     attacks: dict[str, AttackRecord]
     """Results that ``attack.py`` wrote, by decoder."""
+    by_rule: Collection[str] = ()
+    """Names of the fields of the config that rules have filled in."""
+    losses: Sequence[float] = ()
+    """Loss of each step."""
 
     @property
     def label(self) -> str:
@@ -57,14 +62,16 @@ def read_run(path: Path, name: str) -> Run:
     """
     directory = RunDirectory(path)
     content = directory.read_config()
-    history, steps, done = History(), [0], 0
+    history, steps, losses = History(), [0], []
     if directory.metrics.exists():
         for record, _ in read_records(directory.metrics):
             history.feed(record)
-            done += record["event"] == "step"
+            if record["event"] == "step":
+                losses.append(record["loss"])
             if record["event"] == "round":
-                steps.append(done)
+                steps.append(len(losses))
     if summary := directory.read_summary():
         directory.check_metrics(summary)
     attacks = {file.stem: read(file, AttackRecord) for file in sorted(directory.attacks.glob("*.json"))}
-    return Run(name, path, content.config.to_dict(), content.reasons, history, steps, summary, attacks)
+    config = content.config.to_dict()
+    return Run(name, path, config, content.reasons, history, steps, summary, attacks, content.by_rule, losses)

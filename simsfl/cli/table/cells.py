@@ -11,55 +11,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from simsfl.cli.sweep.cells import Cell
+
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet12": "ImageNet-12"}
 _SPLITS = {"IID": True, "non-IID": False}
 """Whether each partition is IID; non-IID is as published, by the rule that a client holds a fifth of the classes."""
 _VARIANTS = {"MocoSFL-1": 1, "MocoSFL-3": 2}
 """Cut layer of each variant, which is named after its convolutions on the client: a block behind the stem has two."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure of a table, with what has to be run to get it."""
-
-    row: str
-    column: str
-    settings: dict[str, Any]
-    """Config fields that this cell sets."""
-    published: float | None = None
-    """Published accuracy of the linear probe in percent; None where no published figure is known."""
-    rounds: int | None = None
-    """Rounds of the published schedule; None where they follow from the preset's rule."""
-    expert: Cell | None = None
-    """Cell whose run comes first and gives this one its initial client; None where there is no such run."""
-    attacked: bool = False
-    """Whether ``attack.py`` is run on the result."""
-    published_mse: float | None = None
-    """Published mean squared error of that attack."""
-
-    def concerned(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """Return those of the flags that apply to this cell.
-
-        An expert takes flags of its own training and of its network, and other flags where its settings say nothing.
-        A cell that starts from an expert takes all flags but those of the expert's training; any other cell takes all.
-
-        Args:
-            flags: config fields that the user gave, by name.
-        """
-        of_network = ("dataset", "cut_layer", "bottleneck")
-        if "aux_dataset" in self.settings:
-            return {n: v for n, v in flags.items() if _of_experts(n) or n in of_network or n not in self.settings}
-        return {n: v for n, v in flags.items() if not (self.expert and _of_experts(n))}
-
-    @property
-    def name(self) -> str:
-        """Return row and column, such as ``MocoSFL-1, CIFAR-10 N=5``."""
-        return f"{self.row}, {self.column}"
-
-
-def _of_experts(flag: str) -> bool:
-    """Return whether a flag affects the training of experts only."""
-    return flag == "aux_dataset" or flag.startswith("ressfl_")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""The runs of ``table.py``: a config for each cell and seed, its estimated time, and a schedule that fits a budget."""
+"""The runs of a sweep: a config for each cell and seed, its estimated time, and a schedule that fits a budget."""
 
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +16,7 @@ import torch
 from simsfl import RunConfig, Simulation
 from simsfl.algorithm.plan import steps_per_round
 from simsfl.attacks.inversion import train_decoder
-from simsfl.cli.table.cells import Cell
+from simsfl.cli.sweep.cells import Cell
 from simsfl.config.notation import Decoder
 from simsfl.engine.precision import arithmetic
 from simsfl.privacy.decoders import decoder
@@ -46,8 +47,8 @@ _WORK = (
 )
 """Config fields that the time of a step depends on, besides the number of images."""
 
-GRID, RESULTS = "grid.json", ("table.md", "table.png")
-"""Names of the files that a grid writes beside what belongs to single runs."""
+GRID = "grid.json"
+"""Name of the file that says what a grid consists of."""
 ATTEMPT = "$ simsfl "
 """Begin of the line in a run's log that comes before the output of each program that was started for it."""
 
@@ -59,7 +60,7 @@ class Identity:
     """What has to be equal for a grid to be continued."""
 
     table: str = ""
-    """Name of the table."""
+    """Name of the table, or "sweep"."""
     preset: str = ""
     """Name of the preset."""
     flags: dict[str, bool | int | float | str | None] = field(default_factory=dict)
@@ -110,7 +111,9 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Return the name of the run directory, such as ``mocosfl-1-iid-1-per-round-seed-0``."""
+        """Return the name of the run directory, such as ``mocosfl-1-iid-1-per-round-seed-0`` or ``lr-0.02-seed-0``."""
+        if self.cell.directory is not None:
+            return f"{self.cell.directory}-seed-{self.seed}".removeprefix("-")
         words = "".join(c if c.isalnum() or c == "-" else " " for c in f"{self.cell.name} seed {self.seed}")
         return "-".join(words.lower().split())
 
@@ -253,7 +256,12 @@ def _attack_seconds(simulation: Simulation) -> float:
 
 
 def planned(
-    cells: Iterable[tuple[Cell, int]], base: RunConfig, flags: _Json, budget: float | None, spent: float = 0.0
+    cells: Iterable[tuple[Cell, int]],
+    base: RunConfig,
+    flags: _Json,
+    budget: float | None,
+    spent: float = 0.0,
+    jobs: int = 1,
 ) -> list[Plan]:
     """Return a plan for each cell and seed. A run that is not possible gets a plan that says why.
 
@@ -263,6 +271,7 @@ def planned(
         flags: config fields that the user gave for all cells.
         budget: minutes for all runs together, or None for no limit.
         spent: seconds of the budget that are taken by runs planned before.
+        jobs: how many runs go side by side.
 
     Raises:
         ValueError: the budget is too small for one step of each run.
@@ -274,7 +283,9 @@ def planned(
         data = None
         try:
             asked = cell.concerned(flags)
-            config = replace(base, **{"linear_probe": True, **cell.settings, "seed": seed, **asked})
+            if cell.problem:
+                raise ValueError(cell.problem)
+            config = replace(base, **{**cell.settings, "seed": seed, **asked})
             config, data = _with_rounds(config, cell), (config.dataset, config.aux_dataset)
             if data in missing:
                 raise ValueError(missing[data])
@@ -288,11 +299,12 @@ def planned(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # for the processes of the runs
     keep_memory()  # it first returns what the timing probes freed to the system
-    share = (60.0 * budget - spent) / max(1, len(costs)) if budget else None
+    in_turn = max(1, math.ceil(len(costs) / jobs))
+    share = (60.0 * budget - spent / jobs) / in_turn if budget else None
     if share is not None:
         needed = max((cost.total(_shortest(config), 1) + cost.attack for *_, config, cost in costs), default=0.0)
         if needed > share:
-            least = needed * len(costs) / 60
+            least = (needed * in_turn + spent / jobs) / 60
             raise ValueError(
                 f"budget: {budget:g} minutes are too few for one step in each of {len(costs)} runs; allowed: "
                 f"{least + 0.05:.1f} or more"
@@ -356,12 +368,13 @@ def fitted(plan: Plan, config: RunConfig, cost: Cost, share: float) -> Plan:
     return replace(plan, config=fitted, steps=rounds * max(1, int(epochs * cost.steps_of_pass)))
 
 
-def read_grid(out: Outputs, identity: Identity) -> dict[str, Kept]:
+def read_grid(out: Outputs, identity: Identity, results: Iterable[str]) -> dict[str, Kept]:
     """Return the plans that a grid's file holds, by name; none where there is no such file.
 
     Args:
         out: the grid's directory.
         identity: which grid is to be continued.
+        results: names of the files that are written beside what belongs to single runs.
 
     Raises:
         ValueError: the file is damaged, or the directory belongs to another grid or holds something else.
@@ -382,5 +395,5 @@ def read_grid(out: Outputs, identity: Identity) -> dict[str, Kept]:
                 f"out: {path.parent} is of another grid, with {spec.name} {held!r} and not {value!r}; "
                 "allowed: another directory"
             )
-    out.adopt([GRID, *RESULTS, *(f"{name}.json" for name in content.runs)])
+    out.adopt([GRID, *results, *(f"{name}.json" for name in content.runs)])
     return content.runs

@@ -1,0 +1,140 @@
+"""Runs of one setting: those that differ in their seed alone, called by what tells them from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from simsfl.attacks import spread
+from simsfl.cli.report.runs import Run
+from simsfl.config import RunConfig
+from simsfl.config.catalogue import METHODS
+from simsfl.ui.dashboard import number
+from simsfl.ui.plot_text import literal
+
+_INCIDENTAL = ("preset", "seed", "device", "data_dir", "eval_every", "checkpoint_every", "callback", "epochs")
+"""Fields of the config in which repetitions of one setting may differ."""
+_SCORES = ("SSIM", "MSE")
+"""Scores of an attack that are shown."""
+
+
+def accuracy(run: Run) -> float | None:
+    """Return the accuracy of a run's linear probe, or that of kNN without one, in percent; None if it has neither."""
+    probe = run.history.probes.get("linear")
+    return probe["top1"] if probe else run.history.value("evaluation", "knn_top1")
+
+
+def measures(run: Run) -> dict[str, float]:
+    """Return the results of a run that are averaged over seeds, by name; those that it does not have are left out."""
+    history = run.history
+    knn = [record["knn_top1"] for record in history.evaluations if record["round"]]
+    found = {
+        "loss": history.value("round", "loss"),
+        "kNN [%]": knn[-1] if knn else None,
+        "kNN, best [%]": max(knn, default=None),
+        **{f"{kind} probe [%]": record["top1"] for kind, record in history.probes.items()},
+        **{f"{name} of {title}": getattr(a, name.lower()).mean for title, a in run.attacks.items() for name in _SCORES},
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def mean_text(values: Sequence[float], measure: str = "") -> str:
+    """Return the mean of a measure, and its standard deviation if there are several values; "-" if there are none."""
+    if not values:
+        return "-"
+    digits = ".3f" if measure.split(" ", maxsplit=1)[0] in ("loss", *_SCORES) else ".2f"
+    found = spread(values)
+    return number(found["mean"], digits) + ("" if found["std"] is None else f" ± {found['std']:{digits}}")
+
+
+def repeated(settings: Mapping[str, Sequence[Run]]) -> bool:
+    """Return whether some setting was run with several seeds."""
+    return any(len(runs) > 1 for runs in settings.values())
+
+
+def summary_table(settings: Mapping[str, Sequence[Run]]) -> Table:
+    """Return a table with a row for each setting: its seeds, and mean and standard deviation of each measure."""
+    found = {label: [measures(run) for run in runs] for label, runs in settings.items()}
+    names = list(dict.fromkeys(name for own in found.values() for one in own for name in one))
+    table = Table()
+    for column in ("setting", "seeds", *names):
+        left = column == "setting"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+    for label, runs in settings.items():
+        cells = [mean_text([one[name] for one in found[label] if name in one], name) for name in names]
+        table.add_row(label, seeds_text(runs), *cells)
+    return table
+
+
+def seeds_text(runs: Sequence[Run]) -> str:
+    """Return the seeds of runs, and how many of the runs have not ended."""
+    open_ = sum(run.summary is None for run in runs)
+    return ", ".join(str(run.config["seed"]) for run in runs) + (f" ({open_} unfinished)" if open_ else "")
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs of each setting, by a text that says in what it differs from the others.
+
+    The text has only fields that users have set, as long as these tell the settings apart: a rate of clients that
+    follows from the server's is not named beside it. Where a setting has one seed twice, its runs are no repetitions,
+    and each stands for itself under its own name.
+    """
+    keys = [_setting(run.config) for run in runs]
+    names = [name for name in dict.fromkeys(name for key in keys for name in key) if _differs(keys, name)]
+    asked = [name for name in names if not all(name in run.by_rule for run in runs)]
+    shown = asked if len(_apart(keys, asked)) == len(_apart(keys, names)) else names
+    together: dict[tuple, list[Run]] = {}
+    for run, key in zip(runs, keys, strict=True):
+        together.setdefault(tuple(str(key.get(name)) for name in names), []).append(run)
+    found: dict[str, list[Run]] = {}
+    for own in together.values():
+        key = _setting(own[0].config)
+        words = ", ".join(filter(None, (_text(name, key[name]) for name in shown if name in key)))
+        label = words or (f"no {_words(shown[0])}" if len(shown) == 1 else "none of these")
+        if label in found:  # what differs has the same text, such as two files of one name
+            label = next(other for i in count(2) if (other := f"{label} ({i})") not in found)
+        if len({run.config["seed"] for run in own}) < len(own):
+            found |= {", ".join([*[label] * (len(together) > 1), run.name]): [run] for run in own}
+        elif len(together) == 1:
+            found[own[0].name if len(own) == 1 else f"{len(own)} seeds"] = own
+        else:
+            found[label] = own
+    return {literal(label): own for label, own in found.items()}
+
+
+def _apart(keys: Iterable[Mapping[str, Any]], names: Sequence[str]) -> set[tuple]:
+    """Return the settings that some fields tell apart."""
+    return {tuple(str(key.get(name)) for name in names) for key in keys}
+
+
+def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a config that a setting consists of, with its options among them."""
+    usual = RunConfig().to_dict()
+    fields = {name: value for name, value in config.items() if name in usual and name not in _INCIDENTAL}
+    by_rule = "supervised" if config["supervised"] else METHODS[config["method"]].objective
+    fields["objective"] = config["objective"] or by_rule
+    return fields | fields.pop("options", {})
+
+
+def _differs(settings: Iterable[Mapping[str, Any]], name: str) -> bool:
+    """Return whether settings differ in a field, which some may not have."""
+    return len({str(setting.get(name)) for setting in settings}) > 1
+
+
+def _text(name: str, value: Any) -> str:
+    """Return what a field is as text: names stand for themselves, and what is turned off for nothing."""
+    if value is None or value is False or (value == 0 and getattr(RunConfig(), name, 0) == 0):
+        return ""
+    if isinstance(value, str):
+        return Path(value).stem if name in ("dataset", "aux_dataset", "init_client") else value
+    words = _words(name)
+    return words if value is True else f"{words} {value:g}"
+
+
+def _words(name: str) -> str:
+    """Return the name of a field as text."""
+    return name.rpartition(".")[2].replace("_", " ")

@@ -1,0 +1,1 @@
+"""The program ``simsfl sweep``, and what runs many settings with several seeds, also for ``simsfl table``."""

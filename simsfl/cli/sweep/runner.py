@@ -1,0 +1,285 @@
+"""Carries out the runs of a sweep: announced, one after another or side by side, interrupted and continued."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import TimeRemainingColumn
+
+from simsfl import RunConfig
+from simsfl.cli.presets import named
+from simsfl.cli.sweep.grid import ATTEMPT, GRID, Grid, Identity, Kept, Plan, planned
+from simsfl.cli.sweep.outcomes import Outcomes
+from simsfl.config import plugins
+from simsfl.runs.directory import RunDirectory
+from simsfl.system.console import Output
+from simsfl.system.messages import count_text
+from simsfl.system.outputs import Outputs
+from simsfl.system.programs import command, pasted
+from simsfl.system.progress import bar, watched
+from simsfl.ui.dashboard import time_text
+
+_POLL = 0.2
+"""Seconds between two checks whether a run has ended."""
+_LONG = 600.0
+"""Seconds of work that need a confirmation, at most."""
+
+
+def plans_of(
+    cells: Sequence[tuple[Any, int]],
+    kept: dict[str, Kept],
+    base: RunConfig,
+    flags: dict[str, Any],
+    budget: float | None,
+    jobs: int,
+    console: Output,
+) -> list[Plan]:
+    """Return a plan for each cell and seed: the one that a directory has kept, or a new one.
+
+    Args:
+        cells: pairs of a cell and a seed; the expert of a cell comes before the cell.
+        kept: plans of the directory that is continued, by name.
+        base: the preset, whose fields the settings of each cell change.
+        flags: config fields that the user gave for all cells.
+        budget: minutes for all runs together, or None for no limit.
+        jobs: how many runs go side by side.
+        console: where it is said at once what is done.
+
+    Raises:
+        ValueError: the budget is too small for one step of each run.
+    """
+    if jobs > 1:
+        torch.set_num_threads(threads_of(jobs))  # so that steps are timed as they will be run
+    kept = {name: run for name, run in kept.items() if not run.problem}
+    names = {Plan(cell, seed, base, 0, 0.0).name: (cell, seed) for cell, seed in cells}
+    new = [pair for name, pair in names.items() if name not in kept]
+    spent = sum(run.seconds for run in kept.values())
+    if new:
+        console.say(f"{count_text(len(names), 'run')}; a few steps of each kind are timed first")
+    fresh = {plan.name: plan for plan in planned(watched(new, "Probing"), base, flags, budget, spent, jobs)}
+    plans: list[Plan] = []
+    for name, pair in names.items():
+        plan = fresh.get(name) or Plan(*pair, **vars(kept[name]))
+        expert = next((p for p in plans if p.cell == plan.cell.expert and p.seed == plan.seed), None)
+        if expert and expert.problem and not plan.problem:
+            plan = replace(plan, problem=f"its expert is not possible: {expert.problem}")
+        plans.append(plan)
+    return plans
+
+
+def print_commands(outcomes: Outcomes, note: str, console: Output) -> None:
+    """Print the commands that do the runs by hand on stdout, and on stderr the steps and times that they take."""
+    for plan in outcomes.left:
+        console.say(command_line(plan, outcomes.out))
+    for problem in outcomes.problems():
+        console.say(f"# {problem}")
+    beside = Output(stderr=True)
+    beside.print(outcomes.forecast())
+    beside.say(note)
+
+
+def may_go_on(outcomes: Outcomes, console: Output, *, jobs: int, yes: bool) -> bool:
+    """Say what will be run and how long it takes; return whether that is wanted, for which the user may be asked.
+
+    Args:
+        outcomes: the runs.
+        console: where it is said.
+        jobs: how many runs go side by side.
+        yes: whether they are confirmed already.
+    """
+    left, plans = outcomes.left, [plan for plan in outcomes.plans if not plan.problem]
+    if not left:
+        return True
+    seconds = sum(plan.seconds for plan in left) / min(jobs, len(left))
+    done = f", {len(plans) - len(left)} finished" if len(left) < len(plans) else ""
+    return confirmed(f"{count_text(len(left), 'run')} to do{done}", seconds, outcomes.out, console, yes=yes)
+
+
+def confirmed(work: str, seconds: float, out: Path, console: Output, *, yes: bool) -> bool:
+    """Say how long some work takes; return whether it is wanted, for which the user may be asked.
+
+    Args:
+        work: what is to be done, as text.
+        seconds: estimated seconds of it.
+        out: the directory of the results.
+        console: where it is said. If a person can answer there, more than ten minutes of work have to be confirmed.
+        yes: whether it is confirmed already.
+    """
+    console.say(f"{work}: about {time_text(seconds)}, into {out}")
+    if yes or seconds <= _LONG or not (console.redraws and sys.stdin is not None and sys.stdin.isatty()):
+        return True
+    try:
+        if console.input("go on? [y/N] ", markup=False).strip().lower() in ("y", "yes"):
+            return True
+    except EOFError:
+        pass
+    console.say("nothing was run")
+    return False
+
+
+def write_grid(outputs: Outputs, identity: Identity, kept: dict[str, Kept], plans: Sequence[Plan]) -> None:
+    """Write ``grid.json``, which makes the directory that of these runs."""
+    outputs.write_json(GRID, asdict(Grid(identity, kept | {plan.name: plan.kept() for plan in plans})))
+
+
+def run_all(plans: Sequence[Plan], outputs: Outputs, after_each: Callable[[], None], *, jobs: int = 1) -> None:
+    """Run plans, with a bar of their estimated time on stderr, or lines where that is no terminal.
+
+    A run whose expert has not ended is skipped.
+
+    Args:
+        plans: the runs; the expert of a run comes before it.
+        outputs: the directory that holds the run directories.
+        after_each: called after each run.
+        jobs: how many runs go side by side, at most.
+    """
+    waiting, active = list(enumerate(plans, start=1)), []
+    with bar(TimeRemainingColumn()) as progress, ExitStack() as stack:
+        task, before = progress.add_task("", total=sum(plan.seconds for plan in plans) / jobs), 0.0
+        while waiting or active:
+            experts = {run.plan.name for run in active}
+            while waiting and len(active) < jobs and not _needs(waiting[0][1], experts):
+                number, plan = waiting.pop(0)
+                text = f"{number}/{len(plans)} {plan.cell.name}{', ' * bool(plan.cell.name)}seed {plan.seed}"
+                if progress.disable:  # no terminal shows the bar
+                    progress.console.say(text)
+                if plan.expert_has_ended(outputs.path):
+                    active.append(stack.enter_context(_Running(plan, text, outputs, jobs)))
+                    experts.add(plan.name)
+            for run in [run for run in active if not run.goes_on()]:
+                active.remove(run)
+                before += run.plan.seconds
+                after_each()
+            done = before + sum(min(run.plan.seconds, time.perf_counter() - run.begin) for run in active)
+            description = active[0].text + (f" and {len(active) - 1} more" if len(active) > 1 else "") if active else ""
+            progress.update(task, completed=done / jobs, description=description)
+            if active:
+                time.sleep(_POLL)
+
+
+def _needs(plan: Plan, names: set[str]) -> bool:
+    """Return whether a run starts from an expert that is one of the runs `names`."""
+    return plan.cell.expert is not None and replace(plan, cell=plan.cell.expert).name in names
+
+
+class _Running:
+    """A run whose processes are started one after another; a context at whose end the present one is ended.
+
+    Args:
+        plan: the run.
+        text: what the run is called.
+        outputs: the directory that holds the run directories.
+        jobs: how many runs share the cores of this machine.
+    """
+
+    def __init__(self, plan: Plan, text: str, outputs: Outputs, jobs: int):
+        self.plan, self.text, self.begin = plan, text, time.perf_counter()
+        self.environment = os.environ | ({"OMP_NUM_THREADS": str(threads_of(jobs))} if jobs > 1 else {})
+        self.stages, self.stack = stages(plan, outputs), ExitStack()
+        log = outputs.path / f"{plan.name}.log"
+        self.log = self.stack.enter_context(log.open("a", encoding="utf-8"))
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> _Running:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
+
+    def goes_on(self) -> bool:
+        """Start the next process if it is time to; return whether the run goes on."""
+        if self.process is None or self.process.poll() == 0:
+            argv = next(self.stages, None)
+            if argv is None:
+                self.stack.close()
+                return False
+            print(f"{ATTEMPT}{shlex.join(argv)}", file=self.log, flush=True)
+            self.process = self.stack.enter_context(running(argv, self.log, self.environment))
+            return True
+        if self.process.poll() is None:
+            return True
+        self.stack.close()
+        return False
+
+
+def threads_of(jobs: int) -> int:
+    """Return the threads of each of several runs that share the cores of this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+
+
+def stages(plan: Plan, outputs: Outputs) -> Iterator[list[str]]:
+    """Yield the arguments of ``simsfl`` for what is left of a run: begin or resume its training, then attack it."""
+    out, config = outputs.path, f"{plan.name}.json"
+    run = out / plan.name
+    outputs.write_json(config, plan.config_in(out).to_dict())
+    if not (run / "summary.json").exists():
+        begun = (run / "config.json").exists()
+        where = ["--resume", str(run)] if begun else ["--config", str(out / config), "--out", str(run)]
+        yield ["run", *where, "--dashboard", "off"]
+    if plan.attack_epochs:
+        yield _attack_argv(plan, out)
+
+
+def _attack_argv(plan: Plan, out: Path) -> list[str]:
+    """Return the arguments of ``simsfl`` for the attack on a run."""
+    return ["attack", str(out / plan.name), "--attack-epochs", str(plan.attack_epochs), "--device", plan.config.device]
+
+
+@contextmanager
+def running(argv: list[str], log: Any, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen]:
+    """Start ``simsfl`` with the given arguments in a process of its own, which writes to the log file `log`.
+
+    Interrupt the process at the end of the context, and wait for it.
+    """
+    words = [sys.executable, "-m", "simsfl", *argv]
+    process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=environment)
+    try:
+        yield process
+    finally:
+        process.terminate()  # not by SIGINT: a job in the background ignores that, and so do its processes
+        process.wait()
+
+
+def command_line(plan: Plan, out: Path) -> str:
+    """Return the shell commands that do by hand what is left of a run, on one line."""
+    lines = [pasted([*command("run"), *plugins.flags(), *_asked(plan, out)])]
+    directory = RunDirectory(out / plan.name)
+    if directory.summary.exists():
+        lines.clear()
+    elif directory.config.exists():
+        lines = [pasted([*command("run"), *plugins.flags(), "--resume", str(directory.path)])]
+    if plan.attack_epochs:
+        lines.append(pasted([*command("attack"), *plugins.flags(), *_attack_argv(plan, out)[1:]]))
+    return " && ".join(lines)
+
+
+def _asked(plan: Plan, out: Path) -> list[str]:
+    """Return the flags of ``simsfl run`` that ask for a run."""
+    config = plan.config_in(out)
+    preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()
+    words = ["--preset", config.preset]
+    words += [word for name, value in config.options.items() for word in (f"--{name}", str(value))]
+    for name, value in config.changed_from(preset).items():
+        if name != "options" and _has_effect(config, name):
+            flag = name.replace("_", "-")
+            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return [*words, "--out", str(out / plan.name)]
+
+
+def _has_effect(config: RunConfig, name: str) -> bool:
+    """Return whether the config field `name` has an effect, so that ``run.py`` accepts its flag."""
+    try:
+        config.check_effect([name])
+    except ValueError:
+        return False
+    return True

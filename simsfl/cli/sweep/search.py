@@ -1,0 +1,193 @@
+"""A search: instead of a grid, Optuna chooses the settings, each by what those before it have reached."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from simsfl import RunConfig
+from simsfl.cli.report.settings import accuracy
+from simsfl.cli.sweep import runner
+from simsfl.cli.sweep.axes import Point, Range, config_of, point_of
+from simsfl.cli.sweep.grid import GRID, Grid, Identity, Plan, planned, read_grid
+from simsfl.cli.sweep.results import RESULTS, Sweep
+from simsfl.system.console import Output
+from simsfl.system.messages import count_text
+from simsfl.system.outputs import Outputs
+
+STORAGE = "search.sqlite3"
+"""Name of Optuna's file in the directory of a search."""
+_CURVES = 5
+"""Most settings whose curves are drawn, the best ones."""
+_DIGITS = 4
+"""Significant digits of the numbers that are chosen from a range."""
+
+
+class Search:
+    """The trials of a search, which Optuna keeps in a file of the directory.
+
+    Args:
+        axes: values, or the range, of each flag, by name.
+        seeds: the seeds that each setting is run with.
+        arguments: the program's flags.
+        out: the directory.
+
+    Raises:
+        ValueError: Optuna is not installed, nothing is to be searched for, or the directory is not one of this search.
+    """
+
+    def __init__(self, axes: Mapping[str, Sequence[Any] | Range], seeds: Sequence[int], arguments: Any, out: Path):
+        if find_spec("optuna") is None:
+            raise ValueError("search: optuna is not installed; allowed: pip install simsfl[sweep]")
+        self.varying = {name: a for name, a in axes.items() if isinstance(a, Range) or len(a) > 1}
+        if not self.varying:
+            raise ValueError(
+                "search: every flag has one value; allowed: several, or a range such as --lr 0.01..0.3:log"
+            )
+        self.fixed = {name: values[0] for name, values in axes.items() if name not in self.varying}
+        self.seeds, self.arguments, self.out, self.outputs = seeds, arguments, out, Outputs(out)
+        spaces = {name: str(axis) for name, axis in self.varying.items()}
+        preset = self.fixed.get("preset", "several")
+        flags = {name: value for name, value in (self.fixed | spaces).items() if name != "preset"}
+        self.identity = Identity("search", preset, flags, None)
+        read_grid(self.outputs, self.identity, RESULTS)
+        self.outputs.check(*RESULTS)
+        self.console, self.plans, self.points = Output(), {}, {}
+
+    def go(self) -> int:
+        """Do the trials that are left, and write and print the results; return the exit code."""
+        begin, limit = time.perf_counter(), 60 * (self.arguments.budget or math.inf)
+        study = self._study() if (self.out / STORAGE).exists() else None
+        done = self._finished(study) if study else []
+        if len(done) < self.arguments.search:
+            if not self._confirmed(len(done)):
+                return 0
+            self.outputs.write_json(GRID, asdict(Grid(self.identity, {})))
+            study = study or self._study()
+        while len(done) < self.arguments.search and time.perf_counter() - begin < limit:
+            self._do(study, len(done) + 1)
+            done = self._finished(study)
+        return self._conclude(study)
+
+    def _study(self) -> Any:
+        """Return Optuna's study; trials that were interrupted are the next ones."""
+        import optuna  # noqa: PLC0415  (an extra)
+
+        optuna.logging.set_verbosity(logging.WARNING)
+        storage = f"sqlite:///{(self.out / STORAGE).absolute()}"
+        study = optuna.create_study(study_name="sweep", storage=storage, direction="maximize", load_if_exists=True)
+        study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
+        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+        return study
+
+    def _finished(self, study: Any) -> list[Any]:
+        """Return the trials that have ended: with an accuracy, or "pruned" where a run failed; collect their plans."""
+        from optuna.trial import TrialState  # noqa: PLC0415
+
+        done = study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+        for trial in done:
+            if trial.number not in self.points:
+                self._collect(trial.number, self._chosen(trial.params), 0.0)
+        return done
+
+    def _chosen(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of flags that parameters of a trial mean."""
+        return {name: float(f"{v:.{_DIGITS}g}") if isinstance(v, float) else v for name, v in params.items()}
+
+    def _asked(self, trial: Any) -> dict[str, Any]:
+        """Return the values that Optuna chooses for a trial."""
+        for name, axis in self.varying.items():
+            if not isinstance(axis, Range):
+                trial.suggest_categorical(name, list(axis))
+            elif isinstance(axis.low, int) and isinstance(axis.high, int):
+                trial.suggest_int(name, axis.low, axis.high, log=axis.log)
+            else:
+                trial.suggest_float(name, axis.low, axis.high, log=axis.log)
+        return self._chosen(trial.params)
+
+    def _collect(self, number: int, values: dict[str, Any], seconds: float) -> list[Plan]:
+        """Return plans for a trial's runs, and keep them for the results.
+
+        Raises:
+            ValueError: the values do not go together.
+        """
+        config = config_of(self.fixed | values)
+        self.points[number] = point_of(config, values)
+        cell = self.points[number].cell
+        self.plans[number] = [Plan(cell, seed, replace(config, seed=seed), 0, seconds) for seed in self.seeds]
+        return self.plans[number]
+
+    def _do(self, study: Any, number: int) -> None:
+        """Do the next trial."""
+        from optuna.trial import TrialState  # noqa: PLC0415
+
+        trial = study.ask()
+        values = self._asked(trial)
+        try:
+            plans = self._collect(trial.number, values, 0.0)
+        except ValueError as error:
+            self.console.say(f"trial {number} of {self.arguments.search}: {error}")
+            study.tell(trial, state=TrialState.PRUNED)
+            return
+        self.console.say(f"trial {number} of {self.arguments.search}: {plans[0].cell.name}")
+        sweep = self._results(study)
+        left = [plan for plan in plans if not sweep.is_finished(plan)]
+        runner.run_all(left, self.outputs, lambda: None, jobs=self.arguments.jobs)
+        found = [accuracy(run) for run in sweep.runs_of(plans)]
+        if len(found) < len(plans) or None in found:
+            study.tell(trial, state=TrialState.PRUNED)
+            trouble = next((sweep.trouble(plan) for plan in plans if not sweep.is_finished(plan)), "no accuracy")
+            self.console.say(f"  {trouble}")
+        else:
+            study.tell(trial, mean(found))
+            self.console.say(f"  accuracy {mean(found):.2f} %, best so far {study.best_value:.2f} %")
+        self._results(study).write()
+
+    def _results(self, study: Any) -> Sweep:
+        """Return the results of the trials so far, the best first."""
+        values = {t.number: t.value for t in study.get_trials(deepcopy=False) if t.value is not None}
+        numbers = sorted(self.points, key=lambda number: -values.get(number, -1.0))
+        points: dict[str, Point] = {}
+        plans: dict[str, list[Plan]] = {}
+        for number in numbers:  # one setting may be tried twice
+            points.setdefault(self.points[number].cell.name, self.points[number])
+            plans.setdefault(self.points[number].cell.name, self.plans[number])
+        note = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.fixed.items())
+        about = "; chosen by Optuna, best first, by their accuracy on the test images"
+        own = [plan for together in plans.values() for plan in together]
+        formats = self.arguments.format
+        return Sweep(list(points.values()), own, self.out, note + about, formats, title="Search over", most=_CURVES)
+
+    def _confirmed(self, done: int) -> bool:
+        """Say how long the trials that are left take, as long as the first of them; return whether that is wanted."""
+        values = {name: a.low if isinstance(a, Range) else a[0] for name, a in self.varying.items()}
+        self.console.say(f"{count_text(self.arguments.search, 'trial')}; a few steps of one are timed first")
+        point = point_of(config_of(self.fixed | values), values)
+        (plan,) = planned([(point.cell, self.seeds[0])], RunConfig(), {}, None)
+        if plan.problem:
+            raise ValueError(plan.problem)
+        count = (self.arguments.search - done) * len(self.seeds)
+        seconds = min(
+            plan.seconds * count / min(self.arguments.jobs, len(self.seeds)), (self.arguments.budget or 1e9) * 60
+        )
+        said = f"{done} of {count_text(self.arguments.search, 'trial')} done, {count_text(count, 'run')} to do"
+        return runner.confirmed(said, seconds, self.out, self.console, yes=self.arguments.yes)
+
+    def _conclude(self, study: Any) -> int:
+        """Write figures, and print the table; return the exit code."""
+        sweep = self._results(study)
+        sweep.write_figures()
+        self.console.print(sweep.table())
+        for problem in sweep.missing():
+            self.console.say(problem)
+        self.console.say(f"wrote {self.out / 'sweep.md'}, sweep.csv, sweep.json and figures")
+        return 0

@@ -1,0 +1,132 @@
+"""Sweeps: the grid that flags with several values are, and runs of it that are interrupted, continued and compared."""
+
+import json
+import signal
+
+import pytest
+
+from simsfl.cli.presets import named
+from simsfl.cli.sweep import grid, runner
+from simsfl.cli.sweep import program as sweep
+from simsfl.cli.sweep.axes import directory_of, points_of
+from tests.conftest import TINY, flags
+
+SHORT = TINY | {"rounds": 1, "preset": "laptop", "knn_bank": 20, "knn_test": 10, "local_epochs": 0.1}
+
+
+def test_combinations_of_any_flags():
+    axes = {
+        "preset": ["laptop"],
+        "method": ["mocosfl", "federated"],
+        "cut_layer": [1, 2],
+        "width": [8],
+        "objective.temperature": ["0.1", "0.2"],
+        "objective": ["simclr"],
+    }
+    points = points_of(axes)
+    assert len(points) == 8
+    first, last = points[0].cell, points[-1].cell
+    expected = {"method": "mocosfl", "cut_layer": 1, "width": 8, "arch": "resnet8", "objective": "simclr"}
+    assert first.settings == first.settings | expected | {"options": {"objective.temperature": 0.1}}
+    assert points[3].cell.name == "method mocosfl, cut layer 2, objective.temperature 0.2"
+    assert last.directory == "method-federated-cut-layer-2-objective.temperature-0.2"
+    assert last.problem.startswith("cut_layer: has no effect where")
+    with pytest.raises(ValueError, match=r"^tau: 2\.0 is out of range"):
+        points_of({"preset": ["laptop"], "tau": [0.9, 2.0]})
+
+
+def test_names_of_directories_differ_as_values_do():
+    names = [directory_of({"dataset": text}) for text in ("a/b", "a-b", "a b", "x" * 100, "x" * 99)]
+    assert len(set(names)) == 5
+    assert names[1] == "dataset-a-b"
+    assert directory_of({"lr": 0.02, "cut_layer": 2}) == "lr-0.02-cut-layer-2"
+    assert directory_of({}) == ""
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_and_grows(npz, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "sweep"
+    given = flags(out=out, dataset=npz, **SHORT)
+    interrupted = []
+
+    def stop_once(seconds):
+        if not interrupted:
+            interrupted.append(seconds)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.time, "sleep", stop_once)
+    assert sweep.main([*given, "--lr", "0.1,0.2", "--seeds", "0,1", "--jobs", "2"]) == 128 + signal.SIGINT
+    monkeypatch.undo()
+    assert sweep.main([*given, "--lr", "0.1,0.2", "--seeds", "0,1", "--jobs", "2", "--format", "svg"]) == 0
+    found = json.loads((out / "sweep.json").read_text())["settings"]
+    assert [entry["setting"] for entry in found] == [{"lr": 0.1}, {"lr": 0.2}]
+    tops = [json.loads((out / f"lr-0.1-seed-{seed}" / "summary.json").read_text())["knn_top1"] for seed in (0, 1)]
+    assert found[0]["measures"]["kNN [%]"]["mean"] == pytest.approx(sum(tops) / 2)
+    assert (out / "figures" / "curves.svg").exists()
+    assert "figures/curves.svg" in (out / "sweep.md").read_text()
+    assert len((out / "sweep.csv").read_text().splitlines()) == 3
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*/summary.json")}
+    assert len(times) == 4
+    assert sweep.main([*given, "--lr", "0.1,0.3", "--seeds", "0"]) == 0  # the finished run of 0.1 stays
+    after = {path: path.stat().st_mtime_ns for path in out.glob("*/summary.json")}
+    assert after == after | times
+    assert len(after) == 5
+    capsys.readouterr()
+    assert sweep.main([*given, "--width", "4", "--lr", "0.1,0.3", "--tau", "0.9"]) == 2
+    assert "is of another grid, with flags" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_with_what_was_interrupted(npz, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    out = tmp_path / "search"
+    argv = [*flags(out=out, dataset=npz, **SHORT), "--lr", "0.01..0.3:log", "--symmetric", "true,false"]
+    interrupted = []
+
+    def stop_once(seconds):
+        if not interrupted:
+            interrupted.append(seconds)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.time, "sleep", stop_once)
+    assert sweep.main([*argv, "--search", "trials=2"]) == 128 + signal.SIGINT
+    monkeypatch.undo()
+    (begun,) = out.glob("*.log")
+    assert sweep.main([*argv, "--search", "trials=2"]) == 0
+    found = json.loads((out / "sweep.json").read_text())["settings"]
+    assert {entry["runs"][0] for entry in found} == {log.stem for log in out.glob("*.log")}
+    assert begun.stem in {entry["runs"][0] for entry in found}
+    assert all(0.01 <= entry["setting"]["lr"] <= 0.3 for entry in found)
+    tops = [entry["measures"]["kNN [%]"]["mean"] for entry in found]
+    assert tops == sorted(tops, reverse=True)
+
+
+WRONG = {
+    "range": (["--lr", "0.1..0.2"], "lr: a range is for --search"),
+    "trials": (["--search", "30"], "search: '30' is no number of trials; allowed: such as trials=30"),
+    "empty range": (["--lr", "0.2..0.1"], "lr: '0.2..0.1' is no range; allowed: from a lower to a higher number"),
+    "value": (["--lr", "0.1,x"], "lr: 'x' is no number; allowed: a number"),
+    "truth": (["--align-momentum", "true,maybe"], "align_momentum: 'maybe' is neither; allowed: true or false"),
+    "name": (["--arch", "resnet8,resnet9"], "arch: 'resnet9' is not known"),
+    "seed": (["--seed", "1"], "flag: '--seed' is not known (did you mean --seeds?)"),
+    "jobs": (["--jobs", "0"], "jobs: '0' is no count; allowed: 1 or more"),
+}
+
+
+@pytest.mark.parametrize(("argv", "message"), WRONG.values(), ids=WRONG)
+def test_bad_input(argv, message, tmp_path, capfd):
+    assert sweep.main([*argv, "--preset", "laptop", "--out", str(tmp_path / "sweep")]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_budget_counts_runs_side_by_side(monkeypatch):
+    """Three runs, two at a time, take turns twice, so each may take half of the budget."""
+    cost = grid.Cost(start=0.0, step=0.1, image=0.0, steps=50, steps_of_pass=50, train=1, images=1, compared=1)
+    monkeypatch.setattr(grid, "_measured", lambda config, known, attacked: (config, cost))
+    points = points_of({"preset": ["laptop"], "rounds": [1000], "cohort": [100], "lr": [0.1, 0.2, 0.3]})
+    plans = grid.planned([(point.cell, 0) for point in points], named("laptop")[0], {}, 4.0, jobs=2)
+    assert [plan.seconds for plan in plans] == [120.0] * 3
+    assert all(100 < cost.total(plan.config, plan.steps) <= 120 for plan in plans)
