@@ -150,6 +150,12 @@ class RunConfig(Settings):
         return replace(self, options={**self.options, **values})
 
     @property
+    def files(self) -> dict[str, str]:
+        """Return the paths of the files that options name, by the names of these options."""
+        given = {name: value for name, value in self.options.items() if isinstance(value, str)}
+        return {name: value for name, value in given.items() if self.option(name).metadata.get("file")}
+
+    @property
     def defences(self) -> list[str]:
         """Return the names of the defences, in the order in which they are applied to smashed data.
 

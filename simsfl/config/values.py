@@ -15,7 +15,12 @@ _TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
 def option(
-    default: Any, help: str, *, choices: Collection[str] | None = None, within: tuple[float, float] | None = None
+    default: Any,
+    help: str,
+    *,
+    choices: Collection[str] | None = None,
+    within: tuple[float, float] | None = None,
+    file: bool = False,
 ) -> Any:
     """Return a field of a dataclass that users may set, as an option of what they have chosen.
 
@@ -26,8 +31,10 @@ def option(
         help: one or two sentences on it.
         choices: the values that are allowed, if they are names.
         within: the lowest and the highest value that are allowed, if they are numbers.
+        file: whether its value is the path of a file. A run keeps it as an absolute path, with the file's checksum, so
+            that it can be resumed from anywhere, and is known to differ if the file does.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "within": within})
+    return field(default=default, metadata={"help": help, "choices": choices, "within": within, "file": file})
 
 
 def check_value(name: str, spec: Field, value: Any) -> None:

@@ -123,6 +123,9 @@ def load(
             raise ValueError(f"resume: {directory.start} is damaged, or was edited; allowed: as the run wrote it")
         start = load_weights(str(directory.start))
     partition = directory.read_partition(saved)
+    for name, file in saved.config.files.items():
+        if Path(file).is_file() and digest(Path(file)) != saved.files.get(name, digest(Path(file))):
+            log.warning("%s: %s has changed since the run in %s began", name, file, path)
     try:
         dataset = dataset or load_images(config)
     except (ValueError, OSError) as error:

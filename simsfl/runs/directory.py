@@ -210,6 +210,7 @@ class RunDirectory:
             choices=dict(choices),
             plugins=config.plugins,
             callbacks=list(callbacks),
+            files={name: digest(Path(file)) for name, file in config.files.items()},
             git_commit=git_commit(),
             start=digest(self.start) if self.start.exists() else None,
             partition=partition.checksum if partition else None,

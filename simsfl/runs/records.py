@@ -69,6 +69,8 @@ class RunRecord:
     """Code from outside simsfl that is used."""
     callbacks: list[str] = field(default_factory=list)
     """Classes of the callbacks that followed it from the beginning, besides those that the config names."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Checksums of the files that options of the config name, by the names of these options."""
     git_commit: str | None = None
     """Commit of the source tree; None where it is not known."""
     start: str | None = None

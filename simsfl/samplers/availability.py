@@ -24,7 +24,7 @@ class Availability(Sampler):
     duration, the times repeat. Where too few are available, the cohort is filled up with others, who do not come.
     """
 
-    file: str | None = option(None, "File of availability times, with a line for each client.")
+    file: str | None = option(None, "File of availability times, with a line for each client.", file=True)
     round_seconds: float = option(60.0, "Seconds from the beginning of a round to that of the next.", within=(0, 1e9))
 
     def __post_init__(self) -> None:

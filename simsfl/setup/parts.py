@@ -297,6 +297,7 @@ def _outline(asked: RunConfig, dataset: Dataset, sources: Sequence[Partition]) -
         data_dir=str(Path(asked.data_dir).resolve()),
         aux_dataset=_absolute(asked.aux_dataset),
         init_client=_absolute(asked.init_client),
+        options=asked.options | {name: _absolute(file) for name, file in asked.files.items()},
         image_size=dataset.image_size,
         stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
     )

@@ -1,5 +1,6 @@
 """Plugins that are loaded, changed, missing or wrong, and the flags of options."""
 
+import hashlib
 import json
 from unittest.mock import patch
 
@@ -274,3 +275,20 @@ def test_callbacks_hear_of_checkpoints_after_the_start(npz, tmp_path):
     config = RunConfig(**TINY | {"dataset": str(npz), "rounds": 2, "eval_every": 0})
     simsfl.run(config, tmp_path / "run", callbacks=[follower])
     assert follower.heard == ["start", "run", "run"]
+
+
+def test_a_file_that_an_option_names_belongs_to_the_run(npz, tmp_path, monkeypatch, caplog):
+    """It is found from anywhere, and is known to have changed."""
+    times, out = tmp_path / "times.txt", tmp_path / "out"
+    times.write_text("0-60\n" * 8)
+    monkeypatch.chdir(tmp_path)
+    assert train(npz, out, "--sampler", "availability", "--sampler.file", times.name, "--rounds", "2") == 0
+    content = json.loads((out / "config.json").read_text())
+    assert content["config"]["options"] == {"sampler.file": str(times)}
+    assert content["files"] == {"sampler.file": hashlib.sha256(times.read_bytes()).hexdigest()}
+    monkeypatch.chdir("/")
+    assert report.main([str(out)]) == 0
+    assert not caplog.messages
+    times.write_text("0-120\n" * 8)
+    assert report.main([str(out)]) == 0
+    assert caplog.messages == [f"sampler.file: {times} has changed since the run in {out} began"]

@@ -166,8 +166,8 @@ def test_the_table_says_in_what_runs_differ(trained, npz, tmp_path, capsys):
     assert report.main([str(trained), str(other), "--out", str(tmp_path / "both")]) == 0
     page = (tmp_path / "both" / "report.md").read_text()
     rows = {cells[0]: cells[1:] for line in page.splitlines() if len(cells := line.strip("| ").split(" | ")) == 3}
-    assert rows["objective"] == ["None", "simclr"]
-    assert rows["defence"] == ["None", "clip+gaussian"]
-    assert rows["options"] == ["{}", "{'objective.temperature': 0.3}"]
+    assert rows["objective"] == ["-", "simclr"]
+    assert rows["defence"] == ["-", "clip+gaussian"]
+    assert rows["options"] == ["-", "objective.temperature 0.3"]
     assert not {"aggregation", "dropout", "device"} & rows.keys()
     assert rows["up, down per client"][0].count("kB") == 2

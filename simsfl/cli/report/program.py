@@ -153,6 +153,13 @@ def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _value(value: Any) -> str:
+    """Return the value of a field of the config as text; "-" for none."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {own}" for name, own in value.items()) or "-"
+    return "-" if value is None else str(value)
+
+
 def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
     """Return a run's column of the table: texts by the title of their row.
 
@@ -174,7 +181,7 @@ def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
         "rounds": f"{len(history.rounds):,} of {config['rounds']:,}",
         "precision, engine": f"{config['precision']}, {config['engine']}",
         "seed": str(config["seed"]),
-        **{name.replace("_", " "): str(config[name]) for name in differing},
+        **{name.replace("_", " "): _value(config[name]) for name in differing},
         "loss": number(history.value("round", "loss"), ".3f"),
         "kNN of raw pixels [%]": number(history.untrained("pixel_knn_top1")),
         "kNN untrained [%]": number(history.untrained("knn_top1")),
