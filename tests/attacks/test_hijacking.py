@@ -105,12 +105,12 @@ def test_hijacked_clients_send_what_the_decoder_can_read(monkeypatch):
     few = Arrays(train_x, arrays.train_y[:400], test_x, arrays.test_y[:9], arrays.classes)
     data = make_dataset("few", "made up", few, image_size=16)
     changes = {"cohort": 8, "batch_size": 8, "local_epochs": 15, "lr": 0.03, "width": 8, "crop_scale": 0.5, "seed": 1}
-    config, how = RunConfig(**{**TINY, **changes}), {"rounds": 3, "own": slice(200, 400)}
+    config, how = RunConfig(**{**TINY, **changes}), {"rounds": 4, "own": slice(200, 400)}
     led = _attacked(config, data, **how)
     monkeypatch.setattr(hijacking.Hijacker, "down", _honest(hijacking.Hijacker.down))
     left = _attacked(config, data, **how)
     originals = pixels(some(data.train, torch.arange(8)))
-    assert led.mse < 0.7 * (originals - originals.mean(dim=0)).square().mean() < left.mse
+    assert led.mse < 0.85 * (originals - originals.mean(dim=0)).square().mean() < left.mse
 
 
 def _honest(down):

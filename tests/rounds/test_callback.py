@@ -48,7 +48,7 @@ def test_a_run_from_python_is_the_programs(npz, tmp_path, capsys):
         assert record == other
         assert added == ({"double": 2 * record["loss"], "note": None} if record["event"] == "step" else None)
     assert listening.began == 1
-    assert listening.saves == 1 + TINY["rounds"]
+    assert listening.saves == TINY["rounds"]
     assert summary.knn_top1 == [record["knn_top1"] for record in mine if "knn_top1" in record][-1]
     assert json.loads((tmp_path / "python" / "summary.json").read_text())["knn_top1"] == summary.knn_top1
     assert simsfl.resume(tmp_path / "python") == summary
