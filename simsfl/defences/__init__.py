@@ -42,7 +42,7 @@ class Defence:
     """Whether `learn` may change gradients. If no defence does, clients descend in the loop as real devices do, to the
     bit."""
     replayable: ClassVar[bool] = True
-    """Whether steps may be recorded as a CUDA graph and replayed."""
+    """Whether steps may be recorded as a CUDA graph and replayed, without running its Python code anew."""
     phase: ClassVar[str] = "client backward"
     """The phase that the time of `receive` and `add` counts towards (`simsfl.system.clock.PHASES`)."""
 
@@ -150,11 +150,6 @@ class Chain(Defence):
     def learns(self) -> bool:
         """Return whether one of the defences may change the gradients that clients descend along."""
         return any(own.learns for own in self.defences)
-
-    @property
-    def replayable(self) -> bool:
-        """Return whether steps may be recorded with all of the defences."""
-        return all(own.replayable for own in self.defences)
 
     @property
     def phase(self) -> str:

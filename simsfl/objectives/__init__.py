@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ class Objective:
     each. On the split server these are the rows of all clients: one group. Where clients are trained apart, with queues
     or whole networks of their own, each of them is one of G groups.
     """
+
+    replayable: ClassVar[bool] = True
+    """Whether steps may be recorded as a CUDA graph and replayed, without running its Python code anew."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Objective:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,6 +24,9 @@ class Optimiser:
     What it remembers of a model of P parameters is a row of R numbers, zeros at first. Leading dimensions are those of
     a cohort's clients, or none for the server's model.
     """
+
+    replayable: ClassVar[bool] = True
+    """Whether steps may be recorded as a CUDA graph and replayed, without running its Python code anew."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Optimiser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ from simsfl.setup.outline import Outline, outline
 from simsfl.setup.weights import Weights, load_weights
 from simsfl.system.memory import keep_memory
 from simsfl.system.messages import count_text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -346,9 +349,14 @@ def _train_step(config: RunConfig, hyper: Hyperparameters) -> Callable[..., Outc
     method = METHODS[config.method]
     if config.engine == "loop":
         return method.looped.load()
-    fused_on_cuda = _version(config.engine) and torch.device(config.device).type == "cuda"
     step = method.stacked.load()
-    return CapturedStep(step) if fused_on_cuda and hyper.defence.replayable else step
+    if not _version(config.engine) or torch.device(config.device).type != "cuda":
+        return step
+    for part in (hyper.objective, hyper.optimiser, *hyper.defence.defences):
+        if not part.replayable:
+            log.warning("steps are not replayed as a CUDA graph, because %s runs Python in each", type(part).__name__)
+            return step
+    return CapturedStep(step)
 
 
 def _version(engine: str) -> str | None:

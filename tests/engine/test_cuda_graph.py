@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from simsfl.algorithm import step
 from simsfl.algorithm.batch import Batch, Outcome, untimed
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.wire import Wire
+from simsfl.defences import Chain
 from simsfl.engine.cuda_graph import WARM_UP, CapturedStep
 from simsfl.kernels import ViewParameters
 from simsfl.rounds.steps import client_steps
+from simsfl.setup.parts import _train_step
 from tests.engine.tape import Tape
 from tests.simulations import assert_moved_alike, assert_same_state, trained
 
@@ -298,3 +301,19 @@ def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, featu
         torch.cuda.set_sync_debug_mode("default")
     replayed, _ = trained(config, dataset)
     assert_moved_alike(eager, replayed, Simulation(config, dataset), 0.05)
+
+
+def test_steps_with_code_of_each_step_are_not_replayed(caplog):
+    """Without a device: only the choice of the step is looked at."""
+    config = SimpleNamespace(method="mocosfl", engine="fused", device="cuda")
+    plain, counting = (type(name, (), {"replayable": name == "Plain"})() for name in ("Plain", "Counting"))
+    for objective, optimiser, *defences in (
+        [plain] * 4,
+        [counting, plain],
+        [plain, counting],
+        [plain] * 3 + [counting],
+    ):
+        hyper = SimpleNamespace(objective=objective, optimiser=optimiser, defence=Chain(tuple(defences)))
+        replayed = counting not in (objective, optimiser, *defences)
+        assert isinstance(_train_step(config, hyper), CapturedStep) == replayed
+    assert caplog.messages == ["steps are not replayed as a CUDA graph, because Counting runs Python in each"] * 3
