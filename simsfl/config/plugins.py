@@ -84,7 +84,13 @@ def load_all() -> None:
     Raises:
         ValueError: one of them cannot be imported.
     """
-    for name in [*(point.value.partition(":")[0] for point in metadata.entry_points(group=_GROUP)), *named()]:
+    for point in metadata.entry_points(group=_GROUP):
+        try:
+            load(point.value.partition(":")[0])
+        except ValueError as error:
+            package = point.dist.name if point.dist else "unknown"
+            raise ValueError(f"{error} (it is named by the installed package {package})") from error
+    for name in named():
         load(name)
 
 

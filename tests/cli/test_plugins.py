@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from importlib import metadata
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -292,3 +294,10 @@ def test_a_file_that_an_option_names_belongs_to_the_run(npz, tmp_path, monkeypat
     times.write_text("0-120\n" * 8)
     assert report.main([str(out)]) == 0
     assert caplog.messages == [f"sampler.file: {times} has changed since the run in {out} began"]
+
+
+def test_the_package_that_names_a_plugin_is_named(monkeypatch):
+    point = metadata.EntryPoint("lab", "nosuchlab.things", "simsfl.plugins")
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [point._for(SimpleNamespace(name="lab-tools"))])
+    with pytest.raises(ValueError, match=r"^plugin: there is no module nosuchlab.things; .* package lab-tools\)$"):
+        plugins.load_all()
