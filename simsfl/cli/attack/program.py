@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
-from simsfl import Simulation
 from simsfl.attacks import (
     SIMILARITIES,
     TARGETS,
@@ -33,33 +31,23 @@ from simsfl.attacks import (
 from simsfl.attacks.hijacking import hijack
 from simsfl.attacks.reconstruction import attack
 from simsfl.cli.attack import figures
+from simsfl.cli.attack.victims import NETWORK, Victim, of_run, of_weights
 from simsfl.cli.flags import add_field_flags, add_plugin_flag
-from simsfl.cli.presets import named
-from simsfl.config import RunConfig
-from simsfl.config.constraints import ATTACK, HIJACK, check
 from simsfl.config.notation import Decoder
-from simsfl.data import Dataset, Images, resized
+from simsfl.data import Images, resized
 from simsfl.data.load import load_dataset
 from simsfl.data.npz import read_images
 from simsfl.data.partition import Partition
 from simsfl.engine.precision import arithmetic
-from simsfl.rounds import evaluating
 from simsfl.rounds.saving import PLACES
 from simsfl.runs.records import AttackRecord, Scores, to_json
-from simsfl.setup import assembly
-from simsfl.setup.defaults import resolve
-from simsfl.setup.published import load_published
-from simsfl.setup.weights import Weights, experts, load_weights
 from simsfl.system.console import Output
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
-from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
-from simsfl.system.reading import open_regular
 from simsfl.ui.arguments import Parser, fail, one_of, path, seeds_of, source, value_of, whole_number
 from simsfl.ui.dashboard import number
 
-log = logging.getLogger(__name__)
 _FLAGS = {
     "decoder": ("decoder", "attacker_data", "attacker_dataset", "attack_epochs"),
     "descent": (),
@@ -70,11 +58,7 @@ _DECODER, _SHARE, _EPOCHS = "res_normN4C64", 0.01, 50
 """Defaults of flags; they are None where the user has not set them."""
 _SHOWN = 12
 """Most images on the sheet."""
-_NETWORK = (
-    *("arch", "width", "cut_layer", "bottleneck", "client_residual", "norm", "weight_standardisation", "image_size"),
-)
-"""Fields of the config that say of which network the weights of a client are."""
-_OF_RUNS, _OF_WEIGHTS = ("target_client", "aux_dataset"), (*_NETWORK, "out")
+_OF_RUNS, _OF_WEIGHTS = ("target_client", "aux_dataset"), (*NETWORK, "out")
 """Flags that have an effect with a run alone, and those that have one with weights alone."""
 
 
@@ -151,7 +135,7 @@ def parser() -> Parser:
         "the published program (.tar)",
     )
     weights.add_argument("--out", type=path, metavar="DIR", help="directory of the results (default: attacks/SOURCE)")
-    add_field_flags(weights, _NETWORK)
+    add_field_flags(weights, NETWORK)
     result.dotted = ("arch",)
     return result
 
@@ -162,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse(argv)
         _check_together(arguments)
         asked = _Attack.of(arguments)
-        victim = _of_run(arguments) if arguments.weights is None else _of_weights(arguments)
+        victim = of_run(arguments) if arguments.weights is None else of_weights(arguments)
         with arithmetic(victim.config.precision):
             _carry_out(asked, victim)
     except (ValueError, OSError, ArithmeticError) as error:
@@ -192,100 +176,6 @@ def _check_together(arguments: Namespace) -> None:
         raise ValueError("attack: fsha trains the clients of a run, and --weights has none; allowed: decoder, descent")
     if arguments.target_images is not None and arguments.target_client is not None:
         raise ValueError("target_client: has no effect with --target-images; allowed: one of the two")
-
-
-@dataclass(frozen=True)
-class _Victim:
-    """What is attacked: the clients of a run, or the weights of one."""
-
-    config: RunConfig
-    """Config of the run, or with weights of their network, with every rule applied."""
-    dataset: Dataset
-    """The images, on the device."""
-    client: nn.Module
-    """The client model, frozen and in evaluation mode, on the device."""
-    out: Outputs
-    """Directory of the results."""
-    place: str
-    """Where they are in it: empty, or the name of a directory with a slash."""
-    simulation: Simulation | None = None
-    """The run; None for weights."""
-    weights: str | None = None
-    """Where the weights come from; None for a run."""
-
-
-def _of_run(arguments: Namespace) -> _Victim:
-    """Return the run that the flags name; raise a ValueError if it cannot be opened, or sends no smashed data."""
-    places = {name: getattr(arguments, name) for name in PLACES if getattr(arguments, name)}
-    simulation = Simulation.load(arguments.run, device=arguments.device, places=places)
-    for problem in simulation.damaged:
-        log.warning("%s", problem)
-    check(simulation.config, ATTACK + (HIJACK if arguments.attack == "fsha" else ()))
-    client = evaluating.client(simulation.parts)
-    out = Outputs(arguments.run, "run")
-    return _Victim(simulation.config, simulation.dataset, client, out, "attacks/", simulation=simulation)
-
-
-def _of_weights(arguments: Namespace) -> _Victim:
-    """Return the client whose weights the flags name; raise a ValueError if they cannot be had, or do not fit."""
-    weights = _weights(arguments)
-    network = weights.config.network() | {"device": arguments.device, "precision": "fp32"}
-    config = resolve(RunConfig(**network | {name: getattr(arguments, name) for name in _given(arguments)}))
-    config = replace(config, data_dir=arguments.data_dir or config.data_dir)
-    dataset = load_dataset(arguments.dataset or "auto", data_dir=config.data_dir, image_size=config.image_size)
-    dataset, config = dataset.to(torch.device(config.device)), replace(config, image_size=dataset.image_size)
-    model = assembly.network(config, weights=False)
-    try:
-        weights.initialise(model, server=False)
-    except ValueError as error:
-        raise ValueError(str(error).replace("init_client:", "weights:", 1)) from error
-    client = model.client.module(model.client.initial, model.client.initial_statistics).to(config.device)
-    out = Outputs(arguments.out or Path("attacks") / Path(arguments.weights).stem)
-    return _Victim(config, dataset, client.eval().requires_grad_(False), out, "", weights=arguments.weights)
-
-
-def _weights(arguments: Namespace) -> Weights:
-    """Return the weights that the flags name.
-
-    Raises:
-        ValueError: they cannot be had, or flags say otherwise of their network than they do.
-    """
-    fields = {name: getattr(arguments, name) for name in _given(arguments)}
-    if _is_published(arguments.weights):
-        config = resolve(replace(named("paper")[0], **fields).with_options(arguments.options))
-        config.check_effect(fields)
-        return replace(
-            load_published([Path(arguments.weights)], replace(config, image_size=config.image_size or 32), "weights"),
-            config=config,
-        )
-    try:
-        weights = load_weights(arguments.weights)
-    except ValueError as error:
-        raise ValueError(str(error).replace("init_client:", "weights:", 1)) from error
-    check(weights.config, ATTACK)
-    own = resolve(replace(weights.config, device="cpu"))
-    asked = replace(own, **fields).with_options(arguments.options)
-    for name, value in asked.changed_from(own).items():
-        if name != "image_size":
-            theirs = getattr(own, name)
-            raise ValueError(
-                f"{name}: {value} is not what the network of {arguments.weights} has, {theirs}; allowed: without it"
-            )
-    return weights
-
-
-def _given(arguments: Namespace) -> list[str]:
-    """Return the names of the fields of the network that flags give."""
-    return [name for name in _NETWORK if hasattr(arguments, name)]
-
-
-def _is_published(source: str) -> bool:
-    """Return whether this is a file of another kind than files of weights, whose header is JSON behind its length."""
-    file = Path(source)
-    if source in experts() or not file.is_file():
-        return False
-    with open_regular(file) as opened:
-        return opened.read(9)[8:] != b"{"
 
 
 @dataclass(frozen=True)
@@ -355,7 +245,7 @@ def _decoder(name: str) -> Decoder:
         raise ValueError(f"{error}; or --attack descent, which needs none") from error
 
 
-def _carry_out(asked: _Attack, victim: _Victim) -> None:
+def _carry_out(asked: _Attack, victim: Victim) -> None:
     """Attack once for each seed; print the scores, and write them with the sheet and the curves.
 
     Args:
@@ -389,7 +279,7 @@ def _carry_out(asked: _Attack, victim: _Victim) -> None:
     console.say(f"wrote {', '.join(str(victim.out.path / files[kind]) for kind in drawn)}")
 
 
-def _targets(asked: _Attack, victim: _Victim) -> tuple[Images, Tensor]:
+def _targets(asked: _Attack, victim: Victim) -> tuple[Images, Tensor]:
     """Return the images to reconstruct, and the rows int64 ``[n]`` of those that are training images.
 
     Raises:
@@ -411,7 +301,7 @@ def _targets(asked: _Attack, victim: _Victim) -> tuple[Images, Tensor]:
     return some(data.train, rows), rows
 
 
-def _own_images(asked: _Attack, victim: _Victim, wanted: Images, rows: Tensor) -> Iterator[Images]:
+def _own_images(asked: _Attack, victim: Victim, wanted: Images, rows: Tensor) -> Iterator[Images]:
     """Yield the images that the attacker has, normalised as the client's, for each seed.
 
     Args:
@@ -442,7 +332,7 @@ def _own_images(asked: _Attack, victim: _Victim, wanted: Images, rows: Tensor) -
         yield own
 
 
-def _result(asked: _Attack, victim: _Victim, wanted: Images, own: Images | None, seed: int) -> Result:
+def _result(asked: _Attack, victim: Victim, wanted: Images, own: Images | None, seed: int) -> Result:
     """Carry out an attack.
 
     Args:
@@ -465,7 +355,7 @@ def _result(asked: _Attack, victim: _Victim, wanted: Images, own: Images | None,
     return attack(victim.client, wanted, own, decoder=asked.decoder, epochs=asked.epochs, **how)
 
 
-def _record(asked: _Attack, victim: _Victim, wanted: Images, rows: Tensor, results: list[Result]) -> AttackRecord:
+def _record(asked: _Attack, victim: Victim, wanted: Images, rows: Tensor, results: list[Result]) -> AttackRecord:
     """Return what is written about the attacks.
 
     Args:
