@@ -113,11 +113,8 @@ def _carry_out(arguments: Any, axes: dict[str, list[Any]], points: list[Point], 
         return 0
     if all(plan.problem for plan in plans):
         raise ValueError(plans[0].problem)
-    if not runner.may_go_on(sweep, console, jobs=arguments.jobs, yes=arguments.yes):
+    if not runner.carried_out(sweep, RESULTS, identity, kept, arguments, console):
         return 0
-    outputs.check(*RESULTS)
-    runner.write_grid(outputs, identity, kept, plans)
-    runner.run_all(sweep.left, outputs, sweep.write, jobs=arguments.jobs)
     sweep.write_figures()
     console.print(sweep.table())
     for problem in sweep.missing():

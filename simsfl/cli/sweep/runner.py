@@ -88,6 +88,36 @@ def print_commands(outcomes: Outcomes, note: str, console: Output) -> None:
     beside.say(note)
 
 
+def carried_out(
+    outcomes: Outcomes,
+    results: Sequence[str],
+    identity: Identity,
+    kept: dict[str, Kept],
+    arguments: Any,
+    console: Output,
+) -> bool:
+    """Do the runs that are left, and write the results after each; return False if they are not wanted after all.
+
+    Args:
+        outcomes: the runs, with a method `write` for their results.
+        results: names of the files of results.
+        identity: which grid the directory is of.
+        kept: plans that the directory has kept, by name.
+        arguments: flags of the program, with `jobs` and `yes`.
+        console: where it is said how long the runs take.
+
+    Raises:
+        ValueError: one of the files is there, but is not simsfl's own.
+    """
+    if not may_go_on(outcomes, console, jobs=arguments.jobs, yes=arguments.yes):
+        return False
+    outputs = Outputs(outcomes.out)
+    outputs.check(*results)
+    write_grid(outputs, identity, kept, outcomes.plans)
+    run_all(outcomes.left, outputs, outcomes.write, jobs=arguments.jobs)
+    return True
+
+
 def may_go_on(outcomes: Outcomes, console: Output, *, jobs: int, yes: bool) -> bool:
     """Say what will be run and how long it takes; return whether that is wanted, for which the user may be asked.
 

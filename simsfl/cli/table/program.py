@@ -137,11 +137,8 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
         return 0
     if "dataset" in flags and all(plan.problem for plan in plans):  # the user's mistake, in every cell
         raise ValueError(plans[0].problem)
-    if not runner.may_go_on(results, console, jobs=arguments.jobs, yes=arguments.yes):
+    if not runner.carried_out(results, RESULTS, identity, kept, arguments, console):
         return 0
-    outputs.check(*RESULTS)
-    runner.write_grid(outputs, identity, kept, plans)
-    runner.run_all(results.left, outputs, results.write, jobs=arguments.jobs)
     results.write()
     console.print(results.table())
     for problem in results.problems():
