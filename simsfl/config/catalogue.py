@@ -224,7 +224,7 @@ class PartitionKind:
     code: Code
     """A subclass of `simsfl.data.partition.Partitioner`."""
     settings: tuple[str, ...] = ()
-    """Those of the config's fields `classes_per_client` and `alpha` that it takes."""
+    """Names of the config's fields that it takes, which may be "classes_per_client" and "alpha"."""
 
 
 PARTITIONS = {

@@ -124,7 +124,8 @@ def load(
         start = load_weights(str(directory.start))
     partition = directory.read_partition(saved)
     for name, file in saved.config.files.items():
-        if Path(file).is_file() and digest(Path(file)) != saved.files.get(name, digest(Path(file))):
+        recorded = saved.files.get(name)
+        if recorded and Path(file).is_file() and digest(Path(file)) != recorded:
             log.warning("%s: %s has changed since the run in %s began", name, file, path)
     try:
         dataset = dataset or load_images(config)

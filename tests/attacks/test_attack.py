@@ -194,7 +194,7 @@ def test_bad_input_of_attacks(argv, message, npz, tmp_path, capsys):
 
 
 def test_the_attackers_images_may_be_of_another_data_set(npz, arrays, tmp_path, capsys):
-    """They are then of that data set alone, which may have the run's images in it by chance only."""
+    """The attacker then has images of that data set alone, and the run's own data set is refused."""
     other, out = tmp_path / "other set.npz", tmp_path / "run"
     larger = {name: getattr(arrays, name).repeat(2, axis=1).repeat(2, axis=2) for name in ("train_x", "test_x")}
     np.savez(other, **larger, train_y=arrays.train_y, test_y=arrays.test_y)

@@ -280,7 +280,7 @@ def test_callbacks_hear_of_checkpoints_after_the_start(npz, tmp_path):
 
 
 def test_a_file_that_an_option_names_belongs_to_the_run(npz, tmp_path, monkeypatch, caplog):
-    """It is found from anywhere, and is known to have changed."""
+    """The run finds the file from anywhere, and a warning tells that it has changed."""
     times, out = tmp_path / "times.txt", tmp_path / "out"
     times.write_text("0-60\n" * 8)
     monkeypatch.chdir(tmp_path)
