@@ -98,6 +98,7 @@ def objective(
     targets: Targets = Targets.MOMENTUM,
     whole_batch: bool = False,
     predictor: bool = False,
+    queue: bool = False,
     rows: int = 1,
 ) -> Callable[[type[Objective]], type[Objective]]:
     """Return a decorator that registers a subclass of `Objective` by a name for `RunConfig.objective`.
@@ -108,9 +109,11 @@ def objective(
         whole_batch: whether the figures of a row depend on other rows of the step. This need not be said where targets
             are outputs of the online network: all rows are then always handled together.
         predictor: whether a predictor follows the projection head; see `simsfl.models.Projection`.
+        queue: whether its method ``of`` takes the fields `queue_length`, `feature_sharing` and `temperature` from the
+            config; those of others have no effect, and are refused.
         rows: fewest images that it needs at a time: of a step, or in federated learning of a client's batch.
     """
-    how = {"whole_batch": whole_batch, "predictor": predictor, "rows": rows}
+    how = {"whole_batch": whole_batch, "predictor": predictor, "queue": queue, "rows": rows}
 
     def kind(code: Code) -> ObjectiveKind:
         if code.registered.loss is Objective.loss and code.registered.losses is Objective.losses:

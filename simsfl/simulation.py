@@ -168,14 +168,19 @@ class Simulation:
                 observer.step_is_over()
             yield from map(self._recorded, self.pace.read(progress))
 
+    @property
+    def _given(self) -> list[object]:
+        """Return what was given in Python, and is not in the config: callbacks, observers and the wire."""
+        return [*self.callbacks[len(self.parts.callbacks) :], *self.observers, self.wire]
+
     def _start(self) -> None:
         """Have callbacks that do not follow yet react to the start of training; it may start in the middle of a run.
 
-        Warn once of those that followed the run when it began, and are missing.
+        Warn once of what was given in Python when the run began, and is missing.
         """
-        missing = [name for name in self._expected if name not in saving.followers_of(self.callbacks)]
-        for name in missing:
-            log.warning("callback: %s followed this run from its beginning; it is not there now", name)
+        for name in self._expected:
+            if name not in saving.names_of(self._given):
+                log.warning("%s was given to this run in Python when it began, and is not there now", name)
         self._expected = []
         for callback in self.callbacks[self._started :]:
             callback.on_start(self)
@@ -207,8 +212,7 @@ class Simulation:
     def save(self, path: str | Path, metrics: Extent = NOTHING) -> None:
         """Write a checkpoint into the run directory `path`; see `simsfl.rounds.saving.save`."""
         timed = Timed(self.progress.seconds, self.peak_memory_bytes(), self.clock.seconds())
-        given = self.callbacks[len(self.parts.callbacks) :]
-        saving.save(path, self.parts, self.progress, timed, metrics, given)
+        saving.save(path, self.parts, self.progress, timed, metrics, self._given)
         for callback in self.callbacks[: self._started]:
             callback.on_checkpoint(Path(path))
 

@@ -7,6 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from simsfl import RunConfig, Simulation, extend
 from simsfl.aggregations import Aggregation
@@ -17,6 +18,7 @@ from simsfl.config.values import option
 from simsfl.data.partition import Partition, Partitioner
 from simsfl.defences import Added, Defence
 from simsfl.objectives import Objective, nearest
+from simsfl.objectives.moco import MoCo
 from simsfl.samplers import Drawn, Sampler
 from simsfl.testing import _images, check
 from tests.conftest import TINY
@@ -161,6 +163,39 @@ def test_what_cannot_be_registered():
         with pytest.raises(RegistrationError, match=f"^objective: {problem}$"):
             extend.objective(name)(thing)
         assert name not in OBJECTIVES
+
+
+@dataclass(frozen=True)
+class Hard(MoCo):
+    """MoCo against the nearest of the queue's keys alone."""
+
+    negatives: int = option(3, "Number of keys.", within=(1, 40))
+
+    @classmethod
+    def of(cls, config):
+        plain = MoCo.of(config)
+        return cls(plain.temperature, plain.queue_length, **config.options_of("objective"))
+
+    def losses(self, outputs_GnD, targets_GnD, memory):
+        return Objective.losses(self, outputs_GnD, targets_GnD, memory)
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        query_nD, key_nD = F.normalize(outputs_nD, dim=1), F.normalize(targets_nD, dim=1)
+        others_nK = (query_nD @ memory["keys"].T).topk(self.negatives).values
+        score_nK = torch.cat([(query_nD * key_nD).sum(dim=1, keepdim=True), others_nK], dim=1) / self.temperature
+        return -score_nK.log_softmax(dim=1)[:, 0].mean(), nearest(query_nD, key_nD)
+
+
+def test_an_objective_may_have_a_queue():
+    with patch.dict(DOORS["objective"]):
+        extend.objective("hard", queue=True)(Hard)
+        options = {"options": {"objective.negatives": 2}, "temperature": 0.5}
+        assert "queues of the clients' own" in check(Hard, rounds=1, **options)
+        config = RunConfig(objective="hard", queue_length=500, **options)
+        config.check_effect(["queue_length", "temperature"])
+        extend.objective("queueless")(Hard)
+        with pytest.raises(ValueError, match=r"^temperature: has no effect where the objective has no key queue"):
+            replace(config, objective="queueless").check_effect(["temperature"])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from simsfl.cli.launch import begun
 from simsfl.cli.session import Session
 from simsfl.config import RunConfig
+from simsfl.config.presets import PRESETS
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition
 from simsfl.rounds.callback import Callback
@@ -30,7 +31,7 @@ def run(
     """Train a run to its end in a run directory; return its results, the content of ``summary.json``.
 
     Args:
-        config: what to run, such as one of `simsfl.cli.presets`.
+        config: what to run, such as one of `simsfl.config.presets`.
         out: the run directory; None for a new one in ``runs``.
         dataset: the images, instead of loading ``config.dataset``; to resume the run, they have to be given again.
         partition: which images each client holds; see `Simulation`.
@@ -38,9 +39,12 @@ def run(
         overwrite: whether to replace a run that is in the directory.
 
     Raises:
-        ValueError: the config asks for something impossible, or the directory is not free.
+        ValueError: the config asks for something impossible, or changes a field of its preset without any effect; or
+            the directory is not free.
         KeyboardInterrupt: the user stopped the run, after a checkpoint was written.
     """
+    start = PRESETS.get(config.preset, RunConfig)()
+    config.check_effect(config.changed_from(start))
     out = None if out is None else Path(out)
     if out is not None:
         RunDirectory(out).check_free(overwrite=overwrite)

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from simsfl.cli.presets import PRESETS, automatic
 from simsfl.config import RunConfig, plugins
 from simsfl.config.catalogue import DATASETS, DOORS
+from simsfl.config.presets import PRESETS, automatic
 from simsfl.config.registry import code_of
 from simsfl.config.values import options_in
 from simsfl.models import layer_count

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields, replace
 from typing import Any
 
-from simsfl.cli.presets import named
 from simsfl.config import RunConfig, plugins
 from simsfl.config.catalogue import DOORS
+from simsfl.config.presets import named
 from simsfl.config.registry import code_of
 from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, source, truth, value_of

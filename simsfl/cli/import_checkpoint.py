@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from simsfl.cli.flags import add_config_flags, config_values
-from simsfl.cli.presets import named
+from simsfl.config.presets import named
 from simsfl.setup.defaults import resolve
 from simsfl.setup.published import load_published
 from simsfl.system.console import Output

@@ -15,9 +15,9 @@ from rich.panel import Panel
 from simsfl import RunConfig, Simulation
 from simsfl.cli.choices import print_choices
 from simsfl.cli.flags import asked_config, config_values
-from simsfl.cli.presets import named
 from simsfl.cli.session import UNTRACED, Session
 from simsfl.config import PRECISIONS, plugins
+from simsfl.config.presets import named
 from simsfl.config.values import from_text
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder

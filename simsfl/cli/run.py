@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from simsfl.cli.flags import add_config_flags
-from simsfl.cli.presets import laptop
+from simsfl.config.presets import laptop
 from simsfl.system.programs import called
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error

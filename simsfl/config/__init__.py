@@ -122,8 +122,8 @@ class RunConfig(Settings):
             raise unknown("options", name, [f"{door}." for door in self.chosen])
         known = {spec.name: spec for code in self.chosen[door] for spec in options_in(code.load())}
         if field_name not in known:
-            allowed = ", ".join(f"{door}.{own}" for own in known) or "none, as it has no options"
-            raise unknown(door, name, [f"{door}.{own}" for own in known], allowed=allowed)
+            allowed = "" if known else f"none, as the {door} that is chosen has no options"
+            raise unknown("options", name, [f"{door}.{own}" for own in known], allowed=allowed)
         return known[field_name]
 
     def options_of(self, door: str, kind: type | None = None) -> dict[str, Any]:
@@ -198,6 +198,11 @@ class RunConfig(Settings):
     def goal(self) -> ObjectiveKind:
         """Return what is known of the objective: the one that is set, or that of the rule."""
         return OBJECTIVES[self.objective or ("supervised" if self.supervised else METHODS[self.method].objective)]
+
+    @property
+    def cohort_size(self) -> int:
+        """Return the number of clients that train in a round: the one that is set, or that of the rule."""
+        return self.cohort or (100 if self.clients >= 200 else self.clients)
 
     @property
     def inequality(self) -> Unequal | None:

@@ -298,7 +298,7 @@ LEARNING = Condition(
 )
 """Condition of settings about how clients learn."""
 SAMPLED = Condition(
-    lambda c: c.cohort is None or c.cohort < c.clients or SAMPLERS[c.sampler].absences,
+    lambda c: c.cohort_size < c.clients or SAMPLERS[c.sampler].absences,
     "all clients train in each round",
     "a cohort smaller than clients",
 )

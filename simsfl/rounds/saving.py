@@ -15,7 +15,6 @@ from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.state import same_shape
 from simsfl.config.catalogue import DATASETS, HUB
 from simsfl.data import Dataset
-from simsfl.rounds.callback import Callback
 from simsfl.rounds.progress import NonFiniteLossError, Progress
 from simsfl.runs import checkpoint
 from simsfl.runs.checkpoint import SEAL, Found, Timed
@@ -43,7 +42,7 @@ def save(
     progress: Progress,
     timed: Timed,
     metrics: Extent,
-    followers: Iterable[Callback] = (),
+    given: Iterable[object] = (),
 ) -> None:
     """Write a checkpoint into the run directory `path`, which is created if it does not exist.
 
@@ -53,7 +52,7 @@ def save(
         progress: how far the run has come.
         timed: what was timed in the run so far.
         metrics: the part of ``metrics.jsonl`` that belongs to this state.
-        followers: callbacks that the config does not name, whose classes are recorded where the run begins.
+        given: objects from Python that take part in the run; see `names_of`.
 
     Raises:
         ValueError: the directory holds another run.
@@ -80,7 +79,7 @@ def save(
             parts.reasons,
             parts.dataset,
             parts.choices,
-            callbacks=followers_of(followers),
+            callbacks=names_of(given),
             partition=parts.given,
         )
         checkpoint.save(new.checkpoints, tensors, progress.standing(metrics, run.identity), timed)
@@ -147,9 +146,13 @@ def load(
     return parts, progress, found, saved
 
 
-def followers_of(callbacks: Iterable[Callback]) -> list[str]:
-    """Return the names of the classes of callbacks, each once."""
-    return list(dict.fromkeys(type(callback).__name__ for callback in callbacks))
+def names_of(given: Iterable[object]) -> list[str]:
+    """Return the names of the classes of callbacks, observers and wires, each once, but of none of simsfl's own.
+
+    They are recorded where a run begins, because a run that is resumed without them may go another way.
+    """
+    kinds = dict.fromkeys(type(one) for one in given)
+    return list(dict.fromkeys(kind.__name__ for kind in kinds if not kind.__module__.startswith("simsfl.")))
 
 
 def _is_from_python(dataset: str) -> bool:

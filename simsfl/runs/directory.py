@@ -190,7 +190,7 @@ class RunDirectory:
             reasons: why a field has its value, by name.
             dataset: the images; their name, origin and checksums are recorded.
             choices: versions of operators in use, by operator and shape.
-            callbacks: classes of callbacks that the config does not name.
+            callbacks: classes of callbacks, observers and wires that the config does not name.
             partition: which images each client holds, if that was passed.
         """
         if partition:

@@ -68,7 +68,7 @@ class RunRecord:
     plugins: list[Plugin] = field(default_factory=list)
     """Code from outside simsfl that is used."""
     callbacks: list[str] = field(default_factory=list)
-    """Classes of the callbacks that followed it from the beginning, besides those that the config names."""
+    """Classes of callbacks, observers and wires that were given to it in Python when it began."""
     files: dict[str, str] = field(default_factory=dict)
     """Checksums of the files that options of the config name, by the names of these options."""
     git_commit: str | None = None

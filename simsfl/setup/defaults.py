@@ -38,7 +38,7 @@ def with_rules(config: RunConfig, images_per_client: int | None = None, classes:
             training.
     """
     clients = config.clients
-    cohort = config.cohort or (100 if clients >= 200 else clients)
+    cohort = config.cohort_size
     images = config.batch_size or batch_size(config, images_per_client)
     of_classes = {}
     if classes:

@@ -79,8 +79,8 @@ def test_options_have_types_limits_and_names(file, npz, tmp_path, capsys):
             "objective.squared: 'perhaps' is not of type bool; allowed: true or false",
         ),
         (("--objective.most", "1.5"), "objective.most: '1.5' is not of type int; allowed: a whole number"),
-        (("--objective.wieght", "1"), "objective: 'objective.wieght' is not known (did you mean objective.weight?); "),
-        (("--aggregation.lr", "1"), "aggregation: 'aggregation.lr' is not known; allowed: none, as it has no options"),
+        (("--objective.wieght", "1"), "options: 'objective.wieght' is not known (did you mean objective.weight?); "),
+        (("--aggregation.lr", "1"), "options: 'aggregation.lr' is not known; allowed: none, as the aggregation that "),
         (("--objectiv.weight", "1"), "flag: '--objectiv.weight' is not known"),
         (("--no-symmetric",), "symmetric: has no effect where the objective has no momentum models"),
     ):

@@ -5,10 +5,10 @@ import signal
 
 import pytest
 
-from simsfl.cli.presets import named
 from simsfl.cli.sweep import grid, runner
 from simsfl.cli.sweep import program as sweep
 from simsfl.cli.sweep.axes import directory_of, points_of
+from simsfl.config.presets import named
 from tests.conftest import TINY, flags
 
 SHORT = TINY | {"rounds": 1, "preset": "laptop", "knn_bank": 20, "knn_test": 10, "local_epochs": 0.1}

@@ -13,7 +13,6 @@ import pytest
 from simsfl import RunConfig
 from simsfl.cli import run as run_program
 from simsfl.cli.flags import asked_config
-from simsfl.cli.presets import named
 from simsfl.cli.sweep import grid, runner
 from simsfl.cli.sweep.cells import Cell
 from simsfl.cli.sweep.grid import Identity, read_grid
@@ -21,6 +20,7 @@ from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.cli.table import program as table
 from simsfl.cli.table.cells import TABLES
 from simsfl.cli.table.results import Results
+from simsfl.config.presets import named
 from simsfl.runs.directory import RunDirectory
 from simsfl.system.console import Output
 from simsfl.system.outputs import _LIST, Outputs

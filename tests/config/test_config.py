@@ -11,8 +11,8 @@ import torch
 from simsfl import RunConfig
 from simsfl.algorithm.schedule import client_lr, decay, server_lr
 from simsfl.cli import run
-from simsfl.cli.presets import PRESETS, automatic
 from simsfl.config import catalogue
+from simsfl.config.presets import PRESETS, automatic
 from simsfl.setup.defaults import left_to_rules, resolve, with_rules
 
 

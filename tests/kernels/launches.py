@@ -13,8 +13,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from simsfl.cli.presets import PRESETS
 from simsfl.config.notation import Decoder
+from simsfl.config.presets import PRESETS
 from simsfl.data.views import UNIFORMS, sample
 from simsfl.defences.taressfl import attackers_network
 from simsfl.kernels import standardise

@@ -8,8 +8,10 @@ import pytest
 
 import simsfl
 from simsfl import RunConfig, Simulation
+from simsfl.algorithm.observer import Observer
+from simsfl.algorithm.wire import Wire
 from simsfl.cli import run as program
-from simsfl.cli.presets import laptop
+from simsfl.config.presets import laptop
 from simsfl.rounds.callback import Callback
 from tests.conftest import TINY, flags
 
@@ -70,13 +72,15 @@ def test_a_run_that_was_saved_is_resumed_from_python(dataset, tmp_path):
 def test_a_callback_that_is_missing_when_its_run_goes_on_is_warned_of(config, dataset, tmp_path, caplog):
     simulation = Simulation(config, dataset, callbacks=[Listening(), Callback(), Listening()])
     simulation.save(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["callbacks"] == ["Listening", "Callback"]
+    assert json.loads((tmp_path / "config.json").read_text())["callbacks"] == [
+        "Listening"
+    ]  # what is simsfl's own is not recorded
     Simulation.load(tmp_path, dataset).evaluate()
     assert not caplog.messages  # nothing goes on
     loaded = Simulation.load(tmp_path, dataset, callbacks=[Callback()])
     next(loaded.rounds())
     next(loaded.rounds())
-    assert caplog.messages == ["callback: Listening followed this run from its beginning; it is not there now"]
+    assert caplog.messages == ["Listening was given to this run in Python when it began, and is not there now"]
     caplog.clear()
     next(Simulation.load(tmp_path, dataset, callbacks=[Callback(), Listening()]).rounds())
     assert not caplog.messages
@@ -114,3 +118,32 @@ def test_rounds_are_followed_however_they_are_trained(config, dataset):
 
 def test_the_version_is_that_of_the_installation():
     assert simsfl.__version__ == version("simsfl")
+
+
+class Quiet(Wire):
+    """A wire of one's own."""
+
+
+class Watching(Observer):
+    """An observer of one's own."""
+
+
+def test_a_wire_and_an_observer_that_are_missing_when_their_run_goes_on_are_warned_of(
+    config, dataset, tmp_path, caplog
+):
+    simulation = Simulation(config, dataset)
+    simulation.wire = Quiet()
+    simulation.observers.append(Watching())
+    simulation.save(tmp_path)
+    loaded = Simulation.load(tmp_path, dataset)
+    loaded.wire = Quiet()
+    next(loaded.rounds())
+    assert caplog.messages == ["Watching was given to this run in Python when it began, and is not there now"]
+
+
+def test_a_field_without_effect_is_refused_from_python_as_from_the_command_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^temperature: has no effect where the objective has no key queue"):
+        simsfl.run(RunConfig(**TINY | {"queue_length": 6000}, objective="byol", temperature=0.5), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^epochs: has no effect where rounds is 2; allowed with rounds left to its"):
+        simsfl.run(replace(laptop(), rounds=2, epochs=7), tmp_path / "run")
+    assert not list(tmp_path.iterdir())

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from simsfl import Simulation
-from simsfl.cli.presets import named
 from simsfl.config import RunConfig
 from simsfl.config.constraints import ATTACK, HIJACK, check
+from simsfl.config.presets import named
 from simsfl.data import Dataset
 from simsfl.data.load import load_dataset
 from simsfl.rounds import evaluating

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from simsfl.cli.presets import named
 from simsfl.cli.sweep.cells import Cell
 from simsfl.config import RunConfig
+from simsfl.config.presets import named
 from simsfl.system.messages import shortened
 
 _RANGE = re.compile(r"([-+]?[\d.]+?(?:[eE][-+]?\d+)?)\.\.([-+]?[\d.]+(?:[eE][-+]?\d+)?)(:log)?")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from simsfl.cli.flags import add_config_flags, config_values
-from simsfl.cli.presets import laptop, named
 from simsfl.cli.report.formats import add_format_flag
 from simsfl.cli.sweep.axes import Point, Range, points_of, several, texts_of, trials_of
 from simsfl.cli.sweep.flags import add_sweep_flags, check_budget
+from simsfl.config.presets import laptop, named
 from simsfl.system.console import Output
 from simsfl.system.outputs import Outputs
 from simsfl.system.signals import Stop

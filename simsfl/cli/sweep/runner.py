@@ -17,10 +17,10 @@ import torch
 from rich.progress import TimeRemainingColumn
 
 from simsfl import RunConfig
-from simsfl.cli.presets import named
 from simsfl.cli.sweep.grid import ATTEMPT, GRID, Grid, Identity, Kept, Plan, planned
 from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.config import plugins
+from simsfl.config.presets import named
 from simsfl.runs.directory import RunDirectory
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from simsfl.cli.flags import add_config_flags, config_values
-from simsfl.cli.presets import laptop, named
 from simsfl.cli.sweep.cells import Cell
 from simsfl.cli.sweep.flags import add_sweep_flags, check_budget, check_effect
 from simsfl.cli.table.cells import TABLES
+from simsfl.config.presets import laptop, named
 from simsfl.system.console import Output
 from simsfl.system.messages import unknown
 from simsfl.system.outputs import Outputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from simsfl import RunConfig
+from simsfl.config import RunConfig
 from simsfl.system.messages import unknown
 
 
