@@ -253,6 +253,8 @@ class DataSet:
     """Height and width of its images."""
     classes: int = 10
     """Number of classes."""
+    labelled: bool = True
+    """Whether the images that clients hold have labels."""
     in_files: bool = False
     """Whether its pictures lie in files, and may be decoded when they are needed."""
 
@@ -283,6 +285,7 @@ DATASETS = {
         100_000,
         8_000,
         image_size=96,
+        labelled=False,
     ),
     "tiny-imagenet": DataSet(
         Code("simsfl.data.load:tiny_imagenet"),

@@ -68,6 +68,11 @@ def _without(field: str, usual: Any) -> Constraint:
     )
 
 
+def _has_labels(config: _Config) -> bool:
+    """Return whether clients' images have labels, as far as that is known before they are loaded."""
+    return config.dataset not in DATASETS or DATASETS[config.dataset].labelled
+
+
 EVERY_RUN = (
     Constraint(
         lambda c: c.cohort is not None and c.cohort > c.clients,
@@ -107,6 +112,14 @@ EVERY_RUN = (
     Constraint(
         lambda c: c.data_proportion < 1 and c.partition == "given",
         "data_proportion: {data_proportion:g} is not for a partition that is given; allowed: 1",
+    ),
+    Constraint(
+        lambda c: c.goal.targets is Targets.LABELS and not _has_labels(c),
+        "dataset: clients' images of {dataset} have no labels to learn from; allowed: an objective without labels",
+    ),
+    Constraint(
+        lambda c: not _has_labels(c) and c.data_proportion > 0 and PARTITIONS[c.partition].code.load().needs_labels,
+        "partition: {partition} needs labels, and clients' images of {dataset} have none; allowed: iid",
     ),
     Constraint(
         lambda c: c.aux_dataset is not None and c.aux_dataset == c.dataset,

@@ -171,7 +171,9 @@ def _column(library: ModuleType, role: str, split: Any, named: _Named) -> str | 
     features = split.features
     if chosen := named.chosen.get(role):
         if chosen not in features:
-            raise unknown("dataset", f"{role}={chosen}", [f"{role}={column}" for column in features])
+            pictures = {column for column, own in features.items() if isinstance(own, library.Image)}
+            possible = [column for column in features if (column in pictures) == (role == "image")]
+            raise unknown("dataset", f"{role}={chosen}", [f"{role}={column}" for column in possible])
         return chosen
     if role == "client":
         fitting = [column for column in _CLIENTS if column in features]

@@ -158,6 +158,15 @@ def test_a_directory_without_classes(tmp_path):
         load_dataset(str(tmp_path))
 
 
+def test_a_data_set_that_is_known_to_have_no_labels_is_refused_before_it_is_loaded():
+    with pytest.raises(ValueError, match=r"^partition: shards needs labels, and clients' images of stl10-unlabelled"):
+        RunConfig(dataset="stl10-unlabelled")
+    with pytest.raises(ValueError, match=r"^dataset: clients' images of stl10-unlabelled have no labels to learn from"):
+        RunConfig(dataset="stl10-unlabelled", partition="iid", supervised=True)
+    RunConfig(dataset="stl10-unlabelled", partition="iid")
+    RunConfig(dataset="stl10-unlabelled", data_proportion=0.0, aux_dataset="cifar10")
+
+
 def test_stl10(tmp_path, monkeypatch):
     """The set's own files, of which torchvision's class reads the split that it calls unlabeled."""
     rng, folder = np.random.default_rng(0), tmp_path / "stl10_binary"
