@@ -14,7 +14,7 @@ from simsfl.data.hub import read_hub
 from simsfl.data.npz import read_npz
 from simsfl.data.shapes import shapes
 from simsfl.data.sources import CIFAR10, CIFAR100, STL10, STL10_UNLABELLED, SVHN, Source, Unavailable, fetch
-from simsfl.system.messages import shortened, unknown
+from simsfl.system.messages import blaming, shortened, unknown
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,8 @@ def load_dataset(
     data = _load(name, wanted)
     if auxiliary is None:
         return data
-    try:
+    with blaming("aux_dataset", for_="dataset"):
         return with_auxiliary(data, _load(auxiliary, wanted))
-    except ValueError as error:
-        raise ValueError(str(error).replace("dataset:", "aux_dataset:", 1)) from error
 
 
 def _load(name: str, wanted: Request) -> Dataset:

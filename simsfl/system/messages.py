@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 def unknown(field: str, value: str, names: Iterable[str], *, allowed: str = "", also: str = "") -> ValueError:
@@ -21,6 +22,28 @@ def unknown(field: str, value: str, names: Iterable[str], *, allowed: str = "", 
     hint = f" (did you mean {next(name for name in names if name.lower() == near[0])}?)" if near else ""
     choices = (allowed or ", ".join(names)) + (f", or {also}" if also else "")
     return ValueError(f"{field}: {shortened(value)!r} is not known{hint}; allowed: {choices}")
+
+
+@contextmanager
+def blaming(field: str, *, for_: str) -> Iterator[None]:
+    """Have ValueErrors of the block that begin with the name of a setting begin with that of another one.
+
+    Args:
+        field: name of the setting whose value was passed on.
+        for_: name of the setting that the block knows.
+
+    >>> with blaming("attacker_dataset", for_="dataset"):
+    ...     raise ValueError("dataset: cifar is not known")
+    Traceback (most recent call last):
+    ValueError: attacker_dataset: cifar is not known
+    """
+    try:
+        yield
+    except ValueError as error:
+        named, _, rest = str(error).partition(": ")
+        if named != for_:
+            raise
+        raise ValueError(f"{field}: {rest}") from error
 
 
 def count_text(count: int, noun: str) -> str:

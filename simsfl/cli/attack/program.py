@@ -43,7 +43,7 @@ from simsfl.rounds.saving import PLACES
 from simsfl.runs.records import AttackRecord, Scores, to_json
 from simsfl.system.console import Output
 from simsfl.system.memory import is_out_of_memory
-from simsfl.system.messages import count_text
+from simsfl.system.messages import blaming, count_text
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, one_of, path, seeds_of, source, value_of, whole_number
 from simsfl.ui.dashboard import number
@@ -317,10 +317,8 @@ def _own_images(asked: _Attack, victim: Victim, wanted: Images, rows: Tensor) ->
     images, count = mine.train, len(mine.train) - mine.auxiliary
     if asked.dataset is not None:
         where = {"data_dir": config.data_dir, "image_size": config.image_size, "seed": config.seed}
-        try:
+        with blaming("attacker_dataset", for_="dataset"):
             other = load_dataset(asked.dataset, **where)
-        except ValueError as error:
-            raise ValueError(str(error).replace("dataset:", "attacker_dataset:", 1)) from error
         if other.checksum == mine.checksum:
             whose = "the run's own" if victim.simulation else "the data set itself"
             raise ValueError(f"attacker_dataset: {asked.dataset} is {whose}; allowed: another, or without it")

@@ -22,6 +22,7 @@ from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.published import load_published
 from simsfl.setup.weights import Weights, experts, load_weights
+from simsfl.system.messages import blaming
 from simsfl.system.outputs import Outputs
 from simsfl.system.reading import open_regular
 
@@ -73,10 +74,8 @@ def of_weights(arguments: Namespace) -> Victim:
     dataset = load_dataset(arguments.dataset or "auto", data_dir=config.data_dir, image_size=config.image_size)
     dataset, config = dataset.to(torch.device(config.device)), replace(config, image_size=dataset.image_size)
     model = assembly.network(config, weights=False)
-    try:
+    with blaming("weights", for_="init_client"):
         weights.initialise(model, server=False)
-    except ValueError as error:
-        raise ValueError(str(error).replace("init_client:", "weights:", 1)) from error
     client = model.client.module(model.client.initial, model.client.initial_statistics).to(config.device)
     out = Outputs(arguments.out or Path("attacks") / Path(arguments.weights).stem)
     return Victim(config, dataset, client.eval().requires_grad_(False), out, "", weights=arguments.weights)
@@ -96,10 +95,8 @@ def _weights(arguments: Namespace) -> Weights:
             load_published([Path(arguments.weights)], replace(config, image_size=config.image_size or 32), "weights"),
             config=config,
         )
-    try:
+    with blaming("weights", for_="init_client"):
         weights = load_weights(arguments.weights)
-    except ValueError as error:
-        raise ValueError(str(error).replace("init_client:", "weights:", 1)) from error
     check(weights.config, ATTACK)
     own = resolve(replace(weights.config, device="cpu"))
     asked = replace(own, **fields).with_options(arguments.options)
