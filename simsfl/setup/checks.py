@@ -151,7 +151,8 @@ def check_batch_norm(config: RunConfig, model: SplitModel) -> None:
     Halves without BatchNorm are skipped, because the meta device imports TorchDynamo, which takes a second and 200 MB.
     """
     images = torch.empty(config.batch_size, 3, config.image_size, config.image_size, device="meta")
-    smashed = torch.empty(config.cohort * config.batch_size, *model.smashed_shape, device="meta")
+    rows = config.cohort // config.server_replicas * config.batch_size
+    smashed = torch.empty(rows, *model.smashed_shape, device="meta")
     for half, batch, whose in ((model.client, images, "a client's"), (model.server, smashed, "a step's")):
         if not len(half.initial_statistics):
             continue
