@@ -39,7 +39,7 @@ VALUES = {
     "measure_divergence": [False, True],
     "unequal": [None, "0.5_0.5|2|0.7_0.3"],
     "loss_threshold": [0.0, 10.0],
-    "server_replicas": [1, 2, 4],
+    "server_replicas": [1, 2, 3],
     "average_replicas": [False, True],
     "data_proportion": [1.0, 0.8],
     "partition": ["shards", "iid", "dirichlet"],

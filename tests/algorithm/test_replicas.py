@@ -3,6 +3,7 @@
 Whole runs with replicas are held against the oracle in `test_rounds.py`.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ import torch
 from simsfl import RunConfig, Simulation
 from simsfl.algorithm import step
 from simsfl.algorithm.state import further_replicas
+from simsfl.config.constraints import DEVICES, RECORDING, check
 from tests.conftest import TINY
 
 NEAR = {"rtol": 1e-7, "atol": 1e-9}
@@ -152,16 +154,36 @@ def test_what_cannot_be_divided_is_refused(fields, message):
 
 
 def test_a_cohort_by_rule_is_checked_too(dataset):
-    with pytest.raises(ValueError, match="^server_replicas: 3 cannot have equal parts of a cohort of 8"):
+    with pytest.raises(ValueError, match=r"^server_replicas: 3 cannot have equal parts of a cohort of 8"):
         Simulation(RunConfig(**TINY | {"cohort": None, "server_replicas": 3}), dataset)
 
 
 def test_a_replica_with_a_single_image_cannot_have_batch_norm(dataset):
-    with pytest.raises(ValueError, match="^batch_size: 1 leaves BatchNorm a single value of a step's images"):
-        Simulation(config_of(4, batch_size=1, head="large-mlp"), dataset)
-    Simulation(config_of(2, batch_size=1, head="large-mlp"), dataset)
+    fields = {"batch_size": 1, "head": "large-mlp"}
+    with pytest.raises(ValueError, match=r"^batch_size: 1 leaves BatchNorm a single value of a step's images"):
+        Simulation(config_of(4, **fields), dataset)
+    Simulation(config_of(2, **fields), dataset)
 
 
-def test_averaging_of_a_single_server_has_no_effect():
-    with pytest.raises(ValueError, match="^average_replicas: has no effect where there is one server"):
-        RunConfig(average_replicas=True).check_effect(["average_replicas"])
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"cohort": 8, "server_replicas": 1, "dropout": 0.02, "straggler": 0.02}, False),
+        ({"cohort": 8, "server_replicas": 4, "dropout": 0.02}, True),
+        ({"cohort": 8, "server_replicas": 1, "straggler": 0.5}, True),
+        ({"cohort": 1, "server_replicas": 1, "batch_size": 2, "dropout": 0.5}, False),
+    ],
+)
+def test_batch_norm_is_refused_where_the_images_of_a_single_client_may_arrive(fields, refused, dataset):
+    config = RunConfig(**TINY | {"batch_size": 1, "head": "large-mlp"} | fields)
+    with (
+        pytest.raises(ValueError, match="if only one client comes, to normalise; allowed") if refused else nullcontext()
+    ):
+        Simulation(config, dataset)
+
+
+@pytest.mark.parametrize(("rules", "field"), [(RECORDING, "record_trace"), (DEVICES, "server_replicas")])
+def test_neither_traces_nor_devices_go_together_with_replicas(rules, field):
+    check(config_of(1, precision="fp32"), rules)
+    with pytest.raises(ValueError, match=f"^{field}: .*; allowed: "):
+        check(config_of(2, precision="fp32"), rules)
