@@ -39,6 +39,8 @@ VALUES = {
     "measure_divergence": [False, True],
     "unequal": [None, "0.5_0.5|2|0.7_0.3"],
     "loss_threshold": [0.0, 10.0],
+    "server_replicas": [1, 2, 3],
+    "average_replicas": [False, True],
     "data_proportion": [1.0, 0.8],
     "partition": ["shards", "iid", "dirichlet"],
     "views": ["v2", "v1"],
@@ -66,7 +68,7 @@ VALUES = {
 BASE = TINY | {"rounds": 2, "eval_every": 2, "probe_epochs": 1, "classes_per_client": 1, "alpha": 5.0, "lr": 0.01}
 """Config fields of a run that the settings are changed in."""
 NOT_TOGETHER = {
-    *(("method", name) for name in ("defence", "unequal", "loss_threshold")),
+    *(("method", name) for name in ("defence", "unequal", "loss_threshold", "server_replicas")),
 }
 """Pairs of settings that are refused whatever their values."""
 

@@ -79,6 +79,26 @@ def average_statistics_(state: State, aggregation: Aggregation, images_C: Tensor
 
 
 @torch.no_grad()
+def average_replicas_(state: State) -> None:
+    """Replace the models of the server's replicas, online and momentum, and their running statistics by their means.
+
+    What the optimiser and the objective remember, such as key queues, stays each replica's own.
+
+    >>> from types import SimpleNamespace as Part
+    >>> names = ("online", "momentum", "online_statistics", "momentum_statistics")
+    >>> servers = [Part(**{name: torch.full((2,), value) for name in names}) for value in (1.0, 4.0)]
+    >>> average_replicas_(Part(servers=servers))
+    >>> servers[0].online.tolist(), servers[1].momentum.tolist()
+    ([2.5, 2.5], [2.5, 2.5])
+    """
+    for name in ("online", "momentum", "online_statistics", "momentum_statistics"):
+        own = [getattr(replica, name) for replica in state.servers]
+        mean = torch.stack(own).mean(dim=0)
+        for one in own:
+            one.copy_(mean)
+
+
+@torch.no_grad()
 def receive_(model: FlatModule, state: State, ids: Tensor, aggregation: Aggregation) -> None:
     """Give the average to each client of the cohort, or what the aggregation lets it make of the average.
 

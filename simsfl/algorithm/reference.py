@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
 from simsfl.algorithm.single_client import SingleClient, move_towards
-from simsfl.algorithm.state import Cohort, State, put_back_, rows_before
+from simsfl.algorithm.state import Cohort, ServerState, State, put_back_, rows_before
 from simsfl.config.catalogue import Targets
 from simsfl.models import FlatModule, SplitModel
 from simsfl.objectives import Memory
@@ -137,7 +137,7 @@ def _learn(
     lr: Tensor,
     hyper: Hyperparameters,
 ) -> tuple[Tensor, Tensor]:
-    """Do the server's part of a step, in place, and return loss and accuracy in percent.
+    """Do the server's part of a step, in place, and return loss and accuracy in percent, which are means over all rows.
 
     Gradients with respect to the activations that clients learn from are left in their ``grad``.
 
@@ -146,7 +146,37 @@ def _learn(
         labels: ``[B]`` class of each image, by position, if these are targets.
         lr: learning rate of the server.
     """
-    central = state.server
+    replicas, rows = len(state.servers), sum(len(own) for own in views[0].values())
+    loss = top1 = 0.0
+    for number, central in enumerate(state.servers):
+        mine = [c for c in views[0] if c * replicas // len(state.cohort.ids) == number]
+        if not mine:
+            continue
+        memory = {name: one[number : number + 1] if len(one) == replicas else one for name, one in state.memory.items()}
+        own_views = [{c: view[c] for c in mine} for view in views]
+        own_labels = {c: labels[c] for c in mine} if labels else {}
+        own_loss, own_top1 = _learn_alone(model, central, memory, own_views, own_labels, lr, hyper)
+        share = sum(len(own) for own in own_views[0].values()) / rows
+        loss, top1 = loss + share * own_loss, top1 + share * own_top1
+    return loss, top1
+
+
+def _learn_alone(
+    model: SplitModel,
+    central: ServerState,
+    remembered: Memory,
+    views: Sequence[Mapping[int, Tensor]],
+    labels: Mapping[int, Tensor],
+    lr: Tensor,
+    hyper: Hyperparameters,
+) -> tuple[Tensor, Tensor]:
+    """Do what `_learn` does for the clients of one replica of the server, or of the only one.
+
+    Args:
+        central: the replica's state.
+        remembered: what the objective remembers in a group for all of them, or in a row for each position in the
+            cohort.
+    """
     server = model.server.module(central.online, central.online_statistics)
     server_momentum = model.server.module(central.momentum, central.momentum_statistics)
     move_towards(server_momentum, server, hyper.tau)
@@ -158,7 +188,7 @@ def _learn(
             server, server_momentum, [torch.cat(list(view.values())) for view in views], list(labels.values()), hyper
         )
     pairs = [(outputs.to(central.online.dtype), _like(targets, central.online)) for outputs, targets in pairs]
-    groups = _groups(state.memory, {c: len(own) for c, own in views[0].items()})
+    groups = _groups(remembered, {c: len(own) for c, own in views[0].items()})
     loss = top1 = 0.0
     for outputs, targets in pairs:
         for rows, memory in groups:
@@ -206,7 +236,7 @@ def _groups(memory: Memory, rows: Mapping[int, int]) -> list[tuple[slice, Memory
     """Return the rows of each group of clients that are trained together, and what the objective remembers for it.
 
     Args:
-        memory: what it remembers for all clients, or in a row for each position in the cohort.
+        memory: what it remembers for all of them, or in a row for each position in the cohort.
         rows: number of rows of each client, by its position.
     """
     if all(len(one) == 1 for one in memory.values()):

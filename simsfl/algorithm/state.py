@@ -146,18 +146,36 @@ class State:
     cohort: Cohort
     """The state of the clients of the current round."""
     server: ServerState
-    """The state of the server."""
+    """The state of the server; where it has replicas, that of the first, which is the one that is evaluated."""
     memories: Memory = field(metadata={_SAVED_AS: "queues"})
-    """What the objective remembers, such as key queues: in one group that all clients share, or one for each client."""
+    """What the objective remembers, such as key queues: in a group that all clients of a server share (one for each of
+    its replicas), or one for each client."""
     memory: Memory = field(metadata={_SAVED_AS: "queue", _SAME_AS: "memories"})
-    """What the objective remembers for the cohort: the same object as `memories` if all clients share one memory,
-    otherwise a group for each position in the cohort."""
+    """What the objective remembers for the cohort: the same object as `memories` if clients share a memory, otherwise a
+    group for each position in the cohort."""
     sent: Sent | None
     """Smashed data that the server may train on again; None where it never does."""
     defence: Remembered | None = field(metadata={_SAVED_AS: "attackers"})
     """What the defences remember, such as TAResSFL's simulated attackers; None where that is nothing."""
     aggregation: Memory = field(default_factory=dict)
     """What the aggregation of models remembers (`simsfl.aggregations`)."""
+    replicas: tuple[ServerState, ...] = ()
+    """The states of the server's further replicas, each of which trains with an equal part of the cohort."""
+
+    @property
+    def servers(self) -> tuple[ServerState, ...]:
+        """Return the states of all replicas of the server, in the order of their parts of the cohort."""
+        return self.server, *self.replicas
+
+    def of_replica(self, number: int) -> State:
+        """Return the state as replica `number` of the server, counted from 0, has it: with no server but itself.
+
+        Of what the objective remembers for the cohort, it has its own group, or the groups of its own clients. The
+        tensors are those of this state.
+        """
+        count = len(self.servers)
+        memory = {name: one.unflatten(0, (count, -1))[number] for name, one in self.memory.items()}
+        return replace(self, server=self.servers[number], replicas=(), memory=memory)
 
     @property
     def remembered(self) -> Tensor:
@@ -232,6 +250,8 @@ class State:
             owner, twin = getattr(self, part.name), part.metadata.get(_SAME_AS)
             if owner is None or (twin and owner is getattr(self, twin)):
                 continue
+            if isinstance(owner, tuple):
+                owner = {f"{i}.{name}": one for i, own in enumerate(owner, 1) for name, one in vars(own).items()}
             about = {} if isinstance(owner, dict) else {one.name: one.metadata for one in fields(owner)}
             for name, value in (owner if isinstance(owner, dict) else vars(owner)).items():
                 if isinstance(value, Tensor):
@@ -325,6 +345,11 @@ def initial_server(model: FlatModule, device: torch.device, dtype: torch.dtype, 
         online_statistics=statistics.clone(),
         momentum_statistics=statistics.clone(),
     )
+
+
+def further_replicas(server: ServerState, count: int) -> tuple[ServerState, ...]:
+    """Allocate the states of `count` further replicas of a server, which begin as it does."""
+    return tuple(ServerState(**{name: one.clone() for name, one in vars(server).items()}) for _ in range(count))
 
 
 def cohort_memory(memories: Memory, cohort: int) -> Memory:

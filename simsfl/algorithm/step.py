@@ -25,6 +25,10 @@ from simsfl.config.catalogue import Targets
 from simsfl.kernels import ema_
 from simsfl.models import SplitModel
 
+_Learnt = tuple[Tensor, Tensor, Tensor]
+"""Results of the server's part of a step: scalar loss, scalar accuracy in percent, and the gradient with respect to the
+activations of the online models, ``[N, c, h, w]``, or ``[2N, c, h, w]`` where both views are theirs."""
+
 
 def train_step(
     model: SplitModel, state: State, batch: Batch, hyper: Hyperparameters, clock: Clock = untimed
@@ -79,9 +83,9 @@ def train_step(
         absent = batch.absent.union(absent) if batch.absent else absent
         del key_CBchw  # the server's passes need the memory
         labels_N = None if batch.labels is None else torch.cat([labels.flatten() for labels in batch.labels])
-        gradients = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, absent)
+        loss, top1, gradient_Nchw = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, absent)
 
-    gradient_Nchw = batch.wire.down(gradients.smashed)
+    gradient_Nchw = batch.wire.down(gradient_Nchw)
     figures: tuple[Tensor, ...] = ()
     if hyper.clients_learn and hyper.defence:
         with clock(hyper.defence.phase):
@@ -98,7 +102,7 @@ def train_step(
             clients.descend_(model.client, state, gradient_CP, batch.client_lr, hyper)
 
     put_back_(before, batch.absent)
-    return Outcome(gradients.loss, gradients.top1, smashed_2Nchw, gradient_Nchw, figures, absent)
+    return Outcome(loss, top1, smashed_2Nchw, gradient_Nchw, figures, absent)
 
 
 def learn_(
@@ -109,11 +113,12 @@ def learn_(
     hyper: Hyperparameters,
     labels_N: Tensor | None = None,
     absent: Collection[int] = NOBODY,
-) -> server.Gradients:
-    """Do the server's part of a step, in place, and return its loss and gradients.
+) -> _Learnt:
+    """Do the server's part of a step, in place, and return its loss and accuracy, and the gradient for the clients.
 
     The momentum model moves towards the online one, the loss is computed against the memory (such as the key queue) as
-    it was before this step, the online model descends, and the objective remembers the new targets.
+    it was before this step, the online model descends, and the objective remembers the new targets. Each replica of the
+    server, if there are several, does this with its own part of the cohort.
 
     Args:
         smashed_2Nchw: activations that arrived, those of the queries before those of the keys; with labels only the
@@ -124,12 +129,44 @@ def learn_(
     """
     if absent:
         return _learn_without_(model, state, smashed_2Nchw, server_lr, hyper, labels_N, absent)
+    if state.replicas:
+        return _learn_in_replicas_(model, state, smashed_2Nchw, server_lr, hyper, labels_N)
     central = state.server
     ema_(central.momentum, central.online, hyper.tau)
-    gradients = server.gradients(model.server, central, smashed_2Nchw, state.memory, hyper, labels_N)
-    hyper.optimiser.step_(model.server, central.online, gradients.parameters, central.velocity, server_lr)
-    server.remember_(state.memory, gradients.targets, hyper)
-    return gradients
+    found = server.gradients(model.server, central, smashed_2Nchw, state.memory, hyper, labels_N)
+    hyper.optimiser.step_(model.server, central.online, found.parameters, central.velocity, server_lr)
+    server.remember_(state.memory, found.targets, hyper)
+    return found.loss, found.top1, found.smashed
+
+
+def _learn_in_replicas_(
+    model: SplitModel,
+    state: State,
+    smashed_2Nchw: Tensor,
+    server_lr: Tensor,
+    hyper: Hyperparameters,
+    labels_N: Tensor | None,
+) -> _Learnt:
+    """Do what `learn_` does in each replica of the server, with the rows of its own clients.
+
+    These are the first clients of the cohort in the first replica, the next as many in the second one, and so on. The
+    loss of a replica, and so the gradient for its clients, is a mean over its own rows. The loss and accuracy that are
+    returned are means over all rows. A replica without rows, whose clients are all absent, stays as it is.
+    """
+    rows, clients, start = sum(hyper.batches), len(hyper.batches) // len(state.servers), 0
+    loss, top1, gradients = 0.0, 0.0, []
+    for number in range(len(state.servers)):
+        batches = hyper.batches[number * clients : (number + 1) * clients]
+        own = slice(start, start := start + sum(batches))
+        if own.start == own.stop:
+            continue
+        part, labels_n = _rows_of_views(smashed_2Nchw, rows, own), None if labels_N is None else labels_N[own]
+        apart = replace(hyper, batches=batches)
+        own_loss, own_top1, gradient = learn_(model, state.of_replica(number), part, server_lr, apart, labels_n)
+        share = sum(batches) / rows
+        loss, top1 = loss + share * own_loss, top1 + share * own_top1
+        gradients.append(gradient.unflatten(0, (-1, sum(batches))))
+    return loss, top1, torch.cat(gradients, dim=1).flatten(0, 1)
 
 
 def _learn_without_(
@@ -140,18 +177,24 @@ def _learn_without_(
     hyper: Hyperparameters,
     labels_N: Tensor | None,
     absent: Collection[int],
-) -> server.Gradients:
+) -> _Learnt:
     """Do what `learn_` does with the rows of those clients that are not absent; the others' gradient is 0."""
     batches = tuple(0 if client in absent else rows for client, rows in enumerate(hyper.batches))
     there_N = torch.tensor([client not in absent for client, rows in enumerate(hyper.batches) for _ in range(rows)])
     rows_n = there_N.nonzero().flatten().to(smashed_2Nchw.device)
-    smashed_2nchw = smashed_2Nchw.unflatten(0, (-1, len(there_N)))[:, rows_n].flatten(0, 1)
+    smashed_2nchw = _rows_of_views(smashed_2Nchw, len(there_N), rows_n)
     labels_n = None if labels_N is None else labels_N[rows_n]
-    gradients = learn_(model, state, smashed_2nchw, server_lr, replace(hyper, batches=batches), labels_n)
-    graded = len(gradients.smashed) // len(rows_n)
+    without = replace(hyper, batches=batches)
+    loss, top1, gradient_nchw = learn_(model, state, smashed_2nchw, server_lr, without, labels_n)
+    graded = len(gradient_nchw) // len(rows_n)
     gradient_Nchw = torch.zeros_like(smashed_2Nchw[: graded * len(there_N)])
-    gradient_Nchw.unflatten(0, (graded, -1))[:, rows_n] = gradients.smashed.unflatten(0, (graded, -1))
-    return replace(gradients, smashed=gradient_Nchw)
+    gradient_Nchw.unflatten(0, (graded, -1))[:, rows_n] = gradient_nchw.unflatten(0, (graded, -1))
+    return loss, top1, gradient_Nchw
+
+
+def _rows_of_views(smashed_2Nchw: Tensor, count: int, rows: Tensor | slice) -> Tensor:
+    """Return some rows of each view of smashed data, in which a view has `count` rows."""
+    return smashed_2Nchw.unflatten(0, (-1, count))[:, rows].flatten(0, 1)
 
 
 def _cut(smashed_CBchw: Sequence[Tensor], precision: torch.dtype) -> Tensor:

@@ -223,9 +223,10 @@ class RunConfig(Settings):
     def images_at_a_time(self) -> int | None:
         """Return how many images an objective has at a time: those of a step, or in federated learning of a client.
 
-        None means that a rule has yet to say. With unequal clients they are more.
+        None means that a rule has yet to say. With unequal clients they are more. A replica of the server has its part
+        of a step.
         """
-        clients = self.cohort if self.is_split else 1
+        clients = (self.cohort and self.cohort // self.server_replicas) if self.is_split else 1
         sources = (self.data_proportion > 0) + (self.aux_dataset is not None)
         return None if None in (clients, self.batch_size) else clients * sources * self.batch_size
 

@@ -79,6 +79,11 @@ EVERY_RUN = (
         "cohort: {cohort} is more than the clients; allowed: 1 to {clients}",
     ),
     Constraint(
+        lambda c: c.cohort is not None and c.cohort % c.server_replicas > 0,
+        "server_replicas: {server_replicas} cannot have equal parts of a cohort of {cohort}; allowed: 1, or another "
+        "divisor of {cohort}",
+    ),
+    Constraint(
         lambda c: c.width is not None and c.width % 4 > 0,
         "width: {width} is no multiple of 4; allowed: multiples of 4, so that it divides into groups and heads",
     ),
@@ -168,6 +173,7 @@ EVERY_RUN = (
         "method: {method} has an objective of its own; allowed: federated or mocosfl",
     ),
     _for_split("loss_threshold", 0, ":g"),
+    _for_split("server_replicas", 1),
 )
 """Combinations that no run can have."""
 
@@ -192,6 +198,10 @@ RECORDING = (
     Constraint(
         lambda c: c.defence is not None,
         "record_trace: what a defence does is not recorded; allowed: without --defence",
+    ),
+    Constraint(
+        lambda c: c.server_replicas > 1,
+        "record_trace: a client of one of several servers is not recorded; allowed: --server-replicas 1",
     ),
     Constraint(
         lambda c: not PRECISIONS[c.precision].anywhere,
@@ -229,6 +239,7 @@ DEVICES = (
     _without("straggler", 0),
     _without("unequal", None),
     _without("loss_threshold", 0),
+    _without("server_replicas", 1),
     _without("ressfl_lambda", 0),
     _without("aux_dataset", None),
     _without("divergence_tau", 0),
@@ -330,6 +341,12 @@ AVERAGED = Condition(
     "client_lr other than 0.0, or BatchNorm",
 )
 """Condition of settings about averaging: clients learn, or have running statistics, which are averaged as well."""
+SYNCED = Condition(
+    lambda c: AVERAGED.holds(c) or c.average_replicas, AVERAGED.reason, f"{AVERAGED.allowed}, or average_replicas"
+)
+"""Condition of settings about when something is averaged: clients' models, or replicas of the server."""
+REPLICATED = Condition(lambda c: c.server_replicas > 1, "there is one server", "server_replicas above 1")
+"""Condition of settings about replicas of the server."""
 PROBED = Condition(
     lambda c: c.linear_probe or c.semi_supervised, "no probe is trained", "linear_probe or semi_supervised"
 )

@@ -25,6 +25,7 @@ from simsfl.config.constraints import (
     LEARNING,
     MOMENTUM,
     PROBED,
+    REPLICATED,
     SAMPLED,
     SERVED,
     SHORTCUTS,
@@ -33,6 +34,7 @@ from simsfl.config.constraints import (
     STRAGGLING,
     STREAMABLE,
     STYLED,
+    SYNCED,
     TARESSFL,
     UNLABELLED,
     Condition,
@@ -165,7 +167,7 @@ class Settings:
         "Number of averagings of the client models in a round; by rule 1000 // (batch_size * clients), at least 1; 1 "
         "in federated learning.",
         within=(1, _LARGE),
-        only=AVERAGED,
+        only=SYNCED,
     )
     aggregation: str = _setting(
         "mean",
@@ -205,6 +207,22 @@ class Settings:
         "the next such round, they send no smashed data either. 0 turns this off.",
         within=(0, INFINITY),
         only=SPLIT,
+    )
+
+    server_replicas: int = _setting(
+        1,
+        "clients",
+        "Number of servers, each with a model and a key queue of its own, and an equal part of the cohort: what one "
+        "server on each of several GPUs does that they do not exchange. The first of them is evaluated.",
+        within=(1, _LARGE),
+        only=SPLIT,
+    )
+    average_replicas: bool = _setting(
+        False,
+        "clients",
+        "Average the models of the server's replicas whenever those of the clients are averaged; their key queues stay "
+        "apart.",
+        only=REPLICATED,
     )
 
     dataset: str = _setting(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simsfl.aggregations.around import divergence
 from simsfl.algorithm import step
-from simsfl.algorithm.aggregation import average_, average_statistics_, is_sync_step, receive_
+from simsfl.algorithm.aggregation import average_, average_replicas_, average_statistics_, is_sync_step, receive_
 from simsfl.algorithm.batch import Batch, Hyperparameters, Outcome
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.observer import Observer
@@ -82,6 +82,8 @@ def client_steps(
                 absent = plan.absences.missing.union(wire.models_up())
                 progress.missed += Missed(models=len(absent))
                 _average_(parts, progress, plan.cohort, absent, learn=hyper.clients_learn)
+                if config.average_replicas:
+                    average_replicas_(state)
             known_absent = progress.note_absent((plan.cohort[p].item() for p in absent), known_absent)
             if progress.round_is_over:
                 scatter_(state, plan.absences.missing)
@@ -109,8 +111,11 @@ def replayed_steps(parts: Parts, progress: Progress, clock: PhaseClock) -> Itera
             smashed = state.sent.smashed[s].to(parts.device)
             labels = state.sent.labels[s].to(parts.device) if parts.hyper.targets is Targets.LABELS else None
             with parts.computing():
-                gradients = step.learn_(parts.model, state, smashed, lr, parts.hyper, labels)
-        progress.finish_step(gradients.loss, gradients.top1)
+                loss, top1, _ = step.learn_(parts.model, state, smashed, lr, parts.hyper, labels)
+            syncs = is_sync_step(progress.step_index, progress.steps, parts.config.syncs_per_round)
+            if syncs and parts.config.average_replicas:
+                average_replicas_(state)
+        progress.finish_step(loss, top1)
         if progress.round_is_over:
             scatter_memory_(state)
         yield

@@ -16,6 +16,7 @@ from simsfl.algorithm.state import (
     Sent,
     State,
     cohort_memory,
+    further_replicas,
     initial_clients,
     initial_cohort,
     initial_remembered,
@@ -166,9 +167,10 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
     mine = {"device": device, "dtype": dtype}
     learning = mine | {"optimiser": optimiser(config)}
     shared = config.feature_sharing and config.is_split
-    rings = 1 if shared else config.clients
+    rings = config.server_replicas if shared else config.clients
     generator = torch_generator(config.seed, Purpose.QUEUE)
     memories = objective(config).memory(rings, config.key_dim, generator, **mine)
+    server = initial_server(model.server, **learning)
     return State(
         clients=initial_clients(
             model.client,
@@ -178,7 +180,7 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
             aggregation=aggregation(config),
         ),
         cohort=initial_cohort(model.client, config.cohort, **learning),
-        server=initial_server(model.server, **learning),
+        server=server,
         memories=memories,
         memory=memories if shared else cohort_memory(memories, config.cohort),
         sent=_room_for_sent(size, model, storage, dtype) if config.loss_threshold else None,
@@ -192,6 +194,7 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
         if remembered
         else None,
         aggregation=aggregation(config).memory(model.client.size, **mine),
+        replicas=further_replicas(server, config.server_replicas - 1),
     )
 
 

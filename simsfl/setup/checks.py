@@ -18,6 +18,8 @@ _BF16_IMAGE_SIZE = 16
 
 Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its bfloat16 weight
 gradient unset (seen with torch 2.15)."""
+_RARE = 1e-3
+"""Number of times that something is to be expected in a run, up to which it counts as never."""
 
 
 def check_machine(config: RunConfig) -> None:
@@ -151,14 +153,28 @@ def check_batch_norm(config: RunConfig, model: SplitModel) -> None:
     Halves without BatchNorm are skipped, because the meta device imports TorchDynamo, which takes a second and 200 MB.
     """
     images = torch.empty(config.batch_size, 3, config.image_size, config.image_size, device="meta")
-    smashed = torch.empty(config.cohort * config.batch_size, *model.smashed_shape, device="meta")
-    for half, batch, whose in ((model.client, images, "a client's"), (model.server, smashed, "a step's")):
+    all_come = not _one_may_come_alone(config)
+    clients = config.cohort // config.server_replicas if all_come else 1
+    smashed = torch.empty(clients * config.batch_size, *model.smashed_shape, device="meta")
+    at_server = "a step's images" if all_come else "a step's images, if only one client comes,"
+    for half, batch, whose in ((model.client, images, "a client's images"), (model.server, smashed, at_server)):
         if not len(half.initial_statistics):
             continue
         try:
             half.template(batch)
         except ValueError as error:
             raise ValueError(
-                f"batch_size: {config.batch_size} leaves BatchNorm a single value of {whose} images to normalise; "
+                f"batch_size: {config.batch_size} leaves BatchNorm a single value of {whose} to normalise; "
                 "allowed: 2 or more, a smaller cut layer, or networks and heads without it"
             ) from error
+
+
+def _one_may_come_alone(config: RunConfig) -> bool:
+    """Return whether it may happen in a run that all clients of a server but one are absent, or all of them.
+
+    Where it is to happen less than `_RARE` times, it does not count.
+    """
+    clients = config.cohort // config.server_replicas
+    away = 1 - (1 - config.dropout) * (1 - config.straggler)
+    in_a_round = clients * (1 - away) * away ** (clients - 1) + away**clients
+    return clients > 1 and config.rounds * config.server_replicas * in_a_round > _RARE

@@ -398,7 +398,8 @@ def _tuned(parts: Parts, known: Mapping[str, str]) -> Parts:
             if model.server.size:
                 whole = hyper.whole_batch or not config.feature_sharing  # then the momentum model gets view by view
                 apart = (whole and hyper.targets is Targets.MOMENTUM) or len(model.server.initial_statistics)
-                rows = sum(group.images for group in parts.groups) * (1 if apart else config.views_at_server)
+                images = sum(group.images for group in parts.groups) // config.server_replicas
+                rows = images * (1 if apart else config.views_at_server)
                 smashed = torch.zeros(rows, *model.smashed_shape, device=device, dtype=hyper.precision)
                 server = tuning.working_server(model.server, hyper, parts.state.server.online, smashed)
                 model = replace(model, server=server)

@@ -143,20 +143,19 @@ class KeyQueue:
 
 
 class Server:
-    """The server: the network behind the cut layer, its momentum encoder, and the key queues."""
+    """A server: the network behind the cut layer, its momentum encoder, and the key queues."""
 
     def __init__(self, config, online, queues):
         self.config, self.online, self.momentum = config, online, copy.deepcopy(online)
         self.optimizer = sgd(config, online)
-        self.queues = [KeyQueue(keys) for keys in queues]
-        self.losses = []
+        self.queues = queues
 
     def queue_of(self, client):
         """Return the queue that a client's queries are contrasted with, given the client's id."""
         return self.queues[0 if self.config.feature_sharing else client]
 
     def learn(self, query, key, owners, lr):
-        """Take a step on the smashed data of all clients, and return the gradient of the query activations.
+        """Take a step on the smashed data of its clients; return the gradient of the query activations, and the loss.
 
         Args:
             query: query activations ``[N, c, h, w]``.
@@ -169,12 +168,11 @@ class Server:
         pairs = [(query, key), (key, query.detach())] if self.config.symmetric else [(query, key)]
         embedded = [self.embed(one, other) for one, other in pairs]
         loss = sum(self.contrast(queries, keys, owners) for queries, keys in embedded)
-        self.losses.append(loss.item())
         descend(self.optimizer, loss, None, lr)
         for _, keys in reversed(embedded):
             for owner, own in zip(owners, keys, strict=True):
                 self.queue_of(owner).push(own)
-        return query.grad
+        return query.grad, loss.item()
 
     def embed(self, query, key):
         """Return the normalised queries of the online model, and the normalised keys of the momentum encoder."""
@@ -211,7 +209,9 @@ class Oracle:
     Attributes:
         average: the clients' online model, averaged.
         clients: what is kept of each client, by its id.
-        server: what the server learns, and the losses of all steps.
+        servers: what each replica of the server learns; usually there is one.
+        queues: key queues, one of each server or one of each client.
+        losses: losses of all steps.
         traffic: bytes that were sent.
         divergences: how far each client of the cohort was from the average in each averaging, by its id.
         exchange: what clients and server exchange in the next round: "A", both ways; "B", no gradients; "C", nothing.
@@ -223,7 +223,12 @@ class Oracle:
         self.average = client.module(client.initial.double())
         self.clients = [Client(copy.deepcopy(self.average)) for _ in range(self.config.clients)]
         online = server.module(simulation.state.server.online.clone()).double()
-        self.server = Server(self.config, online, simulation.state.memories["keys"].clone())
+        self.queues = [KeyQueue(keys) for keys in simulation.state.memories["keys"].clone()]
+        self.servers = [
+            Server(self.config, copy.deepcopy(online), [self.queues[i]] if self.config.feature_sharing else self.queues)
+            for i in range(self.config.server_replicas)
+        ]
+        self.losses = []
         self.traffic = Traffic()
         self.divergences = []
         self.exchange, self.last_loss = "A", None
@@ -231,12 +236,12 @@ class Oracle:
 
     def round(self, index):
         """Do a round, and decide what the next one exchanges."""
-        losses_before = len(self.server.losses)
+        losses_before = len(self.losses)
         if self.exchange == "C":
             self.replay(index)
         else:
             self.train(index)
-        losses = self.server.losses[losses_before:]
+        losses = self.losses[losses_before:]
         self.decide_exchange(sum(losses) / len(losses))
 
     def decide_exchange(self, loss):
@@ -248,18 +253,46 @@ class Oracle:
     def replay(self, index):
         """Have the server learn from what was sent in the latest round that was not silent, in a new order."""
         order = numpy_generator(self.config.seed, Purpose.REPLAY, index).permutation(len(self.sent.steps))
-        for step in order:
-            self.server.learn(*self.sent.steps[step], self.sent.owners, self.server_lr(index))
+        for number, step in enumerate(order):
+            self.learn(*self.sent.steps[step], self.server_lr(index))
+            if number + 1 in self.steps_before_a_sync(len(order)):
+                self.average_servers()
+
+    def learn(self, query, key, lr):
+        """Have each server learn from its part of the cohort, in cohort order; return the gradient of all queries."""
+        owners = self.sent.owners
+        cohort = list(dict.fromkeys(owners))
+        each = len(cohort) // len(self.servers)
+        gradients, loss = [], 0.0
+        for i, server in enumerate(self.servers):
+            rows = [row for row, owner in enumerate(owners) if owner in cohort[i * each : (i + 1) * each]]
+            gradient, own_loss = server.learn(query[rows], key[rows], [owners[row] for row in rows], lr)
+            gradients.append(gradient)
+            loss += own_loss * len(rows) / len(owners)
+        self.losses.append(loss)
+        return torch.cat(gradients)
+
+    def steps_before_a_sync(self, steps):
+        """Return after how many of a round's steps something is averaged."""
+        syncs = min(self.config.syncs_per_round, steps)
+        return {math.ceil(number * steps / syncs) for number in range(1, syncs + 1)}
+
+    def average_servers(self):
+        """Replace the models of all servers by their means, where they are averaged."""
+        for half in ("online", "momentum") if self.config.average_replicas else ():
+            own = [getattr(server, half) for server in self.servers]
+            mean = mean_of(own).state_dict()
+            for module in own:
+                module.load_state_dict(mean)
 
     def train(self, index):
         """Do a round with clients: they receive the average, learn with the server, and are averaged now and then."""
         cohort = self.begin_round(index)
         steps = len(cohort[0].plan.indices)
-        syncs = min(self.config.syncs_per_round, steps)
-        steps_before_a_sync = {math.ceil(number * steps / syncs) for number in range(1, syncs + 1)}
         for step in range(steps):
             self.step(index, step, cohort)
-            if step + 1 in steps_before_a_sync:
+            if step + 1 in self.steps_before_a_sync(steps):
+                self.average_servers()
                 self.synchronise(cohort, last=step + 1 == steps)
         self.end_round(cohort)
 
@@ -306,7 +339,7 @@ class Oracle:
         query, key = self.forward(step, cohort)
         self.sent.steps.append((query, key))
         self.traffic.up += SMASHED_BYTES * (query.numel() + key.numel())
-        gradient = self.server.learn(query, key, self.sent.owners, self.server_lr(index))
+        gradient = self.learn(query, key, self.server_lr(index))
         if self.clients_learn():
             self.traffic.down += SMASHED_BYTES * gradient.numel()
             self.backward(index, cohort, gradient)

@@ -141,6 +141,7 @@ def test_what_a_rule_set_it_sets_again(tmp_path):
         ({"init_server": True}, "init_server: .* no init_client"),
         ({"probe_epochs": 3}, "probe_epochs: .* no probe .* linear_probe or semi_supervised"),
         ({"stream": "always", "dataset": "x.npz"}, "stream: .* x.npz, which is read whole"),
+        ({"average_replicas": True}, "average_replicas: .* there is one server; allowed with server_replicas above 1"),
     ],
 )
 def test_what_has_no_effect_is_refused(values, words):
@@ -150,6 +151,7 @@ def test_what_has_no_effect_is_refused(values, words):
     RunConfig(alpha=0.1, partition="dirichlet", epochs=3).check_effect(["alpha", "epochs"])
     RunConfig(method="fl-byol", head="large-mlp", client_lr=0.0).check_effect(["syncs_per_round"])
     RunConfig(sampler="availability", clients=5, cohort=5).check_effect(["sampler"])
+    RunConfig(server_replicas=2, average_replicas=True, client_lr=0.0).check_effect(["syncs_per_round"])
     RunConfig(method="fl-moco", loss_threshold=0.0).check_effect(["loss_threshold"])  # as usual: no matter
 
 

@@ -194,6 +194,7 @@ def eager_and_captured(config, dataset):
         {"supervised": True, "symmetric": False},
         {"ressfl_lambda": 1.0, "ressfl_target_ssim": 0.1, "ressfl_decoder": "conv_normN2C4"},
         {"unequal": "0.5_0.5|2|0.8_0.2"},
+        {"server_replicas": 3, "average_replicas": True},
     ],
     ids=lambda settings: "-".join(settings) or "usual",
 )
@@ -282,10 +283,9 @@ def test_steps_are_replayed_again_when_they_can_be(config, dataset):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
-@pytest.mark.parametrize("feature_sharing", [True, False])
-def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, feature_sharing):
-    config = replace(config, device="cuda", precision="fp32", engine="fused", rounds=2, lr=0.005)
-    config = replace(config, feature_sharing=feature_sharing)
+@pytest.mark.parametrize("settings", [{}, {"feature_sharing": False}, {"server_replicas": 3}])
+def test_a_replayed_step_is_the_eager_one_and_never_waits(config, dataset, settings):
+    config = replace(config, device="cuda", precision="fp32", engine="fused", rounds=2, lr=0.005, **settings)
     eager, captured = Simulation(config, dataset), Simulation(config, dataset)
     eager.parts = replace(eager.parts, train_step=step.train_step)
     list(eager.rounds())
