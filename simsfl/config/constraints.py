@@ -79,9 +79,9 @@ EVERY_RUN = (
         "cohort: {cohort} is more than the clients; allowed: 1 to {clients}",
     ),
     Constraint(
-        lambda c: c.cohort is not None and c.cohort % c.server_replicas > 0,
-        "server_replicas: {server_replicas} cannot have equal parts of a cohort of {cohort}; allowed: 1, or another "
-        "divisor of {cohort}",
+        lambda c: c.cohort_size % c.server_replicas > 0,
+        "server_replicas: {server_replicas} cannot have equal parts of a cohort of {config.cohort_size}; allowed: "
+        "1, or another divisor of it",
     ),
     Constraint(
         lambda c: c.width is not None and c.width % 4 > 0,

@@ -143,7 +143,7 @@ def test_a_single_server_is_stored_as_in_earlier_versions(config, dataset):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cohort": 6, "server_replicas": 4}, "equal parts of a cohort of 6; allowed: 1, or another divisor of 6"),
+        ({"cohort": 6, "server_replicas": 4}, "equal parts of a cohort of 6; allowed: 1, or another divisor of it"),
         ({"cohort": 2, "server_replicas": 4}, "equal parts of a cohort of 2; allowed"),
         ({"method": "federated", "server_replicas": 2}, "not for federated; allowed: 1"),
     ],
