@@ -166,7 +166,7 @@ class Simulation:
         for _ in steps:  # the pace has their records, when it reads the losses of several steps at once
             for observer in self.observers:
                 observer.step_is_over()
-            yield from map(self._recorded, self.pace.read(progress))
+            yield from map(self._recorded, self.pace.read(progress, self.config))
 
     def _start(self) -> None:
         """Have callbacks that do not follow yet react to the start of training; it may start in the middle of a run.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from simsfl.algorithm.communication import Communication, Exchange
+from simsfl.config import RunConfig
 from simsfl.cost.model import Missed, Traffic
 from simsfl.runs.checkpoint import Standing, Timed
 from simsfl.runs.metrics import NOTHING, AbsenceRecord, Extent, RoundRecord, StepRecord, SyncRecord
@@ -17,7 +18,24 @@ from simsfl.setup.parts import Parts
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The error that training has diverged; the message names the round and the step."""
+    """The error that training has diverged; the message names the round, the step and the learning rates."""
+
+    @classmethod
+    def of(cls, what: str, round_index: int, step: int, config: RunConfig) -> NonFiniteLossError:
+        """Return the error, with the rates that the run was asked for and lower ones to try.
+
+        Args:
+            what: what is not finite, such as "loss is nan".
+            round_index: the round, counted from 0.
+            step: the step, counted from 1.
+            config: config of the run, with every rule applied.
+        """
+        rates = {"--lr": config.lr, "--client-lr": config.client_lr}
+        if rates["--client-lr"] in (0, rates["--lr"]):  # frozen, or by rule the server's
+            del rates["--client-lr"]
+        with_, try_ = (" ".join(f"{flag} {f * rate:g}" for flag, rate in rates.items()) for f in (1, 0.1))
+        advice = f"training diverged with {with_}; begin a new run with a lower rate, such as {try_}"
+        return cls(f"{what} in round {round_index + 1}, step {step}: {advice}")
 
 
 @dataclass
@@ -78,11 +96,12 @@ class Progress:
             self.figures[self.step_index, column] = figure
         self.step_index += 1
 
-    def records(self, first: int) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
+    def records(self, first: int, config: RunConfig) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
         """Yield the records of the finished steps of the round, which makes the host wait for the device.
 
         Args:
             first: step, counted from 0, to begin with.
+            config: config of the run, with every rule applied.
 
         Raises:
             NonFiniteLossError: the loss of a step is not finite.
@@ -90,7 +109,7 @@ class Progress:
         now = self.round_index + 1
         for s, (loss, top1, *_) in enumerate(self.figures[first : self.step_index].tolist(), start=first + 1):
             if not math.isfinite(loss):
-                raise NonFiniteLossError(f"loss is {loss} in round {now}, step {s}")
+                raise NonFiniteLossError.of(f"loss is {loss}", self.round_index, s, config)
             # absences and divergences come first, so that a run that stops after a step's record has them all
             if s in self.absences:
                 yield AbsenceRecord(now, s, self.absences.pop(s))
