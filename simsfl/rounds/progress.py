@@ -13,7 +13,7 @@ from simsfl.algorithm.communication import Communication, Exchange
 from simsfl.config import RunConfig
 from simsfl.cost.model import Missed, Traffic
 from simsfl.runs.checkpoint import Standing, Timed
-from simsfl.runs.metrics import NOTHING, AbsenceRecord, Extent, RoundRecord, StepRecord, SyncRecord
+from simsfl.runs.metrics import NOTHING, AbsenceCount, AbsenceRecord, Extent, RoundRecord, StepRecord, SyncRecord
 from simsfl.setup.parts import Parts
 
 
@@ -63,6 +63,8 @@ class Progress:
     """Bytes that they would have sent if no communication had been saved."""
     missed: Missed = field(default_factory=Missed)
     """What absent clients have missed in the current round."""
+    absent: AbsenceCount | None = field(default_factory=AbsenceCount)
+    """How often clients were absent so far; None where an earlier version of simsfl did not count it."""
     absences: dict[int, list[int]] = field(default_factory=dict)
     """Ids of the clients that are absent from a step on, by the step counted from 1; only those not yet recorded."""
     divergences: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -120,6 +122,11 @@ class Progress:
                 yield SyncRecord(now, s, mean, std, ids.tolist(), own.tolist())
             yield StepRecord(now, s, loss, top1)
 
+    def count_absent(self, more: AbsenceCount) -> None:
+        """Add to how often clients were absent, unless what came before is not known."""
+        if self.absent is not None:
+            self.absent += more
+
     def note_absent(self, clients: Iterable[int], known: list[int]) -> list[int]:
         """Note which clients are absent after the latest step, unless they are the `known`; return their sorted ids."""
         absent = sorted(clients)
@@ -158,7 +165,7 @@ class Progress:
             metrics: the part of ``metrics.jsonl`` that belongs to it.
             run: the run (`simsfl.runs.records.RunRecord.identity`).
         """
-        own = self.communication, self.traffic, metrics, run, self.usual, self.missed
+        own = self.communication, self.traffic, metrics, run, self.usual, self.missed, self.absent
         return Standing(self.round_index, self.step_index, *own)
 
     def restore(self, parts: Parts, standing: Standing, timed: Timed) -> None:
@@ -173,6 +180,8 @@ class Progress:
         self.communication, self.traffic, self.metrics = standing.communication, standing.traffic, standing.metrics
         rounds_before = (_traffic(parts, Exchange.BOTH_WAYS, Missed()) for _ in range(self.round_index))
         self.usual, self.missed = standing.usual or sum(rounds_before, Traffic()), standing.missed
+        begins = standing.round == standing.step == 0
+        self.absent = AbsenceCount() if begins else standing.absences
         self.seconds, self.peak_memory_bytes = timed.seconds, timed.peak_memory_bytes
 
 
