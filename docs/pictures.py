@@ -152,7 +152,7 @@ def _write(name: str, image: Image.Image) -> None:
 def outdated() -> list[str]:
     """Return a sentence on each picture that shows something else than the present code would."""
     return [
-        f"docs/{name}.png is not of this version of the code: run python docs/pictures.py"
+        f"docs/{name}.png is not of this version: run python docs/pictures.py"
         for name, checksum in CHECKSUMS.items()
         if _text(name).get(_SUM) != checksum()
     ]

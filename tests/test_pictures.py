@@ -35,9 +35,7 @@ def test_a_picture_that_would_look_otherwise_is_to_be_made_anew(module, name, va
     before = {name: pictures._text(name)["shows"] for name in pictures.CHECKSUMS}
     found = [name for name, checksum in pictures.CHECKSUMS.items() if checksum() != before[name]]
     assert found == [changed]
-    assert pictures.outdated() == [
-        f"docs/{changed}.png is not of this version of the code: run python docs/pictures.py"
-    ]
+    assert pictures.outdated() == [f"docs/{changed}.png is not of this version: run python docs/pictures.py"]
 
 
 def test_a_terminal_is_drawn_cell_by_cell():

@@ -19,7 +19,7 @@ from simsfl.evaluation.encoding import Item
 from simsfl.rounds.filling import filled
 from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
+from simsfl.runs.metrics import AbsenceCount, History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
 from simsfl.runs.records import ProbeSummary, Summary, to_json
 from simsfl.simulation import Simulation
 from simsfl.system.console import Output
@@ -65,6 +65,8 @@ class Session:
         self.history = History()
         for record in self.log.kept:
             self.history.feed(record)
+        if simulation.progress.absent is None and "absence" not in self.history.latest:  # a run of an earlier version
+            simulation.progress.absent = AbsenceCount()
         self.view: LiveView | PlainView | None = None
         self.result: Summary | None = None
         self.shown = 0.0
