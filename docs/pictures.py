@@ -51,7 +51,7 @@ SHOWN = {
 """Figures of the report that are on its picture: left and upper edge, and width, in pixels."""
 _COLUMNS, _SIZE = 100, 18
 """Columns of the live view, and size of its font in pixels."""
-_COLOURS = 128
+_COLOURS = 256
 """Most colours of a picture, so that it is small."""
 _SUM = "shows"
 """Key of a picture's text that holds the checksum of what it shows."""
@@ -144,7 +144,7 @@ def _write(name: str, image: Image.Image) -> None:
     about = PngInfo()
     about.add_text("simsfl", simsfl.__version__)
     about.add_text(_SUM, CHECKSUMS[name]())
-    small = image.quantize(_COLOURS, dither=Image.Dither.NONE)
+    small = image.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
     small.save(DOCS / f"{name}.png", optimize=True, pnginfo=about)
     print(f"wrote docs/{name}.png")
 
