@@ -39,6 +39,7 @@ from simsfl.runs.metrics import (
     StepRecord,
     SyncRecord,
 )
+from simsfl.setup.checks import warn_of_short_queue
 from simsfl.setup.parts import Parts, build
 from simsfl.setup.weights import Weights
 from simsfl.system.clock import PhaseClock
@@ -98,7 +99,9 @@ class Simulation:
             "start": start,
             "auto_precision": auto_precision,
         }
-        self._begin(build(config, dataset, **how), callbacks)
+        parts = build(config, dataset, **how)
+        warn_of_short_queue(parts.config, parts.groups)  # said where a run begins, not again where it goes on
+        self._begin(parts, callbacks)
 
     def _begin(self, parts: Parts, callbacks: Iterable[Callback], progress: Progress | None = None) -> None:
         """Set everything up around the parts, at the start of the run or where `progress` stands."""
@@ -166,7 +169,7 @@ class Simulation:
         for _ in steps:  # the pace has their records, when it reads the losses of several steps at once
             for observer in self.observers:
                 observer.step_is_over()
-            yield from map(self._recorded, self.pace.read(progress))
+            yield from map(self._recorded, self.pace.read(progress, self.config))
 
     @property
     def _given(self) -> list[object]:

@@ -13,7 +13,9 @@ from simsfl.cli.cost import program as cost
 from simsfl.cli.main import PROGRAMS
 from simsfl.cli.report import program as report
 from simsfl.cli.sweep import program as sweep
+from simsfl.cli.table import cells
 from simsfl.cli.table import program as table
+from simsfl.config import RunConfig
 from simsfl.system.programs import door
 
 README = (generate.ROOT / "README.md").read_text()
@@ -51,6 +53,14 @@ def test_there_are_no_circles():
     for name, others in graph.items():  # a package imports its modules, which do not need what is in its own file
         graph[name] = {other for other in others if not name.startswith(f"{other}.")}
     assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
+
+
+def test_the_readme_explains_its_words_at_their_first_use():
+    """What the paper's variants are is as in the tables, and the k of kNN is that of the config."""
+    said = re.findall(r"\*\*(MocoSFL-\d)\*\* is cut layer (\d)", README)
+    assert {name: int(cut) for name, cut in said} == cells._VARIANTS
+    for word, explained in (("smashed data", "called *smashed data*"), ("kNN", f"k = {RunConfig().knn_k}")):
+        assert explained in README[README.index(word) - 10 :][:70]
 
 
 def test_the_readmes_picture_is_up_to_date():

@@ -85,9 +85,13 @@ def test_cohorts_of_one_and_of_all(cohort, config, dataset):
 
 
 def test_library_raises_on_divergence(config, dataset):
-    simulation = Simulation(replace(config, lr=1e30), dataset)
-    with pytest.raises(NonFiniteLossError, match=r"round \d, step \d"):
-        list(simulation.rounds())
+    """The error names the rates that were used, and lower ones; frozen clients have none."""
+    for rate, flags in ((None, "--lr 1e+30"), (0.5, "--lr 1e+30 --client-lr 0.5"), (0.0, "--lr 1e+30")):
+        simulation = Simulation(replace(config, lr=1e30, client_lr=rate), dataset)
+        lower = flags.replace("30", "29").replace("0.5", "0.05")
+        said = rf"round \d, step \d: training diverged with {flags}; .*, such as {lower}$".replace("+", r"\+")
+        with pytest.raises(NonFiniteLossError, match=said):
+            list(simulation.rounds())
 
 
 class Operations(TorchDispatchMode):

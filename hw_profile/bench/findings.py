@@ -141,7 +141,7 @@ def _work_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "speed",
             f"{speed['per_second'] / 1e9:.2f} GFLOP/s",
             "",
-            f"{speed['share_of_peak']:.1%} of the {speed['peak_per_second'] / 1e9:.1f} of a matrix product here",
+            f"{speed['share_of_peak']:.1%} of the {speed['peak_per_second'] / 1e9:.1f} GFLOP/s of matrix products",
         ),
         (
             "memory, tensors",
@@ -189,7 +189,7 @@ def _power_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "energy of a step",
             f"{fixed(1000 * energy['mean_watts'] * step, 2)} mJ",
             "",
-            f"{source}; above idle {fixed(1000 * above * step, 2)} mJ ±{1000 * spread * step:.2f}",
+            f"{source}; above idle {fixed(1000 * above * step, 2)} mJ ±{1000 * spread * step:.2f} mJ",
         ),
     ]
 

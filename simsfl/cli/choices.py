@@ -42,6 +42,8 @@ def print_choices(console: Output) -> None:
         sections[f"{door}s"] = _listed(door, lambda name, door=door: _with_options(door, name))
     table = Table.grid(padding=(0, 2))
     for title, names in sections.items():
+        if not names:  # such as callbacks, which plugins alone have
+            continue
         table.add_row(Text(title, "bold"))
         for name, text in names.items():
             table.add_row(f"  {name}", text)

@@ -104,11 +104,11 @@ def launch(
         return 1
     if not finished:
         begin = guests.resuming() if guests else [*command("run"), *plugins.flags(), "--resume"]
-        again = pasted([*begin, str(session.directory.path)])
-        console.say(f"stopped by {stop.received.name}; resume with: {again}")
+        again = [*begin, str(session.directory.path)]
+        console.say_command(f"stopped by {stop.received.name}; resume with:", again)
         _print_trace(console, session.recorder)
         if console.lost and not isinstance(console.lost, BrokenPipeError):
-            print_error(f"output: stdout cannot be written ({console.lost.strerror}); resume with: {again}")
+            print_error(f"output: stdout cannot be written ({console.lost.strerror}); resume with: {pasted(again)}")
             return 1
         return 128 + stop.received
     _conclude(console, session.directory, session.result)
@@ -122,8 +122,8 @@ def _print_trace(console: Output, recorder: Recorder | None) -> bool:
     if recorder.problem:
         print_error(f"record_trace: {recorder.path} could not be written ({recorder.problem})")
         return False
-    again = pasted([*command("pi-bench"), "--replay", str(recorder.path)])
-    console.say(f"  {recorder.path}  ", (f"the work of client {recorder.client}; repeat it with: {again}", "dim"))
+    console.say(f"  {recorder.path}  ", (f"the work of client {recorder.client}", "dim"))
+    console.say_command("repeat this client's work with:", [*command("pi-bench"), "--replay", str(recorder.path)])
     return True
 
 
@@ -383,7 +383,7 @@ def _conclude(console: Output, directory: RunDirectory, summary: Summary) -> Non
     ):
         if (path / name).exists():
             console.say(f"  {path / name}  ", (text, "dim"))
-    console.say(f"figures: {pasted([*command('report'), *plugins.flags(), str(path)])}")
+    console.say_command("draw figures with:", [*command("report"), *plugins.flags(), str(path)])
 
 
 def _chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:

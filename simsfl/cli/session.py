@@ -16,9 +16,10 @@ import torch
 from simsfl.algorithm.observer import Observer
 from simsfl.cost.model import client_flops
 from simsfl.evaluation.encoding import Item
+from simsfl.rounds.filling import filled
 from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
+from simsfl.runs.metrics import AbsenceCount, History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
 from simsfl.runs.records import ProbeSummary, Summary, to_json
 from simsfl.simulation import Simulation
 from simsfl.system.console import Output
@@ -64,6 +65,8 @@ class Session:
         self.history = History()
         for record in self.log.kept:
             self.history.feed(record)
+        if simulation.progress.absent is None and "absence" not in self.history.latest:  # a run of an earlier version
+            simulation.progress.absent = AbsenceCount()
         self.view: LiveView | PlainView | None = None
         self.result: Summary | None = None
         self.shown = 0.0
@@ -140,6 +143,7 @@ class Session:
             bytes_down_per_client=history.value("round", "bytes_down_per_client"),
             bytes_saved_per_client=history.value("round", "bytes_saved_per_client"),
             client_flops_per_step=self._client_flops(),
+            absences=progress.absent,
             metrics_sha256=digest(self.directory.metrics),
         )
 
@@ -174,6 +178,7 @@ class Session:
             phase_seconds=simulation.clock.seconds(),
             peak_memory_bytes=simulation.peak_memory_bytes(),
             participation=torch.bincount(simulation.state.clients.participation).tolist(),
+            queue_filled=filled(simulation.parts, progress),
             devices=simulation.wire.devices(),
         )
 

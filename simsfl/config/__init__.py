@@ -205,6 +205,16 @@ class RunConfig(Settings):
         return self.cohort or (100 if self.clients >= 200 else self.clients)
 
     @property
+    def own_queues(self) -> bool:
+        """Return whether each client has a key queue of its own, where the objective has one."""
+        return not (self.is_split and self.feature_sharing)
+
+    @property
+    def keys_in_a_queue(self) -> int:
+        """Return the length of a key queue; without feature sharing, clients have equal parts of `queue_length`."""
+        return self.queue_length // (self.clients if self.is_split and not self.feature_sharing else 1)
+
+    @property
     def inequality(self) -> Unequal | None:
         """Return `unequal` as an object; None where all clients are equal."""
         return Unequal.parse(self.unequal) if self.unequal else None

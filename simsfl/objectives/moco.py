@@ -29,8 +29,7 @@ class MoCo(Objective):
     @classmethod
     def of(cls, config: RunConfig) -> MoCo:
         """Return the objective of a config; without feature sharing, clients have equal parts of the queue."""
-        own = config.is_split and not config.feature_sharing
-        return cls(config.temperature, config.queue_length // (config.clients if own else 1))
+        return cls(config.temperature, config.keys_in_a_queue)
 
     def losses(self, outputs_GnD: Tensor, targets_GnD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Return the InfoNCE loss of all rows, and how many queries score their own key highest, in percent."""

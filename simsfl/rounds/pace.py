@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from simsfl.config import RunConfig
 from simsfl.rounds.progress import Progress
 from simsfl.runs.metrics import AbsenceRecord, StepRecord, SyncRecord
 from simsfl.system.clock import PhaseClock
@@ -43,10 +44,14 @@ class Pace:
         """Begin to time the steps that come after the finished ones."""
         self._begun, self._read = time.perf_counter(), progress.step_index
 
-    def read(self, progress: Progress) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
+    def read(self, progress: Progress, config: RunConfig) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
         """Yield the records of the steps since the last reading if it is time to read; count the time they have taken.
 
         The time that the caller spends on the records does not count.
+
+        Args:
+            progress: how far the run has come.
+            config: config of the run, with every rule applied.
 
         Raises:
             NonFiniteLossError: the loss of a step was not finite.
@@ -54,7 +59,7 @@ class Pace:
         due = time.perf_counter() - self._begun > self.flush_seconds
         if self._waits and not due and not progress.round_is_over:
             return
-        records = list(progress.records(self._read))
+        records = list(progress.records(self._read, config))
         self._clock.drain()
         seconds = time.perf_counter() - self._begun
         progress.seconds += seconds

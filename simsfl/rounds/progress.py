@@ -10,14 +10,32 @@ import torch
 from torch import Tensor
 
 from simsfl.algorithm.communication import Communication, Exchange
+from simsfl.config import RunConfig
 from simsfl.cost.model import Missed, Traffic
 from simsfl.runs.checkpoint import Standing, Timed
-from simsfl.runs.metrics import NOTHING, AbsenceRecord, Extent, RoundRecord, StepRecord, SyncRecord
+from simsfl.runs.metrics import NOTHING, AbsenceCount, AbsenceRecord, Extent, RoundRecord, StepRecord, SyncRecord
 from simsfl.setup.parts import Parts
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The error that training has diverged; the message names the round and the step."""
+    """The error that training has diverged; the message names the round, the step and the learning rates."""
+
+    @classmethod
+    def of(cls, what: str, round_index: int, step: int, config: RunConfig) -> NonFiniteLossError:
+        """Return the error, with the rates that the run was asked for and lower ones to try.
+
+        Args:
+            what: what is not finite, such as "loss is nan".
+            round_index: the round, counted from 0.
+            step: the step, counted from 1.
+            config: config of the run, with every rule applied.
+        """
+        rates = {"--lr": config.lr, "--client-lr": config.client_lr}
+        if rates["--client-lr"] in (0, rates["--lr"]):  # frozen, or by rule the server's
+            del rates["--client-lr"]
+        with_, try_ = (" ".join(f"{flag} {f * rate:g}" for flag, rate in rates.items()) for f in (1, 0.1))
+        advice = f"training diverged with {with_}; begin a new run with a lower rate, such as {try_}"
+        return cls(f"{what} in round {round_index + 1}, step {step}: {advice}")
 
 
 @dataclass
@@ -45,6 +63,8 @@ class Progress:
     """Bytes that they would have sent if no communication had been saved."""
     missed: Missed = field(default_factory=Missed)
     """What absent clients have missed in the current round."""
+    absent: AbsenceCount | None = field(default_factory=AbsenceCount)
+    """How often clients were absent so far; None where an earlier version of simsfl did not count it."""
     absences: dict[int, list[int]] = field(default_factory=dict)
     """Ids of the clients that are absent from a step on, by the step counted from 1; only those not yet recorded."""
     divergences: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -78,11 +98,12 @@ class Progress:
             self.figures[self.step_index, column] = figure
         self.step_index += 1
 
-    def records(self, first: int) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
+    def records(self, first: int, config: RunConfig) -> Iterator[StepRecord | SyncRecord | AbsenceRecord]:
         """Yield the records of the finished steps of the round, which makes the host wait for the device.
 
         Args:
             first: step, counted from 0, to begin with.
+            config: config of the run, with every rule applied.
 
         Raises:
             NonFiniteLossError: the loss of a step is not finite.
@@ -90,7 +111,7 @@ class Progress:
         now = self.round_index + 1
         for s, (loss, top1, *_) in enumerate(self.figures[first : self.step_index].tolist(), start=first + 1):
             if not math.isfinite(loss):
-                raise NonFiniteLossError(f"loss is {loss} in round {now}, step {s}")
+                raise NonFiniteLossError.of(f"loss is {loss}", self.round_index, s, config)
             # absences and divergences come first, so that a run that stops after a step's record has them all
             if s in self.absences:
                 yield AbsenceRecord(now, s, self.absences.pop(s))
@@ -100,6 +121,11 @@ class Progress:
                 mean, std = own.mean().item(), own.std(correction=0).item()
                 yield SyncRecord(now, s, mean, std, ids.tolist(), own.tolist())
             yield StepRecord(now, s, loss, top1)
+
+    def count_absent(self, more: AbsenceCount) -> None:
+        """Add to how often clients were absent, unless what came before is not known."""
+        if self.absent is not None:
+            self.absent += more
 
     def note_absent(self, clients: Iterable[int], known: list[int]) -> list[int]:
         """Note which clients are absent after the latest step, unless they are the `known`; return their sorted ids."""
@@ -139,7 +165,7 @@ class Progress:
             metrics: the part of ``metrics.jsonl`` that belongs to it.
             run: the run (`simsfl.runs.records.RunRecord.identity`).
         """
-        own = self.communication, self.traffic, metrics, run, self.usual, self.missed
+        own = self.communication, self.traffic, metrics, run, self.usual, self.missed, self.absent
         return Standing(self.round_index, self.step_index, *own)
 
     def restore(self, parts: Parts, standing: Standing, timed: Timed) -> None:
@@ -154,6 +180,8 @@ class Progress:
         self.communication, self.traffic, self.metrics = standing.communication, standing.traffic, standing.metrics
         rounds_before = (_traffic(parts, Exchange.BOTH_WAYS, Missed()) for _ in range(self.round_index))
         self.usual, self.missed = standing.usual or sum(rounds_before, Traffic()), standing.missed
+        begins = standing.round == standing.step == 0
+        self.absent = AbsenceCount() if begins else standing.absences
         self.seconds, self.peak_memory_bytes = timed.seconds, timed.peak_memory_bytes
 
 

@@ -61,8 +61,8 @@ def save(
     """
     tensors = _tensors(parts, progress)
     if not _are_finite(tensors):
-        now = f"round {progress.round_index + 1}, step {progress.step_index}"
-        raise NonFiniteLossError(f"weights are not finite in {now}")
+        where = progress.round_index, progress.step_index
+        raise NonFiniteLossError.of("weights are not finite", *where, parts.config)
     directory = RunDirectory(path)
     if directory.config.exists():
         run = directory.check_same(parts.config, parts.dataset, parts.given)

@@ -23,6 +23,7 @@ from simsfl.cost.model import Missed
 from simsfl.engine.cuda_graph import CapturedStep
 from simsfl.engine.plan_ahead import PlanAhead
 from simsfl.rounds.progress import Progress
+from simsfl.runs.metrics import AbsenceCount
 from simsfl.setup.parts import Parts
 from simsfl.system.clock import PhaseClock
 from simsfl.system.randomness import Purpose, numpy_generator
@@ -73,7 +74,9 @@ def client_steps(
             state.sent.keep_(progress.step_index, outcome.smashed, batch.labels)
         syncs = is_sync_step(progress.step_index, progress.steps, config.syncs_per_round)
         progress.finish_step(outcome.loss, outcome.top1, *outcome.figures)
-        progress.missed += Missed(images=sum(hyper.batches[position] for position in outcome.absent))
+        images = sum(hyper.batches[position] for position in outcome.absent)
+        progress.missed += Missed(images=images)
+        progress.count_absent(AbsenceCount(steps_missed=len(outcome.absent), images_missed=images))
         with clock("sync"):
             absent = outcome.absent
             if syncs:
@@ -87,6 +90,7 @@ def client_steps(
             known_absent = progress.note_absent((plan.cohort[p].item() for p in absent), known_absent)
             if progress.round_is_over:
                 scatter_(state, plan.absences.missing)
+                progress.count_absent(AbsenceCount(len(plan.absences.missing), len(plan.absences.slow)))
             if syncs:
                 if hyper.clients_learn:
                     receive_(parts.model.client, state, plan.cohort, parts.aggregation)

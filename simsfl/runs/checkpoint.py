@@ -20,7 +20,7 @@ from torch import Tensor
 
 from simsfl.algorithm.communication import Communication
 from simsfl.cost.model import Missed, Traffic
-from simsfl.runs.metrics import Extent
+from simsfl.runs.metrics import AbsenceCount, Extent
 from simsfl.runs.records import read, to_json
 from simsfl.system.decoding import Amount, Count, decode, parse_json
 from simsfl.system.files import digest, write_json
@@ -60,6 +60,8 @@ class Standing:
     count absences."""
     missed: Missed = field(default_factory=Missed)
     """What absent clients have missed in the current round."""
+    absences: AbsenceCount | None = None
+    """How often clients were absent so far; None in checkpoints of versions that did not count it."""
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,25 @@ class AbsenceRecord(_Record):
     """Ids of all clients of the cohort that are absent; empty once everyone is back."""
 
 
+@dataclass(frozen=True)
+class AbsenceCount:
+    """How often clients of a cohort were absent, over all rounds of a run."""
+
+    rounds_missed: Count = 0
+    """Rounds that a client of the cohort did not come to, summed over clients."""
+    rounds_slow: Count = 0
+    """Rounds in which a client of the cohort was slow, summed over clients."""
+    steps_missed: Count = 0
+    """Steps in which nothing arrived from a client of the cohort, summed over clients: it did not come, was slow, or
+    is a real device (hw_profile/) that was away."""
+    images_missed: Count = 0
+    """Images of these steps."""
+
+    def __add__(self, other: AbsenceCount) -> AbsenceCount:
+        mine, theirs = vars(self), vars(other)
+        return AbsenceCount(**{name: mine[name] + theirs[name] for name in mine})
+
+
 Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord | AbsenceRecord
 _KINDS = {kind.event: kind for kind in get_args(Record)}
 """Kinds of records by their `event`."""
@@ -190,6 +209,9 @@ class Status:
     """The most memory held so far, over all sessions of the run."""
     participation: list[Count]
     """Number of clients that have completed 0, 1, 2, ... rounds."""
+    queue_filled: Annotated[float, Range(0, 1)] | None = None
+    """Share of the key queue that holds keys of images; with queues of clients, its mean over all clients. None where
+    the objective has no queue, and in files of versions that did not measure it."""
     devices: list[DeviceStatus] = field(default_factory=list)
     """Status of each real device that takes part (hw_profile/)."""
 

@@ -15,6 +15,7 @@ from simsfl.config import RunConfig, plugins
 from simsfl.config.plugins import Plugin
 from simsfl.data import Dataset
 from simsfl.privacy.decoders import Training
+from simsfl.runs.metrics import AbsenceCount
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, read_json
 
 _SUM = "sha256"
@@ -139,6 +140,8 @@ class Summary:
     """"mean", "worst_tenth" and "std" of the clients' kNN accuracies, each on the classes that it holds."""
     output_std: Amount | None = None
     """Spread of the network's outputs; see `simsfl.runs.metrics.EvaluationRecord`."""
+    absences: AbsenceCount | None = None
+    """How often clients were absent; None where it was not counted from the beginning, as in earlier versions."""
     metrics_sha256: str | None = None
     """Checksum of ``metrics.jsonl`` at the end of the run."""
     sha256: str = ""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import torch
 
+from simsfl.algorithm.plan import Group
 from simsfl.config import ENGINES, RunConfig
 from simsfl.config.catalogue import PARTITIONS, Targets
 from simsfl.data import Dataset
@@ -12,7 +16,9 @@ from simsfl.kernels import gpu
 from simsfl.models import SplitModel, layer_count
 from simsfl.system.client_store import Storage
 from simsfl.system.memory import free_memory
+from simsfl.system.messages import count_text
 
+log = logging.getLogger(__name__)
 _BF16_IMAGE_SIZE = 16
 """Smallest height and width of images, in pixels, that bf16 works with on a CPU.
 
@@ -80,6 +86,31 @@ def check_queues(config: RunConfig, dtype: torch.dtype) -> None:
             f"queue_length: {config.queue_length} keys of {config.key_dim} numbers for each of {config.clients} "
             f"clients take {size / 1e9:,.1f} GB, twice while they are drawn, and {free / 1e9:,.1f} GB are free; "
             "allowed: fewer"
+        )
+
+
+def warn_of_short_queue(config: RunConfig, groups: Sequence[Group]) -> None:
+    """Warn if a key queue has less room than the keys of a single step, of which it then forgets some at once.
+
+    Args:
+        config: the config with every rule applied.
+        groups: the clients, grouped by batch size.
+    """
+    if not config.goal.queue:
+        return
+    images = (
+        max(group.batch_size for group in groups)
+        if config.own_queues
+        else sum(group.images for group in groups) // config.server_replicas
+    )
+    keys, held = (2 if config.symmetric else 1) * images, config.keys_in_a_queue
+    if held < keys:
+        whose = " on each client" if config.own_queues else ""
+        log.warning(
+            "queue_length: %s%s are less than one step, which writes %s (%s of each of %s): the queue forgets some of "
+            "them at once; usual are several steps, here --queue-length %s or more",
+            *(count_text(held, "key"), whose, f"{keys:,}", "2" if config.symmetric else "1"),
+            *(count_text(images, "image"), 2 * keys * (config.queue_length // held)),
         )
 
 

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -14,6 +14,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from simsfl.system.messages import visible
+from simsfl.system.programs import pasted
 from simsfl.system.streams import discard, lose, lost
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,18 @@ class Output(Console):
         """Print one line, however long, of parts that may have a style: ``say("output ", ("runs/x", "bold"))``."""
         styled = [part if isinstance(part, tuple) else (part, "") for part in parts]
         self.print(Text.assemble(*((visible(text), style) for text, style in styled)), soft_wrap=True)
+
+    def say_command(self, why: tuple[str, str] | str, words: Sequence[str]) -> None:
+        """Print what a command is for, and the command on a line of its own, so that the whole line can be pasted.
+
+        Nothing is inserted into that line, whatever the width of the terminal.
+
+        Args:
+            why: the line before it, which may have a style.
+            words: the words of the command, as a shell is to read them.
+        """
+        self.say(why)
+        self.say(pasted(words))
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a string to be printed, such as a cell of a table, of which every line is `visible`."""

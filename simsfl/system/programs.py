@@ -20,10 +20,14 @@ def door(name: str) -> Path:
 def command(name: str) -> list[str]:
     """Return the words that start a program in the way in which this process was started.
 
-    They are ``simsfl NAME``, or where the present program was started through its file, ``python FILE``.
+    They are ``simsfl NAME``, or where the present program was started through its file, ``python FILE``, with a
+    relative path if that was one, so that the command fits on a line.
     """
     checkout = _checkout()
-    return ["simsfl", name] if checkout is None else ["python", str(checkout / door(name))]
+    if checkout is None:
+        return ["simsfl", name]
+    file = str(checkout / door(name))
+    return ["python", file if Path(sys.argv[0]).is_absolute() else os.path.relpath(file)]
 
 
 def pasted(words: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simsfl.algorithm.wire import DeviceStatus
-from simsfl.runs.metrics import History, Status
+from simsfl.runs.metrics import ENDINGS, History, Status
 from simsfl.system.clock import PHASES
 from simsfl.system.console import Output
 from simsfl.system.messages import visible
@@ -100,6 +100,17 @@ def _time_left(status: Status) -> float | None:
     return status.step_seconds * evaluations * (status.rounds * status.steps - done)
 
 
+def filling(status: Status) -> str:
+    """Return how far the key queue is filled while it is filling, such as "queue filling 37 %"; empty otherwise.
+
+    As long as it holds random keys, it gets harder to tell an image's own key from them, so that the loss may rise.
+    """
+    share = status.queue_filled
+    if share is None or share == 1 or status.activity in ENDINGS:
+        return ""
+    return f"queue filling {int(100 * share)} %"
+
+
 def histogram(counts: Sequence[int]) -> list[tuple[str, int]]:
     """Return labels and numbers of clients for at most `_BINS` ranges of rounds taken part in.
 
@@ -122,7 +133,8 @@ def render(config: Mapping[str, Any], history: History, status: Status | None) -
         history: the records so far.
         status: the latest status; None before there is one.
     """
-    parts = [_header(config, status.activity if status else "starting"), _curves(config, history)]
+    activity = f"{status.activity}{', ' * bool(filling(status))}{filling(status)}" if status else "starting"
+    parts = [_header(config, activity), _curves(config, history)]
     if status:
         parts.insert(1, _progress(status))
         parts.append(_figures(history, status))
@@ -182,26 +194,32 @@ def _curves(config: Mapping[str, Any], history: History) -> Table:
     table = Table.grid(expand=True, padding=(0, 1))
     table.add_column(width=8)
     table.add_column(justify="right", width=8)
-    table.add_column(width=24, no_wrap=True)
+    table.add_column(width=26, no_wrap=True)
     table.add_column(ratio=1, no_wrap=True)
     loss = [record["loss"] for record in history.rounds]
     top1 = [record["contrast_top1"] for record in history.rounds]
     against = f", pixels {pixels:.1f}" if pixels is not None else ""
     ssim = [record["attackers_ssim"] for record in history.rounds if record["attackers_ssim"] is not None]
     best = "untrained" if len(knn) == 1 else f"best {max(knn, default=0.0):.1f}"
+    trained = any(record["round"] for record in history.evaluations)
+    first = min(config["eval_every"] or config["rounds"], config["rounds"])
     for name, event, key, form, unit, values, note, style in (
         ("loss", "step", "loss", ".3f", "", loss, f"round {loss[-1]:.3f}" if loss else "", "yellow"),
         ("contrast", "step", "contrast_top1", ".1f", " %", top1, f"round {top1[-1]:.1f}" if top1 else "", "magenta"),
         ("kNN", "evaluation", "knn_top1", ".1f", " %", knn, best + against if knn else "", "green"),
     ):
-        table.add_row(name, number(history.value(event, key), form, unit), note, _Sparkline(values, style))
+        value, curve = number(history.value(event, key), form, unit), _Sparkline(values, style)
+        if event == "evaluation" and not trained:
+            value, curve = value if values else "", Text(f"first evaluation after round {first:,}")
+        table.add_row(name, value, note, curve)
     if found := spreads(config, history):
         latest, values = found[-1], [spread.percent for spread in found]
         note = Text("outputs almost the same", "red") if latest.collapsed else f"std {latest}"
         table.add_row("spread", f"{latest.percent:.1f} %", note, _Sparkline(values, "blue"))
     if ssim:
         before = number(history.value("round", "attackers_ssim_before"), ".3f")
-        table.add_row("attacker", f"{ssim[-1]:.3f}", f"SSIM, before {before}", _Sparkline(ssim, "red"))
+        note = f"SSIM ({config['ssim_borders']}), was {before}"
+        table.add_row("attacker", f"{ssim[-1]:.3f}", note, _Sparkline(ssim, "red"))
     return table
 
 
@@ -376,11 +394,12 @@ class PlainView:
         knn = {record["round"]: f"  kNN {record['knn_top1']:.2f} %" for record in self.history.evaluations}
         knn |= {spread.round: f"{knn[spread.round]}  spread {spread.percent:.1f} %" for spread in found}
         collapsed_in, warning = collapse(found) or (None, "")
-        left = _time_left(status)
+        left, now = _time_left(status), filling(status)
         for record in self.history.rounds[self.printed :]:
             self.console.say(
                 f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
                 f"contrast {record['contrast_top1']:.2f} %{knn.get(record['round'], '')}  "
+                f"{now + '  ' if now and record['round'] == status.round else ''}"
                 f"{'' if record['communication'] == 'A' else 'state ' + record['communication'] + '  '}"
                 f"{number(status.client_steps_per_second, ',.0f')} clients/s  "
                 f"{'-' if left is None else time_text(left)} left"

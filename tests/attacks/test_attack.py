@@ -154,6 +154,10 @@ WRONG = {
         "decoder: 'foo' is none; allowed: custom, or such as conv_normN4C64 or res_normN4C64 (N blocks, C channels); "
         "or --attack descent, which needs none",
     ),
+    "an attack for a decoder": (
+        ["--decoder", "descent"],
+        "decoder: descent is an attack, which has no decoder; allowed: --attack descent",
+    ),
     "network": (["--cut-layer", "2"], "cut_layer: has no effect with a run directory; allowed with --weights"),
     "out": (["--out", "x"], "out: has no effect with a run directory; allowed with --weights"),
     "option": (["--arch.pool", "class"], "arch.pool: has no effect with a run directory; allowed with --weights"),

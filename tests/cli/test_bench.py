@@ -1,6 +1,7 @@
 """The benchmark runs each engine, and its figures fit together."""
 
 import json
+import re
 
 import pytest
 
@@ -96,7 +97,21 @@ def test_the_caption_speaks_of_the_rows_that_are_there(name):
     report = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
     for table in bench.tables(report):
         rows = list(table.columns[0].cells)
-        assert ("the rest" in rows) == ("the rest: " in (table.caption or ""))
+        assert ("the rest [ms]" in rows) == ("the rest: " in (table.caption or ""))
+
+
+@pytest.mark.parametrize("name", ["cpu-2-cores", "h200"])
+def test_every_figure_has_its_unit_beside_it(name):
+    """In the heading of its column or of its row; ratios and counts have none."""
+    report = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+    for table in bench.tables(report):
+        unit = re.compile(r"\[(ms|s|h|MB|bytes|GFLOP/s|%)\]$")
+        columns = [str(column.header) for column in table.columns]
+        rows = list(table.columns[0].cells)
+        by_rows = columns[0] == ""
+        headings = [row for row in rows if "times as fast" not in row] if by_rows else columns[1:]
+        assert headings
+        assert all(map(unit.search, headings)), headings
 
 
 def test_a_worker_that_is_killed_is_one_line():

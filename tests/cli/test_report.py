@@ -14,13 +14,14 @@ from simsfl import Simulation
 from simsfl.cli import run
 from simsfl.cli.report import figures
 from simsfl.cli.report import program as report
-from simsfl.cli.report.runs import Run
+from simsfl.cli.report.runs import Run, read_run
 from simsfl.cli.report.settings import grouped, summary_table
 from simsfl.config import RunConfig
 from simsfl.data import make_dataset
 from simsfl.evaluation.encoding import embed
 from simsfl.runs.metrics import History
 from simsfl.runs.records import AttackRecord, Scores, to_json
+from simsfl.system.messages import count_text
 from tests.conftest import TINY, flags
 
 
@@ -171,3 +172,50 @@ def test_the_table_says_in_what_runs_differ(trained, npz, tmp_path, capsys):
     assert rows["options"] == ["-", "objective.temperature 0.3"]
     assert not {"aggregation", "dropout", "device"} & rows.keys()
     assert rows["up, down per client"][0].count("kB") == 2
+
+
+def test_the_table_of_settings_names_the_convention_of_each_similarity():
+    """Attacks of earlier versions have mirrored borders, and are no repetitions of those that pad with zeros."""
+    scores = {score: Scores(0.5, None) for score in ("mse", "psnr")}
+    base = AttackRecord(
+        "custom", 0.01, 50, 0, 8, [0], 2, ssim=Scores(0.25, None), **scores, by_seed={}, mean_image_mse=0.1, training=[]
+    )
+    now = replace(base, ssim_borders="zeros", ssim=Scores(0.75, None), ssim_mirrored=Scores(0.25, None))
+    runs = [replace(_made(seed, [1.0], (1,)), attacks={"custom": one}) for seed, one in enumerate((now, base))]
+    table = summary_table({"all": runs})
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert cells["SSIM (zeros, as published) of custom"] == ["0.750"]
+    assert cells["SSIM (mirrored) of custom"] == ["0.250"]
+    assert cells["MSE of custom"] == ["0.500 ± 0.000"]
+
+
+@pytest.mark.parametrize(("borders", "name"), [("zeros", "SSIM (zeros, as published)"), ("mirror", "SSIM (mirrored)")])
+def test_the_figure_of_simulated_attackers_names_the_convention_of_its_similarity(borders, name):
+    run = _made(0, [1.0, 2.0], (1, 2), ressfl_lambda=1.0, ssim_borders=borders)
+    for record in run.history.rounds:
+        record |= {"attackers_ssim": 0.4, "attackers_ssim_before": 0.3}
+    left, right = figures._taressfl(grouped([run])).axes
+    assert left.get_ylabel() == f"{name}\nof the attackers"
+    assert right.get_xlabel() == f"{name} of the attackers"
+
+
+def test_absences_are_counted_in_the_summary_and_in_the_report(trained, npz, tmp_path):
+    """Their counts are those of the draws (tests/rounds/test_traffic.py); a run in which none was says nothing."""
+    out = tmp_path / "away"
+    settings = TINY | {"rounds": 2, "dropout": 0.4, "straggler": 0.5, "seed": 1}
+    assert run.main(flags(dataset=npz, out=out, **settings, dashboard="off")) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    counts = summary["absences"]
+    plans = [Simulation.load(out).parts.plan(number).absences for number in range(2)]
+    assert counts["rounds_missed"] == sum(len(one.missing) for one in plans)
+    assert counts["rounds_slow"] == sum(len(one.slow) for one in plans) > 0
+    assert counts["steps_missed"] == sum(len(one.in_step(s)) for one in plans for s in range(5))
+    cells = report._cells(read_run(out, "away"), [])
+    assert cells["absent clients"] == (
+        f"missed {count_text(counts['rounds_missed'], 'round')}, slow in {counts['rounds_slow']}; "
+        f"{counts['steps_missed']} of 30 client steps missed"
+    )
+    assert "absent clients" not in report._cells(read_run(trained, "all come"), [])
+    older = {name: value for name, value in summary.items() if name not in ("absences", "sha256")}
+    (out / "summary.json").write_text(json.dumps(older))  # as an earlier version wrote it
+    assert "absent clients" not in report._cells(read_run(out, "not counted"), [])

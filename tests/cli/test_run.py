@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,18 @@ def test_run_directory(npz, tmp_path, capfd):
     assert (again / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
 
 
+def test_commands_are_printed_on_lines_of_their_own_that_can_be_pasted(npz, tmp_path, monkeypatch, capfd):
+    """In a terminal of 80 columns, whatever the run directory is called."""
+    monkeypatch.setenv("COLUMNS", "80")
+    out, trace = tmp_path / f"a run with a long name {'x' * 80}", tmp_path / "a trace"
+    argv = flags(dataset=npz, out=out, record_trace=trace, **TINY | {"rounds": 1}, dashboard="off")
+    assert run.main(argv) == 0
+    lines = capfd.readouterr().out.splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith("simsfl ")]
+    assert commands == [["simsfl", "report", str(out)], ["simsfl", "pi-bench", "--replay", str(trace)]]
+    assert report.main(commands[0][2:]) == 0
+
+
 def test_why_the_batch_size_is_small_is_said_at_the_start_again_later_and_in_the_report(npz, tmp_path, capfd):
     out, settings = tmp_path / "out", {name: value for name, value in TINY.items() if name != "batch_size"}
     settings |= {"partition": "dirichlet", "alpha": 0.3, "clients": 4}
@@ -101,8 +114,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(npz, t
     out = tmp_path / "out"
     assert run.main([*flags(dataset=npz, out=out, **TINY), "--dashboard", "off"]) == 1
     error = capfd.readouterr().err
-    assert f"round 2, step {poisoned + 1}" in error
-    assert error.count("\n") == 1
+    assert error == (
+        f"error: loss is nan in round 2, step {poisoned + 1}: training diverged with --lr 0.06; begin a new run with a "
+        f"lower rate, such as --lr 0.006; the last good checkpoint is kept in {out / 'checkpoints'}\n"
+    )
     manifest = json.loads((out / "checkpoints" / "manifest.json").read_text())
     assert manifest["checkpoints"][0]["meta"]["round"] == 1
     simulation = Simulation.load(out)

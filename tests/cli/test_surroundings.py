@@ -135,4 +135,4 @@ def test_a_run_outlives_signals_that_were_ignored_when_it_began(npz, tmp_path):
                 break
         output = process.stdout.read()
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert "stopped by SIGTERM; resume with: simsfl run --resume" in output
+    assert f"stopped by SIGTERM; resume with:\nsimsfl run --resume {tmp_path / 'run'}\n" in output

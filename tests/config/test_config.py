@@ -209,6 +209,9 @@ def test_list_prints_what_there_is(capsys):
     output = capsys.readouterr().out
     for word in (*PRESETS, "resnet18", "--arch.pool mean", "shapes", "cifar100", "stl10", "svhn"):
         assert word in output
+    are_names = [line.startswith(" ") for line in output.splitlines()]
+    assert all(heading or after for heading, after in zip(are_names, [*are_names[1:], False], strict=True))
+    assert "callbacks" not in output  # without a plugin there are none
 
 
 def test_cosine_and_step_follow_torchs_schedulers():

@@ -6,7 +6,7 @@ import pytest
 
 from simsfl import RunConfig, Simulation
 from simsfl.algorithm.absence import Absences
-from simsfl.runs.metrics import Extent
+from simsfl.runs.metrics import AbsenceCount, Extent
 from tests.conftest import TINY
 
 CASES = {
@@ -53,6 +53,16 @@ def _counted(simulation, records):
     return up, down, saved
 
 
+def _absences(simulation, records):
+    """Return how often clients were absent, counted by the draws of each round that is not silent."""
+    config, steps = simulation.config, simulation.parts.steps
+    loud = [record.round for record in records if record.event == "round" and record.communication != "C"]
+    drawn = [simulation.parts.plan(number - 1).absences for number in loud]
+    missed, slow = (sum(len(getattr(one, kind)) for one in drawn) for kind in ("missing", "slow"))
+    lost = steps * missed + sum(len(one.slow) for one in drawn for s in range(steps) if not _finishes(s, config))
+    return AbsenceCount(missed, slow, lost, config.batch_size * lost)
+
+
 def _finishes(step, config):
     """Return whether a slow client finishes a step of its own in a step, counted from 0."""
     return int((step + 1) / config.straggler_factor) > int(step / config.straggler_factor)
@@ -74,3 +84,4 @@ def test_absent_clients_send_and_receive_nothing(fields, dataset, tmp_path):
     assert (last.bytes_up_per_client, last.bytes_down_per_client) == (up, down)
     assert last.bytes_saved_per_client == pytest.approx(saved, abs=2)
     assert any(record.event == "absence" for record in records)
+    assert simulation.progress.absent == _absences(simulation, records)

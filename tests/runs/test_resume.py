@@ -16,12 +16,16 @@ import torch
 from safetensors.torch import load
 
 from simsfl import RunConfig, Simulation
-from simsfl.cli import launch, run, watch
+from simsfl.cli import api, launch, run, watch
 from simsfl.cli.report import program as report
 from simsfl.cli.session import Session
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.runs import metrics
 from simsfl.runs.checkpoint import SEAL
+from simsfl.runs.directory import RunDirectory
+from simsfl.runs.metrics import AbsenceCount
+from simsfl.system.console import Output
+from simsfl.system.signals import Stop
 from tests.conftest import TINY, flags
 
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
@@ -275,3 +279,16 @@ def test_absences_are_recorded_once_wherever_a_round_is_interrupted(config, data
         stopped.save(tmp_path / f"{record.step}")
         loaded = Simulation.load(tmp_path / f"{record.step}", dataset)
         assert list(loaded.train()) == records[position + 1 :], record.step
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.7])
+def test_absences_that_were_not_counted_are_known_where_none_is_recorded(dropout, config, dataset, tmp_path):
+    """A run of an earlier version, whose checkpoints say nothing of them, goes on."""
+    api.run(replace(config, dropout=dropout, rounds=1, eval_every=0), tmp_path / "run", dataset=dataset)
+    simulation = Simulation.load(tmp_path / "run", dataset)
+    assert bool(simulation.progress.absent.rounds_missed) == bool(dropout)
+    simulation.progress.absent = None
+    with Stop() as stop:
+        session = Session(simulation, RunDirectory(tmp_path / "run"), Output("off"), stop)
+    with session.log:
+        assert session.summary().absences == (None if dropout else AbsenceCount())

@@ -16,6 +16,7 @@ from simsfl.system.programs import called, command, pasted
         ("simsfl run", ["simsfl", "pi-bench"], "simsfl pi-bench"),
         ("/somewhere/experiments/run.py", ["python", "/somewhere/hw_profile/pi_bench.py"], "pi_bench.py"),
         ("/somewhere/hw_profile/pi_bench.py", ["python", "/somewhere/hw_profile/pi_bench.py"], "pi_bench.py"),
+        ("experiments/run.py", ["python", "hw_profile/pi_bench.py"], "pi_bench.py"),
         ("/usr/bin/pytest", ["simsfl", "pi-bench"], "simsfl pi-bench"),
         ("", ["simsfl", "pi-bench"], "simsfl pi-bench"),
     ],

@@ -25,6 +25,9 @@ CONFIG = {
     "engine": "vmap",
     "precision": "bf16",
     "key_dim": 1024,
+    "rounds": 20_000,
+    "eval_every": 10,
+    "ssim_borders": "zeros",
 }
 STATUS = Status(
     activity="linear probe 37/100",
@@ -91,6 +94,7 @@ def test_it_fits_the_terminal(width, height):
         "57.9 % std 0.0181 of 0.0312",  # 1 / sqrt(1024) is 0.03125
         "bf16",
         "linear probe 37/100",
+        "SSIM (zeros), was 0.400",
     ):
         assert word in text, word
     for phase in STATUS.phase_seconds:
@@ -170,6 +174,44 @@ def test_a_collapsed_network_is_shown_and_warned_of_once():
     untrained = History()
     untrained.feed({"event": "evaluation", "round": 0, "knn_top1": 17.1, "output_std": 0.0})
     assert "outputs almost the same" not in "\n".join(drawn(80, 24, CONFIG, untrained, STATUS))
+
+
+def test_the_first_evaluation_is_announced_until_there_is_one():
+    """That of the untrained network comes earlier, and is no evaluation of what is learnt."""
+    started = History()
+    started.feed({"event": "step", "round": 1, "step": 1, "loss": 7.0, "contrast_top1": 1.0})
+    untrained = history(rounds=0)
+    for every, rounds, first in ((10, 20_000, "10"), (0, 20_000, "20,000"), (50, 7, "7")):
+        config = CONFIG | {"eval_every": every, "rounds": rounds}
+        for records, value in ((started, "kNN  "), (untrained, "17.1 % untrained, pixels 35.7")):
+            (line,) = (line for line in drawn(80, 24, config, records, STATUS) if line.startswith("kNN"))
+            assert value in line
+            assert f"first evaluation after round {first}" in line
+            assert "-" not in line
+    assert "first evaluation" not in "\n".join(drawn(80, 24, CONFIG, history(rounds=1), STATUS))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_queue_is_shown_while_it_fills(width):
+    for share, activity, shown in (
+        (0.379, "training", "training, queue filling 37 %"),
+        (0.9999, "training", "training, queue filling 99 %"),
+        (1.0, "training", ""),
+        (None, "training", ""),
+        (0.5, "finished", ""),
+    ):
+        status = replace(STATUS, queue_filled=share, activity=activity, round=4)
+        text = "\n".join(drawn(width, 24, CONFIG, history(), status))
+        assert shown in text
+        assert ("queue filling" in text) == bool(shown)
+        records, console = history(rounds=2), Output(file=io.StringIO(), width=80)
+        with PlainView(CONFIG, records, console) as view:
+            for record in history(rounds=4).rounds[2:]:
+                records.feed(record)
+            view.show(status)
+        lines = console.file.getvalue().splitlines()
+        expected = [False, bool(shown)]  # how it was at the end of earlier rounds is not known
+        assert [shown.removeprefix("training, ") in line and "queue" in line for line in lines] == expected
 
 
 def test_histogram_keeps_every_client():

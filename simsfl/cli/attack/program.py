@@ -242,6 +242,9 @@ def _decoder(name: str) -> Decoder:
     try:
         return Decoder.parse(name)
     except ValueError as error:
+        if name in _FLAGS:
+            how = "has no decoder" if "decoder" not in _FLAGS[name] else f"has by default the decoder {_DECODER}"
+            raise ValueError(f"decoder: {name} is an attack, which {how}; allowed: --attack {name}") from error
         raise ValueError(f"{error}; or --attack descent, which needs none") from error
 
 

@@ -332,7 +332,7 @@ def _engine_table(report: _Json, title: str) -> Table:
     """Return a table of the phases of a step, with a row for each phase and a column for each engine."""
     results = report["engines"]
     phases = {phase for run in results.values() for phase in run["seconds"]}
-    caption = "ms: median (quartiles); the ratios are of medians"
+    caption = "times: median (quartiles); the ratios are of medians"
     if "the rest" in phases:  # which earlier versions did not write
         collected = ", for loop mostly the garbage collection that the published program does after every step"
         caption += f"; the rest: time of a step outside its phases{collected * ('loop' in results)}"
@@ -341,7 +341,7 @@ def _engine_table(report: _Json, title: str) -> Table:
     for name in results:
         table.add_column(name, justify="right")
     for phase in sorted(phases, key=_ORDER.index):
-        table.add_row(phase, *(_spread(run["seconds"].get(phase)) for run in results.values()))
+        table.add_row(f"{phase} [ms]", *(_spread(run["seconds"].get(phase)) for run in results.values()))
     if "loop" in results:
         for phase in ("client phase", "step"):
             base = results["loop"]["seconds"][phase]["median"]
@@ -351,12 +351,12 @@ def _engine_table(report: _Json, title: str) -> Table:
     table.add_row("peak memory [MB]", *(f"{run['peak_bytes'] / 1e6:,.0f}" for run in results.values()))
     work = sum(report["peaks"]["step_flops"].values())
     rates = {name: work / run["seconds"]["step"]["median"] for name, run in results.items()}
-    table.add_row("GFLOP/s", *(f"{rate / 1e9:,.0f}" for rate in rates.values()))
+    table.add_row("speed [GFLOP/s]", *(f"{rate / 1e9:,.0f}" for rate in rates.values()))
     peaks = report["peaks"]
     shares = (rate / peaks[f"{name.partition('+')[2] or 'fp32'}_flops"] for name, rate in rates.items())
-    table.add_row("share of a matrix product's", *(f"{share:.0%}" for share in shares))
+    table.add_row("share of a matrix product's [%]", *(f"{100 * share:.0f}" for share in shares))
     hours = (_PAPER_STEPS * run["seconds"]["step"]["median"] / 3600 for run in results.values())
-    table.add_row(f"hours for {_PAPER_STEPS:,} such steps", *(f"{hour:,.1f}" for hour in hours))
+    table.add_row(f"{_PAPER_STEPS:,} such steps [h]", *(f"{hour:,.1f}" for hour in hours))
     return table
 
 
@@ -366,12 +366,12 @@ def _scale_table(results: _Json, title: str) -> Table:
     columns = (
         "clients",
         "step [ms]",
-        "quartiles",
+        "quartiles [ms]",
         "start [s]",
         "memory [MB]",
-        "peak",
-        "above the data",
-        "bytes a client",
+        "peak [MB]",
+        "above the data [MB]",
+        "a client [bytes]",
     )
     for column in columns:
         table.add_column(column, justify="right")
@@ -391,9 +391,9 @@ def _scale_table(results: _Json, title: str) -> Table:
 
 def _start_table(results: _Json, title: str) -> Table:
     """Return a table of the time to the first step, with a row for each number of clients."""
-    caption = "seconds, median of three processes; data in the cache, or shapes where clients are more than its images"
+    caption = "median of three processes; data in the cache, or shapes where clients are more than its images"
     table = Table(title=title, caption=caption)
-    for column in ("clients", "import torch", "ready to train", "first step", "beyond import torch"):
+    for column in ("clients", "import torch [s]", "ready to train [s]", "first step [s]", "beyond import torch [s]"):
         table.add_column(column, justify="right")
     for clients, run in results.items():
         seconds = (run["import_torch"], run["ready"], run["first_step"], run["ready"] + run["first_step"])

@@ -166,14 +166,14 @@ def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Ta
     """
     what = f"{asked.arch}, {asked.clients:,} clients, {asked.dataset}"
     caption = (
-        "MMAC: forward pass of one image; MFLOP, and server in GFLOP: step of one image; memory in MB of 10^6 bytes, "
-        "for a batch: weights (with momentum encoder, velocity and gradients) and maps; measured: tensors in a step"
+        "MMAC: forward pass of one image; MFLOP, and server: step of one image; memory in MB of 10^6 bytes, for a "
+        "batch: weights (with momentum encoder, velocity and gradients) and maps; measured: tensors in a step"
     )
     title = f"Operations and memory of a client: {what}"
     work = Table(title=title, caption=caption, box=SIMPLE, collapse_padding=True, pad_edge=False)
     measured = any(row["memory_bytes"]["measured"] for row in figures.values())
-    columns = ["", "MMAC", "MFLOP", "memory", "weights", "maps", "server"]
-    for column in columns + ["measured"] * measured:
+    columns = ["", "MMAC", "MFLOP", "memory [MB]", "weights [MB]", "maps [MB]", "server [GFLOP]"]
+    for column in columns + ["measured [MB]"] * measured:
         work.add_column(column, justify="right" if column else "left", no_wrap=not column)
     caption = "up / down; a round is one that the client takes part in, a session the mean over all clients"
     traffic = Table(title=f"Bytes that a client sends and receives, in {dtype}", caption=caption, box=SIMPLE)
@@ -213,7 +213,7 @@ def paper_tables() -> tuple[list[Table], dict[str, Any]]:
         "no weights",
         box=SIMPLE,
     )
-    for column in ("", "weights", "activations", "MFLOPs", "memory"):
+    for column in ("", "weights [MB]", "activations [MB]", "operations [M]", "memory [MB]"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
     for name, own in figures.items():
         published = _PUBLISHED[name]

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from simsfl import Simulation
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.plan import Group, plan_round
+from simsfl.attacks import SIMILARITIES
 from simsfl.cli.report.privacy import privacy
 from simsfl.cli.report.runs import Run
 from simsfl.cli.report.settings import grouped
@@ -325,8 +326,11 @@ def _taressfl(settings: Mapping[str, Sequence[Run]]) -> Figure:
         _band(axes[0], np.array(rounds), after, how, f"{label}: after learning")
         _band(axes[0], np.array(rounds), before, how | {"linestyle": ":"}, f"{label}: before")
         axes[1].plot(after.mean(axis=0), loss.mean(axis=0), marker=".", label=label, **how)
-    axes[0].set(xlabel="round", ylabel="SSIM of the attackers")
-    axes[1].set(xlabel="SSIM of the attackers", ylabel="contrastive loss")
+    resistant = [run.config for own in settings.values() for run in own if run.config["ressfl_lambda"]]
+    names = sorted({SIMILARITIES[config["ssim_borders"]] for config in resistant})
+    similarity = " or ".join(reversed(names))  # of several, labels say which is whose
+    axes[0].set(xlabel="round", ylabel=f"{similarity}\nof the attackers")
+    axes[1].set(xlabel=f"{similarity} of the attackers", ylabel="contrastive loss")
     _legend(figure, axes[0])
     return figure
 

@@ -21,6 +21,7 @@ from simsfl.cli.report.runs import Run, read_run
 from simsfl.cli.report.settings import grouped, repeated, summary_table
 from simsfl.config import RunConfig
 from simsfl.runs.directory import RunDirectory
+from simsfl.runs.records import Summary
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text
 from simsfl.ui.arguments import Parser, fail, path
@@ -160,6 +161,16 @@ def _value(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
+def _absences(summary: Summary | None) -> str:
+    """Return how often clients of a run were absent, as text; empty where none was, or it is not known."""
+    found = summary and summary.absences
+    if not found or not found.steps_missed:
+        return ""
+    slow = f", slow in {found.rounds_slow:,}" if found.rounds_slow else ""
+    of_all = f"{found.steps_missed:,} of {summary.steps * summary.cohort:,}"
+    return f"missed {count_text(found.rounds_missed, 'round')}{slow}; {of_all} client steps missed"
+
+
 def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
     """Return a run's column of the table: texts by the title of their row.
 
@@ -202,6 +213,7 @@ def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
             "-" if (sent := history.value("round", f"bytes_{way}_per_client")) is None else bytes_text(sent)
             for way in ("up", "down")
         ),
+        **({"absent clients": absences} if (absences := _absences(summary)) else {}),
         "client steps per second": number(rate, ",.0f"),
         "training time": "-" if seconds is None else time_text(seconds),
     }

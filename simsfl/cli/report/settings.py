@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from simsfl.attacks import spread
+from simsfl.attacks import SIMILARITIES, spread
 from simsfl.cli.report.runs import Run
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import METHODS
@@ -18,8 +18,8 @@ from simsfl.ui.plot_text import literal
 
 _INCIDENTAL = ("preset", "seed", "device", "data_dir", "eval_every", "checkpoint_every", "callback", "epochs")
 """Fields of the config in which repetitions of one setting may differ."""
-_SCORES = ("SSIM", "MSE")
-"""Scores of an attack that are shown."""
+_SMALL = ("loss", "SSIM", "MSE")
+"""First words of measures that are shown with three decimals."""
 
 
 def accuracy(run: Run) -> float | None:
@@ -37,7 +37,11 @@ def measures(run: Run) -> dict[str, float]:
         "kNN [%]": knn[-1] if knn else None,
         "kNN, best [%]": max(knn, default=None),
         **{f"{kind} probe [%]": record["top1"] for kind, record in history.probes.items()},
-        **{f"{name} of {title}": getattr(a, name.lower()).mean for title, a in run.attacks.items() for name in _SCORES},
+        **{
+            f"{name} of {title}": scores.mean
+            for title, attack in run.attacks.items()
+            for name, scores in ((SIMILARITIES[attack.ssim_borders], attack.ssim), ("MSE", attack.mse))
+        },
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -46,7 +50,7 @@ def mean_text(values: Sequence[float], measure: str = "") -> str:
     """Return the mean of a measure, and its standard deviation if there are several values; "-" if there are none."""
     if not values:
         return "-"
-    digits = ".3f" if measure.split(" ", maxsplit=1)[0] in ("loss", *_SCORES) else ".2f"
+    digits = ".3f" if measure.split(" ", maxsplit=1)[0] in _SMALL else ".2f"
     found = spread(values)
     return number(found["mean"], digits) + ("" if found["std"] is None else f" ± {found['std']:{digits}}")
 
