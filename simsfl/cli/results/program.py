@@ -155,6 +155,7 @@ def _run(pages: Pages, arguments: Any, seeds: list[int], console: Output) -> boo
     runs = Runs(pages, plans, arguments.checkout / RUNS)
     if not runner.may_go_on(runs, console, jobs=arguments.jobs, yes=arguments.yes):
         return False
+    runs.out.mkdir(parents=True, exist_ok=True)
     runner.run_all(runs.left, Outputs(runs.out), runs.write, jobs=arguments.jobs)
     runs.write()
     for line in runs.problems():
