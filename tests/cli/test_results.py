@@ -229,6 +229,10 @@ def test_a_budget_takes_the_cells_that_fit(checkout, finished, monkeypatch, caps
     said = capsys.readouterr().out
     assert "12 runs to do" in said
     assert "14 runs more would not fit in 10 minutes" in said
+    started.clear()
+    assert run(checkout, "--run", "equal-bytes", "--seeds", "0", "--yes") == 0  # those with more steps come later
+    order = ["mocosfl-5", DEFAULT, "supervised", "fl-byol", "fedema", "fl-moco"]
+    assert [name in plan.cell.directory for name, plan in zip(order, started, strict=True)] == [True] * 6
 
 
 @pytest.mark.slow

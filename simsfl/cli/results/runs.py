@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from simsfl.cli.results.cells import base
+from simsfl.cli.cost.tables import outline_of
+from simsfl.cli.results.cells import base, config_of
 from simsfl.cli.results.records import Kept
 from simsfl.cli.sweep import runner
 from simsfl.cli.sweep.cells import Cell
@@ -31,11 +32,11 @@ def planned_within(
 ) -> tuple[list[Plan], int]:
     """Return plans for the runs that are missing, cell by cell, as long as they fit in a budget.
 
-    Cells of one setting have the same runs, which are planned once.
+    Cells with more steps come later. Cells of one setting have the same runs, which are planned once.
 
     Args:
         kept: what is kept of the cells.
-        cells: the cells; those that come first are made first.
+        cells: the cells.
         seeds: the seeds that each cell is to have.
         budget: minutes, or None for no limit.
         jobs: how many runs go side by side.
@@ -43,9 +44,12 @@ def planned_within(
 
     Returns:
         The plans, and how many runs are missing beyond them.
+
+    Raises:
+        ValueError: the data set is not there.
     """
     missing: dict[str, tuple[Cell, list[int]]] = {}
-    for cell in cells:
+    for cell in sorted(cells, key=_steps):
         name = kept.name_of(cell)
         if name not in missing and (left := kept.missing(cell, seeds)):
             missing[name] = kept.as_run(cell), left
@@ -56,12 +60,20 @@ def planned_within(
     plans, spent, count = [], 0.0, sum(len(left) for _, left in missing.values())
     for cell, left in missing.values():
         (first,) = planned([(cell, left[0])], base(), {}, None)
+        if first.problem.startswith("dataset:"):  # which is that of all cells
+            raise ValueError(first.problem)
         for seed in left:
             spent += first.seconds
             if budget and spent > 60 * budget * jobs:
                 return plans, count - len(plans)
             plans.append(replace(first, seed=seed, config=replace(first.config, seed=seed)))
     return plans, 0
+
+
+def _steps(cell: Cell) -> int:
+    """Return the steps of a cell's runs."""
+    outline = outline_of(config_of(cell), None)
+    return outline.steps * outline.config.rounds
 
 
 class Runs(Outcomes):
