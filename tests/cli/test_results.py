@@ -204,6 +204,7 @@ def test_files_that_cannot_be_right_are_named_in_one_line(checkout, finished, ca
         (["--run", "defenses"], "run: 'defenses' is not known (did you mean defences?); allowed: all, table-3"),
         (["--add", "."], "add: . holds no run"),
         (["--budget", "0", "--run"], "budget: 0 is no time"),
+        (["--budget", "20"], "budget: has no effect without --run"),
         (["--checkout", "nowhere"], "checkout: nowhere has no benchmarks and docs"),
     ],
 )

@@ -18,6 +18,8 @@ from simsfl.ui.arguments import Parser, fail, path, seeds_of, value_of, whole_nu
 
 _ALL = "all"
 """What ``--run`` takes for the cells of all sections."""
+_SEEDS = "0,1,2"
+"""Seeds that every cell is to have."""
 
 
 def parser() -> Parser:
@@ -39,12 +41,12 @@ def parser() -> Parser:
         help="make the runs that are missing, and keep what they reach (default: those of all sections)",
     )
     what.add_argument("--check", action="store_true", help="write nothing; fail if the page would be another")
-    result.add_argument("--seeds", default="0,1,2", metavar="N,N", help="seeds of --run (default: 0,1,2)")
+    result.add_argument("--seeds", metavar="N,N", help=f"seeds of --run (default: {_SEEDS})")
     result.add_argument(
         "--budget", type=value_of(float, "minutes"), metavar="MINUTES", help="--run makes what fits in this time"
     )
     result.add_argument(
-        "--jobs", type=whole_number, default=1, metavar="N", help="runs of --run side by side (default: 1)"
+        "--jobs", type=whole_number, metavar="N", help="runs of --run side by side, which share the cores (default: 1)"
     )
     result.add_argument("--yes", action="store_true", help="do not ask before more than 10 minutes of work")
     result.add_argument(
@@ -58,9 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Stop() as stop:
         try:
             arguments = parser().parse(argv)
-            seeds = seeds_of(arguments.seeds)
+            for name in ("seeds", "budget", "jobs", "yes"):
+                if getattr(arguments, name) and not arguments.run:
+                    raise ValueError(f"{name}: has no effect without --run; allowed with --run")
             check_budget(arguments.budget)
-            return _do(arguments, seeds)
+            arguments.jobs = arguments.jobs or 1
+            return _do(arguments, seeds_of(arguments.seeds or _SEEDS))
         except (ValueError, OSError) as error:
             return fail(error)
         except KeyboardInterrupt:
