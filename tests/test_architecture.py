@@ -12,6 +12,7 @@ from simsfl.cli.bench import program as bench
 from simsfl.cli.cost import program as cost
 from simsfl.cli.main import PROGRAMS
 from simsfl.cli.report import program as report
+from simsfl.cli.results import program as results
 from simsfl.cli.sweep import program as sweep
 from simsfl.cli.table import cells
 from simsfl.cli.table import program as table
@@ -86,7 +87,7 @@ def test_the_readmes_flags_exist():
     from simsfl.hw_profile.devices import client, keys, server  # noqa: PLC0415
 
     text = README + (generate.ROOT / "hw_profile" / "README.md").read_text()
-    programs = (run, bench, table, report, sweep, cost, attack, pi_bench, server, client, keys)
+    programs = (run, bench, table, report, sweep, results, cost, attack, pi_bench, server, client, keys)
     parsers = [program.parser() for program in programs]
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known

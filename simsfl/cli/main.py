@@ -37,6 +37,7 @@ PROGRAMS = {
     "report": Program("simsfl.cli.report.program", "write a page and figures about runs"),
     "table": Program("simsfl.cli.table.program", "rerun a table of the paper, beside the published figures"),
     "sweep": Program("simsfl.cli.sweep.program", "run a grid of settings with several seeds, and compare them"),
+    "results-page": Program("simsfl.cli.results.program", "write docs/results.md, and make what it is missing"),
     "attack": Program("simsfl.cli.attack.program", "reconstruct images from what clients send"),
     "cost": Program("simsfl.cli.cost.program", "estimate what taking part costs a client"),
     "bench": Program("simsfl.cli.bench.program", "time the engines side by side"),

@@ -27,6 +27,8 @@ from simsfl.config import RunConfig
 from simsfl.config.plugins import NotLoadedError
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition
+from simsfl.engine.precision import name_of
+from simsfl.engine.tuning import processor
 from simsfl.runs import checkpoint
 from simsfl.runs.metrics import is_written
 from simsfl.runs.records import DatasetRecord, RunRecord, Summary, check_plugins, lasting, read, to_json
@@ -211,6 +213,7 @@ class RunDirectory:
             plugins=config.plugins,
             callbacks=list(callbacks),
             files={name: digest(Path(file)) for name, file in config.files.items()},
+            machine=processor() if config.device == "cpu" else name_of(config.device),
             git_commit=git_commit(),
             start=digest(self.start) if self.start.exists() else None,
             partition=partition.checksum if partition else None,

@@ -72,6 +72,8 @@ class RunRecord:
     """Classes of callbacks, observers and wires that were given to it in Python when it began."""
     files: dict[str, str] = field(default_factory=dict)
     """Checksums of the files that options of the config name, by the names of these options."""
+    machine: str | None = None
+    """Model of the processor, or of the card, that the run began on; None where earlier versions did not record it."""
     git_commit: str | None = None
     """Commit of the source tree; None where it is not known."""
     start: str | None = None

@@ -125,7 +125,7 @@ def test_bad_input(argv, message, tmp_path, capfd):
 def test_a_budget_counts_runs_side_by_side(monkeypatch):
     """Three runs, two at a time, take turns twice, so each may take half of the budget."""
     cost = grid.Cost(start=0.0, step=0.1, image=0.0, steps=50, steps_of_pass=50, train=1, images=1, compared=1)
-    monkeypatch.setattr(grid, "_measured", lambda config, known, attacked: (config, cost))
+    monkeypatch.setattr(grid, "_measured", lambda config, known, attack: (config, cost))
     points = points_of({"preset": ["laptop"], "rounds": [1000], "cohort": [100], "lr": [0.1, 0.2, 0.3]})
     plans = grid.planned([(point.cell, 0) for point in points], named("laptop")[0], {}, 4.0, jobs=2)
     assert [plan.seconds for plan in plans] == [120.0] * 3

@@ -14,7 +14,7 @@ from simsfl import RunConfig
 from simsfl.cli import run as run_program
 from simsfl.cli.flags import asked_config
 from simsfl.cli.sweep import grid, runner
-from simsfl.cli.sweep.cells import Cell
+from simsfl.cli.sweep.cells import Attack, Cell
 from simsfl.cli.sweep.grid import Identity, read_grid
 from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.cli.table import program as table
@@ -180,7 +180,7 @@ def test_dry_run_prints_commands_that_run(tmp_path, capsys):
 
 
 def test_commands_go_on_with_what_is_begun(tmp_path):
-    plan = grid.Plan(Cell("", "a", {}, directory="a"), 0, RunConfig(), 0, 1.0, attack_epochs=2)
+    plan = grid.Plan(Cell("", "a", {}, directory="a", attack=Attack()), 0, RunConfig(), 0, 1.0, attack_epochs=2)
     run_, attack = runner.command_line(plan, tmp_path).split(" && ")
     directory = tmp_path / "a-seed-0"
     assert run_.endswith(f"--preset custom --out {directory}")

@@ -52,7 +52,7 @@ def estimate(
     Raises:
         ValueError: the number of images is not known, or is less than that of the clients.
     """
-    size = _outline(config, images)
+    size = outline_of(config, images)
     config = size.config
     model = _network(RunConfig(method=config.method, objective=config.objective, **config.network()))
     learns = config.client_lr > 0
@@ -101,7 +101,7 @@ def estimate(
     }
 
 
-def _outline(config: RunConfig, images: int | None) -> Outline:
+def outline_of(config: RunConfig, images: int | None) -> Outline:
     """Return the outline of a run; see `estimate` for the arguments and errors."""
     known = DATASETS.get(config.dataset)
     count = images or (known and known.images)

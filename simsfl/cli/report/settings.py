@@ -87,7 +87,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     follows from the server's is not named beside it. Where a setting has one seed twice, its runs are no repetitions,
     and each stands for itself under its own name.
     """
-    keys = [_setting(run.config) for run in runs]
+    keys = [setting(run.config) for run in runs]
     names = [name for name in dict.fromkeys(name for key in keys for name in key) if _differs(keys, name)]
     asked = [name for name in names if not all(name in run.by_rule for run in runs)]
     shown = asked if len(_apart(keys, asked)) == len(_apart(keys, names)) else names
@@ -96,7 +96,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
         together.setdefault(tuple(str(key.get(name)) for name in names), []).append(run)
     found: dict[str, list[Run]] = {}
     for own in together.values():
-        key = _setting(own[0].config)
+        key = setting(own[0].config)
         words = ", ".join(filter(None, (_text(name, key[name]) for name in shown if name in key)))
         label = words or (f"no {_words(shown[0])}" if len(shown) == 1 else "none of these")
         if label in found:  # what differs has the same text, such as two files of one name
@@ -115,7 +115,7 @@ def _apart(keys: Iterable[Mapping[str, Any]], names: Sequence[str]) -> set[tuple
     return {tuple(str(key.get(name)) for name in names) for key in keys}
 
 
-def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
+def setting(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a config that a setting consists of, with its options among them."""
     usual = RunConfig().to_dict()
     fields = {name: value for name, value in config.items() if name in usual and name not in _INCIDENTAL}

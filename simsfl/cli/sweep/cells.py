@@ -7,6 +7,18 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Attack:
+    """The attack on a run, in which a decoder is trained; the defaults are the published ones."""
+
+    decoder: str = "res_normN4C64"
+    """Name of the decoder, after which the file of its result is named."""
+    share: float = 0.01
+    """Share of the training images that the attacker has."""
+    epochs: int = 50
+    """Epochs of the decoder."""
+
+
+@dataclass(frozen=True)
 class Cell:
     """A setting that is run once for each seed: one figure of a table, or a point of a grid of flags."""
 
@@ -20,8 +32,8 @@ class Cell:
     """Rounds of the published schedule; None where they follow from the preset's rule."""
     expert: Cell | None = None
     """Cell whose run comes first and gives this one its initial client; None where there is no such run."""
-    attacked: bool = False
-    """Whether ``attack.py`` is run on the result."""
+    attack: Attack | None = None
+    """The attack that ``attack.py`` makes on the result; None for none."""
     published_mse: float | None = None
     """Published mean squared error of that attack."""
     directory: str | None = None

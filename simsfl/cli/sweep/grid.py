@@ -16,7 +16,7 @@ import torch
 from simsfl import RunConfig, Simulation
 from simsfl.algorithm.plan import steps_per_round
 from simsfl.attacks.inversion import train_decoder
-from simsfl.cli.sweep.cells import Cell
+from simsfl.cli.sweep.cells import Attack, Cell
 from simsfl.config.notation import Decoder
 from simsfl.engine.precision import arithmetic
 from simsfl.privacy.decoders import decoder
@@ -32,8 +32,6 @@ _EPOCHS = 200
 """Passes over the data in the paper's runs."""
 _ROUNDS = 10
 """Fewest rounds of a shortened schedule, if it has as many steps: the learning rate falls from round to round."""
-ATTACK_EPOCHS, _DECODER = 50, Decoder.parse("res_normN4C64")
-"""Epochs and decoder of the published attack."""
 _PROBE_STEP_SECONDS = 0.0005
 """Seconds assumed for a step of a linear probe."""
 _PROCESS = 4.0
@@ -181,12 +179,14 @@ class Cost:
         return _MARGIN * (seconds + (self.probe(config) if config.linear_probe else 0.0))
 
 
-def _measured(config: RunConfig, known: dict[tuple, tuple[float, float]], *, attacked: bool) -> tuple[RunConfig, Cost]:
+def _measured(
+    config: RunConfig, known: dict[tuple, tuple[float, float]], attack: Attack | None
+) -> tuple[RunConfig, Cost]:
     """Return a run's resolved config and its cost, found by a timing probe.
 
     Args:
         known: seconds per step and per image, by work; what is measured here is added, for runs of the same work.
-        attacked: whether the run will be attacked.
+        attack: the attack that will be made on the run, None for none.
 
     Raises:
         ValueError: the run is not possible.
@@ -202,9 +202,9 @@ def _measured(config: RunConfig, known: dict[tuple, tuple[float, float]], *, att
     pass_ = steps_per_round([len(source.indices) for source in simulation.parts.sources], simulation.parts.groups)
     data, evaluation = simulation.dataset, simulation.parts.evaluation
     images, compared = len(data.train_labels) + len(data.test), len(evaluation.bank) + len(evaluation.test)
-    attack = _attack_seconds(simulation) if attacked else 0.0
+    epoch = _attack_seconds(simulation, attack) if attack else 0.0
     return config, Cost(
-        start, *known[work], simulation.parts.steps, pass_, len(data.train_labels), images, compared, attack
+        start, *known[work], simulation.parts.steps, pass_, len(data.train_labels), images, compared, epoch
     )
 
 
@@ -242,12 +242,13 @@ def _timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def _attack_seconds(simulation: Simulation) -> float:
-    """Return the seconds per epoch of an attack with the published decoder and 1 % of the training images."""
+def _attack_seconds(simulation: Simulation, attack: Attack) -> float:
+    """Return the seconds per epoch of an attack."""
     size, shape = simulation.dataset.image_size, simulation.model.smashed_shape
-    network = decoder(_DECODER, shape, size, "batch", torch.Generator()).to(simulation.parts.device)
-    smashed, images = (torch.zeros(32, *s, device=simulation.parts.device) for s in (shape, (3, size, size)))
-    steps = 0.01 * len(simulation.dataset.train_labels) / 32
+    form, device = Decoder.parse(attack.decoder), simulation.parts.device
+    network = decoder(form, shape, size, "batch", torch.Generator()).to(device)
+    smashed, images = (torch.zeros(32, *s, device=device) for s in (shape, (3, size, size)))
+    steps = attack.share * len(simulation.dataset.train_labels) / 32
 
     def step() -> float:
         return train_decoder(network, smashed, images, torch.Generator(), epochs=1).train[0]
@@ -289,7 +290,7 @@ def planned(
             config, data = _with_rounds(config, cell), (config.dataset, config.aux_dataset)
             if data in missing:
                 raise ValueError(missing[data])
-            costs.append((cell, seed, config, *_measured(config, known, attacked=cell.attacked)))
+            costs.append((cell, seed, config, *_measured(config, known, cell.attack)))
         except (ValueError, OSError, MemoryError, RuntimeError, ArithmeticError) as error:
             problem = str(error).partition("\n")[0]
             plans.append(Plan(cell, seed, base, 0, 0.0, problem))
@@ -312,11 +313,11 @@ def planned(
     for cell, seed, asked, config, cost in costs:
         steps = config.rounds * cost.steps
         published = (cell.rounds or resolve(replace(asked, rounds=None, epochs=_EPOCHS)).rounds) * cost.steps
-        epochs = ATTACK_EPOCHS if cell.attacked else 0
-        begin = _MARGIN * (_PROCESS + cost.start) if cell.attacked else 0.0
+        epochs = cell.attack.epochs if cell.attack else 0
+        begin = _MARGIN * (_PROCESS + cost.start) if cell.attack else 0.0
         whole = cost.total(config, steps) + begin + epochs * cost.attack
         if share is not None and whole > share:
-            if cell.attacked:
+            if cell.attack:
                 epochs = max(1, min(epochs, int(share / 3 / cost.attack)))
             left = share - begin - epochs * cost.attack
             plan = fitted(Plan(cell, seed, asked, published, share), config, cost, left)

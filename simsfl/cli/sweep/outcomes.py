@@ -13,8 +13,6 @@ from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import AttackRecord, Summary, read
 from simsfl.ui.dashboard import number, time_text
 
-_ATTACK = "res_normN4C64"
-"""Decoder of the attack, after which the file of its result is named."""
 _IMPOSSIBLE = "impossible"
 """What is shown of a run that is not possible, for reasons that are given below the table."""
 
@@ -37,8 +35,10 @@ class Outcomes:
         return directory.summary.exists() and (not plan.attack_epochs or self.attack(plan) is not None)
 
     def attack(self, plan: Plan) -> AttackRecord | None:
-        """Return the result of the attack on a run, or None where that has not ended."""
-        file = RunDirectory(self.out / plan.name).attacks / f"{_ATTACK}.json"
+        """Return the result of the attack on a run, or None where there is none that has ended."""
+        if plan.cell.attack is None:
+            return None
+        file = RunDirectory(self.out / plan.name).attacks / f"{plan.cell.attack.decoder}.json"
         return read(file, AttackRecord) if file.exists() else None
 
     def summary(self, plan: Plan) -> Summary | None:

@@ -17,6 +17,7 @@ import torch
 from rich.progress import TimeRemainingColumn
 
 from simsfl import RunConfig
+from simsfl.cli.sweep.cells import Attack
 from simsfl.cli.sweep.grid import ATTEMPT, GRID, Grid, Identity, Kept, Plan, planned
 from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.config import plugins
@@ -262,7 +263,15 @@ def stages(plan: Plan, outputs: Outputs) -> Iterator[list[str]]:
 
 def _attack_argv(plan: Plan, out: Path) -> list[str]:
     """Return the arguments of ``simsfl`` for the attack on a run."""
-    return ["attack", str(out / plan.name), "--attack-epochs", str(plan.attack_epochs), "--device", plan.config.device]
+    how = [*attack_flags(plan.cell.attack), "--attack-epochs", str(plan.attack_epochs)]
+    return ["attack", str(out / plan.name), *how, "--device", plan.config.device]
+
+
+def attack_flags(attack: Attack) -> list[str]:
+    """Return the flags of ``simsfl attack`` for decoder and share, as far as they are not the published ones."""
+    usual = Attack()
+    decoder = ["--decoder", attack.decoder] if attack.decoder != usual.decoder else []
+    return decoder + (["--attacker-data", str(attack.share)] if attack.share != usual.share else [])
 
 
 @contextmanager
@@ -295,7 +304,11 @@ def command_line(plan: Plan, out: Path) -> str:
 
 def _asked(plan: Plan, out: Path) -> list[str]:
     """Return the flags of ``simsfl run`` that ask for a run."""
-    config = plan.config_in(out)
+    return [*flags_of(plan.config_in(out)), "--out", str(out / plan.name)]
+
+
+def flags_of(config: RunConfig) -> list[str]:
+    """Return the flags of ``simsfl run`` that ask for a config."""
     preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()
     words = ["--preset", config.preset]
     words += [word for name, value in config.options.items() for word in (f"--{name}", str(value))]
@@ -303,7 +316,7 @@ def _asked(plan: Plan, out: Path) -> list[str]:
         if name != "options" and _has_effect(config, name):
             flag = name.replace("_", "-")
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return [*words, "--out", str(out / plan.name)]
+    return words
 
 
 def _has_effect(config: RunConfig, name: str) -> bool:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from simsfl.cli.sweep.cells import Cell
+from simsfl.cli.sweep.cells import Attack, Cell
 
+PUBLISHED = "ResNet-18, full schedule, linear probe"
+"""Network, schedule and measure of the published figures."""
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet12": "ImageNet-12"}
 _SPLITS = {"IID": True, "non-IID": False}
 """Whether each partition is IID; non-IID is as published, by the rule that a client holds a fifth of the classes."""
@@ -151,7 +153,7 @@ def _taressfl() -> Table:
         expert = Cell(f"expert of {row}", column, {**party, **learnt, **network})
         accuracy, mse = published[cut, share] if weight == 2.0 else (None, None)
         settings = {**frozen, **_data("cifar10", iid=False), "cut_layer": cut}
-        cells.append(Cell(row, column, settings, accuracy, expert=expert, attacked=True, published_mse=mse))
+        cells.append(Cell(row, column, settings, accuracy, expert=expert, attack=Attack(), published_mse=mse))
     return Table("Table 4: clients that resist inversion", cells)
 
 

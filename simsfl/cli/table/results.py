@@ -15,8 +15,9 @@ import matplotlib.pyplot as plt
 from rich.table import Table
 from rich.text import Text
 
-from simsfl.cli.sweep.grid import ATTACK_EPOCHS, Plan
+from simsfl.cli.sweep.grid import Plan
 from simsfl.cli.sweep.outcomes import Outcomes, headed
+from simsfl.cli.table.cells import PUBLISHED
 from simsfl.cli.table.cells import Table as PaperTable
 from simsfl.runs.records import Summary
 from simsfl.system.outputs import Outputs
@@ -33,8 +34,6 @@ _CONTRAST = (
 """What is said beside published errors of attacks."""
 _LINEAR, _KNN = "linear probe", "kNN"
 """Names of the two measures of accuracy."""
-_PUBLISHED = "ResNet-18, full schedule, linear probe"
-"""Network, schedule and measure of the published figures."""
 _NOTE = 110
 """Most characters on a line of the note in the figure, whose letters are small."""
 
@@ -55,11 +54,11 @@ class Results(Outcomes):
     ):
         super().__init__(table.title, plans, out)
         self.context, self.flags, self.budget = table.context, flags, budget
-        self.attacked = any(cell.attacked for cell in table.cells)
+        self.attacked = any(cell.attack for cell in table.cells)
 
     def _cells(self) -> Iterator[list[Plan]]:
         """Yield the runs of each cell of the table, one for each seed; experts are no cells."""
-        names = dict.fromkeys(plan.cell.name for plan in self.plans if plan.cell.attacked or not self.attacked)
+        names = dict.fromkeys(plan.cell.name for plan in self.plans if plan.cell.attack or not self.attacked)
         yield from ([plan for plan in self.plans if plan.cell.name == name] for name in names)
 
     def table(self) -> Table:
@@ -105,7 +104,7 @@ class Results(Outcomes):
         published, found = plans[0].cell.published_mse, [a for plan in plans if (a := self.attack(plan))]
         errors = [attack.mse.mean for attack in found]
         spread = f" ± {stdev(errors):.3f}" if len(errors) > 1 else ""
-        short = " †" if any(attack.epochs < ATTACK_EPOCHS for attack in found) else ""
+        short = " †" if any(attack.epochs < plans[0].cell.attack.epochs for attack in found) else ""
         return ["-" if published is None else f"{published:.3f}", f"{mean(errors):.3f}{spread}{short}"]
 
     def note(self) -> str:
@@ -117,7 +116,7 @@ class Results(Outcomes):
         parts = [
             f"preset {preset}{', ' * bool(flags)}{flags}",
             f"here: {self._ours()}",
-            *[f"published: {_PUBLISHED}"] * any(plan.cell.published is not None for plan in self.plans),
+            *[f"published: {PUBLISHED}"] * any(plan.cell.published is not None for plan in self.plans),
             f"{budget}share of the published steps, † fewer",
             "accuracies in percent",
             "time of training",
@@ -155,7 +154,7 @@ class Results(Outcomes):
         for position, plans in enumerate(cells):
             if plans[0].cell.published is not None:
                 at = plans[0].cell.published
-                axes.plot(at, position, "|", color="black", markersize=11, label=f"published: {_PUBLISHED}")
+                axes.plot(at, position, "|", color="black", markersize=11, label=f"published: {PUBLISHED}")
             ended = [s for plan in plans if (s := self.summary(plan))]
             if ended:
                 kind, figures = _accuracies(ended)
