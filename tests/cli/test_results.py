@@ -13,7 +13,7 @@ from simsfl.cli.results import program as results
 from simsfl.cli.results.cells import SECTIONS, Section, base, bytes_of, config_of, sections
 from simsfl.cli.results.program import Pages
 from simsfl.cli.sweep import runner
-from simsfl.cli.sweep.cells import Attack
+from simsfl.cli.sweep.cells import Attack, Cell
 from simsfl.cli.table.cells import TABLES
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import AttackRecord, Scores, Summary, to_json
@@ -243,13 +243,13 @@ def test_cells_are_made_from_nothing(checkout, monkeypatch, capsys):
     monkeypatch.setattr(cells, "base", lambda: replace(base(), **changed, **network))
     monkeypatch.setattr(runs, "base", cells.base)
     small = Attack(decoder="conv_normN0C4", share=0.001, epochs=1)
-    found = [cells._cell("plain", attack=small), cells._cell("other", nothing=1)]
+    found = [cells._cell("plain", attack=small), Cell("other", "", {}, problem="is not possible")]
     monkeypatch.setattr(cells, "SECTIONS", {"tiny": lambda: Section("Tiny", "Two cells.", found)})
     assert run(checkout, "--run", "--seeds", "0,1", "--jobs", "2") == 0
     (plain,), (other,) = (rows(checkout, name) for name in ("plain", "other"))
     assert (plain[1][-3:], other[1]) == ("(2)", "not run")
     assert plain[2].count("±") == 2
-    assert "needs --nothing, which this version does not have" in (checkout / "docs" / "results.md").read_text()
+    assert "is not possible" in (checkout / "docs" / "results.md").read_text()
     record = json.loads((checkout / "benchmarks" / "results" / "tiny-plain.json").read_text())
     for own in record["runs"]:
         path = checkout / "runs" / "results" / f"tiny-plain-seed-{own['seed']}"

@@ -7,7 +7,7 @@ add a cell, add a line to one of the functions here; to add a section, write a f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -53,11 +53,8 @@ def config_of(cell: Cell, seed: int = 0) -> RunConfig:
 def _cell(
     row: str, column: str = "", *, published: float | None = None, attack: Attack | None = None, **settings: Any
 ) -> Cell:
-    """Return a cell; one whose settings this version does not have says so."""
-    known = {spec.name for spec in fields(RunConfig)}
-    missing = [f"--{name.replace('_', '-')}" for name in settings if name not in known]
-    problem = f"needs {', '.join(missing)}, which this version does not have" if missing else ""
-    return Cell(row, column, {} if missing else settings, published, attack=attack, problem=problem)
+    """Return a cell with these settings beside those of `base`."""
+    return Cell(row, column, settings, published, attack=attack)
 
 
 def _of_table(name: str, chosen: Callable[[Cell], bool] = lambda cell: True) -> list[Cell]:
@@ -278,10 +275,19 @@ def _defences() -> Section:
 
 def _replicas() -> Section:
     """Return several servers, each with a part of the cohort."""
+    clients = {"clients": 100, "partition": "iid", "local_epochs": 0.1, "syncs_per_round": 1}
     return Section(
         "Several servers",
-        "The cohort divided among four replicas of the server, against one server. 1,000 clients, non-IID.",
-        [_cell("one server", _DEFAULT), _cell("four servers", server_replicas=4)],
+        "100 IID clients, of which each quarter has a server and a key queue of its own, against one server for all: "
+        "what a program computes that has a server on each of four GPUs which are never averaged, and the first of "
+        "which is evaluated. An independent implementation on four GPUs reports 79 to 82 % where the paper has 87.29 %."
+        " A queue of a quarter has keys four times as old, unless its length is a quarter, too.",
+        [
+            _cell("one server", "", **clients),
+            _cell("four servers", "never averaged", **clients, server_replicas=4),
+            _cell("four servers", "never averaged, queues of 500", **clients, server_replicas=4, queue_length=500),
+            _cell("four servers", "averaged each round", **clients, server_replicas=4, average_replicas=True),
+        ],
     )
 
 
