@@ -120,7 +120,7 @@ def test_runs_are_found_by_their_config(checkout, finished, tmp_path, capsys):
     assert files == {DEFAULT, "objectives-byol-batchnorm-in-its-head"}
 
     values = [40.0, 42.0, 44.0]
-    for name in ("MocoSFL, 1,000 clients", "MoCo, the default", "one server, the default"):
+    for name in ("MocoSFL, 1,000 clients", "MoCo, the default", "mean, the default"):
         (row,) = rows(checkout, name)
         assert f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} (3)" in row
         assert {"resnet8, width 16, cut 1", "500 of 100 x 1", "0.03"} <= set(row)  # three runs of 36 seconds
