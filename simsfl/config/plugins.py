@@ -28,10 +28,6 @@ _warned: set[str] = set()
 """Names of plugins about which a warning has been given."""
 
 
-class NotLoadedError(ValueError):
-    """The error that a run uses a plugin that is not loaded."""
-
-
 @dataclass(frozen=True)
 class Plugin:
     """A plugin that a run uses."""
@@ -127,23 +123,25 @@ def _from_outside(codes: Iterable[Code]) -> list[Code]:
 
 
 def check(recorded: Iterable[Plugin]) -> None:
-    """Raise a `NotLoadedError` unless the plugins that a run uses are loaded; warn of those that have changed since.
+    """Raise a ValueError unless the plugins that a run uses are loaded; warn of those that have changed since.
 
     Args:
         recorded: the plugins as they were when the run began.
     """
     loaded = _from_outside(code_of(known) for door in DOORS.values() for known in door.values())
+    missing = []
     for plugin in recorded:
         called_so = [_described(plugin.name, code) for code in loaded if name_of(code) == plugin.name]
         if not called_so:
-            version = f" {plugin.version}" if plugin.version else ""
-            raise NotLoadedError(
-                f"plugin: the run uses {plugin.name}{version}, which is not loaded; allowed: after --plugin with its "
-                "module or file"
-            )
-        if plugin.sha256 not in {present.sha256 for present in called_so} and plugin.name not in _warned:
+            missing.append(f"{plugin.name} {plugin.version}" if plugin.version else plugin.name)
+        elif plugin.sha256 not in {present.sha256 for present in called_so} and plugin.name not in _warned:
             _warned.add(plugin.name)
             log.warning("the plugin %s is not the one that the run began with: its source has changed", plugin.name)
+    if missing:
+        are, each = ("are", "each module or file") if len(missing) > 1 else ("is", "its module or file")
+        raise ValueError(
+            f"plugin: the run uses {' and '.join(missing)}, which {are} not loaded; allowed: after --plugin with {each}"
+        )
 
 
 def _place_of(code: Code) -> tuple[str, Path | None]:

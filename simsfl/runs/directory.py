@@ -24,14 +24,23 @@ from pathlib import Path
 import torch
 
 from simsfl.config import RunConfig
-from simsfl.config.plugins import NotLoadedError
 from simsfl.data import Dataset
 from simsfl.data.partition import Partition
 from simsfl.engine.precision import name_of
 from simsfl.engine.tuning import processor
 from simsfl.runs import checkpoint
 from simsfl.runs.metrics import is_written
-from simsfl.runs.records import DatasetRecord, RunRecord, Summary, check_plugins, lasting, read, to_json
+from simsfl.runs.records import (
+    DatasetRecord,
+    PluginError,
+    RunRecord,
+    Summary,
+    check_plugins,
+    identity_in,
+    lasting,
+    read,
+    to_json,
+)
 from simsfl.system.files import digest, replacing
 from simsfl.system.messages import shortened
 from simsfl.system.outputs import Outputs
@@ -97,7 +106,8 @@ class RunDirectory:
         growing = (*self._growing, self.checkpoints / checkpoint.MANIFEST)
         others = [path.name for path in growing if os.path.lexists(path)]
         foreign = [*others, *(name for name in held if not self.outputs.owns(name))]
-        if foreign and self._run() is None:
+        run = identity_in(self.config) if self.config.is_file() else None
+        if foreign and run is None:
             raise ValueError(
                 f"out: {self.path} holds {foreign[0]}, but no run of simsfl that could be replaced; allowed: another "
                 "directory"
@@ -109,8 +119,7 @@ class RunDirectory:
             )
         if self.outputs.listed:
             self.outputs.check(*held)
-        run = self._run()
-        if called_alike := checkpoint.others(self.checkpoints, run.identity if run else None):
+        if called_alike := checkpoint.others(self.checkpoints, run):
             raise ValueError(
                 f"out: {self.checkpoints / called_alike[0]} is called as a checkpoint is, but is none of a run here; "
                 "allowed: another directory, or to move that file away"
@@ -136,9 +145,10 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Delete the run that is here, with its report, figures and attacks; what others have put here stays."""
-        if run := self._run():
+        run = identity_in(self.config) if self.config.is_file() else None
+        if run:
             self.outputs.adopt(self._whole)
-            checkpoint.clear(self.checkpoints, run.identity)
+            checkpoint.clear(self.checkpoints, run)
             for path in self._growing:
                 path.unlink(missing_ok=True)
         made_of_it = [path.name for path in (self.report, self.figures, self.attacks)] if run else []
@@ -232,6 +242,8 @@ class RunDirectory:
         check_plugins(self.config)
         try:
             return read(self.config, RunRecord)
+        except PluginError as error:
+            raise ValueError(f"plugin: {error}; allowed: as it was when the run began") from error
         except ValueError as error:
             allowed = f"as the run wrote it, or --config {self.config} for a new run"
             raise ValueError(f"{error}; allowed: {allowed}") from error
@@ -277,19 +289,6 @@ class RunDirectory:
         if lasting(saved.config) != lasting(config) or not saved.dataset.is_of(dataset) or not same:
             raise ValueError(f"out: {self.path} holds another run; allowed: another directory")
         return saved
-
-    def _run(self) -> RunRecord | None:
-        """Return what is recorded of the run in this directory, None where there is no run.
-
-        Raises:
-            NotLoadedError: it uses a plugin that is not loaded.
-        """
-        try:
-            return self.read_config()
-        except NotLoadedError:
-            raise
-        except ValueError:
-            return None
 
 
 def git_commit() -> str | None:

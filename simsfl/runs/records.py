@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,6 +25,10 @@ _PLACES = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_cl
 """Fields of the config that may differ where a run goes on."""
 _SETTLED = ("cohort", "batch_size", "rounds", "syncs_per_round", "width", "image_size", "client_lr")
 """Fields of a config that rules have filled in before it is recorded."""
+
+
+class PluginError(ValueError):
+    """The error that a run cannot be understood, because a plugin that it uses has changed or is not loaded."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,7 @@ class RunRecord:
     @property
     def identity(self) -> str:
         """Return a checksum of what makes it this run and no other, which stays the same wherever it goes on."""
-        images = self.dataset.listing or self.dataset.sha256
-        given = {"partition": self.partition} if self.partition else {}  # earlier versions had none
-        return checksum({"config": lasting(self.config), "images": images, "start": self.start} | given)
+        return _identity(self.config.to_dict(), self.dataset, self.start, self.partition)
 
     def __post_init__(self) -> None:
         for name in _SETTLED:
@@ -247,10 +250,40 @@ def lasting(config: RunConfig) -> dict[str, Any]:
     fields that later versions add do not make it another run. Where earlier versions did otherwise than the default of
     a field that they did not have, this is left out instead.
     """
-    values = config.to_dict()
-    usual = RunConfig(**RunConfig.before(values))
+    return _lasting(config.to_dict())
+
+
+def _lasting(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `lasting` does of a config whose fields have these values; plugins that it names may be missing."""
+    usual = RunConfig(**RunConfig.before(values)).to_dict()
+    values = usual | values
     there = {name: values[name] is None for name in ("aux_dataset", "init_client")}
-    return {name: value for name, value in config.changed_from(usual).items() if name not in _PLACES} | there
+    changed = {name: value for name, value in values.items() if name not in usual or value != usual[name]}
+    return {name: value for name, value in changed.items() if name not in _PLACES} | there
+
+
+def _identity(values: Mapping[str, Any], dataset: DatasetRecord, start: str | None, partition: str | None) -> str:
+    """Return `RunRecord.identity` of a run whose config has these values."""
+    given = {"partition": partition} if partition else {}  # earlier versions had none
+    images = dataset.listing or dataset.sha256
+    return checksum({"config": _lasting(values), "images": images, "start": start} | given)
+
+
+def identity_in(path: Path) -> str | None:
+    """Return the identity of the run that a ``config.json`` describes, None if it describes none.
+
+    Plugins of the run may be missing, or have changed so that its config cannot be decoded.
+    """
+    try:
+        return read(path, RunRecord).identity
+    except PluginError:
+        content = read_json(path)
+        values, dataset = content.get("config"), content.get("dataset")
+        if not isinstance(values, dict) or not isinstance(dataset, dict):
+            return None
+        return _identity(values, decode(DatasetRecord, dataset), content.get("start"), content.get("partition"))
+    except ValueError:
+        return None
 
 
 def to_json(record: R) -> dict[str, Any]:
@@ -267,17 +300,35 @@ def read(path: Path, kind: type[R]) -> R:
     earlier versions did not have are as they were to these.
 
     Raises:
+        PluginError: it is as a run wrote it, but a plugin that the run uses is not as it was.
         ValueError: there is no such file, or it is damaged or edited.
     """
     content = read_json(path)
     try:
         record = decode(kind, _with_before(content) if kind is RunRecord else content)
-        own = checksum({name: value for name, value in content.items() if name != _SUM})
+        own = checksum(_summed(content))
         if record.sha256 not in ("", own):
             raise ValueError("its checksum is not that of its content")
         return replace(record, sha256=own)
     except ValueError as error:
+        if kind is RunRecord and (used := _plugins_in(content)) and content.get(_SUM) == checksum(_summed(content)):
+            raise PluginError(
+                f"{path} was written with {', '.join(used)}, which has changed since, or is not loaded ({error})"
+            ) from error
         raise ValueError(f"{path} is damaged, or was edited ({error})") from error
+
+
+def _plugins_in(content: Any) -> list[str]:
+    """Return the names of the plugins in the content of a ``config.json``; none if it is not as it should be."""
+    try:
+        return [used.name for used in decode(list[Plugin], content.get("plugins", []))]
+    except (AttributeError, ValueError):
+        return []
+
+
+def _summed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a file that its checksum is of."""
+    return {name: value for name, value in content.items() if name != _SUM}
 
 
 def _with_before(content: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from dataclasses import dataclass
 from importlib import metadata
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -9,11 +11,15 @@ from unittest.mock import patch
 import pytest
 
 import simsfl
+from simsfl import extend
 from simsfl.cli import run
 from simsfl.cli.report import program as report
 from simsfl.config import RunConfig, plugins
 from simsfl.config.catalogue import DOORS
 from simsfl.rounds.callback import Callback
+from simsfl.runs import checkpoint
+from simsfl.runs.directory import RunDirectory
+from simsfl.runs.records import identity_in
 from tests.conftest import TINY, flags
 
 OBJECTIVE = """
@@ -239,14 +245,46 @@ def test_settings_have_an_effect_where_a_plugin_says_so(tmp_path):
             RunConfig(**fields).check_effect(fields)
 
 
-def test_a_run_whose_plugin_is_not_loaded_is_not_taken_for_something_else(file, npz, tmp_path, capsys):
+def test_a_run_whose_plugin_is_not_loaded_can_be_replaced(file, npz, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(npz, out, "--plugin", file, "--objective", "apart") == 0
+    identity = RunDirectory(out).read_config().identity
     del DOORS["objective"]["apart"]
-    before = sorted(path.name for path in out.iterdir())
-    assert train(npz, out, "--overwrite") == 2
-    assert "plugin: the run uses apart.py, which is not loaded; allowed: after --plugin" in capsys.readouterr().err
-    assert sorted(path.name for path in out.iterdir()) == before
+    known_without = identity_in(out / "config.json")
+    assert train(npz, out) == 2
+    assert "holds another run; allowed: another directory, --overwrite to replace it" in capsys.readouterr().err
+    (out / "notes.txt").write_text("of the user")
+    assert train(npz, out, "--overwrite") == 0
+    new = identity_in(out / "config.json")
+    assert known_without == identity != new
+    assert not checkpoint.others(out / "checkpoints", new)
+    assert (out / "notes.txt").exists()
+
+
+def test_all_plugins_that_are_missing_are_named():
+    missing = [plugins.Plugin("lab", "1.2", ""), plugins.Plugin("apart.py", None, "")]
+    with pytest.raises(ValueError, match="^plugin: the run uses lab 1.2 and apart.py, which are not loaded; allowed: "):
+        plugins.check(missing)
+
+
+def test_a_plugin_that_has_lost_an_option_is_blamed(file, npz, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(npz, out, "--plugin", file, "--objective", "apart", "--objective.weight", "0.5") == 0
+
+    @dataclass(frozen=True)
+    class Apart(extend.Objective):
+        """Has no option any more."""
+
+        def loss(self, outputs, targets, memory):
+            raise NotImplementedError
+
+    Apart.__module__ = DOORS["objective"].pop("apart").code.registered.__module__
+    extend.objective("apart", targets=extend.Targets.ONLINE)(Apart)
+    assert run.main(["--resume", str(out)]) == 2
+    assert re.search(
+        r"plugin: \S+ was written with apart.py, which has changed since, .*'objective.weight'", capsys.readouterr().err
+    )
+    assert train(npz, out, "--overwrite") == 0
 
 
 def test_plugins_of_the_same_name_are_told_apart(tmp_path):
