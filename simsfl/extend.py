@@ -173,7 +173,8 @@ def architecture(
     """Return a decorator that registers a function, or a frozen dataclass, by a name for `RunConfig.arch`.
 
     The function takes width, image size and `Style`, and returns a `Backbone`: its layers, any modules of which each
-    takes what the one before returns, and the length of their pooled output. The network can be cut behind each layer.
+    takes what the one before returns and returns maps ``[n, c, h, w]``, and the number of channels behind the last. The
+    network can be cut behind each layer. Layers that work on tokens keep them as maps; see `Backbone`.
     Objects of a dataclass are called in the same way; its fields are options.
 
     Args:

@@ -65,8 +65,13 @@ def _listed(door: str, text_of: Callable[[str], str | Text]) -> dict[str, Text]:
 
 
 def _of_architecture(name: str) -> Text:
-    """Return what is said of an architecture: where it can be cut, and its options."""
-    return _with_options("arch", name, f"cut layer 1 to {layer_count(name)}")
+    """Return what is said of an architecture: where it can be cut, or why that is not known, and its options."""
+    try:
+        cut = f"cut layer 1 to {layer_count(name)}"
+    except Exception as error:  # whatever somebody's code raises
+        reason = " ".join((str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}").split())
+        cut = f"cannot be built for images of 32 pixels ({reason})"
+    return _with_options("arch", name, cut)
 
 
 def _with_options(door: str, name: str, summary: str | None = None) -> Text:

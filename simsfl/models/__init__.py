@@ -20,6 +20,7 @@ from simsfl.models.cut import narrowing, widening
 from simsfl.models.flat import FlatModule
 from simsfl.models.layers import Backbone, Style, initialise_, made_stackable_
 from simsfl.models.resnet import Residual
+from simsfl.system.messages import shortened
 
 __all__ = [
     "FlatModule",
@@ -90,6 +91,9 @@ def _backbone(
     Args:
         options: options of the architecture by name; None for its defaults.
         generator: random numbers for such weights; None for none.
+
+    Raises:
+        ValueError: what the architecture returns is no backbone, or uses something in two layers.
     """
     kind, own = ARCHITECTURES[arch], torch.device("meta")
     build = kind.code.load()
@@ -102,17 +106,46 @@ def _backbone(
     else:
         with own:
             built = build(width, image_size, style)
-    layers = built if isinstance(built, list) else built.layers
+    layers = _layers_of(arch, Backbone(built, 0) if isinstance(built, list) else built)
     made_stackable_(nn.ModuleList(layers), own)
     if not isinstance(built, list):
         return built
-    too_small = ValueError(f"image_size: {image_size} is too small for {arch}; allowed: larger images")
-    return Backbone(layers, _run(layers, torch.zeros(1, 3, image_size, image_size), too_small).shape[1])
+    return Backbone(layers, _run(layers, _Tried(arch, image_size)).shape[1])
 
 
-def layer_count(arch: str, options: Mapping[str, Any] | None = None) -> int:
-    """Return the number of layers of an architecture with these options, which is the deepest cut layer allowed."""
-    return len(_backbone(arch, ARCHITECTURES[arch].width, 32, Style(), options).layers)
+def _layers_of(arch: str, built: Any) -> list[nn.Module]:
+    """Return the layers of what an architecture has returned; raise a ValueError if it is no backbone."""
+    if not isinstance(built, Backbone):
+        raise ValueError(f"arch: {arch} returns a {type(built).__name__}; allowed: a Backbone(layers, features)")
+    layers = built.layers
+    if not isinstance(layers, list) or not layers or not all(isinstance(layer, nn.Module) for layer in layers):
+        raise ValueError(
+            f"arch: {arch} returns a Backbone whose layers are a {type(layers).__name__}; allowed: a list of modules, "
+            "at least one"
+        )
+    owner: dict[int, int] = {}
+    for number, layer in enumerate(layers, start=1):
+        for part in (layer, *layer.parameters()):
+            if owner.setdefault(id(part), number) != number:
+                raise ValueError(
+                    f"arch: {arch} uses {type(layer).__name__}, or weights of it, as layers {owner[id(part)]} and "
+                    f"{number}; allowed: modules of its own for each layer"
+                )
+    return layers
+
+
+def layer_count(arch: str, options: Mapping[str, Any] | None = None, image_size: int | None = None) -> int:
+    """Return the number of layers of an architecture with these options, which is the deepest cut layer allowed.
+
+    Args:
+        arch: a name in `ARCHITECTURES`.
+        options: its options by name; None for its defaults.
+        image_size: height and width of images in pixels; None for 32.
+
+    Raises:
+        ValueError: what a plugin's function returns is no backbone.
+    """
+    return len(_backbone(arch, ARCHITECTURES[arch].width, image_size or 32, Style(), options).layers)
 
 
 def client_model(
@@ -134,7 +167,7 @@ def client_model(
     with torch.device("meta"):
         _drop_shortcuts(layers, client_residual)
     if bottleneck:
-        channels = _run(layers, torch.zeros(1, 3, image_size, image_size), _too_small(arch, image_size)).shape[1]
+        channels = _run(layers, _Tried(arch, image_size)).shape[1]
         with torch.device("meta"):
             layers += narrowing(bottleneck, channels)
     return FlatModule(nn.Sequential(*layers))
@@ -183,7 +216,8 @@ def split_model(
         options: Options of the architecture by name, such as "pool"; None for its defaults.
 
     Raises:
-        ValueError: The images are too small for the network, or what it has at the cut does not suit the bottleneck.
+        ValueError: The images are too small for the network, or what it has at the cut does not suit the bottleneck,
+            or its layers do not return what they should.
     """
     backbone = _backbone(arch, width, image_size, style or Style(), options, generator)
     layers = backbone.layers
@@ -192,9 +226,8 @@ def split_model(
     _drop_shortcuts(layers[:cut_layer], client_residual)
     _weighted(network, generator)
     client, server = layers[:cut_layer], layers[cut_layer:]
-    too_small = _too_small(arch, image_size)
-    image = torch.zeros(1, 3, image_size, image_size)
-    smashed = _run(client, image, too_small)
+    tried = _Tried(arch, image_size)
+    smashed = _run(client, tried)
     if bottleneck:
         channels, side, other = smashed.shape[1:]
         if side != other:
@@ -203,7 +236,7 @@ def split_model(
                 "allowed: without it, or another network"
             )
         if bottleneck.stride > side:
-            sides = _maps(layers, image, too_small)
+            sides = _maps(layers, tried)
             cuts = [str(cut) for cut, behind in enumerate(sides, start=1) if bottleneck.stride <= behind]
             raise ValueError(
                 f"bottleneck: stride {bottleneck.stride} is more than the maps of {side}x{side} behind cut layer "
@@ -216,8 +249,8 @@ def split_model(
         _weighted(narrow, generator)
         _weighted(wide, generator)
         client, server = [*client, *narrow], [*wide, *server]
-        smashed = _run(narrow, smashed, too_small)
-    _run(server, smashed, too_small)
+        smashed = _run(narrow, tried, smashed)
+    tried.check_features(backbone, _run(server, tried, smashed))
     shape = tuple(smashed.shape[1:])
     halves = FlatModule(nn.Sequential(*client)), FlatModule(_Encoder(server, network[-1]))
     return SplitModel(*halves, shape, backbone.features)
@@ -240,19 +273,55 @@ def whole_model(
     The arguments are those of `split_model`.
 
     Raises:
-        ValueError: The images are too small for the network.
+        ValueError: The images are too small for the network, or its layers do not return what they should.
     """
     backbone = _backbone(arch, width, image_size, style or Style(), options, generator)
     with torch.device("meta"):
         network = _Encoder(backbone.layers, _projector(backbone, head, key_dim, predictor=predictor))
     _weighted(network, generator)
-    _run(network.backbone, torch.zeros(1, 3, image_size, image_size), _too_small(arch, image_size))
+    tried = _Tried(arch, image_size)
+    tried.check_features(backbone, _run(network.backbone, tried))
     return SplitModel(FlatModule(network), FlatModule(nn.Identity()), (0, 0, 0), backbone.features)
 
 
-def _too_small(arch: str, image_size: int) -> ValueError:
-    """Return the error that images are too small for an architecture."""
-    return ValueError(f"image_size: {image_size} is too small for {arch}; allowed: 32 or more")
+@dataclass(frozen=True)
+class _Tried:
+    """A network that is run once on an image of zeros."""
+
+    arch: str
+    image_size: int
+
+    @property
+    def from_plugin(self) -> bool:
+        """Return whether the network is somebody else's."""
+        return ARCHITECTURES[self.arch].code.registered is not None
+
+    def failure(self, layer: nn.Module, error: Exception) -> ValueError:
+        """Return the error that a layer has failed: maps are too small for it, or it is wrong in a plugin."""
+        if not self.from_plugin:
+            return ValueError(f"image_size: {self.image_size} is too small for {self.arch}; allowed: 32 or more")
+        reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 200)
+        return ValueError(
+            f"arch: {self.arch} cannot compute its layer {type(layer).__name__} for images of {self.image_size} pixels "
+            f"({reason}); allowed: layers that take the maps [n, c, h, w] of the one before, or larger images"
+        )
+
+    def check_maps(self, layer: nn.Module, x: Any) -> None:
+        """Raise a ValueError unless a layer's output is maps of one image."""
+        if not (isinstance(x, Tensor) and x.ndim == 4 and len(x) == 1):
+            found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+            raise ValueError(
+                f"arch: {self.arch} has a layer {type(layer).__name__} whose output for one image has {found}; "
+                "allowed: maps [n, c, h, w] behind every layer, also of tokens"
+            )
+
+    def check_features(self, backbone: Backbone, x: Tensor) -> None:
+        """Raise a ValueError unless the last layer's output has as many channels as a backbone says."""
+        if x.shape[1] != backbone.features:
+            raise ValueError(
+                f"arch: {self.arch} says that it has {backbone.features} features; allowed: {x.shape[1]}, the channels "
+                "behind its last layer"
+            )
 
 
 def _projector(backbone: Backbone, head: str, key_dim: int, *, predictor: bool) -> nn.Module:
@@ -283,34 +352,38 @@ def _computing(layer: nn.Module) -> nn.Module:
     return copy.deepcopy(layer, zeros | {id(own): torch.zeros(own.shape) for own in layer.buffers()})
 
 
-def _maps(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> list[int]:
-    """Return the side (height and width, in pixels) of each layer's output maps for images `x`.
-
-    Raises:
-        ValueError: `too_small`, if the maps become too small for a layer.
-    """
-    sides = []
+def _maps(layers: Iterable[nn.Module], tried: _Tried) -> list[int]:
+    """Return the side (height and width, in pixels) of each layer's output maps; see `_run` for what is raised."""
+    sides, x = [], None
     for layer in layers:
-        x = _run([layer], x, too_small)
+        x = _run([layer], tried, x)
         sides.append(x.shape[2])
     return sides
 
 
 @torch.no_grad()
-def _run(layers: Iterable[nn.Module], x: Tensor, too_small: ValueError) -> Tensor:
+def _run(layers: Iterable[nn.Module], tried: _Tried, x: Tensor | None = None) -> Tensor:
     """Return a tensor with the shape of the layers' output for `x`; they run in evaluation mode.
 
+    Args:
+        layers: some layers of a network.
+        tried: the network.
+        x: what they get; None for an image.
+
     Raises:
-        ValueError: `too_small`, if the maps become too small for a layer.
+        ValueError: the maps become too small for a layer, or it does not return maps.
         RuntimeError: There is not enough memory.
     """
+    x = torch.zeros(1, 3, tried.image_size, tried.image_size) if x is None else x
     for layer in layers:
         try:
             x = _computing(layer.eval())(x)
-        except RuntimeError as error:
-            if "allocate" in str(error):  # out of memory says nothing about the size of the maps
+        except Exception as error:  # whatever somebody's layer raises
+            known = tried.from_plugin or isinstance(error, RuntimeError)
+            if not known or "allocate" in str(error):  # out of memory says nothing about the size of the maps
                 raise
-            raise too_small from error
+            raise tried.failure(layer, error) from error
         finally:
             layer.train()
+        tried.check_maps(layer, x)
     return x

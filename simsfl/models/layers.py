@@ -23,10 +23,15 @@ class Style:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network without its head, as a list of layers that can be cut behind any of them."""
+    """A network without its head, as a list of layers that can be cut behind any of them.
+
+    The first layer takes images ``[n, 3, h, w]``, and every layer returns maps ``[n, c, h, w]``, which are smashed data
+    where the network is cut behind it. Tokens ``[n, t, d]`` are kept as maps ``[n, d, h, w]`` with ``t = h * w``, or as
+    ``[n, d, t, 1]``; `simsfl.models.vit` does so.
+    """
 
     layers: list[nn.Module]
-    """Layers in order; cut layer c leaves the first c of them on the client."""
+    """Layers in order, each with modules and weights of its own; cut layer c leaves the first c on the client."""
     features: int
     """F, the number of channels behind the last layer."""
     expansion: int = 1

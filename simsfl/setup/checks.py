@@ -9,7 +9,7 @@ import torch
 
 from simsfl.algorithm.plan import Group
 from simsfl.config import ENGINES, RunConfig
-from simsfl.config.catalogue import PARTITIONS, Targets
+from simsfl.config.catalogue import DATASETS, PARTITIONS, Targets
 from simsfl.data import Dataset
 from simsfl.engine.precision import TF32_CAPABILITY, has_bf16, has_tf32, name_of
 from simsfl.kernels import gpu
@@ -32,7 +32,9 @@ def check_machine(config: RunConfig) -> None:
     """Raise a ValueError unless the config's device and engine work on this machine, and its cut layer exists."""
     check_device(config.device)
     _check_engine(config.engine, config.device)
-    deepest = layer_count(config.arch, config.options_of("arch"))
+    known = DATASETS.get(config.dataset)
+    size = config.image_size or (known.image_size if known else None)
+    deepest = layer_count(config.arch, config.options_of("arch"), size)
     if not 1 <= config.cut_layer <= deepest:
         raise ValueError(f"cut_layer: {config.cut_layer} is out of range; allowed for {config.arch}: 1 to {deepest}")
 

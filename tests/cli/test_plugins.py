@@ -263,7 +263,9 @@ def test_a_run_whose_plugin_is_not_loaded_can_be_replaced(file, npz, tmp_path, c
 
 def test_all_plugins_that_are_missing_are_named():
     missing = [plugins.Plugin("lab", "1.2", ""), plugins.Plugin("apart.py", None, "")]
-    with pytest.raises(ValueError, match="^plugin: the run uses lab 1.2 and apart.py, which are not loaded; allowed: "):
+    with pytest.raises(
+        ValueError, match=r"^plugin: the run uses lab 1.2 and apart.py, which are not loaded; allowed: "
+    ):
         plugins.check(missing)
 
 

@@ -1,16 +1,21 @@
 """Architectures: shapes, the cut, initialisation, and numbers of parameters against torchvision's."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+from simsfl import RunConfig, extend
 from simsfl.algorithm.clients import forward
+from simsfl.cli import choices
 from simsfl.config import NORMS
 from simsfl.config.catalogue import ARCHITECTURES, HEADS
 from simsfl.config.notation import Bottleneck
 from simsfl.models import Style, client_model, layer_count, split_model
-from simsfl.models.layers import BatchNorm, ConvNorm
+from simsfl.models.layers import Backbone, BatchNorm, ConvNorm
+from simsfl.setup.checks import check_machine
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -20,6 +25,82 @@ def build(arch, cut_layer, width=8, **options):
     options = {"image_size": 32, "head": "mlp", "key_dim": 16, **options}
     width = width or ARCHITECTURES[arch].width
     return split_model(arch, width=width, cut_layer=cut_layer, generator=torch.Generator().manual_seed(5), **options)
+
+
+class Tokens(nn.Conv2d):
+    """Cuts an image into patches, and returns a token for each."""
+
+    def forward(self, x):
+        return super().forward(x).flatten(2).transpose(1, 2)
+
+
+def patches(width=8):
+    """Return a layer of patches."""
+    return nn.Conv2d(3, width, 8, 8)
+
+
+SHARED = nn.Conv2d(8, 8, 1)
+WRONG = {
+    "tokens": (
+        lambda: Backbone([Tokens(3, 8, 8, 8), nn.LayerNorm(8)], 8),
+        r"odd has a layer Tokens whose output for one image has shape \(1, 16, 8\); allowed: maps \[n, c, h, w\]",
+    ),
+    "vectors": (
+        lambda: Backbone([patches(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())], 8),
+        r"odd has a layer Sequential whose output for one image has shape \(1, 8\); allowed: maps ",
+    ),
+    "features": (lambda: Backbone([patches()], 9), "odd says that it has 9 features; allowed: 8, the channels behind "),
+    "twice": (
+        lambda: Backbone([patches(), SHARED, SHARED], 8),
+        "odd uses Conv2d, or weights of it, as layers 2 and 3; allowed: modules of its own for each layer",
+    ),
+    "shared": (
+        lambda: Backbone([patches(), nn.Sequential(SHARED), nn.Sequential(SHARED)], 8),
+        "odd uses Sequential, or weights of it, as layers 2 and 3; allowed: ",
+    ),
+    "sequential": (
+        lambda: nn.Sequential(patches()),
+        r"odd returns a Sequential; allowed: a Backbone\(layers, ",
+    ),
+    "no list": (
+        lambda: Backbone(nn.Sequential(patches()), 8),
+        "odd returns a Backbone whose layers are a Sequential; allowed: a list of modules",
+    ),
+    "no fit": (
+        lambda: Backbone([patches(), nn.Conv2d(9, 8, 1)], 8),
+        r"odd cannot compute its layer Conv2d for images of 32 pixels \(RuntimeError: .*\); allowed: layers that take ",
+    ),
+    "no tensor": (
+        lambda: Backbone([patches(), nn.LSTM(4, 4)], 8),
+        r"odd (cannot compute its layer LSTM|has a layer LSTM whose output for one image has type tuple)",
+    ),
+}
+"""What a plugin's architecture returns, and the error."""
+
+
+@pytest.mark.parametrize(("made", "message"), WRONG.values(), ids=WRONG)
+def test_a_network_of_a_plugin_that_cannot_be_used_is_refused_in_one_line(made, message):
+    with patch.dict(ARCHITECTURES):
+        extend.architecture("odd", width=8)(lambda width, image_size, style: made())
+        for generator in (None, torch.Generator()):
+            with pytest.raises(ValueError, match=f"^arch: {message}[^\n]*$"):
+                split_model("odd", width=8, cut_layer=1, image_size=32, head="linear", key_dim=4, generator=generator)
+
+
+def test_the_list_goes_on_where_one_network_cannot_be_built():
+    def large(width, image_size, style):
+        if image_size < 64:
+            raise ValueError(f"arch: large needs images of 64 pixels, not {image_size}")
+        return Backbone([patches(width)], width)
+
+    with patch.dict(ARCHITECTURES):
+        extend.architecture("large", width=8)(large)
+        extend.architecture("sequential", width=8)(WRONG["sequential"][0])
+        listed = {name: str(choices._of_architecture(name)) for name in ("large", "sequential", "resnet8")}
+        assert listed["large"].startswith("cannot be built for images of 32 pixels (arch: large needs images of 64 pi")
+        assert listed["sequential"].startswith("cannot be built for images of 32 pixels (TypeError: ")
+        assert listed["resnet8"] == "cut layer 1 to 4"
+        check_machine(RunConfig(arch="large", image_size=64))
 
 
 TOKEN = {"pool": "class"}
