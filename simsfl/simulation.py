@@ -23,7 +23,7 @@ from simsfl.data.partition import Partition
 from simsfl.engine.plan_ahead import PlanAhead
 from simsfl.engine.precision import arithmetic
 from simsfl.rounds import evaluating, saving
-from simsfl.rounds.callback import Callback, with_added
+from simsfl.rounds.callback import Callback, checked, with_added
 from simsfl.rounds.pace import Pace
 from simsfl.rounds.progress import Progress
 from simsfl.rounds.steps import client_steps, replayed_steps
@@ -92,6 +92,7 @@ class Simulation:
         auto_precision: tuple[str, str] | None = None,
         callbacks: Iterable[Callback] = (),
     ):
+        callbacks = checked(callbacks)
         how = {
             "partition": partition,
             "dtype": dtype,
@@ -231,6 +232,7 @@ class Simulation:
         callbacks: Iterable[Callback] = (),
     ) -> Simulation:
         """Take up the run in the directory `path`; see `simsfl.rounds.saving.load`, and `Simulation` for callbacks."""
+        callbacks = checked(callbacks)
         parts, progress, found, saved = saving.load(path, dataset, device=device, places=places, going_on=going_on)
         simulation = cls.__new__(cls)
         simulation._begin(parts, callbacks, progress)

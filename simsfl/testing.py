@@ -74,7 +74,7 @@ def check(thing: Any, dataset: Dataset | None = None, **fields: Any) -> list[str
         ValueError: the thing is not registered, or none of the situations is allowed.
     """
     door, name = _door_of(thing)
-    data = dataset or (None if door == "dataset" else _images())
+    data = _images() if dataset is None and door != "dataset" else dataset
     own = fields | {door: name} | ({"width": None} if door == "arch" else {})
     tried, refused = [], []
     for situation, changes in _SITUATIONS.items():

@@ -1,5 +1,6 @@
 """Whatever is chosen, stacked clients compute what the plain loop over clients does, in float64."""
 
+import re
 from dataclasses import dataclass, replace
 from math import prod
 from unittest.mock import patch
@@ -19,6 +20,7 @@ from simsfl.data.partition import Partition, Partitioner
 from simsfl.defences import Added, Defence
 from simsfl.objectives import Objective, nearest
 from simsfl.objectives.moco import MoCo
+from simsfl.rounds.callback import Callback
 from simsfl.samplers import Drawn, Sampler
 from simsfl.testing import _images, check
 from tests.conftest import TINY
@@ -314,6 +316,8 @@ DRAWS = {
     "twice": (Drawn(np.array([4, 4, 1])), "Sized drew .4, 4, 1.; allowed: 3 different ids from 0 to 5"),
     "strange": (Drawn(np.array([4, 6, 1])), "Sized drew .4, 6, 1.; allowed: 3 different ids from 0 to 5"),
     "list": ([1, 2, 3], "Sized returns a list; allowed: a Drawn"),
+    "ids in a list": (Drawn([0, 1, 2]), "Sized drew a list; allowed: a NumPy array of 3 different ids"),
+    "no ids": (Drawn(np.arange(3), 1), "Sized misses a int; allowed: a tuple of ids that it drew"),
     "mask": (Drawn(np.arange(3), np.array([True, False, False])), "Sized misses .*; allowed: ids that it drew"),
     "others": (Drawn(np.arange(3), (5,)), "Sized misses .5.; allowed: ids that it drew"),
 }
@@ -337,7 +341,7 @@ def test_a_sampler_has_to_draw_a_cohort(drawn, message, pictures, monkeypatch):
         ([np.array([c]) for c in range(5)] + [np.array([60])], "client 5 holds image 60; allowed: 0 to 59"),
     ],
 )
-def test_a_partitioner_has_to_return_a_partition(parts, message, pictures):
+def test_a_partitioner_has_to_return_a_partition_of_the_images(parts, message, pictures):
     class Odd(Partitioner):
         """Deals what it is told."""
 
@@ -348,3 +352,71 @@ def test_a_partitioner_has_to_return_a_partition(parts, message, pictures):
         extend.partition("odd")(Odd)
         with pytest.raises(ValueError, match=f"^partition: {message}$"):
             Simulation(RunConfig(**BASE | {"partition": "odd"}), pictures)
+
+
+def test_answers_of_the_wrong_kind_are_refused(pictures):
+    class Listed(Partitioner):
+        """Returns a list."""
+
+        def deal(self, labels, weights, rng):
+            return [np.arange(4)] * len(weights)
+
+    class Follower(Callback):
+        """Follows."""
+
+    config = RunConfig(**BASE)
+    with patch.dict(DOORS["partition"]), patch.dict(DOORS["dataset"]):
+        extend.partition("listed")(Listed)
+        extend.dataset("bare", "x", images=9, test_images=1, image_size=8, classes=2)(lambda wanted: np.zeros(3))
+        for call, message in (
+            (
+                lambda: Simulation(replace(config, partition="listed"), pictures),
+                "partition: Listed returns a list; allow",
+            ),
+            (
+                lambda: Simulation(replace(config, dataset="bare")),
+                "dataset: bare returns a ndarray; allowed: what simsfl",
+            ),
+            (
+                lambda: Simulation(config, np.zeros((3, 8, 8, 3))),
+                "dataset: ndarray is no Dataset; allowed: what simsfl.",
+            ),
+            (
+                lambda: Partition.of([[0, 1], [0.5]]),
+                "partition: client 1 has a list of float64 of 1 dimension; allowed",
+            ),
+            (
+                lambda: Partition.of([[[0, 1]]]),
+                "partition: client 0 has a list of int64 of 2 dimensions; allowed: indi",
+            ),
+            (
+                lambda: Partition.of([np.ones(3, dtype=bool)]),
+                "partition: client 0 has a ndarray of bool of 1 dimension;",
+            ),
+            (
+                lambda: Partition.of([4]),
+                "partition: client 0 has a int of int64 of 0 dimensions; allowed: indices of i",
+            ),
+            (
+                lambda: Partition.of(4),
+                "partition: a int is no list of parts; allowed: for each client an array of indi",
+            ),
+            (
+                lambda: Simulation(config, pictures, callbacks=[Follower]),
+                "callbacks: the class Follower is no object; a",
+            ),
+            (
+                lambda: Simulation(config, pictures, callbacks=Follower()),
+                "callbacks: a Follower is no list; allowed: a ",
+            ),
+            (
+                lambda: Simulation(config, pictures, callbacks=[3]),
+                "callbacks: a int is no Callback; allowed: a list of ",
+            ),
+            (
+                lambda: RunConfig(options={1: 2}),
+                "options: 1 of type int is no name; allowed: {'objective.temperature': ",
+            ),
+        ):
+            with pytest.raises(ValueError, match=f"^{re.escape(message)}.*$"):
+                call()

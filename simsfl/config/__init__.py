@@ -82,6 +82,11 @@ class RunConfig(Settings):
         if not isinstance(self.options, dict):
             raise ValueError(f"options: {self.options!r} is no dictionary; allowed: {{'objective.temperature': 0.2}}")
         for name, value in self.options.items():
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"options: {name!r} of type {type(name).__name__} is no name; allowed: "
+                    "{'objective.temperature': 0.2}"
+                )
             check_value(name, self.option(name), value)
 
     def _expand(self, name: str) -> None:

@@ -259,6 +259,18 @@ def check_memory(name: str, images: int, height: int, width: int) -> None:
         )
 
 
+def check_dataset(found: Dataset, by: str | None = None) -> None:
+    """Raise a ValueError unless something that was given, or that a function of a plugin has returned, is a data set.
+
+    Args:
+        found: the thing.
+        by: the name of the function; None if it was given.
+    """
+    if not isinstance(found, Dataset):
+        what = f"{by} returns a {type(found).__name__}" if by else f"{type(found).__name__} is no Dataset"
+        raise ValueError(f"dataset: {what}; allowed: what simsfl.extend.make_dataset or from_torchvision returns")
+
+
 def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
     """Return `data` with the images that clients of `other` would hold, normalised by the statistics of `data`.
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from simsfl.config.catalogue import DATASETS, HUB
-from simsfl.data import Dataset, make_dataset, with_auxiliary
+from simsfl.data import Dataset, check_dataset, make_dataset, with_auxiliary
 from simsfl.data.folder import read_folder
 from simsfl.data.hub import read_hub
 from simsfl.data.npz import read_npz
@@ -68,6 +68,7 @@ def _load(name: str, wanted: Request) -> Dataset:
     """Load one data set."""
     if name in DATASETS:
         found = DATASETS[name].code.load()(wanted)
+        check_dataset(found, name)
         return found if name == "auto" else replace(found, name=name)
     if name.startswith(HUB):
         arrays, name, origin = read_hub(name, wanted.image_size)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -125,9 +125,33 @@ class Partition:
 
     @classmethod
     def of(cls, parts: list[np.ndarray]) -> Partition:
-        """Return the partition in which client c holds the image indices ``parts[c]``."""
-        offsets = np.cumsum([0, *map(len, parts)])
-        return cls(np.concatenate([np.empty(0), *parts]).astype(np.int64), offsets.astype(np.int64))
+        """Return the partition in which client c holds the image indices ``parts[c]``, integers ``[n]``.
+
+        Raises:
+            ValueError: a part is something else.
+
+        >>> Partition.of([[0.5, 1.5], [2]])
+        Traceback (most recent call last):
+        ValueError: partition: client 0 has a list of float64 of 1 dimension; allowed: indices of images, int64 [n]
+        """
+        if not isinstance(parts, Iterable):
+            raise ValueError(
+                f"partition: a {type(parts).__name__} is no list of parts; allowed: for each client an array of indices"
+            )
+        checked = []
+        for client, part in enumerate(parts):
+            try:
+                indices = np.asarray(part)
+            except ValueError:  # lists of different lengths
+                indices = np.asarray(part, dtype=object)
+            if indices.ndim != 1 or (len(indices) and indices.dtype.kind not in "iu"):
+                raise ValueError(
+                    f"partition: client {client} has a {type(part).__name__} of {indices.dtype} of "
+                    f"{count_text(indices.ndim, 'dimension')}; allowed: indices of images, int64 [n]"
+                )
+            checked.append(indices.astype(np.int64))
+        offsets = np.cumsum([0, *map(len, checked)])
+        return cls(np.concatenate([np.empty(0, dtype=np.int64), *checked]), offsets.astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -379,6 +403,11 @@ def _drawn(partitioner: Partitioner, labels: np.ndarray, weights: np.ndarray, ba
     best = None
     for attempt in range(_DRAWS if partitioner.random_sizes and not partitioner.fixed else 1):
         partition = partitioner.deal(labels, weights, numpy_generator(seed, Purpose.PARTITION, attempt))
+        if not isinstance(partition, Partition):
+            raise ValueError(
+                f"partition: {type(partitioner).__name__} returns a {type(partition).__name__}; allowed: a Partition, "
+                "as Partition.of(parts) makes it"
+            )
         partition.check(len(weights), len(labels))
         if best is None or partition.sizes.min() > best.sizes.min():
             best = partition

@@ -52,6 +52,20 @@ class Callback:
         """React to a checkpoint that has been written into the run directory `path` since training began."""
 
 
+def checked(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Return callbacks that were given in Python as a list; raise a ValueError if one of them is none."""
+    allowed = "allowed: a list of objects of subclasses of simsfl.extend.Callback"
+    if not isinstance(callbacks, Iterable):
+        raise ValueError(f"callbacks: a {type(callbacks).__name__} is no list; {allowed}")
+    found = list(callbacks)
+    for one in found:
+        if isinstance(one, type):
+            raise ValueError(f"callbacks: the class {one.__name__} is no object; {allowed}, such as {one.__name__}()")
+        if not isinstance(one, Callback):
+            raise ValueError(f"callbacks: a {type(one).__name__} is no Callback; {allowed}")
+    return found
+
+
 def with_added(callbacks: Iterable[Callback], record: Record) -> Record:
     """Hand a record to callbacks; return it with what they add.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.state import same_shape
 from simsfl.config.catalogue import DATASETS, HUB
-from simsfl.data import Dataset
+from simsfl.data import Dataset, check_dataset
 from simsfl.rounds.progress import NonFiniteLossError, Progress
 from simsfl.runs import checkpoint
 from simsfl.runs.checkpoint import SEAL, Found, Timed
@@ -127,7 +127,7 @@ def load(
         if recorded and Path(file).is_file() and digest(Path(file)) != recorded:
             log.warning("%s: %s has changed since the run in %s began", name, file, path)
     try:
-        dataset = dataset or load_images(config)
+        dataset = load_images(config) if dataset is None else dataset
     except (ValueError, OSError) as error:
         if _is_from_python(config.dataset):
             raise ImagesError(
@@ -135,6 +135,7 @@ def load(
                 f"simsfl.resume({str(path)!r}, dataset=...), or --dataset with a file of the same images"
             ) from error
         raise ImagesError(str(error)) from error
+    check_dataset(dataset)
     _check_images(path, saved, dataset)
     parts = build(config, dataset, partition=partition, choices=saved.choices, start=start)
     progress = Progress.of(parts)

@@ -34,7 +34,12 @@ class Drawn:
             count: how many had to be drawn.
             sampler: name of the sampler's class.
         """
-        drawn = np.asarray(self.clients)
+        drawn = self.clients
+        if not isinstance(drawn, np.ndarray):
+            raise ValueError(
+                f"sampler: {sampler} drew a {type(drawn).__name__}; allowed: a NumPy array of "
+                f"{count_text(count, 'different id')}"
+            )
         right = drawn.shape == (count,) and drawn.dtype.kind in "iu" and len(np.unique(drawn)) == count
         if not right or drawn.min() not in clients or drawn.max() not in clients:
             raise ValueError(
@@ -42,6 +47,10 @@ class Drawn:
                 f"{count_text(count, 'different id')} from {clients.start} to {clients.stop - 1}"
             )
         ids = set(drawn.tolist())
+        if not isinstance(self.missing, Collection):
+            raise ValueError(
+                f"sampler: {sampler} misses a {type(self.missing).__name__}; allowed: a tuple of ids that it drew"
+            )
         if any(isinstance(one, bool | np.bool_) or one not in ids for one in self.missing):
             raise ValueError(
                 f"sampler: {sampler} misses {shortened(str(list(self.missing)), 60)}; allowed: ids that it drew"

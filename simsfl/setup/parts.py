@@ -20,7 +20,7 @@ from simsfl.algorithm.state import State
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import HUB, METHODS, Targets
 from simsfl.cost.model import ClientCost, client_cost
-from simsfl.data import Dataset
+from simsfl.data import Dataset, check_dataset
 from simsfl.data.load import load_dataset
 from simsfl.data.partition import Partition
 from simsfl.engine import tuning
@@ -188,12 +188,8 @@ def build(
     asked, reason = defaults.with_precision(config, auto_precision)
     checks.check_machine(asked)
     start = start or (load_weights(asked.init_client) if asked.init_client else None)  # sooner read than images
-    dataset = dataset or load_images(asked)
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"dataset: a {type(dataset).__name__} is none of simsfl's; allowed: what simsfl.extend.make_dataset or "
-            "from_torchvision returns"
-        )
+    dataset = load_images(asked) if dataset is None else dataset
+    check_dataset(dataset)
     checks.check_precision(asked, dataset.image_size)
     checks.check_labels(asked, dataset)
     held, auxiliary = assembly.partition(asked, dataset, partition), assembly.auxiliary(asked, dataset)
