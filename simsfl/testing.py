@@ -7,12 +7,15 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -22,7 +25,6 @@ from simsfl.config import RunConfig
 from simsfl.config.catalogue import DOORS, ObjectiveKind, Targets
 from simsfl.config.registry import code_of
 from simsfl.data import Arrays, Dataset, make_dataset
-from simsfl.rounds.callback import Callback
 from simsfl.runs.metrics import Record, StepRecord
 from simsfl.simulation import Simulation
 
@@ -35,7 +37,8 @@ _BASE = {
     "arch": "resnet8",
     "width": 4,
     "key_dim": 8,
-    "queue_length": 40,
+    "queue_length": 96,
+    "eval_every": 0,
     "partition": "iid",
     "lr": 0.01,
     "device": "cpu",
@@ -58,8 +61,9 @@ another order than in the loop, and networks of small maps amplify that."""
 def check(thing: Any, dataset: Dataset | None = None, **fields: Any) -> list[str]:
     """Train with something registered in each situation that it allows; compare stacked engines with the plain loop.
 
-    Runs are computed in float64, and their losses and all that they have learnt is compared. Then a run is saved in the
-    middle of a round and resumed, which has to end like one that never was, to the bit.
+    Runs are computed in float64; their losses, all that they have learnt, and the figures that callbacks and defences
+    add to records are compared. Then a run is saved in the middle of a round and resumed, which has to end like one
+    that never was, to the bit.
 
     Args:
         thing: the class or function that is registered, or the class behind one of simsfl's own names.
@@ -85,7 +89,7 @@ def check(thing: Any, dataset: Dataset | None = None, **fields: Any) -> list[str
         except ValueError as error:
             refused.append(error)
             continue
-        _compare(f"{name}, {situation}", config, data, _advice(DOORS[door][name]))
+        _compare(f"{name}, {situation}", config, data, partial(_whole_batch, name, DOORS[door][name]))
         if not tried:
             _resume(name, replace(config, rounds=3), data)
         tried.append(situation)
@@ -114,62 +118,110 @@ def _images() -> Dataset:
     return make_dataset("noise", "drawn for a check", Arrays(*split(60), *split(6), ("a", "b", "c")))
 
 
-def _compare(title: str, config: RunConfig, dataset: Dataset | None, advice: str) -> None:
-    """Raise an AssertionError that begins with `title` if a stacked engine differs from the loop.
+def _compare(title: str, config: RunConfig, dataset: Dataset | None, whole_batch: Callable[[], Any]) -> None:
+    """Raise an AssertionError that begins with `title` if a stacked engine differs from the loop, or fails.
 
     Args:
         title: what is compared.
         config: what to run.
         dataset: the images.
-        advice: end of the message where losses differ.
+        whole_batch: function that returns a context in which the thing gets whole batches, or None if it does anyway.
     """
-    losses, state = _trained(config, "loop", dataset)
+    with _in_words(title):
+        expected = _trained(config, "loop", dataset)
     for engine in ("vmap", "fused:unfold"):
-        found, tensors = _trained(config, engine, dataset)
         where = f"{title}, engine {engine}"
-        for step, (own, expected) in enumerate(zip(found, losses, strict=True), start=1):
-            if abs(own - expected) > _LOSS_TOLERANCE * abs(expected):
-                raise AssertionError(
-                    f"{where}: the loss of step {step} is {own:.9g}, the loop's {expected:.9g}{advice}"
-                )
-        for name, tensor in state.items():
-            if not torch.allclose(tensors[name].double(), tensor.double(), rtol=_STATE_TOLERANCE, atol=_SMALLEST):
-                apart = float((tensors[name].double() - tensor.double()).abs().max())
-                raise AssertionError(f"{where}: {name} is up to {apart:.2g} away from the loop's")
+        with _in_words(where):
+            found = _trained(config, engine, dataset)
+        if not (wrong := _difference(found, expected)):
+            continue
+        together = whole_batch()
+        if together is not None:
+            with together:
+                if not _difference(_trained(config, engine, dataset), _trained(config, "loop", dataset)):
+                    raise AssertionError(f"{where}: {wrong}{_ROWS}")
+        raise AssertionError(f"{where}: {wrong}{_HIDDEN}")
 
 
-def _advice(kind: Any) -> str:
-    """Return what may be the reason where losses differ, as the end of a sentence; an empty text if nothing is known.
+_ROWS = (
+    "; rows go through the server in blocks: an objective for which a row depends on others has to be registered with "
+    "whole_batch=True"
+)
+_HIDDEN = (
+    "; look for state outside the `memory`, for random numbers that are not those given, and for what depends on the "
+    "other clients that are stacked with one"
+)
+"""What may be the reason where a stacked engine differs, as the end of a sentence."""
+
+
+@contextmanager
+def _in_words(where: str) -> Iterator[None]:
+    """Raise an AssertionError that begins with `where` if something in the block cannot be mapped over clients."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if "vmap" not in str(error):
+            raise
+        raise AssertionError(f"{where}: {error}") from error
+
+
+def _whole_batch(name: str, kind: Any) -> Any:
+    """Return a context in which an objective of this name gets whole batches; None if it does anyway, or is none.
 
     Args:
-        kind: what is known of the thing that is checked.
+        name: its name.
+        kind: what is known of the thing.
     """
     if not isinstance(kind, ObjectiveKind) or kind.whole_batch or kind.targets is Targets.ONLINE:
-        return ""
-    return (
-        "; rows go through the server in blocks: an objective for which a row depends on others has to be registered "
-        "with whole_batch=True"
-    )
+        return None
+    return patch.dict(DOORS["objective"], {name: replace(kind, whole_batch=True)})
 
 
-def _trained(config: RunConfig, engine: str, dataset: Dataset | None) -> tuple[list[float], Mapping[str, Tensor]]:
-    """Return the losses of a run's steps in float64, and the tensors of its final state by name."""
-    losses = _Losses()
-    simulation = Simulation(replace(config, engine=engine), dataset, dtype=torch.float64, callbacks=[losses])
-    deque(simulation.rounds(), maxlen=0)
-    return losses.steps, simulation.state.tensors()
+@dataclass(frozen=True)
+class _Outcome:
+    """What a run has come to."""
+
+    records: list[Record]
+    """Its records."""
+    state: Mapping[str, Tensor]
+    """The tensors of its final state by name."""
 
 
-class _Losses(Callback):
-    """Keeps the losses of steps."""
+def _trained(config: RunConfig, engine: str, dataset: Dataset | None) -> _Outcome:
+    """Train in float64."""
+    simulation = Simulation(replace(config, engine=engine), dataset, dtype=torch.float64)
+    return _Outcome(list(simulation.train()), simulation.state.tensors())
 
-    def __init__(self) -> None:
-        self.steps: list[float] = []
 
-    def on_record(self, record: Record) -> None:
-        """Keep the loss of a step."""
-        if isinstance(record, StepRecord):
-            self.steps.append(record.loss)
+def _difference(found: _Outcome, expected: _Outcome) -> str | None:
+    """Return in words what differs between a stacked engine's run and the loop's, None if nothing does."""
+    for own, other in zip(found.records, expected.records, strict=True):
+        if isinstance(own, StepRecord) and abs(own.loss - other.loss) > _LOSS_TOLERANCE * abs(other.loss):
+            return f"the loss of step {own.step} of round {own.round} is {own.loss:.9g}, the loop's {other.loss:.9g}"
+    for name, tensor in expected.state.items():
+        if not torch.allclose(found.state[name].double(), tensor.double(), rtol=_STATE_TOLERANCE, atol=_SMALLEST):
+            apart = float((found.state[name].double() - tensor.double()).abs().max())
+            return f"{name} is up to {apart:.2g} away from the loop's"
+    return _added_apart(found.records, expected.records, "the loop's", _STATE_TOLERANCE)
+
+
+def _added_apart(records: Sequence[Record], others: Sequence[Record], whose: str, tolerance: float) -> str | None:
+    """Return in words which figures differ that defences and callbacks have added to records, None if none does.
+
+    Args:
+        records: records of a run.
+        others: those that they have to be like.
+        whose: what these are called in the result.
+        tolerance: relative tolerance of figures.
+    """
+    for own, other in zip(records, others, strict=True):
+        for name in own.added.keys() | other.added.keys():
+            value, wanted = own.added.get(name), other.added.get(name)
+            figures = isinstance(value, float) and isinstance(wanted, float)
+            close = figures and math.isclose(value, wanted, rel_tol=tolerance, abs_tol=_SMALLEST * bool(tolerance))
+            if not close and value != wanted:
+                return f"{name}, which is added to a record of kind {own.event}, is {value!r}, {whose} {wanted!r}"
+    return None
 
 
 def _resume(name: str, config: RunConfig, dataset: Dataset | None) -> None:
@@ -180,12 +232,13 @@ def _resume(name: str, config: RunConfig, dataset: Dataset | None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         stopped.save(Path(scratch) / "run")
         loaded = Simulation.load(Path(scratch) / "run", dataset)
-    for simulation in (whole, loaded):
-        list(simulation.rounds())
-    expected = whole.state.tensors()
-    for part, tensor in loaded.state.tensors().items():
-        if not torch.equal(tensor, expected[part]):
-            raise AssertionError(
-                f"{name}: a run that is saved in the middle of a round and resumed ends with another {part}; draw from "
-                "the generators that are given, and keep what is remembered in `memory`"
-            )
+    records, resumed = list(whole.train()), list(loaded.train())
+    expected, state = whole.state.tensors(), loaded.state.tensors()
+    wrong = next((f"another {part}" for part, own in state.items() if not torch.equal(own, expected[part])), None)
+    if wrong is None and (added := _added_apart(resumed, records[-len(resumed) :], "without that", 0.0)):
+        wrong = f"other figures: {added}"
+    if wrong:
+        raise AssertionError(
+            f"{name}: a run that is saved in the middle of a round and resumed ends with {wrong}; draw from the "
+            "generators that are given, and keep what is remembered in `memory`"
+        )

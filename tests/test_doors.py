@@ -110,7 +110,7 @@ def test_a_check_says_in_words_what_differs():
 
     with patch.dict(DOORS["aggregation"]):
         extend.aggregation("forgetful")(Forgetful)
-        with pytest.raises(AssertionError, match=r"^forgetful, the whole cohort, engine vmap: the loss of step 2 is "):
+        with pytest.raises(AssertionError, match=r"^forgetful, the whole cohort, engine vmap: the loss of step 2 "):
             check(Forgetful)
     with pytest.raises(ValueError, match=r"^thing: .*Forgetful.* is not registered"):
         check(Forgetful)
@@ -420,3 +420,87 @@ def test_answers_of_the_wrong_kind_are_refused(pictures):
         ):
             with pytest.raises(ValueError, match=f"^{re.escape(message)}.*$"):
                 call()
+
+
+class Bent(Objective):
+    """Asks for the value of a tensor."""
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        apart = (outputs_nD - targets_nD).square().mean()
+        return (apart if apart > 1 else 2 * apart), nearest(outputs_nD, targets_nD)
+
+
+def test_a_loss_that_cannot_be_mapped_over_clients_is_refused_in_words(pictures):
+    with patch.dict(DOORS["objective"]):
+        extend.objective("bent")(Bent)
+        with pytest.raises(AssertionError, match=r"^bent, federated clients, engine vmap: objective: the loss of Bent"):
+            check(Bent, pictures, rounds=1)
+        federated = RunConfig(**BASE | {"objective": "bent", "method": "federated", "syncs_per_round": 1})
+        with pytest.raises(ValueError, match=r"^objective: the loss of Bent cannot be mapped .*vmap[^\n]*$"):
+            list(Simulation(federated, pictures).rounds())
+
+
+class Rolling(Callback):
+    """Adds a random number."""
+
+    def on_record(self, record):
+        return {"rolled": float(torch.rand(()))} if record.event == "round" else None
+
+
+class Counting(Callback):
+    """Adds how many records it has seen since it began."""
+
+    def on_start(self, simulation):
+        self.seen = 0
+
+    def on_record(self, record):
+        self.seen += 1
+        return {"seen": self.seen}
+
+
+class Restless(Defence):
+    """Reports how often it was called."""
+
+    figures = ("restless",)
+    calls = 0
+
+    def size(self, smashed_shape, image_size):
+        return 1
+
+    def add(self, images, smashed, memory, round_index):
+        Restless.calls += 1
+        return Added(torch.zeros_like(smashed), (torch.full_like(memory[:, 0], Restless.calls),))
+
+
+@pytest.mark.parametrize(
+    ("door", "thing", "message"),
+    [
+        ("callback", Rolling, "engine vmap: rolled, which is added to a record of kind round, is .*; look for state"),
+        ("callback", Counting, "in the middle of a round and resumed ends with other figures: seen, which is added"),
+        ("defence", Restless, "engine vmap: restless, which is added to a record of kind round, is .*; look for state"),
+    ],
+)
+def test_a_check_compares_what_is_added_to_records(door, thing, message, pictures):
+    with patch.dict(DOORS[door]):
+        getattr(extend, door)("odd")(thing)
+        with pytest.raises(AssertionError, match=message):
+            check(thing, pictures)
+
+
+def test_a_check_advises_whole_batches_only_where_they_help(pictures, caplog):
+    class Forgetful(Objective):
+        """Has a state outside its memory."""
+
+        calls = 0
+
+        def loss(self, outputs_nD, targets_nD, memory):
+            Forgetful.calls += 1
+            return (outputs_nD - targets_nD).square().mean() / Forgetful.calls, nearest(outputs_nD, targets_nD)
+
+    with patch.dict(DOORS["objective"]):
+        extend.objective("forgetful")(Forgetful)
+        with pytest.raises(AssertionError, match=r"^forgetful, the whole cohort, .*; look for state outside the "):
+            check(Forgetful, pictures)
+        extend.objective("hard", queue=True)(Hard)
+        check(Hard, pictures, rounds=1)
+    assert not caplog.messages

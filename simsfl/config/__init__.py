@@ -7,7 +7,7 @@ arguments instead of a `RunConfig`. Nothing here imports torch, so that ``--help
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, asdict, dataclass, fields, replace
+from dataclasses import Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from simsfl.config.catalogue import (
 )
 from simsfl.config.constraints import EVERY_RUN, check
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
-from simsfl.config.plugins import Plugin, plugins_of
+from simsfl.config.plugins import Plugin, plugins_in, plugins_of
+from simsfl.config.plugins import check as check_plugins
 from simsfl.config.registry import Code
 from simsfl.config.settings import ENGINES, NORMS, RECIPES, Settings
 from simsfl.config.values import check_value, from_text, options_in
@@ -104,7 +105,7 @@ class RunConfig(Settings):
             for condition in spec.metadata["only"] if asked else ():
                 if not condition.holds(self):
                     reason = condition.reason.format(**self.to_dict())
-                    raise ValueError(f"{spec.name}: has no effect where {reason}; allowed with {condition.allowed}")
+                    raise ValueError(f"{spec.name}: has no effect where {reason}; allowed with {condition.remedy}")
 
     def changed_from(self, other: RunConfig) -> dict[str, Any]:
         """Return the fields that have another value than in the config `other`, with their values here."""
@@ -138,7 +139,7 @@ class RunConfig(Settings):
             door: such as "objective".
             kind: the dataclass that is chosen, where there may be several, of which each gets the options that it has.
         """
-        own = {spec.name for spec in fields(kind)} if kind else None
+        own = None if kind is None else {spec.name for spec in (fields(kind) if is_dataclass(kind) else ())}
         given = (name.partition(".")[2] for name in self.options if name.startswith(f"{door}."))
         return {name: self.options[f"{door}.{name}"] for name in given if own is None or name in own}
 
@@ -325,4 +326,8 @@ class RunConfig(Settings):
         if not isinstance(values, dict) or not isinstance(by_rule, list):
             raise ValueError(f"config: {path} holds no JSON object of fields; allowed: a config.json of a run")
         lacking = cls.before(values) if values is not content else {}
-        return cls.from_dict(lacking | {name: value for name, value in values.items() if name not in by_rule})
+        try:
+            return cls.from_dict(lacking | {name: value for name, value in values.items() if name not in by_rule})
+        except ValueError:
+            check_plugins(plugins_in(content))  # which would be the reason
+            raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from simsfl.config.catalogue import (
@@ -267,8 +268,18 @@ class Condition:
     """Function that returns whether a config fulfils the condition."""
     reason: str
     """Description of a config that does not fulfil the condition, for errors; fields in braces are filled in."""
-    allowed: str
-    """What the setting has an effect with, for errors."""
+    allowed: str | Callable[[], str]
+    """What the setting has an effect with, for errors; a function returns it where plugins may add to it."""
+
+    @property
+    def remedy(self) -> str:
+        """Return `allowed` as it is now."""
+        return self.allowed if isinstance(self.allowed, str) else self.allowed()
+
+
+def _those(door: str, known: Mapping[str, Any], suit: Callable[[Any], bool]) -> Callable[[], str]:
+    """Return the function that names what can be chosen at a door and suits, with what plugins have added by then."""
+    return lambda: f"{door} " + " or ".join(name for name, kind in known.items() if suit(kind))
 
 
 def when(field: str, *values: Any) -> Condition:
@@ -285,8 +296,8 @@ def unless(field: str, value: Any) -> Condition:
 
 def _built(trait: str) -> Condition:
     """Return the condition that the architecture has a trait, which is a field of `Architecture`."""
-    names = " or ".join(name for name, architecture in ARCHITECTURES.items() if getattr(architecture, trait))
-    return Condition(lambda c: getattr(ARCHITECTURES[c.arch], trait), "arch is {arch}", f"arch {names}")
+    suit = attrgetter(trait)
+    return Condition(lambda c: suit(ARCHITECTURES[c.arch]), "arch is {arch}", _those("arch", ARCHITECTURES, suit))
 
 
 def taken(field: str, door: str, known: Mapping[str, Any]) -> Condition:
@@ -297,8 +308,8 @@ def taken(field: str, door: str, known: Mapping[str, Any]) -> Condition:
         door: the field that chooses.
         known: what there is to choose from; each has the names of the fields that it takes in `settings`.
     """
-    names = " or ".join(name for name, kind in known.items() if field in kind.settings)
-    return Condition(lambda c: field in known[getattr(c, door)].settings, f"{door} is {{{door}}}", f"{door} {names}")
+    allowed = _those(door, known, lambda kind: field in kind.settings)
+    return Condition(lambda c: field in known[getattr(c, door)].settings, f"{door} is {{{door}}}", allowed)
 
 
 SPLIT = when("method", *(name for name, method in METHODS.items() if method.split))
@@ -306,13 +317,13 @@ SPLIT = when("method", *(name for name, method in METHODS.items() if method.spli
 KEYS = Condition(
     lambda c: c.goal.queue,
     "the objective has no key queue",
-    "objective " + " or ".join(name for name, kind in OBJECTIVES.items() if kind.queue),
+    _those("objective", OBJECTIVES, lambda kind: kind.queue),
 )
 """Condition of settings about keys and the key queue."""
 MOMENTUM = Condition(
     lambda c: c.goal.targets is Targets.MOMENTUM,
     "the objective has no momentum models",
-    "objective " + " or ".join(name for name, kind in OBJECTIVES.items() if kind.targets is Targets.MOMENTUM),
+    _those("objective", OBJECTIVES, lambda kind: kind.targets is Targets.MOMENTUM),
 )
 """Condition of settings about momentum models."""
 UNLABELLED = Condition(lambda c: c.goal.targets is not Targets.LABELS, "targets are labels", "another objective")
@@ -342,7 +353,7 @@ AVERAGED = Condition(
 )
 """Condition of settings about averaging: clients learn, or have running statistics, which are averaged as well."""
 SYNCED = Condition(
-    lambda c: AVERAGED.holds(c) or c.average_replicas, AVERAGED.reason, f"{AVERAGED.allowed}, or average_replicas"
+    lambda c: AVERAGED.holds(c) or c.average_replicas, AVERAGED.reason, f"{AVERAGED.remedy}, or average_replicas"
 )
 """Condition of settings about when something is averaged: clients' models, or replicas of the server."""
 REPLICATED = Condition(lambda c: c.server_replicas > 1, "there is one server", "server_replicas above 1")

@@ -17,9 +17,11 @@ from importlib import import_module, metadata
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from simsfl.config.catalogue import DOORS
 from simsfl.config.registry import Code, RegistrationError, code_of
+from simsfl.system.decoding import decode
 
 log = logging.getLogger(__name__)
 _GROUP = "simsfl.plugins"
@@ -120,6 +122,14 @@ def plugins_of(codes: Iterable[Code]) -> list[Plugin]:
 def _from_outside(codes: Iterable[Code]) -> list[Code]:
     """Return those of some code that come from plugins, one for each package or file."""
     return list({_place_of(code): code for code in codes if code.registered is not None}.values())
+
+
+def plugins_in(content: Any) -> list[Plugin]:
+    """Return the plugins that the content of a ``config.json`` names; none if it is not as it should be."""
+    try:
+        return decode(list[Plugin], content.get("plugins", []) if isinstance(content, dict) else [])
+    except ValueError:
+        return []
 
 
 def check(recorded: Iterable[Plugin]) -> None:

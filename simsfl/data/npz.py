@@ -120,7 +120,13 @@ def _owners(path: Path, file: ArrayZip, images: int) -> np.ndarray | None:
     """
     if _OWNERS not in file.names:
         return None
-    header = file.header(_OWNERS)
+    try:
+        header = file.header(_OWNERS)
+    except NotArraysError as error:
+        raise ValueError(
+            f"dataset: {path} {error}; allowed: integers of shape ({images},), one for each training image that "
+            "clients hold, as numpy.unique(names, return_inverse=True)[1] makes them of names"
+        ) from error
     if header.dtype.kind not in "iu" or header.shape not in ((images,), (images, 1)):
         raise ValueError(
             f"dataset: {path}: {_OWNERS} has dtype {header.dtype} and shape {header.shape}; it must be integers of "

@@ -15,6 +15,7 @@ from torch.func import vmap
 from simsfl.config import RunConfig
 from simsfl.config.values import option
 from simsfl.kernels import tie_width
+from simsfl.system.messages import shortened
 
 __all__ = ["Memory", "Objective", "nearest", "option"]
 
@@ -42,6 +43,10 @@ class Objective:
     def loss(self, outputs_nD: Tensor, targets_nD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Return the loss and the accuracy of one group.
 
+        Where clients are trained apart (federated learning, ``feature_sharing=False``), this is mapped over them by
+        `torch.func.vmap`. It then has to do without `if` or `while` on values of tensors (`torch.where` instead),
+        ``.item()``, and results whose shape depends on values; `simsfl.testing.check` tries it.
+
         Args:
             outputs_nD: outputs of the online network, which the loss is differentiated with respect to.
             targets_nD: what they are compared with, row by row: outputs of the momentum network for the other view; or
@@ -61,10 +66,22 @@ class Objective:
             outputs_GnD: outputs of the online network.
             targets_GnD: what they are compared with.
             memory: what the groups remember.
+
+        Raises:
+            ValueError: `loss` cannot be mapped over the groups.
         """
         if len(outputs_GnD) == 1:
             return self.loss(outputs_GnD[0], targets_GnD[0], {name: one[0] for name, one in memory.items()})
-        loss_G, accuracy_G = vmap(self.loss)(outputs_GnD, targets_GnD, memory)
+        try:
+            loss_G, accuracy_G = vmap(self.loss)(outputs_GnD, targets_GnD, memory)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            raise ValueError(
+                f"objective: the loss of {type(self).__name__} cannot be mapped over clients that are trained apart "
+                f"({shortened(' '.join(str(error).split()), 150)}); allowed: one without `if` on values of tensors or "
+                ".item(), as torch.func.vmap needs it"
+            ) from error
         return loss_G.mean(), accuracy_G.mean()
 
     def memory(

@@ -28,7 +28,7 @@ _SETTLED = ("cohort", "batch_size", "rounds", "syncs_per_round", "width", "image
 
 
 class PluginError(ValueError):
-    """The error that a run cannot be understood, because a plugin that it uses has changed or is not loaded."""
+    """The error that a run's record cannot be decoded, because a plugin has changed since or is not loaded."""
 
 
 @dataclass(frozen=True)
@@ -232,10 +232,9 @@ def check_plugins(path: Path) -> None:
     """
     try:
         content = read_json(path)
-        recorded = decode(list[Plugin], content.get("plugins", []) if isinstance(content, dict) else [])
     except ValueError:
         return
-    plugins.check(recorded)
+    plugins.check(plugins.plugins_in(content))
 
 
 R = TypeVar("R")
@@ -311,19 +310,13 @@ def read(path: Path, kind: type[R]) -> R:
             raise ValueError("its checksum is not that of its content")
         return replace(record, sha256=own)
     except ValueError as error:
-        if kind is RunRecord and (used := _plugins_in(content)) and content.get(_SUM) == checksum(_summed(content)):
+        used = [plugin.name for plugin in plugins.plugins_in(content)] if kind is RunRecord else []
+        if used and content.get(_SUM) == checksum(_summed(content)):
+            which = "which has" if len(used) == 1 else "of which one has"
             raise PluginError(
-                f"{path} was written with {', '.join(used)}, which has changed since, or is not loaded ({error})"
+                f"{path} was written with {' and '.join(used)}, {which} changed since ({error})"
             ) from error
         raise ValueError(f"{path} is damaged, or was edited ({error})") from error
-
-
-def _plugins_in(content: Any) -> list[str]:
-    """Return the names of the plugins in the content of a ``config.json``; none if it is not as it should be."""
-    try:
-        return [used.name for used in decode(list[Plugin], content.get("plugins", []))]
-    except (AttributeError, ValueError):
-        return []
 
 
 def _summed(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -269,6 +269,28 @@ def test_all_plugins_that_are_missing_are_named():
         plugins.check(missing)
 
 
+def test_the_config_of_a_run_whose_plugin_is_missing_says_so(file, npz, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(npz, out, "--plugin", file, "--objective", "apart") == 0
+    del DOORS["objective"]["apart"]
+    capsys.readouterr()
+    assert run.main(["--config", str(out / "config.json"), "--out", str(tmp_path / "new")]) == 2
+    message = "plugin: the run uses apart.py, which is not loaded; allowed: after --plugin with its module or file\n"
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_a_setting_of_queues_names_the_plugins_that_have_one():
+    class Queued(extend.Objective):
+        """Has a queue."""
+
+        def loss(self, outputs, targets, memory):
+            raise NotImplementedError
+
+    extend.objective("queued", queue=True)(Queued)
+    with pytest.raises(ValueError, match=r"^queue_length: has no effect .*; allowed with objective moco or queued$"):
+        RunConfig(objective="simclr", queue_length=50).check_effect(["queue_length"])
+
+
 def test_a_plugin_that_has_lost_an_option_is_blamed(file, npz, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(npz, out, "--plugin", file, "--objective", "apart", "--objective.weight", "0.5") == 0

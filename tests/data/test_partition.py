@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from simsfl import RunConfig, Simulation
 from simsfl.config.notation import Unequal
+from simsfl.data.load import load_dataset
 from simsfl.data.partition import IID, Dirichlet, Shards, make_partition
 from tests.conftest import TINY
 
@@ -99,6 +100,9 @@ def test_natural_clients_hold_what_is_theirs(arrays, tmp_path):
     own = {name: getattr(arrays, name) for name in ("train_x", "train_y", "test_x", "test_y")}
     np.savez(tmp_path / "own.npz", **own, train_client=owners)
     np.savez(tmp_path / "nobodys.npz", **own)
+    np.savez(tmp_path / "names.npz", **own, train_client=[f"c{owner}" for owner in owners])
+    with pytest.raises(ValueError, match=r"^dataset: .* an unusable train_client \(.*\); allowed: integers of sh"):
+        load_dataset(str(tmp_path / "names.npz"))
     np.savez(tmp_path / "odd.npz", **own, train_client=owners[:-1])
     fields = TINY | {"clients": 5, "partition": "natural", "cohort": 2}
     simulation = Simulation(RunConfig(**fields, dataset=str(tmp_path / "own.npz")))
