@@ -306,7 +306,7 @@ def test_a_plugin_that_has_lost_an_option_is_blamed(file, npz, tmp_path, capsys)
     extend.objective("apart", targets=extend.Targets.ONLINE)(Apart)
     assert run.main(["--resume", str(out)]) == 2
     assert re.search(
-        r"plugin: \S+ was written with apart.py, which has changed since, .*'objective.weight'", capsys.readouterr().err
+        r"plugin: \S+ was written with apart.py, which has changed since .*'objective.weight'", capsys.readouterr().err
     )
     assert train(npz, out, "--overwrite") == 0
 
