@@ -42,7 +42,8 @@ class Defence:
     """Whether `learn` may change gradients. If no defence does, clients descend in the loop as real devices do, to the
     bit."""
     replayable: ClassVar[bool] = True
-    """Whether steps may be recorded as a CUDA graph and replayed, without running its Python code anew."""
+    """Whether steps may be recorded as a CUDA graph and replayed, without running its Python code anew; false for
+    code that counts in Python variables, or draws from `random` or NumPy."""
     phase: ClassVar[str] = "client backward"
     """The phase that the time of `receive` and `add` counts towards (`simsfl.system.clock.PHASES`)."""
 

@@ -26,7 +26,8 @@ class Optimiser:
     """
 
     replayable: ClassVar[bool] = True
-    """Whether steps may be recorded as a CUDA graph and replayed, without running its Python code anew."""
+    """Whether steps may be recorded as a CUDA graph and replayed, without running its Python code anew; false for
+    code that counts in Python variables, or draws from `random` or NumPy."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Optimiser:
