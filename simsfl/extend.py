@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from simsfl.aggregations import Aggregation
 from simsfl.config.catalogue import (
     DOORS,
+    HEADS,
     Architecture,
     DataSet,
     DefenceKind,
@@ -47,6 +48,7 @@ from simsfl.runs.metrics import (
     SyncRecord,
 )
 from simsfl.samplers import Drawn, Sampler
+from simsfl.system.messages import unknown
 
 __all__ = [
     "AbsenceRecord",
@@ -80,6 +82,7 @@ __all__ = [
     "dataset",
     "defence",
     "from_torchvision",
+    "head",
     "make_dataset",
     "nearest",
     "objective",
@@ -99,6 +102,7 @@ def objective(
     whole_batch: bool = False,
     predictor: bool = False,
     queue: bool = False,
+    head: str = "mlp",
     rows: int = 1,
 ) -> Callable[[type[Objective]], type[Objective]]:
     """Return a decorator that registers a subclass of `Objective` by a name for `RunConfig.objective`.
@@ -111,9 +115,13 @@ def objective(
         predictor: whether a predictor follows the projection head; see `simsfl.models.Projection`.
         queue: whether its method ``of`` takes the fields `queue_length`, `feature_sharing` and `temperature` from the
             config; those of others have no effect, and are refused.
+        head: name of the projection head that it has unless a config sets another: "linear", "mlp", "large-mlp", which
+            has BatchNorm, or one that is registered already.
         rows: fewest images that it needs at a time: of a step, or in federated learning of a client's batch.
     """
-    how = {"whole_batch": whole_batch, "predictor": predictor, "queue": queue, "rows": rows}
+    how = {"whole_batch": whole_batch, "predictor": predictor, "queue": queue, "head": head, "rows": rows}
+    if head not in HEADS:
+        raise RegistrationError(str(unknown("objective", f"head of {name}: {head}", HEADS)))
 
     def kind(code: Code) -> ObjectiveKind:
         if code.registered.loss is Objective.loss and code.registered.losses is Objective.losses:
@@ -185,6 +193,21 @@ def architecture(
     """
     how = {"residual": residual, "styled": styled, "own_weights": own_weights}
     return _registering("arch", name, lambda code: Architecture(width, code, **how))
+
+
+def head(name: str) -> Callable[[_Function], _Function]:
+    """Return a decorator that registers a function by a name for `RunConfig.head`.
+
+    The function takes the network's `Backbone` and the length D of keys, and returns a module that maps the backbone's
+    pooled output ``[N, F]`` to ``[N, D]``. It has no options.
+    """
+
+    def kind(code: Code) -> Code:
+        if isinstance(code.registered, type):
+            raise RegistrationError(f"head: {name!r} is a class; allowed: a function of a backbone and a length")
+        return code
+
+    return _registering("head", name, kind)
 
 
 def partition(name: str, *, settings: tuple[str, ...] = ()) -> Callable[[type[Partitioner]], type[Partitioner]]:

@@ -163,6 +163,10 @@ def test_what_cannot_be_registered():
         with pytest.raises(RegistrationError, match=f"^objective: {problem}$"):
             extend.objective(name)(thing)
         assert name not in OBJECTIVES
+    with pytest.raises(RegistrationError, match=r"^head: 'wide' is a class; allowed: a function of a backbone and a l"):
+        extend.head("wide")(torch.nn.Linear)
+    with pytest.raises(RegistrationError, match=r"^objective: 'head of plain: mpl' is not known .did you mean mlp"):
+        extend.objective("plain", head="mpl")
 
 
 @dataclass(frozen=True)

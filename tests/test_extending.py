@@ -93,6 +93,7 @@ PLUGINS = {
     "lion": ("optimizer", "lion", {"optimizer.beta2": 0.9}),
     "norms": ("callback", "norms", {"callback.order": 1.0}),
     "toy": ("arch", "toy", {"arch.kernel": 5}),
+    "narrow": ("head", "narrow", {}),
     "noise": ("dataset", "noise", {}),
     "alternating": ("partition", "alternating", {"partition.hand": 2}),
 }

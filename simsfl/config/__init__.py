@@ -17,6 +17,7 @@ from simsfl.config.catalogue import (
     CALLBACKS,
     DATASETS,
     DEFENCES,
+    HEADS,
     METHODS,
     OBJECTIVES,
     OPTIMIZERS,
@@ -186,6 +187,7 @@ class RunConfig(Settings):
             "defence": [DEFENCES[name].code for name in self.defences],
             "callback": [CALLBACKS[name] for name in self.callbacks],
             "arch": [ARCHITECTURES[self.arch].code],
+            "head": [HEADS[self.head_name]],
         }
 
     @property
@@ -213,6 +215,14 @@ class RunConfig(Settings):
     def keys_in_a_queue(self) -> int:
         """Return the length of a key queue; without feature sharing, clients have equal parts of `queue_length`."""
         return self.queue_length // (self.clients if self.is_split and not self.feature_sharing else 1)
+
+    @property
+    def head_name(self) -> str:
+        """Return the name of the projection head: the one that is set, or that of the rule.
+
+        With an objective that only the method implies, it is the published one, whatever the objective needs.
+        """
+        return self.head or (OBJECTIVES[self.objective].head if self.objective else "mlp")
 
     @property
     def inequality(self) -> Unequal | None:

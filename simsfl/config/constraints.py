@@ -336,7 +336,7 @@ SERVED = Condition(
 )
 """Condition of the server's learning rate, which in federated learning only sets that of the clients."""
 AVERAGED = Condition(
-    lambda c: LEARNING.holds(c) or c.norm == "batch" or (not c.is_split and c.head == "large-mlp"),
+    lambda c: LEARNING.holds(c) or c.norm == "batch" or (not c.is_split and c.head_name == "large-mlp"),
     "client_lr is {client_lr} and nothing else is averaged",
     "client_lr other than 0.0, or BatchNorm",
 )

@@ -292,10 +292,11 @@ class Settings:
     client_residual: bool = _setting(
         True, "model", "Keep the shortcuts in the client's residual blocks.", only=SHORTCUTS
     )
-    head: str = _setting(
-        "mlp",
+    head: str | None = _setting(
+        None,
         "model",
-        "Projection head: linear is that of MoCo v1, mlp that of v2; large-mlp has 4,096 hidden units with BatchNorm.",
+        "Projection head: linear is that of MoCo v1, mlp that of v2; large-mlp has 4,096 hidden units with BatchNorm. "
+        "By rule that of the objective if one is set, else mlp.",
         HEADS,
         only=UNLABELLED,
     )

@@ -62,6 +62,21 @@ def test_every_field_has_a_flag_with_help_and_presets_are_valid():
     assert "CUDA" in why
 
 
+@pytest.mark.parametrize(
+    ("fields", "head"),
+    [
+        ({}, "mlp"),
+        ({"objective": "simclr"}, "mlp"),
+        ({"objective": "byol"}, "large-mlp"),
+        ({"objective": "byol", "head": "linear"}, "linear"),
+        ({"method": "federated", "objective": "simsiam"}, "large-mlp"),
+        ({"method": "fl-byol"}, "mlp"),
+    ],
+)
+def test_the_head_is_by_rule_the_objectives(fields, head):
+    assert with_rules(RunConfig(**fields)).head == head
+
+
 def test_a_rule_gives_no_batch_that_a_client_does_not_hold():
     assert with_rules(RunConfig(clients=5), 12).batch_size == 12
     assert with_rules(RunConfig(clients=5), 12).syncs_per_round == 1000 // (12 * 5)
