@@ -121,7 +121,7 @@ def objective(
     """
     how = {"whole_batch": whole_batch, "predictor": predictor, "queue": queue, "head": head, "rows": rows}
     if head not in HEADS:
-        raise RegistrationError(str(unknown("objective", f"head of {name}: {head}", HEADS)))
+        raise RegistrationError(str(unknown(f"head of objective {name}", head, HEADS)))
 
     def kind(code: Code) -> ObjectiveKind:
         if code.registered.loss is Objective.loss and code.registered.losses is Objective.losses:

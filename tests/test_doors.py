@@ -165,7 +165,7 @@ def test_what_cannot_be_registered():
         assert name not in OBJECTIVES
     with pytest.raises(RegistrationError, match=r"^head: 'wide' is a class; allowed: a function of a backbone and a l"):
         extend.head("wide")(torch.nn.Linear)
-    with pytest.raises(RegistrationError, match=r"^objective: 'head of plain: mpl' is not known .did you mean mlp"):
+    with pytest.raises(RegistrationError, match=r"^head of objective plain: 'mpl' is not known .did you mean mlp"):
         extend.objective("plain", head="mpl")
 
 
