@@ -136,8 +136,6 @@ class Hyperparameters:
     """Images per step of each client, in cohort order."""
     defence: Chain = NONE
     """What clients do with what they send and learn from."""
-    proximal: float = 0.0
-    """Weight of the squared distance, halved, of a client's model to the average that it got last (FedProx)."""
     targets: Targets = Targets.MOMENTUM
     """What the objective compares outputs with."""
     whole_batch: bool = False

@@ -302,7 +302,7 @@ def _descend_client(
 
     Args:
         model: the network.
-        state: the state of the cohort, which changes, and the average that the client stays close to (FedProx).
+        state: the state of the cohort, which changes, and the average that the client got last.
         c: the client's position.
         client: its model, with gradients.
         lr: learning rate, a scalar.
@@ -310,14 +310,13 @@ def _descend_client(
         draws: random numbers of the defence, for each view of each image.
     """
     sgd = hyper.optimiser
-    if isinstance(sgd, SGD) and not hyper.defence.learns and not hyper.proximal:  # as real devices do it, to the bit
+    if isinstance(sgd, SGD) and not hyper.defence.learns:  # as real devices do it, to the bit
         client.descend(float(lr), sgd.momentum, sgd.weight_decay)
         return
     weights, gradient = state.cohort.online.detach()[c], _gradient(client.online)
     if hyper.defence.learns:
         gradient = hyper.defence.learn(gradient[None], draws[0].rows(0, 1))[0]
-    if hyper.proximal:
-        gradient = gradient + hyper.proximal * (weights - state.clients.online)
+    gradient = hyper.optimiser.regularised(gradient, weights, state.clients.online)
     hyper.optimiser.step_(model.client, weights, gradient, state.cohort.velocity[c], lr)
 
 

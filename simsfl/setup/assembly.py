@@ -41,6 +41,7 @@ from simsfl.models import SplitModel, Style, split_model, whole_model
 from simsfl.models.central import CentralModule
 from simsfl.objectives import Objective
 from simsfl.optimisers import Optimiser
+from simsfl.optimisers.proximal import Proximal
 from simsfl.samplers import Sampler
 from simsfl.setup import defaults
 from simsfl.setup.checks import check_defence, check_queues, check_sent
@@ -240,7 +241,8 @@ def sampler(config: RunConfig) -> Sampler:
 
 def optimiser(config: RunConfig) -> Optimiser:
     """Return the optimiser of a config with every rule applied."""
-    return OPTIMIZERS[config.optimizer].code.load().of(config)
+    chosen = OPTIMIZERS[config.optimizer].code.load().of(config)
+    return Proximal(chosen, config.proximal) if config.proximal else chosen
 
 
 def defence(config: RunConfig) -> Chain:
@@ -278,7 +280,6 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyp
         tau=config.tau,
         optimiser=optimiser(config),
         defence=defence(config),
-        proximal=config.proximal,
         targets=config.goal.targets,
         whole_batch=config.goal.whole_batch,
         precision=precision,
