@@ -101,6 +101,7 @@ def objective(
     targets: Targets = Targets.MOMENTUM,
     whole_batch: bool = False,
     predictor: bool = False,
+    labels: bool = False,
     queue: bool = False,
     head: str = "mlp",
     rows: int = 1,
@@ -113,20 +114,22 @@ def objective(
         whole_batch: whether the figures of a row depend on other rows of the step. This need not be said where targets
             are outputs of the online network: all rows are then always handled together.
         predictor: whether a predictor follows the projection head; see `simsfl.models.Projection`.
+        labels: whether its method ``loss`` is told the class of each row beside what it compares: int64 ``[n]``, by the
+            name "labels" in the memory. With `Targets.LABELS` these are the targets anyway.
         queue: whether its method ``of`` takes the fields `queue_length`, `feature_sharing` and `temperature` from the
             config; those of others have no effect, and are refused.
         head: name of the projection head that it has unless a config sets another: "linear", "mlp", "large-mlp", which
             has BatchNorm, or one that is registered already.
         rows: fewest images that it needs at a time: of a step, or in federated learning of a client's batch.
     """
-    how = {"whole_batch": whole_batch, "predictor": predictor, "queue": queue, "head": head, "rows": rows}
+    needs = {"whole_batch": whole_batch, "labels": labels, "predictor": predictor, "queue": queue}
     if head not in HEADS:
         raise RegistrationError(str(unknown(f"head of objective {name}", head, HEADS)))
 
     def kind(code: Code) -> ObjectiveKind:
         if code.registered.loss is Objective.loss and code.registered.losses is Objective.losses:
             raise RegistrationError(f"objective: {name!r} has no loss; allowed: with a method loss")
-        return ObjectiveKind(code, targets, **how)
+        return ObjectiveKind(code, targets, **needs, head=head, rows=rows)
 
     return _registering("objective", name, kind, base=Objective)
 

@@ -202,6 +202,56 @@ def test_an_objective_may_have_a_queue():
             replace(config, objective="queueless").check_effect(["temperature"])
 
 
+class Told(Objective):
+    """Learns the classes that it is told, whatever the momentum models say."""
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        return F.cross_entropy(outputs_nD, memory["labels"]), outputs_nD.new_zeros(())
+
+
+class Contrast(Objective):
+    """Supervised contrastive learning (Khosla et al., NeurIPS 2020, equation 2) over both views of all rows."""
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        rows_2nD = F.normalize(torch.cat([outputs_nD, targets_nD]), dim=1)
+        labels_2n, itself = memory["labels"].repeat(2), torch.eye(len(rows_2nD), dtype=torch.bool)
+        score = (rows_2nD @ rows_2nD.T / 0.1).masked_fill(itself, -1e9)
+        same = (labels_2n[:, None] == labels_2n) & ~itself
+        each = -(score.log_softmax(dim=1) * same).sum(dim=1) / same.sum(dim=1)
+        return each.mean(), nearest(*rows_2nD.split(len(outputs_nD)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"unequal": "0.5_0.5|2|0.5_0.5", "batch_size": 2},
+        {"method": "federated", "syncs_per_round": 1},
+        {"loss_threshold": 100.0, "rounds": 6, "dropout": 0.0},  # the server trains on what was sent, too
+    ],
+    ids=["split", "unequal", "federated", "saving"],
+)
+def test_an_objective_may_be_told_the_classes(fields, pictures):
+    with patch.dict(DOORS["objective"]):
+        extend.objective("told", labels=True)(Told)
+        losses = {}
+        for name in ("told", "supervised"):
+            own = {"objective": name, "head": "linear", "key_dim": 3, "symmetric": False, "dropout": 0.2}
+            simulation = Simulation(RunConfig(**BASE | own | fields), pictures, dtype=torch.float64)
+            losses[name] = [record.loss for record in simulation.train() if record.event == "step"]
+        assert losses["told"] == pytest.approx(losses["supervised"], rel=1e-9)
+
+
+def test_an_objective_may_have_labels_beside_both_views():
+    with patch.dict(DOORS["objective"]):
+        extend.objective("contrast", targets=extend.Targets.ONLINE, labels=True)(Contrast)
+        assert {"the whole cohort", "federated clients"} <= set(check(Contrast, rounds=1, lr=0.001))
+        with pytest.raises(
+            ValueError, match=r"^dataset: clients' images of stl10-unlabelled have no labels to learn f"
+        ):
+            RunConfig(objective="contrast", dataset="stl10-unlabelled", partition="iid")
+
+
 @dataclass(frozen=True)
 class Habit(Defence):
     """Pulls a client's smashed data towards their running mean, which it remembers, and reports how far they are."""

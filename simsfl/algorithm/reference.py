@@ -192,7 +192,8 @@ def _learn_alone(
     loss = top1 = 0.0
     for outputs, targets in pairs:
         for rows, memory in groups:
-            own_loss, own_top1 = hyper.objective.losses(outputs[rows][None], targets[rows][None], memory)
+            told = {"labels": torch.cat(list(labels.values()))[rows][None]} if hyper.labels else {}
+            own_loss, own_top1 = hyper.objective.losses(outputs[rows][None], targets[rows][None], memory | told)
             share = len(outputs[rows]) / len(outputs)
             loss, top1 = loss + share * own_loss, top1 + share * own_top1 / len(pairs)
     loss.backward()
@@ -265,7 +266,8 @@ def federated_step(
             client.move(hyper.tau)
             pairs = _pairs(client.online, client.momentum, list(images), labels, hyper)
         pairs = [(outputs.to(cohort.online.dtype), _like(targets, cohort.online)) for outputs, targets in pairs]
-        results = [hyper.objective.losses(outputs[None], targets[None], memory) for outputs, targets in pairs]
+        told = {"labels": torch.cat(labels)[None]} if hyper.labels else {}
+        results = [hyper.objective.losses(outputs[None], targets[None], memory | told) for outputs, targets in pairs]
         loss = sum(loss for loss, _ in results)
         with clock("client backward"):
             if hyper.clients_learn:

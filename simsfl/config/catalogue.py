@@ -34,12 +34,19 @@ class ObjectiveKind:
     """Whether the figures of a row depend on other rows of the step, so that these cannot be handled in parts."""
     queue: bool = False
     """Whether it has a queue of keys, of which each client may have its own."""
+    labels: bool = False
+    """Whether it is told the classes of the images, which its memory then has by the name "labels"."""
     predictor: bool = False
     """Whether a predictor follows the projection head."""
     head: str = "mlp"
     """Name of the projection head, in `HEADS`, that it has unless a config sets another."""
     rows: int = 1
     """Fewest images that it needs at a time: of a step, or in federated learning of a client's batch."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Return whether it learns from labels, as targets or beside them."""
+        return self.labels or self.targets is Targets.LABELS
 
 
 _WITH_BATCH_NORM = "large-mlp"

@@ -31,7 +31,6 @@ from simsfl.config.catalogue import (
     PARTITIONS,
     PRECISIONS,
     SAMPLERS,
-    Targets,
 )
 from simsfl.config.notation import Bottleneck
 from simsfl.data import Dataset
@@ -206,9 +205,8 @@ def _room_for_sent(size: Outline, model: SplitModel, storage: Storage, dtype: to
     precision = _dtype_of(config.precision, dtype)
     check_sent(config, steps * rows * row * precision.itemsize, storage)
     smashed = storage.zeros(steps * rows, row, precision).view(steps, rows, *model.smashed_shape)
-    labels = torch.zeros(
-        steps if config.goal.targets is Targets.LABELS else 0, rows, dtype=torch.long, device=storage.device
-    )
+    labelled = steps if config.goal.needs_labels else 0
+    labels = torch.zeros(labelled, rows // config.views_sent, dtype=torch.long, device=storage.device)
     return Sent(smashed, labels)
 
 
@@ -282,6 +280,7 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyp
         defence=defence(config),
         targets=config.goal.targets,
         whole_batch=config.goal.whole_batch,
+        labels=config.goal.labels,
         precision=precision,
         batches=tuple(group.batch_size for group in size.groups for _ in range(group.cohort)),
         clients_learn=config.client_lr > 0,
