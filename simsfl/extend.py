@@ -226,9 +226,10 @@ def partition(name: str, *, settings: tuple[str, ...] = ()) -> Callable[[type[Pa
 def dataset(
     name: str, about: str, *, images: int | None, test_images: int | None, image_size: int, classes: int
 ) -> Callable[[_Function], _Function]:
-    """Return a decorator that registers a function by a name for `RunConfig.dataset`.
+    """Return a decorator that registers a function, or a frozen dataclass, by a name for `RunConfig.dataset`.
 
-    The function takes a `Request` and returns a `Dataset`, as `make_dataset` makes it.
+    The function takes a `Request` and returns a `Dataset`, as `make_dataset` makes it. Objects of a dataclass are
+    called in the same way; its fields are options.
 
     Args:
         name: its name.

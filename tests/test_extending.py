@@ -94,7 +94,7 @@ PLUGINS = {
     "norms": ("callback", "norms", {"callback.order": 1.0}),
     "toy": ("arch", "toy", {"arch.kernel": 5}),
     "narrow": ("head", "narrow", {}),
-    "noise": ("dataset", "noise", {}),
+    "noise": ("dataset", "noise", {"dataset.brightest": 100}),
     "alternating": ("partition", "alternating", {"partition.hand": 2}),
 }
 """Where the plugin in each file is chosen, under which name, and options that it has."""

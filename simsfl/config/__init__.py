@@ -188,13 +188,13 @@ class RunConfig(Settings):
             "callback": [CALLBACKS[name] for name in self.callbacks],
             "arch": [ARCHITECTURES[self.arch].code],
             "head": [HEADS[self.head_name]],
+            "dataset": [DATASETS[self.dataset].code] if self.dataset in DATASETS else [],
         }
 
     @property
     def plugins(self) -> list[Plugin]:
         """Return the plugins that what is chosen comes from."""
-        named = DATASETS.get(self.dataset)
-        return plugins_of([code for own in self.chosen.values() for code in own] + ([named.code] if named else []))
+        return plugins_of(code for own in self.chosen.values() for code in own)
 
     @property
     def goal(self) -> ObjectiveKind:
