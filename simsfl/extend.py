@@ -229,7 +229,7 @@ def _registering(
 
     Raises:
         RegistrationError: by the decorator, if the thing or its name cannot be used, or if the name belongs to
-            something from another file.
+            something else. A thing that is defined anew, as when its module is reloaded, replaces the one before.
     """
     names = DOORS[door]
     if not re.fullmatch(r"\w[\w-]*", name):
@@ -245,12 +245,20 @@ def _registering(
         if base and thing.of.__func__ is base.of.__func__ and (missing := _without_default(thing)):
             raise RegistrationError(f"{door}: {name!r} has no default for {missing[0]}; allowed: option(default, help)")
         code = registered(thing)
-        if name in names and (place := code_of(names[name]).place) != code.place:
-            raise RegistrationError(f"{door}: {name!r} is there already, from {place}; allowed: another name")
+        if name in names and (other := _other_than(code, code_of(names[name]))):
+            raise RegistrationError(f"{door}: {name!r} is there already, {other}; allowed: another name")
         names[name] = kind(code)
         return thing
 
     return decorate
+
+
+def _other_than(code: Code, known: Code) -> str:
+    """Return where the known code is from, for a message; empty where the other is the same thing, defined anew."""
+    if known.place != code.place:
+        return f"from {known.place}"
+    names = [own.path.partition(":")[2] for own in (known, code)]
+    return "" if names[0] == names[1] else f"as {names[0]} of the same file"
 
 
 def _without_default(kind: type) -> list[str]:

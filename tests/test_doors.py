@@ -165,6 +165,24 @@ def test_what_cannot_be_registered():
         assert name not in OBJECTIVES
 
 
+def test_a_name_belongs_to_one_thing_which_may_be_defined_anew():
+    class Other(Aggregation):
+        """Does what the first does."""
+
+    def first():
+        class First(Aggregation):
+            """The mean."""
+
+        return extend.aggregation("mine")(First)
+
+    with patch.dict(DOORS["aggregation"]):
+        assert first() is not first()  # as when a module is reloaded
+        known = DOORS["aggregation"]["mine"]
+        with pytest.raises(RegistrationError, match=r"^aggregation: 'mine' is there already, as .*First of the same "):
+            extend.aggregation("mine")(Other)
+        assert DOORS["aggregation"]["mine"] is known
+
+
 @dataclass(frozen=True)
 class Hard(MoCo):
     """MoCo against the nearest of the queue's keys alone."""
