@@ -27,7 +27,7 @@ from simsfl.config.catalogue import (
     Targets,
 )
 from simsfl.config.registry import Code, RegistrationError, code_of, registered
-from simsfl.config.values import option
+from simsfl.config.values import check_options, option
 from simsfl.data import Arrays, Dataset, make_dataset
 from simsfl.data.items import from_torchvision
 from simsfl.data.load import Request
@@ -244,6 +244,10 @@ def _registering(
             )
         if base and thing.of.__func__ is base.of.__func__ and (missing := _without_default(thing)):
             raise RegistrationError(f"{door}: {name!r} has no default for {missing[0]}; allowed: option(default, help)")
+        try:
+            check_options(thing)
+        except ValueError as error:
+            raise RegistrationError(f"{door}: {name!r} has an option that cannot be one: {error}") from None
         code = registered(thing)
         if name in names and (other := _other_than(code, code_of(names[name]))):
             raise RegistrationError(f"{door}: {name!r} is there already, {other}; allowed: another name")

@@ -31,7 +31,7 @@ from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.config.plugins import Plugin, plugins_of
 from simsfl.config.registry import Code
 from simsfl.config.settings import ENGINES, NORMS, RECIPES, Settings
-from simsfl.config.values import check_value, from_text, options_in
+from simsfl.config.values import check_value, from_text, options_in, plain
 from simsfl.system.decoding import read_json
 from simsfl.system.messages import unknown
 from simsfl.system.paths import expanded
@@ -55,6 +55,7 @@ class RunConfig(Settings):
     def __post_init__(self) -> None:
         for spec in fields(self):
             if spec.name != "options":
+                object.__setattr__(self, spec.name, plain(getattr(self, spec.name)))
                 check_value(spec.name, spec, getattr(self, spec.name))
             if spec.metadata["path"]:
                 self._expand(spec.name)
@@ -78,9 +79,10 @@ class RunConfig(Settings):
         check(self, EVERY_RUN)
 
     def _check_options(self) -> None:
-        """Raise a ValueError if an option does not exist, or cannot have its value."""
+        """Raise a ValueError if an option does not exist, or cannot have its value; make NumPy's numbers Python's."""
         if not isinstance(self.options, dict):
             raise ValueError(f"options: {self.options!r} is no dictionary; allowed: {{'objective.temperature': 0.2}}")
+        object.__setattr__(self, "options", {name: plain(value) for name, value in self.options.items()})
         for name, value in self.options.items():
             check_value(name, self.option(name), value)
 
