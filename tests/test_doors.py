@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from simsfl import RunConfig, Simulation, extend
 from simsfl.aggregations import Aggregation
 from simsfl.config import constraints
-from simsfl.config.catalogue import DOORS, OBJECTIVES
+from simsfl.config.catalogue import DEFENCES, DOORS, OBJECTIVES
 from simsfl.config.registry import RegistrationError, code_of
 from simsfl.config.values import check_options, option
 from simsfl.data.partition import Partition, Partitioner
@@ -226,6 +226,24 @@ def test_optional_and_numpy_numbers_are_taken():
                 replace(config, options={"aggregation.free": float(text)})
         with pytest.raises(ValueError, match=r"^options: 'aggregation.inner' is not known"):
             config.with_options({"aggregation.inner": "1"})
+
+
+def test_an_option_of_several_defences_has_to_suit_each():
+    fields = {"wide": (float, option(1.0, "", within=(0, 10))), "narrow": (int, option(1, "", within=(0, 2)))}
+    with patch.dict(DOORS["defence"]):
+        for name, (kind, default) in fields.items():
+            made = make_dataclass(
+                name.title(), [("share", kind, default), (name, int, 1)], bases=(Defence,), frozen=True
+            )
+            extend.defence(name)(made)
+        for chain in ("wide+narrow", "narrow+wide"):
+            config = RunConfig(defence=chain).with_options({"defence.share": "2"})
+            assert [config.options_of("defence", DEFENCES[name].code.load()) for name in fields] == [{"share": 2}] * 2
+            for text, problem in (("3", "3 is out of range; allowed: 0 to 2"), ("1.5", "'1.5' is not of type int; ")):
+                with pytest.raises(ValueError, match=f"^defence.share: {problem}"):
+                    config.with_options({"defence.share": text})
+            with pytest.raises(ValueError, match=r"^options: 'defence.shar' .* allowed: defence.share, defence"):
+                config.with_options({"defence.shar": "1"})
 
 
 def test_a_name_belongs_to_one_thing_which_may_be_defined_anew():

@@ -84,7 +84,8 @@ class RunConfig(Settings):
             raise ValueError(f"options: {self.options!r} is no dictionary; allowed: {{'objective.temperature': 0.2}}")
         object.__setattr__(self, "options", {name: plain(value) for name, value in self.options.items()})
         for name, value in self.options.items():
-            check_value(name, self.option(name), value)
+            for spec in self.option(name):
+                check_value(name, spec, value)
 
     def _expand(self, name: str) -> None:
         """Replace ``~`` in the value of a field by the home directory; raise a ValueError if there is none."""
@@ -113,8 +114,10 @@ class RunConfig(Settings):
         """Return whether the network is cut between clients and server, as opposed to federated learning."""
         return METHODS[self.method].split
 
-    def option(self, name: str) -> Field:
-        """Return the dataclass field that an option is, such as "objective.temperature".
+    def option(self, name: str) -> list[Field]:
+        """Return the dataclass fields that an option is, such as "objective.temperature".
+
+        Where several are chosen at a door, as of defences, it is one of each that has an option of this name.
 
         Raises:
             ValueError: what is chosen has no such option.
@@ -122,11 +125,12 @@ class RunConfig(Settings):
         door, _, field_name = name.partition(".")
         if door not in self.chosen:
             raise unknown("options", name, [f"{door}." for door in self.chosen])
-        known = {spec.name: spec for code in self.chosen[door] for spec in options_in(code.load())}
-        if field_name not in known:
+        known = [spec for code in self.chosen[door] for spec in options_in(code.load())]
+        found = [spec for spec in known if spec.name == field_name]
+        if not found:
             allowed = "" if known else f"none, as the {door} that is chosen has no options"
-            raise unknown("options", name, [f"{door}.{own}" for own in known], allowed=allowed)
-        return known[field_name]
+            raise unknown("options", name, dict.fromkeys(f"{door}.{own.name}" for own in known), allowed=allowed)
+        return found
 
     def options_of(self, door: str, kind: type | None = None) -> dict[str, Any]:
         """Return the options of what is chosen at a door, by their names there.
@@ -148,14 +152,22 @@ class RunConfig(Settings):
         Raises:
             ValueError: there is no such option, or it cannot have the value.
         """
-        values = {name: from_text(name, self.option(name), text) for name, text in texts.items()}
-        return replace(self, options={**self.options, **values})
+        return replace(self, options=self.options | {name: self.meant(name, text) for name, text in texts.items()})
+
+    def meant(self, name: str, text: str) -> bool | int | float | str | None:
+        """Return the value that a text means for an option, such as "objective.temperature".
+
+        Raises:
+            ValueError: there is no such option, or the text has no such meaning.
+        """
+        values = [from_text(name, spec, text) for spec in self.option(name)]
+        return next((value for value in values if isinstance(value, int)), values[0])  # which is a float, too
 
     @property
     def files(self) -> dict[str, str]:
         """Return the paths of the files that options name, by the names of these options."""
         given = {name: value for name, value in self.options.items() if isinstance(value, str)}
-        return {name: value for name, value in given.items() if self.option(name).metadata.get("file")}
+        return {name: value for name, value in given.items() if any(s.metadata.get("file") for s in self.option(name))}
 
     @property
     def defences(self) -> list[str]:

@@ -71,9 +71,10 @@ def allowed_text(spec: Field) -> str:
 
 def _bounds(low: float, high: float) -> str:
     """Return a range of numbers as text."""
+    lowest, highest = (f"{int(end) if abs(end) < INFINITY and end == int(end) else end:,}" for end in (low, high))
     if low == -INFINITY:
-        return f"{high:,} or less" if high < INFINITY else "a finite number"
-    return f"{low:,} to {high:,}" if high < INFINITY else f"{low:,} or more"
+        return f"{highest} or less" if high < INFINITY else "a finite number"
+    return f"{lowest} to {highest}" if high < INFINITY else f"{lowest} or more"
 
 
 def _check_type(name: str, annotation: str, value: Any) -> None:

@@ -167,14 +167,36 @@ def test_two_plugins_of_one_name(file, npz, tmp_path, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_help_and_list_show_where_choices_come_from(file, capsys):
+@pytest.mark.parametrize("before", [True, False])
+def test_help_shows_what_plugins_have_wherever_they_stand(before, file, tmp_path, capsys):
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    words = ["--plugin", str(file), f"--plugin={tmp_path / 'settings.py'}"]
     with pytest.raises(SystemExit):
-        run.main(["--plugin", str(file), "--help"])
-    assert "apart (apart.py)" in capsys.readouterr().out
-    assert run.main(["--list"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "from the plugin apart.py" in text
-    assert "The squared distance of two views. --objective.weight 1.0 --objective.squared True --objective.most" in text
+        run.main([*words, "--help"] if before else ["--help", *words])
+    text = capsys.readouterr().out
+    for name in ("apart (apart.py)", "crowd (settings.py)", "{loud (settings.py)}", "stripes (settings.py),FILE.npz"):
+        assert name in text
+    assert "--objective.temperature 0.2; --list shows them all" in text
+
+
+def test_a_plugin_flag_without_a_value_takes_none_of_the_others(capsys):
+    assert run.main(["--plugin", "--list"]) == 2
+    assert capsys.readouterr().err == "error: plugin: expected one argument; allowed: a value behind the flag\n"
+
+
+def test_the_list_shows_options_with_all_that_is_known_of_them(file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run.main(["--list", "--plugin", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    text = " ".join(printed.split())
+    assert (
+        "apart The squared distance of two views. from the plugin apart.py --objective.weight 1.0 Weight. (0 to 10) "
+        "--objective.squared true Square it. (true or false) --objective.most none Most. (a whole number)"
+    ) in text
+    assert "--sampler.file none File with a line for each client: the spans of seconds" in text
+    assert "--defence.where smashed What the noise or clipping is applied to. (smashed, gradient, update)" in text
+    assert "--objective.temperature 0.5 Temperature of NT-Xent. (1e-06 to 1,000,000)" in text
 
 
 SETTINGS = """
@@ -214,6 +236,17 @@ class Mine(extend.Partitioner):
 @extend.partition("owned")
 class Owned(extend.Partitioner):
     fixed = True
+
+
+@extend.callback("loud")
+@dataclass(frozen=True)
+class Loud(extend.Callback):
+    pass
+
+
+@extend.dataset("stripes", "stripes", images=None, test_images=None, image_size=32, classes=2)
+def stripes(request):
+    raise NotImplementedError
 """
 
 
