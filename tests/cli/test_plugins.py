@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from importlib import metadata
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -334,3 +335,43 @@ def test_the_package_that_names_a_plugin_is_named(monkeypatch):
     monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [point._for(SimpleNamespace(name="lab-tools"))])
     with pytest.raises(ValueError, match=r"^plugin: there is no module nosuchlab.things; .* package lab-tools\)$"):
         plugins.load_all()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Return the directory of an installed package ``labkit``, whose distribution is called lab-tools."""
+    labkit, about = tmp_path / "labkit", tmp_path / "lab_tools-1.2.dist-info"
+    for path, text in (
+        (labkit / "__init__.py", ""),
+        (labkit / "apart.py", OBJECTIVE),
+        (about / "METADATA", "Metadata-Version: 2.1\nName: lab-tools\nVersion: 1.2\n"),
+        (about / "RECORD", "labkit/__init__.py,,\nlabkit/apart.py,,\n"),
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield labkit
+    for name in [name for name in sys.modules if name.partition(".")[0] == "labkit"]:
+        del sys.modules[name]
+
+
+def test_the_version_is_that_of_the_distribution_whatever_its_name(package):
+    plugins.load("labkit.apart")
+    (plugin,) = RunConfig(objective="apart").plugins
+    assert (plugin.name, plugin.version) == ("labkit", "1.2")
+
+
+@pytest.mark.parametrize("name", ["labkit.inner", "labkit"])
+def test_an_error_in_a_package_has_its_file_and_line(name, package, capsys):
+    place = package / ("inner.py" if "." in name else "__init__.py")
+    place.write_text("import json\n\njson.loads('{')\n")
+    with pytest.raises(
+        ValueError, match=rf"^plugin: {name} cannot be imported \(JSONDecodeError: .*, in {place}:3\); "
+    ):
+        plugins.load(name)
+    (package / "__init__.py").write_text("\n1 / 0\n")
+    sys.modules.pop("labkit", None)
+    with pytest.raises(
+        ValueError, match=rf"cannot be imported \(ZeroDivisionError: .*, in {package}/__init__.py:2\); "
+    ):
+        plugins.load(name)
