@@ -164,6 +164,28 @@ class RunConfig(Settings):
         return next((value for value in values if isinstance(value, int)), values[0])  # which is a float, too
 
     @property
+    def defaults(self) -> dict[str, Any]:
+        """Return the defaults of the options that are not given, by names such as "objective.temperature".
+
+        An option of several defences is left out where their defaults differ.
+        """
+        found: dict[str, list[Any]] = {}
+        for door, codes in self.chosen.items():
+            for spec in (spec for code in codes for spec in options_in(code.load())):
+                found.setdefault(f"{door}.{spec.name}", []).append(plain(spec.default))
+        return {
+            name: values[0]
+            for name, values in found.items()
+            if name not in self.options and values.count(values[0]) == len(values)
+        }
+
+    def keeping(self, defaults: Mapping[str, Any]) -> RunConfig:
+        """Return the config with options for those of these earlier `defaults` that are others today."""
+        today = self.defaults if defaults else {}
+        changed = {name: value for name, value in defaults.items() if name in today and today[name] != value}
+        return replace(self, options=self.options | changed) if changed else self
+
+    @property
     def files(self) -> dict[str, str]:
         """Return the paths of the files that options name, by the names of these options."""
         given = {name: value for name, value in self.options.items() if isinstance(value, str)}
@@ -320,7 +342,7 @@ class RunConfig(Settings):
         """Read a config from the ``config.json`` of a run, or from a JSON object of fields.
 
         Fields that rules had filled in get their defaults back, so that the rules set them anew. What an earlier
-        version's run lacks is as it was then.
+        version's run lacks is as it was then, and so are options whose defaults have changed since.
 
         Raises:
             ValueError: the file cannot be read, or does not hold a config.
@@ -334,4 +356,6 @@ class RunConfig(Settings):
         if not isinstance(values, dict) or not isinstance(by_rule, list):
             raise ValueError(f"config: {path} holds no JSON object of fields; allowed: a config.json of a run")
         lacking = cls.before(values) if values is not content else {}
-        return cls.from_dict(lacking | {name: value for name, value in values.items() if name not in by_rule})
+        defaults = content.get("defaults", {}) if values is not content else {}
+        config = cls.from_dict(lacking | {name: value for name, value in values.items() if name not in by_rule})
+        return config.keeping(defaults if isinstance(defaults, dict) else {})

@@ -10,11 +10,13 @@ from unittest.mock import patch
 import pytest
 
 import simsfl
+from simsfl import Simulation
 from simsfl.cli import run
 from simsfl.cli.report import program as report
 from simsfl.config import RunConfig, plugins
 from simsfl.config.catalogue import DOORS
 from simsfl.rounds.callback import Callback
+from simsfl.runs.directory import RunDirectory
 from tests.conftest import TINY, flags
 
 OBJECTIVE = """
@@ -113,6 +115,28 @@ def test_a_plugin_that_was_changed_is_warned_of_once(file, npz, tmp_path, caplog
     assert report.main([str(tmp_path / "out")]) == 0
     said = [line for line in caplog.messages if "apart.py" in line]
     assert said == ["the plugin apart.py is not the one that the run began with: its source has changed"]
+
+
+def test_a_run_goes_on_with_the_defaults_that_it_began_with(file, npz, tmp_path):
+    """So do its report, and new runs from its config; a default that stayed is no option."""
+    out = tmp_path / "out"
+    assert train(npz, out, "--plugin", file, "--objective", "apart", "--objective.most", "3") == 0
+    content = json.loads((out / "config.json").read_text())
+    assert content["config"]["options"] == {"objective.most": 3}
+    defaults = {name: value for name, value in content["defaults"].items() if name.startswith("objective")}
+    assert defaults == {"objective.weight": 1.0, "objective.squared": True}
+    first = RunDirectory(out).read_config()
+    assert first.config.options == {"objective.most": 3}
+    later = tmp_path / "later.py"
+    later.write_text(OBJECTIVE.replace("option(1.0", "option(2.0"))
+    del DOORS["objective"]["apart"]
+    plugins.load(str(later))
+    with patch.object(plugins, "check"):  # as if the plugin's file had been replaced
+        second = RunDirectory(out).read_config()
+        assert second.config.options == {"objective.most": 3, "objective.weight": 1.0}
+        assert second.identity == first.identity
+        assert Simulation.load(out).parts.hyper.objective.weight == 1.0
+        assert RunConfig.load(out / "config.json").options == second.config.options
 
 
 @pytest.mark.parametrize(
