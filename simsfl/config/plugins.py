@@ -45,6 +45,11 @@ class Plugin:
     sha256: str
     """Checksum of the file, or of all Python files of the package; empty where the source is in no file."""
 
+    def __str__(self) -> str:
+        """Return the name, the version and the beginning of the checksum, as far as they are known."""
+        version = f" {self.version}" if self.version else ""
+        return f"{self.name}{version}" + (f" ({self.sha256[:8]})" if self.sha256 else "")
+
 
 def load(name: str) -> None:
     """Import a plugin, and have processes that this one starts import it as well.

@@ -115,6 +115,8 @@ def test_a_plugin_that_was_changed_is_warned_of_once(file, npz, tmp_path, caplog
     assert report.main([str(tmp_path / "out")]) == 0
     said = [line for line in caplog.messages if "apart.py" in line]
     assert said == ["the plugin apart.py is not the one that the run began with: its source has changed"]
+    (row,) = [line for line in (tmp_path / "out" / "report.md").read_text().splitlines() if "plugins" in line]
+    assert f"apart.py ({hashlib.sha256(OBJECTIVE.encode()).hexdigest()[:8]})" in row.replace("\\", "")
 
 
 def test_a_run_goes_on_with_the_defaults_that_it_began_with(file, npz, tmp_path):
