@@ -232,7 +232,7 @@ def _registering(
             something else. A thing that is defined anew, as when its module is reloaded, replaces the one before.
     """
     names = DOORS[door]
-    if not re.fullmatch(r"\w[\w-]*", name):
+    if not (isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name)):
         raise RegistrationError(f"{door}: {name!r} is no name; allowed: letters, digits, hyphens and underscores")
 
     def decorate(thing: Any) -> Any:

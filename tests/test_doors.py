@@ -159,6 +159,7 @@ def test_what_cannot_be_registered():
         (Plain, "plain", "'plain' is no subclass of Objective; allowed: one"),
         (lambda: None, "function", "'function' is no subclass of Objective; allowed: one"),
         (Loose, "loose", "'loose' has options, but is no dataclass; allowed: with @dataclass.frozen=True. below"),
+        (Plain, Plain, "<class .*Plain'> is no name; allowed: letters, digits, hyphens and underscores"),
         (Loose, "loose+plain", "'loose.plain' is no name; allowed: letters, digits, hyphens and underscores"),
     ):
         with pytest.raises(RegistrationError, match=f"^objective: {problem}$"):

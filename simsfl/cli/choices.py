@@ -31,7 +31,7 @@ def print_choices(console: Output) -> None:
     sections: dict[str, dict[str, Any]] = {
         "presets": {"auto": f"the one that suits this machine: {automatic()[0]}"}
         | {name: Text.assemble(f"{preset.__doc__}\n", (settings(preset()), "dim")) for name, preset in PRESETS.items()},
-        "architectures": _listed("arch", lambda name: f"cut layer 1 to {layer_count(name)}"),
+        "architectures": _listed("arch", _cut_layers),
         "datasets": _listed("dataset", lambda name: DATASETS[name].about)
         | {
             "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's. "
@@ -75,6 +75,14 @@ def _listed(door: str, summary: Callable[[str], str] | None = None) -> dict[str,
             ]
         rows[name] = Group(*lines)
     return rows
+
+
+def _cut_layers(arch: str) -> str:
+    """Return where an architecture can be cut, or why a plugin's cannot be made for images of usual size."""
+    try:
+        return f"cut layer 1 to {layer_count(arch)}"
+    except Exception as error:  # whatever somebody's code raises
+        return f"cannot be made for images of 32x32: {' '.join(str(error).split())}"
 
 
 def _value_text(spec: Field) -> str:

@@ -226,6 +226,13 @@ def test_the_list_shows_options_with_all_that_is_known_of_them(file, capsys, mon
     assert "--objective.temperature 0.5 Temperature of NT-Xent. (1e-06 to 1,000,000)" in text
 
 
+def test_the_list_has_networks_that_cannot_be_made_for_small_images(tmp_path, capsys):
+    source = "from simsfl import extend\n@extend.architecture('picky', width=8)\ndef picky(width, image_size, style):\n"
+    (tmp_path / "picky.py").write_text(f"{source}    raise ValueError('arch: too small')\n")
+    assert run.main(["--list", "--plugin", str(tmp_path / "picky.py")]) == 0
+    assert "picky cannot be made for images of 32x32: arch: too small" in " ".join(capsys.readouterr().out.split())
+
+
 SETTINGS = """
 from dataclasses import dataclass
 from simsfl import extend
