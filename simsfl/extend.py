@@ -28,7 +28,7 @@ from simsfl.config.catalogue import (
     Targets,
 )
 from simsfl.config.registry import Code, RegistrationError, code_of, registered
-from simsfl.config.values import option
+from simsfl.config.values import check_options, option
 from simsfl.data import Arrays, Dataset, make_dataset
 from simsfl.data.items import from_torchvision
 from simsfl.data.load import Request
@@ -256,10 +256,10 @@ def _registering(
 
     Raises:
         RegistrationError: by the decorator, if the thing or its name cannot be used, or if the name belongs to
-            something from another file.
+            something else. A thing that is defined anew, as when its module is reloaded, replaces the one before.
     """
     names = DOORS[door]
-    if not re.fullmatch(r"\w[\w-]*", name):
+    if not (isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name)):
         raise RegistrationError(f"{door}: {name!r} is no name; allowed: letters, digits, hyphens and underscores")
 
     def decorate(thing: Any) -> Any:
@@ -271,13 +271,25 @@ def _registering(
             )
         if base and thing.of.__func__ is base.of.__func__ and (missing := _without_default(thing)):
             raise RegistrationError(f"{door}: {name!r} has no default for {missing[0]}; allowed: option(default, help)")
+        try:
+            check_options(thing)
+        except ValueError as error:
+            raise RegistrationError(f"{door}: {name!r} has an option that cannot be one: {error}") from None
         code = registered(thing)
-        if name in names and (place := code_of(names[name]).place) != code.place:
-            raise RegistrationError(f"{door}: {name!r} is there already, from {place}; allowed: another name")
+        if name in names and (other := _other_than(code, code_of(names[name]))):
+            raise RegistrationError(f"{door}: {name!r} is there already, {other}; allowed: another name")
         names[name] = kind(code)
         return thing
 
     return decorate
+
+
+def _other_than(code: Code, known: Code) -> str:
+    """Return where the known code is from, for a message; empty where the other is the same thing, defined anew."""
+    if known.place != code.place:
+        return f"from {known.place}"
+    names = [own.path.partition(":")[2] for own in (known, code)]
+    return "" if names[0] == names[1] else f"as {names[0]} of the same file"
 
 
 def _without_default(kind: type) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 from simsfl.config.catalogue import (
     AGGREGATIONS,
     ARCHITECTURES,
-    DEFENCES,
     HEADS,
     METHODS,
     OBJECTIVES,
@@ -338,9 +337,8 @@ class Settings:
     defence: str | None = _setting(
         None,
         "privacy",
-        "What clients do with their smashed data and gradients: "
-        + ", ".join(DEFENCES)
-        + ", or several in this order, such as clip+gaussian.",
+        "What clients do with their smashed data and gradients, or several in this order, such as clip+gaussian; a "
+        "flag such as --defence.where sets the option of all that have it.",
         only=SPLIT,
     )
     ressfl_lambda: float = _setting(

@@ -70,6 +70,8 @@ class RunRecord:
     """Code from outside simsfl that is used."""
     callbacks: list[str] = field(default_factory=list)
     """Classes of callbacks, observers and wires that were given to it in Python when it began."""
+    defaults: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+    """Defaults of the options that the config does not give, as they were when the run began, by name."""
     files: dict[str, str] = field(default_factory=dict)
     """Checksums of the files that options of the config name, by the names of these options."""
     machine: str | None = None
@@ -85,10 +87,15 @@ class RunRecord:
 
     @property
     def identity(self) -> str:
-        """Return a checksum of what makes it this run and no other, which stays the same wherever it goes on."""
+        """Return a checksum of what makes it this run and no other, which stays the same wherever it goes on.
+
+        Options that the config has because their defaults have changed since the run began do not count.
+        """
+        given_options = {name: value for name, value in self.config.options.items() if name not in self.defaults}
+        config = replace(self.config, options=given_options)
         images = self.dataset.listing or self.dataset.sha256
         given = {"partition": self.partition} if self.partition else {}  # earlier versions had none
-        return checksum({"config": lasting(self.config), "images": images, "start": self.start} | given)
+        return checksum({"config": lasting(config), "images": images, "start": self.start} | given)
 
     def __post_init__(self) -> None:
         for name in _SETTLED:
