@@ -41,7 +41,7 @@ def print_choices(console: Output) -> None:
             "(simsfl[datasets])",
         },
     }
-    for door in [door for door in RunConfig().chosen if door != "arch"]:
+    for door in [door for door in RunConfig().chosen if door not in ("arch", "dataset")]:
         sections[f"{door}s"] = _listed(door)
     table = Table.grid(padding=(0, 2))
     for title, names in sections.items():
@@ -63,7 +63,7 @@ def _listed(door: str, summary: Callable[[str], str] | None = None) -> dict[str,
     rows = {}
     for name, known in DOORS[door].items():
         code = code_of(known)
-        kind = None if door == "dataset" else code.load()
+        kind = code.load()
         plugin = plugins.name_of(code)
         lines: list[RenderableType] = [Text(summary(name) if summary else _summary_of(kind))]
         if plugin:

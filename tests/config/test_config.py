@@ -222,8 +222,19 @@ def test_wrong_types_are_refused(field, value):
 def test_list_prints_what_there_is(capsys):
     assert run.main(["--list"]) == 0
     output = capsys.readouterr().out
-    for word in (*PRESETS, "resnet18", "--arch.pool mean", "shapes", "cifar100", "stl10", "svhn"):
+    for word in (
+        *PRESETS,
+        "resnet18",
+        "--arch.pool mean",
+        "shapes",
+        "cifar100",
+        "stl10",
+        "73,257 + 26,032 images",
+        "hf:NAME",
+    ):
         assert word in output
+    headings = [line for line in output.splitlines() if not line.startswith(" ")]
+    assert len(set(headings)) == len(headings)
     are_names = [line.startswith(" ") for line in output.splitlines()]
     assert all(heading or after for heading, after in zip(are_names, [*are_names[1:], False], strict=True))
     assert "callbacks" not in output  # without a plugin there are none
