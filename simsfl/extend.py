@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from simsfl.aggregations import Aggregation
 from simsfl.config.catalogue import (
     DOORS,
+    HEADS,
     Architecture,
     DataSet,
     DefenceKind,
@@ -27,7 +28,7 @@ from simsfl.config.catalogue import (
     Targets,
 )
 from simsfl.config.registry import Code, RegistrationError, code_of, registered
-from simsfl.config.values import option
+from simsfl.config.values import check_options, option
 from simsfl.data import Arrays, Dataset, make_dataset
 from simsfl.data.items import from_torchvision
 from simsfl.data.load import Request
@@ -47,6 +48,7 @@ from simsfl.runs.metrics import (
     SyncRecord,
 )
 from simsfl.samplers import Drawn, Sampler
+from simsfl.system.messages import unknown
 
 __all__ = [
     "AbsenceRecord",
@@ -80,6 +82,7 @@ __all__ = [
     "dataset",
     "defence",
     "from_torchvision",
+    "head",
     "make_dataset",
     "nearest",
     "objective",
@@ -98,7 +101,9 @@ def objective(
     targets: Targets = Targets.MOMENTUM,
     whole_batch: bool = False,
     predictor: bool = False,
+    labels: bool = False,
     queue: bool = False,
+    head: str = "mlp",
     rows: int = 1,
 ) -> Callable[[type[Objective]], type[Objective]]:
     """Return a decorator that registers a subclass of `Objective` by a name for `RunConfig.objective`.
@@ -109,16 +114,22 @@ def objective(
         whole_batch: whether the figures of a row depend on other rows of the step. This need not be said where targets
             are outputs of the online network: all rows are then always handled together.
         predictor: whether a predictor follows the projection head; see `simsfl.models.Projection`.
+        labels: whether its method ``loss`` is told the class of each row beside what it compares: int64 ``[n]``, by the
+            name "labels" in the memory. With `Targets.LABELS` these are the targets anyway.
         queue: whether its method ``of`` takes the fields `queue_length`, `feature_sharing` and `temperature` from the
             config; those of others have no effect, and are refused.
+        head: name of the projection head that it has unless a config sets another: "linear", "mlp", "large-mlp", which
+            has BatchNorm, or one that is registered already.
         rows: fewest images that it needs at a time: of a step, or in federated learning of a client's batch.
     """
-    how = {"whole_batch": whole_batch, "predictor": predictor, "queue": queue, "rows": rows}
+    needs = {"whole_batch": whole_batch, "labels": labels, "predictor": predictor, "queue": queue}
+    if head not in HEADS:
+        raise RegistrationError(str(unknown(f"head of objective {name}", head, HEADS)))
 
     def kind(code: Code) -> ObjectiveKind:
         if code.registered.loss is Objective.loss and code.registered.losses is Objective.losses:
             raise RegistrationError(f"objective: {name!r} has no loss; allowed: with a method loss")
-        return ObjectiveKind(code, targets, **how)
+        return ObjectiveKind(code, targets, **needs, head=head, rows=rows)
 
     return _registering("objective", name, kind, base=Objective)
 
@@ -188,6 +199,21 @@ def architecture(
     return _registering("arch", name, lambda code: Architecture(width, code, **how))
 
 
+def head(name: str) -> Callable[[_Function], _Function]:
+    """Return a decorator that registers a function by a name for `RunConfig.head`.
+
+    The function takes the network's `Backbone` and the length D of keys, and returns a module that maps the backbone's
+    pooled output ``[N, F]`` to ``[N, D]``. It has no options.
+    """
+
+    def kind(code: Code) -> Code:
+        if isinstance(code.registered, type):
+            raise RegistrationError(f"head: {name!r} is a class; allowed: a function of a backbone and a length")
+        return code
+
+    return _registering("head", name, kind)
+
+
 def partition(name: str, *, settings: tuple[str, ...] = ()) -> Callable[[type[Partitioner]], type[Partitioner]]:
     """Return a decorator that registers a subclass of `Partitioner` by a name for `RunConfig.partition`.
 
@@ -201,9 +227,10 @@ def partition(name: str, *, settings: tuple[str, ...] = ()) -> Callable[[type[Pa
 def dataset(
     name: str, about: str, *, images: int | None, test_images: int | None, image_size: int, classes: int
 ) -> Callable[[_Function], _Function]:
-    """Return a decorator that registers a function by a name for `RunConfig.dataset`.
+    """Return a decorator that registers a function, or a frozen dataclass, by a name for `RunConfig.dataset`.
 
-    The function takes a `Request` and returns a `Dataset`, as `make_dataset` makes it.
+    The function takes a `Request` and returns a `Dataset`, as `make_dataset` makes it. Objects of a dataclass are
+    called in the same way; its fields are options.
 
     Args:
         name: its name.
@@ -230,10 +257,10 @@ def _registering(
 
     Raises:
         RegistrationError: by the decorator, if the thing or its name cannot be used, or if the name belongs to
-            something from another file.
+            something else. A thing that is defined anew, as when its module is reloaded, replaces the one before.
     """
     names = DOORS[door]
-    if not re.fullmatch(r"\w[\w-]*", name):
+    if not (isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name)):
         raise RegistrationError(f"{door}: {name!r} is no name; allowed: letters, digits, hyphens and underscores")
 
     def decorate(thing: Any) -> Any:
@@ -245,13 +272,25 @@ def _registering(
             )
         if base and thing.of.__func__ is base.of.__func__ and (missing := _without_default(thing)):
             raise RegistrationError(f"{door}: {name!r} has no default for {missing[0]}; allowed: option(default, help)")
+        try:
+            check_options(thing)
+        except ValueError as error:
+            raise RegistrationError(f"{door}: {name!r} has an option that cannot be one: {error}") from None
         code = registered(thing)
-        if name in names and (place := code_of(names[name]).place) != code.place:
-            raise RegistrationError(f"{door}: {name!r} is there already, from {place}; allowed: another name")
+        if name in names and (other := _other_than(code, code_of(names[name]))):
+            raise RegistrationError(f"{door}: {name!r} is there already, {other}; allowed: another name")
         names[name] = kind(code)
         return thing
 
     return decorate
+
+
+def _other_than(code: Code, known: Code) -> str:
+    """Return where the known code is from, for a message; empty where the other is the same thing, defined anew."""
+    if known.place != code.place:
+        return f"from {known.place}"
+    names = [own.path.partition(":")[2] for own in (known, code)]
+    return "" if names[0] == names[1] else f"as {names[0]} of the same file"
 
 
 def _without_default(kind: type) -> list[str]:

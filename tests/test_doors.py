@@ -1,8 +1,9 @@
 """Whatever is chosen, stacked clients compute what the plain loop over clients does, in float64."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from math import prod
+from typing import Literal, Optional
 from unittest.mock import patch
 
 import numpy as np
@@ -13,9 +14,9 @@ import torch.nn.functional as F
 from simsfl import RunConfig, Simulation, extend
 from simsfl.aggregations import Aggregation
 from simsfl.config import constraints
-from simsfl.config.catalogue import DOORS, OBJECTIVES
+from simsfl.config.catalogue import DEFENCES, DOORS, OBJECTIVES
 from simsfl.config.registry import RegistrationError, code_of
-from simsfl.config.values import option
+from simsfl.config.values import check_options, option
 from simsfl.data.partition import Partition, Partitioner
 from simsfl.defences import Added, Defence
 from simsfl.objectives import Objective, nearest
@@ -160,11 +161,114 @@ def test_what_cannot_be_registered():
         (Plain, "plain", "'plain' is no subclass of Objective; allowed: one"),
         (lambda: None, "function", "'function' is no subclass of Objective; allowed: one"),
         (Loose, "loose", "'loose' has options, but is no dataclass; allowed: with @dataclass.frozen=True. below"),
+        (Plain, Plain, "<class .*Plain'> is no name; allowed: letters, digits, hyphens and underscores"),
         (Loose, "loose+plain", "'loose.plain' is no name; allowed: letters, digits, hyphens and underscores"),
     ):
         with pytest.raises(RegistrationError, match=f"^objective: {problem}$"):
             extend.objective(name)(thing)
         assert name not in OBJECTIVES
+    with pytest.raises(RegistrationError, match=r"^head: 'wide' is a class; allowed: a function of a backbone and a l"):
+        extend.head("wide")(torch.nn.Linear)
+    with pytest.raises(RegistrationError, match=r"^head of objective plain: 'mpl' is not known .did you mean mlp"):
+        extend.objective("plain", head="mpl")
+
+
+WRONG_OPTIONS = {
+    "typing.Literal['a', 'b'] is no type of options; allowed: int, float, str, bool, or one of these | None": (
+        Literal["a", "b"],
+        option("a", ""),
+    ),
+    "int | float is no type of options; allowed: int, float, str, bool, or one of these | None": (
+        "int | float",
+        option(1, ""),
+    ),
+    "default: 'abc' is not of type float; allowed: float": (float, option("abc", "")),
+    "default: 3 is out of range; allowed: 0 to 1": (Optional[int], option(3, "", within=(0, 1))),  # noqa: UP045
+    "default: nan is not finite; allowed: a finite number": ("float", option(float("nan"), "")),
+    "default: 'c' is not known; allowed: a, b": (str, option("c", "", choices=("a", "b"))),
+    "default: 'abc' is not of type int; allowed: int": (int, "abc"),
+    "choices is not for type int; allowed: for str": (int, option(1, "", choices=("1", "2"))),
+    "within is not for type str; allowed: for int or float": (str, option("a", "", within=(0, 1))),
+}
+"""What is wrong with a field of a class, its type and its default."""
+
+
+@pytest.mark.parametrize(("problem", "kind", "default"), [(text, *own) for text, own in WRONG_OPTIONS.items()])
+def test_options_that_cannot_be_set_are_refused_when_they_are_registered(problem, kind, default):
+    odd = make_dataclass("Odd", [("field", kind, default)], bases=(Aggregation,), frozen=True)
+    with pytest.raises(RegistrationError) as caught:
+        extend.aggregation("odd")(odd)
+    assert str(caught.value) == f"aggregation: 'odd' has an option that cannot be one: Odd.field: {problem}"
+    assert "odd" not in DOORS["aggregation"]
+
+
+def test_the_options_of_simsfl_itself_are_as_those_of_plugins_have_to_be():
+    for door in RunConfig().chosen:
+        for known in DOORS[door].values():
+            check_options(code_of(known).load())
+
+
+def test_optional_and_numpy_numbers_are_taken():
+    kinds = (Optional[float], "Optional[float]", "typing.Optional[float]", "float | None", float | None, "None|float")  # noqa: UP045
+    named = [(f"o{n}", kind, option(None, "An option.", within=(0, 9))) for n, kind in enumerate(kinds)]
+    named += [("count", int, option(1, "A count.")), ("inner", tuple, (1, 2)), ("free", "float", option(1.0, "Free."))]
+    with patch.dict(DOORS["aggregation"]):
+        extend.aggregation("free")(make_dataclass("Free", named, bases=(Aggregation,), frozen=True))
+        given = {f"aggregation.o{n}": np.float64(0.5) for n in range(len(kinds))}
+        config = RunConfig(
+            aggregation="free",
+            options=given | {"aggregation.count": np.int64(6)},
+            clients=np.int64(20),
+            lr=np.float32(1),
+        )
+        assert {type(value) for name, value in config.options.items() if "count" not in name} == {float}
+        assert type(config.options["aggregation.count"]) is type(config.clients) is int
+        assert type(config.lr) is float
+        assert config.with_options({"aggregation.o1": "none"}).options["aggregation.o1"] is None
+        for text in ("nan", "inf", "-inf"):
+            message = rf"^aggregation.free: {text} is not finite; allowed: a finite number$"
+            with pytest.raises(ValueError, match=message):
+                config.with_options({"aggregation.free": text})
+            with pytest.raises(ValueError, match=message):
+                replace(config, options={"aggregation.free": float(text)})
+        with pytest.raises(ValueError, match=r"^options: 'aggregation.inner' is not known"):
+            config.with_options({"aggregation.inner": "1"})
+
+
+def test_an_option_of_several_defences_has_to_suit_each():
+    fields = {"wide": (float, option(1.0, "", within=(0, 10))), "narrow": (int, option(1, "", within=(0, 2)))}
+    with patch.dict(DOORS["defence"]):
+        for name, (kind, default) in fields.items():
+            made = make_dataclass(
+                name.title(), [("share", kind, default), (name, int, 1)], bases=(Defence,), frozen=True
+            )
+            extend.defence(name)(made)
+        for chain in ("wide+narrow", "narrow+wide"):
+            config = RunConfig(defence=chain).with_options({"defence.share": "2"})
+            assert [config.options_of("defence", DEFENCES[name].code.load()) for name in fields] == [{"share": 2}] * 2
+            for text, problem in (("3", "3 is out of range; allowed: 0 to 2"), ("1.5", "'1.5' is not of type int; ")):
+                with pytest.raises(ValueError, match=f"^defence.share: {problem}"):
+                    config.with_options({"defence.share": text})
+            with pytest.raises(ValueError, match=r"^options: 'defence.shar' .* allowed: defence.share, defence"):
+                config.with_options({"defence.shar": "1"})
+
+
+def test_a_name_belongs_to_one_thing_which_may_be_defined_anew():
+    class Other(Aggregation):
+        """Does what the first does."""
+
+    def first():
+        class First(Aggregation):
+            """The mean."""
+
+        return extend.aggregation("mine")(First)
+
+    with patch.dict(DOORS["aggregation"]):
+        assert first() is not first()  # as when a module is reloaded
+        known = DOORS["aggregation"]["mine"]
+        with pytest.raises(RegistrationError, match=r"^aggregation: 'mine' is there already, as .*First of the same "):
+            extend.aggregation("mine")(Other)
+        assert DOORS["aggregation"]["mine"] is known
 
 
 @dataclass(frozen=True)
@@ -198,6 +302,56 @@ def test_an_objective_may_have_a_queue():
         extend.objective("queueless")(Hard)
         with pytest.raises(ValueError, match=r"^temperature: has no effect where the objective has no key queue"):
             replace(config, objective="queueless").check_effect(["temperature"])
+
+
+class Told(Objective):
+    """Learns the classes that it is told, whatever the momentum models say."""
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        return F.cross_entropy(outputs_nD, memory["labels"]), outputs_nD.new_zeros(())
+
+
+class Contrast(Objective):
+    """Supervised contrastive learning (Khosla et al., NeurIPS 2020, equation 2) over both views of all rows."""
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        rows_2nD = F.normalize(torch.cat([outputs_nD, targets_nD]), dim=1)
+        labels_2n, itself = memory["labels"].repeat(2), torch.eye(len(rows_2nD), dtype=torch.bool)
+        score = (rows_2nD @ rows_2nD.T / 0.1).masked_fill(itself, -1e9)
+        same = (labels_2n[:, None] == labels_2n) & ~itself
+        each = -(score.log_softmax(dim=1) * same).sum(dim=1) / same.sum(dim=1)
+        return each.mean(), nearest(*rows_2nD.split(len(outputs_nD)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"unequal": "0.5_0.5|2|0.5_0.5", "batch_size": 2},
+        {"method": "federated", "syncs_per_round": 1},
+        {"loss_threshold": 100.0, "rounds": 6, "dropout": 0.0},  # the server trains on what was sent, too
+    ],
+    ids=["split", "unequal", "federated", "saving"],
+)
+def test_an_objective_may_be_told_the_classes(fields, pictures):
+    with patch.dict(DOORS["objective"]):
+        extend.objective("told", labels=True)(Told)
+        losses = {}
+        for name in ("told", "supervised"):
+            own = {"objective": name, "head": "linear", "key_dim": 3, "symmetric": False, "dropout": 0.2}
+            simulation = Simulation(RunConfig(**BASE | own | fields), pictures, dtype=torch.float64)
+            losses[name] = [record.loss for record in simulation.train() if record.event == "step"]
+        assert losses["told"] == pytest.approx(losses["supervised"], rel=1e-9)
+
+
+def test_an_objective_may_have_labels_beside_both_views():
+    with patch.dict(DOORS["objective"]):
+        extend.objective("contrast", targets=extend.Targets.ONLINE, labels=True)(Contrast)
+        assert {"the whole cohort", "federated clients"} <= set(check(Contrast, rounds=1, lr=0.001))
+        with pytest.raises(
+            ValueError, match=r"^dataset: clients' images of stl10-unlabelled have no labels to learn f"
+        ):
+            RunConfig(objective="contrast", dataset="stl10-unlabelled", partition="iid")
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ PLUGINS = {
     "lion": ("optimizer", "lion", {"optimizer.beta2": 0.9}),
     "norms": ("callback", "norms", {"callback.order": 1.0}),
     "toy": ("arch", "toy", {"arch.kernel": 5}),
-    "noise": ("dataset", "noise", {}),
+    "narrow": ("head", "narrow", {}),
+    "noise": ("dataset", "noise", {"dataset.brightest": 100}),
     "alternating": ("partition", "alternating", {"partition.hand": 2}),
 }
 """Where the plugin in each file is chosen, under which name, and options that it has."""

@@ -48,7 +48,7 @@ class Batch:
     client_lr: Tensor
     """``[C, 1]`` learning rate of each client, in cohort order."""
     labels: list[Tensor] | None = None
-    """Class ``[C', B']`` of each image, group by group, where they are the objective's targets; None otherwise."""
+    """Class ``[C', B']`` of each image, group by group, where the objective needs them; None otherwise."""
     noise: list[Tensor] | None = None
     """Keys ``[2, C', B', 2]`` of the random numbers that defences draw, group by group; None without defences."""
     round_index: Tensor | None = None
@@ -136,12 +136,12 @@ class Hyperparameters:
     """Images per step of each client, in cohort order."""
     defence: Chain = NONE
     """What clients do with what they send and learn from."""
-    proximal: float = 0.0
-    """Weight of the squared distance, halved, of a client's model to the average that it got last (FedProx)."""
     targets: Targets = Targets.MOMENTUM
     """What the objective compares outputs with."""
     whole_batch: bool = False
     """Whether the objective's figures of a row depend on other rows of the step."""
+    labels: bool = False
+    """Whether the objective finds the class of each row in its memory, by the name "labels"."""
     precision: torch.dtype = torch.float32
     """Dtype of smashed data on the wire; with bfloat16 it is also that of forward passes. The state keeps its own."""
     clients_learn: bool = True

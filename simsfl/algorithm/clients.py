@@ -98,9 +98,6 @@ def defended(
 def descend_(model: FlatModule, state: State, gradient: Tensor, lr: Tensor, hyper: Hyperparameters) -> None:
     """Let the clients of the cohort take a step, in place.
 
-    With `hyper.proximal`, the gradient is also that of the distance to the average that clients got last (FedProx; Li
-    et al., MLSys 2020, equation 2).
-
     Args:
         model: the clients' network.
         state: the state of the cohort, which changes, and the average.
@@ -109,8 +106,7 @@ def descend_(model: FlatModule, state: State, gradient: Tensor, lr: Tensor, hype
         hyper: how they descend.
     """
     cohort = state.cohort
-    if hyper.proximal:
-        gradient = gradient + hyper.proximal * (cohort.online.detach() - state.clients.online)
+    gradient = hyper.optimiser.regularised(gradient, cohort.online.detach(), state.clients.online)
     hyper.optimiser.step_(model, cohort.online, gradient, cohort.velocity, lr)
 
 

@@ -66,6 +66,8 @@ def train_step(
         if batch.absent:
             there = [position for position in range(len(pixels)) if position not in batch.absent]
         memory = {name: one[there] for name, one in state.memory.items()}
+        if hyper.labels:
+            memory["labels"] = batch.labels[0][there]
         results = [hyper.objective.losses(outputs_CBD[there], targets[there], memory) for outputs_CBD, targets in pairs]
         loss = sum(loss for loss, _ in results)
         if hyper.clients_learn:

@@ -192,7 +192,8 @@ def _learn_alone(
     loss = top1 = 0.0
     for outputs, targets in pairs:
         for rows, memory in groups:
-            own_loss, own_top1 = hyper.objective.losses(outputs[rows][None], targets[rows][None], memory)
+            told = {"labels": torch.cat(list(labels.values()))[rows][None]} if hyper.labels else {}
+            own_loss, own_top1 = hyper.objective.losses(outputs[rows][None], targets[rows][None], memory | told)
             share = len(outputs[rows]) / len(outputs)
             loss, top1 = loss + share * own_loss, top1 + share * own_top1 / len(pairs)
     loss.backward()
@@ -265,7 +266,8 @@ def federated_step(
             client.move(hyper.tau)
             pairs = _pairs(client.online, client.momentum, list(images), labels, hyper)
         pairs = [(outputs.to(cohort.online.dtype), _like(targets, cohort.online)) for outputs, targets in pairs]
-        results = [hyper.objective.losses(outputs[None], targets[None], memory) for outputs, targets in pairs]
+        told = {"labels": torch.cat(labels)[None]} if hyper.labels else {}
+        results = [hyper.objective.losses(outputs[None], targets[None], memory | told) for outputs, targets in pairs]
         loss = sum(loss for loss, _ in results)
         with clock("client backward"):
             if hyper.clients_learn:
@@ -302,7 +304,7 @@ def _descend_client(
 
     Args:
         model: the network.
-        state: the state of the cohort, which changes, and the average that the client stays close to (FedProx).
+        state: the state of the cohort, which changes, and the average that the client got last.
         c: the client's position.
         client: its model, with gradients.
         lr: learning rate, a scalar.
@@ -310,14 +312,13 @@ def _descend_client(
         draws: random numbers of the defence, for each view of each image.
     """
     sgd = hyper.optimiser
-    if isinstance(sgd, SGD) and not hyper.defence.learns and not hyper.proximal:  # as real devices do it, to the bit
+    if isinstance(sgd, SGD) and not hyper.defence.learns:  # as real devices do it, to the bit
         client.descend(float(lr), sgd.momentum, sgd.weight_decay)
         return
     weights, gradient = state.cohort.online.detach()[c], _gradient(client.online)
     if hyper.defence.learns:
         gradient = hyper.defence.learn(gradient[None], draws[0].rows(0, 1))[0]
-    if hyper.proximal:
-        gradient = gradient + hyper.proximal * (weights - state.clients.online)
+    gradient = hyper.optimiser.regularised(gradient, weights, state.clients.online)
     hyper.optimiser.step_(model.client, weights, gradient, state.cohort.velocity[c], lr)
 
 

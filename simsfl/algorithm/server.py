@@ -61,18 +61,23 @@ def gradients(
         memory: what the objective remembers of earlier steps, in one group for all clients or one for each client of
             the cohort.
         hyper: the objective, and how it is computed.
-        labels_N: class of each image, if the objective's targets are labels.
+        labels_N: class of each image, if the objective needs labels.
     """
     smashed = model.received(smashed)
     if hyper.targets is Targets.LABELS:
         return _against_labels(model, server, smashed, labels_N, memory, hyper)
     if hyper.targets is Targets.ONLINE:
-        return _against_itself(model, server, smashed, memory, hyper)
-    return _against_momentum(model, server, smashed, memory, hyper)
+        return _against_itself(model, server, smashed, labels_N, memory, hyper)
+    return _against_momentum(model, server, smashed, labels_N, memory, hyper)
 
 
 def _against_momentum(
-    model: FlatModule, server: ServerState, smashed_2Nchw: Tensor, memory: Memory, hyper: Hyperparameters
+    model: FlatModule,
+    server: ServerState,
+    smashed_2Nchw: Tensor,
+    labels_N: Tensor | None,
+    memory: Memory,
+    hyper: Hyperparameters,
 ) -> Gradients:
     """Compare the online network's outputs with those of the momentum network for the other view.
 
@@ -96,14 +101,19 @@ def _against_momentum(
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
         start, directions = part.start % rows, len(online_rchw) // rows
-        return _losses(outputs_nD, targets_rD[part], start, rows, memory, hyper, directions)
+        return _losses(outputs_nD, targets_rD[part], start, rows, labels_N, memory, hyper, directions)
 
     found = _accumulate(model, server, online_rchw, parts, rows, block_loss, hyper)
     return replace(found, targets=list(keys_rD.split(rows)))
 
 
 def _against_itself(
-    model: FlatModule, server: ServerState, smashed_2Nchw: Tensor, memory: Memory, hyper: Hyperparameters
+    model: FlatModule,
+    server: ServerState,
+    smashed_2Nchw: Tensor,
+    labels_N: Tensor | None,
+    memory: Memory,
+    hyper: Hyperparameters,
 ) -> Gradients:
     """Compare the online network's outputs for the two views with each other; both of them get a gradient."""
     rows = len(smashed_2Nchw) // 2
@@ -113,7 +123,7 @@ def _against_itself(
     with hyper.autocast(server.online.device):
         outputs = [embed(model, leaves.tensors, statistics, part) for part in parts]
     views = torch.cat(outputs).to(server.online).split(rows)
-    loss, top1 = _losses(*views, 0, rows, memory, hyper)
+    loss, top1 = _losses(*views, 0, rows, labels_N, memory, hyper)
     loss.backward()
     targets = [view.detach() for view in views]
     return Gradients(loss.detach(), top1, leaves.gradient(), smashed_2Nchw.grad, targets)
@@ -132,7 +142,7 @@ def _against_labels(
     parts = blocks([1] * rows, rows, rows if whole else hyper.block, apart=whole)
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
-        return _losses(outputs_nD, labels_N[part], part.start, rows, memory, hyper)
+        return _losses(outputs_nD, labels_N[part], part.start, rows, labels_N, memory, hyper)
 
     return _accumulate(model, server, smashed_Nchw, parts, rows, block_loss, hyper)
 
@@ -142,6 +152,7 @@ def _losses(
     targets_n: Tensor,
     start: int,
     rows: int,
+    labels_N: Tensor | None,
     memory: Memory,
     hyper: Hyperparameters,
     directions: int = 1,
@@ -152,15 +163,20 @@ def _losses(
         outputs_nD: outputs of the online network.
         targets_n: ``[n, D]`` or ``[n]`` what they are compared with.
         start: the first of these rows.
-        rows: number of all rows of a direction of the loss.
+        rows: number of all rows of a direction of the loss, N.
+        labels_N: class of each row of a direction, if the objective needs labels.
         memory: what the objective remembers, in one group for all clients or one for each client of the cohort.
         hyper: the objective, and the rows of each client.
         directions: directions, whose losses are added up, and whose accuracies are averaged.
     """
     loss = top1 = 0.0
+    told = {}
+    if hyper.labels:  # rows may reach from one direction into the other
+        told = {"labels": labels_N.repeat(2)[start : start + len(outputs_nD)]}
     for piece, one in _groups(memory, hyper.batches, start, len(outputs_nD)):
-        both = (_grouped(own[piece], one) for own in (outputs_nD, targets_n))
-        piece_loss, piece_top1 = hyper.objective.losses(*both, one)
+        own = {name: _grouped(rows[piece], one) for name, rows in told.items()}
+        both = (_grouped(rows[piece], one) for rows in (outputs_nD, targets_n))
+        piece_loss, piece_top1 = hyper.objective.losses(*both, one | own)
         loss = loss + piece_loss * (piece.stop - piece.start) / rows
         top1 = top1 + piece_top1 * (piece.stop - piece.start) / (directions * rows)
     return loss, top1

@@ -128,7 +128,7 @@ class Sent:
     smashed: Tensor
     """``[T, R, c, h, w]`` smashed data as they reached the server."""
     labels: Tensor
-    """``[T, R]`` int64 class of each image in supervised training, otherwise ``[0, R]``."""
+    """``[T, N]`` int64 class of each image where the objective needs it, otherwise ``[0, N]``."""
 
     def keep_(self, step: int, smashed: Tensor, labels: Sequence[Tensor] | None) -> None:
         """Keep the smashed data ``[R, c, h, w]`` of a step and, unless None, the labels of each group of clients."""

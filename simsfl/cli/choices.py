@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import Field
 from typing import Any
 
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -12,13 +15,13 @@ from simsfl.config import RunConfig, plugins
 from simsfl.config.catalogue import DATASETS, DOORS
 from simsfl.config.presets import PRESETS, automatic
 from simsfl.config.registry import code_of
-from simsfl.config.values import options_in
+from simsfl.config.values import allowed_text, kind_of, options_in
 from simsfl.models import layer_count
 from simsfl.system.console import Output
 
 
 def print_choices(console: Output) -> None:
-    """Print the names that flags accept, and for those from plugins where they come from."""
+    """Print the names that flags accept, with options and their defaults, and for plugins' where they come from."""
 
     def settings(config: RunConfig) -> str:
         """Return the fields that differ from the defaults, as text."""
@@ -28,7 +31,7 @@ def print_choices(console: Output) -> None:
     sections: dict[str, dict[str, Any]] = {
         "presets": {"auto": f"the one that suits this machine: {automatic()[0]}"}
         | {name: Text.assemble(f"{preset.__doc__}\n", (settings(preset()), "dim")) for name, preset in PRESETS.items()},
-        "architectures": _listed("arch", _of_architecture),
+        "architectures": _listed("arch", _cut_layers),
         "datasets": _listed("dataset", lambda name: DATASETS[name].about)
         | {
             "FILE.npz": "train_x train_y test_x test_y: uint8 (n, height, width, 3), integer labels; or MedMNIST's. "
@@ -38,8 +41,8 @@ def print_choices(console: Output) -> None:
             "(simsfl[datasets])",
         },
     }
-    for door in [door for door in RunConfig().chosen if door != "arch"]:
-        sections[f"{door}s"] = _listed(door, lambda name, door=door: _with_options(door, name))
+    for door in [door for door in RunConfig().chosen if door not in ("arch", "dataset")]:
+        sections[f"{door}s"] = _listed(door)
     table = Table.grid(padding=(0, 2))
     for title, names in sections.items():
         if not names:  # such as callbacks, which plugins alone have
@@ -50,42 +53,48 @@ def print_choices(console: Output) -> None:
     console.print(table)
 
 
-def _listed(door: str, text_of: Callable[[str], str | Text]) -> dict[str, Text]:
-    """Return what is said of each name at a door, and which plugin it comes from.
+def _listed(door: str, summary: Callable[[str], str] | None = None) -> dict[str, Group]:
+    """Return what is said of each name at a door: a summary, which plugin it comes from, and its options.
 
     Args:
         door: one of `DOORS`.
-        text_of: function of a name that returns what is said of it.
+        summary: function of a name that returns its summary; None for the first line of the docstring.
     """
     rows = {}
     for name, known in DOORS[door].items():
-        plugin = plugins.name_of(code_of(known))
-        rows[name] = Text.assemble(text_of(name), (f"\nfrom the plugin {plugin}" if plugin else "", "dim"))
+        code = code_of(known)
+        kind = code.load()
+        plugin = plugins.name_of(code)
+        lines: list[RenderableType] = [Text(summary(name) if summary else _summary_of(kind))]
+        if plugin:
+            lines.append(Text(f"from the plugin {plugin}", "dim"))
+        for spec in options_in(kind):
+            lines += [
+                Text(f"--{door}.{spec.name} {_value_text(spec)}"),
+                Padding(_about(spec), (0, 0, 0, 2), expand=False),
+            ]
+        rows[name] = Group(*lines)
     return rows
 
 
-def _of_architecture(name: str) -> Text:
-    """Return what is said of an architecture: where it can be cut, or why that is not known, and its options."""
+def _cut_layers(arch: str) -> str:
+    """Return where an architecture can be cut, or why a plugin's cannot be made for images of usual size."""
     try:
-        cut = f"cut layer 1 to {layer_count(name)}"
+        return f"cut layer 1 to {layer_count(arch)}"
     except Exception as error:  # whatever somebody's code raises
-        reason = " ".join((str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}").split())
-        cut = f"cannot be built for images of 32 pixels ({reason})"
-    return _with_options("arch", name, cut)
+        return f"cannot be made for images of 32x32: {' '.join(str(error).split())}"
 
 
-def _with_options(door: str, name: str, summary: str | None = None) -> Text:
-    """Return the summary of what a door leads to, and the flags of its options with their defaults.
+def _value_text(spec: Field) -> str:
+    """Return the default of an option as a flag takes it."""
+    return str(spec.default).lower() if isinstance(spec.default, bool | None) else str(spec.default)
 
-    Args:
-        door: one of `DOORS`.
-        name: a name there.
-        summary: the summary; None for the first line of the docstring.
-    """
-    kind = code_of(DOORS[door][name]).load()
-    options = [f"--{door}.{spec.name} {spec.default}" for spec in options_in(kind)]
-    text = _summary_of(kind) if summary is None else summary
-    return Text.assemble(text, ("\n" + "  ".join(options) if options else "", "dim"))
+
+def _about(spec: Field) -> Text:
+    """Return the help text of an option, and what is allowed; by its type where nothing else limits it."""
+    kinds = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+    allowed = allowed_text(spec) or ("a path" if spec.metadata.get("file") else kinds[kind_of(spec)])
+    return Text(f"{spec.metadata.get('help', '')} ({allowed})".strip(), "dim")
 
 
 def _summary_of(thing: Any) -> str:

@@ -12,7 +12,7 @@ from simsfl.config.catalogue import DOORS
 from simsfl.config.presets import named
 from simsfl.config.registry import code_of
 from simsfl.system.programs import called
-from simsfl.ui.arguments import Parser, source, truth, value_of
+from simsfl.ui.arguments import Early, Parser, source, truth, value_of
 
 _GROUPS = {
     "clients": "clients and rounds",
@@ -32,24 +32,33 @@ _CONVERTERS = {
     "bool": truth,
 }
 """Converters of a flag's text, by the type of a config field."""
+_ALSO = ("FILE.npz", "DIR", "hf:NAME")
+"""What ``--dataset`` takes besides names."""
 
 
-class _Load(argparse.Action):
-    """Loads a plugin as soon as its flag is read, so that ``--help`` and ``--list`` behind it show what it has."""
+class _Load(Early):
+    """Loads a plugin before all other flags are read, so that ``--help`` and ``--list`` show what it has."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         plugins.load(values)
 
 
 class _Names:
-    """The names that a flag takes, with their plugins, as text that is made when help is printed."""
+    """The names that a flag takes, with their plugins, as text that is made when help is printed.
 
-    def __init__(self, known: Collection[str], door: Mapping[str, Any] | None):
-        self.known, self.door = known, door
+    Args:
+        known: the names.
+        door: what is known of them, where plugins may add some.
+        also: what else the flag takes.
+    """
+
+    def __init__(self, known: Collection[str], door: Mapping[str, Any] | None, also: Collection[str] = ()):
+        self.known, self.door, self.also = known, door, also
 
     def __str__(self) -> str:
-        """Return the names in braces."""
-        return "{" + ",".join(name + self._plugin(name) for name in self.known) + "}"
+        """Return the names in braces; where there are none, that there are not."""
+        names = [*(name + self._plugin(name) for name in self.known), *self.also]
+        return "{" + ",".join(names) + "}" if names else "NAME"
 
     def _plugin(self, name: str) -> str:
         """Return the plugin that a name comes from, in brackets; empty where it comes from none."""
@@ -134,8 +143,10 @@ def _add_field_flag(
     else:
         convert = source if spec.metadata["path"] else _CONVERTERS[kind]
         options["type"] = converted(convert) if converted else convert
-        choices = spec.metadata["choices"]
-        options["metavar"] = _Names(choices, DOORS.get(spec.name)) if choices else kind.upper()
+        door = DOORS.get(spec.name)
+        choices = door if spec.metadata["choices"] is None else spec.metadata["choices"]
+        also = _ALSO if spec.name == "dataset" else ()
+        options["metavar"] = kind.upper() if choices is None else _Names(choices, door, also)
     if kind == "bool" and converted:
         options |= {"nargs": "?", "const": "true", "metavar": "BOOL"}
         off = {"dest": spec.name, "action": "store_const", "const": [False], "default": argparse.SUPPRESS}

@@ -18,7 +18,6 @@ from simsfl.cli.flags import asked_config, config_values
 from simsfl.cli.session import UNTRACED, Session
 from simsfl.config import PRECISIONS, plugins
 from simsfl.config.presets import named
-from simsfl.config.values import from_text
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
 from simsfl.rounds.saving import PLACES
@@ -239,7 +238,7 @@ def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: Run
     values = config_values(arguments)
     device = values.pop("device", config.device)
     places = {name: values.pop(name) for name in PLACES if name in values}
-    values |= {name: from_text(name, config.option(name), text) for name, text in arguments.options.items()}
+    values |= {name: config.meant(name, text) for name, text in arguments.options.items()}
     for name, value in values.items():
         held = config.options.get(name) if name in arguments.options else getattr(config, name)
         if value != "auto" and _same_file(value) != held:

@@ -14,7 +14,10 @@ from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, value_of
 
 def parser() -> Parser:
     """Return the parser of all flags of this program."""
-    result = Parser(description=__doc__, epilog="Presets, architectures and data sets: --list")
+    result = Parser(
+        description=__doc__,
+        epilog="Options of what is chosen are set by flags such as --objective.temperature 0.2; --list shows them all.",
+    )
     what = result.add_argument_group("what to run")
     what.add_argument(
         "--config",
@@ -23,7 +26,7 @@ def parser() -> Parser:
         help="start from a saved config.json instead of a preset",
     )
     what.add_argument("--resume", type=path, metavar="DIR", help="resume the run in this directory, as configured")
-    what.add_argument("--list", action="store_true", help="print presets, architectures and data sets")
+    what.add_argument("--list", action="store_true", help="print all names that flags take, and the options of each")
     where = result.add_argument_group("output")
     where.add_argument("--out", type=path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
     where.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")

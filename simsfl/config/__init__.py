@@ -17,6 +17,7 @@ from simsfl.config.catalogue import (
     CALLBACKS,
     DATASETS,
     DEFENCES,
+    HEADS,
     METHODS,
     OBJECTIVES,
     OPTIMIZERS,
@@ -32,7 +33,7 @@ from simsfl.config.plugins import Plugin, plugins_in, plugins_of
 from simsfl.config.plugins import check as check_plugins
 from simsfl.config.registry import Code
 from simsfl.config.settings import ENGINES, NORMS, RECIPES, Settings
-from simsfl.config.values import check_value, from_text, options_in
+from simsfl.config.values import check_value, from_text, options_in, plain
 from simsfl.system.decoding import read_json
 from simsfl.system.messages import unknown
 from simsfl.system.paths import expanded
@@ -56,6 +57,7 @@ class RunConfig(Settings):
     def __post_init__(self) -> None:
         for spec in fields(self):
             if spec.name != "options":
+                object.__setattr__(self, spec.name, plain(getattr(self, spec.name)))
                 check_value(spec.name, spec, getattr(self, spec.name))
             if spec.metadata["path"]:
                 self._expand(spec.name)
@@ -79,16 +81,18 @@ class RunConfig(Settings):
         check(self, EVERY_RUN)
 
     def _check_options(self) -> None:
-        """Raise a ValueError if an option does not exist, or cannot have its value."""
+        """Raise a ValueError if an option does not exist, or cannot have its value; make NumPy's numbers Python's."""
         if not isinstance(self.options, dict):
             raise ValueError(f"options: {self.options!r} is no dictionary; allowed: {{'objective.temperature': 0.2}}")
+        object.__setattr__(self, "options", {name: plain(value) for name, value in self.options.items()})
         for name, value in self.options.items():
             if not isinstance(name, str):
                 raise ValueError(
                     f"options: {name!r} of type {type(name).__name__} is no name; allowed: "
                     "{'objective.temperature': 0.2}"
                 )
-            check_value(name, self.option(name), value)
+            for spec in self.option(name):
+                check_value(name, spec, value)
 
     def _expand(self, name: str) -> None:
         """Replace ``~`` in the value of a field by the home directory; raise a ValueError if there is none."""
@@ -117,8 +121,10 @@ class RunConfig(Settings):
         """Return whether the network is cut between clients and server, as opposed to federated learning."""
         return METHODS[self.method].split
 
-    def option(self, name: str) -> Field:
-        """Return the dataclass field that an option is, such as "objective.temperature".
+    def option(self, name: str) -> list[Field]:
+        """Return the dataclass fields that an option is, such as "objective.temperature".
+
+        Where several are chosen at a door, as of defences, it is one of each that has an option of this name.
 
         Raises:
             ValueError: what is chosen has no such option.
@@ -126,11 +132,12 @@ class RunConfig(Settings):
         door, _, field_name = name.partition(".")
         if door not in self.chosen:
             raise unknown("options", name, [f"{door}." for door in self.chosen])
-        known = {spec.name: spec for code in self.chosen[door] for spec in options_in(code.load())}
-        if field_name not in known:
+        known = [spec for code in self.chosen[door] for spec in options_in(code.load())]
+        found = [spec for spec in known if spec.name == field_name]
+        if not found:
             allowed = "" if known else f"none, as the {door} that is chosen has no options"
-            raise unknown("options", name, [f"{door}.{own}" for own in known], allowed=allowed)
-        return known[field_name]
+            raise unknown("options", name, dict.fromkeys(f"{door}.{own.name}" for own in known), allowed=allowed)
+        return found
 
     def options_of(self, door: str, kind: type | None = None) -> dict[str, Any]:
         """Return the options of what is chosen at a door, by their names there.
@@ -152,14 +159,44 @@ class RunConfig(Settings):
         Raises:
             ValueError: there is no such option, or it cannot have the value.
         """
-        values = {name: from_text(name, self.option(name), text) for name, text in texts.items()}
-        return replace(self, options={**self.options, **values})
+        return replace(self, options=self.options | {name: self.meant(name, text) for name, text in texts.items()})
+
+    def meant(self, name: str, text: str) -> bool | int | float | str | None:
+        """Return the value that a text means for an option, such as "objective.temperature".
+
+        Raises:
+            ValueError: there is no such option, or the text has no such meaning.
+        """
+        values = [from_text(name, spec, text) for spec in self.option(name)]
+        return next((value for value in values if isinstance(value, int)), values[0])  # which is a float, too
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Return the defaults of the options that are not given, by names such as "objective.temperature".
+
+        An option of several defences is left out where their defaults differ.
+        """
+        found: dict[str, list[Any]] = {}
+        for door, codes in self.chosen.items():
+            for spec in (spec for code in codes for spec in options_in(code.load())):
+                found.setdefault(f"{door}.{spec.name}", []).append(plain(spec.default))
+        return {
+            name: values[0]
+            for name, values in found.items()
+            if name not in self.options and values.count(values[0]) == len(values)
+        }
+
+    def keeping(self, defaults: Mapping[str, Any]) -> RunConfig:
+        """Return the config with options for those of these earlier `defaults` that are others today."""
+        today = self.defaults if defaults else {}
+        changed = {name: value for name, value in defaults.items() if name in today and today[name] != value}
+        return replace(self, options=self.options | changed) if changed else self
 
     @property
     def files(self) -> dict[str, str]:
         """Return the paths of the files that options name, by the names of these options."""
         given = {name: value for name, value in self.options.items() if isinstance(value, str)}
-        return {name: value for name, value in given.items() if self.option(name).metadata.get("file")}
+        return {name: value for name, value in given.items() if any(s.metadata.get("file") for s in self.option(name))}
 
     @property
     def defences(self) -> list[str]:
@@ -192,13 +229,14 @@ class RunConfig(Settings):
             "defence": [DEFENCES[name].code for name in self.defences],
             "callback": [CALLBACKS[name] for name in self.callbacks],
             "arch": [ARCHITECTURES[self.arch].code],
+            "head": [HEADS[self.head_name]],
+            "dataset": [DATASETS[self.dataset].code] if self.dataset in DATASETS else [],
         }
 
     @property
     def plugins(self) -> list[Plugin]:
         """Return the plugins that what is chosen comes from."""
-        named = DATASETS.get(self.dataset)
-        return plugins_of([code for own in self.chosen.values() for code in own] + ([named.code] if named else []))
+        return plugins_of(code for own in self.chosen.values() for code in own)
 
     @property
     def goal(self) -> ObjectiveKind:
@@ -219,6 +257,14 @@ class RunConfig(Settings):
     def keys_in_a_queue(self) -> int:
         """Return the length of a key queue; without feature sharing, clients have equal parts of `queue_length`."""
         return self.queue_length // (self.clients if self.is_split and not self.feature_sharing else 1)
+
+    @property
+    def head_name(self) -> str:
+        """Return the name of the projection head: the one that is set, or that of the rule.
+
+        With an objective that only the method implies, it is the published one, whatever the objective needs.
+        """
+        return self.head or (OBJECTIVES[self.objective].head if self.objective else "mlp")
 
     @property
     def inequality(self) -> Unequal | None:
@@ -312,7 +358,7 @@ class RunConfig(Settings):
         """Read a config from the ``config.json`` of a run, or from a JSON object of fields.
 
         Fields that rules had filled in get their defaults back, so that the rules set them anew. What an earlier
-        version's run lacks is as it was then.
+        version's run lacks is as it was then, and so are options whose defaults have changed since.
 
         Raises:
             ValueError: the file cannot be read, or does not hold a config.
@@ -326,8 +372,10 @@ class RunConfig(Settings):
         if not isinstance(values, dict) or not isinstance(by_rule, list):
             raise ValueError(f"config: {path} holds no JSON object of fields; allowed: a config.json of a run")
         lacking = cls.before(values) if values is not content else {}
+        defaults = content.get("defaults", {}) if values is not content else {}
         try:
-            return cls.from_dict(lacking | {name: value for name, value in values.items() if name not in by_rule})
+            config = cls.from_dict(lacking | {name: value for name, value in values.items() if name not in by_rule})
         except ValueError:
             check_plugins(plugins_in(content))  # which would be the reason
             raise
+        return config.keeping(defaults if isinstance(defaults, dict) else {})

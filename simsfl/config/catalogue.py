@@ -34,18 +34,33 @@ class ObjectiveKind:
     """Whether the figures of a row depend on other rows of the step, so that these cannot be handled in parts."""
     queue: bool = False
     """Whether it has a queue of keys, of which each client may have its own."""
+    labels: bool = False
+    """Whether it is told the classes of the images, which its memory then has by the name "labels"."""
     predictor: bool = False
     """Whether a predictor follows the projection head."""
+    head: str = "mlp"
+    """Name of the projection head, in `HEADS`, that it has unless a config sets another."""
     rows: int = 1
     """Fewest images that it needs at a time: of a step, or in federated learning of a client's batch."""
 
+    @property
+    def needs_labels(self) -> bool:
+        """Return whether it learns from labels, as targets or beside them."""
+        return self.labels or self.targets is Targets.LABELS
 
+
+_WITH_BATCH_NORM = "large-mlp"
+"""Head of objectives that do not learn without BatchNorm in their head, or learn less."""
 OBJECTIVES = {
     "moco": ObjectiveKind(Code("simsfl.objectives.moco:MoCo"), queue=True),
-    "byol": ObjectiveKind(Code("simsfl.objectives.byol:BYOL"), whole_batch=True, predictor=True),
+    "byol": ObjectiveKind(Code("simsfl.objectives.byol:BYOL"), whole_batch=True, predictor=True, head=_WITH_BATCH_NORM),
     "simclr": ObjectiveKind(Code("simsfl.objectives.simclr:SimCLR"), Targets.ONLINE, rows=2),
-    "simsiam": ObjectiveKind(Code("simsfl.objectives.simsiam:SimSiam"), Targets.ONLINE, predictor=True),
-    "barlow-twins": ObjectiveKind(Code("simsfl.objectives.barlow_twins:BarlowTwins"), Targets.ONLINE, rows=2),
+    "simsiam": ObjectiveKind(
+        Code("simsfl.objectives.simsiam:SimSiam"), Targets.ONLINE, predictor=True, head=_WITH_BATCH_NORM
+    ),
+    "barlow-twins": ObjectiveKind(
+        Code("simsfl.objectives.barlow_twins:BarlowTwins"), Targets.ONLINE, rows=2, head=_WITH_BATCH_NORM
+    ),
     "supervised": ObjectiveKind(Code("simsfl.objectives.supervised:Supervised"), Targets.LABELS),
 }
 """Objectives by name."""
@@ -330,6 +345,7 @@ DOORS = {
     "defence": DEFENCES,
     "callback": CALLBACKS,
     "arch": ARCHITECTURES,
+    "head": HEADS,
     "partition": PARTITIONS,
     "dataset": DATASETS,
 }

@@ -120,7 +120,7 @@ EVERY_RUN = (
         "data_proportion: {data_proportion:g} is not for a partition that is given; allowed: 1",
     ),
     Constraint(
-        lambda c: c.goal.targets is Targets.LABELS and not _has_labels(c),
+        lambda c: c.goal.needs_labels and not _has_labels(c),
         "dataset: clients' images of {dataset} have no labels to learn from; allowed: an objective without labels",
     ),
     Constraint(
@@ -132,7 +132,7 @@ EVERY_RUN = (
         "aux_dataset: {aux_dataset} is the data set itself; allowed: another",
     ),
     Constraint(
-        lambda c: c.goal.targets is Targets.LABELS and c.aux_dataset is not None,
+        lambda c: c.goal.needs_labels and c.aux_dataset is not None,
         "aux_dataset: {aux_dataset} has other classes, and cannot be learnt from labels; allowed: None",
     ),
     Constraint(
@@ -193,6 +193,10 @@ RECORDING = (
         "record_trace: clients that learn from both views are not recorded; allowed: another objective",
     ),
     Constraint(
+        lambda c: c.goal.labels,
+        "record_trace: labels beside both views are not recorded; allowed: another objective",
+    ),
+    Constraint(
         lambda c: c.optimizer != "sgd" or c.proximal > 0,
         "record_trace: devices that do it again have plain SGD alone; allowed: --optimizer sgd, without --proximal",
     ),
@@ -233,6 +237,7 @@ DEVICES = (
         f"devices: take part only in split learning with momentum models; allowed: --method {_SPLIT_METHODS}, and an "
         "objective with them",
     ),
+    Constraint(lambda c: c.goal.labels, "devices: send no labels; allowed: an objective without them"),
     _without("optimizer", "sgd"),
     _without("proximal", 0),
     _without("defence", None),
@@ -347,7 +352,7 @@ SERVED = Condition(
 )
 """Condition of the server's learning rate, which in federated learning only sets that of the clients."""
 AVERAGED = Condition(
-    lambda c: LEARNING.holds(c) or c.norm == "batch" or (not c.is_split and c.head == "large-mlp"),
+    lambda c: LEARNING.holds(c) or c.norm == "batch" or (not c.is_split and c.head_name == "large-mlp"),
     "client_lr is {client_lr} and nothing else is averaged",
     "client_lr other than 0.0, or BatchNorm",
 )

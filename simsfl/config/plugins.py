@@ -26,6 +26,8 @@ from simsfl.system.decoding import decode
 log = logging.getLogger(__name__)
 _GROUP = "simsfl.plugins"
 _VARIABLE = "SIMSFL_PLUGINS"
+_OF_FILE = "simsfl_plugin_"
+"""Beginning of the names of modules that are made from files."""
 _warned: set[str] = set()
 """Names of plugins about which a warning has been given."""
 
@@ -37,9 +39,14 @@ class Plugin:
     name: str
     """Name of its package, or of its file if it is in none."""
     version: str | None
-    """Version of the package, if it has one."""
+    """Version of the package or file, if it has one."""
     sha256: str
     """Checksum of the file, or of all Python files of the package; empty where the source is in no file."""
+
+    def __str__(self) -> str:
+        """Return the name, the version and the beginning of the checksum, as far as they are known."""
+        version = f" {self.version}" if self.version else ""
+        return f"{self.name}{version}" + (f" ({self.sha256[:8]})" if self.sha256 else "")
 
 
 def load(name: str) -> None:
@@ -69,7 +76,7 @@ def load(name: str) -> None:
     except RegistrationError as error:
         raise ValueError(f"plugin: {name}: {error}") from error
     except (Exception, SystemExit) as error:  # whatever somebody's code raises
-        where = _line_of(error, path.resolve() if is_file else None)
+        where = _line_of(error, path.resolve() if is_file else name.partition(".")[0])
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"plugin: {name} cannot be imported ({reason}{where}); allowed: one that can be") from error
     if name not in named():
@@ -167,21 +174,23 @@ def _described(name: str, code: Code) -> Plugin:
     roots = getattr(sys.modules.get(package), "__path__", None)
     if roots is not None:
         files = sorted(one for root in roots for one in Path(root).rglob("*.py"))
-        return Plugin(name, _version_of(package), _sha256_of(files))
-    return Plugin(name, None, _sha256_of([file]) if file else "")
+    else:
+        files = [file] if file else []
+    return Plugin(name, _version_of(package), _sha256_of(files) if files else "")
 
 
 def _is_there(name: str) -> bool:
     """Return whether there is a module of this name; the packages that it is in are imported."""
     try:
         return find_spec(name) is not None
-    except (ImportError, ValueError):
-        return name.partition(".")[0] in sys.modules  # its package fails, or lacks it: importing it says why
+    except Exception:  # whatever the package that it is in raises, or that it is no package: importing it says why
+        first = name.partition(".")[0]
+        return first in sys.modules or (first != name and _is_there(first))
 
 
 def _import_file(path: Path) -> None:
     """Import a Python file, once, under the name of a module that is made from its path."""
-    name = f"simsfl_plugin_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    name = f"{_OF_FILE}{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     if name in sys.modules:
         return
     spec = spec_from_file_location(name, path)
@@ -194,28 +203,42 @@ def _import_file(path: Path) -> None:
         raise
 
 
-def _line_of(error: BaseException, path: Path | None) -> str:
-    """Return the line of a plugin's file that raised an error, as ", in line 3"; empty if that is not known."""
+def _line_of(error: BaseException, plugin: Path | str) -> str:
+    """Return the last line of a plugin that raised an error, as ", in line 3"; empty if that is not known.
+
+    Args:
+        error: the error.
+        plugin: the plugin's file, or the name of its package or module, for which the line's file is returned, too.
+    """
     if isinstance(error, SyntaxError) and error.lineno:
         return ""  # which the error says itself
-    trace, line = error.__traceback__, None
+    trace, where = error.__traceback__, ""
     while trace:
-        if path is not None and trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
+        frame = trace.tb_frame
+        if frame.f_code.co_filename == str(plugin):
+            where = f", in line {trace.tb_lineno}"
+        elif str(frame.f_globals.get("__name__")).partition(".")[0] == plugin:
+            where = f", in {frame.f_code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return f", in line {line}" if line else ""
+    return where
 
 
 def _version_of(package: str) -> str | None:
-    """Return the version of a package, from its ``__version__`` or as it is installed."""
+    """Return the version of a package or module, from its ``__version__`` or as it is installed.
+
+    The distribution that installs it may have another name.
+    """
     module: ModuleType | None = sys.modules.get(package)
     own = getattr(module, "__version__", None)
     if own is not None:
         return str(own)
+    if package.startswith(_OF_FILE):
+        return None
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
+        versions = {metadata.version(name) for name in metadata.packages_distributions().get(package, ())}
+        return versions.pop() if len(versions) == 1 else None
 
 
 def _sha256_of(files: Iterable[Path]) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from simsfl.config.catalogue import (
     AGGREGATIONS,
     ARCHITECTURES,
-    DEFENCES,
     HEADS,
     METHODS,
     OBJECTIVES,
@@ -292,10 +291,11 @@ class Settings:
     client_residual: bool = _setting(
         True, "model", "Keep the shortcuts in the client's residual blocks.", only=SHORTCUTS
     )
-    head: str = _setting(
-        "mlp",
+    head: str | None = _setting(
+        None,
         "model",
-        "Projection head: linear is that of MoCo v1, mlp that of v2; large-mlp has 4,096 hidden units with BatchNorm.",
+        "Projection head: linear is that of MoCo v1, mlp that of v2; large-mlp has 4,096 hidden units with BatchNorm. "
+        "By rule that of the objective if one is set, else mlp.",
         HEADS,
         only=UNLABELLED,
     )
@@ -337,9 +337,8 @@ class Settings:
     defence: str | None = _setting(
         None,
         "privacy",
-        "What clients do with their smashed data and gradients: "
-        + ", ".join(DEFENCES)
-        + ", or several in this order, such as clip+gaussian.",
+        "What clients do with their smashed data and gradients, or several in this order, such as clip+gaussian; a "
+        "flag such as --defence.where sets the option of all that have it.",
         only=SPLIT,
     )
     ressfl_lambda: float = _setting(

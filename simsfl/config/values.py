@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Collection
 from dataclasses import MISSING, Field, field, fields, is_dataclass
+from numbers import Number
 from typing import Any
 
 from simsfl.system.messages import shortened, shown, unknown
@@ -24,7 +27,8 @@ def option(
 ) -> Any:
     """Return a field of a dataclass that users may set, as an option of what they have chosen.
 
-    The field has the type int, float, str or bool, or one of these "| None".
+    The field has the type int, float, str or bool, or one of these "| None", which may be written as Optional. Numbers
+    are always finite.
 
     Args:
         default: its default.
@@ -53,10 +57,24 @@ def check_value(name: str, spec: Field, value: Any) -> None:
         return
     if choices and value not in choices:
         raise unknown(name, value, choices)
-    if within and not (within[0] <= value <= within[1] and value < INFINITY):
-        low, high = within
-        bounds = f"{low:,} to {high:,}" if high < INFINITY else f"{low:,} or more"
-        raise ValueError(f"{name}: {shortened(value)} is out of range; allowed: {bounds}")
+    if within and not (within[0] <= value <= within[1] and abs(value) < INFINITY):
+        raise ValueError(f"{name}: {shortened(value)} is out of range; allowed: {_bounds(*within)}")
+    if kind_of(spec) == "float" and not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name}: {shortened(value)} is not finite; allowed: a finite number")
+
+
+def allowed_text(spec: Field) -> str:
+    """Return the names or the range of the values that a field may have, as text; empty where any of its type may."""
+    choices, within = spec.metadata.get("choices"), spec.metadata.get("within")
+    return ", ".join(choices) if choices else _bounds(*within) if within else ""
+
+
+def _bounds(low: float, high: float) -> str:
+    """Return a range of numbers as text."""
+    lowest, highest = (f"{int(end) if abs(end) < INFINITY and end == int(end) else end:,}" for end in (low, high))
+    if low == -INFINITY:
+        return f"{highest} or less" if high < INFINITY else "a finite number"
+    return f"{lowest} to {highest}" if high < INFINITY else f"{lowest} or more"
 
 
 def _check_type(name: str, annotation: str, value: Any) -> None:
@@ -66,6 +84,11 @@ def _check_type(name: str, annotation: str, value: Any) -> None:
     right = isinstance(value, allowed) and (wanted == "bool" or not isinstance(value, bool))
     if not (right or (optional and value is None)):
         raise ValueError(f"{name}: {shown(value)} is not of type {wanted}; allowed: {annotation.replace('|', 'or')}")
+
+
+def plain(value: Any) -> Any:
+    """Return the Python number that a NumPy number is, and any other value as it is."""
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
 def from_text(name: str, spec: Field, text: str) -> bool | int | float | str | None:
@@ -95,14 +118,40 @@ def options_in(thing: Any) -> list[Field]:
     Anything that is no class, such as a function, has none.
     """
     specs = fields(thing) if isinstance(thing, type) and is_dataclass(thing) else ()
-    return [spec for spec in specs if spec.init and _kind_of(spec) in _TYPES and spec.default is not MISSING]
+    return [spec for spec in specs if spec.init and kind_of(spec) in _TYPES and spec.default is not MISSING]
 
 
-def _kind_of(spec: Field) -> str:
+def check_options(thing: Any) -> None:
+    """Raise a ValueError unless the options of a dataclass have types, defaults and limits that fit together.
+
+    Fields without `option`, of types that cannot be typed, are no options. What is no dataclass has none.
+    """
+    for spec in fields(thing) if isinstance(thing, type) and is_dataclass(thing) else ():
+        name, kind = f"{thing.__name__}.{spec.name}", kind_of(spec)
+        if kind not in _TYPES:
+            if "help" in spec.metadata:
+                types = f"{', '.join(_TYPES)}, or one of these | None"
+                raise ValueError(f"{name}: {_annotation(spec)} is no type of options; allowed: {types}")
+            continue
+        for limit, kinds in (("choices", ("str",)), ("within", ("int", "float"))):
+            if spec.metadata.get(limit) and kind not in kinds:
+                raise ValueError(f"{name}: {limit} is not for type {kind}; allowed: for {' or '.join(kinds)}")
+        if spec.init and spec.default is not MISSING:
+            check_value(f"{name}: default", spec, spec.default)
+
+
+def kind_of(spec: Field) -> str:
     """Return the name of a field's type, such as "int", also where it may be None."""
-    return _annotation(spec).partition(" | ")[0]
+    return _annotation(spec).removesuffix(" | None")
 
 
 def _annotation(spec: Field) -> str:
-    """Return a field's annotation as text: dataclasses keep the text, or the type, as the module has it."""
-    return spec.type.__name__ if isinstance(spec.type, type) else str(spec.type)
+    """Return a field's annotation as text, such as "int" or "int | None", however the latter is written.
+
+    Dataclasses keep the text, or the type, as the module has it.
+    """
+    text = spec.type.__name__ if type(spec.type) is type else str(spec.type)
+    inner = re.sub(r"^(?:\w+\.)*Optional\[(.*)\]$", r"\1 | None", text)
+    parts = [part.strip() for part in inner.split("|")]
+    known = len(parts) == 2 and "None" in parts and set(parts) & _TYPES.keys()
+    return f"{known.pop()} | None" if known else text

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from simsfl.config.catalogue import DATASETS, HUB
 from simsfl.data import Dataset, check_dataset, make_dataset, with_auxiliary
@@ -40,6 +42,7 @@ def load_dataset(
     seed: int = 0,
     stream: str = "auto",
     auxiliary: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Load a data set onto the CPU.
 
@@ -52,22 +55,24 @@ def load_dataset(
         seed: seed that the built-in shapes are drawn from.
         stream: when the pictures of a directory are decoded; see `Request`.
         auxiliary: another data set, whose training images are appended to this one's.
+        options: options of the data set, where it has any; the auxiliary one has them as usual.
 
     Raises:
         ValueError: there is no such data set, or it is not available, or damaged.
     """
     wanted = Request(Path(data_dir), image_size, seed, stream)
-    data = _load(name, wanted)
+    data = _load(name, wanted, options or {})
     if auxiliary is None:
         return data
     with blaming("aux_dataset", for_="dataset"):
-        return with_auxiliary(data, _load(auxiliary, wanted))
+        return with_auxiliary(data, _load(auxiliary, wanted, {}))
 
 
-def _load(name: str, wanted: Request) -> Dataset:
+def _load(name: str, wanted: Request, options: Mapping[str, Any]) -> Dataset:
     """Load one data set."""
     if name in DATASETS:
-        found = DATASETS[name].code.load()(wanted)
+        code = DATASETS[name].code.load()
+        found = (code(**options) if isinstance(code, type) else code)(wanted)
         check_dataset(found, name)
         return found if name == "auto" else replace(found, name=name)
     if name.startswith(HUB):

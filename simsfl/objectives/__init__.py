@@ -53,7 +53,8 @@ class Objective:
             targets_nD: what they are compared with, row by row: outputs of the momentum network for the other view; or
                 outputs of the online network for the other view, which the loss is differentiated with respect to as
                 well; or labels, int64 ``[n]``. The objective's entry in the catalogue says which.
-            memory: what the group remembers of earlier steps, without the dimension G.
+            memory: what the group remembers of earlier steps, without the dimension G; for an objective that is
+                registered with labels also "labels", the class of each row, int64 ``[n]``.
 
         Returns:
             Two scalars: the loss, a mean over rows, and an accuracy in percent, which needs no gradient.

@@ -12,7 +12,7 @@ from simsfl.objectives import Memory, Objective, nearest
 
 @dataclass(frozen=True)
 class BYOL(Objective):
-    """BYOL's loss: predict the momentum network's projection. It hardly learns without BatchNorm (--head large-mlp).
+    """BYOL's loss: predict the momentum network's projection. It hardly learns without BatchNorm in its head.
 
     The network returns projection and prediction side by side (`simsfl.models.Projection`).
     """

@@ -12,7 +12,7 @@ from simsfl.objectives.byol import halves
 
 @dataclass(frozen=True)
 class SimSiam(Objective):
-    """SimSiam's loss: predict the other view's projection. It hardly learns without BatchNorm (--head large-mlp).
+    """SimSiam's loss: predict the other view's projection. It hardly learns without BatchNorm in its head.
 
     The network returns projection and prediction side by side (`simsfl.models.Projection`).
     """

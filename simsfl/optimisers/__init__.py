@@ -38,6 +38,18 @@ class Optimiser:
         """Return R, given P."""
         raise NotImplementedError
 
+    def regularised(self, gradient: Tensor, weights: Tensor, received: Tensor) -> Tensor:
+        """Return the gradient that clients take a step with; here it is that of their loss alone.
+
+        This is where a client may be drawn towards what it got. The server's gradient does not come here.
+
+        Args:
+            gradient: ``[..., P]`` gradient of the loss, after the defences.
+            weights: ``[..., P]`` parameters of the clients.
+            received: ``[P]`` the average that they got last.
+        """
+        return gradient
+
     def step_(self, model: FlatModule, weights: Tensor, gradient: Tensor, memory: Tensor, lr: Tensor) -> None:
         """Take a step, in place.
 

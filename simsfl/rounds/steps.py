@@ -18,7 +18,6 @@ from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan
 from simsfl.algorithm.state import completed_rounds, gather_, scatter_, scatter_memory_
 from simsfl.algorithm.wire import Wire
-from simsfl.config.catalogue import Targets
 from simsfl.cost.model import Missed
 from simsfl.engine.cuda_graph import CapturedStep
 from simsfl.engine.plan_ahead import PlanAhead
@@ -113,7 +112,7 @@ def replayed_steps(parts: Parts, progress: Progress, clock: PhaseClock) -> Itera
         with clock("server"):
             s = order[progress.step_index]
             smashed = state.sent.smashed[s].to(parts.device)
-            labels = state.sent.labels[s].to(parts.device) if parts.hyper.targets is Targets.LABELS else None
+            labels = state.sent.labels[s].to(parts.device) if parts.config.goal.needs_labels else None
             with parts.computing():
                 loss, top1, _ = step.learn_(parts.model, state, smashed, lr, parts.hyper, labels)
             syncs = is_sync_step(progress.step_index, progress.steps, parts.config.syncs_per_round)
@@ -193,9 +192,7 @@ def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> 
         for group in plan.groups:
             dataset.train.ahead(group.indices[s + 1])
     labels = (
-        [dataset.train_labels[group.indices[s]] for group in plan.groups]
-        if parts.hyper.targets is Targets.LABELS
-        else None
+        [dataset.train_labels[group.indices[s]] for group in plan.groups] if parts.config.goal.needs_labels else None
     )
     return Batch(
         images=dataset.train,

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -222,6 +223,7 @@ class RunDirectory:
             choices=dict(choices),
             plugins=config.plugins,
             callbacks=list(callbacks),
+            defaults=config.defaults,
             files={name: digest(Path(file)) for name, file in config.files.items()},
             machine=processor() if config.device == "cpu" else name_of(config.device),
             git_commit=git_commit(),
@@ -232,7 +234,7 @@ class RunDirectory:
         return self.read_config()
 
     def read_config(self) -> RunRecord:
-        """Return the content of ``config.json``.
+        """Return the content of ``config.json``; its config has an option for each default that has changed since.
 
         Raises:
             ValueError: this is not a run directory, or its ``config.json`` is damaged or was edited.
@@ -241,7 +243,8 @@ class RunDirectory:
             raise ValueError(f"{self.path} is not the directory of a run: it has no config.json; allowed: one that has")
         check_plugins(self.config)
         try:
-            return read(self.config, RunRecord)
+            record = read(self.config, RunRecord)
+            return replace(record, config=record.config.keeping(record.defaults))
         except PluginError as error:
             raise ValueError(f"plugin: {error}; allowed: as it was when the run began") from error
         except ValueError as error:

@@ -75,6 +75,8 @@ class RunRecord:
     """Code from outside simsfl that is used."""
     callbacks: list[str] = field(default_factory=list)
     """Classes of callbacks, observers and wires that were given to it in Python when it began."""
+    defaults: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+    """Defaults of the options that the config does not give, as they were when the run began, by name."""
     files: dict[str, str] = field(default_factory=dict)
     """Checksums of the files that options of the config name, by the names of these options."""
     machine: str | None = None
@@ -90,8 +92,11 @@ class RunRecord:
 
     @property
     def identity(self) -> str:
-        """Return a checksum of what makes it this run and no other, which stays the same wherever it goes on."""
-        return _identity(self.config.to_dict(), self.dataset, self.start, self.partition)
+        """Return a checksum of what makes it this run and no other, which stays the same wherever it goes on.
+
+        Options that the config has because their defaults have changed since the run began do not count.
+        """
+        return _identity(self.config.to_dict(), self.defaults, self.dataset, self.start, self.partition)
 
     def __post_init__(self) -> None:
         for name in _SETTLED:
@@ -261,11 +266,18 @@ def _lasting(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in changed.items() if name not in _PLACES} | there
 
 
-def _identity(values: Mapping[str, Any], dataset: DatasetRecord, start: str | None, partition: str | None) -> str:
-    """Return `RunRecord.identity` of a run whose config has these values."""
+def _identity(
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    dataset: DatasetRecord,
+    start: str | None,
+    partition: str | None,
+) -> str:
+    """Return `RunRecord.identity` of a run whose config has these values; `defaults` are those of options."""
+    options = {name: value for name, value in values.get("options", {}).items() if name not in defaults}
     given = {"partition": partition} if partition else {}  # earlier versions had none
     images = dataset.listing or dataset.sha256
-    return checksum({"config": _lasting(values), "images": images, "start": start} | given)
+    return checksum({"config": _lasting({**values, "options": options}), "images": images, "start": start} | given)
 
 
 def identity_in(path: Path) -> str | None:
@@ -280,7 +292,8 @@ def identity_in(path: Path) -> str | None:
         values, dataset = content.get("config"), content.get("dataset")
         if not isinstance(values, dict) or not isinstance(dataset, dict):
             return None
-        return _identity(values, decode(DatasetRecord, dataset), content.get("start"), content.get("partition"))
+        rest = content.get("start"), content.get("partition")
+        return _identity(values, content.get("defaults", {}), decode(DatasetRecord, dataset), *rest)
     except ValueError:
         return None
 

@@ -24,7 +24,12 @@ class Availability(Sampler):
     duration, the times repeat. Where too few are available, the cohort is filled up with others, who do not come.
     """
 
-    file: str | None = option(None, "File of availability times, with a line for each client.", file=True)
+    file: str | None = option(
+        None,
+        "File with a line for each client: the spans of seconds in which it is available, such as 0-3600,7200-9000, or "
+        'JSON in FedScale\'s form, {"active": [0, 7200], "inactive": [3600, 9000], "duration": 86400}.',
+        file=True,
+    )
     round_seconds: float = option(60.0, "Seconds from the beginning of a round to that of the next.", within=(0, 1e9))
 
     def __post_init__(self) -> None:

@@ -31,7 +31,6 @@ from simsfl.config.catalogue import (
     PARTITIONS,
     PRECISIONS,
     SAMPLERS,
-    Targets,
 )
 from simsfl.config.notation import Bottleneck
 from simsfl.data import Dataset
@@ -41,6 +40,7 @@ from simsfl.models import SplitModel, Style, split_model, whole_model
 from simsfl.models.central import CentralModule
 from simsfl.objectives import Objective
 from simsfl.optimisers import Optimiser
+from simsfl.optimisers.proximal import Proximal
 from simsfl.samplers import Sampler
 from simsfl.setup import defaults
 from simsfl.setup.checks import check_defence, check_queues, check_sent
@@ -205,9 +205,8 @@ def _room_for_sent(size: Outline, model: SplitModel, storage: Storage, dtype: to
     precision = _dtype_of(config.precision, dtype)
     check_sent(config, steps * rows * row * precision.itemsize, storage)
     smashed = storage.zeros(steps * rows, row, precision).view(steps, rows, *model.smashed_shape)
-    labels = torch.zeros(
-        steps if config.goal.targets is Targets.LABELS else 0, rows, dtype=torch.long, device=storage.device
-    )
+    labelled = steps if config.goal.needs_labels else 0
+    labels = torch.zeros(labelled, rows // config.views_sent, dtype=torch.long, device=storage.device)
     return Sent(smashed, labels)
 
 
@@ -240,7 +239,8 @@ def sampler(config: RunConfig) -> Sampler:
 
 def optimiser(config: RunConfig) -> Optimiser:
     """Return the optimiser of a config with every rule applied."""
-    return OPTIMIZERS[config.optimizer].code.load().of(config)
+    chosen = OPTIMIZERS[config.optimizer].code.load().of(config)
+    return Proximal(chosen, config.proximal) if config.proximal else chosen
 
 
 def defence(config: RunConfig) -> Chain:
@@ -278,9 +278,9 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyp
         tau=config.tau,
         optimiser=optimiser(config),
         defence=defence(config),
-        proximal=config.proximal,
         targets=config.goal.targets,
         whole_batch=config.goal.whole_batch,
+        labels=config.goal.labels,
         precision=precision,
         batches=tuple(group.batch_size for group in size.groups for _ in range(group.cohort)),
         clients_learn=config.client_lr > 0,

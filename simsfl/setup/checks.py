@@ -9,7 +9,7 @@ import torch
 
 from simsfl.algorithm.plan import Group
 from simsfl.config import ENGINES, RunConfig
-from simsfl.config.catalogue import DATASETS, PARTITIONS, Targets
+from simsfl.config.catalogue import DATASETS, PARTITIONS
 from simsfl.data import Dataset
 from simsfl.engine.precision import TF32_CAPABILITY, has_bf16, has_tf32, name_of
 from simsfl.kernels import gpu
@@ -148,7 +148,7 @@ def check_labels(config: RunConfig, dataset: Dataset) -> None:
     if not dataset.unlabelled:
         return
     lacking = f"needs labels, and the {dataset.unlabelled:,} images of {dataset.name} that clients hold have none"
-    if config.goal.targets is Targets.LABELS:
+    if config.goal.needs_labels:
         field = "supervised: training on labels" if config.supervised else f"objective: {config.objective}"
         raise ValueError(f"{field} {lacking}; allowed: an objective without labels")
     if config.data_proportion and PARTITIONS[config.partition].code.load().needs_labels:

@@ -40,7 +40,7 @@ def with_rules(config: RunConfig, images_per_client: int | None = None, classes:
     clients = config.clients
     cohort = config.cohort_size
     images = config.batch_size or batch_size(config, images_per_client)
-    of_classes = {}
+    of_classes = {"head": config.head_name}
     if classes:
         of_classes["classes_per_client"] = config.classes_per_client or classes_per_client(classes)
         of_classes |= {"head": "linear", "key_dim": classes} if config.goal.targets is Targets.LABELS else {}

@@ -274,6 +274,7 @@ def load_images(config: RunConfig) -> Dataset:
         seed=config.seed,
         stream=config.stream,
         auxiliary=config.aux_dataset,
+        options=config.options_of("dataset"),
     )
 
 

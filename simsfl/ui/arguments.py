@@ -20,6 +20,10 @@ _NO_VALUE = "expected one argument"
 """What argparse says of a flag without a value."""
 
 
+class Early(argparse.Action):
+    """An action of a flag with a value, which is carried out before those of all flags of other classes."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that raises a ValueError with a message of one line for every mistake.
 
@@ -70,7 +74,8 @@ class Parser(argparse.ArgumentParser):
             ValueError: a flag does not exist, in which case the message names the nearest one, or its value is wrong.
         """
         words, options = _without_dotted(sys.argv[1:] if argv is None else argv, self.dotted)
-        arguments, rest = self.parse_known_args(words)
+        early = {flag for action in self._actions if isinstance(action, Early) for flag in action.option_strings}
+        arguments, rest = self.parse_known_args(_with_first(words, early))
         arguments.options = options
         if rest:
             flags = [option for action in self._actions for option in action.option_strings]
@@ -96,6 +101,22 @@ def _without_dotted(argv: Sequence[str], dotted: Collection[str]) -> tuple[list[
             raise ValueError(f"{name}: {_NO_VALUE}; allowed: a value behind the flag")
         values[name] = value
     return words, values
+
+
+def _with_first(words: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Return arguments with these flags, which take a value, before all others."""
+    first, others, left = [], [], list(words)
+    while left and left[0] != "--":
+        word = left.pop(0)
+        if word.partition("=")[0] not in flags:
+            others.append(word)
+        elif "=" in word:
+            first.append(word)
+        elif left and not left[0].startswith("-"):
+            first += [word, left.pop(0)]
+        else:  # without its value, which argparse says
+            others.append(word)
+    return first + others + left
 
 
 def value_of(kind: type, text: str) -> Callable[[str], Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 import simsfl
-from simsfl import extend
+from simsfl import Simulation, extend
 from simsfl.cli import run
 from simsfl.cli.report import program as report
 from simsfl.config import RunConfig, plugins
@@ -118,6 +119,30 @@ def test_a_plugin_that_was_changed_is_warned_of_once(file, npz, tmp_path, caplog
     assert report.main([str(tmp_path / "out")]) == 0
     said = [line for line in caplog.messages if "apart.py" in line]
     assert said == ["the plugin apart.py is not the one that the run began with: its source has changed"]
+    (row,) = [line for line in (tmp_path / "out" / "report.md").read_text().splitlines() if "plugins" in line]
+    assert f"apart.py ({hashlib.sha256(OBJECTIVE.encode()).hexdigest()[:8]})" in row.replace("\\", "")
+
+
+def test_a_run_goes_on_with_the_defaults_that_it_began_with(file, npz, tmp_path):
+    """So do its report, and new runs from its config; a default that stayed is no option."""
+    out = tmp_path / "out"
+    assert train(npz, out, "--plugin", file, "--objective", "apart", "--objective.most", "3") == 0
+    content = json.loads((out / "config.json").read_text())
+    assert content["config"]["options"] == {"objective.most": 3}
+    defaults = {name: value for name, value in content["defaults"].items() if name.startswith("objective")}
+    assert defaults == {"objective.weight": 1.0, "objective.squared": True}
+    first = RunDirectory(out).read_config()
+    assert first.config.options == {"objective.most": 3}
+    later = tmp_path / "later.py"
+    later.write_text(OBJECTIVE.replace("option(1.0", "option(2.0"))
+    del DOORS["objective"]["apart"]
+    plugins.load(str(later))
+    with patch.object(plugins, "check"):  # as if the plugin's file had been replaced
+        second = RunDirectory(out).read_config()
+        assert second.config.options == {"objective.most": 3, "objective.weight": 1.0}
+        assert second.identity == first.identity
+        assert Simulation.load(out).parts.hyper.objective.weight == 1.0
+        assert RunConfig.load(out / "config.json").options == second.config.options
 
 
 @pytest.mark.parametrize(
@@ -173,14 +198,43 @@ def test_two_plugins_of_one_name(file, npz, tmp_path, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_help_and_list_show_where_choices_come_from(file, capsys):
+@pytest.mark.parametrize("before", [True, False])
+def test_help_shows_what_plugins_have_wherever_they_stand(before, file, tmp_path, capsys):
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    words = ["--plugin", str(file), f"--plugin={tmp_path / 'settings.py'}"]
     with pytest.raises(SystemExit):
-        run.main(["--plugin", str(file), "--help"])
-    assert "apart (apart.py)" in capsys.readouterr().out
-    assert run.main(["--list"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "from the plugin apart.py" in text
-    assert "The squared distance of two views. --objective.weight 1.0 --objective.squared True --objective.most" in text
+        run.main([*words, "--help"] if before else ["--help", *words])
+    text = capsys.readouterr().out
+    for name in ("apart (apart.py)", "crowd (settings.py)", "{loud (settings.py)}", "stripes (settings.py),FILE.npz"):
+        assert name in text
+    assert "--objective.temperature 0.2; --list shows them all" in text
+
+
+def test_a_plugin_flag_without_a_value_takes_none_of_the_others(capsys):
+    assert run.main(["--plugin", "--list"]) == 2
+    assert capsys.readouterr().err == "error: plugin: expected one argument; allowed: a value behind the flag\n"
+
+
+def test_the_list_shows_options_with_all_that_is_known_of_them(file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run.main(["--list", "--plugin", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    text = " ".join(printed.split())
+    assert (
+        "apart The squared distance of two views. from the plugin apart.py --objective.weight 1.0 Weight. (0 to 10) "
+        "--objective.squared true Square it. (true or false) --objective.most none Most. (a whole number)"
+    ) in text
+    assert "--sampler.file none File with a line for each client: the spans of seconds" in text
+    assert "--defence.where smashed What the noise or clipping is applied to. (smashed, gradient, update)" in text
+    assert "--objective.temperature 0.5 Temperature of NT-Xent. (1e-06 to 1,000,000)" in text
+
+
+def test_the_list_has_networks_that_cannot_be_made_for_small_images(tmp_path, capsys):
+    source = "from simsfl import extend\n@extend.architecture('picky', width=8)\ndef picky(width, image_size, style):\n"
+    (tmp_path / "picky.py").write_text(f"{source}    raise ValueError('arch: too small')\n")
+    assert run.main(["--list", "--plugin", str(tmp_path / "picky.py")]) == 0
+    assert "picky cannot be made for images of 32x32: arch: too small" in " ".join(capsys.readouterr().out.split())
 
 
 SETTINGS = """
@@ -220,6 +274,17 @@ class Mine(extend.Partitioner):
 @extend.partition("owned")
 class Owned(extend.Partitioner):
     fixed = True
+
+
+@extend.callback("loud")
+@dataclass(frozen=True)
+class Loud(extend.Callback):
+    pass
+
+
+@extend.dataset("stripes", "stripes", images=None, test_images=None, image_size=32, classes=2)
+def stripes(request):
+    raise NotImplementedError
 """
 
 
@@ -363,3 +428,43 @@ def test_the_package_that_names_a_plugin_is_named(monkeypatch):
     monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [point._for(SimpleNamespace(name="lab-tools"))])
     with pytest.raises(ValueError, match=r"^plugin: there is no module nosuchlab.things; .* package lab-tools\)$"):
         plugins.load_all()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Return the directory of an installed package ``labkit``, whose distribution is called lab-tools."""
+    labkit, about = tmp_path / "labkit", tmp_path / "lab_tools-1.2.dist-info"
+    for path, text in (
+        (labkit / "__init__.py", ""),
+        (labkit / "apart.py", OBJECTIVE),
+        (about / "METADATA", "Metadata-Version: 2.1\nName: lab-tools\nVersion: 1.2\n"),
+        (about / "RECORD", "labkit/__init__.py,,\nlabkit/apart.py,,\n"),
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield labkit
+    for name in [name for name in sys.modules if name.partition(".")[0] == "labkit"]:
+        del sys.modules[name]
+
+
+def test_the_version_is_that_of_the_distribution_whatever_its_name(package):
+    plugins.load("labkit.apart")
+    (plugin,) = RunConfig(objective="apart").plugins
+    assert (plugin.name, plugin.version) == ("labkit", "1.2")
+
+
+@pytest.mark.parametrize("name", ["labkit.inner", "labkit"])
+def test_an_error_in_a_package_has_its_file_and_line(name, package, capsys):
+    place = package / ("inner.py" if "." in name else "__init__.py")
+    place.write_text("import json\n\njson.loads('{')\n")
+    with pytest.raises(
+        ValueError, match=rf"^plugin: {name} cannot be imported \(JSONDecodeError: .*, in {place}:3\); "
+    ):
+        plugins.load(name)
+    (package / "__init__.py").write_text("\n1 / 0\n")
+    sys.modules.pop("labkit", None)
+    with pytest.raises(
+        ValueError, match=rf"cannot be imported \(ZeroDivisionError: .*, in {package}/__init__.py:2\); "
+    ):
+        plugins.load(name)

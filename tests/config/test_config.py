@@ -62,6 +62,21 @@ def test_every_field_has_a_flag_with_help_and_presets_are_valid():
     assert "CUDA" in why
 
 
+@pytest.mark.parametrize(
+    ("fields", "head"),
+    [
+        ({}, "mlp"),
+        ({"objective": "simclr"}, "mlp"),
+        ({"objective": "byol"}, "large-mlp"),
+        ({"objective": "byol", "head": "linear"}, "linear"),
+        ({"method": "federated", "objective": "simsiam"}, "large-mlp"),
+        ({"method": "fl-byol"}, "mlp"),
+    ],
+)
+def test_the_head_is_by_rule_the_objectives(fields, head):
+    assert with_rules(RunConfig(**fields)).head == head
+
+
 def test_a_rule_gives_no_batch_that_a_client_does_not_hold():
     assert with_rules(RunConfig(clients=5), 12).batch_size == 12
     assert with_rules(RunConfig(clients=5), 12).syncs_per_round == 1000 // (12 * 5)
@@ -207,8 +222,19 @@ def test_wrong_types_are_refused(field, value):
 def test_list_prints_what_there_is(capsys):
     assert run.main(["--list"]) == 0
     output = capsys.readouterr().out
-    for word in (*PRESETS, "resnet18", "--arch.pool mean", "shapes", "cifar100", "stl10", "svhn"):
+    for word in (
+        *PRESETS,
+        "resnet18",
+        "--arch.pool mean",
+        "shapes",
+        "cifar100",
+        "stl10",
+        "73,257 + 26,032 images",
+        "hf:NAME",
+    ):
         assert word in output
+    headings = [line for line in output.splitlines() if not line.startswith(" ")]
+    assert len(set(headings)) == len(headings)
     are_names = [line.startswith(" ") for line in output.splitlines()]
     assert all(heading or after for heading, after in zip(are_names, [*are_names[1:], False], strict=True))
     assert "callbacks" not in output  # without a plugin there are none

@@ -96,9 +96,9 @@ def test_the_list_goes_on_where_one_network_cannot_be_built():
     with patch.dict(ARCHITECTURES):
         extend.architecture("large", width=8)(large)
         extend.architecture("sequential", width=8)(WRONG["sequential"][0])
-        listed = {name: str(choices._of_architecture(name)) for name in ("large", "sequential", "resnet8")}
-        assert listed["large"].startswith("cannot be built for images of 32 pixels (arch: large needs images of 64 pi")
-        assert listed["sequential"].startswith("cannot be built for images of 32 pixels (TypeError: ")
+        listed = {name: choices._cut_layers(name) for name in ("large", "sequential", "resnet8")}
+        assert listed["large"].startswith("cannot be made for images of 32x32: arch: large needs images of 64 pixels")
+        assert listed["sequential"].startswith("cannot be made for images of 32x32: ")
         assert listed["resnet8"] == "cut layer 1 to 4"
         check_machine(RunConfig(arch="large", image_size=64))
 

@@ -8,6 +8,7 @@ from simsfl.models import FlatModule
 from simsfl.optimisers import SGD
 from simsfl.optimisers.adamw import AdamW
 from simsfl.optimisers.lars import LARS
+from simsfl.optimisers.proximal import Proximal
 
 CLIENTS, STEPS = 3, 4
 
@@ -55,6 +56,16 @@ def test_a_stack_of_clients_descends_like_each_client_with_pytorch(optimiser, ma
     for client in range(CLIENTS):
         expected = by_torch(make, network, start[client], gradients[:, client], rates[:, client, 0].tolist())
         torch.testing.assert_close(weights[client], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_clients_are_drawn_to_the_average_by_the_gradient_of_the_proximal_term():
+    weights, received = torch.randn(CLIENTS, 5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    gradient = torch.randn(CLIENTS, 5, dtype=torch.float64)
+    found = Proximal(SGD(0.9, 0.01), 0.3).regularised(gradient, weights, received)
+    for client in range(CLIENTS):
+        own = weights[client].clone().requires_grad_()
+        (gradient[client] @ own + 0.3 / 2 * (own - received).square().sum()).backward()
+        torch.testing.assert_close(found[client], own.grad, rtol=1e-12, atol=1e-14)
 
 
 def test_lars_scales_the_step_of_each_layer(network):

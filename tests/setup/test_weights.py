@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from simsfl import RunConfig, Simulation
-from simsfl.cli import export_checkpoint, import_checkpoint, presets, run
+from simsfl.cli import export_checkpoint, import_checkpoint, run
+from simsfl.config import presets
 from simsfl.setup.weights import EXPERTS, experts, load_weights, published_names, to_published
 from simsfl.system.tensor_file import write_tensors
 from tests.conftest import TINY, flags

@@ -25,11 +25,11 @@ from simsfl.config import PRECISIONS, plugins  # noqa: E402
 from simsfl.config.catalogue import DATASETS  # noqa: E402
 from simsfl.cost.model import operations  # noqa: E402
 from simsfl.data import Dataset, make_dataset  # noqa: E402
-from simsfl.data.load import load_dataset  # noqa: E402
 from simsfl.data.shapes import shapes  # noqa: E402
 from simsfl.engine.precision import arithmetic, has_tf32  # noqa: E402
 from simsfl.setup.assembly import network  # noqa: E402
 from simsfl.setup.defaults import device_of, resolve  # noqa: E402
+from simsfl.setup.parts import load_images  # noqa: E402
 from simsfl.system.clock import PhaseClock  # noqa: E402
 from simsfl.system.memory import peak_memory_bytes, resident_bytes  # noqa: E402
 
@@ -195,7 +195,7 @@ def _dataset_of(config: RunConfig) -> Dataset:
     """Return the configured data set; of the built-in shapes, as many as there are clients, or more."""
     if config.dataset == "shapes" and config.clients > DATASETS["shapes"].images:
         return _many_shapes(config.clients)
-    return load_dataset(config.dataset, data_dir=config.data_dir, image_size=config.image_size, seed=config.seed)
+    return load_images(config)
 
 
 def _synchronise(device: torch.device) -> None:

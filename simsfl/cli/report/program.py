@@ -193,6 +193,7 @@ def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
         "precision, engine": f"{config['precision']}, {config['engine']}",
         "seed": str(config["seed"]),
         **{name.replace("_", " "): _value(config[name]) for name in differing},
+        **({"plugins": ", ".join(map(str, run.plugins))} if run.plugins else {}),
         "loss": number(history.value("round", "loss"), ".3f"),
         "kNN of raw pixels [%]": number(history.untrained("pixel_knn_top1")),
         "kNN untrained [%]": number(history.untrained("knn_top1")),

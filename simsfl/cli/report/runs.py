@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simsfl.config.plugins import Plugin
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import History, read_records
 from simsfl.runs.records import AttackRecord, Summary, read
@@ -38,6 +39,8 @@ class Run:
     """Names of the fields of the config that rules have filled in."""
     losses: Sequence[float] = ()
     """Loss of each step."""
+    plugins: Sequence[Plugin] = ()
+    """Code from outside simsfl that the run uses."""
 
     @property
     def label(self) -> str:
@@ -74,4 +77,5 @@ def read_run(path: Path, name: str) -> Run:
         directory.check_metrics(summary)
     attacks = {file.stem: read(file, AttackRecord) for file in sorted(directory.attacks.glob("*.json"))}
     config = content.config.to_dict()
-    return Run(name, path, config, content.reasons, history, steps, summary, attacks, content.by_rule, losses)
+    more = content.by_rule, losses, content.plugins
+    return Run(name, path, config, content.reasons, history, steps, summary, attacks, *more)
