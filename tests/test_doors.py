@@ -69,7 +69,7 @@ def assert_equal_to_the_loop(config, engines, pictures):
             torch.testing.assert_close(tensors[name], tensor, rtol=1e-5, atol=1e-7, msg=name)
 
 
-SHORT = ("moco", "fedavgm", "gaussian")
+SHORT = ("moco", "gaussian")
 """Names that are not left to the slow tests."""
 
 
@@ -117,6 +117,7 @@ def test_a_check_says_in_words_what_differs():
         check(Forgetful)
 
 
+@pytest.mark.slow
 def test_a_check_says_what_an_objective_of_a_whole_batch_lacks():
     class Centred(Objective):
         """Compares each row with the mean of all rows that it is given."""
@@ -584,6 +585,7 @@ class Bent(Objective):
         return (apart if apart > 1 else 2 * apart), nearest(outputs_nD, targets_nD)
 
 
+@pytest.mark.slow
 def test_a_loss_that_cannot_be_mapped_over_clients_is_refused_in_words(pictures):
     with patch.dict(DOORS["objective"]):
         extend.objective("bent")(Bent)
@@ -641,6 +643,7 @@ def test_a_check_compares_what_is_added_to_records(door, thing, message, picture
             check(thing, pictures)
 
 
+@pytest.mark.slow
 def test_a_check_advises_whole_batches_only_where_they_help(pictures, caplog):
     class Forgetful(Objective):
         """Has a state outside its memory."""

@@ -44,7 +44,7 @@ class Noise(nn.Module):
         return torch.randn(len(x), 4, 8, 8, generator=generator(len(x)))
 
 
-@pytest.mark.parametrize("text", ["conv_normN0C32", None])
+@pytest.mark.parametrize("text", [pytest.param("conv_normN0C32", marks=pytest.mark.slow), None])
 def test_a_client_that_sends_the_image_is_seen_through(text, pictures):
     spec = text and Decoder.parse(text)
     result = attack(nn.Identity(), *parts(pictures), decoder=spec, seed=0, epochs=10)
@@ -86,6 +86,7 @@ def test_the_attackers_images_are_not_those_that_it_reconstructs(dataset):
     assert not set(own.tolist()) & set(rows[:10].tolist())
 
 
+@pytest.mark.slow
 def test_an_attack_on_a_run_and_its_report(npz, tmp_path, capsys):
     out = tmp_path / "run"
     settings = {**TINY, "rounds": 1, "eval_every": 0}

@@ -406,6 +406,7 @@ def test_callbacks_hear_of_checkpoints_after_the_start(npz, tmp_path):
     assert follower.heard == ["start", "run", "run"]
 
 
+@pytest.mark.slow
 def test_a_file_that_an_option_names_belongs_to_the_run(npz, tmp_path, monkeypatch, caplog):
     """The run finds the file from anywhere, and a warning tells that it has changed."""
     times, out = tmp_path / "times.txt", tmp_path / "out"

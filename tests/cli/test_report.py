@@ -33,6 +33,7 @@ def trained(npz, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_names_of_any_letters(trained, tmp_path, monkeypatch):
     """Each run has figures of its own, a column and lines in legends, whatever file names leave out."""
     paths = [tmp_path / name for name in ("läufer-ä", "läufer-ö", "实验一", "a|b_n", "$x$", "x" * 250)]

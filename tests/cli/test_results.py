@@ -142,6 +142,7 @@ def test_runs_are_found_by_their_config(checkout, finished, tmp_path, capsys):
     assert "are the same run; allowed: each seed once" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_attacks_count_where_they_are_the_cells_own(checkout, finished):
     how = {"defence": "int8"}
     attack(finished("a", 40.0, seed=0, **how))
@@ -165,6 +166,7 @@ def test_attacks_count_where_they_are_the_cells_own(checkout, finished):
     assert command.endswith("--decoder conv_normN0C16 --attacker-data 0.02 --attack-epochs 20")
 
 
+@pytest.mark.slow
 def test_the_page_says_when_it_is_not_up_to_date(checkout, finished, capsys):
     assert run(checkout) == 0
     assert run(checkout, "--check") == 0
@@ -173,6 +175,7 @@ def test_the_page_says_when_it_is_not_up_to_date(checkout, finished, capsys):
     assert "results.md is not up to date" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_right_are_named_in_one_line(checkout, finished, capsys):
     finished("a", 40.0)
     assert run(checkout, "--add", checkout.parent / "runs") == 0
@@ -215,6 +218,7 @@ def test_bad_input(argv, message, checkout, monkeypatch, capsys):
     assert message in line
 
 
+@pytest.mark.slow
 def test_a_budget_takes_the_cells_that_fit(checkout, finished, monkeypatch, capsys):
     monkeypatch.setattr(runs, "planned", lambda pairs, *_: [runner.Plan(*pairs[0], base(), 0, 100.0)])
     started = []

@@ -35,6 +35,7 @@ def finished(npz, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_every_program_works_with_any_name_and_prints_it_in_one_piece(npz, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     odd = Path(NAME)
@@ -115,6 +116,7 @@ def test_a_run_whose_stdout_cannot_be_written_is_saved(npz, nothing_lost, tmp_pa
     assert RunDirectory(out).summary.exists()
 
 
+@pytest.mark.slow
 def test_a_run_outlives_signals_that_were_ignored_when_it_began(npz, tmp_path):
     """With ``nohup``, and as a job of a script in the background."""
     argv = [

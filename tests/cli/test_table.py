@@ -163,6 +163,7 @@ def test_tables_that_nothing_is_run_for(name, tmp_path, capsys):
     assert "| 8,269.2 / 8,269.2 |" in (tmp_path / "costs" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_dry_run_prints_commands_that_run(tmp_path, capsys):
     out = tmp_path / "grid"
     argv = ["participation", "--only", "MocoSFL-1, non-IID, 10%", "--dry-run"]
@@ -262,6 +263,7 @@ def test_only_takes_whole_words():
         chosen("4", "5%")
 
 
+@pytest.mark.slow
 def test_a_cell_whose_expert_is_not_possible_is_not_run(tmp_path, capsys):
     argv = ["4", "--only", "cut layer 1, lambda 2, 0.5%", "--dry-run", "--aux-dataset", str(tmp_path / "none")]
     assert run(*argv, out=tmp_path / "grid", rounds=1, local_epochs=0.01) == 0

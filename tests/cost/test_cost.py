@@ -208,6 +208,7 @@ def test_bad_input(argv, message, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_shapes_are_as_many_as_is_said():
 
     arrays = shapes(0)

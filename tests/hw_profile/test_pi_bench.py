@@ -183,6 +183,7 @@ def test_power_is_shown_with_its_source_although_the_clock_is_set(trace, tmp_pat
     assert (out / "power.svg").exists()
 
 
+@pytest.mark.slow
 def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     monkeypatch.setenv("PATH", str(tmp_path))  # where there is no meter
@@ -271,6 +272,7 @@ def test_a_report_that_a_user_has_edited_is_not_replaced_by_a_later_log(trace, t
     assert (out / "report.md").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_what_differs_from_the_trace_fails(trace, tmp_path, capsys):
     other = tmp_path / "other"
     with zipfile.ZipFile(trace) as source, zipfile.ZipFile(other, "w") as target:

@@ -73,6 +73,7 @@ def uninterrupted(npz, tmp_path_factory):
     return final(out)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(npz, tmp_path, uninterrupted):
     out = tmp_path / "run"
     argv = flags(dataset=npz, out=out, **SLOW)
@@ -103,6 +104,7 @@ def test_stopped_in_the_middle_of_a_round(number, npz, tmp_path, uninterrupted):
     assert final(out) == uninterrupted
 
 
+@pytest.mark.slow
 def test_stopped_in_an_evaluation(npz, tmp_path, monkeypatch, capsys):
     """The run stops at once, without finishing the evaluation, and does it after resuming."""
     whole, out = tmp_path / "whole", tmp_path / "run"
@@ -169,6 +171,7 @@ def test_a_run_has_one_writer(npz, tmp_path, capfd):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_stops_the_run_with_a_checkpoint(npz, tmp_path, uninterrupted, capfd):
     out = tmp_path / "run"
     process = start(*flags(dataset=npz, out=out, **SLOW))

@@ -151,6 +151,7 @@ def written(path, size, **changes):
     return str(path)
 
 
+@pytest.mark.slow
 def test_hostile_files_of_weights(tmp_path):
     """None is read before its shapes are known, and what is wrong is said in one line."""
     model = Simulation(RunConfig(**{**TINY, "dataset": "shapes"})).model
