@@ -143,7 +143,7 @@ def _learn(
 
     Args:
         views: ``[B, c, h, w]`` activations of each view, by the positions of all clients that are not absent.
-        labels: ``[B]`` class of each image, by position, if these are targets.
+        labels: ``[B]`` class of each image, by position, if the objective needs them.
         lr: learning rate of the server.
     """
     replicas, rows = len(state.servers), sum(len(own) for own in views[0].values())
@@ -213,7 +213,7 @@ def _pairs(
         online: the network that learns.
         momentum: its momentum network.
         views: images or smashed data of each view.
-        labels: classes of each client's images; empty where they are not targets.
+        labels: classes of each client's images; empty where the objective does not need them.
         hyper: which targets the objective has.
     """
     if hyper.targets is Targets.LABELS:

@@ -124,7 +124,7 @@ def learn_(
         smashed_2Nchw: activations that arrived, those of the queries before those of the keys; with labels only the
             former, N rows.
         server_lr: scalar learning rate.
-        labels_N: class of each image where targets are labels, otherwise None.
+        labels_N: class of each image where the objective needs labels, otherwise None.
         absent: positions of clients whose rows are not used; their gradient is 0.
     """
     if absent:

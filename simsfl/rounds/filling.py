@@ -17,7 +17,7 @@ def filled(parts: Parts, progress: Progress) -> float | None:
         parts: the parts of the simulation.
         progress: how far the run has come.
     """
-    config, directions = parts.config, 2 if parts.hyper.symmetric else 1
+    config, directions = parts.config, parts.config.views_at_server
     if not config.goal.queue:
         return None
     if config.own_queues:

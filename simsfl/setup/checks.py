@@ -105,13 +105,13 @@ def warn_of_short_queue(config: RunConfig, groups: Sequence[Group]) -> None:
         if config.own_queues
         else sum(group.images for group in groups) // config.server_replicas
     )
-    keys, held = (2 if config.symmetric else 1) * images, config.keys_in_a_queue
+    keys, held = config.views_at_server * images, config.keys_in_a_queue
     if held < keys:
         whose = " on each client" if config.own_queues else ""
         log.warning(
             "queue_length: %s%s are less than one step, which writes %s (%s of each of %s): the queue forgets some of "
             "them at once; usual are several steps, here --queue-length %s or more",
-            *(count_text(held, "key"), whose, f"{keys:,}", "2" if config.symmetric else "1"),
+            *(count_text(held, "key"), whose, f"{keys:,}", config.views_at_server),
             *(count_text(images, "image"), 2 * keys * (config.queue_length // held)),
         )
 
