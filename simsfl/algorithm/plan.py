@@ -15,6 +15,7 @@ from simsfl.data.partition import Partition
 from simsfl.data.views import UNIFORMS, sample
 from simsfl.kernels import ViewParameters
 from simsfl.samplers import Drawn, Sampler
+from simsfl.system.messages import kind_of
 from simsfl.system.randomness import Purpose, numpy_generator
 
 _UNIFORM, _RELIABLE = Sampler(), Reliability()
@@ -128,7 +129,7 @@ def draw_cohort(
         own = images[group.clients.start : group.clients.stop]
         drawn = sampler.draw(group.clients, group.cohort, round_index, own, lottery)
         if not isinstance(drawn, Drawn):
-            raise ValueError(f"sampler: {type(sampler).__name__} returns a {type(drawn).__name__}; allowed: a Drawn")
+            raise ValueError(f"sampler: {type(sampler).__name__} returns {kind_of(drawn)}; allowed: a Drawn")
         drawn.check(group.clients, group.cohort, type(sampler).__name__)
         cohort.append(drawn)
     return cohort

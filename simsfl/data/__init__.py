@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from simsfl.config.constraints import SMALLEST
 from simsfl.kernels import ViewParameters, augment
 from simsfl.system.memory import free_memory
+from simsfl.system.messages import kind_of
 
 if TYPE_CHECKING:
     from simsfl.data.folder import Pictures
@@ -267,7 +268,7 @@ def check_dataset(found: Dataset, by: str | None = None) -> None:
         by: the name of the function; None if it was given.
     """
     if not isinstance(found, Dataset):
-        what = f"{by} returns a {type(found).__name__}" if by else f"{type(found).__name__} is no Dataset"
+        what = f"{by} returns {kind_of(found)}" if by else f"{type(found).__name__} is no Dataset"
         raise ValueError(f"dataset: {what}; allowed: what simsfl.extend.make_dataset or from_torchvision returns")
 
 

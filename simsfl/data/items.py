@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simsfl.data import Arrays, Dataset, check_memory, make_dataset, numbered
 from simsfl.data.picture import as_rgb, middle_square
-from simsfl.system.messages import shown
+from simsfl.system.messages import kind_of, shown
 from simsfl.system.progress import watched
 
 
@@ -188,7 +188,6 @@ def _picture(image: Any) -> Image.Image:
 
 def _described(value: Any) -> str:
     """Return what a value is, for errors: its type, and of tensors and arrays what they consist of."""
-    kind = type(value).__name__
     if isinstance(value, Tensor | np.ndarray):
-        return f"a {kind} of {str(value.dtype).removeprefix('torch.')} and shape {tuple(value.shape)}"
-    return shown(value) if isinstance(value, str | int | float | None) else f"a {kind}"
+        return f"{kind_of(value)} of {str(value.dtype).removeprefix('torch.')} and shape {tuple(value.shape)}"
+    return shown(value) if isinstance(value, str | int | float | None) else kind_of(value)

@@ -16,7 +16,7 @@ import numpy as np
 from simsfl.config import RunConfig
 from simsfl.config.notation import Unequal
 from simsfl.system.array_zip import ArrayZip
-from simsfl.system.messages import count_text
+from simsfl.system.messages import count_text, kind_of
 from simsfl.system.randomness import Purpose, numpy_generator
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Partition:
         """
         if not isinstance(parts, Iterable):
             raise ValueError(
-                f"partition: a {type(parts).__name__} is no list of parts; allowed: for each client an array of indices"
+                f"partition: {kind_of(parts)} is no list of parts; allowed: for each client an array of indices"
             )
         checked = []
         for client, part in enumerate(parts):
@@ -146,7 +146,7 @@ class Partition:
                 indices = np.asarray(part, dtype=object)
             if indices.ndim != 1 or (len(indices) and indices.dtype.kind not in "iu"):
                 raise ValueError(
-                    f"partition: client {client} has a {type(part).__name__} of {indices.dtype} of "
+                    f"partition: client {client} has {kind_of(part)} of {indices.dtype} of "
                     f"{count_text(indices.ndim, 'dimension')}; allowed: indices of images, int64 [n]"
                 )
             checked.append(indices.astype(np.int64))
@@ -405,7 +405,7 @@ def _drawn(partitioner: Partitioner, labels: np.ndarray, weights: np.ndarray, ba
         partition = partitioner.deal(labels, weights, numpy_generator(seed, Purpose.PARTITION, attempt))
         if not isinstance(partition, Partition):
             raise ValueError(
-                f"partition: {type(partitioner).__name__} returns a {type(partition).__name__}; allowed: a Partition, "
+                f"partition: {type(partitioner).__name__} returns {kind_of(partition)}; allowed: a Partition, "
                 "as Partition.of(parts) makes it"
             )
         partition.check(len(weights), len(labels))

@@ -20,7 +20,7 @@ from simsfl.models.cut import narrowing, widening
 from simsfl.models.flat import FlatModule
 from simsfl.models.layers import Backbone, Style, initialise_, made_stackable_
 from simsfl.models.resnet import Residual
-from simsfl.system.messages import shortened
+from simsfl.system.messages import kind_of, shortened
 
 __all__ = [
     "FlatModule",
@@ -116,11 +116,11 @@ def _backbone(
 def _layers_of(arch: str, built: Any) -> list[nn.Module]:
     """Return the layers of what an architecture has returned; raise a ValueError if it is no backbone."""
     if not isinstance(built, Backbone):
-        raise ValueError(f"arch: {arch} returns a {type(built).__name__}; allowed: a Backbone(layers, features)")
+        raise ValueError(f"arch: {arch} returns {kind_of(built)}; allowed: a Backbone(layers, features)")
     layers = built.layers
     if not isinstance(layers, list) or not layers or not all(isinstance(layer, nn.Module) for layer in layers):
         raise ValueError(
-            f"arch: {arch} returns a Backbone whose layers are a {type(layers).__name__}; allowed: a list of modules, "
+            f"arch: {arch} returns a Backbone whose layers are {kind_of(layers)}; allowed: a list of modules, "
             "at least one"
         )
     owner: dict[int, int] = {}

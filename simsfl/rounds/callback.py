@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from simsfl.config import RunConfig
 from simsfl.runs.metrics import Added, Record
+from simsfl.system.messages import kind_of
 
 if TYPE_CHECKING:
     from simsfl.simulation import Simulation
@@ -56,13 +57,13 @@ def checked(callbacks: Iterable[Callback]) -> list[Callback]:
     """Return callbacks that were given in Python as a list; raise a ValueError if one of them is none."""
     allowed = "allowed: a list of objects of subclasses of simsfl.extend.Callback"
     if not isinstance(callbacks, Iterable):
-        raise ValueError(f"callbacks: a {type(callbacks).__name__} is no list; {allowed}")
+        raise ValueError(f"callbacks: {kind_of(callbacks)} is no list; {allowed}")
     found = list(callbacks)
     for one in found:
         if isinstance(one, type):
             raise ValueError(f"callbacks: the class {one.__name__} is no object; {allowed}, such as {one.__name__}()")
         if not isinstance(one, Callback):
-            raise ValueError(f"callbacks: a {type(one).__name__} is no Callback; {allowed}")
+            raise ValueError(f"callbacks: {kind_of(one)} is no Callback; {allowed}")
     return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simsfl.config import RunConfig
-from simsfl.system.messages import count_text, shortened
+from simsfl.system.messages import count_text, kind_of, shortened
 
 __all__ = ["Drawn", "Sampler"]
 
@@ -37,7 +37,7 @@ class Drawn:
         drawn = self.clients
         if not isinstance(drawn, np.ndarray):
             raise ValueError(
-                f"sampler: {sampler} drew a {type(drawn).__name__}; allowed: a NumPy array of "
+                f"sampler: {sampler} drew {kind_of(drawn)}; allowed: a NumPy array of "
                 f"{count_text(count, 'different id')}"
             )
         right = drawn.shape == (count,) and drawn.dtype.kind in "iu" and len(np.unique(drawn)) == count
@@ -48,9 +48,7 @@ class Drawn:
             )
         ids = set(drawn.tolist())
         if not isinstance(self.missing, Collection):
-            raise ValueError(
-                f"sampler: {sampler} misses a {type(self.missing).__name__}; allowed: a tuple of ids that it drew"
-            )
+            raise ValueError(f"sampler: {sampler} misses {kind_of(self.missing)}; allowed: a tuple of ids that it drew")
         if any(isinstance(one, bool | np.bool_) or one not in ids for one in self.missing):
             raise ValueError(
                 f"sampler: {sampler} misses {shortened(str(list(self.missing)), 60)}; allowed: ids that it drew"

@@ -51,6 +51,16 @@ def count_text(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def kind_of(value: object) -> str:
+    """Return the name of a value's type with its article.
+
+    >>> kind_of(3), kind_of([])
+    ('an int', 'a list')
+    """
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeioAEIO" or name == "ndarray" else f"a {name}"
+
+
 def fixed(value: float, digits: int) -> str:
     """Return a number with this many decimals, without a sign where they are all 0.
 

@@ -73,7 +73,7 @@ def test_images_of_any_type(arrays):
         ),
         (
             [(np.zeros((8, 8, 4), np.uint8), 0)],
-            r"image 0 of train of mine cannot be used \(it is a ndarray of uint8 and",
+            r"image 0 of train of mine cannot be used \(it is an ndarray of uint8 and",
         ),
         (
             [("cat.png", 0)],
@@ -85,7 +85,7 @@ def test_images_of_any_type(arrays):
         ([(np.zeros((8, 8), np.uint8), -1)], "mine: train has label -1; labels must be 0 or more"),
         (
             [np.zeros((8, 8), np.uint8)],
-            "item 0 of train of mine is a ndarray of uint8 .*; allowed: an image and a label",
+            "item 0 of train of mine is an ndarray of uint8 .*; allowed: an image and a label",
         ),
         ([(np.zeros((9, 9), np.uint8), 0)], "test_x of mine has images of 8x8, and train_x of 9x9; allowed: one size"),
         ([(np.zeros((8, 8), np.uint8), 1)], "mine has label 0 in test that does not occur in train"),

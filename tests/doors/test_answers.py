@@ -28,7 +28,7 @@ DRAWS = {
     "strange": (Drawn(np.array([4, 6, 1])), "Sized drew .4, 6, 1.; allowed: 3 different ids from 0 to 5"),
     "list": ([1, 2, 3], "Sized returns a list; allowed: a Drawn"),
     "ids in a list": (Drawn([0, 1, 2]), "Sized drew a list; allowed: a NumPy array of 3 different ids"),
-    "no ids": (Drawn(np.arange(3), 1), "Sized misses a int; allowed: a tuple of ids that it drew"),
+    "no ids": (Drawn(np.arange(3), 1), "Sized misses an int; allowed: a tuple of ids that it drew"),
     "mask": (Drawn(np.arange(3), np.array([True, False, False])), "Sized misses .*; allowed: ids that it drew"),
     "others": (Drawn(np.arange(3), (5,)), "Sized misses .5.; allowed: ids that it drew"),
 }
@@ -68,9 +68,9 @@ def test_a_partitioner_has_to_return_a_partition_of_the_images(parts, message, p
 PARTS = {
     "fractions": ([[0, 1], [0.5]], "client 1 has a list of float64 of 1 dimension; allowed"),
     "nested": ([[[0, 1]]], "client 0 has a list of int64 of 2 dimensions; allowed: indi"),
-    "a mask": ([np.ones(3, dtype=bool)], "client 0 has a ndarray of bool of 1 dimension;"),
-    "a number each": ([4], "client 0 has a int of int64 of 0 dimensions; allowed: indices of i"),
-    "a number": (4, "a int is no list of parts; allowed: for each client an array of indi"),
+    "a mask": ([np.ones(3, dtype=bool)], "client 0 has an ndarray of bool of 1 dimension;"),
+    "a number each": ([4], "client 0 has an int of int64 of 0 dimensions; allowed: indices of i"),
+    "a number": (4, "an int is no list of parts; allowed: for each client an array of indi"),
 }
 """What a partition is made of, and how the error begins."""
 
@@ -97,7 +97,7 @@ def test_a_partitioner_has_to_return_a_partition(pictures):
 def test_images_have_to_be_a_dataset():
     with patch.dict(DOORS["dataset"]):
         extend.dataset("bare", "x", images=9, test_images=1, image_size=8, classes=2)(lambda wanted: np.zeros(3))
-        with pytest.raises(ValueError, match=r"^dataset: bare returns a ndarray; allowed: what simsfl\."):
+        with pytest.raises(ValueError, match=r"^dataset: bare returns an ndarray; allowed: what simsfl\."):
             Simulation(RunConfig(**BASE | {"dataset": "bare"}))
     with pytest.raises(ValueError, match=r"^dataset: ndarray is no Dataset; allowed: what simsfl\."):
         Simulation(RunConfig(**BASE), np.zeros((3, 8, 8, 3)))
@@ -110,7 +110,7 @@ class Follower(Callback):
 FOLLOWERS = {
     "a class": ([Follower], "the class Follower is no object; a"),
     "no list": (Follower(), "a Follower is no list; allowed: a "),
-    "a number": ([3], "a int is no Callback; allowed: a list of "),
+    "a number": ([3], "an int is no Callback; allowed: a list of "),
 }
 """What is given as callbacks, and how the error begins."""
 
