@@ -12,7 +12,7 @@ from torch import Tensor
 from simsfl.algorithm.absence import Absences, Reliability
 from simsfl.config.notation import Unequal
 from simsfl.data.partition import Partition
-from simsfl.data.views import UNIFORMS, sample
+from simsfl.data.views import UNIFORMS, Recipe
 from simsfl.kernels import ViewParameters
 from simsfl.samplers import Drawn, Sampler
 from simsfl.system.messages import kind_of
@@ -141,9 +141,7 @@ def plan_round(
     *,
     groups: Sequence[Group],
     steps: int,
-    recipe: str,
-    image_size: int,
-    crop_scale: float,
+    recipe: Recipe,
     seed: int,
     device: torch.device,
     sampler: Sampler = _UNIFORM,
@@ -157,9 +155,7 @@ def plan_round(
         round_index: counted from 0.
         groups: all clients, by batch size.
         steps: steps of the round.
-        recipe: "v1" or "v2", see `simsfl.data.views.sample`.
-        image_size: height and width of an image in pixels.
-        crop_scale: smallest share of an image's area that a crop may have.
+        recipe: how views are drawn.
         seed: seed of the run.
         device: device that the plan is sent to; the host goes on before it has arrived.
         sampler: draws the clients of the cohort.
@@ -182,7 +178,7 @@ def plan_round(
                 hashes = numpy_generator(seed, Purpose.NOISE, round_index, client)
                 low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
                 keys[:, :, position] = hashes.integers(low, high, (steps, 2, group.batch_size, 2), dtype=np.int32)
-        views = sample(uniforms, recipe, image_size, crop_scale).map(lambda t: _send(t, device))
+        views = recipe.sample(uniforms).map(lambda t: _send(t, device))
         cohorts.append(torch.from_numpy(ids))
         own_keys = _send(torch.from_numpy(keys), device) if noise else None
         plans.append(GroupPlan(_send(torch.from_numpy(indices), device), views, own_keys))

@@ -24,7 +24,7 @@ from simsfl.attacks.reconstruction import draws
 from simsfl.config import RunConfig
 from simsfl.config.notation import Decoder
 from simsfl.data import Images
-from simsfl.data.views import UNIFORMS, sample
+from simsfl.data.views import UNIFORMS, Recipe
 from simsfl.evaluation.encoding import IMAGES, Watch, embed, unwatched
 from simsfl.models.layers import initialise_
 from simsfl.privacy.decoders import Training, as_maps, decoder
@@ -126,7 +126,7 @@ class Hijacker(Wire):
         self.pilot = model.client.module(start.online.clone(), start.online_statistics.clone()).train()
         self.decoder = decoder(spec, model.smashed_shape, config.image_size, "batch", generator).to(**to)
         self.critic = _critic(model.smashed_shape, generator).to(**to)
-        self._own, self._recipe = own, (config.views, config.image_size, config.crop_scale)
+        self._own, self._recipe = own, Recipe.of(config)
         self._defence, self._rng = parts.hyper.defence, numpy_generator(seed, Purpose.ATTACKER, _OWN)
         self._learners = torch.optim.Adam([*self.pilot.parameters(), *self.decoder.parameters()], lr=_RATE)
         self._judge = torch.optim.Adam(self.critic.parameters(), lr=_RATE, betas=_CRITIC_BETAS)
@@ -162,7 +162,7 @@ class Hijacker(Wire):
     def _learn(self, count: int) -> Tensor:
         """Let pilot and decoder learn from views of some of the server's images; return the pilot's smashed data."""
         rows = torch.from_numpy(self._rng.integers(len(self._own), size=count)).to(self._own.mean.device)
-        views = sample(self._rng.random((1, count, 1, UNIFORMS)), *self._recipe).map(lambda t: t.to(rows.device))
+        views = self._recipe.sample(self._rng.random((1, count, 1, UNIFORMS))).map(lambda t: t.to(rows.device))
         dtype = next(self.pilot.parameters()).dtype
         images_n3HH = self._own.augmented(self._own.pixels[rows][:, None], views, dtype)[0, :, 0]
         protecting = draws(count, self._rng, rows.device)

@@ -267,6 +267,13 @@ class Settings:
     crop_scale: float = _setting(
         0.08, "data", "Smallest share of the image area that a crop may have.", within=(0.001, 1)
     )
+    color_strength: float = _setting(
+        1.0,
+        "data",
+        "Strength of the colour jitter: brightness, contrast and saturation change by up to 40 % times this, the hue "
+        "by up to 36 degrees times this.",
+        within=(0, 2.5),
+    )
 
     arch: str = _setting("resnet18", "model", "Architecture of the network.", ARCHITECTURES)
     width: int | None = _setting(

@@ -23,6 +23,7 @@ from simsfl.cost.model import ClientCost, client_cost
 from simsfl.data import Dataset, check_dataset
 from simsfl.data.load import load_dataset
 from simsfl.data.partition import Partition
+from simsfl.data.views import Recipe
 from simsfl.engine import tuning
 from simsfl.engine.cuda_graph import CapturedStep
 from simsfl.engine.precision import arithmetic
@@ -122,9 +123,7 @@ class Parts:
             sampler=self.sampler,
             reliability=Reliability(config.dropout, config.straggler, config.straggler_factor),
             noise=bool(self.hyper.defence),
-            recipe=config.views,
-            image_size=config.image_size,
-            crop_scale=config.crop_scale,
+            recipe=Recipe.of(config),
             seed=config.seed,
             device=self.device,
         )

@@ -6,6 +6,7 @@ import torch
 from simsfl import Simulation
 from simsfl.algorithm import plan
 from simsfl.data.partition import IID, Partition, make_partition
+from simsfl.data.views import Recipe
 
 
 def test_a_clients_draws_do_not_depend_on_the_others():
@@ -17,9 +18,7 @@ def test_a_clients_draws_do_not_depend_on_the_others():
             4,
             groups=[plan.Group(range(6), cohort, batch_size)],
             steps=5,
-            recipe="v2",
-            image_size=8,
-            crop_scale=0.2,
+            recipe=Recipe("v2", 8, 0.2),
             seed=3,
             device=torch.device("cpu"),
         )
@@ -55,9 +54,7 @@ def test_no_two_draws_are_the_same(config, dataset):
             round_index,
             groups=[plan.Group(range(8), 8, 2)],
             steps=simulation.parts.steps,
-            recipe="v2",
-            image_size=8,
-            crop_scale=0.08,
+            recipe=Recipe("v2", 8, 0.08),
             seed=0,
             device=simulation.parts.device,
         )

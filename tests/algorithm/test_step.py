@@ -155,7 +155,7 @@ def draw_batch(setting, images, rng, wire):
     return Batch(
         images,
         [images.pixels[torch.from_numpy(rng.integers(0, IMAGES, per_image))]],
-        [views.sample(uniforms, setting.recipe, setting.image_size)],
+        [views.Recipe(setting.recipe, setting.image_size).sample(uniforms)],
         server_lr=torch.tensor(0.06, dtype=DTYPE),
         client_lr=torch.linspace(0.02, 0.08, setting.cohort, dtype=DTYPE)[:, None],
         labels=[torch.from_numpy(rng.integers(0, CLASSES, per_image))] if setting.supervised else None,

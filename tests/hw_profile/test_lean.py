@@ -107,7 +107,7 @@ def test_steps_agree_with_pytorch(network, dtype):
 @pytest.mark.parametrize("recipe", ["v1", "v2"])
 def test_views_agree_with_the_kernel(recipe):
     count, size, rng = 100, 32, np.random.default_rng(0)
-    drawn = views.sample(rng.random((2, count, views.UNIFORMS)), recipe, size)
+    drawn = views.Recipe(recipe, size).sample(rng.random((2, count, views.UNIFORMS)))
     pixels = rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8)
     images = {"mean": (0.49, 0.48, 0.45), "std": (0.20, 0.20, 0.21)}
     expected = augment(

@@ -15,7 +15,7 @@ import torch
 
 from simsfl.config.notation import Decoder
 from simsfl.config.presets import PRESETS
-from simsfl.data.views import UNIFORMS, sample
+from simsfl.data.views import UNIFORMS, Recipe
 from simsfl.defences.taressfl import attackers_network
 from simsfl.kernels import standardise
 from simsfl.kernels.augment_triton import triton_augment
@@ -152,7 +152,8 @@ def launch_memory_format(dtype):
 def launch_augment(dtype):
     """Launch the views of images of a usual size, of a size smaller than a block, and of an odd one."""
     for size in (8, 32, 33):
-        pixels, views = empty(4, 2, 3, size, size, dtype=torch.uint8), sample(np.zeros((2, 4, 2, UNIFORMS)), "v2", size)
+        pixels = empty(4, 2, 3, size, size, dtype=torch.uint8)
+        views = Recipe("v2", size).sample(np.zeros((2, 4, 2, UNIFORMS)))
         out = empty(2, 4, 2, 3, size, size, dtype=dtype)
         triton_augment(pixels, views.map(lambda t: t.to("meta")), empty(3, 1, 1), empty(3, 1, 1), out)
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import RandomResizedCrop
+from torchvision.transforms.v2 import ColorJitter, RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
 from simsfl.config import RECIPES
@@ -45,7 +45,7 @@ def images(request):
 
 def views(size, recipe="v2", count=COUNT, **options):
     """Return random parameters of views by a recipe."""
-    return draws.sample(np.random.default_rng(1).random((count, draws.UNIFORMS)), recipe, size, **options)
+    return draws.Recipe(recipe, size, **options).sample(np.random.default_rng(1).random((count, draws.UNIFORMS)))
 
 
 def each(images, function):
@@ -178,6 +178,18 @@ def test_no_blur_in_v1_and_crop_scale_is_kept():
     assert area.min() >= 0.45 * 32 * 32
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.5])
+def test_the_strength_of_colours_is_that_of_torchvision_with_multiplied_arguments(strength):
+    jitter = views(32, count=5_000, color_strength=strength).jitter
+    changed = ColorJitter(*[strength * most for most in (0.4, 0.4, 0.4, 0.1)])
+    for column, name in enumerate(("brightness", "contrast", "saturation", "hue")):
+        low, high = getattr(changed, name) or (float(name != "hue"),) * 2
+        found = jitter[:, column]
+        assert found.min().item() == pytest.approx(low, abs=0.001 * (1 + strength))
+        assert found.max().item() == pytest.approx(high, abs=0.001 * (1 + strength))
+    assert ((jitter == torch.tensor([1.0, 1.0, 1.0, 0.0])).all(dim=1).float().mean() > 0.9) == (strength == 0)
+
+
 def bytes_of_images(seed, clients, batch, size):
     """Return random images ``[C, B, 3, H, H]``; every second has four levels only, so that channels are often equal."""
     pixels = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (clients, batch, 3, size, size), np.uint8))
@@ -221,7 +233,7 @@ def assert_triton_agrees(version, pixels, view, dtype=torch.float32, rtol=0.0):
 @pytest.mark.parametrize("version", [TRITON])
 def test_views_of_a_recipe(version, size, recipe):
     uniforms = np.random.default_rng(size).random((2, 5, 2, draws.UNIFORMS))
-    assert_triton_agrees(version, bytes_of_images(0, 5, 2, size), draws.sample(uniforms, recipe, size))
+    assert_triton_agrees(version, bytes_of_images(0, 5, 2, size), draws.Recipe(recipe, size).sample(uniforms))
 
 
 @pytest.mark.parametrize("version", [TRITON])

@@ -20,6 +20,7 @@ from torchvision import transforms
 from simsfl.algorithm.batch import Clock
 from simsfl.config import RunConfig
 from simsfl.data import Images
+from simsfl.data.views import Recipe
 from simsfl.models import SplitModel
 from simsfl.models.layers import ConvNorm, ConvNormReLU
 
@@ -37,18 +38,18 @@ _ONLY = {
 on them."""
 
 
-def _pipeline(images: Images, crop_scale: float) -> transforms.Compose:
+def _pipeline(images: Images, recipe: Recipe) -> transforms.Compose:
     """Return the augmentation recipe v2, from a PIL image to a normalised tensor ``[3, H, H]``.
 
     Args:
         images: the images to augment, whose size, mean and standard deviation are used.
-        crop_scale: least area of a crop, as a share of the image.
+        recipe: how the views are drawn.
     """
-    size = images.pixels.shape[-1]
-    jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)
+    change, turn = 0.4 * recipe.color_strength, 0.1 * recipe.color_strength
+    jitter = transforms.ColorJitter(change, change, change, turn)
     return transforms.Compose(
         [
-            transforms.RandomResizedCrop(size, scale=(crop_scale, 1.0)),
+            transforms.RandomResizedCrop(recipe.image_size, scale=(recipe.crop_scale, 1.0)),
             transforms.RandomApply([jitter], p=0.8),
             transforms.RandomGrayscale(p=0.2),
             transforms.RandomApply([_blurred], p=0.5),
@@ -143,7 +144,7 @@ class Published:
         self.server = _Trainee(model.server.module(model.server.take_initial().to(device)), config, config.lr)
         self.queue = F.normalize(torch.randn(config.queue_length, config.key_dim, device=device), dim=1)
         self.pointer = 0
-        self.views = [_pipeline(images, config.crop_scale) for _ in self.clients]
+        self.views = [_pipeline(images, Recipe.of(config)) for _ in self.clients]
 
     def step(self, indices: Tensor, clock: Clock) -> float:
         """Train one step; return its loss.

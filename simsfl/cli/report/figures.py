@@ -20,6 +20,7 @@ from simsfl.attacks import SIMILARITIES
 from simsfl.cli.report.privacy import privacy
 from simsfl.cli.report.runs import Run
 from simsfl.cli.report.settings import grouped
+from simsfl.data.views import Recipe
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
 from simsfl.rounds.saving import ImagesError
@@ -361,9 +362,7 @@ def _view_pairs(simulation: Simulation) -> Figure:
         0,
         groups=[Group(range(config.clients), min(_PAIRS, config.clients), 1)],
         steps=1,
-        recipe=config.views,
-        image_size=config.image_size,
-        crop_scale=config.crop_scale,
+        recipe=Recipe.of(config),
         seed=config.seed,
         device=simulation.parts.device,
     )
