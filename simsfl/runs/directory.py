@@ -295,10 +295,19 @@ class RunDirectory:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the source tree, with "-dirty" appended if it has changes; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    """Return the commit of the source tree, with "-dirty" appended if code has changed; None outside a checkout.
+
+    Pages and figures may have changed, such as those that earlier runs of a results page have made.
+    """
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ":(top)*.py")
+    return commit and commit + "-dirty" * bool(changed)
+
+
+def _git(*command: str) -> str | None:
+    """Return what git prints about the source tree; None if there is no git, or no checkout."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        where = ["git", "-C", str(Path(__file__).parent)]
+        done = subprocess.run([*where, *command], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip()
