@@ -7,9 +7,11 @@ al., CVPR 2016, without the max-pool behind the stem).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from simsfl.config.values import option
 from simsfl.models.layers import Backbone, ConvNorm, ConvNormReLU, Style
 
 
@@ -95,11 +97,20 @@ class _ResNet:
         return Backbone([ConvNormReLU(3, width, kernel, stride, style), *blocks], widths[-1] * expansion, expansion)
 
 
-def resnet8(width: int, image_size: int, style: Style) -> Backbone:
-    """Build three residual blocks behind a stem of stride 2, a small network for machines without an accelerator."""
-    widths = [2 * width, 4 * width, 8 * width]
-    blocks = _stages(_BasicBlock, width, widths, (1, 1, 1), (2, 2, 2), style)
-    return Backbone([ConvNormReLU(3, width, 3, 2, style), *blocks], widths[-1])
+@dataclass(frozen=True)
+class ResNet8:
+    """Three residual blocks of stride 2 behind a stem, a small network for machines without an accelerator.
+
+    Calling it with a width, an image size in pixels and a style builds the network.
+    """
+
+    stem_stride: int = option(2, "Stride of the first convolution.", within=(1, 2))
+
+    def __call__(self, width: int, image_size: int, style: Style) -> Backbone:
+        """Build the network."""
+        widths = [2 * width, 4 * width, 8 * width]
+        blocks = _stages(_BasicBlock, width, widths, (1, 1, 1), (2, 2, 2), style)
+        return Backbone([ConvNormReLU(3, width, 3, self.stem_stride, style), *blocks], widths[-1])
 
 
 resnet18 = _ResNet(_BasicBlock, (2, 2, 2, 2))

@@ -336,7 +336,7 @@ def _network(config: RunConfig, start: Weights | None) -> SplitModel:
     """Build the network with the weights that a run begins with."""
     model = assembly.network(config)
     if start:
-        start.initialise(model, server=config.init_server)
+        start.initialise(model, config, server=config.init_server)
     return model
 
 

@@ -49,16 +49,21 @@ class Weights:
     server: Mapping[str, Tensor]
     """Weights and running statistics of the server's half by name; empty if only the client's half is there."""
 
-    def initialise(self, model: SplitModel, *, server: bool) -> None:
+    def initialise(self, model: SplitModel, config: RunConfig, *, server: bool) -> None:
         """Set the initial weights of the client's half of a network to these.
 
         Args:
             model: the network, changed in place.
+            config: config that the network was built from.
             server: whether to set those of the server's half as well.
 
         Raises:
             ValueError: the weights do not fit the network, or a half is missing; the first difference is named.
         """
+        for name, here in _architecture_options(config).items():
+            there = _architecture_options(self.config).get(name, here)
+            if there != here:
+                raise ValueError(f"init_client: {self.origin} has --{name} {there}, not {here}; allowed: the same")
         for half in HALVES if server else HALVES[:1]:
             own, given = getattr(model, half), getattr(self, half)
             if not given:
@@ -82,6 +87,11 @@ class Weights:
         tensors = {f"{half}.{name}": tensor.float() for half in HALVES for name, tensor in getattr(self, half).items()}
         origin = visible(Path(self.origin).name)
         write_tensors(path, tensors, {"config": json.dumps(self.config.network()), "origin": origin})
+
+
+def _architecture_options(config: RunConfig) -> dict[str, object]:
+    """Return the options of a config's architecture by name, such as "arch.stem_stride"."""
+    return {name: value for name, value in (config.defaults | config.options).items() if name.startswith("arch.")}
 
 
 def _difference(half: FlatModule, given: Mapping[str, Tensor]) -> tuple[str, str, str] | None:

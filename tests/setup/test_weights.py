@@ -154,10 +154,12 @@ def written(path, size, **changes):
 @pytest.mark.slow
 def test_hostile_files_of_weights(tmp_path):
     """None is read before its shapes are known, and what is wrong is said in one line."""
-    model = Simulation(RunConfig(**{**TINY, "dataset": "shapes"})).model
+    simulation = Simulation(RunConfig(**{**TINY, "dataset": "shapes"}))
     for size in (1 << 32, 1 << 43):  # the second is refused by the system, unless it lends more memory than there is
         with pytest.raises(ValueError, match="init_client: "):
-            load_weights(written(tmp_path / "large", size)).initialise(model, server=False)
+            load_weights(written(tmp_path / "large", size)).initialise(
+                simulation.model, simulation.config, server=False
+            )
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "short").write_bytes((1 << 60).to_bytes(8, "little"))
     for source in (
@@ -209,6 +211,9 @@ def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert re.search(words, error), error
+    other = RunConfig(**TINY | {"dataset": str(npz), "init_client": str(expert), "options": {"arch.stem_stride": 1}})
+    with pytest.raises(ValueError, match=r"^init_client: .*expert has --arch.stem_stride 2, not 1; allowed: the same$"):
+        Simulation(other)
 
 
 @pytest.mark.parametrize("name", [pytest.param("laptop-cifar10", marks=pytest.mark.slow), "laptop-shapes"])

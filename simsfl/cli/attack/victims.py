@@ -75,7 +75,7 @@ def of_weights(arguments: Namespace) -> Victim:
     dataset, config = dataset.to(torch.device(config.device)), replace(config, image_size=dataset.image_size)
     model = assembly.network(config, weights=False)
     with blaming("weights", for_="init_client"):
-        weights.initialise(model, server=False)
+        weights.initialise(model, config, server=False)
     client = model.client.module(model.client.initial, model.client.initial_statistics).to(config.device)
     out = Outputs(arguments.out or Path("attacks") / Path(arguments.weights).stem)
     return Victim(config, dataset, client.eval().requires_grad_(False), out, "", weights=arguments.weights)
