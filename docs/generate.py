@@ -1,13 +1,15 @@
 """Bring what is generated in the documentation up to date: ``python docs/generate.py``.
 
 The picture of the library in ``README.md`` is made from `ROOMS` and from the packages' docstrings. The tables of
-``docs/performance.md`` are made from ``benchmarks/NAME.json``, which ``bench.py --json`` writes. Each stands between
-``<!-- NAME -->`` and ``<!-- end -->``.
+``docs/performance.md`` are made from ``benchmarks/NAME.json``, which ``bench.py --json`` writes. Those of
+``docs/extending.md`` list what a class of `simsfl.extend` may define. Each stands between ``<!-- NAME -->`` and
+``<!-- end -->``.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import sys
@@ -17,6 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from textwrap import wrap
 
+from simsfl import extend
 from simsfl.cli.bench.program import tables
 from simsfl.ui.markdown import markdown
 
@@ -52,6 +55,7 @@ ROOMS = (
 _BESIDE = ("hw_profile", "kernels")
 """Rooms that lie beside ``simsfl/`` in a checkout."""
 _TABLE = re.compile(r"(<!-- (\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+_METHODS = re.compile(r"(<!-- methods of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PICTURE = re.compile(r"(<!-- rooms -->\n).*?(<!-- end -->)", re.DOTALL)
 _WIDTH, _COLUMN = 118, 23
 """Characters of the picture's lines, and of the column of its rooms."""
@@ -62,6 +66,7 @@ def main() -> int:
     readme, performance = ROOT / "README.md", ROOT / "docs" / "performance.md"
     _rewrite(readme, _PICTURE, lambda place: place[1] + picture() + place[2])
     _rewrite(performance, _TABLE, _with_tables)
+    _rewrite(ROOT / "docs" / "extending.md", _METHODS, lambda place: place[1] + methods(place[2]) + place[3])
     return 0
 
 
@@ -110,6 +115,17 @@ def picture() -> str:
         for folder, names in sorted(folders.items()):
             lines += _wrapped("", f"{folder}/: {', '.join(names)}" if folder else ", ".join(names))
     return "```\n" + "\n".join(lines) + "\n```\n"
+
+
+def methods(name: str) -> str:
+    """Return the methods of a class of `simsfl.extend` as a Markdown table: how each is called, and what it does."""
+    rows = []
+    for method, function in vars(getattr(extend, name)).items():
+        if callable(function) and not method.startswith("_"):
+            arguments = ", ".join(list(inspect.signature(function).parameters)[1:])
+            about = inspect.getdoc(function).split("\n\n")[0].replace("\n", " ").replace("``", "`")
+            rows.append(f"| `{method}({arguments})` | {about} |")
+    return "\n".join(["| method | what it does |", "|---|---|", *rows]) + "\n"
 
 
 def _wrapped(left: str, text: str) -> list[str]:

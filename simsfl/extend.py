@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from simsfl.aggregations import Aggregation
@@ -122,6 +123,9 @@ def objective(
             has BatchNorm, or one that is registered already.
         rows: fewest images that it needs at a time: of a step, or in federated learning of a client's batch.
     """
+    if not isinstance(targets, Targets):
+        allowed = ", ".join(f"Targets.{own.name}" for own in Targets)
+        raise RegistrationError(f"objective: targets of {name!r} are {targets!r}; allowed: {allowed}")
     needs = {"whole_batch": whole_batch, "labels": labels, "predictor": predictor, "queue": queue}
     if head not in HEADS:
         raise RegistrationError(str(unknown(f"head of objective {name}", head, HEADS)))
@@ -279,10 +283,24 @@ def _registering(
         code = registered(thing)
         if name in names and (other := _other_than(code, code_of(names[name]))):
             raise RegistrationError(f"{door}: {name!r} is there already, {other}; allowed: another name")
-        names[name] = kind(code)
+        known = kind(code)
+        if base:
+            _check_changes(door, name, thing, base)
+        names[name] = known
         return thing
 
     return decorate
+
+
+def _check_changes(door: str, name: str, kind: type, base: type) -> None:
+    """Raise a RegistrationError if a subclass does what its base class does, as it does where a name is misspelt."""
+    public = [own for own in vars(base) if not own.startswith("_") and own != "of"]
+    if any(getattr(kind, own) is not getattr(base, own) for own in public):
+        return
+    methods = [own for own in public if callable(getattr(base, own))]
+    near = [(own, found) for own in vars(kind) for found in get_close_matches(own, methods, n=1)]
+    meant = f" (did you mean {near[0][1]}, not {near[0][0]}?)" if near else ""
+    raise RegistrationError(f"{door}: {name!r} defines nothing{meant}; allowed: at least one of {', '.join(methods)}")
 
 
 def _other_than(code: Code, known: Code) -> str:

@@ -69,6 +69,14 @@ def test_the_readmes_picture_is_up_to_date():
     assert shown == generate.picture(), "run: python docs/generate.py"
 
 
+def test_the_tables_of_methods_are_up_to_date():
+    page = (generate.ROOT / "docs" / "extending.md").read_text()
+    shown = re.findall(r"<!-- methods of (\w+) -->\n(.*?)<!-- end -->", page, flags=re.DOTALL)
+    assert {"Objective", "Aggregation", "Defence"} <= {name for name, _ in shown}
+    for name, table in shown:
+        assert table == generate.methods(name), "run: python docs/generate.py"
+
+
 def test_every_program_has_a_door():
     for name in PROGRAMS:
         assert f'start("{name}")' in (generate.ROOT / door(name)).read_text()

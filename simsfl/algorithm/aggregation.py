@@ -10,6 +10,7 @@ from torch import Tensor
 from simsfl.aggregations import Aggregation
 from simsfl.algorithm.state import State, put_, rows_of
 from simsfl.models import FlatModule
+from simsfl.system.answers import tensor_from
 
 
 def is_sync_step(step: int, steps: int, syncs: int) -> bool:
@@ -48,12 +49,19 @@ def average_(state: State, aggregation: Aggregation, images_C: Tensor, absent: C
             others.
     """
     clients, cohort, there_n = state.clients, state.cohort, _present(images_C, absent)
-    combined_P = aggregation.combine(_present(cohort.online.detach(), absent), there_n)
-    clients.online.copy_(aggregation.step(clients.online, combined_P, state.aggregation))
+    combined_P = _combined(aggregation, _present(cohort.online.detach(), absent), there_n)
+    new_P = aggregation.step(clients.online, combined_P, state.aggregation)
+    clients.online.copy_(tensor_from(new_P, clients.online.shape, "aggregation", "step", aggregation))
     average_statistics_(state, aggregation, images_C, absent)
     if aggregation.aligns_momentum:
         for stack in (cohort.momentum, cohort.momentum_statistics):
-            stack.copy_(aggregation.combine(_present(stack, absent), there_n).expand_as(stack))
+            stack.copy_(_combined(aggregation, _present(stack, absent), there_n).expand_as(stack))
+
+
+def _combined(aggregation: Aggregation, models_nP: Tensor, images_n: Tensor) -> Tensor:
+    """Return the model ``[P]`` that an aggregation makes of those of clients; raise a ValueError if it is none."""
+    combined_P = aggregation.combine(models_nP, images_n)
+    return tensor_from(combined_P, models_nP.shape[1:], "aggregation", "combine", aggregation)
 
 
 def _present(stack: Tensor, absent: Collection[int]) -> Tensor:
@@ -73,7 +81,7 @@ def average_statistics_(state: State, aggregation: Aggregation, images_C: Tensor
         images_C: number of images that each client of the cohort holds, int64.
         absent: positions of clients whose statistics do not count; they receive the average like all others.
     """
-    average = aggregation.combine(_present(state.cohort.online_statistics, absent), _present(images_C, absent))
+    average = _combined(aggregation, _present(state.cohort.online_statistics, absent), _present(images_C, absent))
     state.clients.online_statistics.copy_(average)
     state.cohort.online_statistics.copy_(average.expand_as(state.cohort.online_statistics))
 
@@ -122,5 +130,6 @@ def receive_(model: FlatModule, state: State, ids: Tensor, aggregation: Aggregat
         return
     rows = rows_of(state, ids)
     memory_CR = clients.received[rows].to(cohort.online)
-    cohort.online.copy_(aggregation.receive(model, cohort.online.detach(), clients.online, memory_CR))
+    own_CP = aggregation.receive(model, cohort.online.detach(), clients.online, memory_CR)
+    cohort.online.copy_(tensor_from(own_CP, cohort.online.shape, "aggregation", "receive", aggregation))
     put_(clients.received, rows, memory_CR)

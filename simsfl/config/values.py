@@ -37,7 +37,12 @@ def option(
         within: the lowest and the highest value that are allowed, if they are numbers.
         file: whether its value is the path of a file. A run keeps it as an absolute path, with the file's checksum, so
             that it can be resumed from anywhere, and is known to differ if the file does.
+
+    Raises:
+        ValueError: the default is no value that an option can have.
     """
+    if not isinstance(default, str | Number | None):
+        raise ValueError(f"option: {shown(default)} is no default; allowed: a number, a text, True, False or None")
     return field(default=default, metadata={"help": help, "choices": choices, "within": within, "file": file})
 
 

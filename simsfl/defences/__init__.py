@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from simsfl.config import RunConfig
+from simsfl.system.answers import tensor_from
 from simsfl.system.draws import Draws
+from simsfl.system.messages import count_text, kind_of
 
 __all__ = ["NONE", "Added", "Chain", "Defence", "Draws"]
 
@@ -159,14 +161,14 @@ class Chain(Defence):
 
     def protect(self, smashed: Tensor, draws: Draws) -> Tensor:
         """Return what a client sends."""
-        for defence in self.defences:
-            smashed = defence.protect(smashed, draws)
+        for own in self.defences:
+            smashed = tensor_from(own.protect(smashed, draws), smashed.shape, "defence", "protect", own)
         return smashed
 
     def receive(self, gradient: Tensor, draws: Draws) -> Tensor:
         """Return what a client gets to see of the gradient."""
-        for defence in reversed(self.defences):
-            gradient = defence.receive(gradient, draws)
+        for own in reversed(self.defences):
+            gradient = tensor_from(own.receive(gradient, draws), gradient.shape, "defence", "receive", own)
         return gradient
 
     def size(self, smashed_shape: tuple[int, int, int], image_size: int) -> int:
@@ -195,8 +197,12 @@ class Chain(Defence):
     ) -> Added | None:
         """Return the sum of what the functions `adds` of the defences return, each with its part of the memory."""
         memories = memory.split(self._sizes(tuple(smashed.shape[2:]), images.shape[-1]), dim=1)
-        added = [add(images, smashed, own, round_index) for add, own in zip(adds, memories, strict=True)]
-        added = [one for one in added if one is not None]
+        added = []
+        for defence, add, own in zip(self.defences, adds, memories, strict=True):
+            one = add(images, smashed, own, round_index)
+            if one is not None:
+                _check_added(one, smashed, defence)
+                added.append(one)
         if not added:
             return None
         gradient = torch.stack([one.gradient for one in added]).sum(dim=0)
@@ -208,8 +214,8 @@ class Chain(Defence):
 
     def learn(self, gradient: Tensor, draws: Draws) -> Tensor:
         """Return the gradient that clients descend along."""
-        for defence in self.defences:
-            gradient = defence.learn(gradient, draws)
+        for own in self.defences:
+            gradient = tensor_from(own.learn(gradient, draws), gradient.shape, "defence", "learn", own)
         return gradient
 
     def bytes_up(self, numbers: int, number_bytes: float) -> float:
@@ -219,6 +225,21 @@ class Chain(Defence):
     def bytes_down(self, numbers: int, number_bytes: float) -> float:
         """Return the bytes of their gradient, of the defence that makes them fewest."""
         return min((own.bytes_down(numbers, number_bytes) for own in self.defences), default=numbers * number_bytes)
+
+
+def _check_added(added: object, smashed: Tensor, defence: Defence) -> None:
+    """Raise a ValueError unless a defence adds a gradient of the smashed data ``[C, B, c, h, w]``, and its figures."""
+    if not isinstance(added, Added):
+        what = kind_of(added)
+    elif len(added.figures) != len(defence.figures):
+        what = count_text(len(added.figures), "figure")
+    else:
+        tensor_from(added.gradient, smashed.shape, "defence", "add", defence)
+        for figure in added.figures:
+            tensor_from(figure, smashed.shape[:1], "defence", "add", defence)
+        return
+    figures = count_text(len(defence.figures), "figure")
+    raise ValueError(f"defence: add of {type(defence).__name__} returns {what}; allowed: None, or Added with {figures}")
 
 
 NONE = Chain()

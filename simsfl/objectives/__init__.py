@@ -15,7 +15,8 @@ from torch.func import vmap
 from simsfl.config import RunConfig
 from simsfl.config.values import option
 from simsfl.kernels import tie_width
-from simsfl.system.messages import shortened
+from simsfl.system.answers import tensor_from
+from simsfl.system.messages import kind_of, shortened
 
 __all__ = ["Memory", "Objective", "nearest", "option"]
 
@@ -73,9 +74,9 @@ class Objective:
             ValueError: `loss` cannot be mapped over the groups.
         """
         if len(outputs_GnD) == 1:
-            return self.loss(outputs_GnD[0], targets_GnD[0], {name: one[0] for name, one in memory.items()})
+            return self._scalars(outputs_GnD[0], targets_GnD[0], {name: one[0] for name, one in memory.items()})
         try:
-            loss_G, accuracy_G = vmap(self.loss)(outputs_GnD, targets_GnD, memory)
+            loss_G, accuracy_G = vmap(self._scalars)(outputs_GnD, targets_GnD, memory)
         except RuntimeError as error:
             if "vmap" not in str(error):
                 raise
@@ -85,6 +86,17 @@ class Objective:
                 ".item(), as torch.func.vmap needs it"
             ) from error
         return loss_G.mean(), accuracy_G.mean()
+
+    def _scalars(self, outputs_nD: Tensor, targets_nD: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return what `loss` returns; raise a ValueError if that is not two scalars."""
+        answer = self.loss(outputs_nD, targets_nD, memory)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            what = f"{len(answer)} things" if isinstance(answer, tuple) else kind_of(answer)
+            raise ValueError(
+                f"objective: loss of {type(self).__name__} returns {what}; allowed: the loss and an accuracy in percent"
+            )
+        loss, accuracy = (tensor_from(one, (), "objective", "loss", self) for one in answer)
+        return loss, accuracy
 
     def memory(
         self, groups: int, dim: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype

@@ -35,7 +35,7 @@ class Optimiser:
         return cls(**config.options_of("optimizer", cls))
 
     def size(self, parameters: int) -> int:
-        """Return R, given P."""
+        """Return R, how many numbers are remembered of a model of P parameters."""
         raise NotImplementedError
 
     def regularised(self, gradient: Tensor, weights: Tensor, received: Tensor) -> Tensor:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from simsfl import RunConfig, Simulation, extend
+from simsfl.aggregations import Aggregation
 from simsfl.config.catalogue import DOORS
 from simsfl.data.partition import Partition, Partitioner
+from simsfl.defences import Added, Defence
+from simsfl.objectives import Objective
 from simsfl.rounds.callback import Callback
 from simsfl.samplers import Drawn, Sampler
 from tests.doors.conftest import BASE
@@ -124,3 +127,95 @@ def test_callbacks_have_to_be_a_list_of_objects(callbacks, message, pictures):
 def test_names_of_options_have_to_be_text():
     with pytest.raises(ValueError, match=r"^options: 1 of type int is no name; allowed: {'objective.temperature': "):
         RunConfig(options={1: 2})
+
+
+class Scalar(Aggregation):
+    """Combines models into a number."""
+
+    def combine(self, models_nP, images_n):
+        return models_nP.mean()
+
+
+class Short(Aggregation):
+    """Forgets a number of the model."""
+
+    def step(self, before_P, combined_P, memory):
+        return combined_P[1:]
+
+
+class Common(Aggregation):
+    """Gives clients one model instead of one each."""
+
+    mixes = True
+
+    def receive(self, model, own_CP, average_P, memory_CR):
+        return average_P
+
+
+class Flat(Defence):
+    """Sends rows without their shape."""
+
+    def protect(self, smashed, draws):
+        return smashed.flatten(1)
+
+
+class Absent(Defence):
+    """Sees nothing of the gradient."""
+
+    def receive(self, gradient, draws):
+        return None
+
+
+class Bare(Defence):
+    """Adds a tensor as it is."""
+
+    def add(self, images, smashed, memory, round_index):
+        return smashed
+
+
+class Silent(Defence):
+    """Reports less than it says."""
+
+    figures = ("silent",)
+
+    def add(self, images, smashed, memory, round_index):
+        return Added(smashed)
+
+
+class Loss(Objective):
+    """Forgets the accuracy."""
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        return (outputs_nD - targets_nD).square().mean()
+
+
+class Rows(Objective):
+    """Returns a loss for each row."""
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        apart_n = (outputs_nD - targets_nD).square().mean(dim=1)
+        return apart_n, apart_n.mean()
+
+
+METHODS = {
+    "combine": (Scalar, r"combine of Scalar returns a tensor of shape \[\]; allowed: a tensor of shape \[\d+\]"),
+    "step": (Short, r"step of Short returns a tensor of shape \[\d+\]; allowed: a tensor of shape \[\d+\]"),
+    "receive": (Common, r"receive of Common returns a tensor of shape \[\d+\]; allowed: a tensor of shape \[6, \d+\]"),
+    "protect": (Flat, r"protect of Flat returns a tensor of shape \[24, \d+\]; allowed: a tensor of shape \[24, "),
+    "no gradient": (Absent, r"receive of Absent returns a NoneType; allowed: a tensor of shape \[24, "),
+    "add": (Bare, r"add of Bare returns a Tensor; allowed: None, or Added with 0 figures"),
+    "figures": (Silent, r"add of Silent returns 0 figures; allowed: None, or Added with 1 figure"),
+    "loss": (Loss, r"loss of Loss returns a Tensor; allowed: the loss and an accuracy in percent"),
+    "rows": (Rows, r"loss of Rows returns a tensor of shape \[\d+\]; allowed: a tensor of shape \[\]"),
+}
+"""A class with a method that returns something wrong, and the error."""
+
+
+@pytest.mark.parametrize(("kind", "message"), METHODS.values(), ids=METHODS)
+def test_methods_have_to_return_what_they_are_for(kind, message, pictures):
+    door = {Aggregation: "aggregation", Defence: "defence", Objective: "objective"}[kind.__base__]
+    with patch.dict(DOORS[door]):
+        getattr(extend, door)("wrong")(kind)
+        simulation = Simulation(RunConfig(**BASE | {door: "wrong", "cohort": 6, "rounds": 1}), pictures)
+        with pytest.raises(ValueError, match=f"^{door}: {message}"):
+            list(simulation.rounds())

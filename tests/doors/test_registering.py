@@ -15,6 +15,21 @@ from simsfl.config.registry import RegistrationError, code_of
 from simsfl.config.values import check_options, option
 from simsfl.defences import Defence
 from simsfl.objectives import Objective
+from simsfl.rounds.callback import Callback
+
+
+class Some(Aggregation):
+    """Combines models as usual."""
+
+    def combine(self, models_nP, images_n):
+        return models_nP.mean(dim=0)
+
+
+class Passing(Defence):
+    """Sends what there is."""
+
+    def protect(self, smashed, draws):
+        return smashed
 
 
 def test_what_cannot_be_registered():
@@ -30,6 +45,12 @@ def test_what_cannot_be_registered():
     class Lossless(Objective):
         """Computes nothing."""
 
+    class Misspelt(Objective):
+        """Has no loss of this name."""
+
+        def los(self, outputs_nD, targets_nD, memory):
+            raise NotImplementedError
+
     @dataclass(frozen=True)
     class Required(Objective):
         """Has an option without a default."""
@@ -42,6 +63,7 @@ def test_what_cannot_be_registered():
     for thing, name, problem in (
         (Lossless, "lossless", "'lossless' has no loss; allowed: with a method loss"),
         (Required, "required", "'required' has no default for weight; allowed: option.default, help."),
+        (Misspelt, "misspelt", "'misspelt' has no loss; allowed: with a method loss"),
         (Plain, "plain", "'plain' is no subclass of Objective; allowed: one"),
         (lambda: None, "function", "'function' is no subclass of Objective; allowed: one"),
         (Loose, "loose", "'loose' has options, but is no dataclass; allowed: with @dataclass.frozen=True. below"),
@@ -53,8 +75,55 @@ def test_what_cannot_be_registered():
         assert name not in OBJECTIVES
     with pytest.raises(RegistrationError, match=r"^head: 'wide' is a class; allowed: a function of a backbone and a l"):
         extend.head("wide")(torch.nn.Linear)
+    with pytest.raises(RegistrationError, match=r"^objective: targets of 'plain' are 'online'; allowed: Targets.MOMENTUM, "):
+        extend.objective("plain", targets="online")
     with pytest.raises(RegistrationError, match=r"^head of objective plain: 'mpl' is not known .did you mean mlp"):
         extend.objective("plain", head="mpl")
+
+
+class Protekted(Defence):
+    """Defends by a method that nobody calls."""
+
+    def protekt(self, smashed, draws):
+        return smashed
+
+
+class Conbined(Aggregation):
+    """Combines by a method that nobody calls."""
+
+    def conbine(self, models_nP, images_n):
+        return models_nP[0]
+
+
+class Idle(Callback):
+    """Does nothing."""
+
+
+@pytest.mark.parametrize(
+    ("door", "kind", "problem"),
+    [
+        (
+            "defence",
+            Protekted,
+            r"defines nothing \(did you mean protect, not protekt\?\); allowed: at least .* protect, ",
+        ),
+        (
+            "aggregation",
+            Conbined,
+            r"defines nothing \(did you mean combine, not conbine\?\); allowed: at least one of co",
+        ),
+        ("callback", Idle, r"defines nothing; allowed: at least one of on_start, on_record, on_checkpoint$"),
+    ],
+)
+def test_a_class_has_to_do_something(door, kind, problem):
+    with pytest.raises(RegistrationError, match=f"^{door}: 'odd' {problem}"):
+        getattr(extend, door)("odd")(kind)
+    assert "odd" not in DOORS[door]
+
+
+def test_a_default_that_is_no_value_is_refused_where_it_is_written():
+    with pytest.raises(ValueError, match=r"^option: a list is no default; allowed: a number, a text, T"):
+        option([5], "A list.")
 
 
 WRONG_OPTIONS = {
@@ -79,7 +148,7 @@ WRONG_OPTIONS = {
 
 @pytest.mark.parametrize(("problem", "kind", "default"), [(text, *own) for text, own in WRONG_OPTIONS.items()])
 def test_options_that_cannot_be_set_are_refused_when_they_are_registered(problem, kind, default):
-    odd = make_dataclass("Odd", [("field", kind, default)], bases=(Aggregation,), frozen=True)
+    odd = make_dataclass("Odd", [("field", kind, default)], bases=(Some,), frozen=True)
     with pytest.raises(RegistrationError) as caught:
         extend.aggregation("odd")(odd)
     assert str(caught.value) == f"aggregation: 'odd' has an option that cannot be one: Odd.field: {problem}"
@@ -97,7 +166,7 @@ def test_optional_and_numpy_numbers_are_taken():
     named = [(f"o{n}", kind, option(None, "An option.", within=(0, 9))) for n, kind in enumerate(kinds)]
     named += [("count", int, option(1, "A count.")), ("inner", tuple, (1, 2)), ("free", "float", option(1.0, "Free."))]
     with patch.dict(DOORS["aggregation"]):
-        extend.aggregation("free")(make_dataclass("Free", named, bases=(Aggregation,), frozen=True))
+        extend.aggregation("free")(make_dataclass("Free", named, bases=(Some,), frozen=True))
         given = {f"aggregation.o{n}": np.float64(0.5) for n in range(len(kinds))}
         config = RunConfig(
             aggregation="free",
@@ -124,7 +193,7 @@ def test_an_option_of_several_defences_has_to_suit_each():
     with patch.dict(DOORS["defence"]):
         for name, (kind, default) in fields.items():
             made = make_dataclass(
-                name.title(), [("share", kind, default), (name, int, 1)], bases=(Defence,), frozen=True
+                name.title(), [("share", kind, default), (name, int, 1)], bases=(Passing,), frozen=True
             )
             extend.defence(name)(made)
         for chain in ("wide+narrow", "narrow+wide"):
@@ -138,11 +207,11 @@ def test_an_option_of_several_defences_has_to_suit_each():
 
 
 def test_a_name_belongs_to_one_thing_which_may_be_defined_anew():
-    class Other(Aggregation):
+    class Other(Some):
         """Does what the first does."""
 
     def first():
-        class First(Aggregation):
+        class First(Some):
             """The mean."""
 
         return extend.aggregation("mine")(First)
