@@ -293,14 +293,19 @@ def _registering(
 
 
 def _check_changes(door: str, name: str, kind: type, base: type) -> None:
-    """Raise a RegistrationError if a subclass does what its base class does, as it does where a name is misspelt."""
+    """Raise a RegistrationError if a subclass adds nothing to its base class, or seems to misspell one of its methods."""
     public = [own for own in vars(base) if not own.startswith("_") and own != "of"]
-    if any(getattr(kind, own) is not getattr(base, own) for own in public):
-        return
+    left = [own for own in public if getattr(kind, own) is getattr(base, own)]
     methods = [own for own in public if callable(getattr(base, own))]
-    near = [(own, found) for own in vars(kind) for found in get_close_matches(own, methods, n=1)]
-    meant = f" (did you mean {near[0][1]}, not {near[0][0]}?)" if near else ""
-    raise RegistrationError(f"{door}: {name!r} defines nothing{meant}; allowed: at least one of {', '.join(methods)}")
+    for own, value in vars(kind).items():
+        near = get_close_matches(own, methods, n=1, cutoff=0.8)
+        if callable(value) and own not in methods and near and near[0] in left:
+            raise RegistrationError(
+                f"{door}: {name!r} has a method {own}, which nobody calls (did you mean {near[0]}?); allowed: "
+                f"{near[0]}, or a name that is less like it"
+            )
+    if left == public:
+        raise RegistrationError(f"{door}: {name!r} defines nothing; allowed: at least one of {', '.join(methods)}")
 
 
 def _other_than(code: Code, known: Code) -> str:

@@ -73,8 +73,8 @@ def test_the_tables_of_methods_are_up_to_date():
     page = (generate.ROOT / "docs" / "extending.md").read_text()
     shown = re.findall(r"<!-- methods of (\w+) -->\n(.*?)<!-- end -->", page, flags=re.DOTALL)
     assert {"Objective", "Aggregation", "Defence"} <= {name for name, _ in shown}
-    for name, table in shown:
-        assert table == generate.methods(name), "run: python docs/generate.py"
+    for name, methods in shown:
+        assert methods == generate.methods(name), "run: python docs/generate.py"
 
 
 def test_every_program_has_a_door():

@@ -75,7 +75,9 @@ def test_what_cannot_be_registered():
         assert name not in OBJECTIVES
     with pytest.raises(RegistrationError, match=r"^head: 'wide' is a class; allowed: a function of a backbone and a l"):
         extend.head("wide")(torch.nn.Linear)
-    with pytest.raises(RegistrationError, match=r"^objective: targets of 'plain' are 'online'; allowed: Targets.MOMENTUM, "):
+    with pytest.raises(
+        RegistrationError, match=r"^objective: targets of 'plain' are 'online'; allowed: Targets.MOMENTUM, "
+    ):
         extend.objective("plain", targets="online")
     with pytest.raises(RegistrationError, match=r"^head of objective plain: 'mpl' is not known .did you mean mlp"):
         extend.objective("plain", head="mpl")
@@ -86,6 +88,9 @@ class Protekted(Defence):
 
     def protekt(self, smashed, draws):
         return smashed
+
+    def bytes_up(self, numbers, number_bytes):
+        return numbers
 
 
 class Conbined(Aggregation):
@@ -105,12 +110,12 @@ class Idle(Callback):
         (
             "defence",
             Protekted,
-            r"defines nothing \(did you mean protect, not protekt\?\); allowed: at least .* protect, ",
+            r"has a method protekt, which nobody calls .did you mean protect",
         ),
         (
             "aggregation",
             Conbined,
-            r"defines nothing \(did you mean combine, not conbine\?\); allowed: at least one of co",
+            r"has a method conbine, which nobody calls .did you mean combine",
         ),
         ("callback", Idle, r"defines nothing; allowed: at least one of on_start, on_record, on_checkpoint$"),
     ],
