@@ -293,7 +293,7 @@ def _registering(
 
 
 def _check_changes(door: str, name: str, kind: type, base: type) -> None:
-    """Raise a RegistrationError if a subclass adds nothing to its base class, or seems to misspell one of its methods."""
+    """Raise a RegistrationError if a subclass adds nothing to its base class, or seems to misspell a method of it."""
     public = [own for own in vars(base) if not own.startswith("_") and own != "of"]
     left = [own for own in public if getattr(kind, own) is getattr(base, own)]
     methods = [own for own in public if callable(getattr(base, own))]
