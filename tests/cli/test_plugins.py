@@ -69,6 +69,13 @@ def file(tmp_path):
     return path
 
 
+@dataclass(frozen=True)
+class Hiding(extend.Defence):
+    """Has an option of another defence, with another default."""
+
+    deviation: float = extend.option(0.5, "Noise.")
+
+
 def train(npz, out, *argv):
     """Train a tiny run with flags; return the exit code."""
     settings = {name: value for name, value in TINY.items() if name != "queue_length"} | {"rounds": 1, "eval_every": 0}
@@ -110,6 +117,21 @@ def test_options_have_types_limits_and_names(file, npz, tmp_path, capsys):
     assert run.main(["--resume", str(tmp_path / "out"), "--objective.weight", "2.0", "--dashboard", "off"]) == 0
     assert run.main(["--resume", str(tmp_path / "out"), "--objective.weight", "3"]) == 2
     assert "objective.weight: 3.0 contradicts the run in " in capsys.readouterr().err
+
+
+def test_a_default_may_be_repeated_where_a_run_goes_on(file, npz, tmp_path, capsys):
+    out = tmp_path / "out"
+    extend.defence("hiding")(Hiding)
+    assert train(npz, out, "--plugin", file, "--objective", "apart", "--defence", "gaussian+hiding") == 0
+    resume = ["--resume", str(out), "--dashboard", "off"]
+    assert run.main([*resume, "--objective.weight", "1", "--objective.most", "none", "--defence.where=smashed"]) == 0
+    for option, allowed in (
+        ("objective.weight", "1.0, or "),
+        ("objective.most", "None, or "),
+        ("defence.deviation", ""),
+    ):
+        assert run.main([*resume, f"--{option}", "2"]) == 2
+        assert capsys.readouterr().err.endswith(f"contradicts the run in {out}; allowed: {allowed}leave the flag out\n")
 
 
 def test_a_plugin_that_was_changed_is_warned_of_once(file, npz, tmp_path, caplog):
@@ -332,6 +354,16 @@ def test_all_plugins_that_are_missing_are_named():
         ValueError, match=r"^plugin: the run uses lab 1.2 and apart.py, which are not loaded; allowed: "
     ):
         plugins.check(missing)
+
+
+def test_a_plugin_may_be_moved_and_renamed(file, npz, tmp_path, caplog):
+    out, moved = tmp_path / "out", tmp_path / "moved.py"
+    assert train(npz, out, "--plugin", file, "--objective", "apart") == 0
+    del DOORS["objective"]["apart"]
+    file.rename(moved)
+    plugins.load(str(moved))
+    assert RunDirectory(out).read_config().plugins[0].name == "apart.py"
+    assert not caplog.messages
 
 
 def test_the_config_of_a_run_whose_plugin_is_missing_says_so(file, npz, tmp_path, capsys):
