@@ -28,6 +28,8 @@ _GROUP = "simsfl.plugins"
 _VARIABLE = "SIMSFL_PLUGINS"
 _OF_FILE = "simsfl_plugin_"
 """Beginning of the names of modules that are made from files."""
+FROM_PLUGINS = "those of a --plugin"
+"""What a name at a door may be beside those that are known, for errors."""
 _warned: set[str] = set()
 """Names of plugins about which a warning has been given."""
 

@@ -18,7 +18,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -234,7 +233,7 @@ class RunDirectory:
         return self.read_config()
 
     def read_config(self) -> RunRecord:
-        """Return the content of ``config.json``; its config has an option for each default that has changed since.
+        """Return the content of ``config.json``.
 
         Raises:
             ValueError: this is not a run directory, or its ``config.json`` is damaged or was edited.
@@ -243,8 +242,7 @@ class RunDirectory:
             raise ValueError(f"{self.path} is not the directory of a run: it has no config.json; allowed: one that has")
         check_plugins(self.config)
         try:
-            record = read(self.config, RunRecord)
-            return replace(record, config=record.config.keeping(record.defaults))
+            return read(self.config, RunRecord)
         except PluginError as error:
             raise ValueError(f"plugin: {error}; allowed: as it was when the run began") from error
         except ValueError as error:

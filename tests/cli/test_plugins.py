@@ -94,7 +94,11 @@ def test_options_have_types_limits_and_names(file, npz, tmp_path, capsys):
         ),
         (("--objective.most", "1.5"), "objective.most: '1.5' is not of type int; allowed: a whole number"),
         (("--objective.wieght", "1"), "options: 'objective.wieght' is not known (did you mean objective.weight?); "),
-        (("--aggregation.lr", "1"), "options: 'aggregation.lr' is not known; allowed: none, as the aggregation that "),
+        (("--aggregation.no", "1"), "options: 'aggregation.no' is not known; allowed: none, as the aggregation that "),
+        (
+            ("--aggregation.trim", "0.2"),
+            "options: 'aggregation.trim' is no option of what is chosen; allowed with aggregation trimmed-mean\n",
+        ),
         (("--objectiv.weight", "1"), "flag: '--objectiv.weight' is not known"),
         (("--no-symmetric",), "symmetric: has no effect where the objective has no momentum models"),
     ):
@@ -165,6 +169,34 @@ def test_a_run_goes_on_with_the_defaults_that_it_began_with(file, npz, tmp_path)
         assert second.identity == first.identity
         assert Simulation.load(out).parts.hyper.objective.weight == 1.0
         assert RunConfig.load(out / "config.json").options == second.config.options
+
+
+def test_a_default_whose_option_is_gone_is_refused(file, npz, tmp_path, capsys):
+    """Only a file that was edited may choose something else, to which the default does not belong."""
+    out, new = tmp_path / "out", ["--out", str(tmp_path / "new")]
+    assert train(npz, out, "--plugin", file, "--objective", "apart") == 0
+    later = tmp_path / "later" / "apart.py"
+    later.parent.mkdir()
+    later.write_text(OBJECTIVE.replace("weight", "share").replace("option(1.0", "option(0.1"))
+    del DOORS["objective"]["apart"]
+    plugins.load(str(later))
+    gone = "options: 'objective.weight' is not known"
+    blamed = f"plugin: {out}/config.json was written with apart.py, which has changed since ({gone}"
+    for opened in (lambda: run.main(["--resume", str(out)]), lambda: report.main([str(out)])):
+        assert opened() == 2
+        assert blamed in capsys.readouterr().err
+    config = out / "config.json"
+    assert run.main(["--config", str(config), *new]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {gone}")
+    config.write_text(config.read_text().replace('"objective": "apart"', '"objective": "simclr"'))
+    assert RunConfig.load(config).options == {}
+
+
+def test_defaults_are_kept_that_defences_no_longer_share():
+    extend.defence("hiding")(Hiding)
+    config = RunConfig(defence="gaussian+hiding")
+    assert "defence.deviation" not in config.defaults
+    assert config.keeping({"defence.deviation": 0.1}).options == {"defence.deviation": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -364,6 +396,15 @@ def test_a_plugin_may_be_moved_and_renamed(file, npz, tmp_path, caplog):
     plugins.load(str(moved))
     assert RunDirectory(out).read_config().plugins[0].name == "apart.py"
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("field", ["aggregation", "defence", "callback", "dataset", "arch"])
+def test_an_unknown_name_at_a_door_leads_to_plugins(field, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run.main([f"--{field}", "geomedian", "--dashboard", "off"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {field}: 'geomedian' is not known")
+    assert error.endswith("those of a --plugin\n")
 
 
 def test_the_config_of_a_run_whose_plugin_is_missing_says_so(file, npz, tmp_path, capsys):
