@@ -39,6 +39,7 @@ from simsfl.runs.records import (
     identity_in,
     lasting,
     read,
+    sources,
     to_json,
 )
 from simsfl.system.files import digest, replacing
@@ -208,6 +209,7 @@ class RunDirectory:
         if partition:
             with self.outputs.replacing(self.partition.name) as file:
                 partition.save(file)
+        plugins, files = sources(config)
         record = RunRecord(
             config=config,
             by_rule=list(by_rule),
@@ -220,10 +222,10 @@ class RunDirectory:
             },
             threads=torch.get_num_threads(),
             choices=dict(choices),
-            plugins=config.plugins,
+            plugins=plugins,
             callbacks=list(callbacks),
             defaults=config.defaults,
-            files={name: digest(Path(file)) for name, file in config.files.items()},
+            files=files,
             machine=processor() if config.device == "cpu" else name_of(config.device),
             git_commit=git_commit(),
             start=digest(self.start) if self.start.exists() else None,

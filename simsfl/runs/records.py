@@ -16,7 +16,7 @@ from simsfl.data import Dataset
 from simsfl.privacy.decoders import Training
 from simsfl.runs.metrics import AbsenceCount
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, read_json
-from simsfl.system.files import SEAL, checksum, seal_of
+from simsfl.system.files import SEAL, checksum, digest, seal_of
 
 _PLACES = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_client")
 """Fields of the config that may differ where a run goes on."""
@@ -69,13 +69,13 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of Python and of packages, by name."""
     plugins: list[Plugin] = field(default_factory=list)
-    """Code from outside simsfl that is used."""
+    """Code from outside simsfl that the run began with."""
     callbacks: list[str] = field(default_factory=list)
     """Classes of callbacks, observers and wires that were given to it in Python when it began."""
     defaults: dict[str, bool | int | float | str | None] = field(default_factory=dict)
     """Defaults of the options that the config does not give, as they were when the run began, by name."""
     files: dict[str, str] = field(default_factory=dict)
-    """Checksums of the files that options of the config name, by the names of these options."""
+    """Checksums of the files that options of the config name, as they were then, by the names of these options."""
     machine: str | None = None
     """Model of the processor, or of the card, that the run began on; None where earlier versions did not record it."""
     git_commit: str | None = None
@@ -238,6 +238,12 @@ def check_plugins(path: Path) -> None:
     except ValueError:
         return
     plugins.check(plugins.plugins_in(content))
+
+
+def sources(config: RunConfig) -> tuple[list[Plugin], dict[str, str]]:
+    """Return the plugins that a config uses, and the checksums of the files that its options name, as they are now."""
+    files = {name: Path(file) for name, file in config.files.items()}
+    return config.plugins, {name: digest(file) for name, file in files.items() if file.is_file()}
 
 
 R = TypeVar("R")

@@ -22,6 +22,7 @@ from simsfl.runs import checkpoint
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import identity_in
 from tests.conftest import TINY, flags
+from tests.runs.changing import killed
 
 OBJECTIVE = """
 from dataclasses import dataclass
@@ -197,6 +198,37 @@ def test_defaults_are_kept_that_defences_no_longer_share():
     config = RunConfig(defence="gaussian+hiding")
     assert "defence.deviation" not in config.defaults
     assert config.keeping({"defence.deviation": 0.1}).options == {"defence.deviation": 0.1}
+
+
+@pytest.mark.slow
+def test_a_run_says_from_when_on_a_plugin_was_another(file, npz, tmp_path, monkeypatch):
+    """A change counts once for all sessions, and is lost with its rounds; nothing else differs from the whole run."""
+    begin = [*flags(**TINY | {"dataset": npz, "eval_every": 0}), "--plugin", str(file), "--objective", "apart"]
+    begin = [word for word in begin if word not in ("--queue-length", str(TINY["queue_length"]))]
+    out, other = tmp_path / "out", f"{OBJECTIVE}# another line"
+    assert run.main([*begin, "--dashboard", "off", "--out", str(tmp_path / "whole")]) == 0
+    whole = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ends = [n for n, line in enumerate(whole, start=1) if json.loads(line)["event"] == "round"]
+    resume = ["--resume", str(out), "--dashboard", "off"]
+    killed(monkeypatch, ends[0], [*begin, "--dashboard", "off", "--out", str(out)])
+    file.write_text(other)
+    killed(monkeypatch, 3, resume)
+    killed(monkeypatch, 1 + ends[1] - ends[0], resume)
+    killed(monkeypatch, 2, resume)
+    file.write_text(OBJECTIVE)
+    assert run.main(resume) == 0
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    changes = [json.loads(line) for line in lines if '"change"' in line]
+    sums = [hashlib.sha256(text.encode()).hexdigest() for text in (OBJECTIVE, other)]
+    assert [(one["round"], one["step"], one["plugins"]) for one in changes] == [
+        (after, 0, [{"name": "apart.py", "version": None, "sha256": sha256}])
+        for after, sha256 in ((1, sums[1]), (2, sums[0]))
+    ]
+    assert [line for line in lines if '"change"' not in line] == whole
+    assert report.main([str(out)]) == 0
+    page = (out / "report.md").read_text().replace("\\", "")
+    was, became = (f"apart.py ({sha256[:8]})" for sha256 in sums)
+    assert f"| went on with | {became} after round 1; {was} after round 2 |" in page
 
 
 @pytest.mark.parametrize(
@@ -495,6 +527,11 @@ def test_a_file_that_an_option_names_belongs_to_the_run(npz, tmp_path, monkeypat
     times.write_text("0-120\n" * 8)
     assert report.main([str(out)]) == 0
     assert caplog.messages == [f"sampler.file: {times} has changed since the run in {out} began"]
+    (out / "summary.json").unlink()
+    assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
+    assert report.main([str(out)]) == 0
+    became = hashlib.sha256(times.read_bytes()).hexdigest()[:8]
+    assert f"| went on with | sampler.file ({became}) after round 2 |" in (out / "report.md").read_text()
 
 
 def test_the_package_that_names_a_plugin_is_named(monkeypatch):
