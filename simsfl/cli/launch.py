@@ -239,11 +239,12 @@ def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: Run
     device = values.pop("device", config.device)
     places = {name: values.pop(name) for name in PLACES if name in values}
     values |= {name: config.meant(name, text) for name, text in arguments.options.items()}
+    held = config.to_dict() | config.defaults | config.options
     for name, value in values.items():
-        held = config.options.get(name) if name in arguments.options else getattr(config, name)
-        if value != "auto" and _same_file(value) != held:
+        if value != "auto" and not (name in held and _same_file(value) == held[name]):
+            own = f"{held[name]!r}, or " if name in held else ""  # each of several defences may have its own
             raise ValueError(
-                f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {held!r}, or leave the flag out"
+                f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {own}leave the flag out"
             )
     return device, {name: value for name, value in places.items() if value != "auto"}
 

@@ -19,8 +19,18 @@ from simsfl.evaluation.encoding import Item
 from simsfl.rounds.filling import filled
 from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import AbsenceCount, History, MetricsLog, Record, RoundRecord, Status, StepRecord, to_dict
-from simsfl.runs.records import ProbeSummary, Summary, to_json
+from simsfl.runs.metrics import (
+    AbsenceCount,
+    ChangeRecord,
+    History,
+    MetricsLog,
+    Record,
+    RoundRecord,
+    Status,
+    StepRecord,
+    to_dict,
+)
+from simsfl.runs.records import ProbeSummary, Summary, sources, to_json
 from simsfl.simulation import Simulation
 from simsfl.system.console import Output
 from simsfl.system.files import digest, write_json
@@ -211,6 +221,7 @@ class Session:
         there. The second signal ends it without one, so that it resumes from its last checkpoint.
         """
         self.stop.patient = True
+        self._note_change()
         self._show("starting")
         try:
             for record in self.simulation.train():
@@ -228,6 +239,15 @@ class Session:
         except KeyboardInterrupt:
             return False
         return True
+
+    def _note_change(self) -> None:
+        """Record the plugins and the files of options if they are not those that the run went on with so far."""
+        plugins, files = sources(self.simulation.config)
+        before = self.history.latest.get("change") or vars(self.directory.read_config())
+        other_code = {plugin.sha256 for plugin in plugins} != {plugin.sha256 for plugin in before["plugins"]}
+        if other_code or any(files.get(name, known) != known for name, known in before["files"].items()):
+            progress = self.simulation.progress
+            self._take(ChangeRecord(progress.round_index, progress.step_index, plugins, files))
 
     def _take(self, record: Record) -> None:
         """Write a record, and a checkpoint if one is due."""

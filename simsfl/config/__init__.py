@@ -17,6 +17,7 @@ from simsfl.config.catalogue import (
     CALLBACKS,
     DATASETS,
     DEFENCES,
+    DOORS,
     HEADS,
     METHODS,
     OBJECTIVES,
@@ -29,12 +30,13 @@ from simsfl.config.catalogue import (
 )
 from simsfl.config.constraints import EVERY_RUN, check
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
-from simsfl.config.plugins import Plugin, plugins_in, plugins_of
+from simsfl.config.plugins import FROM_PLUGINS, Plugin, plugins_in, plugins_of
 from simsfl.config.plugins import check as check_plugins
-from simsfl.config.registry import Code
+from simsfl.config.registry import Code, code_of
 from simsfl.config.settings import ENGINES, NORMS, RECIPES, Settings
 from simsfl.config.values import check_value, from_text, options_in, plain
 from simsfl.system.decoding import read_json
+from simsfl.system.files import SEAL, seal_of
 from simsfl.system.messages import unknown
 from simsfl.system.paths import expanded
 
@@ -58,15 +60,17 @@ class RunConfig(Settings):
         for spec in fields(self):
             if spec.name != "options":
                 object.__setattr__(self, spec.name, plain(getattr(self, spec.name)))
-                check_value(spec.name, spec, getattr(self, spec.name))
+                check_value(spec.name, spec, getattr(self, spec.name), also=FROM_PLUGINS if spec.name in DOORS else "")
             if spec.metadata["path"]:
                 self._expand(spec.name)
         for name in self.defences:
             if name not in DEFENCES:
-                raise unknown("defence", name, DEFENCES, also="several of them, such as clip+gaussian")
+                raise unknown(
+                    "defence", name, DEFENCES, also=f"several of them, such as clip+gaussian, or {FROM_PLUGINS}"
+                )
         for name in self.callbacks:
             if name not in CALLBACKS:
-                raise unknown("callback", name, CALLBACKS, allowed="" if CALLBACKS else "those of a --plugin")
+                raise unknown("callback", name, CALLBACKS, also=FROM_PLUGINS)
         for field, names in (("defence", self.defences), ("callback", self.callbacks)):
             if len(set(names)) < len(names):
                 raise ValueError(
@@ -132,12 +136,15 @@ class RunConfig(Settings):
         door, _, field_name = name.partition(".")
         if door not in self.chosen:
             raise unknown("options", name, [f"{door}." for door in self.chosen])
-        known = [spec for code in self.chosen[door] for spec in options_in(code.load())]
-        found = [spec for spec in known if spec.name == field_name]
-        if not found:
+        known = _options_of(self.chosen[door])
+        if field_name not in known:
+            others = [other for other in DOORS[door] if field_name in _options_of([code_of(DOORS[door][other])])]
+            if others:
+                remedy = f"{door} {' or '.join(others)}"
+                raise ValueError(f"options: {name!r} is no option of what is chosen; allowed with {remedy}")
             allowed = "" if known else f"none, as the {door} that is chosen has no options"
-            raise unknown("options", name, dict.fromkeys(f"{door}.{own.name}" for own in known), allowed=allowed)
-        return found
+            raise unknown("options", name, [f"{door}.{own}" for own in known], allowed=allowed)
+        return known[field_name]
 
     def options_of(self, door: str, kind: type | None = None) -> dict[str, Any]:
         """Return the options of what is chosen at a door, by their names there.
@@ -176,21 +183,28 @@ class RunConfig(Settings):
 
         An option of several defences is left out where their defaults differ.
         """
-        found: dict[str, list[Any]] = {}
-        for door, codes in self.chosen.items():
-            for spec in (spec for code in codes for spec in options_in(code.load())):
-                found.setdefault(f"{door}.{spec.name}", []).append(plain(spec.default))
+        found = {name: [plain(spec.default) for spec in specs] for name, specs in self._known_options.items()}
         return {
             name: values[0]
             for name, values in found.items()
             if name not in self.options and values.count(values[0]) == len(values)
         }
 
+    @property
+    def _known_options(self) -> dict[str, list[Field]]:
+        """Return what `option` does of each option that there is, by its name."""
+        found = {door: _options_of(codes) for door, codes in self.chosen.items()}
+        return {f"{door}.{name}": specs for door, own in found.items() for name, specs in own.items()}
+
     def keeping(self, defaults: Mapping[str, Any]) -> RunConfig:
-        """Return the config with options for those of these earlier `defaults` that are others today."""
-        today = self.defaults if defaults else {}
-        changed = {name: value for name, value in defaults.items() if name in today and today[name] != value}
-        return replace(self, options=self.options | changed) if changed else self
+        """Return the config with options for those of these earlier `defaults` that are no defaults today.
+
+        Raises:
+            ValueError: what is chosen has no such option any more, or it cannot have the value.
+        """
+        today = (self.defaults if defaults else {}).items()
+        others = {name: value for name, value in defaults.items() if (name, value) not in today}
+        return replace(self, options=others | self.options) if others else self
 
     @property
     def files(self) -> dict[str, str]:
@@ -358,7 +372,8 @@ class RunConfig(Settings):
         """Read a config from the ``config.json`` of a run, or from a JSON object of fields.
 
         Fields that rules had filled in get their defaults back, so that the rules set them anew. What an earlier
-        version's run lacks is as it was then, and so are options whose defaults have changed since.
+        version's run lacks is as it was then, and so are options whose defaults have changed since. In a file that was
+        edited, something may be chosen that does not have the options of what the run had chosen.
 
         Raises:
             ValueError: the file cannot be read, or does not hold a config.
@@ -369,13 +384,22 @@ class RunConfig(Settings):
             raise ValueError(f"config: {error}") from error
         values = content.get("config", content) if isinstance(content, dict) else None
         by_rule = content.get("by_rule", []) if isinstance(content, dict) else None
-        if not isinstance(values, dict) or not isinstance(by_rule, list):
+        defaults = content.get("defaults", {}) if values is not content else {}
+        if not (isinstance(values, dict) and isinstance(by_rule, list) and isinstance(defaults, dict)):
             raise ValueError(f"config: {path} holds no JSON object of fields; allowed: a config.json of a run")
         lacking = cls.before(values) if values is not content else {}
-        defaults = content.get("defaults", {}) if values is not content else {}
         try:
             config = cls.from_dict(lacking | {name: value for name, value in values.items() if name not in by_rule})
+            known = defaults if content.get(SEAL) == seal_of(content) else config._known_options
+            return config.keeping({name: value for name, value in defaults.items() if name in known})
         except ValueError:
             check_plugins(plugins_in(content))  # which would be the reason
             raise
-        return config.keeping(defaults if isinstance(defaults, dict) else {})
+
+
+def _options_of(codes: Iterable[Code]) -> dict[str, list[Field]]:
+    """Return the fields that are options of some code, by the name that they have in common."""
+    found: dict[str, list[Field]] = {}
+    for spec in (spec for code in codes for spec in options_in(code.load())):
+        found.setdefault(spec.name, []).append(spec)
+    return found

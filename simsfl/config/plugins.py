@@ -28,6 +28,8 @@ _GROUP = "simsfl.plugins"
 _VARIABLE = "SIMSFL_PLUGINS"
 _OF_FILE = "simsfl_plugin_"
 """Beginning of the names of modules that are made from files."""
+FROM_PLUGINS = "those of a --plugin"
+"""What a name at a door may be beside those that are known, for errors."""
 _warned: set[str] = set()
 """Names of plugins about which a warning has been given."""
 
@@ -122,7 +124,7 @@ def plugins_of(codes: Iterable[Code]) -> list[Plugin]:
 
     Two files may have the same name.
     """
-    found = {_described(name_of(code), code) for code in _from_outside(codes)}
+    found = {_described(code) for code in _from_outside(codes)}
     return sorted(found, key=lambda plugin: (plugin.name, plugin.sha256))
 
 
@@ -142,16 +144,18 @@ def plugins_in(content: Any) -> list[Plugin]:
 def check(recorded: Iterable[Plugin]) -> None:
     """Raise a ValueError unless the plugins that a run uses are loaded; warn of those that have changed since.
 
+    A plugin with the same source is the same one, whatever its file is called now.
+
     Args:
         recorded: the plugins as they were when the run began.
     """
-    loaded = _from_outside(code_of(known) for door in DOORS.values() for known in door.values())
+    loaded = plugins_of(code_of(known) for door in DOORS.values() for known in door.values())
     missing = []
     for plugin in recorded:
-        called_so = [_described(plugin.name, code) for code in loaded if name_of(code) == plugin.name]
-        if not called_so:
+        alike = [one for one in loaded if one.name == plugin.name or one.sha256 == plugin.sha256 != ""]
+        if not alike:
             missing.append(f"{plugin.name} {plugin.version}" if plugin.version else plugin.name)
-        elif plugin.sha256 not in {present.sha256 for present in called_so} and plugin.name not in _warned:
+        elif plugin.sha256 not in {one.sha256 for one in alike} and plugin.name not in _warned:
             _warned.add(plugin.name)
             log.warning("the plugin %s is not the one that the run began with: its source has changed", plugin.name)
     if missing:
@@ -168,15 +172,15 @@ def _place_of(code: Code) -> tuple[str, Path | None]:
     return module.__name__.partition(".")[0], Path(file) if file else None
 
 
-def _described(name: str, code: Code) -> Plugin:
-    """Return the plugin of this name that some code comes from, whose files are read."""
+def _described(code: Code) -> Plugin:
+    """Return the plugin that some code comes from, whose files are read."""
     package, file = _place_of(code)
     roots = getattr(sys.modules.get(package), "__path__", None)
     if roots is not None:
         files = sorted(one for root in roots for one in Path(root).rglob("*.py"))
     else:
         files = [file] if file else []
-    return Plugin(name, _version_of(package), _sha256_of(files) if files else "")
+    return Plugin(name_of(code), _version_of(package), _sha256_of(files) if files else "")
 
 
 def _is_there(name: str) -> bool:

@@ -46,13 +46,14 @@ def option(
     return field(default=default, metadata={"help": help, "choices": choices, "within": within, "file": file})
 
 
-def check_value(name: str, spec: Field, value: Any) -> None:
+def check_value(name: str, spec: Field, value: Any, *, also: str = "") -> None:
     """Raise a ValueError unless a field may have the value.
 
     Args:
         name: name of the field for the message, which also gives the value and what is allowed.
         spec: the field, with its annotation as text, and "choices" and "within" in its metadata if it is limited so.
         value: the value.
+        also: text for what is allowed beside "choices".
     """
     if value == "":
         raise ValueError(f"{name}: is empty; allowed: {'a name or path' if spec.metadata.get('path') else 'a name'}")
@@ -61,7 +62,7 @@ def check_value(name: str, spec: Field, value: Any) -> None:
     if value is None:
         return
     if choices and value not in choices:
-        raise unknown(name, value, choices)
+        raise unknown(name, value, choices, also=also)
     if within and not (within[0] <= value <= within[1] and abs(value) < INFINITY):
         raise ValueError(f"{name}: {shortened(value)} is out of range; allowed: {_bounds(*within)}")
     if kind_of(spec) == "float" and not abs(value) <= sys.float_info.max:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simsfl.config.catalogue import DATASETS, HUB
+from simsfl.config.plugins import FROM_PLUGINS
 from simsfl.data import Dataset, check_dataset, make_dataset, with_auxiliary
 from simsfl.data.folder import read_folder
 from simsfl.data.hub import read_hub
@@ -83,9 +84,8 @@ def _load(name: str, wanted: Request, options: Mapping[str, Any]) -> Dataset:
         local = os.path.realpath(name, strict=True)  # absolute, so that a run can be resumed from anywhere
     except OSError as error:
         if path.suffix != ".npz" and len(path.parts) == 1:
-            raise unknown(
-                "dataset", name, DATASETS, also="the path of an .npz file or ImageFolder directory, or hf:NAME"
-            ) from error
+            also = f"the path of an .npz file or ImageFolder directory, or hf:NAME, or {FROM_PLUGINS}"
+            raise unknown("dataset", name, DATASETS, also=also) from error
         raise ValueError(
             f"dataset: there is no file or directory {shortened(name, 300)} ({error.strerror}); "
             "allowed: the path of one"

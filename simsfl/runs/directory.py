@@ -18,7 +18,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from simsfl.runs.records import (
     identity_in,
     lasting,
     read,
+    sources,
     to_json,
 )
 from simsfl.system.files import digest, replacing
@@ -209,6 +209,7 @@ class RunDirectory:
         if partition:
             with self.outputs.replacing(self.partition.name) as file:
                 partition.save(file)
+        plugins, files = sources(config)
         record = RunRecord(
             config=config,
             by_rule=list(by_rule),
@@ -221,10 +222,10 @@ class RunDirectory:
             },
             threads=torch.get_num_threads(),
             choices=dict(choices),
-            plugins=config.plugins,
+            plugins=plugins,
             callbacks=list(callbacks),
             defaults=config.defaults,
-            files={name: digest(Path(file)) for name, file in config.files.items()},
+            files=files,
             machine=processor() if config.device == "cpu" else name_of(config.device),
             git_commit=git_commit(),
             start=digest(self.start) if self.start.exists() else None,
@@ -234,7 +235,7 @@ class RunDirectory:
         return self.read_config()
 
     def read_config(self) -> RunRecord:
-        """Return the content of ``config.json``; its config has an option for each default that has changed since.
+        """Return the content of ``config.json``.
 
         Raises:
             ValueError: this is not a run directory, or its ``config.json`` is damaged or was edited.
@@ -243,8 +244,7 @@ class RunDirectory:
             raise ValueError(f"{self.path} is not the directory of a run: it has no config.json; allowed: one that has")
         check_plugins(self.config)
         try:
-            record = read(self.config, RunRecord)
-            return replace(record, config=record.config.keeping(record.defaults))
+            return read(self.config, RunRecord)
         except PluginError as error:
             raise ValueError(f"plugin: {error}; allowed: as it was when the run began") from error
         except ValueError as error:

@@ -1,7 +1,8 @@
 """Records of a run's results, and the file of JSON lines that they are written to.
 
 Records hold only what the seed determines, so that a run that was interrupted and resumed has the same file, byte for
-byte, as one that was not. Everything timed goes into ``live.json`` and ``summary.json`` instead.
+byte, as one that was not; if plugins have changed meanwhile, a record says so. Everything timed goes into ``live.json``
+and ``summary.json`` instead.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Annotated, Any, ClassVar, Literal, get_args
 
 from simsfl.algorithm.wire import DeviceStatus
+from simsfl.config.plugins import Plugin
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, parse_json, read_json
 from simsfl.system.files import naming
 from simsfl.system.reading import open_regular
@@ -154,6 +156,21 @@ class AbsenceRecord(_Record):
 
 
 @dataclass(frozen=True)
+class ChangeRecord(_Record):
+    """What a run goes on with where plugins, or files that options name, are not as they were so far."""
+
+    event: ClassVar[str] = "change"
+    round: Count
+    """Number of rounds that were finished."""
+    step: Count
+    """Number of finished steps of the round after these."""
+    plugins: list[Plugin]
+    """All plugins that the run uses from here on."""
+    files: dict[str, str]
+    """Checksums of all files that options name, by the names of these options."""
+
+
+@dataclass(frozen=True)
 class AbsenceCount:
     """How often clients of a cohort were absent, over all rounds of a run."""
 
@@ -172,7 +189,7 @@ class AbsenceCount:
         return AbsenceCount(**{name: mine[name] + theirs[name] for name in mine})
 
 
-Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord | AbsenceRecord
+Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord | AbsenceRecord | ChangeRecord
 _KINDS = {kind.event: kind for kind in get_args(Record)}
 """Kinds of records by their `event`."""
 ENDINGS = ("finished", "stopped", "failed")
@@ -229,7 +246,7 @@ class Status:
 
 
 def to_dict(record: Record) -> dict[str, Any]:
-    """Return a record as a dict for JSON, with its kind under "event", and without `added` if that is empty."""
+    """Return a record as a dict of its fields, with its kind under "event", and without `added` if that is empty."""
     fields = {name: value for name, value in vars(record).items() if name != "added" or value}
     return {"event": record.event, **fields}
 
@@ -304,7 +321,7 @@ class MetricsLog:
 
     def write(self, record: Record) -> None:
         """Append a record, and give it to the operating system."""
-        line = json.dumps(to_dict(record)).encode() + b"\n"
+        line = json.dumps(to_dict(record), default=asdict).encode() + b"\n"
         with naming(self._path):
             rest = memoryview(line)
             while rest:  # a disk that gets full takes a part first
@@ -382,6 +399,7 @@ class History:
         evaluations: all records of evaluations.
         probes: the latest record of each probe, by its "kind".
         syncs: all records of averagings, without the divergence of each client.
+        changes: all records of changed plugins and files.
     """
 
     def __init__(self) -> None:
@@ -390,6 +408,7 @@ class History:
         self.evaluations: list[dict[str, Any]] = []
         self.probes: dict[str, dict[str, Any]] = {}
         self.syncs: list[dict[str, Any]] = []
+        self.changes: list[dict[str, Any]] = []
 
     def clear(self) -> None:
         """Forget everything."""
@@ -398,6 +417,7 @@ class History:
         self.evaluations.clear()
         self.probes.clear()
         self.syncs.clear()
+        self.changes.clear()
 
     def feed(self, record: dict[str, Any]) -> None:
         """Add the next record."""
@@ -410,6 +430,8 @@ class History:
             self.probes[record["kind"]] = record
         elif record["event"] == "sync":
             self.syncs.append({name: value for name, value in record.items() if name != "divergence"})
+        elif record["event"] == "change":
+            self.changes.append(record)
 
     def untrained(self, key: str) -> Any:
         """Return a value of the untrained network's evaluation, None if it has not been evaluated yet."""

@@ -5,8 +5,6 @@ The records of ``metrics.jsonl`` and ``live.json``, which change while a run goe
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,9 +16,8 @@ from simsfl.data import Dataset
 from simsfl.privacy.decoders import Training
 from simsfl.runs.metrics import AbsenceCount
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, read_json
+from simsfl.system.files import SEAL, checksum, digest, seal_of
 
-_SUM = "sha256"
-"""Key under which a file has the checksum of all its other entries."""
 _PLACES = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_client")
 """Fields of the config that may differ where a run goes on."""
 _SETTLED = ("cohort", "batch_size", "rounds", "syncs_per_round", "width", "image_size", "client_lr")
@@ -58,7 +55,7 @@ class RunRecord:
     """
 
     config: RunConfig
-    """The config with every rule applied."""
+    """The config with every rule applied, and with an option for each of the `defaults` that has changed since."""
     dataset: DatasetRecord
     """The images."""
     threads: Ordinal
@@ -72,13 +69,13 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of Python and of packages, by name."""
     plugins: list[Plugin] = field(default_factory=list)
-    """Code from outside simsfl that is used."""
+    """Code from outside simsfl that the run began with."""
     callbacks: list[str] = field(default_factory=list)
     """Classes of callbacks, observers and wires that were given to it in Python when it began."""
     defaults: dict[str, bool | int | float | str | None] = field(default_factory=dict)
     """Defaults of the options that the config does not give, as they were when the run began, by name."""
     files: dict[str, str] = field(default_factory=dict)
-    """Checksums of the files that options of the config name, by the names of these options."""
+    """Checksums of the files that options of the config name, as they were then, by the names of these options."""
     machine: str | None = None
     """Model of the processor, or of the card, that the run began on; None where earlier versions did not record it."""
     git_commit: str | None = None
@@ -99,6 +96,7 @@ class RunRecord:
         return _identity(self.config.to_dict(), self.defaults, self.dataset, self.start, self.partition)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "config", self.config.keeping(self.defaults))
         for name in _SETTLED:
             if getattr(self.config, name) is None:
                 raise ValueError(f"config.{name}: null is not what a run has")
@@ -242,6 +240,12 @@ def check_plugins(path: Path) -> None:
     plugins.check(plugins.plugins_in(content))
 
 
+def sources(config: RunConfig) -> tuple[list[Plugin], dict[str, str]]:
+    """Return the plugins that a config uses, and the checksums of the files that its options name, as they are now."""
+    files = {name: Path(file) for name, file in config.files.items()}
+    return config.plugins, {name: digest(file) for name, file in files.items() if file.is_file()}
+
+
 R = TypeVar("R")
 """A dataclass with the field `sha256`."""
 
@@ -301,8 +305,7 @@ def identity_in(path: Path) -> str | None:
 def to_json(record: R) -> dict[str, Any]:
     """Return a record as its file has it, with its checksum."""
     content = asdict(record)
-    del content[_SUM]
-    return content | {_SUM: checksum(content)}
+    return content | {SEAL: seal_of(content)}
 
 
 def read(path: Path, kind: type[R]) -> R:
@@ -318,13 +321,13 @@ def read(path: Path, kind: type[R]) -> R:
     content = read_json(path)
     try:
         record = decode(kind, _with_before(content) if kind is RunRecord else content)
-        own = checksum(_summed(content))
+        own = seal_of(content)
         if record.sha256 not in ("", own):
             raise ValueError("its checksum is not that of its content")
         return replace(record, sha256=own)
     except ValueError as error:
         used = [plugin.name for plugin in plugins.plugins_in(content)] if kind is RunRecord else []
-        if used and content.get(_SUM) == checksum(_summed(content)):
+        if used and content.get(SEAL) == seal_of(content):
             which = "which has" if len(used) == 1 else "of which one has"
             raise PluginError(
                 f"{path} was written with {' and '.join(used)}, {which} changed since ({error})"
@@ -332,17 +335,7 @@ def read(path: Path, kind: type[R]) -> R:
         raise ValueError(f"{path} is damaged, or was edited ({error})") from error
 
 
-def _summed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a file that its checksum is of."""
-    return {name: value for name, value in content.items() if name != _SUM}
-
-
 def _with_before(content: Any) -> Any:
     """Return the content of a ``config.json`` with what an earlier version's run lacks (`RunConfig.before`)."""
     values = content.get("config") if isinstance(content, dict) else None
     return content | {"config": RunConfig.before(values) | values} if isinstance(values, dict) else content
-
-
-def checksum(content: Any) -> str:
-    """Return the SHA-256 of a JSON value, which does not depend on how it is laid out."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

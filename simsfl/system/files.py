@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ _PREFIX, _SUFFIX = ".simsfl-", ".tmp"
 """How the names of temporary directories begin and end; random letters are between."""
 _LOCK = "lock"
 """Name of the file in a temporary directory that its process keeps locked."""
+SEAL = "sha256"
+"""Key under which a JSON object may have the checksum of all its other entries, which says that it was not edited."""
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
 """Errors with which file systems refuse to open a directory, or to force its entries onto the disk."""
 
@@ -136,6 +138,16 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write `value` into `path` as indented JSON, atomically; unless `durable`, a power cut may lose it."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def checksum(content: Any) -> str:
+    """Return the SHA-256 of a JSON value, which does not depend on how it is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def seal_of(content: Mapping[str, Any]) -> str:
+    """Return the checksum of a JSON object without its entry `SEAL`."""
+    return checksum({name: value for name, value in content.items() if name != SEAL})
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

@@ -20,7 +20,7 @@ def unknown(field: str, value: str, names: Iterable[str], *, allowed: str = "", 
     names = list(names)
     near = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.6)
     hint = f" (did you mean {next(name for name in names if name.lower() == near[0])}?)" if near else ""
-    choices = (allowed or ", ".join(names)) + (f", or {also}" if also else "")
+    choices = ", or ".join(filter(None, (allowed or ", ".join(names), also)))
     return ValueError(f"{field}: {shortened(value)!r} is not known{hint}; allowed: {choices}")
 
 

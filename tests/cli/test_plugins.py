@@ -22,6 +22,7 @@ from simsfl.runs import checkpoint
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import identity_in
 from tests.conftest import TINY, flags
+from tests.runs.changing import killed
 
 OBJECTIVE = """
 from dataclasses import dataclass
@@ -69,6 +70,13 @@ def file(tmp_path):
     return path
 
 
+@dataclass(frozen=True)
+class Hiding(extend.Defence):
+    """Has an option of another defence, with another default."""
+
+    deviation: float = extend.option(0.5, "Noise.")
+
+
 def train(npz, out, *argv):
     """Train a tiny run with flags; return the exit code."""
     settings = {name: value for name, value in TINY.items() if name != "queue_length"} | {"rounds": 1, "eval_every": 0}
@@ -87,7 +95,11 @@ def test_options_have_types_limits_and_names(file, npz, tmp_path, capsys):
         ),
         (("--objective.most", "1.5"), "objective.most: '1.5' is not of type int; allowed: a whole number"),
         (("--objective.wieght", "1"), "options: 'objective.wieght' is not known (did you mean objective.weight?); "),
-        (("--aggregation.lr", "1"), "options: 'aggregation.lr' is not known; allowed: none, as the aggregation that "),
+        (("--aggregation.no", "1"), "options: 'aggregation.no' is not known; allowed: none, as the aggregation that "),
+        (
+            ("--aggregation.trim", "0.2"),
+            "options: 'aggregation.trim' is no option of what is chosen; allowed with aggregation trimmed-mean\n",
+        ),
         (("--objectiv.weight", "1"), "flag: '--objectiv.weight' is not known"),
         (("--no-symmetric",), "symmetric: has no effect where the objective has no momentum models"),
     ):
@@ -110,6 +122,21 @@ def test_options_have_types_limits_and_names(file, npz, tmp_path, capsys):
     assert run.main(["--resume", str(tmp_path / "out"), "--objective.weight", "2.0", "--dashboard", "off"]) == 0
     assert run.main(["--resume", str(tmp_path / "out"), "--objective.weight", "3"]) == 2
     assert "objective.weight: 3.0 contradicts the run in " in capsys.readouterr().err
+
+
+def test_a_default_may_be_repeated_where_a_run_goes_on(file, npz, tmp_path, capsys):
+    out = tmp_path / "out"
+    extend.defence("hiding")(Hiding)
+    assert train(npz, out, "--plugin", file, "--objective", "apart", "--defence", "gaussian+hiding") == 0
+    resume = ["--resume", str(out), "--dashboard", "off"]
+    assert run.main([*resume, "--objective.weight", "1", "--objective.most", "none", "--defence.where=smashed"]) == 0
+    for option, allowed in (
+        ("objective.weight", "1.0, or "),
+        ("objective.most", "None, or "),
+        ("defence.deviation", ""),
+    ):
+        assert run.main([*resume, f"--{option}", "2"]) == 2
+        assert capsys.readouterr().err.endswith(f"contradicts the run in {out}; allowed: {allowed}leave the flag out\n")
 
 
 def test_a_plugin_that_was_changed_is_warned_of_once(file, npz, tmp_path, caplog):
@@ -143,6 +170,65 @@ def test_a_run_goes_on_with_the_defaults_that_it_began_with(file, npz, tmp_path)
         assert second.identity == first.identity
         assert Simulation.load(out).parts.hyper.objective.weight == 1.0
         assert RunConfig.load(out / "config.json").options == second.config.options
+
+
+def test_a_default_whose_option_is_gone_is_refused(file, npz, tmp_path, capsys):
+    """Only a file that was edited may choose something else, to which the default does not belong."""
+    out, new = tmp_path / "out", ["--out", str(tmp_path / "new")]
+    assert train(npz, out, "--plugin", file, "--objective", "apart") == 0
+    later = tmp_path / "later" / "apart.py"
+    later.parent.mkdir()
+    later.write_text(OBJECTIVE.replace("weight", "share").replace("option(1.0", "option(0.1"))
+    del DOORS["objective"]["apart"]
+    plugins.load(str(later))
+    gone = "options: 'objective.weight' is not known"
+    blamed = f"plugin: {out}/config.json was written with apart.py, which has changed since ({gone}"
+    for opened in (lambda: run.main(["--resume", str(out)]), lambda: report.main([str(out)])):
+        assert opened() == 2
+        assert blamed in capsys.readouterr().err
+    config = out / "config.json"
+    assert run.main(["--config", str(config), *new]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {gone}")
+    config.write_text(config.read_text().replace('"objective": "apart"', '"objective": "simclr"'))
+    assert RunConfig.load(config).options == {}
+
+
+def test_defaults_are_kept_that_defences_no_longer_share():
+    extend.defence("hiding")(Hiding)
+    config = RunConfig(defence="gaussian+hiding")
+    assert "defence.deviation" not in config.defaults
+    assert config.keeping({"defence.deviation": 0.1}).options == {"defence.deviation": 0.1}
+
+
+@pytest.mark.slow
+def test_a_run_says_from_when_on_a_plugin_was_another(file, npz, tmp_path, monkeypatch):
+    """A change counts once for all sessions, and is lost with its rounds; nothing else differs from the whole run."""
+    begin = [*flags(**TINY | {"dataset": npz, "eval_every": 0}), "--plugin", str(file), "--objective", "apart"]
+    begin = [word for word in begin if word not in ("--queue-length", str(TINY["queue_length"]))]
+    out, other = tmp_path / "out", f"{OBJECTIVE}# another line"
+    assert run.main([*begin, "--dashboard", "off", "--out", str(tmp_path / "whole")]) == 0
+    whole = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ends = [n for n, line in enumerate(whole, start=1) if json.loads(line)["event"] == "round"]
+    resume = ["--resume", str(out), "--dashboard", "off"]
+    killed(monkeypatch, ends[0], [*begin, "--dashboard", "off", "--out", str(out)])
+    file.write_text(other)
+    killed(monkeypatch, 3, resume)
+    killed(monkeypatch, 1 + ends[1] - ends[0], resume)
+    killed(monkeypatch, 2, resume)
+    file.write_text(OBJECTIVE)
+    assert run.main(resume) == 0
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    changes = [json.loads(line) for line in lines if '"change"' in line]
+    sums = [hashlib.sha256(text.encode()).hexdigest() for text in (OBJECTIVE, other)]
+    assert [(one["round"], one["step"], one["plugins"]) for one in changes] == [
+        (after, 0, [{"name": "apart.py", "version": None, "sha256": sha256}])
+        for after, sha256 in ((1, sums[1]), (2, sums[0]))
+    ]
+    assert [line for line in lines if '"change"' not in line] == whole
+    assert report.main([str(out)]) == 0
+    page = (out / "report.md").read_text().replace("\\", "")
+    was, became = (f"apart.py ({sha256[:8]})" for sha256 in sums)
+    assert f"| went on with | {became} after round 1; {was} after round 2 |" in page
 
 
 @pytest.mark.parametrize(
@@ -334,6 +420,25 @@ def test_all_plugins_that_are_missing_are_named():
         plugins.check(missing)
 
 
+def test_a_plugin_may_be_moved_and_renamed(file, npz, tmp_path, caplog):
+    out, moved = tmp_path / "out", tmp_path / "moved.py"
+    assert train(npz, out, "--plugin", file, "--objective", "apart") == 0
+    del DOORS["objective"]["apart"]
+    file.rename(moved)
+    plugins.load(str(moved))
+    assert RunDirectory(out).read_config().plugins[0].name == "apart.py"
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("field", ["aggregation", "defence", "callback", "dataset", "arch"])
+def test_an_unknown_name_at_a_door_leads_to_plugins(field, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run.main([f"--{field}", "geomedian", "--dashboard", "off"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {field}: 'geomedian' is not known")
+    assert error.endswith("those of a --plugin\n")
+
+
 def test_the_config_of_a_run_whose_plugin_is_missing_says_so(file, npz, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(npz, out, "--plugin", file, "--objective", "apart") == 0
@@ -422,6 +527,11 @@ def test_a_file_that_an_option_names_belongs_to_the_run(npz, tmp_path, monkeypat
     times.write_text("0-120\n" * 8)
     assert report.main([str(out)]) == 0
     assert caplog.messages == [f"sampler.file: {times} has changed since the run in {out} began"]
+    (out / "summary.json").unlink()
+    assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
+    assert report.main([str(out)]) == 0
+    became = hashlib.sha256(times.read_bytes()).hexdigest()[:8]
+    assert f"| went on with | sampler.file ({became}) after round 2 |" in (out / "report.md").read_text()
 
 
 def test_the_package_that_names_a_plugin_is_named(monkeypatch):

@@ -12,7 +12,8 @@ from simsfl.config.notation import Decoder
 from simsfl.defences import taressfl
 from simsfl.defences.taressfl import TAResSFL
 from simsfl.privacy import similarity
-from simsfl.runs.records import checksum, lasting
+from simsfl.runs.records import lasting
+from simsfl.system.files import checksum
 from tests.conftest import TINY, generator
 
 

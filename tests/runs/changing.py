@@ -7,9 +7,9 @@ from safetensors import safe_open
 
 from simsfl.cli import run
 from simsfl.cli.session import Session
-from simsfl.runs import records
 from simsfl.runs.checkpoint import SEAL
 from simsfl.runs.directory import RunDirectory
+from simsfl.system.files import checksum
 from simsfl.system.outputs import _LIST
 from simsfl.system.tensor_file import write_tensors
 from tests.conftest import TINY, flags
@@ -73,7 +73,7 @@ def rewritten(directory, config=None, standing=None, tensors=None):
     del content["sha256"]
     if config:
         config(content)
-    (directory / "config.json").write_text(json.dumps(content | {"sha256": records.checksum(content)}))
+    (directory / "config.json").write_text(json.dumps(content | {"sha256": checksum(content)}))
     run = RunDirectory(directory).read_config().identity if config else None
     for file in (directory / "checkpoints").glob("*.safetensors"):
         with safe_open(file, framework="pt") as held:

@@ -21,6 +21,7 @@ from simsfl.cli.report.runs import Run, read_run
 from simsfl.cli.report.settings import grouped, repeated, summary_table
 from simsfl.config import RunConfig
 from simsfl.runs.directory import RunDirectory
+from simsfl.runs.metrics import History
 from simsfl.runs.records import Summary
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text
@@ -171,6 +172,16 @@ def _absences(summary: Summary | None) -> str:
     return f"missed {count_text(found.rounds_missed, 'round')}{slow}; {of_all} client steps missed"
 
 
+def _changes(history: History) -> str:
+    """Return which plugins and files a run went on with from when on, as text; empty where they stayed the same."""
+    texts = []
+    for record in history.changes:
+        step = f", step {record['step']}" if record["step"] else ""
+        files = (f"{name} ({sha256[:8]})" for name, sha256 in record["files"].items())
+        texts.append(f"{', '.join([*map(str, record['plugins']), *files])} after round {record['round']}{step}")
+    return "; ".join(texts)
+
+
 def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
     """Return a run's column of the table: texts by the title of their row.
 
@@ -194,6 +205,7 @@ def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
         "seed": str(config["seed"]),
         **{name.replace("_", " "): _value(config[name]) for name in differing},
         **({"plugins": ", ".join(map(str, run.plugins))} if run.plugins else {}),
+        **({"went on with": changes} if (changes := _changes(history)) else {}),
         "loss": number(history.value("round", "loss"), ".3f"),
         "kNN of raw pixels [%]": number(history.untrained("pixel_knn_top1")),
         "kNN untrained [%]": number(history.untrained("knn_top1")),

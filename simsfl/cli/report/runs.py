@@ -40,7 +40,7 @@ class Run:
     losses: Sequence[float] = ()
     """Loss of each step."""
     plugins: Sequence[Plugin] = ()
-    """Code from outside simsfl that the run uses."""
+    """Code from outside simsfl that the run began with."""
 
     @property
     def label(self) -> str:
