@@ -72,13 +72,17 @@ def test_a_report_that_a_user_has_edited_outlives_its_run(npz, tmp_path):
     assert not (out / "figures").exists()
 
 
-def test_a_run_beside_a_report_of_others_keeps_it(trained, npz, tmp_path):
+def test_a_run_replaces_a_report_of_others_only_if_asked(trained, npz, tmp_path, capfd):
     out = tmp_path / "out"
     assert report.main([str(trained), "--out", str(out)]) == 0
+    put(out / "notes.txt")
     before = contents(out)
-    assert run.main(flags(dataset=npz, out=out, **SHORT)) == 0
-    after = contents(out)
-    assert all(after[name] == content for name, content in before.items() if not name.endswith(".txt"))
+    argv = flags(dataset=npz, out=out, **SHORT)
+    refused(run.main(argv), capfd, f"out: {out} holds ", " of other runs; allowed: another directory, or --overwrite")
+    assert contents(out) == before
+    assert run.main([*argv, "--overwrite"]) == 0
+    assert not {"report.md", "figures"} & set(os.listdir(out))  # noqa: PTH208
+    assert (out / "notes.txt").read_bytes() == MINE
 
 
 @pytest.mark.parametrize("name", ["figures/mine.png", "attacks/mine.json", "report.md", "checkpoints/mine.safetensors"])
