@@ -81,7 +81,7 @@ def plans_of(
 def print_commands(outcomes: Outcomes, note: str, console: Output) -> None:
     """Print the commands that do the runs by hand on stdout, and on stderr the steps and times that they take."""
     for plan in outcomes.left:
-        console.say(command_line(plan, outcomes.out))
+        console.say_whole(command_line(plan, outcomes.out))
     for problem in outcomes.problems():
         console.say(f"# {problem}")
     beside = Output(stderr=True)
