@@ -248,6 +248,8 @@ class RunDirectory:
         Raises:
             ValueError: this is not a run directory, or its ``config.json`` is damaged or was edited.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file; allowed: the directory of a run")
         if not self.config.is_file():
             raise ValueError(f"{self.path} is not the directory of a run: it has no config.json; allowed: one that has")
         check_plugins(self.config)

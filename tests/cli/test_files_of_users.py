@@ -95,6 +95,21 @@ def test_a_directory_that_holds_no_run_keeps_what_it_holds(name, overwrite, npz,
     assert (tmp_path / "out" / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("main", "flags", "message"),
+    [
+        (report.main, [], "{file} is a file; allowed: the directory of a run"),
+        (attack.main, [], "{file} is a file; allowed: the directory of a run"),
+        (watch.main, [], "{file} is a file; allowed: the directory of a run"),
+        (run.main, ["--resume"], "resume: {file} is a file; allowed: the directory of a run"),
+        (export_checkpoint.main, ["--out", "exported"], "source: {file} is no file of weights (damaged"),
+    ],
+)
+def test_a_file_of_a_run_is_not_its_directory(main, flags, message, trained, capfd):
+    file = trained / "config.json"
+    refused(main([*flags, str(file)]), capfd, f"error: {message.format(file=file)}")
+
+
 RUNS = ["config.json", "metrics.jsonl", "live.json", "summary.json", "start.safetensors", "trace.json", "devices.log"]
 
 
