@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own = arguments.out or (arguments.runs[0] if len(runs) == 1 else None)
         if own:
             RunDirectory(own).outputs.check("report.md")
+        Output().say(f"drawing figures of {count_text(len(runs), 'run')}")
         figures = draw(runs)
         out = RunDirectory(own) if own else RunDirectory.claim(Path("reports") / time.strftime("%Y%m%d-%H%M%S"))
         save(figures, out.outputs, arguments.format)
