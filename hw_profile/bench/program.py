@@ -168,9 +168,8 @@ def _check(arguments: Any, machine: Machine) -> None:
     if arguments.add_log:
         if not arguments.meter.startswith("csv:"):
             raise ValueError(f"add_log: needs a log; allowed: with --meter csv:FILE, not {arguments.meter}")
-        usual = vars(parser().parse([]))
-        for name, value in vars(arguments).items():
-            if name not in ("add_log", "meter", "dashboard") and value != usual[name]:
+        for name in arguments.given:
+            if name not in ("add_log", "meter", "dashboard"):
                 raise ValueError(f"{name}: has no effect on an earlier result; allowed: without --add-log")
     if arguments.runtime == "lean" and (arguments.compile or arguments.dtype not in (None, "fp32")):
         flag = "compile" if arguments.compile else "dtype"

@@ -17,7 +17,7 @@ import torch
 from simsfl.config import RunConfig
 from simsfl.config.notation import Bottleneck
 from simsfl.data.shapes import CLASSES, shapes
-from simsfl.data.views import UNIFORMS, sample
+from simsfl.data.views import UNIFORMS, Recipe
 from simsfl.hw_profile.runtimes.client_work import put, state_of
 from simsfl.hw_profile.runtimes.torch_client import TorchClient, model_of
 from simsfl.models import FlatModule, layer_count
@@ -118,7 +118,7 @@ def _train(client: TorchClient, writer: TraceWriter, steps: int, batch_size: int
     rng = np.random.default_rng(0)
     pixels = shapes(0, train=_IMAGES, test=len(CLASSES)).train_x[: steps * batch_size].transpose(0, 3, 1, 2)
     pixels = pixels.reshape(steps, batch_size, 3, _SIZE, _SIZE)
-    drawn = sample(rng.random((steps, 2, batch_size, UNIFORMS)), "v2", _SIZE)
+    drawn = Recipe("v2", _SIZE).sample(rng.random((steps, 2, batch_size, UNIFORMS)))
     views = {name: getattr(drawn, name).numpy() for name in VIEWS}
     sums = []
     for step in range(steps):

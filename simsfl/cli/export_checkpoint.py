@@ -13,6 +13,7 @@ from simsfl.setup import assembly
 from simsfl.setup.defaults import resolve
 from simsfl.setup.weights import HALVES, load_weights, to_published
 from simsfl.system.console import Output
+from simsfl.system.messages import blaming
 from simsfl.system.outputs import Outputs
 from simsfl.ui.arguments import Parser, fail, path, source
 
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read weights; write a file for each half, and one for --init-client; return the exit code."""
     try:
         arguments = parser().parse(argv)
-        weights = load_weights(arguments.source)
+        with blaming("source", for_="init_client"):
+            weights = load_weights(arguments.source)
         if arguments.client_only:
             weights = replace(weights, server={})
         config = resolve(replace(weights.config, device="cpu"))

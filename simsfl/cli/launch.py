@@ -228,8 +228,8 @@ def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: Run
     Raises:
         ValueError: another flag contradicts the config of the run; flags may repeat it.
     """
-    for flag, unset in (("preset", "auto"), ("config", None), ("overwrite", False)):
-        if getattr(arguments, flag) != unset:
+    for flag in ("preset", "config", "overwrite"):
+        if flag in arguments.given:
             raise ValueError(
                 f"{flag}: cannot be given with --resume, which continues as configured; allowed: without it"
             )
@@ -394,7 +394,7 @@ def _chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
     """
     values = config_values(arguments)
     if arguments.config:
-        if arguments.preset != "auto":
+        if "preset" in arguments.given:
             raise ValueError("preset: cannot be given with --config; allowed: one of the two")
         config, why = RunConfig.load(arguments.config), f"--config {arguments.config}"
     else:

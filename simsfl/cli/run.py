@@ -29,7 +29,7 @@ def parser() -> Parser:
     what.add_argument("--list", action="store_true", help="print all names that flags take, and the options of each")
     where = result.add_argument_group("output")
     where.add_argument("--out", type=path, metavar="DIR", help="run directory (default: runs/<time>-<preset>)")
-    where.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    where.add_argument("--overwrite", action="store_true", help="replace the run, or the report, that --out holds")
     add_dashboard_flag(where)
     where.add_argument(
         "--profile",

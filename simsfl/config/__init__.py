@@ -6,7 +6,7 @@ arguments instead of a `RunConfig`. Nothing here imports torch, so that ``--help
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,14 +106,31 @@ class RunConfig(Settings):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
-    def check_effect(self, names: Iterable[str]) -> None:
-        """Raise a ValueError if one of the fields `names` differs from its default but has no effect in this config."""
+    def check_effect(self, names: Collection[str]) -> None:
+        """Raise a ValueError if one of the fields `names` has no effect in this config, whatever its value."""
+        for problem in self.without_effect(names).values():
+            raise ValueError(problem)
+
+    def without_effect(self, names: Collection[str]) -> dict[str, str]:
+        """Return why those of some fields and options that have no effect in this config have none, by name.
+
+        Args:
+            names: names of fields, and of options such as "objective.temperature", which what is chosen may not have.
+        """
+        found = {}
         for spec in fields(self):
-            asked = spec.name in names and getattr(self, spec.name) != spec.default
-            for condition in spec.metadata["only"] if asked else ():
-                if not condition.holds(self):
-                    reason = condition.reason.format(**self.to_dict())
-                    raise ValueError(f"{spec.name}: has no effect where {reason}; allowed with {condition.remedy}")
+            conditions = spec.metadata["only"] if spec.name in names else ()
+            failed = next((condition for condition in conditions if not condition.holds(self)), None)
+            if failed:
+                reason = failed.reason.format(**self.to_dict())
+                found[spec.name] = f"{spec.name}: has no effect where {reason}; allowed with {failed.remedy}"
+        for name in names:
+            try:
+                if "." in name:
+                    self.option(name)
+            except ValueError as error:
+                found[name] = str(error)
+        return found
 
     def changed_from(self, other: RunConfig) -> dict[str, Any]:
         """Return the fields that have another value than in the config `other`, with their values here."""

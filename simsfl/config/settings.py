@@ -205,7 +205,6 @@ class Settings:
         "Save communication after a round whose loss fell by less than this: first, clients get no gradients; after "
         "the next such round, they send no smashed data either. 0 turns this off.",
         within=(0, INFINITY),
-        only=SPLIT,
     )
 
     server_replicas: int = _setting(
@@ -214,7 +213,6 @@ class Settings:
         "Number of servers, each with a model and a key queue of its own, and an equal part of the cohort: what one "
         "server on each of several GPUs does that they do not exchange. The first of them is evaluated.",
         within=(1, _LARGE),
-        only=SPLIT,
     )
     average_replicas: bool = _setting(
         False,
@@ -354,7 +352,6 @@ class Settings:
         "Weight of TAResSFL (defence taressfl): clients resist simulated attackers, which learn to reconstruct their "
         "images. 0 turns it off.",
         within=(0, INFINITY),
-        only=SPLIT,
     )
     ressfl_target_ssim: float = _setting(
         0.6,

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -130,13 +131,20 @@ def fetch(source: Source, data_dir: Path) -> tuple[Arrays, str]:
             arrays = attempt()
             check(source.key, arrays)
         except Exception as error:  # whatever is wrong with one source, the next may work; the reason is reported
-            tried.append(f"{label}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+            tried.append(f"{label}: {_reason(error).removeprefix(f'{cached} is ')}")
             continue
         if tried:
             with suppress(OSError):  # where the cache cannot be written, the next run fetches the arrays again
                 write_cache(cached, arrays)
         return arrays, label
     raise Unavailable("; ".join(tried))
+
+
+def _reason(error: Exception) -> str:
+    """Return why a source does not have a data set, without advice on torchvision's arguments, which comes after it."""
+    why = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
+    text = (isinstance(why, OSError) and why.strerror) or str(why).strip() or type(why).__name__
+    return text.splitlines()[0].partition(". ")[0]
 
 
 def _attempts(source: Source, data_dir: Path, cached: Path) -> Iterator[tuple[str, Callable[[], Arrays]]]:

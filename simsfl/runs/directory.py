@@ -82,6 +82,11 @@ class RunDirectory:
         return [path.name for path in (self.config, self.start, self.partition, self.summary, self.trace)]
 
     @property
+    def _made_of_runs(self) -> list[str]:
+        """Return the names of what programs write about runs, which is listed as well."""
+        return [path.name for path in (self.report, self.figures, self.attacks)]
+
+    @property
     def _growing(self) -> list[Path]:
         """Return the files of a run that change while it goes on."""
         return [self.metrics, self.live, self.devices]
@@ -90,7 +95,7 @@ class RunDirectory:
         """Raise a ValueError unless a new run may be written here; nothing is left behind.
 
         Args:
-            overwrite: whether the directory may hold another run, which must not be running.
+            overwrite: whether the directory may hold another run, which must not be running, or a report.
         """
         try:
             self._check_free(overwrite=overwrite)
@@ -117,6 +122,11 @@ class RunDirectory:
             raise ValueError(
                 f"out: {self.path} holds another run; allowed: another directory, --overwrite to replace it, "
                 f"or --resume {self.path} to go on with it"
+            )
+        if not overwrite and (made := self.outputs.owned(*self._made_of_runs)):
+            raise ValueError(
+                f"out: {self.path} holds {made[0]} of other runs; allowed: another directory, or --overwrite to replace"
+                " what simsfl has written about them"
             )
         if self.outputs.listed:
             self.outputs.check(*held)
@@ -145,15 +155,14 @@ class RunDirectory:
                 return cls(candidate)
 
     def clear(self) -> None:
-        """Delete the run that is here, with its report, figures and attacks; what others have put here stays."""
+        """Delete the run that is here, and reports, figures and attacks; what others have put here stays."""
         run = identity_in(self.config) if self.config.is_file() else None
         if run:
             self.outputs.adopt(self._whole)
             checkpoint.clear(self.checkpoints, run)
             for path in self._growing:
                 path.unlink(missing_ok=True)
-        made_of_it = [path.name for path in (self.report, self.figures, self.attacks)] if run else []
-        self.outputs.clear(*self._whole, *made_of_it)
+        self.outputs.clear(*self._whole, *self._made_of_runs)
 
     def reopen(self, *, profile: bool) -> None:
         """Prepare to go on with the run: the summary of a run that had ended is deleted, and will be made again.
@@ -240,6 +249,8 @@ class RunDirectory:
         Raises:
             ValueError: this is not a run directory, or its ``config.json`` is damaged or was edited.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file; allowed: the directory of a run")
         if not self.config.is_file():
             raise ValueError(f"{self.path} is not the directory of a run: it has no config.json; allowed: one that has")
         check_plugins(self.config)

@@ -438,6 +438,15 @@ class History:
         first = self.evaluations[0] if self.evaluations else {"round": None}
         return first.get(key) if first["round"] == 0 else None
 
+    def trained(self, key: str) -> list[Any]:
+        """Return a value of each evaluation of the trained network, in their order."""
+        return [record[key] for record in self.evaluations if record["round"]]
+
+    @property
+    def best_knn(self) -> float | None:
+        """Return the highest kNN accuracy of the trained network in percent; None before its first evaluation."""
+        return max(self.trained("knn_top1"), default=None)
+
     def value(self, event: str, key: str) -> Any:
         """Return a value of the latest record of a kind, None if there is no such record yet."""
         return self.latest.get(event, {}).get(key)

@@ -136,7 +136,10 @@ def load_weights(source: str) -> Weights:
     try:
         return _of_file(path)
     except ValueError as error:
-        raise ValueError(f"init_client: {path} is no file of weights ({error})") from error
+        why = str(error).removeprefix(f"{path} is ")
+        raise ValueError(
+            f"init_client: {path} is no file of weights ({why}); allowed: the directory of a run, or a file of weights"
+        ) from error
 
 
 def _of_file(path: Path) -> Weights:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
@@ -53,21 +54,29 @@ class Output(Console):
         return lost()
 
     def say(self, *parts: str | tuple[str, str]) -> None:
-        """Print one line, however long, of parts that may have a style: ``say("output ", ("runs/x", "bold"))``."""
+        """Print a line of parts that may have a style: ``say("output ", ("runs/x", "bold"))``.
+
+        A terminal that is not as wide would go on within a word, so there the line is broken between words, unless one
+        of them has no room in a line: such as a path, which may be copied. Elsewhere it is one line, however long.
+        """
         styled = [part if isinstance(part, tuple) else (part, "") for part in parts]
-        self.print(Text.assemble(*((visible(text), style) for text, style in styled)), soft_wrap=True)
+        line = Text.assemble(*((visible(text), style) for text, style in styled))
+        has_room = all(cell_len(word) <= self.width for word in line.plain.split())
+        self.print(line, soft_wrap=not (self.redraws and has_room))
+
+    def say_whole(self, text: str) -> None:
+        """Print a line into which nothing is inserted, whatever the width of the terminal, so that it can be pasted."""
+        self.print(Text(visible(text)), soft_wrap=True)
 
     def say_command(self, why: tuple[str, str] | str, words: Sequence[str]) -> None:
-        """Print what a command is for, and the command on a line of its own, so that the whole line can be pasted.
-
-        Nothing is inserted into that line, whatever the width of the terminal.
+        """Print what a command is for, and the command on a line of its own, which can be pasted as a whole.
 
         Args:
             why: the line before it, which may have a style.
             words: the words of the command, as a shell is to read them.
         """
         self.say(why)
-        self.say(pasted(words))
+        self.say_whole(pasted(words))
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a string to be printed, such as a cell of a table, of which every line is `visible`."""

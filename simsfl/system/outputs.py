@@ -104,19 +104,22 @@ class Outputs:
                 if (self.path / name).is_file():
                     self._add(digest(self.path / name), name)
 
+    def owned(self, *names: str) -> list[str]:
+        """Return the files that are simsfl's own among files called `names`, and those in directories called so."""
+        listed = dict.fromkeys(name for _, name in self._lines())
+        return [name for name in listed if Path(name).parts[0] in names and self.owns(name)]
+
     def clear(self, *names: str) -> None:
         """Delete files and what is in directories called `names`, the latest first, as far as it is simsfl's own.
 
         Directories that are empty then are deleted, too, and so is the list if nothing is left that it has.
         """
-        listed = list(dict.fromkeys(name for _, name in self._lines()))
-        for name in reversed(listed):
-            if Path(name).parts[0] in names and self.owns(name):
-                (self.path / name).unlink()
-                for directory in Path(name).parents[:-1]:
-                    with suppress(OSError):  # it holds other files
-                        (self.path / directory).rmdir()
-        if not any(map(self.owns, listed)):
+        for name in reversed(self.owned(*names)):
+            (self.path / name).unlink()
+            for directory in Path(name).parents[:-1]:
+                with suppress(OSError):  # it holds other files
+                    (self.path / directory).rmdir()
+        if not any(self.owns(name) for _, name in self._lines()):
             (self.path / _LIST).unlink(missing_ok=True)
 
     def _add(self, checksum: str, name: str) -> None:

@@ -30,6 +30,7 @@ class Parser(argparse.ArgumentParser):
     Attributes:
         dotted: what may stand before the dot in flags such as ``--objective.temperature 0.2``, which are not declared
             one by one. The parsed arguments have their texts in ``options``, by names such as "objective.temperature".
+            In ``given`` they have the names of all other flags that are given, also with the values of their defaults.
     """
 
     def __init__(self, **options: Any):
@@ -76,10 +77,18 @@ class Parser(argparse.ArgumentParser):
         words, options = _without_dotted(sys.argv[1:] if argv is None else argv, self.dotted)
         early = {flag for action in self._actions if isinstance(action, Early) for flag in action.option_strings}
         arguments, rest = self.parse_known_args(_with_first(words, early))
+        flags = {word.partition("=")[0] for word in words}
         arguments.options = options
+        arguments.given = [action.dest for action in self._actions if flags.intersection(action.option_strings)]
         if rest:
-            flags = [option for action in self._actions for option in action.option_strings]
-            raise unknown("flag", rest[0].split("=")[0], flags, allowed="those that --help lists")
+            known = [option for action in self._actions for option in action.option_strings]
+            own = [
+                one.option_strings[0]
+                for one in self._actions
+                if one.option_strings and one.default != argparse.SUPPRESS
+            ]
+            allowed = ", ".join([*own, "or others that --help lists"])
+            raise unknown("flag", rest[0].split("=")[0], known, allowed=allowed)
         return arguments
 
 

@@ -200,8 +200,7 @@ def _curves(config: Mapping[str, Any], history: History) -> Table:
     top1 = [record["contrast_top1"] for record in history.rounds]
     against = f", pixels {pixels:.1f}" if pixels is not None else ""
     ssim = [record["attackers_ssim"] for record in history.rounds if record["attackers_ssim"] is not None]
-    best = "untrained" if len(knn) == 1 else f"best {max(knn, default=0.0):.1f}"
-    trained = any(record["round"] for record in history.evaluations)
+    best = "untrained" if history.best_knn is None else f"best {history.best_knn:.1f}"
     first = min(config["eval_every"] or config["rounds"], config["rounds"])
     for name, event, key, form, unit, values, note, style in (
         ("loss", "step", "loss", ".3f", "", loss, f"round {loss[-1]:.3f}" if loss else "", "yellow"),
@@ -209,7 +208,7 @@ def _curves(config: Mapping[str, Any], history: History) -> Table:
         ("kNN", "evaluation", "knn_top1", ".1f", " %", knn, best + against if knn else "", "green"),
     ):
         value, curve = number(history.value(event, key), form, unit), _Sparkline(values, style)
-        if event == "evaluation" and not trained:
+        if event == "evaluation" and history.best_knn is None:
             value, curve = value if values else "", Text(f"first evaluation after round {first:,}")
         table.add_row(name, value, note, curve)
     if found := spreads(config, history):

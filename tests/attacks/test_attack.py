@@ -290,7 +290,9 @@ def test_weights_are_attacked_without_a_run(weights, npz, tmp_path, monkeypatch,
         assert record.network | {"arch": "resnet8", "width": 4, "cut_layer": 2, "image_size": 8} == record.network
         assert (out / "conv_normN0C4.png").exists()
     assert found[0] == found[1] == found[2]
-    assert "client, 30 test images of tiny" in " ".join(capsys.readouterr().out.split())
+    output = capsys.readouterr().out
+    assert output.startswith(f"reconstructing 30 images of {weights / 'run'} by conv_normN0C4, 1 seed\n")
+    assert "client, 30 test images of tiny" in " ".join(output.split())
     argv += ["--target-images", str(weights / "mine.npz"), "--published-contrast"]
     assert attack_program.main(argv) == 0
     assert "client, 5 images of mine.npz" in " ".join(capsys.readouterr().out.split())

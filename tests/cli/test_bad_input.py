@@ -153,6 +153,8 @@ CASES = {
     "nan": (["--lr", "nan"], ["lr: nan"]),
     "infinite": (["--lr", "inf"], ["lr: inf"]),
     "alpha": (["--partition", "dirichlet", "--alpha", "-1"], ["alpha: -1"]),
+    "without effect, as by default": (["--alpha", "0.5"], ["alpha: has no effect", "partition is iid"]),
+    "config and the usual preset": (["--config", "x.json", "--preset", "auto"], ["preset", "--config"]),
     "without effect": (["--alpha", "0.1"], ["alpha: has no effect", "partition is iid", "allowed with", "dirichlet"]),
     "overwrite without out": (lambda p: ["--config", p, "--overwrite"], ["overwrite", "--out"]),
     "flag with a value": (["--symmetric=yes"], ["symmetric: takes no value", "'yes'"]),

@@ -72,13 +72,17 @@ def test_a_report_that_a_user_has_edited_outlives_its_run(npz, tmp_path):
     assert not (out / "figures").exists()
 
 
-def test_a_run_beside_a_report_of_others_keeps_it(trained, npz, tmp_path):
+def test_a_run_replaces_a_report_of_others_only_if_asked(trained, npz, tmp_path, capfd):
     out = tmp_path / "out"
     assert report.main([str(trained), "--out", str(out)]) == 0
+    put(out / "notes.txt")
     before = contents(out)
-    assert run.main(flags(dataset=npz, out=out, **SHORT)) == 0
-    after = contents(out)
-    assert all(after[name] == content for name, content in before.items() if not name.endswith(".txt"))
+    argv = flags(dataset=npz, out=out, **SHORT)
+    refused(run.main(argv), capfd, f"out: {out} holds ", " of other runs; allowed: another directory, or --overwrite")
+    assert contents(out) == before
+    assert run.main([*argv, "--overwrite"]) == 0
+    assert not {"report.md", "figures"} & set(os.listdir(out))  # noqa: PTH208
+    assert (out / "notes.txt").read_bytes() == MINE
 
 
 @pytest.mark.parametrize("name", ["figures/mine.png", "attacks/mine.json", "report.md", "checkpoints/mine.safetensors"])
@@ -89,6 +93,21 @@ def test_a_directory_that_holds_no_run_keeps_what_it_holds(name, overwrite, npz,
     assert run.main(argv) == 0
     assert (tmp_path / "out" / name).read_bytes() == MINE
     assert (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "message"),
+    [
+        (report.main, [], "{file} is a file; allowed: the directory of a run"),
+        (attack.main, [], "{file} is a file; allowed: the directory of a run"),
+        (watch.main, [], "{file} is a file; allowed: the directory of a run"),
+        (run.main, ["--resume"], "resume: {file} is a file; allowed: the directory of a run"),
+        (export_checkpoint.main, ["--out", "exported"], "source: {file} is no file of weights (damaged"),
+    ],
+)
+def test_a_file_of_a_run_is_not_its_directory(main, flags, message, trained, capfd):
+    file = trained / "config.json"
+    refused(main([*flags, str(file)]), capfd, f"error: {message.format(file=file)}")
 
 
 RUNS = ["config.json", "metrics.jsonl", "live.json", "summary.json", "start.safetensors", "trace.json", "devices.log"]

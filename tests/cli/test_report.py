@@ -63,6 +63,9 @@ def test_many_runs_have_a_directory_and_few_figures_of_their_own(trained, tmp_pa
     before = sorted(path.name for path in paths[0].iterdir())
     monkeypatch.chdir(tmp_path)
     assert report.main([*map(str, paths), "--format", "svg,pdf"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "drawing figures of 4 runs"
+    assert last.startswith("wrote reports/")
     (out,) = (tmp_path / "reports").iterdir()
     assert {path.name for path in (out / "figures").iterdir()} == {"curves.svg", "curves.pdf"}
     page = (out / "report.md").read_text()

@@ -7,7 +7,7 @@ import pytest
 
 from simsfl.cli.sweep import grid, runner
 from simsfl.cli.sweep import program as sweep
-from simsfl.cli.sweep.axes import directory_of, points_of
+from simsfl.cli.sweep.axes import Range, check_effect, directory_of, points_of
 from simsfl.config.presets import named
 from tests.conftest import TINY, flags
 
@@ -24,15 +24,38 @@ def test_combinations_of_any_flags():
         "objective": ["simclr"],
     }
     points = points_of(axes)
-    assert len(points) == 8
+    assert len(points) == 6
     first, last = points[0].cell, points[-1].cell
     expected = {"method": "mocosfl", "cut_layer": 1, "width": 8, "arch": "resnet8", "objective": "simclr"}
     assert first.settings == first.settings | expected | {"options": {"objective.temperature": 0.1}}
     assert points[3].cell.name == "method mocosfl, cut layer 2, objective.temperature 0.2"
-    assert last.directory == "method-federated-cut-layer-2-objective.temperature-0.2"
-    assert last.problem.startswith("cut_layer: has no effect where")
+    assert last.name == "method federated, objective.temperature 0.2"  # without a cut
+    assert not last.problem
     with pytest.raises(ValueError, match=r"^tau: 2\.0 is out of range"):
         points_of({"preset": ["laptop"], "tau": [0.9, 2.0]})
+
+
+TRIMMED = {"preset": ["laptop"], "aggregation": ["mean", "trimmed-mean"], "aggregation.trim": ["0.1", "0.2"]}
+DIRICHLET = {"preset": ["laptop"], "partition": ["iid", "dirichlet"], "alpha": [0.5, 0.1]}
+
+
+@pytest.mark.parametrize("axes", [TRIMMED, DIRICHLET])
+def test_flags_belong_to_the_combinations_in_which_they_have_an_effect(axes):
+    (choice, (without, having)), (flag, values) = list(axes.items())[1:]
+    points = [point.values for point in points_of(axes)]
+    assert points == [{choice: without}, *({choice: having, flag: value} for value in values)]
+    assert not any(point.cell.problem for point in points_of(axes))
+    assert [point.values for point in points_of(axes | {choice: [having]})] == [{flag: value} for value in values]
+    check_effect(axes)
+    with pytest.raises(ValueError, match=rf"{flag}.*; allowed"):
+        points_of(axes | {choice: [without]})
+    with pytest.raises(ValueError, match=rf"{flag}.*; allowed"):
+        check_effect(axes | {choice: [without], flag: Range(0.1, 0.3)})
+
+
+def test_a_value_that_no_combination_can_have_is_refused():
+    with pytest.raises(ValueError, match=r"^aggregation\.trim: 0\.9 is out of range"):
+        points_of(TRIMMED | {"aggregation.trim": ["0.1", "0.9"]})
 
 
 def test_names_of_directories_differ_as_values_do():
@@ -108,6 +131,7 @@ WRONG = {
     "value": (["--lr", "0.1,x"], "lr: 'x' is no number; allowed: a number"),
     "truth": (["--align-momentum", "true,maybe"], "align_momentum: 'maybe' is neither; allowed: true or false"),
     "name": (["--arch", "resnet8,resnet9"], "arch: 'resnet9' is not known"),
+    "live view": (["--dashboard", "off"], "flag: '--dashboard' is not known; allowed: --seeds, --dry-run, --budget,"),
     "seed": (["--seed", "1"], "flag: '--seed' is not known (did you mean --seeds?)"),
     "jobs": (["--jobs", "0"], "jobs: '0' is no count; allowed: 1 or more"),
 }

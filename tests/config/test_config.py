@@ -157,6 +157,15 @@ def test_what_a_rule_set_it_sets_again(tmp_path):
         ({"probe_epochs": 3}, "probe_epochs: .* no probe .* linear_probe or semi_supervised"),
         ({"stream": "always", "dataset": "x.npz"}, "stream: .* x.npz, which is read whole"),
         ({"average_replicas": True}, "average_replicas: .* there is one server; allowed with server_replicas above 1"),
+        *(
+            ({field: default}, f"{field}: has no effect where ")  # also with the value that it has by default
+            for field, default in {
+                "alpha": 0.5,
+                "init_server": False,
+                "probe_epochs": 100,
+                "ssim_borders": "zeros",
+            }.items()
+        ),
     ],
 )
 def test_what_has_no_effect_is_refused(values, words):
@@ -167,7 +176,7 @@ def test_what_has_no_effect_is_refused(values, words):
     RunConfig(method="fl-byol", head="large-mlp", client_lr=0.0).check_effect(["syncs_per_round"])
     RunConfig(sampler="availability", clients=5, cohort=5).check_effect(["sampler"])
     RunConfig(server_replicas=2, average_replicas=True, client_lr=0.0).check_effect(["syncs_per_round"])
-    RunConfig(method="fl-moco", loss_threshold=0.0).check_effect(["loss_threshold"])  # as usual: no matter
+    RunConfig(method="fl-moco", loss_threshold=0.0).check_effect(["loss_threshold"])  # 0 is the only value allowed
 
 
 @pytest.mark.parametrize(

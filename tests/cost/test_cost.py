@@ -173,6 +173,7 @@ def test_the_program(tmp_path, capsys):
     assert found["MocoSFL-1, TAResSFL"]["bytes_per_session"]["down"] == 0
     assert found["MocoSFL-1"]["bytes_per_image"]["up"] == 2 * 16 * 16 * 16  # one byte each
     output = capsys.readouterr().out
+    assert "resnet8, 1,000 clients, data set auto" in " ".join(output.split())
     for word in ("MocoSFL-3", "maps [MB]", "kB an image"):
         assert word in output
     defended = ["--arch", "resnet8", "--defence", "top-k", "--json", str(tmp_path / "defended.json")]

@@ -292,6 +292,17 @@ def fake_cifar(monkeypatch, tmp_path):
     return arrays
 
 
+def test_why_a_data_set_is_not_available_is_said_in_short(fake_cifar, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "cache_directory", lambda: tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"^dataset: cifar100 is not available") as caught:
+        load_dataset("cifar100", data_dir=tmp_path)
+    assert str(caught.value) == (
+        f"dataset: cifar100 is not available (cache {tmp_path / 'cache' / 'cifar100.safetensors'}: missing; "
+        f"torchvision files in {tmp_path}: Dataset not found or corrupted; download from the official source: no "
+        "network in tests); allowed: another, such as shapes"
+    )
+
+
 def test_cifar10_comes_from_npm_then_from_the_cache(fake_cifar, tmp_path, monkeypatch):
     first = load_dataset("auto", data_dir=tmp_path)
     assert first.name == "cifar10"

@@ -410,6 +410,7 @@ def test_nothing_else_goes_with_a_log(tmp_path, capsys):
         ('{"spans": null}', [], "is no result"),
         ("{", [], "is no result"),
         ("{}", ["--seconds", "3"], "seconds: has no effect on an earlier result"),
+        ("{}", ["--seconds", "10"], "seconds: has no effect on an earlier result"),  # as by default
         ("[" * 10**5, [], "is no result (cannot be read as JSON (it is nested too deeply))"),
     ):
         (tmp_path / "result.json").write_text(content)

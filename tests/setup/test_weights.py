@@ -284,8 +284,8 @@ HOSTILE = {
         lambda file: write_tensors(file, {"client.x": torch.zeros(2)}, {"config": "[" * 100_000}),
         "nested too deeply",
     ),
-    "a header without end": (lambda file: file.write_bytes((2**62).to_bytes(8, "little") + bytes(99)), "is damaged"),
-    "nothing": (lambda file: file.touch(), "is damaged"),
+    "a header without end": (lambda file: file.write_bytes((2**62).to_bytes(8, "little") + bytes(99)), "damaged"),
+    "nothing": (lambda file: file.touch(), "damaged"),
 }
 
 
@@ -293,13 +293,13 @@ HOSTILE = {
 def test_a_hostile_file_of_weights_is_refused(prepare, words, tmp_path, capfd):
     file = tmp_path / "x.safetensors"
     prepare(file)
-    for main, argv in (
-        (run.main, flags(dataset="shapes", out=tmp_path / "out", init_client=file, rounds=1)),
-        (export_checkpoint.main, [str(file), "--out", str(tmp_path / "out")]),
+    for field, main, argv in (
+        ("init_client", run.main, flags(dataset="shapes", out=tmp_path / "out", init_client=file, rounds=1)),
+        ("source", export_checkpoint.main, [str(file), "--out", str(tmp_path / "out")]),
     ):
         assert main(argv) == 2
         error = capfd.readouterr().err
-        assert error.startswith(f"error: init_client: {file} is no file of weights (")
+        assert error.startswith(f"error: {field}: {file} is no file of weights (")
         assert error.count("\n") == 1
         assert words in error
     assert not (tmp_path / "out").exists()

@@ -75,6 +75,21 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_a_terminal_breaks_lines_between_words_and_no_command(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    output = Output(file=Terminal(), width=20, color_system=None)
+    output.say("after 10 steps, ", ("0:15 of training", "bold"))
+    output.say(f"wrote {'x' * 30} and y")
+    output.say_command("resume with:", ["simsfl", "run", "--resume", "runs/20260101-120000-laptop"])
+    assert [line.rstrip() for line in output.file.getvalue().splitlines()] == [
+        "after 10 steps, 0:15",
+        "of training",
+        f"wrote {'x' * 30} and y",
+        "resume with:",
+        "simsfl run --resume runs/20260101-120000-laptop",
+    ]
+
+
 @pytest.mark.parametrize(
     ("stream", "term", "dashboard", "live"),
     [

@@ -103,6 +103,14 @@ def test_it_fits_the_terminal(width, height):
     assert "37.0 GB up" in text
 
 
+def test_the_untrained_network_is_never_the_best():
+    curves = History()
+    for round_, accuracy in enumerate([14.0, 12.5, 12.8, 12.1]):
+        curves.feed({"event": "evaluation", "round": round_, "knn_top1": accuracy, "output_std": 0.02})
+    assert curves.best_knn == 12.8
+    assert "12.1 % best 12.8" in "\n".join(drawn(120, 40, CONFIG, curves, STATUS))
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
 def test_real_devices_are_shown_those_at_work_first(width, height):
     devices = [

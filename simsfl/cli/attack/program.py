@@ -267,6 +267,10 @@ def _carry_out(asked: _Attack, victim: Victim) -> None:
     wanted, rows = _targets(asked, victim)
     own = _own_images(asked, victim, wanted, rows) if asked.decoder else [None] * len(asked.seeds)
     shown = with_published_contrast(wanted) if asked.contrast else wanted
+    console, of = Output(), victim.weights or victim.out.path
+    console.say(
+        f"reconstructing {count_text(len(wanted), 'image')} of {of} by {title}, {count_text(len(asked.seeds), 'seed')}"
+    )
     results = [_result(asked, victim, shown, have, seed) for have, seed in zip(own, asked.seeds, strict=True)]
     record = _record(asked, victim, shown, rows, results)
     victim.out.write_json(files["record"], to_json(record))
@@ -277,7 +281,6 @@ def _carry_out(asked: _Attack, victim: Victim) -> None:
         with victim.out.replacing(files[kind]) as file:
             figure.savefig(file)
         plt.close(figure)
-    console = Output()
     console.print(_table(title, record))
     console.say(f"wrote {', '.join(str(victim.out.path / files[kind]) for kind in drawn)}")
 

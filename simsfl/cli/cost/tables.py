@@ -164,7 +164,7 @@ def own_tables(figures: dict[str, Any], asked: RunConfig, dtype: str) -> list[Ta
         asked: the config that the user asked for.
         dtype: the format of what is sent, as text.
     """
-    what = f"{asked.arch}, {asked.clients:,} clients, {asked.dataset}"
+    what = f"{asked.arch}, {asked.clients:,} clients, data set {asked.dataset}"
     caption = (
         "MMAC: forward pass of one image; MFLOP, and server: step of one image; memory in MB of 10^6 bytes, for a "
         "batch: weights (with momentum encoder, velocity and gradients) and maps; measured: tensors in a step"

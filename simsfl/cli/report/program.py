@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own = arguments.out or (arguments.runs[0] if len(runs) == 1 else None)
         if own:
             RunDirectory(own).outputs.check("report.md")
+        Output().say(f"drawing figures of {count_text(len(runs), 'run')}")
         figures = draw(runs)
         out = RunDirectory(own) if own else RunDirectory.claim(Path("reports") / time.strftime("%Y%m%d-%H%M%S"))
         save(figures, out.outputs, arguments.format)
@@ -190,7 +191,7 @@ def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
         differing: fields of the config in which runs differ.
     """
     config, history, summary = run.config, run.history, run.summary
-    knn = [record["knn_top1"] for record in history.evaluations if record["round"]]
+    knn = history.trained("knn_top1")
     limited = run.reasons.get("batch_size")
     rate, seconds = (summary.client_steps_per_second, summary.seconds) if summary else (None, None)
     return {
@@ -210,7 +211,7 @@ def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
         "kNN of raw pixels [%]": number(history.untrained("pixel_knn_top1")),
         "kNN untrained [%]": number(history.untrained("knn_top1")),
         "kNN [%]": number(knn[-1] if knn else None),
-        "kNN, best [%]": number(max(knn, default=None)),
+        "kNN, best [%]": number(history.best_knn),
         "kNN of classes, lowest to highest [%]": _ends(history.value("evaluation", "class_top1")),
         "kNN of clients, mean, worst tenth, deviation [%]": ", ".join(
             map(number, history.value("evaluation", "clients_top1") or [None])

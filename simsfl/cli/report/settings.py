@@ -31,11 +31,11 @@ def accuracy(run: Run) -> float | None:
 def measures(run: Run) -> dict[str, float]:
     """Return the results of a run that are averaged over seeds, by name; those that it does not have are left out."""
     history = run.history
-    knn = [record["knn_top1"] for record in history.evaluations if record["round"]]
+    knn = history.trained("knn_top1")
     found = {
         "loss": history.value("round", "loss"),
         "kNN [%]": knn[-1] if knn else None,
-        "kNN, best [%]": max(knn, default=None),
+        "kNN, best [%]": history.best_knn,
         **{f"{kind} probe [%]": record["top1"] for kind, record in history.probes.items()},
         **{
             f"{name} of {title}": scores.mean

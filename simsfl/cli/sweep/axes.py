@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -78,48 +79,68 @@ def texts_of(text: str) -> list[str] | Range:
     return several(number)(text) if _RANGE.fullmatch(text) else list(dict.fromkeys(text.split(",")))
 
 
-def config_of(values: Mapping[str, Any]) -> RunConfig:
-    """Return the config that flags ask for, as ``run.py`` would.
+def combined(values: Mapping[str, Any]) -> tuple[RunConfig, dict[str, str]]:
+    """Return the config of those values that have an effect beside the others, and why the others have none, by name.
 
     Args:
         values: preset, config fields, and texts of options, by name.
 
     Raises:
-        ValueError: a flag cannot work, or has no effect beside the others.
+        ValueError: a flag cannot work.
     """
     fields = {name: value for name, value in values.items() if name != "preset" and "." not in name}
-    options = {name: str(value) for name, value in values.items() if "." in name}
     preset = named(values["preset"], fields.get("device", "auto"))[0]
-    config = replace(preset, **fields).with_options(options)
-    config.check_effect(fields)
-    return config
+    idle = replace(preset, **fields).without_effect(values)
+    options = {name: str(value) for name, value in values.items() if "." in name and name not in idle}
+    fields = {name: value for name, value in fields.items() if name not in idle}
+    return replace(preset, **fields).with_options(options), idle
 
 
 def points_of(axes: Mapping[str, Sequence[Any]]) -> list[Point]:
     """Return a point for each combination of values; one that cannot be run has a cell that says why.
 
+    A flag that has no effect in a combination is no part of it, so that combinations that differ in it alone are one.
+
     Args:
         axes: the values of each flag that was given, by name.
 
     Raises:
-        ValueError: a value can be run in no combination.
+        ValueError: a value can be run, or has an effect, in no combination.
     """
     varying = [name for name, values in axes.items() if len(values) > 1]
-    points: list[Point] = []
-    working, errors = set(), {}
+    points: dict[str, Point] = {}
+    working, without, errors = set(), {}, {}
     for combination in product(*axes.values()):
-        values = dict(zip(axes, combination, strict=True))
-        own = {name: values[name] for name in varying}
+        values, config, problem = dict(zip(axes, combination, strict=True)), None, ""
         try:
-            points.append(point_of(config_of(values), own))
+            config, idle = combined(values)
+            without |= {(name, values.pop(name)): why for name, why in idle.items()}
             working.update(values.items())
         except ValueError as error:
-            errors |= {item: error for item in values.items() if item not in errors}
-            points.append(Point(Cell("", label_of(own), {}, directory=directory_of(own), problem=str(error)), own))
-    for item, error in errors.items():
+            problem = str(error)
+            errors = dict.fromkeys(values.items(), problem) | errors
+        own = {name: value for name, value in values.items() if name in varying}
+        impossible = Point(Cell("", label_of(own), {}, directory=directory_of(own), problem=problem), own)
+        points.setdefault(label_of(own), point_of(config, own) if config else impossible)
+    for item, problem in (without | errors).items():
         if item not in working:
-            raise error
-    return points
+            raise ValueError(problem)
+    return list(points.values())
+
+
+def check_effect(axes: Mapping[str, Sequence[Any] | Range]) -> None:
+    """Raise a ValueError if a flag has no effect in any combination of values; of a range, these are its ends."""
+    left, without = set(axes), {}
+    for combination in product(*((a.low, a.high) if isinstance(a, Range) else a for a in axes.values())):
+        with suppress(ValueError):  # a combination that cannot be run
+            _, idle = combined(dict(zip(axes, combination, strict=True)))
+            left &= idle.keys()
+            without = idle | without
+        if not left:
+            return
+    for name in axes:
+        if name in left & without.keys():
+            raise ValueError(without[name])
 
 
 def point_of(config: RunConfig, values: dict[str, Any]) -> Point:

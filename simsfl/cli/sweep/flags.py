@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from simsfl.config import RunConfig
 from simsfl.ui.arguments import path, value_of, whole_number
@@ -47,14 +47,9 @@ def check_budget(minutes: float | None) -> None:
         raise ValueError(f"budget: {minutes:g} is no time; allowed: minutes, more than 0")
 
 
-def check_effect(configs: Sequence[RunConfig], flags: Iterable[str]) -> None:
+def check_effect(configs: Sequence[RunConfig], flags: Collection[str]) -> None:
     """Raise a ValueError if a flag has no effect in any of the cells."""
+    idle = [config.without_effect(flags) for config in configs]
     for flag in flags:
-        problems = []
-        for config in configs:
-            try:
-                config.check_effect([flag])
-            except ValueError as error:
-                problems.append(error)
-        if len(problems) == len(configs):
-            raise problems[0]
+        if all(flag in problems for problems in idle):
+            raise ValueError(idle[0][flag])

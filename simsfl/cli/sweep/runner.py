@@ -81,7 +81,7 @@ def plans_of(
 def print_commands(outcomes: Outcomes, note: str, console: Output) -> None:
     """Print the commands that do the runs by hand on stdout, and on stderr the steps and times that they take."""
     for plan in outcomes.left:
-        console.say(command_line(plan, outcomes.out))
+        console.say_whole(command_line(plan, outcomes.out))
     for problem in outcomes.problems():
         console.say(f"# {problem}")
     beside = Output(stderr=True)
@@ -312,17 +312,10 @@ def flags_of(config: RunConfig) -> list[str]:
     preset = named(config.preset)[0] if config.preset != "custom" else RunConfig()
     words = ["--preset", config.preset]
     words += [word for name, value in config.options.items() for word in (f"--{name}", str(value))]
-    for name, value in config.changed_from(preset).items():
-        if name != "options" and _has_effect(config, name):
+    changed = config.changed_from(preset)
+    idle = config.without_effect(changed)  # run.py refuses the flags of these
+    for name, value in changed.items():
+        if name != "options" and name not in idle:
             flag = name.replace("_", "-")
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return words
-
-
-def _has_effect(config: RunConfig, name: str) -> bool:
-    """Return whether the config field `name` has an effect, so that ``run.py`` accepts its flag."""
-    try:
-        config.check_effect([name])
-    except ValueError:
-        return False
-    return True

@@ -15,7 +15,7 @@ from typing import Any
 from simsfl import RunConfig
 from simsfl.cli.report.settings import accuracy
 from simsfl.cli.sweep import runner
-from simsfl.cli.sweep.axes import Point, Range, config_of, point_of
+from simsfl.cli.sweep.axes import Point, Range, check_effect, combined, point_of
 from simsfl.cli.sweep.grid import GRID, Grid, Identity, Plan, planned, read_grid
 from simsfl.cli.sweep.results import RESULTS, Sweep
 from simsfl.system.console import Output
@@ -40,7 +40,8 @@ class Search:
         out: the directory.
 
     Raises:
-        ValueError: Optuna is not installed, nothing is to be searched for, or the directory is not one of this search.
+        ValueError: Optuna is not installed, nothing is to be searched for, a flag has no effect, or the directory is
+            not one of this search.
     """
 
     def __init__(self, axes: Mapping[str, Sequence[Any] | Range], seeds: Sequence[int], arguments: Any, out: Path):
@@ -51,6 +52,7 @@ class Search:
             raise ValueError(
                 "search: every flag has one value; allowed: several, or a range such as --lr 0.01..0.3:log"
             )
+        check_effect(axes)
         self.fixed = {name: values[0] for name, values in axes.items() if name not in self.varying}
         self.seeds, self.arguments, self.out, self.outputs = seeds, arguments, out, Outputs(out)
         spaces = {name: str(axis) for name, axis in self.varying.items()}
@@ -114,14 +116,22 @@ class Search:
                 trial.suggest_float(name, axis.low, axis.high, log=axis.log)
         return self._chosen(trial.params)
 
+    def _setting(self, values: dict[str, Any]) -> tuple[RunConfig, Point]:
+        """Return the config of a trial's values, and its point, of those of them that have an effect.
+
+        Raises:
+            ValueError: the values do not go together.
+        """
+        config, idle = combined(self.fixed | values)
+        return config, point_of(config, {name: value for name, value in values.items() if name not in idle})
+
     def _collect(self, number: int, values: dict[str, Any], seconds: float) -> list[Plan]:
         """Return plans for a trial's runs, and keep them for the results.
 
         Raises:
             ValueError: the values do not go together.
         """
-        config = config_of(self.fixed | values)
-        self.points[number] = point_of(config, values)
+        config, self.points[number] = self._setting(values)
         cell = self.points[number].cell
         self.plans[number] = [Plan(cell, seed, replace(config, seed=seed), 0, seconds) for seed in self.seeds]
         return self.plans[number]
@@ -171,7 +181,7 @@ class Search:
         """Say how long the trials that are left take, as long as the first of them; return whether that is wanted."""
         values = {name: a.low if isinstance(a, Range) else a[0] for name, a in self.varying.items()}
         self.console.say(f"{count_text(self.arguments.search, 'trial')}; a few steps of one are timed first")
-        point = point_of(config_of(self.fixed | values), values)
+        _, point = self._setting(values)
         (plan,) = planned([(point.cell, self.seeds[0])], RunConfig(), {}, None)
         if plan.problem:
             raise ValueError(plan.problem)
