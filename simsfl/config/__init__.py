@@ -6,7 +6,7 @@ arguments instead of a `RunConfig`. Nothing here imports torch, so that ``--help
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
