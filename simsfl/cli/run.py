@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from simsfl.cli.flags import add_config_flags
-from simsfl.config.presets import laptop
+from simsfl.config.presets import coffee
 from simsfl.system.programs import called
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
@@ -49,7 +49,7 @@ def parser() -> Parser:
         metavar="ID",
         help="client to record (default: one of the first cohort)",
     )
-    add_config_flags(result, preset="auto", group=what, beside={"laptop": laptop()})
+    add_config_flags(result, preset="auto", group=what, beside={"coffee": coffee()})
     return result
 
 

@@ -207,7 +207,8 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "resnet8": Architecture(16, Code("simsfl.models.resnet:ResNet8")),
+    "resnet8": Architecture(16, Code("simsfl.models.resnet:resnet8")),
+    "resnet8-s1": Architecture(16, Code("simsfl.models.resnet:resnet8_s1")),
     "resnet18": Architecture(64, Code("simsfl.models.resnet:resnet18")),
     "resnet34": Architecture(64, Code("simsfl.models.resnet:resnet34")),
     "resnet50": Architecture(64, Code("simsfl.models.resnet:resnet50")),

@@ -7,11 +7,9 @@ al., CVPR 2016, without the max-pool behind the stem).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from simsfl.config.values import option
 from simsfl.models.layers import Backbone, ConvNorm, ConvNormReLU, Style
 
 
@@ -97,14 +95,14 @@ class _ResNet:
         return Backbone([ConvNormReLU(3, width, kernel, stride, style), *blocks], widths[-1] * expansion, expansion)
 
 
-@dataclass(frozen=True)
-class ResNet8:
+class _ResNet8:
     """Three residual blocks of stride 2 behind a stem, a small network for machines without an accelerator.
 
     Calling it with a width, an image size in pixels and a style builds the network.
     """
 
-    stem_stride: int = option(2, "Stride of the first convolution.", within=(1, 2))
+    def __init__(self, stem_stride: int):
+        self.stem_stride = stem_stride
 
     def __call__(self, width: int, image_size: int, style: Style) -> Backbone:
         """Build the network."""
@@ -113,6 +111,7 @@ class ResNet8:
         return Backbone([ConvNormReLU(3, width, 3, self.stem_stride, style), *blocks], widths[-1])
 
 
+resnet8, resnet8_s1 = _ResNet8(stem_stride=2), _ResNet8(stem_stride=1)
 resnet18 = _ResNet(_BasicBlock, (2, 2, 2, 2))
 resnet34 = _ResNet(_BasicBlock, (3, 4, 6, 3))
 resnet50 = _ResNet(_BottleneckBlock, (3, 4, 6, 3))

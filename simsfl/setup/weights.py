@@ -60,10 +60,6 @@ class Weights:
         Raises:
             ValueError: the weights do not fit the network, or a half is missing; the first difference is named.
         """
-        for name, here in _architecture_options(config).items():
-            there = _architecture_options(self.config).get(name, here)
-            if there != here:
-                raise ValueError(f"init_client: {self.origin} has --{name} {there}, not {here}; allowed: the same")
         for half in HALVES if server else HALVES[:1]:
             own, given = getattr(model, half), getattr(self, half)
             if not given:
@@ -77,6 +73,12 @@ class Weights:
             own.initial, own.initial_statistics = (
                 flattened({name: given[name].float() for name in names}) for names in (own.shapes, own.statistic_shapes)
             )
+        theirs = assembly.network(replace(self.config, image_size=config.image_size), weights=False).smashed_shape
+        if theirs != model.smashed_shape:
+            there, here = ("maps of " + "x".join(map(str, shape)) for shape in (theirs, model.smashed_shape))
+            raise ValueError(
+                f"init_client: {self.origin} sends {there}, and clients here {here}; allowed: the same shape"
+            )
 
     def save(self, path: Path) -> None:
         """Write the weights into a file, in float32.
@@ -87,11 +89,6 @@ class Weights:
         tensors = {f"{half}.{name}": tensor.float() for half in HALVES for name, tensor in getattr(self, half).items()}
         origin = visible(Path(self.origin).name)
         write_tensors(path, tensors, {"config": json.dumps(self.config.network()), "origin": origin})
-
-
-def _architecture_options(config: RunConfig) -> dict[str, object]:
-    """Return the options of a config's architecture by name, such as "arch.stem_stride"."""
-    return {name: value for name, value in (config.defaults | config.options).items() if name.startswith("arch.")}
 
 
 def _difference(half: FlatModule, given: Mapping[str, Tensor]) -> tuple[str, str, str] | None:

@@ -58,7 +58,7 @@ def test_every_field_has_a_flag_with_help_and_presets_are_valid():
         assert preset().preset == name
         assert resolve(preset())
     name, why = automatic()
-    assert name == ("paper" if torch.cuda.is_available() else "laptop")
+    assert name == ("paper" if torch.cuda.is_available() else "coffee")
     assert "CUDA" in why
 
 
@@ -96,7 +96,7 @@ def test_a_device_has_its_number(monkeypatch):
     ]
     with pytest.raises(ValueError, match="device: cuda:2 does not exist; allowed: cuda:0 to cuda:1"):
         resolve(RunConfig(device="cuda:2"))
-    assert automatic("cpu")[0] == "laptop"
+    assert automatic("cpu")[0] == "coffee"
 
 
 def test_everything_in_the_catalogue_is_there():
@@ -114,9 +114,9 @@ def test_help_does_not_wait_for_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_help_shows_what_laptop_changes():
+def test_help_shows_what_coffee_changes():
     helped = " ".join(run.parser().format_help().split())
-    assert "aims at. (default: 200, laptop: 4)" in helped
+    assert "aims at. (default: 200, coffee: 4)" in helped
 
 
 def test_what_a_rule_set_it_sets_again(tmp_path):

@@ -40,7 +40,8 @@ DEEP = ("resnet50", "mobilenetv2", "token-of-the-class")
 )
 def test_weights_go_there_and_back(model, npz, tmp_path, capsys):
     """Weights exported in the published layout, imported and exported again are the same tensors in the same order."""
-    config = {**TINY, **model, "image_size": 32, "rounds": 1, "eval_every": 0, "knn_test": 1, "knn_bank": 1}
+    config = {**TINY, **model, "image_size": 32, "head": "mlp", "rounds": 1}
+    config |= {"eval_every": 0, "knn_test": 1, "knn_bank": 1}
     trained = tmp_path / "run"
     assert run.main([*flags(dataset=npz, out=trained, **config), "--dashboard", "off"]) == 0
     assert export_checkpoint.main([str(trained), "--out", str(tmp_path / "a")]) == 0
@@ -211,8 +212,9 @@ def test_clients_start_from_an_expert_and_stay_as_they_are(npz, tmp_path, capsys
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert re.search(words, error), error
-    other = RunConfig(**TINY | {"dataset": str(npz), "init_client": str(expert), "options": {"arch.stem_stride": 1}})
-    with pytest.raises(ValueError, match=r"^init_client: .*expert has --arch.stem_stride 2, not 1; allowed: the same$"):
+    other = RunConfig(**settings | {"dataset": str(npz), "init_client": str(expert), "arch": "resnet8-s1"})
+    message = r"^init_client: .*expert sends maps of 4x2x2, and clients here maps of 4x4x4; allowed: the same shape$"
+    with pytest.raises(ValueError, match=message):
         Simulation(other)
 
 

@@ -11,7 +11,7 @@ from simsfl.cli.flags import add_config_flags, config_values
 from simsfl.cli.report.formats import add_format_flag
 from simsfl.cli.sweep.axes import Point, Range, points_of, several, texts_of, trials_of
 from simsfl.cli.sweep.flags import add_sweep_flags, check_budget
-from simsfl.config.presets import laptop, named
+from simsfl.config.presets import coffee, named
 from simsfl.system.console import Output
 from simsfl.system.outputs import Outputs
 from simsfl.system.signals import Stop
@@ -32,7 +32,7 @@ def parser() -> Parser:
     )
     add_format_flag(what)
     add_config_flags(
-        result, preset=["auto"], group=what, without=("seed",), beside={"laptop": laptop()}, converted=several
+        result, preset=["auto"], group=what, without=("seed",), beside={"coffee": coffee()}, converted=several
     )
     return result
 

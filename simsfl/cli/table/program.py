@@ -52,7 +52,7 @@ def _tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
         cells = _chosen_cells(arguments.table, arguments.only, arguments.seeds)
         check_budget(arguments.budget)
         flags = config_values(arguments)
-        base = replace(named(arguments.preset, flags.get("device", "auto"))[0], linear_probe=True)
+        base = replace(named(arguments.preset, flags.get("device", "auto"), cpu="laptop")[0], linear_probe=True)
         # a mistake in the flags is one in every cell, so report it before any cell
         asked = replace(base, **flags).with_options(arguments.options)
         flags |= {"options": asked.options} if arguments.options else {}
