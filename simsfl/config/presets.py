@@ -68,6 +68,7 @@ def coffee() -> RunConfig:
         temperature=0.07,
         views="v1",
         crop_scale=0.6,
+        epochs=3,
         knn_bank=None,
         knn_test=None,
     )
