@@ -68,9 +68,9 @@ def coffee() -> RunConfig:
         temperature=0.07,
         views="v1",
         crop_scale=0.6,
-        epochs=3,
+        eval_every=20,
         knn_bank=None,
-        knn_test=None,
+        knn_test=5_000,
     )
 
 
