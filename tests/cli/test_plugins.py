@@ -40,8 +40,8 @@ class Apart(extend.Objective):
 
     @classmethod
     def of(cls, config):
-        if config.symmetric is False:
-            raise ValueError("objective: apart is symmetric; allowed: without --no-symmetric")
+        if config.tau == 0:
+            raise ValueError("objective: apart needs a momentum; allowed: --tau above 0")
         return super().of(config)
 
     def loss(self, outputs, targets, memory):
@@ -75,6 +75,9 @@ class Hiding(extend.Defence):
     """Has an option of another defence, with another default."""
 
     deviation: float = extend.option(0.5, "Noise.")
+
+    def learn(self, gradient, draws):
+        return gradient
 
 
 def train(npz, out, *argv):
@@ -331,30 +334,35 @@ from simsfl import extend
 @extend.optimizer("plain")
 @dataclass(frozen=True)
 class Plain(extend.Optimiser):
-    pass
+    def size(self, parameters):
+        return 0
 
 
 @extend.optimizer("decaying", settings=("weight_decay",), exact=True)
 @dataclass(frozen=True)
 class Decaying(extend.Optimiser):
-    pass
+    def size(self, parameters):
+        return 0
 
 
 @extend.sampler("choosy", absences=True)
 @dataclass(frozen=True)
 class Choosy(extend.Sampler):
-    pass
+    def draw(self, clients, count, round_index, images, rng):
+        return super().draw(clients, count, round_index, images, rng)
 
 
 @extend.defence("crowd", images=5)
 @dataclass(frozen=True)
 class Crowd(extend.Defence):
-    pass
+    def learn(self, gradient, draws):
+        return gradient
 
 
 @extend.partition("mine", settings=("alpha",))
 class Mine(extend.Partitioner):
-    pass
+    def deal(self, labels, weights, rng):
+        return extend.Partition.of([])
 
 
 @extend.partition("owned")
@@ -365,7 +373,8 @@ class Owned(extend.Partitioner):
 @extend.callback("loud")
 @dataclass(frozen=True)
 class Loud(extend.Callback):
-    pass
+    def on_start(self, simulation):
+        pass
 
 
 @extend.dataset("stripes", "stripes", images=None, test_images=None, image_size=32, classes=2)

@@ -258,7 +258,7 @@ def test_runs_of_the_same_second_have_directories_of_their_own(npz, tmp_path, mo
     monkeypatch.setattr(launch.time, "strftime", lambda form: "now")
     for _ in range(3):
         assert run.main([*flags(dataset=npz, **TINY), "--rounds", "1", "--dashboard", "off"]) == 0
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["now-laptop", "now-laptop+2", "now-laptop+3"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["now-coffee", "now-coffee+2", "now-coffee+3"]
 
 
 def test_resume_takes_flags_that_agree(npz, tmp_path, monkeypatch):
