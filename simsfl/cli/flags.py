@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, fields, replace
+from dataclasses import Field, fields
 from typing import Any
 
 from simsfl.config import RunConfig, plugins
@@ -172,6 +172,6 @@ def asked_config(arguments: argparse.Namespace, start: RunConfig | None = None) 
     """
     values = config_values(arguments)
     start = start or named(arguments.preset, values.get("device", "auto"))[0]
-    config = replace(start, **values).with_options(arguments.options)
+    config = start.with_values(values).with_options(arguments.options)
     config.check_effect(values)
     return config

@@ -12,7 +12,7 @@ from simsfl import RunConfig
 from simsfl.algorithm.schedule import client_lr, decay, server_lr
 from simsfl.cli import run
 from simsfl.config import catalogue
-from simsfl.config.presets import PRESETS, automatic
+from simsfl.config.presets import PRESETS, automatic, coffee
 from simsfl.setup.defaults import left_to_rules, resolve, with_rules
 
 
@@ -117,6 +117,14 @@ def test_help_does_not_wait_for_torch():
 def test_help_shows_what_coffee_changes():
     helped = " ".join(run.parser().format_help().split())
     assert "aims at. (default: 200, coffee: 4)" in helped
+
+
+def test_a_head_goes_with_its_objective():
+    config = coffee()
+    assert config.with_values({"lr": 0.1, "objective": "moco"}).head_name == "linear"
+    assert config.with_values({"objective": "byol"}).head_name == "large-mlp"
+    assert config.with_values({"objective": "byol", "head": "mlp"}).head_name == "mlp"
+    assert config.with_values({"method": "fl-byol"}).head_name == "mlp"
 
 
 def test_what_a_rule_set_it_sets_again(tmp_path):

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -90,10 +90,10 @@ def combined(values: Mapping[str, Any]) -> tuple[RunConfig, dict[str, str]]:
     """
     fields = {name: value for name, value in values.items() if name != "preset" and "." not in name}
     preset = named(values["preset"], fields.get("device", "auto"))[0]
-    idle = replace(preset, **fields).without_effect(values)
+    idle = preset.with_values(fields).without_effect(values)
     options = {name: str(value) for name, value in values.items() if "." in name and name not in idle}
     fields = {name: value for name, value in fields.items() if name not in idle}
-    return replace(preset, **fields).with_options(options), idle
+    return preset.with_values(fields).with_options(options), idle
 
 
 def points_of(axes: Mapping[str, Sequence[Any]]) -> list[Point]:

@@ -286,7 +286,7 @@ def planned(
             asked = cell.concerned(flags)
             if cell.problem:
                 raise ValueError(cell.problem)
-            config = replace(base, **{**cell.settings, "seed": seed, **asked})
+            config = base.with_values({**cell.settings, "seed": seed, **asked})
             config, data = _with_rounds(config, cell), (config.dataset, config.aux_dataset)
             if data in missing:
                 raise ValueError(missing[data])

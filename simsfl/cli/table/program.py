@@ -54,9 +54,9 @@ def _tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
         flags = config_values(arguments)
         base = replace(named(arguments.preset, flags.get("device", "auto"), cpu="laptop")[0], linear_probe=True)
         # a mistake in the flags is one in every cell, so report it before any cell
-        asked = replace(base, **flags).with_options(arguments.options)
+        asked = base.with_values(flags).with_options(arguments.options)
         flags |= {"options": asked.options} if arguments.options else {}
-        check_effect([replace(base, **cell.concerned(flags) | cell.settings) for cell, _ in cells], flags)
+        check_effect([base.with_values(cell.concerned(flags) | cell.settings) for cell, _ in cells], flags)
         return _carry_out(arguments, cells, base, flags)
     except (ValueError, OSError) as error:
         return fail(error)
