@@ -11,7 +11,7 @@ from simsfl import RunConfig, Simulation
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.wire import Wire
 from simsfl.cli import run as program
-from simsfl.config.presets import laptop
+from simsfl.config.presets import coffee
 from simsfl.rounds.callback import Callback
 from tests.conftest import TINY, flags
 
@@ -36,7 +36,7 @@ class Listening(Callback):
 
 
 def test_a_run_from_python_is_the_programs(npz, tmp_path, capsys):
-    config = replace(laptop(), **TINY, dataset=str(npz))
+    config = replace(coffee(), **TINY, dataset=str(npz))
     listening = Listening()
     summary = simsfl.run(config, tmp_path / "python", callbacks=[listening])
     assert program.main([*flags(dataset=npz, out=tmp_path / "program", **TINY), "--dashboard", "off"]) == 0
