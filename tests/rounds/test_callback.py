@@ -145,5 +145,5 @@ def test_a_field_without_effect_is_refused_from_python_as_from_the_command_line(
     with pytest.raises(ValueError, match=r"^temperature: has no effect where the objective has no key queue"):
         simsfl.run(RunConfig(**TINY | {"queue_length": 6000}, objective="byol", temperature=0.5), tmp_path / "run")
     with pytest.raises(ValueError, match=r"^epochs: has no effect where rounds is 2; allowed with rounds left to its"):
-        simsfl.run(replace(laptop(), rounds=2, epochs=7), tmp_path / "run")
+        simsfl.run(replace(coffee(), rounds=2, epochs=7), tmp_path / "run")
     assert not list(tmp_path.iterdir())
