@@ -45,8 +45,8 @@ def conv2d(
         Outputs ``[C, B, O, H', W']``, or ``[B, O, H', W']`` for one client, in the dtype of `x`, or that of autocast.
     """
     if not accelerating():
-        if x.device.type == "cpu" and weight.shape[-2:] == (1, 1) and not padding:  # oneDNN would read every pixel
-            x, stride = x[..., ::stride, ::stride], 1
+        if stride > 1 and weight.shape[-2:] == (1, 1) and not padding and x.device.type == "cpu":
+            x, stride = x[..., ::stride, ::stride], 1  # oneDNN would read every pixel
         one = _reference if x.ndim == 4 else vmap(_reference, in_dims=(0, 0, None, None, None, None))
         return one(x, weight, stride, padding, groups, standardise)
     if torch.is_autocast_enabled(x.device.type):
