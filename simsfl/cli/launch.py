@@ -40,6 +40,8 @@ _ENGINE_NOTES = {
     "loop": "one client after another, the slow reference",
 }
 """Explanation that is printed with each engine."""
+_TRACED = "fp32", "a trace is recorded, for devices that may lack bf16"
+"""The precision that "auto" means where a client trace is recorded, and the reason."""
 
 
 class Guests(Protocol):
@@ -138,7 +140,8 @@ def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: G
     config, why = _chosen_config(arguments)
     directory = RunDirectory(arguments.out or "runs")
     directory.check_free(overwrite=arguments.overwrite)
-    simulation = Simulation(config, auto_precision=guests.auto_precision if guests else None)
+    usual = guests.auto_precision if guests else _TRACED if arguments.record_trace else None
+    simulation = Simulation(config, auto_precision=usual)
     _check_profile(arguments.profile, simulation)
     recorder = _recorder_of(arguments, simulation)
     if guests:

@@ -68,7 +68,8 @@ def coffee() -> RunConfig:
         temperature=0.07,
         views="v1",
         crop_scale=0.6,
-        eval_every=20,
+        epochs=5,
+        eval_every=25,
         knn_bank=None,
         knn_test=5_000,
     )

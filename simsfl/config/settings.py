@@ -492,7 +492,8 @@ class Settings:
         "auto",
         "run",
         "Precision of forward passes and smashed data; weights, key queue and loss stay in fp32. auto is bf16 on CUDA "
-        "devices that support it, else fp32; tf32 is fp32 in which matrix products and convolutions may use TF32.",
+        "devices that support it, and for resnet8-s1 on CPUs that do, else fp32; tf32 is fp32 in which matrix products "
+        "and convolutions may use TF32.",
         ("auto", *PRECISIONS),
     )
     engine: str = _setting(

@@ -22,9 +22,13 @@ def name_of(device: str) -> str:
 
 
 def has_bf16(device: str) -> bool:
-    """Return whether a CUDA device computes in bfloat16 without emulating it; False for the CPU."""
+    """Return whether a device computes in bfloat16 without emulating it.
+
+    Of CPUs, those with AVX512-BF16 or AMX do; versions of PyTorch that cannot tell (before 2.10) say no.
+    """
     if device == "cpu":
-        return False
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -34,12 +38,16 @@ def has_tf32(device: str) -> bool:
     return device != "cpu" and torch.cuda.get_device_capability(device) >= TF32_CAPABILITY
 
 
-def automatic(device: str) -> tuple[str, str]:
+def automatic(device: str, *, bf16_on_cpu: bool = False) -> tuple[str, str]:
     """Return the precision that "auto" means on a device ("cpu" or "cuda:N"), and the reason for it.
 
     Example: ``("bf16", "NVIDIA H200 has bf16")``.
+
+    Args:
+        device: the device.
+        bf16_on_cpu: whether bf16 suits the network and its images on CPUs that have it.
     """
-    if device == "cpu":
+    if device == "cpu" and not bf16_on_cpu:
         return "fp32", "no CUDA device in use"
     if has_bf16(device):
         return "bf16", f"{name_of(device)} has bf16"

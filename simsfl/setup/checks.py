@@ -19,7 +19,7 @@ from simsfl.system.memory import free_memory
 from simsfl.system.messages import count_text
 
 log = logging.getLogger(__name__)
-_BF16_IMAGE_SIZE = 16
+BF16_IMAGE_SIZE = 16
 """Smallest height and width of images, in pixels, that bf16 works with on a CPU.
 
 Smaller images reach a strided 3x3 convolution as single pixels, and oneDNN then leaves part of its bfloat16 weight
@@ -173,10 +173,10 @@ def check_precision(config: RunConfig, image_size: int) -> None:
     if device != "cpu":
         if not has_bf16(device):
             raise ValueError(f"precision: bf16 is not what {name_of(device)} has; allowed: fp32")
-    elif image_size < _BF16_IMAGE_SIZE:
+    elif image_size < BF16_IMAGE_SIZE:
         raise ValueError(
             f"precision: bf16 on the CPU does not work with images of {image_size}x{image_size}; "
-            f"allowed: fp32, or --image-size {_BF16_IMAGE_SIZE} or more"
+            f"allowed: fp32, or --image-size {BF16_IMAGE_SIZE} or more"
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import ARCHITECTURES, Targets
 from simsfl.engine.precision import automatic
-from simsfl.setup.checks import check_device, check_machine, check_precision, device_of
+from simsfl.setup.checks import BF16_IMAGE_SIZE, check_device, check_machine, check_precision, device_of
 
 _FEDERATED_BATCH = 128
 """Images per client and step in federated learning, as in FedEMA (Zhuang et al., ICLR 2022)."""
@@ -83,11 +83,14 @@ def left_to_rules(config: RunConfig) -> list[str]:
     ]
 
 
-def with_precision(config: RunConfig, usual: tuple[str, str] | None = None) -> tuple[RunConfig, str]:
+def with_precision(
+    config: RunConfig, usual: tuple[str, str] | None = None, *, image_size: int | None = None
+) -> tuple[RunConfig, str]:
     """Return the config with the precision that "auto" means, and the reason for it.
 
     Args:
         config: what was asked for; a precision other than "auto" is kept.
+        image_size: height and width of the images in pixels, if known beside the config's.
         usual: precision that "auto" means, and the reason, instead of what suits the device.
 
     Raises:
@@ -96,7 +99,11 @@ def with_precision(config: RunConfig, usual: tuple[str, str] | None = None) -> t
     check_device(config.device)
     if config.precision != "auto":
         return config, "asked for"
-    precision, reason = usual or automatic(device_of(config.device))
+    size = image_size or config.image_size
+    large_enough = size is None or size >= BF16_IMAGE_SIZE
+    precision, reason = usual or automatic(
+        device_of(config.device), bf16_on_cpu=ARCHITECTURES[config.arch].bf16_on_cpu and large_enough
+    )
     return replace(config, precision=precision), f"auto, {reason}"
 
 

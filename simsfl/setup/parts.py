@@ -184,11 +184,11 @@ def build(
         auto_precision = "fp32", f"everything is {str(dtype).removeprefix('torch.')}"
     config = _with_partition(config, partition)
     by_rule = defaults.left_to_rules(config)
-    asked, reason = defaults.with_precision(config, auto_precision)
-    checks.check_machine(asked)
-    start = start or (load_weights(asked.init_client) if asked.init_client else None)  # sooner read than images
-    dataset = load_images(asked) if dataset is None else dataset
+    checks.check_machine(config)
+    start = start or (load_weights(config.init_client) if config.init_client else None)  # sooner read than images
+    dataset = load_images(config) if dataset is None else dataset
     check_dataset(dataset)
+    asked, reason = defaults.with_precision(config, auto_precision, image_size=dataset.image_size)
     checks.check_precision(asked, dataset.image_size)
     checks.check_labels(asked, dataset)
     held, auxiliary = assembly.partition(asked, dataset, partition), assembly.auxiliary(asked, dataset)

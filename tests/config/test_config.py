@@ -116,7 +116,7 @@ def test_help_does_not_wait_for_torch():
 
 def test_help_shows_what_coffee_changes():
     helped = " ".join(run.parser().format_help().split())
-    assert "aims at. (default: 200, coffee: 4)" in helped
+    assert "aims at. (default: 200, coffee: 5)" in helped
 
 
 def test_a_head_goes_with_its_objective():

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from simsfl import RunConfig, Simulation, evaluation
 from simsfl.cli import launch, run
@@ -17,6 +18,8 @@ from simsfl.cli.cost import program as cost
 from simsfl.data import make_dataset
 from simsfl.engine.precision import arithmetic, automatic
 from simsfl.kernels import choice
+from simsfl.models.layers import Style, initialise_
+from simsfl.models.resnet import resnet8_s1
 from simsfl.rounds.steps import replayed_steps
 from simsfl.runs.metrics import StepRecord
 from simsfl.setup import checks
@@ -87,7 +90,18 @@ def gpu(monkeypatch):
 @pytest.fixture
 def bf16_by_rule(monkeypatch):
     """Make "auto" mean bf16 on this machine, as it does on a GPU that has it."""
-    monkeypatch.setattr("simsfl.setup.defaults.automatic", lambda device: ("bf16", "a GPU has bf16"))
+    monkeypatch.setattr("simsfl.setup.defaults.automatic", lambda device, **_: ("bf16", "a GPU has bf16"))
+
+
+@pytest.fixture
+def bf16_cpu(monkeypatch):
+    """Return a function that makes this machine's CPU one that has AVX512-BF16 or not."""
+
+    def become(has_it):
+        capabilities = {"avx2": True, "avx512_bf16": has_it, "amx_bf16": False}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+
+    return become
 
 
 @pytest.fixture
@@ -119,6 +133,31 @@ def test_auto_is_fp32_elsewhere(gpu):
     gpu("Tesla V100", bf16=False, capability=(7, 0))
     assert automatic("cuda:0") == ("fp32", "Tesla V100 has no bf16")
     assert resolve(RunConfig()).precision == "fp32"
+
+
+def test_auto_on_a_cpu_that_has_bf16_is_what_suits_network_and_images(bf16_cpu, config, larger, dataset, monkeypatch):
+    on_cpu = {"device": "cpu", "arch": "resnet8-s1"}
+    bf16_cpu(True)
+    assert with_precision(RunConfig(**on_cpu)) == (RunConfig(**on_cpu, precision="bf16"), "auto, the CPU has bf16")
+    assert resolve(RunConfig(**on_cpu, image_size=16)).precision == "bf16"
+    assert resolve(RunConfig(**on_cpu, image_size=15)).precision == "fp32"
+    assert resolve(RunConfig(device="cpu", arch="resnet8")).precision == "fp32"
+    assert Simulation(replace(config, arch="resnet8-s1", image_size=None), larger).config.precision == "bf16"
+    assert Simulation(replace(config, arch="resnet8-s1", image_size=None), dataset).config.precision == "fp32"
+    bf16_cpu(False)
+    assert with_precision(RunConfig(**on_cpu))[1] == "auto, the CPU has no bf16"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert resolve(RunConfig(**on_cpu)).precision == "fp32"
+
+
+def test_a_recorded_trace_is_in_fp32_by_rule(npz, tmp_path, capfd, bf16_cpu):
+    bf16_cpu(True)
+    asked = flags(dataset=npz, **LARGER | {"arch": "resnet8-s1"})
+    trace = ["--record-trace", str(tmp_path / "a.trace")]
+    assert run.main([*asked, "--out", str(tmp_path / "without"), "--dashboard", "off"]) == 0
+    assert run.main([*asked, "--out", str(tmp_path / "with"), "--dashboard", "off", *trace]) == 0
+    assert [saved(tmp_path / name)["config"]["precision"] for name in ("without", "with")] == ["bf16", "fp32"]
+    assert "precision fp32  auto, a trace is recorded, for devices that may lack bf16; " in capfd.readouterr().out
 
 
 def test_what_a_device_lacks_is_refused(gpu):
@@ -235,6 +274,24 @@ def test_bf16_keeps_fp32_weights_and_stays_near_fp32(config, larger):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.parametrize("size", [16, 32])
+def test_gradients_in_bf16_are_those_of_fp32(size):
+    """oneDNN has left part of gradients unset where maps were too small, so all of them are compared."""
+    network = nn.Sequential(*resnet8_s1(16, size, Style()).layers)
+    initialise_(network, torch.Generator().manual_seed(0))
+    images = torch.randn(100, 3, size, size, generator=torch.Generator().manual_seed(1))
+    exact, half = {}, {}
+    for gradients, enabled in ((exact, False), (half, True)):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            features = network(images).flatten(1).float()
+        (features.softmax(1) ** 2).sum().backward()
+        gradients |= {name: p.grad.clone() for name, p in network.named_parameters()}
+    for name, gradient in exact.items():
+        assert torch.cosine_similarity(gradient.flatten(), half[name].flatten(), dim=0) > 0.97, name
+        assert half[name].norm().item() == pytest.approx(gradient.norm().item(), rel=0.1), name
+
+
 def test_bf16_on_images_too_small_for_it(config, dataset):
     with pytest.raises(ValueError, match=r"precision: bf16 .* 8x8; .* 16"):
         Simulation(replace(config, precision="bf16"), dataset)
@@ -267,7 +324,7 @@ def saved(out):
 def test_auto_is_printed_kept_and_resumed_but_asked_again_of_another_run(npz, tmp_path, capfd, monkeypatch):
     out, again = tmp_path / "out", tmp_path / "again"
     with monkeypatch.context() as patch:
-        patch.setattr("simsfl.setup.defaults.automatic", lambda device: ("bf16", "a GPU has bf16"))
+        patch.setattr("simsfl.setup.defaults.automatic", lambda device, **_: ("bf16", "a GPU has bf16"))
         assert run.main([*flags(dataset=npz, out=out, **LARGER), "--dashboard", "off"]) == 0
     assert re.search(r"^precision bf16  auto, a GPU has bf16; forward passes", capfd.readouterr().out, re.MULTILINE)
     content = saved(out)
