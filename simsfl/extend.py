@@ -130,12 +130,13 @@ def objective(
     if head not in HEADS:
         raise RegistrationError(str(unknown(f"head of objective {name}", head, HEADS)))
 
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        raise RegistrationError(f"objective: rows of {name!r} are {rows!r}; allowed: a whole number from 1 on")
+
     def kind(code: Code) -> ObjectiveKind:
-        if code.registered.loss is Objective.loss and code.registered.losses is Objective.losses:
-            raise RegistrationError(f"objective: {name!r} has no loss; allowed: with a method loss")
         return ObjectiveKind(code, targets, **needs, head=head, rows=rows)
 
-    return _registering("objective", name, kind, base=Objective)
+    return _registering("objective", name, kind, base=Objective, either=(("loss", "losses"),))
 
 
 def aggregation(name: str) -> Callable[[type[Aggregation]], type[Aggregation]]:
@@ -154,7 +155,10 @@ def optimizer(
             are refused.
         exact: whether what it remembers has to be exact, such as a number of steps, so that it cannot be kept in bf16.
     """
-    return _registering("optimizer", name, lambda code: OptimizerKind(code, settings, exact), base=Optimiser)
+    needed = ("size",), ("step_",)
+    return _registering(
+        "optimizer", name, lambda code: OptimizerKind(code, settings, exact), base=Optimiser, either=needed
+    )
 
 
 def sampler(name: str, *, absences: bool = False) -> Callable[[type[Sampler]], type[Sampler]]:
@@ -225,7 +229,9 @@ def partition(name: str, *, settings: tuple[str, ...] = ()) -> Callable[[type[Pa
         name: its name.
         settings: which of the config's fields `classes_per_client` and `alpha` it takes.
     """
-    return _registering("partition", name, lambda code: PartitionKind(code, settings), base=Partitioner)
+    return _registering(
+        "partition", name, lambda code: PartitionKind(code, settings), base=Partitioner, either=(("deal",),)
+    )
 
 
 def dataset(
@@ -249,7 +255,12 @@ def dataset(
 
 
 def _registering(
-    door: str, name: str, kind: Callable[[Code], Any] = lambda code: code, *, base: type | None = None
+    door: str,
+    name: str,
+    kind: Callable[[Code], Any] = lambda code: code,
+    *,
+    base: type | None = None,
+    either: tuple[tuple[str, ...], ...] = (),
 ) -> Callable[[Any], Any]:
     """Return a decorator that puts a thing among what a door leads to.
 
@@ -258,6 +269,7 @@ def _registering(
         name: name of the thing.
         kind: function of its code that returns what is to be known of it.
         base: the class that it has to be a subclass of; None if it may be a function.
+        either: methods that it has to define, or of several the first or another, each time.
 
     Raises:
         RegistrationError: by the decorator, if the thing or its name cannot be used, or if the name belongs to
@@ -285,19 +297,26 @@ def _registering(
             raise RegistrationError(f"{door}: {name!r} is there already, {other}; allowed: another name")
         known = kind(code)
         if base:
-            _check_changes(door, name, thing, base)
+            _check_changes(door, name, thing, base, either)
         names[name] = known
         return thing
 
     return decorate
 
 
-def _check_changes(door: str, name: str, kind: type, base: type) -> None:
-    """Raise a RegistrationError if a subclass adds nothing to its base class, or seems to misspell a method of it."""
+def _check_changes(door: str, name: str, kind: type, base: type, either: tuple[tuple[str, ...], ...]) -> None:
+    """Raise a RegistrationError if a subclass lacks methods, adds none to its base class, or seems to misspell one."""
+    for wanted in either:
+        if all(getattr(kind, own) is getattr(base, own) for own in wanted):
+            raise RegistrationError(f"{door}: {name!r} has no {wanted[0]}; allowed: with a method {wanted[0]}")
     public = [own for own in vars(base) if not own.startswith("_") and own != "of"]
     left = [own for own in public if getattr(kind, own) is getattr(base, own)]
     methods = [own for own in public if callable(getattr(base, own))]
     for own, value in vars(kind).items():
+        if own in methods and not callable(value) and not isinstance(value, classmethod | staticmethod):
+            raise RegistrationError(f"{door}: {name!r} has {own} as a value, which is a method; allowed: another name")
+        if own.startswith("_"):
+            continue
         near = get_close_matches(own, methods, n=1, cutoff=0.8)
         if callable(value) and own not in methods and near and near[0] in left:
             raise RegistrationError(

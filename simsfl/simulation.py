@@ -44,6 +44,7 @@ from simsfl.setup.parts import Parts, build
 from simsfl.setup.weights import Weights
 from simsfl.system.clock import PhaseClock
 from simsfl.system.memory import peak_memory_bytes
+from simsfl.system.randomness import global_generators
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ class Simulation:
         self.pace = Pace(parts.device, self.clock)
         self.damaged: list[str] = []
         self._expected: list[str] = []
+        self._watched = False  # whether a step has been found not to draw from global random numbers, or warned of
         self._plans = PlanAhead(parts.device, parts.config.rounds)
 
     def __repr__(self) -> str:
@@ -167,7 +169,15 @@ class Simulation:
         else:
             steps = client_steps(self.parts, progress, self._plans, self.wire, self.observers, self.clock)
         self.pace.begin(progress)
+        before = None if self._watched else global_generators()
         for _ in steps:  # the pace has their records, when it reads the losses of several steps at once
+            if not self._watched:
+                self._watched = True
+                if global_generators() != before:
+                    log.warning(
+                        "a step draws from global random numbers, whose state is not kept: this run will go on with "
+                        "others when it is resumed; code of one's own draws from the generators that it is given"
+                    )
             for observer in self.observers:
                 observer.step_is_over()
             yield from map(self._recorded, self.pace.read(progress, self.config))

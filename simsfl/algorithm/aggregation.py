@@ -10,7 +10,7 @@ from torch import Tensor
 from simsfl.aggregations import Aggregation
 from simsfl.algorithm.state import State, put_, rows_of
 from simsfl.models import FlatModule
-from simsfl.system.answers import tensor_from
+from simsfl.system.answers import kept, tensor_from
 
 
 def is_sync_step(step: int, steps: int, syncs: int) -> bool:
@@ -50,7 +50,8 @@ def average_(state: State, aggregation: Aggregation, images_C: Tensor, absent: C
     """
     clients, cohort, there_n = state.clients, state.cohort, _present(images_C, absent)
     combined_P = _combined(aggregation, _present(cohort.online.detach(), absent), there_n)
-    new_P = aggregation.step(clients.online, combined_P, state.aggregation)
+    with kept(state.aggregation, "aggregation", "step", aggregation):
+        new_P = aggregation.step(clients.online, combined_P, state.aggregation)
     clients.online.copy_(tensor_from(new_P, clients.online.shape, "aggregation", "step", aggregation))
     average_statistics_(state, aggregation, images_C, absent)
     if aggregation.aligns_momentum:

@@ -17,6 +17,7 @@ from simsfl.algorithm.state import State
 from simsfl.defences import Chain
 from simsfl.kernels import contiguous
 from simsfl.models import FlatModule
+from simsfl.optimisers import take_step_
 from simsfl.system.draws import Draws
 
 
@@ -106,8 +107,7 @@ def descend_(model: FlatModule, state: State, gradient: Tensor, lr: Tensor, hype
         hyper: how they descend.
     """
     cohort = state.cohort
-    gradient = hyper.optimiser.regularised(gradient, cohort.online.detach(), state.clients.online)
-    hyper.optimiser.step_(model, cohort.online, gradient, cohort.velocity, lr)
+    take_step_(hyper.optimiser, model, cohort.online, gradient, cohort.velocity, lr, state.clients.online)
 
 
 def backward(parameters: Tensor, smashed: Sequence[Tensor], gradient: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from simsfl.algorithm.state import State, put_back_, rows_before
 from simsfl.config.catalogue import Targets
 from simsfl.kernels import ema_
 from simsfl.models import SplitModel
+from simsfl.objectives import let_remember_
 
 
 def train_step(
@@ -75,7 +76,7 @@ def train_step(
             (gradient_CP,) = torch.autograd.grad((len(pixels) - len(batch.absent)) * loss, cohort.online)
             clients.descend_(model.client, state, gradient_CP, batch.client_lr, hyper)
         for _, targets in reversed(pairs):  # those of the first view are remembered first
-            hyper.objective.remember_(state.memory, targets.detach())
+            let_remember_(hyper.objective, state.memory, targets.detach())
         put_back_(before, batch.absent)
 
     nothing = cohort.online.new_empty(0)

@@ -20,8 +20,8 @@ from simsfl.algorithm.single_client import SingleClient, move_towards
 from simsfl.algorithm.state import Cohort, ServerState, State, put_back_, rows_before
 from simsfl.config.catalogue import Targets
 from simsfl.models import FlatModule, SplitModel
-from simsfl.objectives import Memory
-from simsfl.optimisers import SGD
+from simsfl.objectives import Memory, let_remember_
+from simsfl.optimisers import SGD, take_step_
 from simsfl.system.draws import Draws
 
 _Pairs = list[tuple[Tensor, Tensor]]
@@ -197,10 +197,10 @@ def _learn_alone(
             share = len(outputs[rows]) / len(outputs)
             loss, top1 = loss + share * own_loss, top1 + share * own_top1 / len(pairs)
     loss.backward()
-    hyper.optimiser.step_(model.server, central.online, _gradient(server), central.velocity, lr)
+    take_step_(hyper.optimiser, model.server, central.online, _gradient(server), central.velocity, lr)
     for _, targets in reversed(pairs):
         for rows, memory in groups:
-            hyper.objective.remember_(memory, targets[rows][None].detach())
+            let_remember_(hyper.objective, memory, targets[rows][None].detach())
     return loss.detach(), top1
 
 
@@ -274,7 +274,7 @@ def federated_step(
                 loss.backward()
                 _descend_client(model, state, c, client, batch.client_lr[c, 0], hyper)
             for _, targets in reversed(pairs):
-                hyper.objective.remember_(memory, targets[None].detach())
+                let_remember_(hyper.objective, memory, targets[None].detach())
         losses.append(loss.detach())
         top1s.append(sum(top1 for _, top1 in results) / len(results))
     nothing = cohort.online.new_empty(0)
@@ -318,8 +318,8 @@ def _descend_client(
     weights, gradient = state.cohort.online.detach()[c], _gradient(client.online)
     if hyper.defence.learns:
         gradient = hyper.defence.learn(gradient[None], draws[0].rows(0, 1))[0]
-    gradient = hyper.optimiser.regularised(gradient, weights, state.clients.online)
-    hyper.optimiser.step_(model.client, weights, gradient, state.cohort.velocity[c], lr)
+    velocity, received = state.cohort.velocity[c], state.clients.online
+    take_step_(hyper.optimiser, model.client, weights, gradient, velocity, lr, received)
 
 
 def _gradient(module: nn.Module) -> Tensor:

@@ -20,7 +20,7 @@ from simsfl.algorithm.state import ServerState
 from simsfl.config.catalogue import Targets
 from simsfl.kernels import accelerated
 from simsfl.models import FlatModule
-from simsfl.objectives import Memory
+from simsfl.objectives import Memory, let_remember_
 
 _BlockLoss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """Function of the rows of a block and the network's output ``[n, D]`` for them. It returns the block's share of the
@@ -229,7 +229,7 @@ def remember_(memory: Memory, targets: Sequence[Tensor], hyper: Hyperparameters)
     """Let the objective remember the targets ``[N, D]`` of each direction, in one group or each client in its own."""
     for targets_ND in targets:
         for rows, one in _groups(memory, hyper.batches, 0, len(targets_ND)):
-            hyper.objective.remember_(one, _grouped(targets_ND[rows], one))
+            let_remember_(hyper.objective, one, _grouped(targets_ND[rows], one))
 
 
 def _groups(memory: Memory, batches: Sequence[int], start: int, count: int) -> Iterator[tuple[slice, Memory]]:

@@ -22,6 +22,7 @@ from simsfl.aggregations import Aggregation
 from simsfl.models import FlatModule
 from simsfl.objectives import Memory
 from simsfl.optimisers import Optimiser
+from simsfl.system.answers import count_from
 from simsfl.system.client_store import Storage
 from simsfl.system.tensor_file import Rows, rows_in_block
 
@@ -297,7 +298,8 @@ def initial_clients(
             clients mix the average with their own models, which are then kept.
     """
     online, statistics = (one.to(device, dtype) for one in (model.initial, model.initial_statistics))
-    received = (clients, aggregation.remembered(len(online))) if aggregation.mixes else (0, 1)
+    numbers = count_from(aggregation.remembered(len(online)), "aggregation", "remembered", aggregation)
+    received = (clients, numbers) if aggregation.mixes else (0, 1)
 
     def persisting(one: Tensor) -> Tensor:
         return _stack(one, 1) if aggregation.aligns_momentum or clients == 1 else storage.zeros(clients, len(one))
@@ -309,12 +311,17 @@ def initial_clients(
         initial_statistics=statistics.clone(),
         momentum=persisting(online),
         momentum_statistics=persisting(statistics),
-        velocity=storage.zeros(clients, optimiser.size(len(online))),
+        velocity=storage.zeros(clients, _remembered(optimiser, online)),
         own=storage.zeros(clients if aggregation.mixes else 0, len(online)),
         received=storage.zeros(*received, dtype),
         participation=torch.zeros(clients, dtype=torch.long, device=storage.device),
         storage=storage,
     )
+
+
+def _remembered(optimiser: Optimiser, weights: Tensor) -> int:
+    """Return how many numbers an optimiser remembers of these weights ``[P]``; raise a ValueError if it is no count."""
+    return count_from(optimiser.size(len(weights)), "optimizer", "size", optimiser)
 
 
 def initial_cohort(
@@ -328,7 +335,7 @@ def initial_cohort(
         online_statistics=_stack(statistics, cohort),
         momentum=_stack(online, cohort),
         momentum_statistics=_stack(statistics, cohort),
-        velocity=torch.zeros(cohort, optimiser.size(len(online)), device=device, dtype=dtype),
+        velocity=torch.zeros(cohort, _remembered(optimiser, online), device=device, dtype=dtype),
     )
 
 
@@ -341,7 +348,7 @@ def initial_server(model: FlatModule, device: torch.device, dtype: torch.dtype, 
     return ServerState(
         online=online.clone(),
         momentum=online,
-        velocity=online.new_zeros(optimiser.size(len(online))),
+        velocity=online.new_zeros(_remembered(optimiser, online)),
         online_statistics=statistics.clone(),
         momentum_statistics=statistics.clone(),
     )

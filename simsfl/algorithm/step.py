@@ -24,6 +24,7 @@ from simsfl.algorithm.wire import NOBODY
 from simsfl.config.catalogue import Targets
 from simsfl.kernels import ema_
 from simsfl.models import SplitModel
+from simsfl.optimisers import take_step_
 
 _Learnt = tuple[Tensor, Tensor, Tensor]
 """Results of the server's part of a step: scalar loss, scalar accuracy in percent, and the gradient with respect to the
@@ -134,7 +135,7 @@ def learn_(
     central = state.server
     ema_(central.momentum, central.online, hyper.tau)
     found = server.gradients(model.server, central, smashed_2Nchw, state.memory, hyper, labels_N)
-    hyper.optimiser.step_(model.server, central.online, found.parameters, central.velocity, server_lr)
+    take_step_(hyper.optimiser, model.server, central.online, found.parameters, central.velocity, server_lr)
     server.remember_(state.memory, found.targets, hyper)
     return found.loss, found.top1, found.smashed
 

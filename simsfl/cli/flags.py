@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from typing import Any
 
 from simsfl.config import RunConfig, plugins
@@ -171,7 +171,10 @@ def asked_config(arguments: argparse.Namespace, start: RunConfig | None = None) 
         ValueError: there is no such preset, or a flag cannot work, or has no effect beside the others.
     """
     values = config_values(arguments)
-    start = start or named(arguments.preset, values.get("device", "auto"))[0]
-    config = start.with_values(values).with_options(arguments.options)
+    if start:
+        config = replace(start, **values)
+    else:
+        config = named(arguments.preset, values.get("device", "auto"))[0].with_values(values)
+    config = config.with_options(arguments.options)
     config.check_effect(values)
     return config

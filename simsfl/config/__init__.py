@@ -175,10 +175,10 @@ class RunConfig(Settings):
         return {name: self.options[f"{door}.{name}"] for name in given if own is None or name in own}
 
     def with_values(self, values: Mapping[str, Any]) -> RunConfig:
-        """Return the config with other values of fields, such as those of flags.
+        """Return a preset's config with other values of fields, such as those of flags.
 
-        The head that it has suits its objective. With another objective, it is that objective's own, unless `values`
-        has one.
+        The head that a preset has suits its objective. With another objective, it is that objective's own, unless
+        `values` has one.
         """
         changed = replace(self, **values)
         return changed if "head" in values or changed.goal is self.goal else replace(changed, head=None)

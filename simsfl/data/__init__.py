@@ -223,7 +223,9 @@ def _check(name: str, arrays: Arrays, image_size: int | None) -> None:
         images, wrong = getattr(arrays, what), None
         if images is None:
             continue
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        if not isinstance(images, np.ndarray):
+            wrong = f"{kind_of(images)}; allowed: a uint8 array of shape (n, height, width, 3)"
+        elif images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
             wrong = f"{images.dtype} of shape {images.shape}; allowed: uint8 of shape (n, height, width, 3)"
         elif image_size is None and images.shape[1:] != train.shape[1:]:
             sizes = ("{}x{}".format(*one.shape[1:3]) for one in (images, train))
@@ -234,7 +236,9 @@ def _check(name: str, arrays: Arrays, image_size: int | None) -> None:
     owners = {} if arrays.train_client is None else {"train_client": (held, held)}
     for what, (count, bound) in (labels | owners).items():
         values, wrong = getattr(arrays, what), None
-        if values.dtype.kind not in "iu" or values.shape != (count,):
+        if not isinstance(values, np.ndarray):
+            wrong = f"{kind_of(values)}; allowed: an array of integers of shape ({count},)"
+        elif values.dtype.kind not in "iu" or values.shape != (count,):
             wrong = f"{values.dtype} of shape {values.shape}; allowed: integers of shape ({count},)"
         elif values.min() < 0 or values.max() >= bound:
             outside = values.min() if values.min() < 0 else values.max()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from simsfl.config import RunConfig
-from simsfl.system.answers import tensor_from
+from simsfl.system.answers import amount_from, count_from, tensor_from
 from simsfl.system.draws import Draws
 from simsfl.system.messages import count_text, kind_of
 
@@ -162,7 +162,13 @@ class Chain(Defence):
     def protect(self, smashed: Tensor, draws: Draws) -> Tensor:
         """Return what a client sends."""
         for own in self.defences:
-            smashed = tensor_from(own.protect(smashed, draws), smashed.shape, "defence", "protect", own)
+            sent = tensor_from(own.protect(smashed, draws), smashed.shape, "defence", "protect", own)
+            if smashed.requires_grad and not sent.requires_grad:
+                raise ValueError(
+                    f"defence: protect of {type(own).__name__} returns a tensor that no gradient goes back through; "
+                    "allowed: one that does, such as smashed + (sent - smashed).detach()"
+                )
+            smashed = sent
         return smashed
 
     def receive(self, gradient: Tensor, draws: Draws) -> Tensor:
@@ -177,7 +183,11 @@ class Chain(Defence):
 
     def initial(self, smashed_shape: tuple[int, int, int], image_size: int, generator: torch.Generator) -> Tensor:
         """Return what the defences remember of a client that has not taken part yet, one after another."""
-        return torch.cat([own.initial(smashed_shape, image_size, generator) for own in self.defences])
+        parts = []
+        for own, size in zip(self.defences, self._sizes(smashed_shape, image_size), strict=True):
+            initial_A = own.initial(smashed_shape, image_size, generator)
+            parts.append(tensor_from(initial_A, (size,), "defence", "initial", own))
+        return torch.cat(parts)
 
     def add(self, images: Tensor, smashed: Tensor, memory: Tensor, round_index: Tensor) -> Added | None:
         """Return the sum of the gradients that clients add, and all figures."""
@@ -210,7 +220,7 @@ class Chain(Defence):
 
     def _sizes(self, smashed_shape: tuple[int, int, int], image_size: int) -> list[int]:
         """Return the number of numbers that each defence remembers of a client."""
-        return [own.size(smashed_shape, image_size) for own in self.defences]
+        return [count_from(own.size(smashed_shape, image_size), "defence", "size", own) for own in self.defences]
 
     def learn(self, gradient: Tensor, draws: Draws) -> Tensor:
         """Return the gradient that clients descend along."""
@@ -220,11 +230,18 @@ class Chain(Defence):
 
     def bytes_up(self, numbers: int, number_bytes: float) -> float:
         """Return the bytes of the smashed data of an image, of the defence that makes them fewest."""
-        return min((own.bytes_up(numbers, number_bytes) for own in self.defences), default=numbers * number_bytes)
+        return self._fewest("bytes_up", numbers, number_bytes)
 
     def bytes_down(self, numbers: int, number_bytes: float) -> float:
         """Return the bytes of their gradient, of the defence that makes them fewest."""
-        return min((own.bytes_down(numbers, number_bytes) for own in self.defences), default=numbers * number_bytes)
+        return self._fewest("bytes_down", numbers, number_bytes)
+
+    def _fewest(self, method: str, numbers: int, number_bytes: float) -> float:
+        """Return the least of what this method of the defences returns, and the usual bytes without defences."""
+        found = (
+            amount_from(getattr(own, method)(numbers, number_bytes), "defence", method, own) for own in self.defences
+        )
+        return min(found, default=numbers * number_bytes)
 
 
 def _check_added(added: object, smashed: Tensor, defence: Defence) -> None:

@@ -118,6 +118,8 @@ def _layers_of(arch: str, built: Any) -> list[nn.Module]:
     if not isinstance(built, Backbone):
         raise ValueError(f"arch: {arch} returns {kind_of(built)}; allowed: a Backbone(layers, features)")
     layers = built.layers
+    if not isinstance(built.features, int):
+        raise ValueError(f"arch: {arch} says that it has {built.features!r} features; allowed: a whole number")
     if not isinstance(layers, list) or not layers or not all(isinstance(layer, nn.Module) for layer in layers):
         raise ValueError(
             f"arch: {arch} returns a Backbone whose layers are {kind_of(layers)}; allowed: a list of modules, "
@@ -125,6 +127,11 @@ def _layers_of(arch: str, built: Any) -> list[nn.Module]:
         )
     owner: dict[int, int] = {}
     for number, layer in enumerate(layers, start=1):
+        if not all(parameter.requires_grad for parameter in layer.parameters()):
+            raise ValueError(
+                f"arch: {arch} has weights in layer {number}, {type(layer).__name__}, that need no gradient; allowed: "
+                "weights that are trained, or buffers"
+            )
         for part in (layer, *layer.parameters()):
             if owner.setdefault(id(part), number) != number:
                 raise ValueError(
@@ -228,6 +235,8 @@ def split_model(
     client, server = layers[:cut_layer], layers[cut_layer:]
     tried = _Tried(arch, image_size)
     smashed = _run(client, tried)
+    if not any(True for layer in client for _ in layer.parameters()):
+        raise ValueError(f"cut_layer: {cut_layer} of {arch} leaves clients without weights; allowed: deeper ones")
     if bottleneck:
         channels, side, other = smashed.shape[1:]
         if side != other:

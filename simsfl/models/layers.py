@@ -63,22 +63,38 @@ class BatchNorm(nn.Module):
 
 
 def made_stackable_(module: nn.Module, device: torch.device) -> None:
-    """Replace layers, in place, that cannot be mapped over clients' weights: those of BatchNorm by this module's.
+    """Change a module's layers, in place, so that they can be mapped over clients' weights.
+
+    Those of BatchNorm are replaced by this module's, and no layer overwrites what it gets, which may be a leaf of a
+    graph.
 
     Args:
         module: a module, whose parts are looked at.
         device: device of the new layers.
 
     Raises:
-        ValueError: a layer is random, such as dropout, or a kind of normalisation that is not known here.
+        ValueError: a layer is random, such as dropout, computes its weights from others, or is a kind of normalisation
+            that is not known here.
     """
     for name, part in list(module.named_children()):
+        if getattr(part, "inplace", False):
+            part.inplace = False
+        if hasattr(part, "parametrizations"):
+            raise ValueError(
+                f"arch: {type(part).__name__} has weights that are computed from others (torch.nn.utils.parametrize); "
+                "allowed: layers whose parameters are their weights"
+            )
+        if isinstance(part, nn.modules.dropout._DropoutNd) and part.p:
+            raise ValueError(
+                f"arch: {type(part).__name__} draws random numbers, which a resumed run would not draw again; "
+                "allowed: without it, or with p=0"
+            )
         if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)) and part.affine and part.track_running_stats:
             own = BatchNorm(part.num_features).to(device)
             own.eps, own.momentum = part.eps, part.momentum
             own.load_state_dict({key: value for key, value in part.state_dict().items() if key in own.state_dict()})
             setattr(module, name, own)
-        elif isinstance(part, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
+        elif isinstance(part, nn.modules.batchnorm._NormBase):
             raise ValueError(
                 f"arch: {type(part).__name__} cannot be stacked over clients; allowed: without it, or with BatchNorm"
             )

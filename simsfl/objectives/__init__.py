@@ -15,10 +15,10 @@ from torch.func import vmap
 from simsfl.config import RunConfig
 from simsfl.config.values import option
 from simsfl.kernels import tie_width
-from simsfl.system.answers import tensor_from
+from simsfl.system.answers import kept, tensor_from
 from simsfl.system.messages import kind_of, shortened
 
-__all__ = ["Memory", "Objective", "nearest", "option"]
+__all__ = ["Memory", "Objective", "let_remember_", "nearest", "option"]
 
 Memory = dict[str, Tensor]
 """What an objective remembers from step to step, by name: tensors ``[G, ...]`` with a row for each group."""
@@ -96,6 +96,11 @@ class Objective:
                 f"objective: loss of {type(self).__name__} returns {what}; allowed: the loss and an accuracy in percent"
             )
         loss, accuracy = (tensor_from(one, (), "objective", "loss", self) for one in answer)
+        if outputs_nD.requires_grad and torch.is_grad_enabled() and not loss.requires_grad:
+            raise ValueError(
+                f"objective: loss of {type(self).__name__} returns a loss that no gradient goes back through; allowed: "
+                "one that depends on the outputs"
+            )
         return loss, accuracy
 
     def memory(
@@ -119,6 +124,12 @@ class Objective:
             memory: what the groups remember.
             targets_GnD: the step's targets, without gradient; in a symmetric loss, this is called for each direction.
         """
+
+
+def let_remember_(objective: Objective, memory: Memory, targets_GnD: Tensor) -> None:
+    """Let an objective change its memory in place; raise a ValueError if it puts other tensors there."""
+    with kept(memory, "objective", "remember_", objective):
+        objective.remember_(memory, targets_GnD)
 
 
 @torch.no_grad()

@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from simsfl.config import RunConfig
 from simsfl.kernels import sgd_
 from simsfl.models import FlatModule
+from simsfl.system.answers import tensor_from
 
-__all__ = ["SGD", "Optimiser"]
+__all__ = ["SGD", "Optimiser", "take_step_"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Optimiser:
         return gradient
 
     def step_(self, model: FlatModule, weights: Tensor, gradient: Tensor, memory: Tensor, lr: Tensor) -> None:
-        """Take a step, in place.
+        """Take a step, in place; no graph is recorded.
 
         Args:
             model: the network, which knows what layers the parameters belong to.
@@ -84,3 +86,33 @@ class SGD(Optimiser):
     def step_(self, model: FlatModule, weights: Tensor, gradient: Tensor, memory: Tensor, lr: Tensor) -> None:
         """Take a step; the memory is the velocity."""
         sgd_(weights, gradient, memory, lr, self.momentum, self.weight_decay)
+
+
+@torch.no_grad()
+def take_step_(
+    optimiser: Optimiser,
+    model: FlatModule,
+    weights: Tensor,
+    gradient: Tensor,
+    memory: Tensor,
+    lr: Tensor,
+    received: Tensor | None = None,
+) -> None:
+    """Take a step with an optimiser, in place.
+
+    Args:
+        optimiser: the optimiser; see its `step_` for the next arguments.
+        model: the network.
+        weights: ``[..., P]`` parameters.
+        gradient: ``[..., P]`` gradient of their loss.
+        memory: ``[..., R]`` what is remembered.
+        lr: learning rates.
+        received: ``[P]`` the average that clients got last; None for the server.
+
+    Raises:
+        ValueError: what the optimiser makes of the clients' gradient is no gradient.
+    """
+    if received is not None:
+        own = optimiser.regularised(gradient, weights.detach(), received)
+        gradient = tensor_from(own, gradient.shape, "optimizer", "regularised", optimiser)
+    optimiser.step_(model, weights, gradient, memory, lr)

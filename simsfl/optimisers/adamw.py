@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from simsfl.config import RunConfig
@@ -35,7 +34,6 @@ class AdamW(Optimiser):
         """Return the size of both averages and of the count."""
         return 2 * parameters + 1
 
-    @torch.no_grad()
     def step_(self, model: FlatModule, weights: Tensor, gradient: Tensor, memory: Tensor, lr: Tensor) -> None:
         """Take a step."""
         first, second, steps = memory.split([weights.shape[-1], weights.shape[-1], 1], dim=-1)

@@ -38,7 +38,6 @@ class LARS(Optimiser):
         """Return the size of the velocity."""
         return parameters
 
-    @torch.no_grad()
     def step_(self, model: FlatModule, weights: Tensor, gradient: Tensor, memory: Tensor, lr: Tensor) -> None:
         """Take a step; the memory is the velocity."""
         scaled = []

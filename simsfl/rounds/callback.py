@@ -16,12 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from simsfl.config import RunConfig
 from simsfl.runs.metrics import Added, Record
 from simsfl.system.messages import kind_of
 
 if TYPE_CHECKING:
     from simsfl.simulation import Simulation
+
+_ADDED = "allowed: a dict of finite numbers, texts, booleans and None by name, or None"
+"""What a callback may add to a record, as the end of an error."""
 
 
 class Callback:
@@ -71,17 +76,17 @@ def with_added(callbacks: Iterable[Callback], record: Record) -> Record:
     """Hand a record to callbacks; return it with what they add.
 
     Raises:
-        ValueError: a callback adds something other than figures.
+        ValueError: a callback adds something other than figures, or without a name.
     """
     added = dict(record.added)
     for callback in callbacks:
-        for name, value in (callback.on_record(record) or {}).items():
-            if not isinstance(value, bool | int | float | str | None) or (
-                isinstance(value, float) and not math.isfinite(value)
-            ):
-                raise ValueError(
-                    f"callback: {type(callback).__name__} adds {name} = {value!r}; allowed: finite numbers, texts, "
-                    "booleans and None"
-                )
-            added[name] = value
+        own = callback.on_record(record)
+        if not isinstance(own, Mapping | None):
+            raise ValueError(f"callback: on_record of {type(callback).__name__} returns {kind_of(own)}; {_ADDED}")
+        for name, value in (own or {}).items():
+            figure = value.item() if isinstance(value, np.generic) else value
+            right = isinstance(figure, bool | int | float | str | None) and isinstance(name, str)
+            if not right or (isinstance(figure, float) and not math.isfinite(figure)):
+                raise ValueError(f"callback: {type(callback).__name__} adds {name!r} = {value!r}; {_ADDED}")
+            added[name] = figure
     return replace(record, added=added) if added != record.added else record

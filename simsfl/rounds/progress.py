@@ -107,11 +107,17 @@ class Progress:
 
         Raises:
             NonFiniteLossError: the loss of a step is not finite.
+            ValueError: only its accuracy is not, so that the objective computes it wrongly.
         """
         now = self.round_index + 1
         for s, (loss, top1, *_) in enumerate(self.figures[first : self.step_index].tolist(), start=first + 1):
             if not math.isfinite(loss):
                 raise NonFiniteLossError.of(f"loss is {loss}", self.round_index, s, config)
+            if not math.isfinite(top1):
+                raise ValueError(
+                    f"objective: {config.objective} has an accuracy of {top1} beside a finite loss, in round {now}, "
+                    f"step {s}; allowed: a finite number, such as 0 where there is none"
+                )
             # absences and divergences come first, so that a run that stops after a step's record has them all
             if s in self.absences:
                 yield AbsenceRecord(now, s, self.absences.pop(s))

@@ -45,6 +45,7 @@ from simsfl.samplers import Sampler
 from simsfl.setup import defaults
 from simsfl.setup.checks import check_defence, check_queues, check_sent
 from simsfl.setup.outline import Outline
+from simsfl.system.answers import memory_from
 from simsfl.system.client_store import Storage
 from simsfl.system.randomness import Purpose, torch_generator
 
@@ -169,7 +170,8 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
     shared = config.feature_sharing and config.is_split
     rings = config.server_replicas if shared else config.clients
     generator = torch_generator(config.seed, Purpose.QUEUE)
-    memories = objective(config).memory(rings, config.key_dim, generator, **mine)
+    goal, averaging = objective(config), aggregation(config)
+    memories = memory_from(goal.memory(rings, config.key_dim, generator, **mine), rings, "objective", goal)
     server = initial_server(model.server, **learning)
     return State(
         clients=initial_clients(
@@ -177,7 +179,7 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
             config.clients,
             storage,
             **learning,
-            aggregation=aggregation(config),
+            aggregation=averaging,
         ),
         cohort=initial_cohort(model.client, config.cohort, **learning),
         server=server,
@@ -193,7 +195,7 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
         )
         if remembered
         else None,
-        aggregation=aggregation(config).memory(model.client.size, **mine),
+        aggregation=memory_from(averaging.memory(model.client.size, **mine), None, "aggregation", averaging),
         replicas=further_replicas(server, config.server_replicas - 1),
     )
 

@@ -8,6 +8,7 @@ global generators can change a run, or be changed by it.
 from __future__ import annotations
 
 import enum
+import random
 
 import numpy as np
 import torch
@@ -44,3 +45,13 @@ def torch_generator(seed: int, purpose: Purpose) -> torch.Generator:
     """Return the torch generator for a purpose; it is on the CPU, so that its draws do not depend on the device."""
     key = int(numpy_generator(seed, purpose).integers(2**63))
     return torch.Generator().manual_seed(key)
+
+
+def global_generators() -> list[bytes]:
+    """Return the states of the global generators of PyTorch on each device, of NumPy and of Python, to be compared."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    _, numbers, position, *_ = np.random.get_state()  # noqa: NPY002  (it is not drawn from)
+    own = [repr(random.getstate()).encode(), numbers.tobytes() + position.to_bytes(4, "little")]
+    return [state.numpy().tobytes() for state in states] + own

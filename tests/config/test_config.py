@@ -11,6 +11,7 @@ import torch
 from simsfl import RunConfig
 from simsfl.algorithm.schedule import client_lr, decay, server_lr
 from simsfl.cli import run
+from simsfl.cli.flags import asked_config
 from simsfl.config import catalogue
 from simsfl.config.presets import PRESETS, automatic, coffee
 from simsfl.setup.defaults import left_to_rules, resolve, with_rules
@@ -125,6 +126,9 @@ def test_a_head_goes_with_its_objective():
     assert config.with_values({"objective": "byol"}).head_name == "large-mlp"
     assert config.with_values({"objective": "byol", "head": "mlp"}).head_name == "mlp"
     assert config.with_values({"method": "fl-byol"}).head_name == "mlp"
+    asked = run.parser().parse(["--preset", "coffee", "--objective", "byol"])
+    assert asked_config(asked).head_name == "large-mlp"
+    assert asked_config(asked, RunConfig(head="linear")).head_name == "linear"  # of a file, which names it
 
 
 def test_what_a_rule_set_it_sets_again(tmp_path):

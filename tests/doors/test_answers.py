@@ -4,6 +4,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
 from simsfl import RunConfig, Simulation, extend
 from simsfl.aggregations import Aggregation
@@ -11,6 +12,7 @@ from simsfl.config.catalogue import DOORS
 from simsfl.data.partition import Partition, Partitioner
 from simsfl.defences import Added, Defence
 from simsfl.objectives import Objective
+from simsfl.optimisers import Optimiser
 from simsfl.rounds.callback import Callback
 from simsfl.samplers import Drawn, Sampler
 from tests.doors.conftest import BASE
@@ -182,6 +184,119 @@ class Silent(Defence):
         return Added(smashed)
 
 
+class Secret(Defence):
+    """Sends what no gradient goes back through."""
+
+    def protect(self, smashed, draws):
+        return smashed.detach()
+
+
+class Broken(Defence):
+    """Remembers half a number."""
+
+    def size(self, smashed_shape, image_size):
+        return 0.5
+
+
+class Long(Defence):
+    """Begins with more than it says."""
+
+    def size(self, smashed_shape, image_size):
+        return 2
+
+    def initial(self, smashed_shape, image_size, generator):
+        return torch.zeros(3)
+
+
+class Gift(Defence):
+    """Sends less than nothing."""
+
+    def bytes_up(self, numbers, number_bytes):
+        return -1
+
+
+class Void(Defence):
+    """Does not say how much it gets."""
+
+    def bytes_down(self, numbers, number_bytes):
+        return None
+
+
+class Counted(Aggregation):
+    """Remembers a number that is no tensor."""
+
+    def memory(self, size, device, dtype):
+        return {"seen": 0}
+
+
+class Replaced(Aggregation):
+    """Puts another tensor into its memory."""
+
+    def memory(self, size, device, dtype):
+        return {"seen": torch.zeros(1)}
+
+    def step(self, before_P, combined_P, memory):
+        memory["seen"] = memory["seen"] + 1
+        return combined_P
+
+
+class Owing(Aggregation):
+    """Lets clients remember less than nothing."""
+
+    mixes = True
+
+    def remembered(self, size):
+        return -1
+
+
+class Pulled(Optimiser):
+    """Draws clients by a number."""
+
+    def size(self, parameters):
+        return 0
+
+    def regularised(self, gradient, weights, received):
+        return gradient.mean()
+
+    def step_(self, model, weights, gradient, memory, lr):
+        weights -= lr * gradient
+
+
+class Text(Pulled):
+    """Remembers in words."""
+
+    def size(self, parameters):
+        return "two"
+
+
+class Unsure(Objective):
+    """Has no accuracy."""
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        return (outputs_nD - targets_nD).square().mean(), torch.tensor(float("nan"))
+
+
+class Groupless(Unsure):
+    """Remembers without a row for each group."""
+
+    def memory(self, groups, dim, generator, device, dtype):
+        return {"seen": torch.zeros(5)}
+
+
+class Grown(Unsure):
+    """Makes its memory when it first needs it."""
+
+    def remember_(self, memory, targets_GnD):
+        memory["seen"] = memory.get("seen", torch.zeros(1, 1)) + 1
+
+
+class Constant(Objective):
+    """Has a loss that depends on nothing."""
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        return torch.ones(()), torch.zeros(())
+
+
 class Loss(Objective):
     """Forgets the accuracy."""
 
@@ -205,6 +320,23 @@ METHODS = {
     "no gradient": (Absent, r"receive of Absent returns a NoneType; allowed: a tensor of shape \[24, "),
     "add": (Bare, r"add of Bare returns a Tensor; allowed: None, or Added with 0 figures"),
     "figures": (Silent, r"add of Silent returns 0 figures; allowed: None, or Added with 1 figure"),
+    "no gradient back": (
+        Secret,
+        "protect of Secret returns a tensor that no gradient goes back through; allowed: one ",
+    ),
+    "size": (Broken, "size of Broken returns 0.5; allowed: a whole number from 0 on"),
+    "initial": (Long, r"initial of Long returns a tensor of shape \[3\]; allowed: a tensor of shape \[2\]"),
+    "bytes_up": (Gift, "bytes_up of Gift returns -1; allowed: a finite number from 0 on"),
+    "bytes_down": (Void, "bytes_down of Void returns a NoneType; allowed: a finite number from 0 on"),
+    "memory": (Counted, "memory of Counted returns an int as 'seen'; allowed: a dict of tensors by name"),
+    "other memory": (Replaced, "step of Replaced puts another object into memory as 'seen'; allowed: what its method "),
+    "remembered": (Owing, "remembered of Owing returns -1; allowed: a whole number from 0 on"),
+    "regularised": (Pulled, r"regularised of Pulled returns a tensor of shape \[\]; allowed: a tensor of shape \[6, "),
+    "size of a step": (Text, "size of Text returns a str; allowed: a whole number from 0 on"),
+    "groups": (Groupless, r"memory of Groupless returns a tensor of shape \[5\] as 'seen'; .*, each with 1 row$"),
+    "more memory": (Grown, "remember_ of Grown puts another object into memory as 'seen'; allowed: what its method "),
+    "constant": (Constant, "loss of Constant returns a loss that no gradient goes back through; allowed: one that dep"),
+    "accuracy": (Unsure, "wrong has an accuracy of nan beside a finite loss, in round 1, step 1; allowed: a finite n"),
     "loss": (Loss, r"loss of Loss returns a Tensor; allowed: the loss and an accuracy in percent"),
     "rows": (Rows, r"loss of Rows returns a tensor of shape \[\d+\]; allowed: a tensor of shape \[\]"),
 }
@@ -213,9 +345,78 @@ METHODS = {
 
 @pytest.mark.parametrize(("kind", "message"), METHODS.values(), ids=METHODS)
 def test_methods_have_to_return_what_they_are_for(kind, message, pictures):
-    door = {Aggregation: "aggregation", Defence: "defence", Objective: "objective"}[kind.__base__]
+    bases = {Aggregation: "aggregation", Defence: "defence", Objective: "objective", Optimiser: "optimizer"}
+    door = next(name for base, name in bases.items() if issubclass(kind, base))
     with patch.dict(DOORS[door]):
         getattr(extend, door)("wrong")(kind)
-        simulation = Simulation(RunConfig(**BASE | {door: "wrong", "cohort": 6, "rounds": 1}), pictures)
         with pytest.raises(ValueError, match=f"^{door}: {message}"):
-            list(simulation.rounds())
+            list(Simulation(RunConfig(**BASE | {door: "wrong", "cohort": 6, "rounds": 1}), pictures).rounds())
+
+
+class Noted(Callback):
+    """Adds what it is told."""
+
+    added = None
+
+    def on_record(self, record):
+        return Noted.added
+
+
+def test_callbacks_have_to_add_figures_by_name(pictures, monkeypatch):
+    for added, message in (
+        ([("lead", 3)], "on_record of Noted returns a list; allowed: a dict of finite numbers, "),
+        ({3: 3.0}, "Noted adds 3 = 3.0; allowed: a dict of finite numbers, texts, booleans and None by name"),
+        ({"lead": np.float32("nan")}, r"Noted adds 'lead' = .*nan.*; allowed: a dict of finite numbers"),
+    ):
+        monkeypatch.setattr(Noted, "added", added)
+        with pytest.raises(ValueError, match=f"^callback: {message}"):
+            next(Simulation(RunConfig(**BASE), pictures, callbacks=[Noted()]).train())
+    monkeypatch.setattr(Noted, "added", {"lead": np.float32(0.5), "count": np.int64(3)})
+    added = next(Simulation(RunConfig(**BASE), pictures, callbacks=[Noted()]).train()).added
+    assert added == {"lead": 0.5, "count": 3}
+    assert [type(one) for one in added.values()] == [float, int]
+
+
+class Signed(Optimiser):
+    """Steps by the sign of the gradient, without a thought for autograd."""
+
+    def size(self, parameters):
+        return 0
+
+    def step_(self, model, weights, gradient, memory, lr):
+        weights.sub_(lr * gradient.sign())
+
+
+def test_an_optimiser_need_not_think_of_gradients(pictures):
+    with patch.dict(DOORS["optimizer"]):
+        extend.optimizer("signed")(Signed)
+        simulation = Simulation(RunConfig(**BASE | {"optimizer": "signed"}), pictures)
+        server = simulation.state.server.online
+        before = server.clone()
+        next(simulation.round())
+        apart = (server - before).abs()
+        torch.testing.assert_close(apart.max(), torch.tensor(simulation.config.lr))
+        assert (apart > 0).float().mean() > 0.5
+
+
+class Lucky(Defence):
+    """Draws its noise from PyTorch's global generator."""
+
+    def receive(self, gradient, draws):
+        return gradient + torch.randn_like(gradient)
+
+
+class Fair(Defence):
+    """Draws its noise from what it is given."""
+
+    def receive(self, gradient, draws):
+        return gradient + draws.normal(gradient)
+
+
+@pytest.mark.parametrize("kind", [Lucky, Fair])
+def test_draws_that_are_not_kept_are_warned_of_once(kind, pictures, caplog):
+    with patch.dict(DOORS["defence"]):
+        extend.defence("lucky")(kind)
+        list(Simulation(RunConfig(**BASE | {"defence": "lucky"}), pictures).train())
+    warned = [record.getMessage() for record in caplog.records if "global random numbers" in record.getMessage()]
+    assert len(warned) == (kind is Lucky)

@@ -13,8 +13,10 @@ from simsfl.aggregations import Aggregation
 from simsfl.config.catalogue import DEFENCES, DOORS, OBJECTIVES
 from simsfl.config.registry import RegistrationError, code_of
 from simsfl.config.values import check_options, option
+from simsfl.data.partition import Partitioner
 from simsfl.defences import Defence
 from simsfl.objectives import Objective
+from simsfl.optimisers import Optimiser
 from simsfl.rounds.callback import Callback
 
 
@@ -79,6 +81,8 @@ def test_what_cannot_be_registered():
         RegistrationError, match=r"^objective: targets of 'plain' are 'online'; allowed: Targets.MOMENTUM, "
     ):
         extend.objective("plain", targets="online")
+    with pytest.raises(RegistrationError, match=r"^objective: rows of 'plain' are '3'; allowed: a whole number from 1"):
+        extend.objective("plain", rows="3")
     with pytest.raises(RegistrationError, match=r"^head of objective plain: 'mpl' is not known .did you mean mlp"):
         extend.objective("plain", head="mpl")
 
@@ -104,6 +108,46 @@ class Idle(Callback):
     """Does nothing."""
 
 
+class Still(Optimiser):
+    """Says nothing of what it remembers."""
+
+    def step_(self, model, weights, gradient, memory, lr):
+        weights -= lr * gradient
+
+
+class Stuck(Optimiser):
+    """Takes no step."""
+
+    def size(self, parameters):
+        return 0
+
+
+class Even(Partitioner):
+    """Deals nothing."""
+
+    needs_labels = False
+
+
+@dataclass(frozen=True)
+class Sized(Defence):
+    """Has an option with the name of a method."""
+
+    size: int = option(3, "Size of a block.", within=(1, 9))
+
+    def protect(self, smashed, draws):
+        return smashed
+
+
+class Helped(Defence):
+    """Has a method of its own, whose name is nearly that of one that it leaves out."""
+
+    def protect(self, smashed, draws):
+        return self._add(smashed)
+
+    def _add(self, smashed):
+        return smashed + 1
+
+
 @pytest.mark.parametrize(
     ("door", "kind", "problem"),
     [
@@ -117,6 +161,10 @@ class Idle(Callback):
             Conbined,
             r"has a method conbine, which nobody calls .did you mean combine",
         ),
+        ("optimizer", Still, "has no size; allowed: with a method size"),
+        ("optimizer", Stuck, "has no step_; allowed: with a method step_"),
+        ("partition", Even, "has no deal; allowed: with a method deal"),
+        ("defence", Sized, "has size as a value, which is a method; allowed: another name"),
         ("callback", Idle, r"defines nothing; allowed: at least one of on_start, on_record, on_checkpoint$"),
     ],
 )
@@ -124,6 +172,11 @@ def test_a_class_has_to_do_something(door, kind, problem):
     with pytest.raises(RegistrationError, match=f"^{door}: 'odd' {problem}"):
         getattr(extend, door)("odd")(kind)
     assert "odd" not in DOORS[door]
+
+
+def test_methods_of_its_own_may_have_any_name_that_begins_with_an_underscore():
+    with patch.dict(DOORS["defence"]):
+        assert extend.defence("helped")(Helped) is Helped
 
 
 def test_a_default_that_is_no_value_is_refused_where_it_is_written():

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from simsfl import RunConfig, extend
+from simsfl import RunConfig, Simulation, extend
 from simsfl.algorithm.clients import forward
 from simsfl.cli import choices
 from simsfl.config import NORMS
@@ -16,6 +16,8 @@ from simsfl.config.notation import Bottleneck
 from simsfl.models import Style, client_model, layer_count, split_model
 from simsfl.models.layers import Backbone, BatchNorm, ConvNorm
 from simsfl.setup.checks import check_machine
+from simsfl.testing import _images
+from tests.doors.conftest import BASE
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -70,6 +72,19 @@ WRONG = {
         lambda: Backbone([patches(), nn.Conv2d(9, 8, 1)], 8),
         r"odd cannot compute its layer Conv2d for images of 32 pixels \(RuntimeError: .*\); allowed: layers that take ",
     ),
+    "no number": (lambda: Backbone([patches()], "8"), "odd says that it has '8' features; allowed: a whole number"),
+    "frozen": (
+        lambda: Backbone([patches().requires_grad_(False)], 8),
+        "odd has weights in layer 1, Conv2d, that need no gradient; allowed: weights that are trained, or buffers",
+    ),
+    "computed weights": (
+        lambda: Backbone([nn.utils.parametrizations.weight_norm(patches())], 8),
+        "ParametrizedConv2d has weights that are computed from others .*; allowed: layers whose parameters are ",
+    ),
+    "dropout": (
+        lambda: Backbone([patches(), nn.Sequential(nn.Dropout(0.1))], 8),
+        "Dropout draws random numbers, which a resumed run would not draw again; allowed: without it, or with p=0",
+    ),
     "no tensor": (
         lambda: Backbone([patches(), nn.LSTM(4, 4)], 8),
         r"odd (cannot compute its layer LSTM|has a layer LSTM whose output for one image has type tuple)",
@@ -85,6 +100,36 @@ def test_a_network_of_a_plugin_that_cannot_be_used_is_refused_in_one_line(made, 
         for generator in (None, torch.Generator()):
             with pytest.raises(ValueError, match=f"^arch: {message}[^\n]*$"):
                 split_model("odd", width=8, cut_layer=1, image_size=32, head="linear", key_dim=4, generator=generator)
+
+
+def test_clients_have_weights():
+    with patch.dict(ARCHITECTURES):
+        extend.architecture("late", width=8)(lambda *_: Backbone([nn.AvgPool2d(2), patches(), nn.Conv2d(8, 8, 1)], 8))
+        own = {"width": 8, "image_size": 32, "head": "linear", "key_dim": 4, "generator": torch.Generator()}
+        with pytest.raises(ValueError, match=r"^cut_layer: 1 of late leaves clients without weights; allow"):
+            split_model("late", cut_layer=1, **own)
+        assert split_model("late", cut_layer=2, **own).client.size
+
+
+def test_layers_that_overwrite_what_they_get_compute_what_others_do():
+    """Behind the cut they get smashed data whose gradient is wanted, which nobody may overwrite."""
+
+    def network(inplace):
+        def layers(width, image_size, style):
+            behind = nn.Sequential(nn.ReLU(inplace), nn.Dropout(0.0), nn.Conv2d(8, 8, 3, 2, 1), nn.Hardswish(inplace))
+            return Backbone([patches(), nn.ReLU(inplace), behind], 8)
+
+        return layers
+
+    states = []
+    with patch.dict(ARCHITECTURES):
+        for name, inplace in (("apart", False), ("inplace", True)):
+            extend.architecture(name, width=8)(network(inplace))
+            simulation = Simulation(RunConfig(**BASE | {"arch": name, "width": None}), _images())
+            list(simulation.rounds())
+            states.append(simulation.state.tensors())
+    for part, own in states[0].items():
+        assert torch.equal(own, states[1][part]), part
 
 
 def test_the_list_goes_on_where_one_network_cannot_be_built():

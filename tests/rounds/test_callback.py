@@ -95,7 +95,7 @@ def test_a_callback_adds_figures_alone(value, config, dataset):
             return {"odd": value}
 
     with pytest.raises(
-        ValueError, match=r"^callback: Wrong adds odd = .*; allowed: finite numbers, texts, booleans and N"
+        ValueError, match=r"^callback: Wrong adds .odd. = .*; allowed: a dict of finite numbers, texts, bo"
     ):
         next(Simulation(config, dataset, callbacks=[Wrong()]).train())
 
