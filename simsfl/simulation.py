@@ -45,6 +45,7 @@ from simsfl.setup.weights import Weights
 from simsfl.system.clock import PhaseClock
 from simsfl.system.memory import peak_memory_bytes
 from simsfl.system.randomness import global_generators
+from simsfl.system.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Simulation:
         choices: versions of operators to use, where they are named, instead of finding out which are fastest.
         start: weights to start from, instead of loading ``config.init_client``.
         auto_precision: the precision that "auto" means and why, instead of what suits the device.
+        world: the ranks that train it together, of which this process is one; all of them do with it what one does.
         callbacks: objects that follow the records, besides those that the config names.
 
     Attributes:
@@ -91,6 +93,7 @@ class Simulation:
         choices: Mapping[str, str] | None = None,
         start: Weights | None = None,
         auto_precision: tuple[str, str] | None = None,
+        world: World = ALONE,
         callbacks: Iterable[Callback] = (),
     ):
         callbacks = checked(callbacks)
@@ -100,6 +103,7 @@ class Simulation:
             "choices": choices,
             "start": start,
             "auto_precision": auto_precision,
+            "world": world,
         }
         parts = build(config, dataset, **how)
         warn_of_short_queue(parts.config, parts.groups)  # said where a run begins, not again where it goes on
@@ -239,11 +243,13 @@ class Simulation:
         device: str | None = None,
         places: Mapping[str, str] | None = None,
         going_on: bool = False,
+        world: World = ALONE,
         callbacks: Iterable[Callback] = (),
     ) -> Simulation:
         """Take up the run in the directory `path`; see `simsfl.rounds.saving.load`, and `Simulation` for callbacks."""
         callbacks = checked(callbacks)
-        parts, progress, found, saved = saving.load(path, dataset, device=device, places=places, going_on=going_on)
+        how = {"device": device, "places": places, "going_on": going_on, "world": world}
+        parts, progress, found, saved = saving.load(path, dataset, **how)
         simulation = cls.__new__(cls)
         simulation._begin(parts, callbacks, progress)
         simulation.clock.start_from(found.timed.phase_seconds)

@@ -53,6 +53,19 @@ class Aggregation:
         """
         return models_nP.mean(dim=0)
 
+    def share(self, models_nP: Tensor, images_n: Tensor, images: Tensor, clients: int) -> Tensor | None:
+        """Return what some of the clients add to the result of `combine`, if that is a sum over clients, else None.
+
+        Where several ranks have a part of the cohort each, such sums travel instead of models.
+
+        Args:
+            models_nP: models of these clients.
+            images_n: number of images that each of them holds, int64.
+            images: number of images that all clients hold whose models have arrived, scalar int64.
+            clients: number of these.
+        """
+        return models_nP.sum(dim=0) / clients if type(self).combine is Aggregation.combine else None
+
     def memory(self, size: int, device: torch.device, dtype: torch.dtype) -> Memory:
         """Return what is remembered before the first averaging of models of `size` numbers: here nothing."""
         return {}

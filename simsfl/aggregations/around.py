@@ -32,6 +32,10 @@ class Around(Aggregation):
         """Return one model ``[P]`` made of those of the clients."""
         return self.inner.combine(models_nP, images_n)
 
+    def share(self, models_nP: Tensor, images_n: Tensor, images: Tensor, clients: int) -> Tensor | None:
+        """Return what some of the clients add to it, if it is a sum over clients."""
+        return self.inner.share(models_nP, images_n, images, clients)
+
     def memory(self, size: int, device: torch.device, dtype: torch.dtype) -> Memory:
         """Return what the server remembers before the first averaging."""
         return self.inner.memory(size, device, dtype)

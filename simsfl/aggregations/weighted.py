@@ -16,8 +16,11 @@ class ByImages(Aggregation):
 
     def combine(self, models_nP: Tensor, images_n: Tensor) -> Tensor:
         """Return the weighted mean ``[P]``."""
-        share_n = images_n.to(models_nP) / images_n.sum()
-        return share_n @ models_nP
+        return self.share(models_nP, images_n, images_n.sum(), len(models_nP))
+
+    def share(self, models_nP: Tensor, images_n: Tensor, images: Tensor, clients: int) -> Tensor:
+        """Return what some of the clients add to the mean ``[P]``."""
+        return (images_n.to(models_nP) / images) @ models_nP
 
 
 @dataclass(frozen=True)

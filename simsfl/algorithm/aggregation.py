@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simsfl.aggregations import Aggregation
-from simsfl.algorithm.state import State, put_, rows_of
+from simsfl.algorithm.state import State, give_, of_cohort, taken
 from simsfl.models import FlatModule
 from simsfl.system.answers import kept, tensor_from
 
@@ -34,9 +34,10 @@ def average_(state: State, aggregation: Aggregation, images_C: Tensor, absent: C
     instead of the cohort's first client.
 
     >>> from types import SimpleNamespace as Part
+    >>> from simsfl.system.world import ALONE
     >>> cohort = Part(online=torch.tensor([[1.0, 2.0], [3.0, 6.0]]), online_statistics=torch.empty(2, 0))
     >>> clients = Part(online=torch.empty(2), online_statistics=torch.empty(0))
-    >>> state = Part(clients=clients, cohort=cohort, aggregation={})
+    >>> state = Part(clients=clients, cohort=cohort, aggregation={}, world=ALONE)
     >>> average_(state, Aggregation(), torch.tensor([50, 50]))
     >>> clients.online
     tensor([2., 4.])
@@ -48,21 +49,41 @@ def average_(state: State, aggregation: Aggregation, images_C: Tensor, absent: C
         absent: positions of clients whose models did not arrive. They do not count, but receive the average like all
             others.
     """
-    clients, cohort, there_n = state.clients, state.cohort, _present(images_C, absent)
-    combined_P = _combined(aggregation, _present(cohort.online.detach(), absent), there_n)
+    clients, cohort, how = state.clients, state.cohort, (aggregation, images_C, absent)
+    combined_P = _combined(state, cohort.online.detach(), *how)
     with kept(state.aggregation, "aggregation", "step", aggregation):
         new_P = aggregation.step(clients.online, combined_P, state.aggregation)
     clients.online.copy_(tensor_from(new_P, clients.online.shape, "aggregation", "step", aggregation))
     average_statistics_(state, aggregation, images_C, absent)
     if aggregation.aligns_momentum:
         for stack in (cohort.momentum, cohort.momentum_statistics):
-            stack.copy_(_combined(aggregation, _present(stack, absent), there_n).expand_as(stack))
+            stack.copy_(_combined(state, stack, *how).expand_as(stack))
 
 
-def _combined(aggregation: Aggregation, models_nP: Tensor, images_n: Tensor) -> Tensor:
-    """Return the model ``[P]`` that an aggregation makes of those of clients; raise a ValueError if it is none."""
-    combined_P = aggregation.combine(models_nP, images_n)
-    return tensor_from(combined_P, models_nP.shape[1:], "aggregation", "combine", aggregation)
+def _combined(
+    state: State, models_cP: Tensor, aggregation: Aggregation, images_C: Tensor, absent: Collection[int]
+) -> Tensor:
+    """Return the model ``[P]`` that an aggregation makes of those of a cohort; raise a ValueError if it is none.
+
+    Args:
+        state: the state, which knows the ranks.
+        models_cP: models of this rank's part of the cohort.
+        aggregation: how they are combined.
+        images_C: number of images that each client of the cohort holds.
+        absent: positions of clients whose models did not arrive.
+    """
+    world, images_n = state.world, _present(images_C, absent)
+    if not world.alone:
+        mine = world.part(len(images_C))
+        gone = [position - mine.start for position in absent if position in mine]
+        own = _present(models_cP, gone), _present(images_C[mine.start : mine.stop], gone)
+        sum_P = aggregation.share(*own, images_n.sum(), len(images_n))
+        if sum_P is not None:
+            world.sum_(sum_P)
+            return sum_P
+        models_cP = of_cohort(state, models_cP)
+    combined_P = aggregation.combine(_present(models_cP, absent), images_n)
+    return tensor_from(combined_P, models_cP.shape[1:], "aggregation", "combine", aggregation)
 
 
 def _present(stack: Tensor, absent: Collection[int]) -> Tensor:
@@ -82,7 +103,7 @@ def average_statistics_(state: State, aggregation: Aggregation, images_C: Tensor
         images_C: number of images that each client of the cohort holds, int64.
         absent: positions of clients whose statistics do not count; they receive the average like all others.
     """
-    average = _combined(aggregation, _present(state.cohort.online_statistics, absent), _present(images_C, absent))
+    average = _combined(state, state.cohort.online_statistics, aggregation, images_C, absent)
     state.clients.online_statistics.copy_(average)
     state.cohort.online_statistics.copy_(average.expand_as(state.cohort.online_statistics))
 
@@ -129,8 +150,7 @@ def receive_(model: FlatModule, state: State, ids: Tensor, aggregation: Aggregat
     if not aggregation.mixes:
         cohort.online.copy_(clients.online.expand_as(cohort.online))
         return
-    rows = rows_of(state, ids)
-    memory_CR = clients.received[rows].to(cohort.online)
+    memory_CR = taken(state, clients.received, ids).to(cohort.online)
     own_CP = aggregation.receive(model, cohort.online.detach(), clients.online, memory_CR)
     cohort.online.copy_(tensor_from(own_CP, cohort.online.shape, "aggregation", "receive", aggregation))
-    put_(clients.received, rows, memory_CR)
+    give_(state, clients.received, memory_CR)

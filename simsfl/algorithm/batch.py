@@ -21,11 +21,44 @@ from simsfl.kernels import ViewParameters
 from simsfl.objectives import Objective
 from simsfl.optimisers import Optimiser
 from simsfl.system.draws import Draws
+from simsfl.system.world import ALONE, World
 
 Clock = Callable[[str], AbstractContextManager[object]]
 """Function that takes the name of a phase; the time spent in the context that it returns counts towards that phase."""
 _CONSTANT = "constant"
 """Key in the metadata of a `Batch` field whose value, with all tensors in it, is the same in all batches of a run."""
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """How many rows each rank has in a step, and what ranks do with all of them."""
+
+    world: World
+    """The ranks."""
+    counts: tuple[int, ...]
+    """Rows of each rank in a direction of the loss."""
+
+    @classmethod
+    def alone(cls, rows: int) -> Everyone:
+        """Return the rows of a single process."""
+        return cls(ALONE, (rows,))
+
+    @property
+    def rows(self) -> int:
+        """Return N, the number of rows of all ranks."""
+        return sum(self.counts)
+
+    def gather(self, own: Tensor) -> Tensor:
+        """Return the rows ``[N, ...]`` of all ranks, in the order of the cohort, given this rank's own."""
+        return self.world.gather(own, self.counts)
+
+    def around(self, own: Tensor) -> Tensor:
+        """Return what `gather` does, in which this rank's rows keep their graph."""
+        if self.world.alone:
+            return own
+        start = sum(self.counts[: self.world.rank])
+        rows = self.gather(own.detach())
+        return torch.cat([rows[:start], own, rows[start + len(own) :]])
 
 
 @dataclass(frozen=True)
@@ -55,6 +88,8 @@ class Batch:
     """The round, counted from 0, scalar int64; not used without defences."""
     absent: frozenset[int] = NOBODY
     """Positions in the cohort of the clients that miss this step, and stay as they are. Not all do."""
+    everyone: Everyone | None = field(default=None, metadata={_CONSTANT: True})
+    """Rows of each rank that are there in this step; None in a single process."""
     wire: Wire = field(default_factory=Wire)
     """What carries smashed data to the server, and their gradients back to the clients."""
 
@@ -140,6 +175,8 @@ class Hyperparameters:
     """What the objective compares outputs with."""
     whole_batch: bool = False
     """Whether the objective's figures of a row depend on other rows of the step."""
+    shared: bool = True
+    """Whether all clients share what the objective remembers."""
     labels: bool = False
     """Whether the objective finds the class of each row in its memory, by the name "labels"."""
     precision: torch.dtype = torch.float32

@@ -19,6 +19,8 @@ def blocks(rows_per_unit: Sequence[int], total: int, size: int | None, *, apart:
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None), slice(5, 7, None), slice(7, 9, None), slice(9, 10, None)]
     """
     rows, size = sum(rows_per_unit), size or total
+    if not rows:
+        return []
     if size >= total and not apart:
         return [slice(0, total)]
     target = -(-rows // -(-rows // size))

@@ -69,7 +69,10 @@ def train_step(
         memory = {name: one[there] for name, one in state.memory.items()}
         if hyper.labels:
             memory["labels"] = batch.labels[0][there]
-        results = [hyper.objective.losses(outputs_CBD[there], targets[there], memory) for outputs_CBD, targets in pairs]
+        if there:
+            results = [hyper.objective.losses(own_CBD[there], targets[there], memory) for own_CBD, targets in pairs]
+        else:  # all clients of this rank are absent
+            results = [(0.0 * cohort.online.sum(), cohort.online.new_zeros(()))]
         loss = sum(loss for loss, _ in results)
         if hyper.clients_learn:
             # times clients: each descends the mean over its own images, not its share of the cohort's mean
@@ -81,4 +84,15 @@ def train_step(
 
     nothing = cohort.online.new_empty(0)
     top1 = sum(top1 for _, top1 in results) / len(results)
-    return Outcome(loss.detach(), top1, nothing, nothing, absent=batch.absent)
+    loss, top1 = _of_all_ranks(loss.detach(), top1, batch)
+    return Outcome(loss, top1, nothing, nothing, absent=batch.absent)
+
+
+def _of_all_ranks(loss: Tensor, top1: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return means over the rows of all ranks, given those over this rank's rows."""
+    if batch.everyone is None:
+        return loss, top1
+    everyone = batch.everyone
+    figures = torch.stack([loss, top1.to(loss)]) * (everyone.counts[everyone.world.rank] / everyone.rows)
+    everyone.world.sum_(figures)
+    return figures[0], figures[1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,14 +40,14 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """The draws of one group for a round of S steps, on the device; step s takes row s of each tensor."""
+    """The draws of C' clients of one group for a round of S steps, on the device; step s takes row s of each tensor."""
 
     indices: Tensor
-    """``[S, C, B]`` int64 rows of the training images."""
+    """``[S, C', B]`` int64 rows of the training images."""
     views: ViewParameters
-    """Parameters of the two views of each image, tensors with the leading dimensions ``[S, 2, C, B]``."""
+    """Parameters of the two views of each image, tensors with the leading dimensions ``[S, 2, C', B]``."""
     noise: Tensor | None
-    """``[S, 2, C, B, 2]`` int32 keys of the random numbers that defences draw for each view; None without any."""
+    """``[S, 2, C', B, 2]`` int32 keys of the random numbers that defences draw for each view; None without any."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,16 @@ class RoundPlan:
 
     cohort: Tensor
     """``[C]`` int64 ids of the clients that train, group after group, on the host."""
+    mine: range
+    """Positions in the cohort of the clients that train on this rank."""
     groups: list[GroupPlan]
-    """Draws of each group, in the same order."""
+    """Draws of these clients, for each group that has any of them, in the same order."""
     absences: Absences
-    """Which clients miss steps."""
+    """Which clients of the cohort miss steps."""
+
+    def here(self, positions: Iterable[int]) -> frozenset[int]:
+        """Return which of some positions in the cohort are this rank's, counted from its first one."""
+        return frozenset(position - self.mine.start for position in positions if position in self.mine)
 
     def on_device(self) -> list[Tensor]:
         """Return all tensors of the plan that are on the device."""
@@ -91,6 +97,21 @@ def client_groups(clients: int, cohort: int, batch_size: int, unequal: Unequal |
         Group(range(rich), chosen, unequal.batch_factor * batch_size),
         Group(range(rich, clients), cohort - chosen, batch_size),
     ]
+
+
+def groups_of(groups: Sequence[Group], mine: range) -> list[Group]:
+    """Return the groups of the clients at some positions of a cohort; a group that has none of them is left out.
+
+    >>> both = [Group(range(0, 4), 2, 20), Group(range(4, 10), 3, 10)]
+    >>> [(group.cohort, group.batch_size) for group in groups_of(both, range(1, 4))]
+    [(1, 20), (2, 10)]
+    """
+    found, first = [], 0
+    for group in groups:
+        positions = range(first, first := first + group.cohort)
+        if count := len(range(max(mine.start, positions.start), min(mine.stop, positions.stop))):
+            found.append(replace(group, cohort=count))
+    return found
 
 
 def steps_per_round(held: Sequence[int], groups: Sequence[Group], epochs: float = 1.0) -> int:
@@ -147,6 +168,7 @@ def plan_round(
     sampler: Sampler = _UNIFORM,
     reliability: Reliability = _RELIABLE,
     noise: bool = False,
+    mine: range | None = None,
 ) -> RoundPlan:
     """Draw a round; each client's draws depend on (seed, round, client id) alone, not on other clients.
 
@@ -161,10 +183,14 @@ def plan_round(
         sampler: draws the clients of the cohort.
         reliability: how likely they are to miss steps.
         noise: whether defences draw random numbers.
+        mine: positions in the cohort of the clients that train on this rank; None for all.
     """
-    cohorts, plans = [], []
     drawn = draw_cohort(groups, round_index, seed, sampler, sum(own.sizes for own in sources))
-    for group, ids in zip(groups, (own.clients for own in drawn), strict=True):
+    cohort = np.concatenate([own.clients for own in drawn])
+    mine = range(len(cohort)) if mine is None else mine
+    plans, start = [], mine.start
+    for group in groups_of(groups, mine):
+        ids = cohort[start : (start := start + group.cohort)]
         indices = np.empty((steps, group.cohort, group.batch_size), dtype=np.int64)
         uniforms = np.empty((steps, 2, group.cohort, group.batch_size, UNIFORMS))
         keys = np.empty((steps, 2, group.cohort, group.batch_size, 2), dtype=np.int32)
@@ -179,11 +205,11 @@ def plan_round(
                 low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
                 keys[:, :, position] = hashes.integers(low, high, (steps, 2, group.batch_size, 2), dtype=np.int32)
         views = recipe.sample(uniforms).map(lambda t: _send(t, device))
-        cohorts.append(torch.from_numpy(ids))
         own_keys = _send(torch.from_numpy(keys), device) if noise else None
         plans.append(GroupPlan(_send(torch.from_numpy(indices), device), views, own_keys))
-    cohort, missing = torch.cat(cohorts), {client for own in drawn for client in own.missing}
-    return RoundPlan(cohort, plans, reliability.draw(cohort.tolist(), missing, seed, round_index))
+    missing = {client for own in drawn for client in own.missing}
+    absences = reliability.draw(cohort.tolist(), missing, seed, round_index)
+    return RoundPlan(torch.from_numpy(cohort), mine, plans, absences)
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,8 +1,8 @@
 """The server's part of a step: the loss of all clients' smashed data, its gradients, and what it remembers.
 
-Names of tensors end in their shape: N rows (images) of the cohort's batch, r rows of all directions of the loss (2N if
-it is symmetric, otherwise N), n rows of a block, chw the smashed data of an image, D the length of the network's
-output, Q parameters of the server, G groups of rows that are trained apart.
+Names of tensors end in their shape: N rows (images) of this rank's part of the cohort's batch, r rows of all directions
+of the loss (2N if it is symmetric, otherwise N), n rows of a block, chw the smashed data of an image, D the length of
+the network's output, Q parameters of the server, G groups of rows that are trained apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from simsfl.algorithm.batch import Hyperparameters
+from simsfl.algorithm.batch import Everyone, Hyperparameters
 from simsfl.algorithm.blocks import blocks, owners
 from simsfl.algorithm.state import ServerState
 from simsfl.config.catalogue import Targets
@@ -51,8 +51,12 @@ def gradients(
     memory: Memory,
     hyper: Hyperparameters,
     labels_N: Tensor | None = None,
+    everyone: Everyone | None = None,
 ) -> Gradients:
     """Compute the loss of all clients' smashed data, and its gradients (Li et al., ICLR 2023, algorithm 1).
+
+    Where several ranks have a part of the cohort each, the loss, accuracy and gradient of parameters are those of all
+    rows, and the targets of all of them, in the order of the cohort, if clients share a memory.
 
     Args:
         model: the server's network.
@@ -62,13 +66,28 @@ def gradients(
             the cohort.
         hyper: the objective, and how it is computed.
         labels_N: class of each image, if the objective needs labels.
+        everyone: rows of each rank; None in a single process.
     """
     smashed = model.received(smashed)
-    if hyper.targets is Targets.LABELS:
-        return _against_labels(model, server, smashed, labels_N, memory, hyper)
-    if hyper.targets is Targets.ONLINE:
-        return _against_itself(model, server, smashed, labels_N, memory, hyper)
-    return _against_momentum(model, server, smashed, labels_N, memory, hyper)
+    everyone = everyone or Everyone.alone(len(smashed) // (1 if hyper.targets is Targets.LABELS else 2))
+    against = {Targets.LABELS: _against_labels, Targets.ONLINE: _against_itself, Targets.MOMENTUM: _against_momentum}
+    found = against[hyper.targets](model, server, smashed, labels_N, memory, hyper, everyone)
+    return found if everyone.world.alone else _of_all_ranks(found, memory, hyper, everyone)
+
+
+def _of_all_ranks(found: Gradients, memory: Memory, hyper: Hyperparameters, everyone: Everyone) -> Gradients:
+    """Return the gradients of all rows, given what each rank has computed of them; see `gradients`."""
+    figures = torch.stack([found.loss, found.top1.to(found.loss)])
+    if _sees_everyone(memory, hyper):  # so that each rank has computed the same loss
+        figures /= everyone.world.size
+    everyone.world.sum_(found.parameters, figures)
+    targets = [everyone.gather(own) for own in found.targets] if memory and hyper.shared else found.targets
+    return replace(found, loss=figures[0], top1=figures[1], targets=targets)
+
+
+def _sees_everyone(memory: Memory, hyper: Hyperparameters) -> bool:
+    """Return whether the objective compares a row with the rows of all clients."""
+    return (hyper.whole_batch or hyper.targets is Targets.ONLINE) and (hyper.shared or not memory)
 
 
 def _against_momentum(
@@ -78,6 +97,7 @@ def _against_momentum(
     labels_N: Tensor | None,
     memory: Memory,
     hyper: Hyperparameters,
+    everyone: Everyone,
 ) -> Gradients:
     """Compare the online network's outputs with those of the momentum network for the other view.
 
@@ -89,7 +109,9 @@ def _against_momentum(
     momentum_rchw = smashed_2Nchw if hyper.symmetric else smashed_2Nchw[rows:]
     whole = hyper.whole_batch or _batch_norm_ties_rows(server)
     units = [1] * rows if shared else hyper.batches
+    directions = 2 if hyper.symmetric else 1
     parts = blocks(units, len(online_rchw), rows if whole else hyper.block, apart=whole or not shared)
+    parts = parts or [slice(0, 0)] * directions
 
     with torch.no_grad(), hyper.autocast(server.online.device):
         momentum, statistics = model.weights(server.momentum), model.named_statistics(server.momentum_statistics)
@@ -100,11 +122,11 @@ def _against_momentum(
     targets_rD = keys_rD.roll(rows, 0) if hyper.symmetric else keys_rD
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
-        start, directions = part.start % rows, len(online_rchw) // rows
-        return _losses(outputs_nD, targets_rD[part], start, rows, labels_N, memory, hyper, directions)
+        start = part.start % max(1, rows)
+        return _losses(outputs_nD, targets_rD[part], start, everyone, labels_N, memory, hyper, directions)
 
     found = _accumulate(model, server, online_rchw, parts, rows, block_loss, hyper)
-    return replace(found, targets=list(keys_rD.split(rows)))
+    return replace(found, targets=[keys_rD[d * rows : (d + 1) * rows] for d in range(directions)])
 
 
 def _against_itself(
@@ -114,6 +136,7 @@ def _against_itself(
     labels_N: Tensor | None,
     memory: Memory,
     hyper: Hyperparameters,
+    everyone: Everyone,
 ) -> Gradients:
     """Compare the online network's outputs for the two views with each other; both of them get a gradient."""
     rows = len(smashed_2Nchw) // 2
@@ -122,11 +145,13 @@ def _against_itself(
     parts = smashed_2Nchw.split(rows) if _batch_norm_ties_rows(server) else [smashed_2Nchw]
     with hyper.autocast(server.online.device):
         outputs = [embed(model, leaves.tensors, statistics, part) for part in parts]
-    views = torch.cat(outputs).to(server.online).split(rows)
-    loss, top1 = _losses(*views, 0, rows, labels_N, memory, hyper)
+    outputs_rD = torch.cat(outputs).to(server.online)
+    views = outputs_rD[:rows], outputs_rD[rows:]
+    loss, top1 = _losses(*views, 0, everyone, labels_N, memory, hyper)
     loss.backward()
     targets = [view.detach() for view in views]
-    return Gradients(loss.detach(), top1, leaves.gradient(), smashed_2Nchw.grad, targets)
+    gradient_2Nchw = smashed_2Nchw.grad if rows else torch.zeros_like(smashed_2Nchw)
+    return Gradients(loss.detach(), top1, leaves.gradient(), gradient_2Nchw, targets)
 
 
 def _against_labels(
@@ -136,13 +161,14 @@ def _against_labels(
     labels_N: Tensor,
     memory: Memory,
     hyper: Hyperparameters,
+    everyone: Everyone,
 ) -> Gradients:
     """Compare the online network's outputs with labels."""
     rows, whole = len(smashed_Nchw), hyper.whole_batch or _batch_norm_ties_rows(server)
-    parts = blocks([1] * rows, rows, rows if whole else hyper.block, apart=whole)
+    parts = blocks([1] * rows, rows, rows if whole else hyper.block, apart=whole) or [slice(0, 0)]
 
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
-        return _losses(outputs_nD, labels_N[part], part.start, rows, labels_N, memory, hyper)
+        return _losses(outputs_nD, labels_N[part], part.start, everyone, labels_N, memory, hyper)
 
     return _accumulate(model, server, smashed_Nchw, parts, rows, block_loss, hyper)
 
@@ -151,7 +177,7 @@ def _losses(
     outputs_nD: Tensor,
     targets_n: Tensor,
     start: int,
-    rows: int,
+    everyone: Everyone,
     labels_N: Tensor | None,
     memory: Memory,
     hyper: Hyperparameters,
@@ -163,7 +189,7 @@ def _losses(
         outputs_nD: outputs of the online network.
         targets_n: ``[n, D]`` or ``[n]`` what they are compared with.
         start: the first of these rows.
-        rows: number of all rows of a direction of the loss, N.
+        everyone: all rows of a direction of the loss.
         labels_N: class of each row of a direction, if the objective needs labels.
         memory: what the objective remembers, in one group for all clients or one for each client of the cohort.
         hyper: the objective, and the rows of each client.
@@ -173,6 +199,12 @@ def _losses(
     told = {}
     if hyper.labels:  # rows may reach from one direction into the other
         told = {"labels": labels_N.repeat(2)[start : start + len(outputs_nD)]}
+    if _sees_everyone(memory, hyper):
+        outputs_nD, targets_n = everyone.around(outputs_nD), everyone.around(targets_n)
+        told = {name: everyone.gather(rows) for name, rows in told.items()}
+    if not len(outputs_nD):  # a rank whose clients are all absent
+        return outputs_nD.sum(), outputs_nD.detach().sum()
+    rows = everyone.rows
     for piece, one in _groups(memory, hyper.batches, start, len(outputs_nD)):
         own = {name: _grouped(rows[piece], one) for name, rows in told.items()}
         both = (_grouped(rows[piece], one) for rows in (outputs_nD, targets_n))
@@ -220,6 +252,8 @@ def embed(
     model: FlatModule, parameters: Mapping[str, Tensor], statistics: Mapping[str, Tensor], smashed_nchw: Tensor
 ) -> Tensor:
     """Return the network's output ``[n, D]`` for smashed data, with the given parameters and running statistics."""
+    if not len(smashed_nchw):  # most networks do not compute nothing
+        return embed(model, parameters, statistics, smashed_nchw.new_zeros(1, *smashed_nchw.shape[1:]))[:0]
     on_cpu = smashed_nchw.device.type == "cpu"
     with accelerated(None) if on_cpu else nullcontext():  # on a CPU, PyTorch's operators are the best for one model
         return model.run({**parameters, **statistics}, smashed_nchw)

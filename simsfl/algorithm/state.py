@@ -5,14 +5,19 @@ stored once. Momentum models and SGD velocities do differ between clients: they 
 of a round, and scattered back at its end. Until a client first takes part, its rows are never written, and memory that
 is never touched costs nothing on a CPU. No tensor is rebound: functions that change state in place end in ``_``.
 
-Letters in shapes: M clients, C of them in the cohort, P parameters and S running statistics of a client's model, Q
-parameters of the server's model, R numbers that the optimiser remembers of a model (`simsfl.optimisers`).
+Several ranks (`simsfl.system.world`) share a run: each has a part of all clients, by their ids, and a part of each
+cohort, by position; what has one of the server, or of all clients together, is the same on all of them.
+
+Letters in shapes: M clients, C of them in the cohort, of which a rank has M' and C', P parameters and S running
+statistics of a client's model, Q parameters of the server's model, R numbers that the optimiser remembers of a model
+(`simsfl.optimisers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,14 +30,27 @@ from simsfl.optimisers import Optimiser
 from simsfl.system.answers import count_from
 from simsfl.system.client_store import Storage
 from simsfl.system.tensor_file import Rows, rows_in_block
+from simsfl.system.world import World
 
 if TYPE_CHECKING:
     from safetensors import safe_open
 
 
-_LAZY = "lazy"
-"""Key in the metadata of a field whose tensor has a row per client, written once the client takes part: a checkpoint
-holds only the rows of participants."""
+class _Spread(Enum):
+    """Which rows of a tensor a rank has."""
+
+    SAME = "same"
+    """Every rank has the same tensor."""
+    COHORT = "cohort"
+    """A rank has the rows of its part of the cohort."""
+    CLIENTS = "clients"
+    """A rank has the rows of its clients."""
+    PARTICIPANTS = "participants"
+    """A rank has the rows of its clients, which are written once these take part: a checkpoint holds only those."""
+
+
+_SPREAD = "spread"
+"""Key in the metadata of a field whose tensors are not the same on every rank: their `_Spread`."""
 _SAME_AS = "same as"
 """Key in the metadata of a `State` field: name of another field that may hold the same object, which is saved once."""
 _SAVED_AS = "saved as"
@@ -51,20 +69,29 @@ class Clients:
     """``[P]`` the momentum model of clients that have not taken part yet."""
     initial_statistics: Tensor
     """``[S]`` the running statistics of momentum models of clients that have not taken part yet."""
-    momentum: Tensor = field(metadata={_LAZY: True})
-    """``[M, P]`` momentum models of clients that have taken part; ``[1, P]`` where they are averaged (MonAcoSFL)."""
-    momentum_statistics: Tensor = field(metadata={_LAZY: True})
-    """``[M, S]`` running statistics of the momentum models, or ``[1, S]`` where these are averaged."""
-    velocity: Tensor = field(metadata={_LAZY: True})
-    """``[M, R]`` what the optimiser remembers of each client; for SGD its velocity."""
-    own: Tensor = field(metadata={_LAZY: True})
-    """``[M, P]`` online models before the latest averaging, where clients mix them with it; otherwise ``[0, P]``."""
-    received: Tensor = field(metadata={_SAVED_AS: "scale"})
-    """``[M, R]`` what clients that mix remember of averagings (`simsfl.aggregations`); otherwise ``[0, 1]``."""
+    momentum: Tensor = field(metadata={_SPREAD: _Spread.PARTICIPANTS})
+    """``[M', P]`` momentum models of clients that have taken part; ``[1, P]`` where they are averaged (MonAcoSFL)."""
+    momentum_statistics: Tensor = field(metadata={_SPREAD: _Spread.PARTICIPANTS})
+    """``[M', S]`` running statistics of the momentum models, or ``[1, S]`` where these are averaged."""
+    velocity: Tensor = field(metadata={_SPREAD: _Spread.PARTICIPANTS})
+    """``[M', R]`` what the optimiser remembers of each client; for SGD its velocity."""
+    own: Tensor = field(metadata={_SPREAD: _Spread.PARTICIPANTS})
+    """``[M', P]`` online models before the latest averaging, where clients mix them with it; otherwise ``[0, P]``."""
+    received: Tensor = field(metadata={_SAVED_AS: "scale", _SPREAD: _Spread.CLIENTS})
+    """``[M', R]`` what clients that mix remember of averagings (`simsfl.aggregations`); otherwise ``[0, 1]``."""
     participation: Tensor
     """``[M]`` int64 rounds that each client has completed."""
+    averaged: bool
+    """Whether momentum models are averaged, so that a single row is all clients'."""
     storage: Storage
     """Storage of the tensors with a row per client."""
+    world: World
+    """The ranks."""
+
+    @property
+    def count(self) -> int:
+        """Return M, the number of clients of all ranks."""
+        return len(self.participation)
 
     def participants(self) -> Tensor:
         """Return the ids of the clients that have completed a round, in ascending order."""
@@ -73,20 +100,20 @@ class Clients:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The state of the C clients of the current round, in cohort order."""
+    """The state of the clients of the current round, in cohort order."""
 
     ids: Tensor
-    """``[C]`` int64 client ids."""
-    online: Tensor
-    """``[C, P]`` online models, a leaf of the graph: the clients' gradients are taken with respect to it."""
-    online_statistics: Tensor
-    """``[C, S]`` running statistics of the online models."""
-    momentum: Tensor
-    """``[C, P]`` momentum models."""
-    momentum_statistics: Tensor
-    """``[C, S]`` running statistics of the momentum models."""
-    velocity: Tensor
-    """``[C, R]`` what the optimiser remembers of each client; for SGD its velocity."""
+    """``[C]`` int64 ids of the cohort's clients, those of other ranks included."""
+    online: Tensor = field(metadata={_SPREAD: _Spread.COHORT})
+    """``[C', P]`` online models, a leaf of the graph: the clients' gradients are taken with respect to it."""
+    online_statistics: Tensor = field(metadata={_SPREAD: _Spread.COHORT})
+    """``[C', S]`` running statistics of the online models."""
+    momentum: Tensor = field(metadata={_SPREAD: _Spread.COHORT})
+    """``[C', P]`` momentum models."""
+    momentum_statistics: Tensor = field(metadata={_SPREAD: _Spread.COHORT})
+    """``[C', S]`` running statistics of the momentum models."""
+    velocity: Tensor = field(metadata={_SPREAD: _Spread.COHORT})
+    """``[C', R]`` what the optimiser remembers of each client; for SGD its velocity."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +138,10 @@ class Remembered:
 
     initial: Tensor
     """``[A]`` the row of a client that has not taken part yet."""
-    cohort: Tensor
-    """``[C, A]`` rows of the cohort's clients, in cohort order."""
-    own: Tensor = field(metadata={_LAZY: True})
-    """``[M, A]`` rows of clients that have taken part, in the same storage as the clients' state."""
+    cohort: Tensor = field(metadata={_SPREAD: _Spread.COHORT})
+    """``[C', A]`` rows of the cohort's clients, in cohort order."""
+    own: Tensor = field(metadata={_SPREAD: _Spread.PARTICIPANTS})
+    """``[M', A]`` rows of clients that have taken part, in the same storage as the clients' state."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +175,10 @@ class State:
     """The state of the clients of the current round."""
     server: ServerState
     """The state of the server; where it has replicas, that of the first, which is the one that is evaluated."""
-    memories: Memory = field(metadata={_SAVED_AS: "queues"})
+    memories: Memory = field(metadata={_SAVED_AS: "queues", _SPREAD: _Spread.CLIENTS})
     """What the objective remembers, such as key queues: in a group that all clients of a server share (one for each of
     its replicas), or one for each client."""
-    memory: Memory = field(metadata={_SAVED_AS: "queue", _SAME_AS: "memories"})
+    memory: Memory = field(metadata={_SAVED_AS: "queue", _SAME_AS: "memories", _SPREAD: _Spread.COHORT})
     """What the objective remembers for the cohort: the same object as `memories` if clients share a memory, otherwise a
     group for each position in the cohort."""
     sent: Sent | None
@@ -181,26 +208,43 @@ class State:
     @property
     def remembered(self) -> Tensor:
         """Return what the defences remember of the cohort's clients, ``[C, A]``; A may be 0."""
-        return self.defence.cohort if self.defence else self.cohort.online.new_empty(len(self.cohort.ids), 0)
+        return self.defence.cohort if self.defence else self.cohort.online.new_empty(len(self.cohort.online), 0)
+
+    @property
+    def world(self) -> World:
+        """Return the ranks."""
+        return self.clients.world
+
+    @property
+    def own_memory(self) -> bool:
+        """Return whether each client has what the objective remembers for itself."""
+        return self.memory is not self.memories
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every distinct tensor by its dotted name, such as ``"clients.online"``."""
         return {name: tensor for name, tensor, _ in self._named()}
 
     def saved(self, *, sent: bool) -> dict[str, Tensor | Rows]:
-        """Return what a checkpoint holds, by dotted name: every tensor, but only participants' rows of lazy ones.
+        """Return what a checkpoint holds, by dotted name: every tensor, with the rows of all ranks.
 
-        Lazy tensors are those in fields that are marked `_LAZY`.
+        Of tensors with a row for each client, these may be the rows of participants (`_Spread.PARTICIPANTS`).
 
         Args:
             sent: whether what clients have sent is included.
         """
-        rows, release = self.clients.participants(), self.clients.storage.release
+        clients, world = self.clients, self.world
         held = self if sent else replace(self, sent=None)
-        return {
-            name: Rows(tensor, rows, release) if lazy and len(tensor) > 1 else tensor
-            for name, tensor, lazy in held._named()
-        }
+        counts = [len(part) for part in world.parts(len(self.cohort.ids))]
+        rows = {_Spread.PARTICIPANTS: clients.participants(), _Spread.CLIENTS: torch.arange(clients.count)}
+
+        def whole(tensor: Tensor, spread: _Spread) -> Tensor | Rows:
+            if spread is _Spread.COHORT:
+                return world.gather(tensor, counts)
+            if spread is _Spread.SAME or (spread is _Spread.CLIENTS and world.alone):
+                return tensor
+            return Rows(tensor, rows[spread].to(tensor.device), clients.storage.release, world, clients.count)
+
+        return {name: whole(tensor, spread) for name, tensor, spread in held._named()}
 
     def restore_(self, file: safe_open, *, sent: bool) -> None:
         """Read what `saved` returned from a file into this state.
@@ -212,19 +256,32 @@ class State:
         Raises:
             ValueError: a tensor in the file does not have the shape that it has here.
         """
-        participation = self.clients.participation
+        clients, world = self.clients, self.world
+        participation = clients.participation
         participation.copy_(same_shape(file.get_tensor("clients.participation"), participation))
-        for name, held in self.saved(sent=sent).items():
-            if isinstance(held, Tensor):
-                held.copy_(same_shape(file.get_tensor(name), held))
+        mine, position = world.part(clients.count), world.part(len(self.cohort.ids))
+        ids = clients.participants()
+        first, last = torch.searchsorted(ids, torch.tensor([mine.start, mine.stop], device=ids.device)).tolist()
+        # of each kind: rows in the file, those of them that are this rank's, and where these belong
+        places = {
+            _Spread.COHORT: (len(self.cohort.ids), position, torch.arange(len(position))),
+            _Spread.CLIENTS: (clients.count, mine, torch.arange(len(mine))),
+            _Spread.PARTICIPANTS: (len(ids), range(first, last), ids[first:last] - mine.start),
+        }
+        held = self if sent else replace(self, sent=None)
+        for name, tensor, spread in held._named():
+            if spread is _Spread.SAME:
+                tensor.copy_(same_shape(file.get_tensor(name), tensor))
                 continue
-            saved, start = file.get_slice(name), 0
-            _check_shape(saved.get_shape(), held.shape)
-            for rows in held.rows.split(rows_in_block(held.tensor)):
-                part = saved[start : start + len(rows)]
-                held.tensor[rows] = part.to(held.tensor.device, held.dtype)
-                start += len(rows)
-                held.done()
+            count, own, rows = places[spread]
+            saved, start = file.get_slice(name), own.start
+            _check_shape(saved.get_shape(), (count, *tensor.shape[1:]))
+            for part in rows.to(tensor.device).split(rows_in_block(tensor)):
+                block = saved[start : start + len(part)]
+                _check_kind(block, tensor)
+                tensor[part] = block.to(tensor.device, tensor.dtype)
+                start += len(part)
+                clients.storage.release()
 
     def check(self, rounds: int, classes: int) -> None:
         """Raise a ValueError unless what counts or numbers something is in range, as it may not be in a foreign file.
@@ -245,8 +302,8 @@ class State:
             if name in counts and tensor.numel() and not 0 <= tensor.min() <= tensor.max() < counts[name]:
                 raise ValueError(f"{name} is out of range; allowed: 0 to {counts[name] - 1:,}")
 
-    def _named(self) -> Iterator[tuple[str, Tensor, bool]]:
-        """Yield the dotted name of every distinct tensor, the tensor, and whether only participants have rows in it."""
+    def _named(self) -> Iterator[tuple[str, Tensor, _Spread]]:
+        """Yield the dotted name of every distinct tensor, the tensor, and which rows of it a rank has."""
         for part in fields(self):
             owner, twin = getattr(self, part.name), part.metadata.get(_SAME_AS)
             if owner is None or (twin and owner is getattr(self, twin)):
@@ -256,17 +313,33 @@ class State:
             about = {} if isinstance(owner, dict) else {one.name: one.metadata for one in fields(owner)}
             for name, value in (owner if isinstance(owner, dict) else vars(owner)).items():
                 if isinstance(value, Tensor):
-                    own = about.get(name, {})
-                    full = f"{part.metadata.get(_SAVED_AS, part.name)}.{own.get(_SAVED_AS, name)}"
-                    yield full, value.detach(), _LAZY in own
+                    own = about.get(name, part.metadata)
+                    full = f"{part.metadata.get(_SAVED_AS, part.name)}.{about.get(name, {}).get(_SAVED_AS, name)}"
+                    yield full, value.detach(), self._spread_of(name, value, own.get(_SPREAD, _Spread.SAME))
+
+    def _spread_of(self, name: str, tensor: Tensor, spread: _Spread) -> _Spread:
+        """Return which rows of a tensor a rank has, given what its field says."""
+        clients = self.clients
+        if tensor is getattr(clients, name, None) and clients.averaged and name.startswith("momentum"):
+            return _Spread.SAME
+        if spread is _Spread.CLIENTS and not (len(tensor) and (tensor is clients.received or self.own_memory)):
+            return _Spread.SAME
+        if spread is _Spread.PARTICIPANTS and (clients.count == 1 or not len(tensor)):
+            return _Spread.SAME
+        return spread
 
 
 def same_shape(tensor: Tensor, like: Tensor) -> Tensor:
     """Return `tensor`; raise a ValueError if its shape differs from that of `like`, or one alone has whole numbers."""
     _check_shape(tensor.shape, like.shape)
+    _check_kind(tensor, like)
+    return tensor
+
+
+def _check_kind(tensor: Tensor, like: Tensor) -> None:
+    """Raise a ValueError if only one of two tensors has whole numbers."""
     if tensor.is_floating_point() != like.is_floating_point():
         raise ValueError(f"dtype {tensor.dtype} is not {like.dtype}")
-    return tensor
 
 
 def _check_shape(shape: Sequence[int], wanted: Sequence[int]) -> None:
@@ -284,6 +357,7 @@ def initial_clients(
     *,
     optimiser: Optimiser,
     aggregation: Aggregation,
+    world: World,
 ) -> Clients:
     """Allocate the state of `clients` clients, who all begin with the weights of `model`.
 
@@ -296,13 +370,15 @@ def initial_clients(
         optimiser: says how much it remembers.
         aggregation: says whether momentum models are combined, so that a single row is enough for all, and whether
             clients mix the average with their own models, which are then kept.
+        world: the ranks, each of which allocates the rows of its own clients.
     """
+    mine = len(world.part(clients))
     online, statistics = (one.to(device, dtype) for one in (model.initial, model.initial_statistics))
     numbers = count_from(aggregation.remembered(len(online)), "aggregation", "remembered", aggregation)
-    received = (clients, numbers) if aggregation.mixes else (0, 1)
+    received = (mine, numbers) if aggregation.mixes else (0, 1)
 
     def persisting(one: Tensor) -> Tensor:
-        return _stack(one, 1) if aggregation.aligns_momentum or clients == 1 else storage.zeros(clients, len(one))
+        return _stack(one, 1) if aggregation.aligns_momentum or clients == 1 else storage.zeros(mine, len(one))
 
     return Clients(
         online=online.clone(),
@@ -311,11 +387,13 @@ def initial_clients(
         initial_statistics=statistics.clone(),
         momentum=persisting(online),
         momentum_statistics=persisting(statistics),
-        velocity=storage.zeros(clients, _remembered(optimiser, online)),
-        own=storage.zeros(clients if aggregation.mixes else 0, len(online)),
+        velocity=storage.zeros(mine, _remembered(optimiser, online)),
+        own=storage.zeros(mine if aggregation.mixes else 0, len(online)),
         received=storage.zeros(*received, dtype),
         participation=torch.zeros(clients, dtype=torch.long, device=storage.device),
+        averaged=aggregation.aligns_momentum,
         storage=storage,
+        world=world,
     )
 
 
@@ -325,17 +403,18 @@ def _remembered(optimiser: Optimiser, weights: Tensor) -> int:
 
 
 def initial_cohort(
-    model: FlatModule, cohort: int, device: torch.device, dtype: torch.dtype, *, optimiser: Optimiser
+    model: FlatModule, cohort: int, device: torch.device, dtype: torch.dtype, *, optimiser: Optimiser, world: World
 ) -> Cohort:
-    """Allocate the state of a cohort of `cohort` clients, who all begin with the weights of `model`."""
+    """Allocate the state of a rank's part of a cohort of `cohort` clients, who begin with the weights of `model`."""
+    mine = len(world.part(cohort))
     online, statistics = (one.to(device, dtype) for one in (model.initial, model.initial_statistics))
     return Cohort(
         ids=torch.arange(cohort, device=device),
-        online=_stack(online, cohort).requires_grad_(),
-        online_statistics=_stack(statistics, cohort),
-        momentum=_stack(online, cohort),
-        momentum_statistics=_stack(statistics, cohort),
-        velocity=torch.zeros(cohort, _remembered(optimiser, online), device=device, dtype=dtype),
+        online=_stack(online, mine).requires_grad_(),
+        online_statistics=_stack(statistics, mine),
+        momentum=_stack(online, mine),
+        momentum_statistics=_stack(statistics, mine),
+        velocity=torch.zeros(mine, _remembered(optimiser, online), device=device, dtype=dtype),
     )
 
 
@@ -360,8 +439,8 @@ def further_replicas(server: ServerState, count: int) -> tuple[ServerState, ...]
 
 
 def cohort_memory(memories: Memory, cohort: int) -> Memory:
-    """Allocate what an objective remembers for a cohort of `cohort` clients, given what it does for all clients."""
-    return {name: one[:cohort].clone() for name, one in memories.items()}
+    """Allocate what an objective remembers for `cohort` clients of a cohort, given what it does for all of a rank."""
+    return {name: one.new_zeros(cohort, *one.shape[1:]) for name, one in memories.items()}
 
 
 def initial_remembered(
@@ -379,18 +458,29 @@ def _stack(one: Tensor, rows: int) -> Tensor:
 
 
 def _persisting(state: State) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Yield what clients take from round to round.
+    """Yield what each client takes from round to round, besides averages.
 
     Yields:
-        The cohort's tensor ``[C, ...]``; that of all clients ``[M, ...]``, or ``[1, ...]`` where it is averaged; and
-        the row ``[...]`` of a client that has not taken part yet, or None where it is zeros.
+        The tensor of the cohort ``[C', ...]``, that of all clients ``[M', ...]``, and the row ``[...]`` of a client
+        that has not taken part yet, or None where its row of all clients' tensor says it.
     """
     clients, cohort, defence = state.clients, state.cohort, state.defence
-    yield cohort.momentum, clients.momentum, clients.initial
-    yield cohort.momentum_statistics, clients.momentum_statistics, clients.initial_statistics
+    if not clients.averaged:
+        yield cohort.momentum, clients.momentum, clients.initial
+        yield cohort.momentum_statistics, clients.momentum_statistics, clients.initial_statistics
     yield cohort.velocity, clients.velocity, None
     if defence:
         yield defence.cohort, defence.own, defence.initial
+    if state.own_memory:
+        for name, one in state.memory.items():
+            yield one, state.memories[name], None
+
+
+def _averaged(state: State) -> list[tuple[Tensor, Tensor]]:
+    """Return the tensors ``[C', ...]`` of the cohort that are averaged, each with the average ``[1, ...]``."""
+    clients, cohort = state.clients, state.cohort
+    pairs = (cohort.momentum, clients.momentum), (cohort.momentum_statistics, clients.momentum_statistics)
+    return list(pairs) if clients.averaged else []
 
 
 @torch.no_grad()
@@ -402,21 +492,44 @@ def gather_(state: State, ids: Tensor) -> None:
     """
     clients, cohort = state.clients, state.cohort
     cohort.ids.copy_(ids, non_blocking=True)
-    rows = rows_of(state, ids)
     new = (completed_rounds(state, ids) == 0)[:, None]
     cohort.online.copy_(clients.online.expand_as(cohort.online))
     if len(clients.own):
-        cohort.online.copy_(torch.where(new, cohort.online, clients.own[rows].to(cohort.online)))
+        cohort.online.copy_(torch.where(new, cohort.online, taken(state, clients.own, ids).to(cohort.online)))
+    for mine, average in _averaged(state):
+        mine.copy_(average.expand_as(mine))
     for mine, theirs, initial in _persisting(state):
-        if len(theirs) < len(clients.participation):
-            mine.copy_(theirs.expand_as(mine))
-            continue
-        mine.copy_(theirs[rows])
+        mine.copy_(taken(state, theirs, ids))
         if initial is not None:
             mine.copy_(torch.where(new, initial, mine))
-    if state.memory is not state.memories:
-        for name, one in state.memory.items():
-            one.copy_(state.memories[name][cohort.ids])
+
+
+def taken(state: State, stack: Tensor, ids: Tensor) -> Tensor:
+    """Return the rows ``[C', ...]`` of this rank's part of the cohort, out of a stack with a row for each client.
+
+    Args:
+        state: a state whose cohort has been gathered.
+        stack: ``[M', ...]`` rows of this rank's clients.
+        ids: ``[C]`` ids of the cohort's clients, on the host.
+    """
+    rows = rows_of(state, ids)
+    return state.world.rows(stack, rows, state.clients.count)[_mine(state)]
+
+
+def give_(state: State, stack: Tensor, values: Tensor) -> None:
+    """Write the rows ``[C', ...]`` of this rank's part of the cohort into a stack with a row for each client."""
+    state.world.put_(stack, state.cohort.ids, values, state.clients.count)
+
+
+def of_cohort(state: State, own: Tensor) -> Tensor:
+    """Return the rows ``[C, ...]`` of the whole cohort, given those ``[C', ...]`` of this rank's part of it."""
+    return state.world.gather(own, [len(part) for part in state.world.parts(len(state.cohort.ids))])
+
+
+def _mine(state: State) -> slice:
+    """Return which positions of the cohort are this rank's."""
+    mine = state.world.part(len(state.cohort.ids))
+    return slice(mine.start, mine.stop)
 
 
 def rows_of(state: State, ids: Tensor) -> Tensor:
@@ -430,8 +543,13 @@ def rows_of(state: State, ids: Tensor) -> Tensor:
 
 
 def completed_rounds(state: State, ids: Tensor) -> Tensor:
-    """Return the rounds that each client of the cohort has completed, ``[C]`` int64; `ids` are theirs, on the host."""
-    return state.clients.participation[rows_of(state, ids)].to(state.cohort.ids.device)
+    """Return the rounds that each client of this rank's part of the cohort has completed, ``[C']`` int64.
+
+    Args:
+        state: a state whose cohort has been gathered.
+        ids: ``[C]`` ids of the cohort's clients, on the host.
+    """
+    return state.clients.participation[rows_of(state, ids)[_mine(state)]].to(state.cohort.ids.device)
 
 
 @torch.no_grad()
@@ -446,24 +564,22 @@ def scatter_(state: State, missing: Collection[int] = ()) -> None:
     """
     clients, cohort = state.clients, state.cohort
     rows = cohort.ids.to(clients.storage.device)
+    for mine, average in _averaged(state):
+        average.copy_(of_cohort(state, mine).mean(dim=0, keepdim=True))
     for mine, theirs, _ in _persisting(state):
-        if len(theirs) < len(clients.participation):
-            theirs.copy_(mine.mean(dim=0, keepdim=True))
-        else:
-            put_(theirs, rows, mine)
+        give_(state, theirs, mine)
     if len(clients.own):
-        put_(clients.own, rows, cohort.online.detach())
+        give_(state, clients.own, cohort.online.detach())
     came = torch.tensor([position not in missing for position in range(len(rows))])
     clients.participation.index_add_(0, rows, came.to(rows))
     clients.storage.release()
-    scatter_memory_(state)
 
 
 def scatter_memory_(state: State) -> None:
     """Copy what the objective remembers for the cohort back to all clients', unless they share it."""
-    if state.memory is not state.memories:
+    if state.own_memory:
         for name, one in state.memory.items():
-            put_(state.memories[name], state.cohort.ids, one)
+            give_(state, state.memories[name], one)
 
 
 def rows_before(state: State, positions: Collection[int]) -> list[tuple[Tensor, Tensor]]:
@@ -476,7 +592,7 @@ def rows_before(state: State, positions: Collection[int]) -> list[tuple[Tensor, 
     cohort, defence = state.cohort, state.defence
     tensors = [cohort.online.detach(), cohort.online_statistics, cohort.momentum, cohort.momentum_statistics]
     tensors += [cohort.velocity, *([defence.cohort] if defence else [])]
-    tensors += [] if state.memory is state.memories else state.memory.values()
+    tensors += state.memory.values() if state.own_memory else []
     return [(tensor, tensor[sorted(positions)]) for tensor in tensors]
 
 
@@ -485,8 +601,3 @@ def put_back_(before: Sequence[tuple[Tensor, Tensor]], positions: Collection[int
     """Give the cohort's clients at these positions what they had when `rows_before` was called."""
     for tensor, rows in before:
         tensor[sorted(positions)] = rows
-
-
-def put_(stack: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Write `values` ``[n, ...]`` into the given rows ``[n]`` of `stack`, converted to its device and dtype."""
-    stack.index_copy_(0, rows.to(stack.device), values.to(stack.device, stack.dtype))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from simsfl.algorithm import clients, server
-from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
+from simsfl.algorithm.batch import Batch, Clock, Everyone, Hyperparameters, Outcome, untimed
 from simsfl.algorithm.state import State, put_back_, rows_before
 from simsfl.algorithm.wire import NOBODY
 from simsfl.config.catalogue import Targets
@@ -84,7 +84,8 @@ def train_step(
         absent = batch.absent.union(absent) if batch.absent else absent
         del key_CBchw  # the server's passes need the memory
         labels_N = None if batch.labels is None else torch.cat([labels.flatten() for labels in batch.labels])
-        loss, top1, gradient_Nchw = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, labels_N, absent)
+        told = labels_N, absent, batch.everyone
+        loss, top1, gradient_Nchw = learn_(model, state, smashed_2Nchw, batch.server_lr, hyper, *told)
 
     gradient_Nchw = batch.wire.down(gradient_Nchw)
     figures: tuple[Tensor, ...] = ()
@@ -114,6 +115,7 @@ def learn_(
     hyper: Hyperparameters,
     labels_N: Tensor | None = None,
     absent: Collection[int] = NOBODY,
+    everyone: Everyone | None = None,
 ) -> _Learnt:
     """Do the server's part of a step, in place, and return its loss and accuracy, and the gradient for the clients.
 
@@ -127,14 +129,16 @@ def learn_(
         server_lr: scalar learning rate.
         labels_N: class of each image where the objective needs labels, otherwise None.
         absent: positions of clients whose rows are not used; their gradient is 0.
+        everyone: rows of each rank, each of which has a part of the cohort, and learns the same; None in a single
+            process.
     """
     if absent:
-        return _learn_without_(model, state, smashed_2Nchw, server_lr, hyper, labels_N, absent)
+        return _learn_without_(model, state, smashed_2Nchw, server_lr, hyper, labels_N, absent, everyone)
     if state.replicas:
         return _learn_in_replicas_(model, state, smashed_2Nchw, server_lr, hyper, labels_N)
     central = state.server
     ema_(central.momentum, central.online, hyper.tau)
-    found = server.gradients(model.server, central, smashed_2Nchw, state.memory, hyper, labels_N)
+    found = server.gradients(model.server, central, smashed_2Nchw, state.memory, hyper, labels_N, everyone)
     take_step_(hyper.optimiser, model.server, central.online, found.parameters, central.velocity, server_lr)
     server.remember_(state.memory, found.targets, hyper)
     return found.loss, found.top1, found.smashed
@@ -178,6 +182,7 @@ def _learn_without_(
     hyper: Hyperparameters,
     labels_N: Tensor | None,
     absent: Collection[int],
+    everyone: Everyone | None,
 ) -> _Learnt:
     """Do what `learn_` does with the rows of those clients that are not absent; the others' gradient is 0."""
     batches = tuple(0 if client in absent else rows for client, rows in enumerate(hyper.batches))
@@ -186,8 +191,8 @@ def _learn_without_(
     smashed_2nchw = _rows_of_views(smashed_2Nchw, len(there_N), rows_n)
     labels_n = None if labels_N is None else labels_N[rows_n]
     without = replace(hyper, batches=batches)
-    loss, top1, gradient_nchw = learn_(model, state, smashed_2nchw, server_lr, without, labels_n)
-    graded = len(gradient_nchw) // len(rows_n)
+    loss, top1, gradient_nchw = learn_(model, state, smashed_2nchw, server_lr, without, labels_n, NOBODY, everyone)
+    graded = 2 if hyper.targets is Targets.ONLINE else 1
     gradient_Nchw = torch.zeros_like(smashed_2Nchw[: graded * len(there_N)])
     gradient_Nchw.unflatten(0, (graded, -1))[:, rows_n] = gradient_nchw.unflatten(0, (graded, -1))
     return loss, top1, gradient_Nchw

@@ -15,6 +15,7 @@ from simsfl.evaluation.knn import knn_hits
 from simsfl.evaluation.probes import train_probe
 from simsfl.evaluation.spread import output_std
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
+from simsfl.system.world import ALONE, World
 
 _HIDDEN = 512
 """Units of the hidden layer of the semi-supervised probe."""
@@ -42,6 +43,7 @@ class Evaluation:
         k: number of nearest images in the bank that vote.
         temperature: temperature of their votes.
         dtype: dtype that features are computed in.
+        world: the ranks that share the work.
 
     Attributes:
         watch: function that yields the items of long loops, and may show how far they have come.
@@ -57,9 +59,10 @@ class Evaluation:
         dtype: torch.dtype,
         k: int = 200,
         temperature: float = 0.1,
+        world: World = ALONE,
     ):
         self.dataset, self.seed, self.dtype = dataset, seed, dtype
-        self._votes = {"k": k, "temperature": temperature}
+        self._votes, self._world = {"k": k, "temperature": temperature}, world
         rng = numpy_generator(seed, Purpose.EVALUATION)
         self.bank, self.test = (
             torch.from_numpy(rng.permutation(len(labels))[: count or _MOST]).to(labels.device)
@@ -94,7 +97,9 @@ class Evaluation:
     def _hits(self, bank: Tensor, test: Tensor) -> Tensor:
         """Return ``[m]`` bool: which test images kNN classifies correctly, by the features of `_compared`."""
         bank_labels, test_labels = self.dataset.train_labels[self.bank], self.dataset.test_labels[self.test]
-        return knn_hits(bank, bank_labels, test, test_labels, **self._votes, watch=self.watch)
+        mine = self._part(test)
+        hits = knn_hits(bank, bank_labels, test[mine], test_labels[mine], **self._votes, watch=self.watch)
+        return self._of_all(hits.to(torch.uint8), len(test)).bool()
 
     def all_features(self, encode: Encoder) -> tuple[Tensor, Tensor]:
         """Return the features ``[n, F]`` of all training and of all test images, to train probes on."""
@@ -130,7 +135,17 @@ class Evaluation:
 
     def features(self, encode: Encoder, images: Images, rows: Tensor) -> Tensor:
         """Return the features ``[n, F]`` of the images at `rows` ``[n]``."""
-        return embed(encode, images, rows, dtype=self.dtype, watch=self.watch)
+        own = embed(encode, images, rows[self._part(rows)], dtype=self.dtype, watch=self.watch)
+        return self._of_all(own, len(rows))
+
+    def _part(self, rows: Tensor) -> slice:
+        """Return which of some rows this rank handles."""
+        mine = self._world.part(len(rows))
+        return slice(mine.start, mine.stop)
+
+    def _of_all(self, own: Tensor, count: int) -> Tensor:
+        """Return what ranks have made of `count` rows, given what this one has made of its part."""
+        return self._world.gather(own, [len(part) for part in self._world.parts(count)])
 
 
 def percent(hits: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from simsfl.setup.parts import Parts, build, load_images
 from simsfl.setup.weights import load_weights
 from simsfl.system.files import digest
 from simsfl.system.tensor_file import Rows, blocks_of, open_tensors
+from simsfl.system.world import ALONE, World
 
 PLACES = ("dataset", "data_dir", "aux_dataset")
 """Fields of the config that say where the images lie."""
@@ -46,6 +48,8 @@ def save(
 ) -> None:
     """Write a checkpoint into the run directory `path`, which is created if it does not exist.
 
+    Of several ranks, all of which have to call this, the first one writes what all of them have.
+
     Args:
         path: the run directory.
         parts: the parts of the simulation, with the state to save.
@@ -63,6 +67,24 @@ def save(
     if not _are_finite(tensors):
         where = progress.round_index, progress.step_index
         raise NonFiniteLossError.of("weights are not finite", *where, parts.config)
+    with parts.world.agreeing():  # so that none goes on if the first cannot write
+        if parts.world.rank == 0:
+            _write(path, parts, progress, tensors, timed, metrics, given)
+        else:
+            for tensor in tensors.values():
+                deque(blocks_of(tensor), maxlen=0)
+
+
+def _write(
+    path: str | Path,
+    parts: Parts,
+    progress: Progress,
+    tensors: Mapping[str, Tensor | Rows],
+    timed: Timed,
+    metrics: Extent,
+    given: Iterable[object],
+) -> None:
+    """Write tensors as a checkpoint; see `save` for the arguments and errors."""
     directory = RunDirectory(path)
     if directory.config.exists():
         run = directory.check_same(parts.config, parts.dataset, parts.given)
@@ -92,6 +114,7 @@ def load(
     device: str | None = None,
     places: Mapping[str, str] | None = None,
     going_on: bool = False,
+    world: World = ALONE,
 ) -> tuple[Parts, Progress, Found, RunRecord]:
     """Load the run in the run directory `path` from its newest usable checkpoint.
 
@@ -102,6 +125,7 @@ def load(
             continues in fp32, with a warning.
         places: where the images lie now, by those of `PLACES` that are to be other than in the run's config.
         going_on: whether ``metrics.jsonl`` will be continued, so that it has to begin as it did at the checkpoint.
+        world: the ranks that go on together; there may be others than when the checkpoint was written.
 
     Returns:
         The parts with the state of the checkpoint, the progress, the checkpoint, and what was recorded of the run.
@@ -137,7 +161,7 @@ def load(
         raise ImagesError(str(error)) from error
     check_dataset(dataset)
     _check_images(path, saved, dataset)
-    parts = build(config, dataset, partition=partition, choices=saved.choices, start=start)
+    parts = build(config, dataset, partition=partition, choices=saved.choices, start=start, world=world)
     progress = Progress.of(parts)
     try:
         progress.restore(parts, found.standing, found.timed)

@@ -12,11 +12,11 @@ from torch import Tensor
 from simsfl.aggregations.around import divergence
 from simsfl.algorithm import step
 from simsfl.algorithm.aggregation import average_, average_replicas_, average_statistics_, is_sync_step, receive_
-from simsfl.algorithm.batch import Batch, Hyperparameters, Outcome
+from simsfl.algorithm.batch import Batch, Everyone, Hyperparameters, Outcome
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan
-from simsfl.algorithm.state import completed_rounds, gather_, scatter_, scatter_memory_
+from simsfl.algorithm.state import completed_rounds, gather_, of_cohort, scatter_, scatter_memory_
 from simsfl.algorithm.wire import Wire
 from simsfl.cost.model import Missed
 from simsfl.engine.cuda_graph import CapturedStep
@@ -72,12 +72,13 @@ def client_steps(
         if state.sent:
             state.sent.keep_(progress.step_index, outcome.smashed, batch.labels)
         syncs = is_sync_step(progress.step_index, progress.steps, config.syncs_per_round)
-        progress.finish_step(outcome.loss, outcome.top1, *outcome.figures)
-        images = sum(hyper.batches[position] for position in outcome.absent)
+        figures = _of_cohort(parts, outcome.figures)
+        absent = plan.absences.in_step(progress.step_index).union(plan.mine[own] for own in outcome.absent)
+        progress.finish_step(outcome.loss, outcome.top1, *figures)
+        images = sum(parts.batches[position] for position in absent)
         progress.missed += Missed(images=images)
-        progress.count_absent(AbsenceCount(steps_missed=len(outcome.absent), images_missed=images))
+        progress.count_absent(AbsenceCount(steps_missed=len(absent), images_missed=images))
         with clock("sync"):
-            absent = outcome.absent
             if syncs:
                 for observer in observers:
                     observer.averaging()
@@ -96,6 +97,16 @@ def client_steps(
                 for observer in observers:
                     observer.averaged()
         yield
+
+
+def _of_cohort(parts: Parts, figures: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the means of figures over the cohort's clients, given those over this rank's part of it; all scalars."""
+    if parts.world.alone or not figures:
+        return figures
+    share = len(parts.world.part(parts.config.cohort)) / parts.config.cohort
+    sums = torch.stack(list(figures)) * share
+    parts.world.sum_(sums)
+    return sums.unbind()
 
 
 def replayed_steps(parts: Parts, progress: Progress, clock: PhaseClock) -> Iterator[None]:
@@ -153,6 +164,7 @@ def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[
     average_(*how, absent)
     if parts.config.measure_divergence:
         apart = divergence(parts.model.client, parts.state.cohort.online, parts.state.clients.online)
+        apart = of_cohort(parts.state, apart)
         progress.divergences[progress.step_index] = ids, apart
 
 
@@ -162,7 +174,7 @@ class _Rates:
     Args:
         parts: the parts of the simulation.
         round_index: the round, counted from 0.
-        own_steps: ``[C]`` number of steps that each client of the cohort did before the round.
+        own_steps: ``[C']`` number of steps that each client of this rank's part of the cohort did before the round.
 
     Attributes:
         round_index: the round, scalar int64.
@@ -175,7 +187,7 @@ class _Rates:
         self._parts, self._index, self._own_steps = parts, round_index, own_steps
 
     def clients(self, step_index: int) -> Tensor:
-        """Return the learning rates ``[C, 1]`` of the clients in a step of the round, counted from 0."""
+        """Return the learning rates ``[C', 1]`` of these clients in a step of the round, counted from 0."""
         return self._parts.client_lr(self._index, self._own_steps + step_index).to(self._parts.dtype)[:, None]
 
 
@@ -186,7 +198,11 @@ def _on_device(parts: Parts, rate: float) -> Tensor:
 
 def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> Batch:
     """Return what the cohort trains on in step `s` of a round, counted from 0; start to read the next step's images."""
-    dataset = parts.dataset
+    dataset, world, absent = parts.dataset, parts.world, plan.absences.in_step(s)
+    everyone = None
+    if not world.alone:
+        batches = [0 if position in absent else rows for position, rows in enumerate(parts.batches)]
+        everyone = Everyone(world, tuple(sum(batches[p.start : p.stop]) for p in world.parts(len(batches))))
     pixels = [dataset.train.pixels[group.indices[s]] for group in plan.groups]
     if s + 1 < parts.steps:
         for group in plan.groups:
@@ -202,7 +218,8 @@ def _batch(parts: Parts, plan: RoundPlan, s: int, rates: _Rates, wire: Wire) -> 
         client_lr=rates.clients(s),
         noise=[group.noise[s] for group in plan.groups] if parts.hyper.defence else None,
         round_index=rates.round_index,
-        absent=plan.absences.in_step(s),
+        absent=plan.here(absent),
+        everyone=everyone,
         wire=wire,
         labels=labels,
     )

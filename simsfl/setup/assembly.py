@@ -12,6 +12,7 @@ import torch
 from simsfl.aggregations import Aggregation
 from simsfl.aggregations.around import Aligned, Mixed
 from simsfl.algorithm.batch import Hyperparameters
+from simsfl.algorithm.plan import groups_of
 from simsfl.algorithm.state import (
     Sent,
     State,
@@ -48,6 +49,7 @@ from simsfl.setup.outline import Outline
 from simsfl.system.answers import memory_from
 from simsfl.system.client_store import Storage
 from simsfl.system.randomness import Purpose, torch_generator
+from simsfl.system.world import ALONE, World
 
 _BLOCK_BYTES = 16 << 20
 """Bytes of smashed data that go through the server together on a CPU; half as many take 110 MB less memory and 10 %
@@ -148,13 +150,14 @@ def as_run(config: RunConfig, model: SplitModel, precision: torch.dtype) -> Spli
     return replace(model, server=CentralModule(model.server, precision, device))
 
 
-def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
+def state(size: Outline, model: SplitModel, dtype: torch.dtype, world: World = ALONE) -> State:
     """Allocate everything that is learnt, with its initial values.
 
     Args:
         size: the outline of the run.
         model: the network, whose initial weights the server takes over.
         dtype: dtype of weights and losses.
+        world: the ranks.
 
     Raises:
         ValueError: key queues, what defences remember, or the smashed data that has to be kept do not fit into memory.
@@ -172,6 +175,9 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
     generator = torch_generator(config.seed, Purpose.QUEUE)
     goal, averaging = objective(config), aggregation(config)
     memories = memory_from(goal.memory(rings, config.key_dim, generator, **mine), rings, "objective", goal)
+    own, positions = world.part(config.clients), world.part(config.cohort)
+    if not (shared or world.alone):
+        memories = {name: one[own.start : own.stop].clone() for name, one in memories.items()}
     server = initial_server(model.server, **learning)
     return State(
         clients=initial_clients(
@@ -180,16 +186,17 @@ def state(size: Outline, model: SplitModel, dtype: torch.dtype) -> State:
             storage,
             **learning,
             aggregation=averaging,
+            world=world,
         ),
-        cohort=initial_cohort(model.client, config.cohort, **learning),
+        cohort=initial_cohort(model.client, config.cohort, **learning, world=world),
         server=server,
         memories=memories,
-        memory=memories if shared else cohort_memory(memories, config.cohort),
+        memory=memories if shared else cohort_memory(memories, len(positions)),
         sent=_room_for_sent(size, model, storage, dtype) if config.loss_threshold else None,
         defence=initial_remembered(
             defences.initial(*shapes, torch_generator(config.seed, Purpose.DECODER)),
-            config.clients,
-            config.cohort,
+            len(own),
+            len(positions),
             storage,
             **mine,
         )
@@ -262,15 +269,17 @@ def callbacks(config: RunConfig) -> list[Any]:
     return [CALLBACKS[name].load().of(config) for name in config.callbacks]
 
 
-def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyperparameters:
-    """Return the values that stay the same from step to step, except `chunk`, which is measured later.
+def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype, world: World = ALONE) -> Hyperparameters:
+    """Return the values that stay the same from step to step on this rank, except `chunk`, which is measured later.
 
     Args:
         size: the outline of the run.
         model: the network.
         dtype: dtype of weights and losses.
+        world: the ranks.
     """
     config = size.config
+    groups = groups_of(size.groups, world.part(config.cohort))
     precision = _dtype_of(config.precision, dtype)
     on_cpu = torch.device(config.device).type == "cpu"
     row = max(1, prod(model.smashed_shape)) * precision.itemsize
@@ -282,9 +291,10 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype) -> Hyp
         defence=defence(config),
         targets=config.goal.targets,
         whole_batch=config.goal.whole_batch,
+        shared=config.feature_sharing and config.is_split,
         labels=config.goal.labels,
         precision=precision,
-        batches=tuple(group.batch_size for group in size.groups for _ in range(group.cohort)),
+        batches=tuple(group.batch_size for group in groups for _ in range(group.cohort)),
         clients_learn=config.client_lr > 0,
         block=max(1, _BLOCK_BYTES // row) if on_cpu and not config.engine.startswith("loop") else None,
     )

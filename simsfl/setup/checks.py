@@ -17,6 +17,7 @@ from simsfl.models import SplitModel, layer_count
 from simsfl.system.client_store import Storage
 from simsfl.system.memory import free_memory
 from simsfl.system.messages import count_text
+from simsfl.system.world import World
 
 log = logging.getLogger(__name__)
 BF16_IMAGE_SIZE = 16
@@ -211,3 +212,29 @@ def _one_may_come_alone(config: RunConfig) -> bool:
     away = 1 - (1 - config.dropout) * (1 - config.straggler)
     in_a_round = clients * (1 - away) * away ** (clients - 1) + away**clients
     return clients > 1 and config.rounds * config.server_replicas * in_a_round > _RARE
+
+
+def check_world(config: RunConfig, model: SplitModel, world: World) -> None:
+    """Raise a ValueError if several ranks cannot share a run."""
+    if world.alone:
+        return
+    for name, wrong, allowed in (
+        ("engine", config.engine == "loop", "fused or vmap"),
+        ("server_replicas", config.server_replicas > 1, "1"),
+        ("loss_threshold", config.loss_threshold > 0, "0"),
+    ):
+        if wrong:
+            raise ValueError(
+                f"{name}: {getattr(config, name)} is not for a run on {world.size} ranks; allowed: {allowed}, or one "
+                "rank"
+            )
+    if world.size > config.cohort:
+        raise ValueError(
+            f"ranks: {world.size} are more than the cohort's {count_text(config.cohort, 'client')}; allowed: 1 to "
+            f"{config.cohort}"
+        )
+    if len(model.server.initial_statistics):
+        raise ValueError(
+            f"ranks: the server's BatchNorm has the statistics of one rank's images, and there are {world.size} ranks; "
+            "allowed: networks and heads without it behind the cut, or one rank"
+        )

@@ -15,7 +15,7 @@ from simsfl.aggregations import Aggregation
 from simsfl.algorithm import schedule
 from simsfl.algorithm.absence import Reliability
 from simsfl.algorithm.batch import Hyperparameters, Outcome
-from simsfl.algorithm.plan import Group, RoundPlan, draw_cohort, plan_round
+from simsfl.algorithm.plan import Group, RoundPlan, draw_cohort, groups_of, plan_round
 from simsfl.algorithm.state import State
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import HUB, METHODS, Targets
@@ -36,6 +36,7 @@ from simsfl.setup.outline import Outline, outline
 from simsfl.setup.weights import Weights, load_weights
 from simsfl.system.memory import keep_memory
 from simsfl.system.messages import count_text
+from simsfl.system.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class Parts:
     """Everything that is learnt: weights, momentum encoders, key queue, ..."""
     sampler: Sampler
     """What draws the cohort of a round."""
+    world: World
+    """The ranks that train the run together."""
     callbacks: list[object]
     """Callbacks that the config names (`simsfl.rounds.callback.Callback`)."""
     aggregation: Aggregation
@@ -126,12 +129,23 @@ class Parts:
             recipe=Recipe.of(config),
             seed=config.seed,
             device=self.device,
+            mine=self.world.part(config.cohort),
         )
 
     def cohort(self, round_index: int) -> np.ndarray:
         """Return the ids of the clients that train in a round counted from 0, in the order of the cohort."""
         drawn = draw_cohort(self.groups, round_index, self.config.seed, self.sampler, self.images)
         return np.concatenate([own.clients for own in drawn])
+
+    @property
+    def own_groups(self) -> list[Group]:
+        """Return the groups of those clients of a cohort that train on this rank."""
+        return groups_of(self.groups, self.world.part(self.config.cohort))
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Return the images per step of each client of a cohort, those of other ranks included."""
+        return tuple(group.batch_size for group in self.groups for _ in range(group.cohort))
 
     @property
     def images(self) -> np.ndarray:
@@ -164,6 +178,7 @@ def build(
     choices: Mapping[str, str] | None = None,
     start: Weights | None = None,
     auto_precision: tuple[str, str] | None = None,
+    world: World = ALONE,
 ) -> Parts:
     """Build the parts of a simulation.
 
@@ -176,6 +191,7 @@ def build(
         choices: versions of operators to use, by operator and shape, instead of measuring which are fastest.
         start: weights to start from, instead of loading ``config.init_client``.
         auto_precision: the precision that "auto" means, and the reason, instead of what suits the device.
+        world: the ranks that train the run together.
 
     Raises:
         ValueError: config, data and machine do not fit together.
@@ -200,8 +216,9 @@ def build(
         torch.cuda.set_device(device)  # events and defaults are to be this device's, too
     model = _network(config, start)
     checks.check_batch_norm(config, model)
-    state = assembly.state(size, model, dtype)
-    hyper, aggregation = assembly.hyperparameters(size, model, dtype), assembly.aggregation(config)
+    checks.check_world(config, model, world)
+    state = assembly.state(size, model, dtype, world)
+    hyper, aggregation = assembly.hyperparameters(size, model, dtype, world), assembly.aggregation(config)
     if device.type == "cpu":
         keep_memory()  # not before: what set-up alone needs goes back to the system
     model = assembly.as_run(config, model, hyper.precision)
@@ -219,6 +236,7 @@ def build(
         steps=size.steps,
         model=model,
         state=state,
+        world=world,
         sampler=assembly.sampler(config),
         callbacks=assembly.callbacks(config),
         aggregation=aggregation,
@@ -239,6 +257,7 @@ def build(
             k=config.knn_k,
             temperature=config.knn_temperature,
             dtype=dtype,
+            world=world,
         ),
     )
     return parts if config.engine == "loop" else _tuned(parts, choices or {})
@@ -377,7 +396,7 @@ def _tuned(parts: Parts, known: Mapping[str, str]) -> Parts:
     ):
         if device.type == "cuda":
             try_triton(device)
-        for group in sorted(parts.groups, key=lambda group: group.images):  # the chunk of the largest one is used
+        for group in sorted(parts.own_groups, key=lambda group: group.images):  # the chunk of the largest one is used
             chunk = tuning.chunk_of(
                 model.client,
                 hyper,
@@ -394,7 +413,7 @@ def _tuned(parts: Parts, known: Mapping[str, str]) -> Parts:
             if model.server.size:
                 whole = hyper.whole_batch or not config.feature_sharing  # then the momentum model gets view by view
                 apart = (whole and hyper.targets is Targets.MOMENTUM) or len(model.server.initial_statistics)
-                images = sum(group.images for group in parts.groups) // config.server_replicas
+                images = sum(group.images for group in parts.own_groups) // config.server_replicas
                 rows = images * (1 if apart else config.views_at_server)
                 smashed = torch.zeros(rows, *model.smashed_shape, device=device, dtype=hyper.precision)
                 server = tuning.working_server(model.server, hyper, parts.state.server.online, smashed)

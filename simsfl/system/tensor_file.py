@@ -17,6 +17,7 @@ from torch import Tensor
 
 from simsfl.system.files import replacing
 from simsfl.system.reading import open_regular
+from simsfl.system.world import ALONE, World
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -40,11 +41,15 @@ class Rows:
     """Selected rows of a tensor, to be written block by block instead of being gathered in memory."""
 
     tensor: Tensor
-    """The tensor ``[M, ...]`` that the rows are taken from."""
+    """The tensor ``[M, ...]`` that the rows are taken from, or this rank's part of it."""
     rows: Tensor
-    """``[n]`` indices into the first dimension of `tensor`."""
+    """``[n]`` indices of rows among all M."""
     done: Callable[[], None]
     """Function that is called after each block is written."""
+    world: World = ALONE
+    """The ranks, among whom the rows of the tensor may be divided."""
+    count: int = 0
+    """M, the number of rows of all ranks; not used by a single one."""
 
     @property
     def shape(self) -> torch.Size:
@@ -59,7 +64,7 @@ class Rows:
     def blocks(self) -> Iterator[Tensor]:
         """Yield the selected rows in blocks ``[b, ...]``, and call `done` after each."""
         for rows in self.rows.split(rows_in_block(self.tensor)):
-            yield self.tensor[rows]
+            yield self.world.rows(self.tensor, rows, self.count)
             self.done()
 
 

@@ -15,9 +15,9 @@ def test_what_supervised_clients_sent_is_learnt_again_with_its_labels(config, da
     monkeypatch.setattr(communication, "WARM_UP", 0)
     lessons, original = [], server.gradients
 
-    def gradients(model, central, smashed, memory, hyper, labels):
+    def gradients(model, central, smashed, memory, hyper, labels, everyone):
         lessons.append((smashed.sum().item(), labels.tolist()))
-        return original(model, central, smashed, memory, hyper, labels)
+        return original(model, central, smashed, memory, hyper, labels, everyone)
 
     monkeypatch.setattr(server, "gradients", gradients)
     config = replace(config, supervised=True, loss_threshold=50.0, rounds=4)
