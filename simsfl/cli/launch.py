@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from rich.panel import Panel
 from simsfl import RunConfig, Simulation
 from simsfl.cli.choices import print_choices
 from simsfl.cli.flags import asked_config, config_values
+from simsfl.cli.ranks import check_same, device_for, follow
 from simsfl.cli.session import UNTRACED, Session
 from simsfl.config import PRECISIONS, plugins
 from simsfl.config.presets import named
@@ -30,6 +32,7 @@ from simsfl.system.messages import count_text
 from simsfl.system.programs import command, pasted
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
+from simsfl.system.world import ALONE, World
 from simsfl.ui.dashboard import number, time_text
 
 _CHOICES = ("preset", "dataset", "device", "precision", "engine")
@@ -64,6 +67,7 @@ def launch(
     arguments: argparse.Namespace,
     stop: Stop,
     guests: Guests | None = None,
+    world: World = ALONE,
 ) -> int:
     """Do what the flags ask for; return the exit code of the program.
 
@@ -71,6 +75,7 @@ def launch(
         arguments: the flags of ``simsfl run``, parsed.
         stop: entered already; says when the user wants the run to end.
         guests: participants from outside the simulation, if any.
+        world: the ranks that do it together.
 
     Returns:
         0 if all went well, 1 if training failed or stdout cannot be written, 128 plus the number of the signal if one
@@ -86,13 +91,13 @@ def launch(
         print_choices(console)
         return 0
     try:
-        session = (_resumed if arguments.resume else _fresh)(arguments, console, stop, guests)
+        session = (_resumed if arguments.resume else _fresh)(arguments, console, stop, guests, world)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise ValueError(f"memory: this run does not fit ({error}); allowed: a smaller network or queue") from error
-    if session is None:
-        return 0
+    if not isinstance(session, Session):
+        return 0 if session is None or follow(session, stop) else 128 + (stop.received or 0)
     if stop.received:  # an import may have swallowed the KeyboardInterrupt
         raise KeyboardInterrupt
     try:
@@ -128,8 +133,12 @@ def _print_trace(console: Output, recorder: Recorder | None) -> bool:
     return True
 
 
-def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session:
+def _fresh(
+    arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None, world: World
+) -> Session | Simulation:
     """Set up a new run from a preset or a config file, and the flags that override it.
+
+    Of several ranks, the first has a session, and the others a simulation alone.
 
     Raises:
         ValueError: the flags ask for something impossible, or the run directory is not free.
@@ -137,16 +146,21 @@ def _fresh(arguments: argparse.Namespace, console: Output, stop: Stop, guests: G
     """
     if arguments.overwrite and not arguments.out:
         raise ValueError("overwrite: has no effect without --out; allowed with --out DIR")
-    config, why = _chosen_config(arguments)
-    directory = RunDirectory(arguments.out or "runs")
-    directory.check_free(overwrite=arguments.overwrite)
-    usual = guests.auto_precision if guests else _TRACED if arguments.record_trace else None
-    simulation = Simulation(config, auto_precision=usual)
-    _check_profile(arguments.profile, simulation)
-    recorder = _recorder_of(arguments, simulation)
-    if guests:
-        guests.prepare(simulation)
+    with world.agreeing():
+        config, why = _chosen_config(arguments)
+        config = replace(config, device=device_for(config.device, world))
+        directory = RunDirectory(arguments.out or "runs")
+        directory.check_free(overwrite=arguments.overwrite)
+        usual = guests.auto_precision if guests else _TRACED if arguments.record_trace else None
+        simulation = Simulation(config, auto_precision=usual, world=world)
+        _check_profile(arguments.profile, simulation)
+        recorder = _recorder_of(arguments, simulation)
+        if guests:
+            guests.prepare(simulation)
+    check_same(simulation)
     directory = begun(simulation, arguments.out, overwrite=arguments.overwrite)
+    if world.rank:
+        return simulation
     session = Session(simulation, directory, console, stop, recorder)
     origin = f"from {arguments.config}" if arguments.config else "by default"
     asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in _CHOICES}
@@ -172,47 +186,59 @@ def begun(simulation: Simulation, out: Path | None, *, overwrite: bool) -> RunDi
         ValueError: the directory is not free.
         OSError: it cannot be written.
     """
-    new = out is None or not out.exists()
-    if out is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        directory = RunDirectory.claim(Path("runs") / f"{stamp}-{simulation.config.preset}")
-    else:
-        directory = RunDirectory(out)
-        directory.check_free(overwrite=overwrite)
-    directory.clear()
+    new, world = out is None or not out.exists(), simulation.parts.world
+    directory = RunDirectory(out or "runs")
+    with world.agreeing():
+        if world.rank == 0:
+            if out is None:
+                stamp = time.strftime("%Y%m%d-%H%M%S")
+                directory = RunDirectory.claim(Path("runs") / f"{stamp}-{simulation.config.preset}")
+            directory.check_free(overwrite=overwrite)
+            directory.clear()
     try:
         simulation.save(directory.path)
     except BaseException:
-        if new:
+        if new and world.rank == 0:
             with suppress(OSError):  # it was not made, or is not empty
                 directory.path.rmdir()
         raise
     return directory
 
 
-def _resumed(arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None) -> Session | None:
+def _resumed(
+    arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None, world: World
+) -> Session | Simulation | None:
     """Load the run in ``--resume``; return None, and print its results, if it is finished already.
+
+    Of several ranks, the first has a session, and the others a simulation alone.
 
     Raises:
         ValueError: the run cannot be resumed, or a flag contradicts its config; flags may repeat it, and say where its
             images lie now.
     """
     directory = RunDirectory(arguments.resume)
-    try:
-        saved = directory.read_config()
-    except ValueError as error:
-        raise ValueError(f"resume: {error}") from error
-    device, places = _changes(arguments, directory, saved.config)
-    simulation = Simulation.load(directory.path, device=device, places=places, going_on=True)
-    _check_profile(arguments.profile, simulation)
-    recorder = _recorder_of(arguments, simulation)
+    with world.agreeing():
+        try:
+            saved = directory.read_config()
+        except ValueError as error:
+            raise ValueError(f"resume: {error}") from error
+        device, places = _changes(arguments, directory, saved.config)
+        device = device_for(device.partition(":")[0], world) if not world.alone else device
+        simulation = Simulation.load(directory.path, device=device, places=places, going_on=True, world=world)
+        _check_profile(arguments.profile, simulation)
+        recorder = _recorder_of(arguments, simulation)
+    check_same(simulation)
     if _is_over(console, directory, simulation):
         return None
     for problem in simulation.damaged:
         console.say((problem, "yellow"))
     if guests:
         guests.prepare(simulation)
-    directory.reopen(profile=bool(arguments.profile))
+    with world.agreeing():
+        if world.rank == 0:
+            directory.reopen(profile=bool(arguments.profile))
+    if world.rank:
+        return simulation
     session = Session(simulation, directory, console, stop, recorder)
     why = dict.fromkeys(_CHOICES, "as configured") | {"batch_size": saved.reasons.get("batch_size", "")}
     if simulation.config.precision != saved.config.precision:
@@ -283,6 +309,8 @@ def _recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recor
         if arguments.trace_client is not None:
             raise ValueError("trace_client: has no effect without --record-trace; allowed with --record-trace FILE")
         return None
+    if not simulation.parts.world.alone:
+        raise ValueError("record_trace: a run on several ranks is not recorded; allowed: on one rank")
     check_writable(file, "record_trace")
     if os.path.lexists(file):
         raise ValueError(f"record_trace: {file} exists already; allowed: a new file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from simsfl.cli.flags import add_config_flags
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with Stop() as stop:
         try:
+            if "RANK" in os.environ:
+                return _on_ranks(argv, stop)
             arguments = parser().parse(argv)
             from simsfl.cli.launch import launch  # noqa: PLC0415  (imports torch: --help and mistakes answer at once)
 
@@ -70,3 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print_error("interrupted before training")
             return 128 + stop.received
+
+
+def _on_ranks(argv: Sequence[str] | None, stop: Stop) -> int:
+    """Run the program on one of several ranks; see `main`."""
+    from simsfl.cli.launch import launch  # noqa: PLC0415
+    from simsfl.cli.ranks import joined  # noqa: PLC0415
+
+    with joined(stop) as world:
+        with world.agreeing():
+            arguments = parser().parse(argv)
+        return launch(arguments, stop, world=world)

@@ -14,6 +14,7 @@ from dataclasses import asdict
 import torch
 
 from simsfl.algorithm.observer import Observer
+from simsfl.cli.ranks import is_checkpoint_due, stops_after
 from simsfl.cost.model import client_flops
 from simsfl.evaluation.encoding import Item
 from simsfl.rounds.filling import filled
@@ -25,9 +26,7 @@ from simsfl.runs.metrics import (
     History,
     MetricsLog,
     Record,
-    RoundRecord,
     Status,
-    StepRecord,
     to_dict,
 )
 from simsfl.runs.records import ProbeSummary, Summary, sources, to_json
@@ -229,7 +228,7 @@ class Session:
                 self.refresh("training")
                 if self.console.lost:
                     self.stop.received = signal.SIGPIPE
-                if self.stop.received and self._may_save(record):
+                if stops_after(self.simulation, record, self.stop):
                     self.save()
                     return False
         except Stopped:
@@ -253,17 +252,8 @@ class Session:
         """Write a record, and a checkpoint if one is due."""
         self.log.write(record)
         self.history.feed(to_dict(record))
-        config = self.simulation.config
-        if isinstance(record, RoundRecord) and (
-            record.round % config.checkpoint_every == 0 or record.round == config.rounds
-        ):
+        if is_checkpoint_due(self.simulation, record):
             self.save()
-
-    def _may_save(self, record: Record) -> bool:
-        """Return whether the state is the one right after `record`, so that it may be saved."""
-        if isinstance(record, StepRecord):
-            return record.step == self.simulation.progress.step_index
-        return isinstance(record, RoundRecord)
 
     def _watch(self, title: str, items: Sequence[Item]) -> Iterator[Item]:
         """Yield the items of a long loop of an evaluation, and show how far it has come.
@@ -272,7 +262,7 @@ class Session:
             Stopped: the user wants to stop.
         """
         for done, item in enumerate(items):
-            if self.stop.received:
+            if self.stop.received and self.simulation.parts.world.alone:  # other ranks are at other items
                 raise Stopped
             self.refresh(f"{title} {done:,}/{len(items):,}")
             yield item

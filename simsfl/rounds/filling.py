@@ -23,7 +23,7 @@ def filled(parts: Parts, progress: Progress) -> float | None:
     if config.own_queues:
         queues = [_queues_of(group, parts, progress, directions * group.batch_size) for group in parts.groups]
         return sum(queues) / config.clients
-    images = (progress.round_index * progress.steps + progress.step_index) * sum(parts.hyper.batches)
+    images = (progress.round_index * progress.steps + progress.step_index) * sum(parts.batches)
     images -= progress.absent.images_missed if progress.absent else 0
     return min(1.0, directions * images / config.server_replicas / config.keys_in_a_queue)
 

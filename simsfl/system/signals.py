@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -20,11 +21,13 @@ class Stop:
     Attributes:
         patient: whether the first signal is only noted; False at first.
         received: the latest signal, None before the first.
+        grace_seconds: seconds after the first signal in which others count as the same one; 0 at first.
     """
 
     def __init__(self) -> None:
         self.patient = False
         self.received: signal.Signals | None = None
+        self.grace_seconds, self._first = 0.0, 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Stop:
@@ -40,6 +43,10 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again = self.received is not None
+        if not again:
+            self._first = time.monotonic()
+        elif time.monotonic() - self._first < self.grace_seconds:
+            return
         self.received = signal.Signals(number)
         if again or not self.patient:
             raise KeyboardInterrupt

@@ -7,17 +7,29 @@ from rank to rank. All ranks have to call the methods that do so in the same ord
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_NOTE_SECONDS = 5.0
+"""Seconds that a rank waits for notes of others, when one of them has ended."""
 
-class OtherRankError(Exception):
-    """The error that another rank has one, which says what it is."""
+
+class RankLostError(Exception):
+    """The error that a rank has ended, so that the others cannot go on; the message names it.
+
+    Attributes:
+        first: whether this rank is the first of those that are left.
+    """
+
+    def __init__(self, message: str, *, first: bool):
+        super().__init__(message)
+        self.first = first
 
 
 class World:
@@ -26,14 +38,15 @@ class World:
     Args:
         rank: number of this rank, from 0.
         size: number of ranks.
+        store: where ranks leave notes for each other, if there are several.
 
     Attributes:
         seconds: seconds that this rank has spent on what ranks tell each other, waiting for others included.
         bytes: bytes of the tensors that it has told the others so far.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1):
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None):
+        self.rank, self.size, self._store = rank, size, store
         self.seconds, self.bytes = 0.0, 0
 
     @property
@@ -124,39 +137,67 @@ class World:
         """Return whether something is true on any rank."""
         if self.alone:
             return here
-        flag = torch.tensor(float(here), device=self._device)
+        flag = torch.tensor(float(here))
         self._told(flag.nbytes, lambda: dist.all_reduce(flag))
         return flag.item() > 0
 
+    def tell(self, mine: Any) -> list[Any]:
+        """Return what each rank has to say, in the order of the ranks: any object that can be pickled."""
+        if self.alone:
+            return [mine]
+        found = [None] * self.size
+        self._told(0, lambda: dist.all_gather_object(found, mine))
+        return found
+
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Return a context at whose end all ranks go on, or none: an error of one is raised on all of them.
+        """Return a context at whose end all ranks go on, or none: a user's mistake on one is an error on all of them.
 
         Raises:
-            OtherRankError: the error was another rank's.
+            ValueError: or OSError, as this rank raised it; or a ValueError with the first rank's that raised one.
         """
-        problem: Exception | None = None
+        problem: ValueError | OSError | None = None
         try:
             yield
-        except Exception as error:  # whatever it is, others must not wait
+        except (ValueError, OSError) as error:
             problem = error
-        failed = self.any(problem is not None)
-        if problem:
+        others = self.tell(problem and str(problem)) if self.any(problem is not None) else []
+        if problem and (self.rank or self.alone):
             raise problem
-        if failed:
-            raise OtherRankError
+        for rank, text in enumerate(others):
+            if text is not None:
+                alike = all(other == text for other in others)
+                raise ValueError(text if alike or rank == 0 else f"rank {rank}: {text}") from problem
 
-    @property
-    def _device(self) -> torch.device:
-        """Return the device that small tensors have to be on to be told."""
-        return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    def _told(self, size: int, collective: Callable[[], object]) -> None:
+        """Call a collective operation, and count its time and bytes.
 
-    def _told(self, size: int, collective: object) -> None:
-        """Call a collective operation, and count its time and bytes."""
+        Raises:
+            RankLostError: a rank has ended.
+        """
         begun = time.perf_counter()
-        collective()
+        try:
+            collective()
+        except RuntimeError as error:  # of gloo or NCCL, in many words
+            lost = self._lost()
+            left = [rank for rank in range(self.size) if rank not in lost]
+            who = " and ".join(f"rank {rank}" for rank in lost) or "a rank"
+            message = f"{who} ended, and the others cannot go on without it"
+            raise RankLostError(message, first=self.rank == left[0]) from error
         self.seconds += time.perf_counter() - begun
         self.bytes += size
+
+    def _lost(self) -> list[int]:
+        """Return the ranks that no longer leave notes."""
+        notes = [f"alive/{rank}" for rank in range(self.size)]
+        try:
+            self._store.set(notes[self.rank], "yes")
+            end = time.monotonic() + _NOTE_SECONDS
+            while time.monotonic() < end and not self._store.check(notes):
+                time.sleep(0.1)
+            return [rank for rank, note in enumerate(notes) if not self._store.check([note])]
+        except RuntimeError:  # the store has ended with the rank that kept it
+            return [0]
 
 
 ALONE = World()

@@ -1,0 +1,146 @@
+"""A run on several ranks, as ``torchrun`` starts them: they find each other, agree on what to do, and stop together.
+
+The first rank is the program that a user sees. The others follow it silently.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import simsfl
+from simsfl.runs.metrics import Record, RoundRecord, StepRecord
+from simsfl.runs.records import lasting, sources
+from simsfl.simulation import Simulation
+from simsfl.system.signals import Stop
+from simsfl.system.streams import print_error
+from simsfl.system.world import ALONE, RankLostError, World
+
+_NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables of the environment by which ranks find each other."""
+_PATIENCE = timedelta(minutes=10)
+"""How long ranks wait for each other, such as for one that writes a checkpoint to a slow disk."""
+_GRACE_SECONDS = 30.0
+"""Seconds in which a signal is the same as one before: ``torchrun`` passes on what a terminal has sent to all ranks."""
+
+
+@contextmanager
+def joined(stop: Stop) -> Iterator[World]:
+    """Return a context with the ranks that ``torchrun`` has started, or that of a single process without it.
+
+    Only the first rank writes to stdout and stderr inside.
+
+    Args:
+        stop: entered already; a signal that comes twice within a short time counts once inside.
+
+    Raises:
+        ValueError: the environment is that of some launcher, but not whole.
+        SystemExit: on the other ranks instead of an error that the first rank raises; or because a rank has ended,
+            which one of those that are left has said on stderr.
+    """
+    given = [name for name in _NEEDED if name in os.environ]
+    if "RANK" not in given:
+        yield ALONE
+        return
+    if missing := [name for name in _NEEDED if name not in given]:
+        raise ValueError(
+            f"ranks: RANK is set, but not {', '.join(missing)}; allowed: all of them, as torchrun sets them, or none"
+        )
+    store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    if size == 1:
+        yield ALONE
+        return
+    stop.grace_seconds = _GRACE_SECONDS
+    dist.init_process_group(store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    streams = sys.stdout, sys.stderr
+    with Path(os.devnull).open("w") as nowhere:
+        if rank:
+            sys.stdout = sys.stderr = nowhere
+            logging.getLogger().setLevel(logging.CRITICAL)
+        try:
+            yield World(rank, size, store)
+            dist.destroy_process_group()
+        except RankLostError as error:
+            sys.stdout, sys.stderr = streams
+            if error.first:
+                print_error(f"ranks: {error}; --resume goes on from the last checkpoint, on any number of ranks")
+            raise SystemExit(1) from error
+        except (ValueError, OSError) as error:
+            if rank:  # the first rank says what is wrong
+                raise SystemExit(2) from error
+            raise
+        finally:
+            sys.stdout, sys.stderr = streams
+
+
+def device_for(name: str, world: World) -> str:
+    """Return the device that a rank computes on, given what the config says.
+
+    Raises:
+        ValueError: all ranks would have the same CUDA device.
+    """
+    if world.alone or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return name
+    if name in ("auto", "cuda"):
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    raise ValueError(f"device: {name} is a single device, and there are {world.size} ranks; allowed: auto, cpu, cuda")
+
+
+def check_same(simulation: Simulation) -> None:
+    """Raise a ValueError, on all ranks, if what they are about to train differs."""
+    world, config = simulation.parts.world, simulation.config
+    plugins, _ = sources(config)
+    mine = {
+        "simsfl": simsfl.__version__,
+        "torch": torch.__version__,
+        "dataset": simulation.dataset.checksum,
+        **{f"plugin {plugin.name}": plugin.sha256 for plugin in plugins},
+        **lasting(config),
+    }
+    everyone = world.tell(mine)
+    first = everyone[0]
+    for rank, other in enumerate(everyone):
+        for name in [*first, *other]:
+            if first.get(name) != other.get(name):
+                raise ValueError(
+                    f"ranks: rank {rank} has {name} {other.get(name)!r}, and rank 0 {first.get(name)!r}; allowed: the "
+                    "same on all ranks"
+                )
+
+
+def is_checkpoint_due(simulation: Simulation, record: Record) -> bool:
+    """Return whether a checkpoint is to be written after a record."""
+    config = simulation.config
+    return isinstance(record, RoundRecord) and (
+        record.round % config.checkpoint_every == 0 or record.round == config.rounds
+    )
+
+
+def stops_after(simulation: Simulation, record: Record, stop: Stop) -> bool:
+    """Return whether the run stops after a record, as a user of any rank wants; then its state may be saved."""
+    if isinstance(record, StepRecord):
+        may_save = record.step == simulation.progress.step_index  # the state is the one right after the record
+    else:
+        may_save = isinstance(record, RoundRecord)
+    return may_save and simulation.parts.world.any(bool(stop.received))
+
+
+def follow(simulation: Simulation, stop: Stop) -> bool:
+    """Train as the first rank does in a `simsfl.cli.session.Session`, without output; return whether it is finished."""
+    stop.patient = True
+    nowhere = Path()  # the first rank knows where
+    for record in simulation.train():
+        if is_checkpoint_due(simulation, record):
+            simulation.save(nowhere)
+        if stops_after(simulation, record, stop):
+            simulation.save(nowhere)
+            return False
+    return True
