@@ -1,0 +1,174 @@
+"""Several ranks train a run as one process does; they are real processes, which ``torchrun`` starts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from simsfl import Simulation
+from simsfl.cli import run
+from simsfl.testing import _images
+from tests.conftest import flags
+from tests.ranks.cases import CASES, FEW, config_of
+from tests.ranks.worker import whole
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "preset": "laptop",
+    "dataset": "shapes",
+    "clients": 8,
+    "batch_size": 2,
+    "local_epochs": 0.01,
+    "width": 4,
+    "knn_bank": 100,
+    "knn_test": 100,
+    "dashboard": "off",
+}
+"""Flags of a small run."""
+
+
+def torchrun(size, *argv):
+    """Return the command that starts so many ranks of a program."""
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(size),
+        *map(str, argv),
+    ]
+
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RANK"} | {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+}
+"""Environment of ranks, which share the cores."""
+
+
+def ranks(size, *argv):
+    """Run so many ranks of a program to their end, and return the process."""
+    return subprocess.run(
+        torchrun(size, *argv), env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def lines_of(text):
+    """Return the lines that simsfl has written, among those of ``torchrun``."""
+    return [line for line in text.splitlines() if line.startswith(("error:", "stopped by"))]
+
+
+@pytest.mark.parametrize(
+    ("size", "cases"),
+    [
+        (2, FEW),
+        pytest.param(2, tuple(CASES), marks=pytest.mark.slow, id="2-all"),
+        pytest.param(3, tuple(CASES), marks=pytest.mark.slow, id="3-all"),
+        pytest.param(4, tuple(CASES), marks=pytest.mark.slow, id="4-all"),
+    ],
+)
+def test_all_ranks_together_compute_what_one_process_does(size, cases, tmp_path):
+    done = ranks(size, "-m", "tests.ranks.worker", "agree", tmp_path / "apart.json", *cases)
+    assert done.returncode == 0, done.stderr[-3000:]
+    apart = json.loads((tmp_path / "apart.json").read_text())
+    assert set(apart) == set(cases)
+    assert {case: value for case, value in apart.items() if not value < 1e-10} == {}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_ranks(tmp_path):
+    out, alone = tmp_path / "run", Simulation(config_of("own queues"), _images())
+    assert ranks(4, "-m", "tests.ranks.worker", "save", out).returncode == 0
+    saved, loaded = torch.load(f"{out}.save.pt"), Simulation.load(out, _images())
+    for name, tensor in whole(loaded).items():
+        assert torch.equal(tensor, saved[name]), name
+    next(loaded.round())
+    loaded.save(out)
+    assert ranks(2, "-m", "tests.ranks.worker", "finish", out).returncode == 0
+    list(alone.rounds())
+    finished = torch.load(f"{out}.finish.pt")
+    for name, tensor in whole(alone).items():
+        torch.testing.assert_close(finished[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_rank_that_ends_is_named_and_the_checkpoint_stays(tmp_path):
+    out = tmp_path / "run"
+    argv = [ROOT / "experiments" / "run.py", *flags(**SMALL, rounds=1000, checkpoint_every=1, out=out)]
+    with subprocess.Popen(torchrun(3, *argv), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as started:
+        metrics, victim = out / "metrics.jsonl", None
+        while not (metrics.exists() and '"round": 2' in metrics.read_text()):
+            time.sleep(0.2)
+        for file in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                variables = file.read_bytes().split(b"\0")
+            except OSError:  # of somebody else, or gone
+                continue
+            if b"RANK=2" in variables and f"PYTHONPATH={ROOT}".encode() in variables:
+                parent = int((file.parent / "stat").read_text().rpartition(")")[2].split()[1])
+                victim = int(file.parent.name) if parent == started.pid else victim
+        begun = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        _, errors = started.communicate(timeout=60)
+    assert time.monotonic() - begun < 60
+    (line,) = lines_of(errors)
+    assert line.startswith("error: ranks: rank 2 ended, and the others cannot go on without it; --resume goes on from")
+    assert Simulation.load(out).progress.round_index >= 1
+
+
+@pytest.mark.slow
+def test_a_signal_saves_once_and_the_run_goes_on_alone(tmp_path):
+    out = tmp_path / "run"
+    argv = [ROOT / "experiments" / "run.py", *flags(**SMALL, rounds=3, out=out)]
+    how = {"env": ENVIRONMENT, "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(torchrun(2, *argv), **how) as started:
+        metrics = out / "metrics.jsonl"
+        while not (metrics.exists() and '"step": 3' in metrics.read_text()):
+            time.sleep(0.05)
+        started.terminate()
+        output, _ = started.communicate(timeout=60)
+    assert lines_of(output) == ["stopped by SIGTERM; resume with:"]
+    standing = Simulation.load(out).progress
+    assert (standing.round_index, standing.step_index) > (0, 0)
+    assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
+    records = map(json.loads, metrics.read_text().splitlines())
+    assert [record["round"] for record in records if record["event"] == "round"] == [1, 2, 3]
+
+
+WRONG = {
+    "cohort": (["--clients", "1"], "ranks: 2 are more than the cohort's 1 client; allowed: 1 to 1"),
+    "engine": (["--engine", "loop"], "engine: loop is not for a run on 2 ranks; allowed: fused or vmap, or one rank"),
+    "trace": (["--record-trace", "a.trace"], "record_trace: a run on several ranks is not recorded; allowed: on one"),
+    "flag": (["--lrr", "1"], "flag: '--lrr' is not known (did you mean --lr?)"),
+    "one of them": (["--lr", "0.0$RANK"], "ranks: rank 1 has lr 0.01, and rank 0 0.0; allowed: the same on all"),
+}
+"""Flags that cannot be, and how the error begins."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "message"), WRONG.values(), ids=WRONG)
+def test_what_ranks_cannot_do_is_refused_by_one_of_them(given, message, tmp_path):
+    argv = [*flags(**SMALL | {"rounds": 1}, out=tmp_path / "run"), *given]
+    shell = f'exec "{sys.executable}" "{ROOT}/experiments/run.py" ' + " ".join(f'"{one}"' for one in argv)
+    done = ranks(2, "--no-python", "bash", "-c", shell)
+    (line,) = lines_of(done.stderr)
+    assert line.startswith(f"error: {message}")
+    assert "exitcode  : 2" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_without_a_rendezvous_is_refused(monkeypatch, capsys):
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    assert run.main([]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: ranks: RANK is set, but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; allowed: all of them, as "
+    )
