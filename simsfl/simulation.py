@@ -118,7 +118,7 @@ class Simulation:
         self.observers: list[Observer] = []
         self.wire = Wire()
         self.clock = PhaseClock(parts.device)
-        self.pace = Pace(parts.device, self.clock)
+        self.pace = Pace(parts.device, self.clock, alone=parts.world.alone)
         self.damaged: list[str] = []
         self._expected: list[str] = []
         self._watched = False  # whether a step has been found not to draw from global random numbers, or warned of

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 import simsfl
-from simsfl.runs.metrics import Record, RoundRecord, StepRecord
+from simsfl.runs.metrics import RankStatus, Record, RoundRecord, StepRecord
 from simsfl.runs.records import lasting, sources
 from simsfl.simulation import Simulation
 from simsfl.system.signals import Stop
@@ -133,11 +133,41 @@ def stops_after(simulation: Simulation, record: Record, stop: Stop) -> bool:
     return may_save and simulation.parts.world.any(bool(stop.received))
 
 
+class Stopwatch:
+    """Measures how each rank spends a round.
+
+    Args:
+        simulation: the simulation of this rank, before training.
+
+    Attributes:
+        ranks: how each rank has spent the latest round; empty before it is over, and for a single rank.
+    """
+
+    def __init__(self, simulation: Simulation):
+        self._simulation, self.ranks = simulation, []
+        self._begun = self._ended = self._now()
+
+    def see(self, record: Record) -> None:
+        """Note the time where a record ends the steps of a round, and tell the other ranks where it ends the round."""
+        world, steps = self._simulation.parts.world, self._simulation.progress.steps
+        if isinstance(record, StepRecord) and record.step == steps:
+            self._ended = self._now()  # an evaluation may follow, and then the record of the round
+        if isinstance(record, RoundRecord) and not world.alone:
+            trained, told = (end - begin for begin, end in zip(self._begun, self._ended, strict=True))
+            self.ranks = world.tell(RankStatus(trained / steps, min(1.0, told / max(trained, 1e-9))))
+            self._begun = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        """Return the seconds that the rank has trained, and those in which it told others something meanwhile."""
+        return self._simulation.progress.seconds, self._simulation.parts.world.seconds
+
+
 def follow(simulation: Simulation, stop: Stop) -> bool:
     """Train as the first rank does in a `simsfl.cli.session.Session`, without output; return whether it is finished."""
     stop.patient = True
-    nowhere = Path()  # the first rank knows where
+    nowhere, stopwatch = Path(), Stopwatch(simulation)  # the first rank knows where
     for record in simulation.train():
+        stopwatch.see(record)
         if is_checkpoint_due(simulation, record):
             simulation.save(nowhere)
         if stops_after(simulation, record, stop):

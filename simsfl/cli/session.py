@@ -14,7 +14,7 @@ from dataclasses import asdict
 import torch
 
 from simsfl.algorithm.observer import Observer
-from simsfl.cli.ranks import is_checkpoint_due, stops_after
+from simsfl.cli.ranks import Stopwatch, is_checkpoint_due, stops_after
 from simsfl.cost.model import client_flops
 from simsfl.evaluation.encoding import Item
 from simsfl.rounds.filling import filled
@@ -79,6 +79,7 @@ class Session:
         self.view: LiveView | PlainView | None = None
         self.result: Summary | None = None
         self.shown = 0.0
+        self._stopwatch = Stopwatch(simulation)
 
     def go(self, *, live: bool, profile: int | None = None) -> bool:
         """Train to the end, or until the user stops the run, and write everything into the directory.
@@ -189,6 +190,7 @@ class Session:
             participation=torch.bincount(simulation.state.clients.participation).tolist(),
             queue_filled=filled(simulation.parts, progress),
             devices=simulation.wire.devices(),
+            ranks=self._stopwatch.ranks,
         )
 
     @contextmanager
@@ -252,6 +254,7 @@ class Session:
         """Write a record, and a checkpoint if one is due."""
         self.log.write(record)
         self.history.feed(to_dict(record))
+        self._stopwatch.see(record)
         if is_checkpoint_due(self.simulation, record):
             self.save()
 

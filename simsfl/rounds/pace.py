@@ -18,6 +18,9 @@ _RECENT = 50
 _FLUSH_SECONDS = 0.5
 """Seconds that losses may stay on a GPU before they are read, which makes the host wait."""
 
+_TOGETHER = 10
+"""Steps after which several ranks read their losses."""
+
 
 class Pace:
     """Reads the losses of finished steps, after each step on a CPU and now and then on a GPU, and times the steps.
@@ -25,13 +28,14 @@ class Pace:
     Args:
         device: device that steps are computed on.
         clock: the clock of the simulation, whose events are read with the losses.
+        alone: whether this is the only rank; several read their losses after the same steps.
 
     Attributes:
         flush_seconds: seconds that losses may stay on a GPU before they are read; 0 to time single steps.
     """
 
-    def __init__(self, device: torch.device, clock: PhaseClock):
-        self._waits, self._clock = device.type != "cpu", clock
+    def __init__(self, device: torch.device, clock: PhaseClock, *, alone: bool = True):
+        self._waits, self._clock, self._alone = device.type != "cpu", clock, alone
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self.flush_seconds = _FLUSH_SECONDS
 
@@ -57,6 +61,8 @@ class Pace:
             NonFiniteLossError: the loss of a step was not finite.
         """
         due = time.perf_counter() - self._begun > self.flush_seconds
+        if not self._alone:
+            due = progress.step_index % _TOGETHER == 0
         if self._waits and not due and not progress.round_is_over:
             return
         records = list(progress.records(self._read, config))

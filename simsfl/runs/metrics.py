@@ -197,6 +197,16 @@ ENDINGS = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True)
+class RankStatus:
+    """How a rank has spent the latest round (`simsfl.system.world`)."""
+
+    step_seconds: Amount
+    """Seconds per step."""
+    waiting: Annotated[float, Range(0, 1)]
+    """Share of these that it has spent on what ranks tell each other, waiting for others included."""
+
+
+@dataclass(frozen=True)
 class Status:
     """The content of ``live.json``: how far a run has come, and everything timed, which the records leave out."""
 
@@ -231,6 +241,8 @@ class Status:
     the objective has no queue, and in files of versions that did not measure it."""
     devices: list[DeviceStatus] = field(default_factory=list)
     """Status of each real device that takes part (hw_profile/)."""
+    ranks: list[RankStatus] = field(default_factory=list)
+    """Status of each rank in the latest round, where there are several; empty before the first round is over."""
 
     @classmethod
     def load(cls, path: Path) -> Status | None:

@@ -241,7 +241,7 @@ def build(
         callbacks=assembly.callbacks(config),
         aggregation=aggregation,
         hyper=hyper,
-        train_step=_train_step(config, hyper),
+        train_step=_train_step(config, hyper, world),
         version=_version(config.engine),
         cost=client_cost(
             model,
@@ -359,13 +359,16 @@ def _network(config: RunConfig, start: Weights | None) -> SplitModel:
     return model
 
 
-def _train_step(config: RunConfig, hyper: Hyperparameters) -> Callable[..., Outcome]:
+def _train_step(config: RunConfig, hyper: Hyperparameters, world: World) -> Callable[..., Outcome]:
     """Return the step of the config's method and engine; on CUDA, that of the fused engine is recorded and replayed."""
     method = METHODS[config.method]
     if config.engine == "loop":
         return method.looped.load()
     step = method.stacked.load()
     if not _version(config.engine) or torch.device(config.device).type != "cuda":
+        return step
+    if not world.alone:
+        log.warning("steps are not replayed as a CUDA graph on several ranks")
         return step
     for part in (hyper.objective, hyper.optimiser, *hyper.defence.defences):
         if not part.replayable:

@@ -237,6 +237,13 @@ def _figures(history: History, status: Status) -> Table:
         f"per client  {bytes_text(up or 0)} up  {bytes_text(down or 0)} down{_saving(history)}",
         f"training {time_text(status.seconds)}",
     )
+    if status.ranks:
+        slowest = max(rank.step_seconds for rank in status.ranks)
+        waiting = [100 * rank.waiting for rank in status.ranks]
+        table.add_row(
+            f"{len(status.ranks)} ranks  {1000 * slowest:,.0f} ms a step",
+            f"{min(waiting):.0f} to {max(waiting):.0f} % of it in exchange",
+        )
     return table
 
 
