@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from simsfl.algorithm.absence import Absences, Reliability
+from simsfl.algorithm.wire import NOBODY
 from simsfl.config.notation import Unequal
 from simsfl.data.partition import Partition
 from simsfl.data.views import UNIFORMS, Recipe
@@ -65,7 +66,7 @@ class RoundPlan:
 
     def here(self, positions: Iterable[int]) -> frozenset[int]:
         """Return which of some positions in the cohort are this rank's, counted from its first one."""
-        return frozenset(position - self.mine.start for position in positions if position in self.mine)
+        return frozenset(position - self.mine.start for position in positions if position in self.mine) or NOBODY
 
     def on_device(self) -> list[Tensor]:
         """Return all tensors of the plan that are on the device."""

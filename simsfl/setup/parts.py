@@ -359,7 +359,7 @@ def _network(config: RunConfig, start: Weights | None) -> SplitModel:
     return model
 
 
-def _train_step(config: RunConfig, hyper: Hyperparameters, world: World) -> Callable[..., Outcome]:
+def _train_step(config: RunConfig, hyper: Hyperparameters, world: World = ALONE) -> Callable[..., Outcome]:
     """Return the step of the config's method and engine; on CUDA, that of the fused engine is recorded and replayed."""
     method = METHODS[config.method]
     if config.engine == "loop":

@@ -337,12 +337,18 @@ class Plain(extend.Optimiser):
     def size(self, parameters):
         return 0
 
+    def step_(self, model, weights, gradient, memory, lr):
+        weights -= lr * gradient
+
 
 @extend.optimizer("decaying", settings=("weight_decay",), exact=True)
 @dataclass(frozen=True)
 class Decaying(extend.Optimiser):
     def size(self, parameters):
         return 0
+
+    def step_(self, model, weights, gradient, memory, lr):
+        weights -= lr * gradient
 
 
 @extend.sampler("choosy", absences=True)
@@ -368,6 +374,9 @@ class Mine(extend.Partitioner):
 @extend.partition("owned")
 class Owned(extend.Partitioner):
     fixed = True
+
+    def deal(self, labels, weights, rng):
+        return extend.Partition.of([])
 
 
 @extend.callback("loud")
