@@ -6,6 +6,7 @@ import re
 import pytest
 
 from docs.generate import ROOT
+from simsfl import RunConfig, Simulation
 from simsfl.cli.bench import program as bench
 from tests.conftest import TINY, flags
 
@@ -45,7 +46,25 @@ def test_scale(monkeypatch, tmp_path, capsys):
     assert "start [s]" in table
 
 
+@pytest.mark.slow
+def test_ranks(npz, tmp_path, capsys):
+    report = tmp_path / "bench.json"
+    argv = [*flags(dataset=npz, json=report, **SMALL | {"cohort": 4, "syncs_per_round": 1}), "--steps", "3"]
+    assert bench.main([*argv, "--ranks", "1,2"]) == 0
+    ranks = json.loads(report.read_text())["ranks"]
+    assert list(ranks) == ["1", "2"]
+    assert ranks["1"]["told"]["q3"] == ranks["1"]["sent_bytes"] == 0
+    assert 0 < ranks["2"]["told"]["median"] < ranks["2"]["step"]["median"]
+    config = RunConfig(**TINY, dataset=str(npz))
+    gradient, keys = Simulation(config).model.server.size + 2, 2 * 2 * config.batch_size * config.key_dim
+    assert ranks["2"]["sent_bytes"] == 4 * (gradient + keys)  # of 2 clients, in both directions of the loss
+    assert "of it exchange [ms]" in capsys.readouterr().out
+
+
 WRONG = {
+    "ranks": (["--ranks", "1,x"], "ranks: 'x'"),
+    "no ranks": (["--ranks", "2", "--engines", "vmap"], "engines: has no effect with --ranks"),
+    "modes": (["--ranks", "2", "--start"], "ranks: cannot be given with --start; allowed: one of the two"),
     "engine": (["--engines", "fused,vampp"], "engines: 'vampp' is not known (did you mean vmap?)"),
     "no engine": (["--engines", "fused,"], "engines: '' is not known"),
     "precision": (["--engines", "fused+"], "engines: 'fused+' is not known"),

@@ -21,6 +21,7 @@ import torch  # noqa: E402
 _TORCH = time.perf_counter()
 
 from simsfl import RunConfig, Simulation  # noqa: E402
+from simsfl.cli.ranks import device_for, joined  # noqa: E402
 from simsfl.config import PRECISIONS, plugins  # noqa: E402
 from simsfl.config.catalogue import DATASETS  # noqa: E402
 from simsfl.cost.model import operations  # noqa: E402
@@ -32,6 +33,7 @@ from simsfl.setup.defaults import device_of, resolve  # noqa: E402
 from simsfl.setup.parts import load_images  # noqa: E402
 from simsfl.system.clock import PhaseClock  # noqa: E402
 from simsfl.system.memory import peak_memory_bytes, resident_bytes  # noqa: E402
+from simsfl.system.signals import Stop  # noqa: E402
 
 _SECONDS_OF_PRODUCTS = 1.0
 """Seconds spent on finding the peak rate of matrix products."""
@@ -177,6 +179,26 @@ def _take_part(simulation: Simulation) -> None:
             clients.storage.release()
 
 
+def _ranks(config: RunConfig, steps: int) -> None:
+    """Train on the ranks that this process is one of; print what `steps` steps took, after one that is not counted."""
+    with Stop() as stop, joined(stop) as world:
+        config = replace(config, rounds=10**6, device=device_for(config.device, world))
+        simulation = Simulation(config, _dataset_of(config), world=world)
+        device, step, measured = simulation.parts.device, _simulated_step(simulation), []
+        for _ in range(1 + steps):
+            _synchronise(device)
+            begin, told, sent = time.perf_counter(), world.seconds, world.bytes
+            step()
+            _synchronise(device)
+            measured.append((time.perf_counter() - begin, world.seconds - told, world.bytes - sent))
+        everyone = world.tell((measured[1:], peak_memory_bytes(device)))
+        if world.rank == 0:
+            slowest = [max(one) for one in zip(*[own for own, _ in everyone], strict=True)]
+            seconds, told, sent = zip(*slowest, strict=True)
+            peaks = [peak for _, peak in everyone]
+            _emit({"step_seconds": seconds, "told_seconds": told, "sent_bytes": sent, "peak_bytes": peaks})
+
+
 def _start(config: RunConfig) -> None:
     """Print the seconds that importing torch takes, then all else until the run can train, then the first step."""
     simulation = Simulation(config, _dataset_of(config))
@@ -213,9 +235,9 @@ def main(what: str, fields: str, *rest: str) -> None:
     """Do one of the measurements.
 
     Args:
-        what: "engine", "scale", "start" or "peaks".
+        what: "engine", "scale", "ranks", "start" or "peaks".
         fields: a `RunConfig` as JSON.
-        rest: the engine's name, or the number of steps of "scale".
+        rest: the engine's name, or the number of steps of "scale" or "ranks".
     """
     plugins.load_all()
     config = RunConfig.from_dict(json.loads(fields))
@@ -223,6 +245,8 @@ def main(what: str, fields: str, *rest: str) -> None:
         _engine(rest[0], config)
     elif what == "scale":
         _scale(config, int(rest[0]))
+    elif what == "ranks":
+        _ranks(config, int(rest[0]))
     elif what == "start":
         _start(config)
     else:

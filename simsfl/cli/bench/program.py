@@ -10,6 +10,7 @@ fp32, or in the precision that its name ends with: ``+tf32`` or ``+bf16``.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -72,10 +73,16 @@ _NO_MATTER = (
 _IDLE = {
     "scale": ("engines", "clients", "dataset", "data_dir", "batch_size", "partition"),
     "start": ("engines", "steps", "partition"),
+    "ranks": ("engines",),
 }
-"""Flags that have no effect with ``--scale`` or ``--start``."""
+"""Flags that have no effect with ``--scale``, ``--start`` or ``--ranks``."""
 
 _Json = dict[str, Any]
+
+
+def _counts(text: str) -> list[int]:
+    """Return the numbers of ranks in a text, where commas separate them."""
+    return list(dict.fromkeys(whole_number(part) for part in text.split(",")))
 
 
 def parser() -> Parser:
@@ -100,6 +107,12 @@ def parser() -> Parser:
         action="store_true",
         help=f"measure the time to the first step instead, with small images also that of {_MANY:,} clients",
     )
+    what.add_argument(
+        "--ranks",
+        type=_counts,
+        metavar="N,N",
+        help="measure step time, exchange and memory for these numbers of ranks instead; on a CPU each has one thread",
+    )
     what.add_argument("--steps", type=whole_number, help="number of timed steps (default: 10)")
     what.add_argument("--json", type=path, metavar="FILE", help="write the figures into this file too")
     add_config_flags(result, preset="paper", group=what, without=_NO_MATTER)
@@ -123,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             report["scale"] = _scale(fields, steps, arguments.scale)
         elif arguments.start:
             report["start"] = _start(fields)
+        elif arguments.ranks:
+            report["ranks"] = _ranks(fields, steps, arguments.ranks)
         else:
             report["engines"] = _engines(fields, names, steps)
             report["peaks"] = _one("peaks", fields)
@@ -137,8 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(arguments: Any, values: _Json) -> None:
     """Raise a ValueError for flags that cannot work, or that have no effect beside the others."""
-    if arguments.scale and arguments.start:
-        raise ValueError("start: cannot be given with --scale; allowed: one of the two")
+    modes = [mode for mode in _IDLE if getattr(arguments, mode)]
+    if len(modes) > 1:
+        raise ValueError(f"{modes[1]}: cannot be given with --{modes[0]}; allowed: one of the two")
     given = {name for name in ("engines", "steps") if getattr(arguments, name)} | set(values)
     for mode, idle in _IDLE.items():
         for name in idle:
@@ -218,6 +234,23 @@ def _scale(fields: _Json, steps: int, most: int) -> _Json:
     return results
 
 
+def _ranks(fields: _Json, steps: int, sizes: Sequence[int]) -> _Json:
+    """Return step time, time and bytes of exchange, and memory of the largest rank, by number of ranks.
+
+    Args:
+        fields: the config as a dict.
+        steps: number of timed steps.
+        sizes: numbers of ranks.
+    """
+    results = {}
+    for size in watched(sizes, "Measuring"):
+        with _Worker("ranks", fields, str(steps), ranks=size) as worker:
+            run = worker.answer()
+        times = {name: _summary(run[f"{name}_seconds"]) for name in ("step", "told")}
+        results[str(size)] = times | {"sent_bytes": median(run["sent_bytes"]), "peak_bytes": max(run["peak_bytes"])}
+    return results
+
+
 def _with_enough(fields: _Json) -> _Json:
     """Return a config, as a dict, with shapes instead of a data set that has fewer images than there are clients."""
     few = fields["dataset"] in _SMALL and fields["clients"] > DATASETS[fields["dataset"]].images
@@ -251,20 +284,23 @@ class _Worker:
         what: the measurement.
         fields: the config as a dict.
         rest: further arguments of the measurement.
+        ranks: number of ranks that the process starts to measure; None for the process alone.
     """
 
-    def __init__(self, what: str, fields: _Json, *rest: str):
-        command = [sys.executable, "-m", "simsfl.cli.bench.measure", what, json.dumps(fields), *rest]
+    def __init__(self, what: str, fields: _Json, *rest: str, ranks: int | None = None):
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+        command = [sys.executable, *start, "-m", "simsfl.cli.bench.measure", what, json.dumps(fields), *rest]
+        environment = os.environ | ({"OMP_NUM_THREADS": "1"} if ranks else {})
         self.errors = TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody empties would stop the process)
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
 
     def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
+        self.process.terminate()  # and thus the ranks that it has started
         with suppress(BrokenPipeError):
             self.process.communicate()
         self.errors.close()
@@ -324,6 +360,9 @@ def tables(report: _Json) -> Iterator[Table]:
         )
     if "scale" in report:
         yield _scale_table(report["scale"], f"{config['arch']}, state on {config['client_state']}; {where}")
+    if "ranks" in report:
+        what = f"{config['arch']}, {config['clients']:,} clients"
+        yield _ranks_table(report["ranks"], f"{what}; {machine['device']}, torch {machine['torch']}")
     if "start" in report:
         yield _start_table(report["start"], f"preset {config['preset']}; {where}")
 
@@ -385,6 +424,24 @@ def _scale_table(results: _Json, title: str) -> Table:
             f"{run['peak_bytes'] / 1e6:,.0f}",
             f"{(run['resident_bytes'] - run['data_bytes']) / 1e6:,.0f}",
             f"{run['bytes_per_client']:,.0f}",
+        )
+    return table
+
+
+def _ranks_table(results: _Json, title: str) -> Table:
+    """Return a table of step time, exchange and memory, with a row for each number of ranks."""
+    table = Table(title=title, caption="median (quartiles) of the slowest rank; sent by each, and most memory of one")
+    for column in ("ranks", "step [ms]", "of it exchange [ms]", "times as fast", "sent [MB]", "peak memory [MB]"):
+        table.add_column(column, justify="right")
+    first = next(iter(results.values()))["step"]["median"]
+    for size, run in results.items():
+        table.add_row(
+            size,
+            _spread(run["step"]),
+            _spread(run["told"]),
+            f"{first / run['step']['median']:.2f}",
+            f"{run['sent_bytes'] / 1e6:,.2f}",
+            f"{run['peak_bytes'] / 1e6:,.0f}",
         )
     return table
 
