@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DATASETS = ["datasets>=4"]
-SWEEP = ["optuna>=4"]
+SWEEP = ["optuna>=4", "submitit>=1.5"]
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
 TEST = [
     "pytest>=8",
@@ -47,7 +47,7 @@ setup(
     extras_require={
         "datasets": DATASETS,  # hf:NAME
         "device": DEVICE,  # devices that take part; INA219 and INA226
-        "sweep": SWEEP,  # simsfl sweep --search
+        "sweep": SWEEP,  # simsfl sweep --search, --launcher submitit
         "test": TEST,
         "dev": [*TEST, "pre-commit>=3"],
     },

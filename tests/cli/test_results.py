@@ -222,7 +222,7 @@ def test_bad_input(argv, message, checkout, monkeypatch, capsys):
 def test_a_budget_takes_the_cells_that_fit(checkout, finished, monkeypatch, capsys):
     monkeypatch.setattr(runs, "planned", lambda pairs, *_: [runner.Plan(*pairs[0], base(), 0, 100.0)])
     started = []
-    monkeypatch.setattr(runner, "run_all", lambda plans, *_, jobs: started.extend(plans))
+    monkeypatch.setattr(runner, "run_all", lambda plans, *_: started.extend(plans))
     run(checkout, "--add", finished("a", 40.0, seed=1, aggregation="median"))
     capsys.readouterr()
     names = ["mean-the-default", "by-images", "trimmed-mean", "median", "fedavgm"]

@@ -13,7 +13,7 @@ import pytest
 from simsfl import RunConfig
 from simsfl.cli import run as run_program
 from simsfl.cli.flags import asked_config
-from simsfl.cli.sweep import grid, runner
+from simsfl.cli.sweep import grid, launchers, runner
 from simsfl.cli.sweep.cells import Attack, Cell
 from simsfl.cli.sweep.grid import Identity, read_grid
 from simsfl.cli.sweep.outcomes import Outcomes
@@ -304,7 +304,7 @@ def test_a_run_is_ended_even_where_interrupts_are_ignored(tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         argv = ["run", *flags(out=tmp_path / "run", rounds=3, preset="laptop", **TINY)]
-        with (tmp_path / "log").open("w") as log, runner.running(argv, log) as process:
+        with (tmp_path / "log").open("w") as log, launchers.running(argv, log) as process:
             assert process.poll() is None
     finally:
         signal.signal(signal.SIGINT, before)

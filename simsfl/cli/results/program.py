@@ -149,6 +149,7 @@ def _run(pages: Pages, arguments: Any, seeds: list[int], console: Output) -> boo
     from simsfl.cli.results.records import RUNS  # noqa: PLC0415
     from simsfl.cli.results.runs import Runs, planned_within  # noqa: PLC0415
     from simsfl.cli.sweep import runner  # noqa: PLC0415
+    from simsfl.cli.sweep.launchers import Local  # noqa: PLC0415
 
     if arguments.run not in (_ALL, *pages.sections):
         raise unknown("run", arguments.run, [_ALL, *pages.sections])
@@ -161,7 +162,7 @@ def _run(pages: Pages, arguments: Any, seeds: list[int], console: Output) -> boo
     if not runner.may_go_on(runs, console, jobs=arguments.jobs, yes=arguments.yes):
         return False
     runs.out.mkdir(parents=True, exist_ok=True)
-    runner.run_all(runs.left, Outputs(runs.out), runs.write, jobs=arguments.jobs)
+    runner.run_all(runs.left, Outputs(runs.out), runs.write, Local(arguments.jobs))
     runs.write()
     for line in runs.problems():
         console.say(line)

@@ -12,7 +12,7 @@ from simsfl import RunConfig
 from simsfl.cli.cost.tables import outline_of
 from simsfl.cli.report.settings import setting
 from simsfl.cli.results.cells import config_of
-from simsfl.cli.sweep import runner
+from simsfl.cli.sweep import launchers, runner
 from simsfl.cli.sweep.cells import Attack, Cell
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import AttackRecord, RunRecord, Summary, read, to_json
@@ -307,6 +307,6 @@ def command_of(cell: Cell) -> str:
     out = str(RUNS / f"{cell.directory}-seed-0")
     lines = [["python", str(door("run")), *runner.flags_of(config_of(cell)), "--out", out]]
     if cell.attack:
-        how = [*runner.attack_flags(cell.attack), "--attack-epochs", str(cell.attack.epochs)]
+        how = [*launchers.attack_flags(cell.attack), "--attack-epochs", str(cell.attack.epochs)]
         lines.append(["python", str(door("attack")), out, *how])
     return " && ".join(map(pasted, lines))

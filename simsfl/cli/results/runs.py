@@ -12,9 +12,9 @@ import torch
 from simsfl.cli.cost.tables import outline_of
 from simsfl.cli.results.cells import base, config_of
 from simsfl.cli.results.records import Kept
-from simsfl.cli.sweep import runner
 from simsfl.cli.sweep.cells import Cell
 from simsfl.cli.sweep.grid import Plan, planned
+from simsfl.cli.sweep.launchers import threads_of
 from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.system.console import Output
 
@@ -54,7 +54,7 @@ def planned_within(
         if name not in missing and (left := kept.missing(cell, seeds)):
             missing[name] = kept.as_run(cell), left
     if jobs > 1:
-        torch.set_num_threads(runner.threads_of(jobs))  # so that steps are timed as they will be run
+        torch.set_num_threads(threads_of(jobs))  # so that steps are timed as they will be run
     if missing:
         console.say(f"a few steps of each of {len(missing)} cells are timed first, as far as they fit")
     plans, spent, count = [], 0.0, sum(len(left) for _, left in missing.values())

@@ -6,7 +6,10 @@ import argparse
 from collections.abc import Collection, Sequence
 
 from simsfl.config import RunConfig
-from simsfl.ui.arguments import path, value_of, whole_number
+from simsfl.ui.arguments import one_of, path, value_of, whole_number
+
+_LAUNCHERS = ("local", "submitit")
+"""Names of launchers (`simsfl.cli.sweep.launchers`)."""
 
 
 def add_sweep_flags(group: argparse._ArgumentGroup, where: str) -> None:
@@ -31,14 +34,36 @@ def add_sweep_flags(group: argparse._ArgumentGroup, where: str) -> None:
     group.add_argument(
         "--jobs",
         type=whole_number,
-        default=1,
         metavar="N",
-        help="runs side by side, which share the cores (default: 1)",
+        help="runs side by side, which share the cores (default: 1); or jobs of a cluster at a time (default: 100)",
+    )
+    group.add_argument("--devices", metavar="NAME,NAME", help="runs side by side, each on one of these: cuda:0,cuda:1")
+    group.add_argument(
+        "--launcher",
+        type=one_of(_LAUNCHERS),
+        default="local",
+        metavar="{" + ",".join(_LAUNCHERS) + "}",
+        help="where runs go: this machine, or jobs of a Slurm cluster (pip install simsfl[sweep]) (default: local)",
+    )
+    group.add_argument(
+        "--job",
+        type=_setting,
+        action="append",
+        metavar="NAME=VALUE",
+        help="setting of a cluster's job, such as slurm_partition=gpu, timeout_min=240 or gpus_per_node=1; repeatable",
     )
     group.add_argument("--yes", action="store_true", help="do not ask before more than 10 minutes of work")
     group.add_argument(
         "--out", type=path, metavar="DIR", help=f"directory of the results, new or to continue (default: {where})"
     )
+
+
+def _setting(text: str) -> tuple[str, int | str]:
+    """Return name and value of a setting ``NAME=VALUE``."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no setting; allowed: NAME=VALUE, such as timeout_min=240")
+    return name, int(value) if value.isdecimal() else value
 
 
 def check_budget(minutes: float | None) -> None:

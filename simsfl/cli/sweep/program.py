@@ -95,6 +95,7 @@ def _carry_out(arguments: Any, axes: dict[str, list[Any]], points: list[Point], 
     """
     from simsfl.cli.sweep import runner  # noqa: PLC0415  (imports torch: mistakes are reported first)
     from simsfl.cli.sweep.grid import Identity, read_grid  # noqa: PLC0415
+    from simsfl.cli.sweep.launchers import launcher_of  # noqa: PLC0415
     from simsfl.cli.sweep.results import RESULTS, Sweep  # noqa: PLC0415
 
     varying = [name for name, values in axes.items() if len(values) > 1]
@@ -103,9 +104,10 @@ def _carry_out(arguments: Any, axes: dict[str, list[Any]], points: list[Point], 
     fixed = {name: "several values" if name in varying else values[0] for name, values in axes.items()}
     preset = "several" if "preset" in varying else base.preset
     identity = Identity("sweep", preset, {n: v for n, v in fixed.items() if n != "preset"}, arguments.budget)
-    kept = read_grid(outputs, identity, RESULTS)
+    launcher, kept = launcher_of(arguments, out), read_grid(outputs, identity, RESULTS)
     cells = [(point.cell, seed) for seed in seeds for point in points]
-    plans = runner.plans_of(cells, kept, base, {}, arguments.budget, arguments.jobs, Output(stderr=arguments.dry_run))
+    beside = Output(stderr=arguments.dry_run)
+    plans = runner.plans_of(cells, kept, base, {}, arguments.budget, arguments.jobs or 1, beside)
     note = _note(axes | {"preset": [preset]}, arguments.budget)
     sweep = Sweep(points, plans, out, note, arguments.format)
     if arguments.dry_run:
@@ -113,7 +115,7 @@ def _carry_out(arguments: Any, axes: dict[str, list[Any]], points: list[Point], 
         return 0
     if all(plan.problem for plan in plans):
         raise ValueError(plans[0].problem)
-    if not runner.carried_out(sweep, RESULTS, identity, kept, arguments, console):
+    if not runner.carried_out(sweep, RESULTS, identity, kept, launcher, console, yes=arguments.yes):
         return 0
     sweep.write_figures()
     console.print(sweep.table())

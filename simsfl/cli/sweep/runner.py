@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,8 @@ import torch
 from rich.progress import TimeRemainingColumn
 
 from simsfl import RunConfig
-from simsfl.cli.sweep.cells import Attack
-from simsfl.cli.sweep.grid import ATTEMPT, GRID, Grid, Identity, Kept, Plan, planned
+from simsfl.cli.sweep.grid import GRID, Grid, Identity, Kept, Plan, planned
+from simsfl.cli.sweep.launchers import Launcher, attack_argv, threads_of
 from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.config import plugins
 from simsfl.config.presets import named
@@ -94,8 +91,10 @@ def carried_out(
     results: Sequence[str],
     identity: Identity,
     kept: dict[str, Kept],
-    arguments: Any,
+    launcher: Launcher,
     console: Output,
+    *,
+    yes: bool,
 ) -> bool:
     """Do the runs that are left, and write the results after each; return False if they are not wanted after all.
 
@@ -104,18 +103,19 @@ def carried_out(
         results: names of the files of results.
         identity: which grid the directory is of.
         kept: plans that the directory has kept, by name.
-        arguments: flags of the program, with `jobs` and `yes`.
+        launcher: starts them.
         console: where it is said how long the runs take.
+        yes: whether they are confirmed already.
 
     Raises:
         ValueError: one of the files is there, but is not simsfl's own.
     """
-    if not may_go_on(outcomes, console, jobs=arguments.jobs, yes=arguments.yes):
+    if not may_go_on(outcomes, console, jobs=launcher.places, yes=yes):
         return False
     outputs = Outputs(outcomes.out)
     outputs.check(*results)
     write_grid(outputs, identity, kept, outcomes.plans)
-    run_all(outcomes.left, outputs, outcomes.write, jobs=arguments.jobs)
+    run_all(outcomes.left, outputs, outcomes.write, launcher)
     return True
 
 
@@ -163,130 +163,55 @@ def write_grid(outputs: Outputs, identity: Identity, kept: dict[str, Kept], plan
     outputs.write_json(GRID, asdict(Grid(identity, kept | {plan.name: plan.kept() for plan in plans})))
 
 
-def run_all(plans: Sequence[Plan], outputs: Outputs, after_each: Callable[[], None], *, jobs: int = 1) -> None:
+def run_all(plans: Sequence[Plan], outputs: Outputs, after_each: Callable[[], None], launcher: Launcher) -> None:
     """Run plans, with a bar of their estimated time on stderr, or lines where that is no terminal.
 
-    A run whose expert has not ended is skipped.
+    A run whose expert has not ended is skipped. One that somebody else is carrying out is waited for.
 
     Args:
         plans: the runs; the expert of a run comes before it.
         outputs: the directory that holds the run directories.
         after_each: called after each run.
-        jobs: how many runs go side by side, at most.
+        launcher: starts them.
     """
-    waiting, active = list(enumerate(plans, start=1)), []
+    waiting, active, elsewhere = list(enumerate(plans, start=1)), [], set()
+    side_by_side = min(launcher.places, max(1, len(plans)))
     with bar(TimeRemainingColumn()) as progress, ExitStack() as stack:
-        task, before = progress.add_task("", total=sum(plan.seconds for plan in plans) / jobs), 0.0
+        task, before = progress.add_task("", total=sum(plan.seconds for plan in plans) / side_by_side), 0.0
         while waiting or active:
-            experts = {run.plan.name for run in active}
-            while waiting and len(active) < jobs and not _needs(waiting[0][1], experts):
-                number, plan = waiting.pop(0)
+            for number, plan in list(waiting):
+                others = {run.plan.name for run in active} | {other.name for _, other in waiting if other is not plan}
+                if len(active) == launcher.places or _needs(plan, others):
+                    continue
                 text = f"{number}/{len(plans)} {plan.cell.name}{', ' * bool(plan.cell.name)}seed {plan.seed}"
+                if not plan.expert_has_ended(outputs.path):
+                    waiting.remove((number, plan))
+                    continue
+                try:
+                    active.append(stack.enter_context(launcher.start(plan, text, outputs)))
+                except BlockingIOError:
+                    if number not in elsewhere:
+                        progress.console.say(f"{text}: somebody else is carrying it out")
+                    elsewhere.add(number)
+                    continue
+                waiting.remove((number, plan))
                 if progress.disable:  # no terminal shows the bar
                     progress.console.say(text)
-                if plan.expert_has_ended(outputs.path):
-                    active.append(stack.enter_context(_Running(plan, text, outputs, jobs)))
-                    experts.add(plan.name)
+            launcher.started()
             for run in [run for run in active if not run.goes_on()]:
                 active.remove(run)
                 before += run.plan.seconds
                 after_each()
             done = before + sum(min(run.plan.seconds, time.perf_counter() - run.begin) for run in active)
             description = active[0].text + (f" and {len(active) - 1} more" if len(active) > 1 else "") if active else ""
-            progress.update(task, completed=done / jobs, description=description)
-            if active:
+            progress.update(task, completed=done / side_by_side, description=description)
+            if active or waiting:
                 time.sleep(_POLL)
 
 
 def _needs(plan: Plan, names: set[str]) -> bool:
     """Return whether a run starts from an expert that is one of the runs `names`."""
     return plan.cell.expert is not None and replace(plan, cell=plan.cell.expert).name in names
-
-
-class _Running:
-    """A run whose processes are started one after another; a context at whose end the present one is ended.
-
-    Args:
-        plan: the run.
-        text: what the run is called.
-        outputs: the directory that holds the run directories.
-        jobs: how many runs share the cores of this machine.
-    """
-
-    def __init__(self, plan: Plan, text: str, outputs: Outputs, jobs: int):
-        self.plan, self.text, self.begin = plan, text, time.perf_counter()
-        self.environment = os.environ | ({"OMP_NUM_THREADS": str(threads_of(jobs))} if jobs > 1 else {})
-        self.stages, self.stack = stages(plan, outputs), ExitStack()
-        log = outputs.path / f"{plan.name}.log"
-        self.log = self.stack.enter_context(log.open("a", encoding="utf-8"))
-        self.process: subprocess.Popen | None = None
-
-    def __enter__(self) -> _Running:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stack.close()
-
-    def goes_on(self) -> bool:
-        """Start the next process if it is time to; return whether the run goes on."""
-        if self.process is None or self.process.poll() == 0:
-            argv = next(self.stages, None)
-            if argv is None:
-                self.stack.close()
-                return False
-            print(f"{ATTEMPT}{shlex.join(argv)}", file=self.log, flush=True)
-            self.process = self.stack.enter_context(running(argv, self.log, self.environment))
-            return True
-        if self.process.poll() is None:
-            return True
-        self.stack.close()
-        return False
-
-
-def threads_of(jobs: int) -> int:
-    """Return the threads of each of several runs that share the cores of this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
-
-
-def stages(plan: Plan, outputs: Outputs) -> Iterator[list[str]]:
-    """Yield the arguments of ``simsfl`` for what is left of a run: begin or resume its training, then attack it."""
-    out, config = outputs.path, f"{plan.name}.json"
-    run = out / plan.name
-    outputs.write_json(config, plan.config_in(out).to_dict())
-    if not (run / "summary.json").exists():
-        begun = (run / "config.json").exists()
-        where = ["--resume", str(run)] if begun else ["--config", str(out / config), "--out", str(run)]
-        yield ["run", *where, "--dashboard", "off"]
-    if plan.attack_epochs:
-        yield _attack_argv(plan, out)
-
-
-def _attack_argv(plan: Plan, out: Path) -> list[str]:
-    """Return the arguments of ``simsfl`` for the attack on a run."""
-    how = [*attack_flags(plan.cell.attack), "--attack-epochs", str(plan.attack_epochs)]
-    return ["attack", str(out / plan.name), *how, "--device", plan.config.device]
-
-
-def attack_flags(attack: Attack) -> list[str]:
-    """Return the flags of ``simsfl attack`` for decoder and share, as far as they are not the published ones."""
-    usual = Attack()
-    decoder = ["--decoder", attack.decoder] if attack.decoder != usual.decoder else []
-    return decoder + (["--attacker-data", str(attack.share)] if attack.share != usual.share else [])
-
-
-@contextmanager
-def running(argv: list[str], log: Any, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen]:
-    """Start ``simsfl`` with the given arguments in a process of its own, which writes to the log file `log`.
-
-    Interrupt the process at the end of the context, and wait for it.
-    """
-    words = [sys.executable, "-m", "simsfl", *argv]
-    process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=environment)
-    try:
-        yield process
-    finally:
-        process.terminate()  # not by SIGINT: a job in the background ignores that, and so do its processes
-        process.wait()
 
 
 def command_line(plan: Plan, out: Path) -> str:
@@ -298,7 +223,7 @@ def command_line(plan: Plan, out: Path) -> str:
     elif directory.config.exists():
         lines = [pasted([*command("run"), *plugins.flags(), "--resume", str(directory.path)])]
     if plan.attack_epochs:
-        lines.append(pasted([*command("attack"), *plugins.flags(), *_attack_argv(plan, out)[1:]]))
+        lines.append(pasted([*command("attack"), *plugins.flags(), *attack_argv(plan, out)[1:]]))
     return " && ".join(lines)
 
 

@@ -17,6 +17,7 @@ from simsfl.cli.report.settings import accuracy
 from simsfl.cli.sweep import runner
 from simsfl.cli.sweep.axes import Point, Range, check_effect, combined, point_of
 from simsfl.cli.sweep.grid import GRID, Grid, Identity, Plan, planned, read_grid
+from simsfl.cli.sweep.launchers import launcher_of
 from simsfl.cli.sweep.results import RESULTS, Sweep
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text
@@ -62,6 +63,7 @@ class Search:
         read_grid(self.outputs, self.identity, RESULTS)
         self.outputs.check(*RESULTS)
         self.console, self.plans, self.points = Output(), {}, {}
+        self.launcher = launcher_of(arguments, out)
 
     def go(self) -> int:
         """Do the trials that are left, and write and print the results; return the exit code."""
@@ -151,7 +153,7 @@ class Search:
         self.console.say(f"trial {number} of {self.arguments.search}: {plans[0].cell.name}")
         sweep = self._results(study)
         left = [plan for plan in plans if not sweep.is_finished(plan)]
-        runner.run_all(left, self.outputs, lambda: None, jobs=self.arguments.jobs)
+        runner.run_all(left, self.outputs, lambda: None, self.launcher)
         found = [accuracy(run) for run in sweep.runs_of(plans)]
         if len(found) < len(plans) or None in found:
             study.tell(trial, state=TrialState.PRUNED)
@@ -187,7 +189,7 @@ class Search:
             raise ValueError(plan.problem)
         count = (self.arguments.search - done) * len(self.seeds)
         seconds = min(
-            plan.seconds * count / min(self.arguments.jobs, len(self.seeds)), (self.arguments.budget or 1e9) * 60
+            plan.seconds * count / min(self.launcher.places, len(self.seeds)), (self.arguments.budget or 1e9) * 60
         )
         said = f"{done} of {count_text(self.arguments.search, 'trial')} done, {count_text(count, 'run')} to do"
         return runner.confirmed(said, seconds, self.out, self.console, yes=self.arguments.yes)

@@ -122,14 +122,15 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     """
     from simsfl.cli.sweep import runner  # noqa: PLC0415  (imports torch: mistakes are reported first)
     from simsfl.cli.sweep.grid import Identity, read_grid  # noqa: PLC0415
+    from simsfl.cli.sweep.launchers import launcher_of  # noqa: PLC0415
     from simsfl.cli.table.results import RESULTS, Results  # noqa: PLC0415
 
     out, console = arguments.out or Path("tables") / arguments.table, Output()
     fixed = {name: value for name, value in flags.items() if name != "options"} | flags.get("options", {})
     outputs, identity = Outputs(out), Identity(arguments.table, base.preset, fixed, arguments.budget)
-    kept = read_grid(outputs, identity, RESULTS)
+    launcher, kept = launcher_of(arguments, out), read_grid(outputs, identity, RESULTS)
     plans = runner.plans_of(
-        cells, kept, base, flags, arguments.budget, arguments.jobs, Output(stderr=arguments.dry_run)
+        cells, kept, base, flags, arguments.budget, arguments.jobs or 1, Output(stderr=arguments.dry_run)
     )
     results = Results(TABLES[arguments.table](), plans, out, arguments.budget, fixed)
     if arguments.dry_run:
@@ -137,7 +138,7 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
         return 0
     if "dataset" in flags and all(plan.problem for plan in plans):  # the user's mistake, in every cell
         raise ValueError(plans[0].problem)
-    if not runner.carried_out(results, RESULTS, identity, kept, arguments, console):
+    if not runner.carried_out(results, RESULTS, identity, kept, launcher, console, yes=arguments.yes):
         return 0
     results.write()
     console.print(results.table())
