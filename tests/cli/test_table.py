@@ -237,6 +237,14 @@ def test_a_forecast_names_experts_under_the_row_of_their_cell():
     assert published == ["", "-", "81.14", "-", "80.78", "-", "79.96", ""]
 
 
+def test_the_figure_has_room_for_all_flags(tmp_path):
+    cells = TABLES["3"]().cells[:1]
+    many = {f"setting_{number}": "/a/path/that/is/long/" * 3 for number in range(20)}
+    plans = [grid.Plan(cell, 0, RunConfig(), 1000, 60.0, steps=10) for cell in cells]
+    Results(TABLES["3"](), plans, tmp_path, None, many).write()  # a warning, and so an error, where it has none
+    assert (tmp_path / "table.png").exists()
+
+
 def test_a_schedule_that_fits():
     cell = Cell("row", "column", {})
     config = RunConfig(preset="laptop", rounds=100, linear_probe=True, knn_bank=1000, knn_test=100)

@@ -150,7 +150,9 @@ class Results(Outcomes):
     def _figure(self) -> plt.Figure:
         """Draw the published figures and those found here, cell by cell."""
         cells = list(self._cells())
-        figure, axes = plt.subplots(figsize=(8, 1.7 + 0.28 * len(cells)), layout="constrained")
+        title = f"{literal(self.title)}\n{literal(self.note(), _NOTE)}"
+        height = 1.5 + 0.28 * len(cells) + 0.15 * len(title.splitlines())
+        figure, axes = plt.subplots(figsize=(8, height), layout="constrained")
         for position, plans in enumerate(cells):
             if plans[0].cell.published is not None:
                 at = plans[0].cell.published
@@ -164,7 +166,7 @@ class Results(Outcomes):
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.set_xlabel("accuracy [%]")
         axes.grid(alpha=0.3)
-        figure.suptitle(f"{literal(self.title)}\n{literal(self.note(), _NOTE)}", fontsize=8)
+        figure.suptitle(title, fontsize=8)
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         if handles:
             figure.legend(handles.values(), handles.keys(), fontsize=7, loc="outside lower center")
