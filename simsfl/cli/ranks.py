@@ -22,7 +22,7 @@ from simsfl.runs.records import lasting, sources
 from simsfl.simulation import Simulation
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
-from simsfl.system.world import ALONE, RankLostError, World
+from simsfl.system.world import ALONE, AgreedError, RankLostError, World
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the environment by which ranks find each other."""
@@ -36,7 +36,8 @@ _GRACE_SECONDS = 30.0
 def joined(stop: Stop) -> Iterator[World]:
     """Return a context with the ranks that ``torchrun`` has started, or that of a single process without it.
 
-    Only the first rank writes to stdout and stderr inside.
+    Only the first rank writes to stdout and stderr inside. Where all goes well, ranks have to leave it together
+    (`World.any`): gloo ends a process whose peers close their connections before it does.
 
     Args:
         stop: entered already; a signal that comes twice within a short time counts once inside.
@@ -73,7 +74,7 @@ def joined(stop: Stop) -> Iterator[World]:
             if error.first:
                 print_error(f"ranks: {error}; --resume goes on from the last checkpoint, on any number of ranks")
             raise SystemExit(1) from error
-        except (ValueError, OSError) as error:
+        except AgreedError as error:
             if rank:  # the first rank says what is wrong
                 raise SystemExit(2) from error
             raise
@@ -95,7 +96,7 @@ def device_for(name: str, world: World) -> str:
 
 
 def check_same(simulation: Simulation) -> None:
-    """Raise a ValueError, on all ranks, if what they are about to train differs."""
+    """Raise an AgreedError if what the ranks are about to train differs."""
     world, config = simulation.parts.world, simulation.config
     plugins, _ = sources(config)
     mine = {
@@ -110,7 +111,7 @@ def check_same(simulation: Simulation) -> None:
     for rank, other in enumerate(everyone):
         for name in [*first, *other]:
             if first.get(name) != other.get(name):
-                raise ValueError(
+                raise AgreedError(
                     f"ranks: rank {rank} has {name} {other.get(name)!r}, and rank 0 {first.get(name)!r}; allowed: the "
                     "same on all ranks"
                 )
@@ -174,3 +175,16 @@ def follow(simulation: Simulation, stop: Stop) -> bool:
             simulation.save(nowhere)
             return False
     return True
+
+
+def leave(code: int, world: World) -> int:
+    """End one of several ranks with an exit code at once; return it where there is a single one.
+
+    Otherwise PyTorch 2.14 ends a process now and then with SIGABRT while it exits ("terminate called without an active
+    exception"), after gloo was used, and ``torchrun`` then takes the run for a failed one.
+    """
+    if world.alone:
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

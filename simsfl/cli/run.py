@@ -9,7 +9,7 @@ from simsfl.cli.flags import add_config_flags
 from simsfl.config.presets import coffee
 from simsfl.system.programs import called
 from simsfl.system.signals import Stop
-from simsfl.system.streams import print_error
+from simsfl.system.streams import ended, print_error
 from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, value_of, whole_number
 
 
@@ -78,9 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _on_ranks(argv: Sequence[str] | None, stop: Stop) -> int:
     """Run the program on one of several ranks; see `main`."""
     from simsfl.cli.launch import launch  # noqa: PLC0415
-    from simsfl.cli.ranks import joined  # noqa: PLC0415
+    from simsfl.cli.ranks import joined, leave  # noqa: PLC0415
 
     with joined(stop) as world:
         with world.agreeing():
             arguments = parser().parse(argv)
-        return launch(arguments, stop, world=world)
+        code = launch(arguments, stop, world=world)
+        if code != 1:  # an error of this rank alone, which the others notice when it has ended
+            world.any(False)  # so that all leave together
+    return leave(ended(code), world)

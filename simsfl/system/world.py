@@ -32,6 +32,10 @@ class RankLostError(Exception):
         self.first = first
 
 
+class AgreedError(ValueError):
+    """The error that all ranks raise together, and the first of them says."""
+
+
 class World:
     """The ranks of a run, as one of them sees them.
 
@@ -154,20 +158,20 @@ class World:
         """Return a context at whose end all ranks go on, or none: a user's mistake on one is an error on all of them.
 
         Raises:
-            ValueError: or OSError, as this rank raised it; or a ValueError with the first rank's that raised one.
+            AgreedError: a rank has raised a ValueError or an OSError; the message is that of the first that did.
+            ValueError: or OSError, as it was raised, where this is the only rank.
         """
         problem: ValueError | OSError | None = None
         try:
             yield
         except (ValueError, OSError) as error:
             problem = error
-        others = self.tell(problem and str(problem)) if self.any(problem is not None) else []
-        if problem and (self.rank or self.alone):
+        if problem and self.alone:
             raise problem
+        others = self.tell(problem and str(problem)) if self.any(problem is not None) else []
         for rank, text in enumerate(others):
             if text is not None:
-                alike = all(other == text for other in others)
-                raise ValueError(text if alike or rank == 0 else f"rank {rank}: {text}") from problem
+                raise AgreedError(text if rank == 0 else f"rank {rank}: {text}") from problem
 
     def _told(self, size: int, collective: Callable[[], object]) -> None:
         """Call a collective operation, and count its time and bytes.

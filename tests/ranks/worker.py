@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from simsfl import Simulation
-from simsfl.cli.ranks import joined
+from simsfl.cli.ranks import joined, leave
 from simsfl.runs.metrics import NOTHING
 from simsfl.system.signals import Stop
 from simsfl.system.tensor_file import Rows
@@ -75,11 +75,14 @@ def main(what, where, *cases):
             simulation.save(where, NOTHING)
         if what != "agree":
             tensors = whole(simulation)
+        world.any(False)  # so that all leave together
         if world.rank == 0:
             if what == "agree":
                 Path(where).write_text(json.dumps(found))
             else:
                 torch.save(tensors, f"{where}.{what}.pt")
+
+    leave(0, world)
 
 
 if __name__ == "__main__":

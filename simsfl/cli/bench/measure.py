@@ -21,7 +21,7 @@ import torch  # noqa: E402
 _TORCH = time.perf_counter()
 
 from simsfl import RunConfig, Simulation  # noqa: E402
-from simsfl.cli.ranks import device_for, joined  # noqa: E402
+from simsfl.cli.ranks import device_for, joined, leave  # noqa: E402
 from simsfl.config import PRECISIONS, plugins  # noqa: E402
 from simsfl.config.catalogue import DATASETS  # noqa: E402
 from simsfl.cost.model import operations  # noqa: E402
@@ -197,6 +197,8 @@ def _ranks(config: RunConfig, steps: int) -> None:
             seconds, told, sent = zip(*slowest, strict=True)
             peaks = [peak for _, peak in everyone]
             _emit({"step_seconds": seconds, "told_seconds": told, "sent_bytes": sent, "peak_bytes": peaks})
+        world.any(False)  # so that all leave together
+    leave(0, world)
 
 
 def _start(config: RunConfig) -> None:
