@@ -44,8 +44,8 @@ def joined(stop: Stop) -> Iterator[World]:
 
     Raises:
         ValueError: the environment is that of some launcher, but not whole.
-        SystemExit: on the other ranks instead of an error that the first rank raises; or because a rank has ended,
-            which one of those that are left has said on stderr.
+
+    An error that ranks agree on, or that one of them has ended, is said by one on stderr, and ends all others here.
     """
     given = [name for name in _NEEDED if name in os.environ]
     if "RANK" not in given:
@@ -66,18 +66,19 @@ def joined(stop: Stop) -> Iterator[World]:
         if rank:
             sys.stdout = sys.stderr = nowhere
             logging.getLogger().setLevel(logging.CRITICAL)
+        world = World(rank, size, store)
         try:
-            yield World(rank, size, store)
+            yield world
             dist.destroy_process_group()
         except RankLostError as error:
             sys.stdout, sys.stderr = streams
             if error.first:
                 print_error(f"ranks: {error}; --resume goes on from the last checkpoint, on any number of ranks")
-            raise SystemExit(1) from error
+            leave(1, world)
         except AgreedError as error:
-            if rank:  # the first rank says what is wrong
-                raise SystemExit(2) from error
-            raise
+            if not rank:
+                print_error(str(error))
+            leave(2, world)
         finally:
             sys.stdout, sys.stderr = streams
 
