@@ -207,7 +207,7 @@ class State:
 
     @property
     def remembered(self) -> Tensor:
-        """Return what the defences remember of the cohort's clients, ``[C, A]``; A may be 0."""
+        """Return what the defences remember of the cohort's clients, ``[C', A]``; A may be 0."""
         return self.defence.cohort if self.defence else self.cohort.online.new_empty(len(self.cohort.online), 0)
 
     @property
@@ -234,12 +234,11 @@ class State:
         """
         clients, world = self.clients, self.world
         held = self if sent else replace(self, sent=None)
-        counts = [len(part) for part in world.parts(len(self.cohort.ids))]
         rows = {_Spread.PARTICIPANTS: clients.participants(), _Spread.CLIENTS: torch.arange(clients.count)}
 
         def whole(tensor: Tensor, spread: _Spread) -> Tensor | Rows:
             if spread is _Spread.COHORT:
-                return world.gather(tensor, counts)
+                return of_cohort(self, tensor)
             if spread is _Spread.SAME or (spread is _Spread.CLIENTS and world.alone):
                 return tensor
             return Rows(tensor, rows[spread].to(tensor.device), clients.storage.release, world, clients.count)

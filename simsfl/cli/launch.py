@@ -187,13 +187,14 @@ def begun(simulation: Simulation, out: Path | None, *, overwrite: bool) -> RunDi
         OSError: it cannot be written.
     """
     new, world = out is None or not out.exists(), simulation.parts.world
-    directory = RunDirectory(out or "runs")
+    directory = RunDirectory(out or "runs")  # which of several ranks the first alone has to know
     with world.agreeing():
         if world.rank == 0:
             if out is None:
                 stamp = time.strftime("%Y%m%d-%H%M%S")
                 directory = RunDirectory.claim(Path("runs") / f"{stamp}-{simulation.config.preset}")
-            directory.check_free(overwrite=overwrite)
+            else:
+                directory.check_free(overwrite=overwrite)
             directory.clear()
     try:
         simulation.save(directory.path)

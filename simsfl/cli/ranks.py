@@ -36,16 +36,14 @@ _GRACE_SECONDS = 30.0
 def joined(stop: Stop) -> Iterator[World]:
     """Return a context with the ranks that ``torchrun`` has started, or that of a single process without it.
 
-    Only the first rank writes to stdout and stderr inside. Where all goes well, ranks have to leave it together
-    (`World.any`): gloo ends a process whose peers close their connections before it does.
+    Only the first rank writes to stdout and stderr inside. An error that ranks agree on, or that one of them has ended,
+    is said by one on stderr, and ends all of them here. After the context, they end by `leave`.
 
     Args:
         stop: entered already; a signal that comes twice within a short time counts once inside.
 
     Raises:
         ValueError: the environment is that of some launcher, but not whole.
-
-    An error that ranks agree on, or that one of them has ended, is said by one on stderr, and ends all others here.
     """
     given = [name for name in _NEEDED if name in os.environ]
     if "RANK" not in given:

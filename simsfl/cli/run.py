@@ -77,13 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _on_ranks(argv: Sequence[str] | None, stop: Stop) -> int:
     """Run the program on one of several ranks; see `main`."""
-    from simsfl.cli.launch import launch  # noqa: PLC0415
-    from simsfl.cli.ranks import joined, leave  # noqa: PLC0415
+    from simsfl.cli.launch import launch  # noqa: PLC0415  (imports torch, which a run on one rank needs later)
+    from simsfl.cli.ranks import joined, leave  # noqa: PLC0415  (the same)
 
     with joined(stop) as world:
         with world.agreeing():
             arguments = parser().parse(argv)
         code = launch(arguments, stop, world=world)
-        if code != 1:  # an error of this rank alone, which the others notice when it has ended
-            world.any(False)  # so that all leave together
     return leave(ended(code), world)

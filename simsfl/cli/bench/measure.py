@@ -197,7 +197,6 @@ def _ranks(config: RunConfig, steps: int) -> None:
             seconds, told, sent = zip(*slowest, strict=True)
             peaks = [peak for _, peak in everyone]
             _emit({"step_seconds": seconds, "told_seconds": told, "sent_bytes": sent, "peak_bytes": peaks})
-        world.any(False)  # so that all leave together
     leave(0, world)
 
 

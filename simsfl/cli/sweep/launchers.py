@@ -39,7 +39,7 @@ class Started(Protocol):
     plan: Plan
     """The run."""
     text: str
-    """What it is called."""
+    """Name of the run that is shown while it goes on."""
     begin: float
     """When it was started, by ``time.perf_counter``."""
 
