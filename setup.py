@@ -31,7 +31,7 @@ setup(
         "simsfl.hw_profile",
         *(f"simsfl.hw_profile.{name}" for name in find_packages("hw_profile")),
     ],
-    package_data={"simsfl.setup": ["experts/*"]},
+    package_data={"simsfl.setup": ["experts/*"], "simsfl.cli.report": ["template/*"]},
     package_dir={"simsfl.kernels": "kernels", "simsfl.hw_profile": "hw_profile"},
     entry_points={"console_scripts": ["simsfl = simsfl.cli.main:main"]},
     install_requires=[
@@ -41,6 +41,8 @@ setup(
         "rich>=13.9",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
+        "plotly>=6.1",  # charts of report.html
+        "jinja2>=3.1",  # pages for a browser
         "scipy>=1.11",  # torchvision reads SVHN with it
         "torchmetrics>=1.5",  # SSIM, PSNR, total variation
     ],

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from simsfl.cli.flags import add_plugin_flag
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import ENDINGS, History, Status, read_records
+from simsfl.runs.metrics import ENDINGS, History, Status
+from simsfl.runs.tail import Tail
 from simsfl.system.console import Output
 from simsfl.system.messages import visible
 from simsfl.system.outputs import Outputs
@@ -20,8 +21,8 @@ _STALE_SECONDS = 120
 """Seconds without news after which a run has probably been killed."""
 
 
-class _Tail:
-    """Follows the files of a run directory.
+class _Watched:
+    """The run that is watched.
 
     Args:
         directory: the run directory.
@@ -29,27 +30,23 @@ class _Tail:
     """
 
     def __init__(self, directory: RunDirectory, history: History):
-        self.directory, self.history, self.offset = directory, history, 0
+        self.live, self.history, self.tail = directory.live, history, Tail(directory.metrics)
 
     def read(self) -> Status | None:
         """Add new records to the history; return the latest status, or None before there is one."""
-        path = self.directory.metrics
-        if path.exists():
-            if path.stat().st_size < self.offset:  # cut back when the run was resumed
-                self.history.clear()
-                self.offset = 0
-            for record, offset in read_records(path, self.offset):
-                self.history.feed(record)
-                self.offset = offset
-        return Status.load(self.directory.live)
+        if self.tail.cut_back():
+            self.history.clear()
+        for record in self.tail.records():
+            self.history.feed(record)
+        return Status.load(self.live)
 
 
-def _follow(tail: _Tail, view: LiveView | PlainView, console: Output) -> Status | None:
+def _follow(watched: _Watched, view: LiveView | PlainView, console: Output) -> Status | None:
     """Show a run until it ends, is silent for too long, or nobody reads it any more; return its latest status."""
     started = time.time()
     with view:
         while True:
-            status = tail.read()
+            status = watched.read()
             view.show(status)
             silent = time.time() - (status.updated if status else started)
             if console.lost or (status and status.activity in ENDINGS) or silent > _STALE_SECONDS:
@@ -78,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return fail(error)
     history = History()
-    tail = _Tail(directory, history)
+    watched = _Watched(directory, history)
     try:
-        status = tail.read()
+        status = watched.read()
         if not status and not arguments.once and not out:
             console.say("no program is training this run, or it has just begun: there is no live.json yet")
         if out:
@@ -94,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.once or (status and status.activity in ENDINGS and not console.live):
             console.print(render(config, history, status))
         else:
-            status = _follow(tail, (LiveView if console.live else PlainView)(config, history, console), console)
+            status = _follow(watched, (LiveView if console.live else PlainView)(config, history, console), console)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:

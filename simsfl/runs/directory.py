@@ -73,6 +73,7 @@ class RunDirectory:
         self.trace = self.path / "trace.json"
         self.devices = self.path / "devices.log"
         self.report = self.path / "report.md"
+        self.page = self.path / "report.html"
         self.figures = self.path / "figures"
         self.attacks = self.path / "attacks"
 
@@ -84,7 +85,7 @@ class RunDirectory:
     @property
     def _made_of_runs(self) -> list[str]:
         """Return the names of what programs write about runs, which is listed as well."""
-        return [path.name for path in (self.report, self.figures, self.attacks)]
+        return [path.name for path in (self.report, self.page, self.figures, self.attacks)]
 
     @property
     def _growing(self) -> list[Path]:

@@ -12,9 +12,9 @@ from markdown_it import MarkdownIt  # which rich needs
 
 from simsfl import Simulation
 from simsfl.cli import run
-from simsfl.cli.report import figures
+from simsfl.cli.report import cells, figures
 from simsfl.cli.report import program as report
-from simsfl.cli.report.runs import Run, read_run
+from simsfl.cli.report.runs import Run, read_run, unique_names
 from simsfl.cli.report.settings import grouped, summary_table
 from simsfl.config import RunConfig
 from simsfl.data import make_dataset
@@ -121,7 +121,7 @@ def test_names_have_what_users_set_alone():
 
 
 def test_unique_names():
-    names = report._unique_names(list(map(Path, ("/a/run", "/b/run", "/c/run-1", "/a/u\u0308", "/b/\u00fc", "/d/run"))))
+    names = unique_names(list(map(Path, ("/a/run", "/b/run", "/c/run-1", "/a/u\u0308", "/b/\u00fc", "/d/run"))))
     assert names == ["run-2", "run-3", "run-1", "\u00fc-1", "\u00fc-2", "run-4"]
 
 
@@ -214,12 +214,12 @@ def test_absences_are_counted_in_the_summary_and_in_the_report(trained, npz, tmp
     assert counts["rounds_missed"] == sum(len(one.missing) for one in plans)
     assert counts["rounds_slow"] == sum(len(one.slow) for one in plans) > 0
     assert counts["steps_missed"] == sum(len(one.in_step(s)) for one in plans for s in range(5))
-    cells = report._cells(read_run(out, "away"), [])
-    assert cells["absent clients"] == (
+    column = cells._cells(read_run(out, "away"), [])
+    assert column["absent clients"] == (
         f"missed {count_text(counts['rounds_missed'], 'round')}, slow in {counts['rounds_slow']}; "
         f"{counts['steps_missed']} of 30 client steps missed"
     )
-    assert "absent clients" not in report._cells(read_run(trained, "all come"), [])
+    assert "absent clients" not in cells._cells(read_run(trained, "all come"), [])
     older = {name: value for name, value in summary.items() if name not in ("absences", "sha256")}
     (out / "summary.json").write_text(json.dumps(older))  # as an earlier version wrote it
-    assert "absent clients" not in report._cells(read_run(out, "not counted"), [])
+    assert "absent clients" not in cells._cells(read_run(out, "not counted"), [])

@@ -17,14 +17,15 @@ from simsfl import Simulation
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.plan import Group, plan_round
 from simsfl.attacks import SIMILARITIES
+from simsfl.cli.report import curves
+from simsfl.cli.report.curves import ROUNDS, SENT, STEPS, Curve
 from simsfl.cli.report.privacy import privacy
 from simsfl.cli.report.runs import Run
-from simsfl.cli.report.settings import grouped
+from simsfl.cli.report.settings import counted, grouped
 from simsfl.data.views import Recipe
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
 from simsfl.rounds.saving import ImagesError
-from simsfl.system.messages import count_text
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.system.randomness import Purpose, numpy_generator
@@ -32,8 +33,6 @@ from simsfl.ui.plot_text import literal
 
 FEW = 3
 """Most runs whose partitions, views and features are shown, so that figures of many runs stay on a page."""
-_POINTS = 1000
-"""Most points of a smoothed curve."""
 _PAIRS = 12
 """Most pairs of views that are shown; each is of an image of another client."""
 _PCA_IMAGES = 2000
@@ -61,7 +60,7 @@ def draw_settings(settings: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str,
         settings: the runs of each setting, by its label.
     """
     figures, runs = {}, [run for own in settings.values() for run in own]
-    labelled = _counted(settings)
+    labelled = {literal(label): own for label, own in counted(settings).items()}
     if any(run.history.evaluations for run in runs):
         spread = any(run.spreads for run in runs)
         title = "Loss, kNN accuracy and spread of outputs" if spread else "Loss and kNN accuracy"
@@ -97,13 +96,6 @@ def _of_each(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
         if len(simulation.dataset.test) >= 3:  # two components need three points
             figures[f"features{suffix}"] = (f"Test features{of}, two principal components", _features(simulation))
     return figures
-
-
-def _counted(settings: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
-    """Return the runs of each setting, by a label that says how many they are, where their numbers differ."""
-    if len({len(own) for own in settings.values()}) == 1:
-        return dict(settings)
-    return {f"{label} ({count_text(len(own), 'seed')})": own for label, own in settings.items()}
 
 
 def save(figures: dict[str, tuple[str, Figure]], out: Outputs, formats: Sequence[str] = ("png",)) -> None:
@@ -144,13 +136,13 @@ def _curves(settings: Mapping[str, Sequence[Run]], *, spread: bool) -> Figure:
     level: dict[float, tuple[str, str]] = {}
     ranges: list[tuple[float, float]] = []
     for number, (label, own) in enumerate(settings.items()):
-        how, begun = _style(number), [run for run in own if run.losses]
-        if begun:
-            ranges.append(_loss(axes[0], begun, how, label, alone=len(settings) == len(own) == 1))
-        of_rounds = [{record["round"]: record["knn_top1"] for record in run.history.evaluations} for run in own]
-        _banded(axes[1], own, of_rounds, how, label)
-        if spread:
-            _banded(axes[2], own, [{one.round: one.percent for one in run.spreads} for run in own], how, label)
+        how = _style(number)
+        if losses := curves.of_steps(own, [run.losses for run in own]):
+            ranges.append(_loss(axes[0], losses, how, label, alone=len(settings) == len(own) == 1))
+        dotted = how | {"marker": ".", "markersize": 4}
+        for row, found in zip(axes[1:], (curves.knn(own), curves.spread(own) if spread else None), strict=False):
+            if found:
+                _banded(row, found, dotted, label)
         if (pixels := own[0].history.untrained("pixel_knn_top1")) is not None:
             level.setdefault(pixels, (how["color"], label))
     if ranges:  # room for the smoothed curves
@@ -169,9 +161,9 @@ def _curves(settings: Mapping[str, Sequence[Run]], *, spread: bool) -> Figure:
         for axis in axes[2]:
             axis.axhline(0.0, color="gray", linewidth=0.5)  # where a network has collapsed
             axis.set_ylim(bottom=-0.04 * axis.get_ylim()[1])
-    axes[-1, 0].set_xlabel("training step")
+    axes[-1, 0].set_xlabel(STEPS)
     axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[-1, 1].set_xlabel("sent and received per client [MB]")
+    axes[-1, 1].set_xlabel(SENT)
     _legend(figure, axes[1, 0])
     return figure
 
@@ -190,84 +182,45 @@ def _legend(figure: Figure, axis: Any) -> None:
         figure.legend(handles.values(), handles.keys(), fontsize=7, ncols=4, loc="outside lower center")
 
 
-def _sent(run: Run) -> list[float]:
-    """Return the megabytes that a client has sent and received, in the beginning and at the end of each round."""
-    return [0.0] + [(r["bytes_up_per_client"] + r["bytes_down_per_client"]) / 1e6 for r in run.history.rounds]
-
-
-def _loss(axes: Any, runs: Sequence[Run], how: dict[str, Any], label: str, *, alone: bool) -> tuple[float, float]:
+def _loss(axes: Any, found: Curve, how: dict[str, Any], label: str, *, alone: bool) -> tuple[float, float]:
     """Draw the smoothed loss of a setting's steps on two axes, against steps and megabytes; return its range.
 
     Args:
         axes: the two axes.
-        runs: runs that have begun.
+        found: the loss of each step.
         how: style of the line.
         label: its label.
         alone: whether nothing else is drawn, so that there is room for the loss of each step.
     """
-    count = min(len(run.losses) for run in runs)
-    curves = np.stack([smoothed(np.array(run.losses[:count])) for run in runs])
-    at = np.arange(1, count + 1)
-    few = np.unique(np.linspace(0, count - 1, _POINTS).astype(int))
-    for axis, x in zip(
-        axes, (at, np.mean([np.interp(at, run.steps, _sent(run)) for run in runs], axis=0)), strict=True
-    ):
-        for run in runs:
+    curve = curves.smoothed(found)
+    for axis, x in zip(axes, (found.at[STEPS], found.at[SENT]), strict=True):
+        for losses in found.values:
             faint = {"color": how["color"], "alpha": 0.35 if alone else 0.12, "linewidth": 0.5, "rasterized": True}
-            axis.plot(x, run.losses[:count], **faint)
-        _band(axis, x[few], curves[:, few], how, label)
-    settled = curves[:, count // 20 :]
-    return float(settled.min()), float(curves.max())
+            axis.plot(x, losses, **faint)
+    _banded(axes, curve.thinned(), how, label)
+    settled = curve.values[:, curve.values.shape[1] // 20 :]
+    return float(settled.min()), float(curve.values.max())
 
 
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """Return the means of values over a window of a fortieth of them around each, smaller at the ends.
-
-    >>> smoothed(np.arange(4.0)).tolist(), smoothed(np.tile([0.0, 3.0, 0.0], 40))[1:4].tolist()
-    ([0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
-    """
-    half = len(values) // 80
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
-    return (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
+def _banded(axes: Any, curve: Curve, how: dict[str, Any], label: str) -> None:
+    """Draw a curve on two axes, against steps and megabytes."""
+    for axis, places in zip(axes, (STEPS, SENT), strict=True):
+        _band(axis, places, curve, how, label)
 
 
-def _banded(axes: Any, runs: Sequence[Run], curves: list[dict[int, float]], how: dict[str, Any], label: str) -> None:
-    """Draw values at the rounds that all runs of a setting have, on two axes, against steps and megabytes.
-
-    Args:
-        axes: the two axes.
-        runs: runs of a setting.
-        curves: values of each run, by round.
-        how: style of the line.
-        label: its label.
-    """
-    kept = [(run, curve) for run, curve in zip(runs, curves, strict=True) if curve]
-    rounds = sorted(set.intersection(*(set(curve) for _, curve in kept))) if kept else []
-    if not rounds:
-        return
-    values = np.array([[curve[number] for number in rounds] for _, curve in kept])
-    for axis, points in zip(axes, ([run.steps for run, _ in kept], [_sent(run) for run, _ in kept]), strict=True):
-        # a round is evaluated before it is recorded
-        x = np.mean([[own[min(number, len(own) - 1)] for number in rounds] for own in points], axis=0)
-        _band(axis, x, values, how | {"marker": ".", "markersize": 4}, label)
-
-
-def _band(axis: Any, x: np.ndarray, values: np.ndarray, how: dict[str, Any], label: str) -> None:
+def _band(axis: Any, places: str, curve: Curve, how: dict[str, Any], label: str) -> None:
     """Draw the mean of several runs' values, and a band of their standard deviation.
 
     Args:
         axis: the axis.
-        x: where the values are, of shape ``[n]``.
-        values: of shape ``[runs, n]``.
+        places: name of what the values are drawn against, a key of `Curve.at`.
+        curve: the values.
         how: style of the line.
         label: its label.
     """
-    mean = values.mean(axis=0)
+    x, mean, std = curve.at[places], curve.mean, curve.std
     axis.plot(x, mean, label=label, **how)
-    if len(values) > 1:
-        std = values.std(axis=0, ddof=1)
+    if std is not None:
         axis.fill_between(x, mean - std, mean + std, color=how["color"], alpha=0.2, linewidth=0)
 
 
@@ -278,17 +231,9 @@ def _divergence(settings: Mapping[str, Sequence[Run]]) -> Figure:
     """
     figure, axis = _subplots(figsize=(7.2, 2.8))
     for number, (label, own) in enumerate(settings.items()):
-        recorded = [run.history.syncs for run in own if run.history.syncs]
-        if not recorded:
-            continue
-        count, steps = min(map(len, recorded)), max(record["step"] for syncs in recorded for record in syncs)
-        at = np.array([record["round"] - 1 + record["step"] / steps for record in recorded[0][:count]])
-        mean = np.array([[record["divergence_mean"] for record in syncs[:count]] for syncs in recorded])
-        if len(recorded) == 1:
-            std = np.array([record["divergence_std"] for record in recorded[0]])
-            axis.fill_between(at, mean[0] - std, mean[0] + std, color=_style(number)["color"], alpha=0.2, linewidth=0)
-        _band(axis, at, mean, _style(number), label)
-    axis.set(xlabel="round", ylabel="distance to the average", ylim=(0, None))
+        if found := curves.divergence(own):
+            _band(axis, ROUNDS, found, _style(number), label)
+    axis.set(xlabel=ROUNDS, ylabel="distance to the average", ylim=(0, None))
     _legend(figure, axis)
     return figure
 
@@ -302,11 +247,10 @@ def _communication(settings: Mapping[str, Sequence[Run]]) -> Figure:
             at = [record["round"] for record in run.history.rounds]
             states = ["ABC".index(record["communication"]) for record in run.history.rounds]
             axes[0].step(at, states, where="mid", alpha=1 / len(own) ** 0.5, **how)
-        saved = [{r["round"]: r["bytes_saved_per_client"] / 1e6 for r in run.history.rounds} for run in own]
-        rounds = sorted(set.intersection(*map(set, saved)))
-        _band(axes[1], np.array(rounds), np.array([[one[at] for at in rounds] for one in saved]), how, label)
+        if saved := curves.of_each_round(own, "bytes_saved_per_client", 1e-6):
+            _band(axes[1], ROUNDS, saved, how, label)
     axes[0].set_yticks(range(3), ["A: both ways", "B: up only", "C: silent"])
-    axes[1].set(xlabel="round", ylabel="saved per client [MB]")
+    axes[1].set(xlabel=ROUNDS, ylabel="saved per client [MB]")
     _legend(figure, axes[1])
     return figure
 
@@ -316,24 +260,27 @@ def _taressfl(settings: Mapping[str, Sequence[Run]]) -> Figure:
     figure, axes = _subplots(1, 2, figsize=(7.2, 2.9))
     for number, (label, own) in enumerate(settings.items()):
         how = _style(number)
-        resisting = [{r["round"]: r for r in run.history.rounds if r["attackers_ssim"] is not None} for run in own]
-        rounds = sorted(set.intersection(*map(set, resisting)))
-        if not rounds:
+        resisting = [run for run in own if any(r["attackers_ssim"] is not None for r in run.history.rounds)]
+        names = ("attackers_ssim", "attackers_ssim_before", "loss")
+        after, before, loss = (curves.of_each_round(resisting, name) for name in names)
+        if not (after and before and loss):
             continue
-        after, before, loss = (
-            np.array([[one[at][name] for at in rounds] for one in resisting])
-            for name in ("attackers_ssim", "attackers_ssim_before", "loss")
-        )
-        _band(axes[0], np.array(rounds), after, how, f"{label}: after learning")
-        _band(axes[0], np.array(rounds), before, how | {"linestyle": ":"}, f"{label}: before")
-        axes[1].plot(after.mean(axis=0), loss.mean(axis=0), marker=".", label=label, **how)
-    resistant = [run.config for own in settings.values() for run in own if run.config["ressfl_lambda"]]
-    names = sorted({SIMILARITIES[config["ssim_borders"]] for config in resistant})
-    similarity = " or ".join(reversed(names))  # of several, labels say which is whose
-    axes[0].set(xlabel="round", ylabel=f"{similarity}\nof the attackers")
+        _band(axes[0], ROUNDS, after, how, f"{label}: after learning")
+        _band(axes[0], ROUNDS, before, how | {"linestyle": ":"}, f"{label}: before")
+        there = np.isin(loss.at[ROUNDS], after.at[ROUNDS])
+        axes[1].plot(after.mean, loss.mean[there], marker=".", label=label, **how)
+    similarity = similarity_of_attackers(settings)
+    axes[0].set(xlabel=ROUNDS, ylabel=f"{similarity}\nof the attackers")
     axes[1].set(xlabel=f"{similarity} of the attackers", ylabel="contrastive loss")
     _legend(figure, axes[0])
     return figure
+
+
+def similarity_of_attackers(settings: Mapping[str, Sequence[Run]]) -> str:
+    """Return the name of the similarity that simulated attackers are measured with, or both of them."""
+    resistant = [run.config for own in settings.values() for run in own if run.config["ressfl_lambda"]]
+    names = sorted({SIMILARITIES[config["ssim_borders"]] for config in resistant})
+    return " or ".join(reversed(names))  # of several, labels say which is whose
 
 
 def _partition(simulation: Simulation) -> Figure:

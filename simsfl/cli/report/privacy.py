@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 
 from matplotlib import colormaps
@@ -20,37 +21,63 @@ _COLOURS = [color for color in (*colormaps["tab10"].colors, *colormaps["tab20"].
 """Colours that are told apart, without grays."""
 
 
+@dataclass(frozen=True)
+class Point:
+    """How well an attack reconstructs images of the runs of a setting, and what their representations are worth."""
+
+    setting: str
+    """Label of the setting."""
+    attack: str
+    """Name of the attack."""
+    similarity: dict[str, float | None]
+    """"mean" and "std" of its reconstructions; that of a single run is over the attacks' seeds."""
+    accuracy: dict[str, float | None]
+    """"mean" and "std" of the accuracy in percent: of the linear probe, or of kNN where a run has no linear probe."""
+
+
+def points(settings: Mapping[str, Sequence[Run]]) -> tuple[str, list[Point]]:
+    """Return the name of the similarity that all attacks have, and a point for each setting and attack on its runs.
+
+    Similarity is the published one, or that with mirrored borders where an attack of an earlier version has no other.
+
+    Args:
+        settings: the runs of each setting, by its label, some of which have been attacked.
+    """
+    attacked = [run for own in settings.values() for run in own if run.attacks]
+    kinds = [attack.similarities for run in attacked for attack in run.attacks.values()]
+    borders = next(one for one in SIMILARITIES if all(one in own for own in kinds))
+    found = []
+    for label, own in settings.items():
+        for title in dict.fromkeys(title for run in attacked for title in run.attacks):
+            pairs = [(run.attacks[title].similarities[borders], accuracy(run)) for run in own if title in run.attacks]
+            if pairs:
+                x = spread([ssim.mean for ssim, _ in pairs])
+                y = spread([float("nan") if top1 is None else top1 for _, top1 in pairs])
+                over_seeds = pairs[0][0].std if len(pairs) == 1 else x["std"]
+                found.append(Point(label, title, x | {"std": over_seeds}, y))
+    return f"{SIMILARITIES[borders]} of the attacker's reconstructions (less is more private)", found
+
+
 def privacy(runs: Sequence[Run]) -> Figure:
     """Draw the accuracy of representations against how well each attack reconstructs images.
 
-    Similarity is the published one, or that with mirrored borders where an attack of an earlier version has no other.
     Colours tell settings apart, and markers attacks. Runs that differ in nothing but their seed are one point, with
-    standard deviations. The accuracy is that of the linear probe, or of kNN where a run has no linear probe.
+    standard deviations.
     """
-    attacked = [run for run in runs if run.attacks]
-    settings = grouped(attacked)
-    titles = list(dict.fromkeys(title for run in attacked for title in run.attacks))
-    kinds = [attack.similarities for run in attacked for attack in run.attacks.values()]
-    borders = next(one for one in SIMILARITIES if all(one in own for own in kinds))
-    marker = dict(zip(titles, cycle(_MARKERS), strict=False))
+    settings = grouped([run for run in runs if run.attacks])
+    what, found = points(settings)
+    colours = dict(zip(settings, cycle(_COLOURS), strict=False))
+    marker = dict(zip(dict.fromkeys(point.attack for point in found), cycle(_MARKERS), strict=False))
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axis, colours = figure.subplots(), {}
-    for number, (label, own) in enumerate(settings.items()):
-        colours[label] = _COLOURS[number % len(_COLOURS)]
-        for title in titles:
-            points = [(run.attacks[title].similarities[borders], accuracy(run)) for run in own if title in run.attacks]
-            if points:
-                x = spread([ssim.mean for ssim, _ in points])
-                y = spread([float("nan") if top1 is None else top1 for _, top1 in points])
-                over_seeds = points[0][0].std if len(points) == 1 else x["std"]
-                bars = {"xerr": over_seeds or 0.0, "yerr": y["std"] or 0.0, "capsize": 3, "elinewidth": 1}
-                axis.errorbar(
-                    x["mean"], y["mean"], fmt=marker[title], markersize=5, color=colours[label], alpha=0.8, **bars
-                )
-    what = f"{SIMILARITIES[borders]} of the attacker's reconstructions (less is more private)"
+    axis = figure.subplots()
+    for point in found:
+        x, y = point.similarity, point.accuracy
+        bars = {"xerr": x["std"] or 0.0, "yerr": y["std"] or 0.0, "capsize": 3, "elinewidth": 1}
+        how = {"fmt": marker[point.attack], "markersize": 5, "color": colours[point.setting], "alpha": 0.8}
+        axis.errorbar(x["mean"], y["mean"], **how, **bars)
     axis.set(xlabel=what, ylabel="accuracy [%]")
-    handles: list[Patch | Line2D] = [Patch(color=colour, label=label) for label, colour in colours.items()]
+    handles: list[Patch | Line2D] = [Patch(color=colour, label=literal(label)) for label, colour in colours.items()]
     how = {"linestyle": "", "color": "black", "markerfacecolor": "none"}
-    handles += [Line2D([], [], marker=marker[title], label=literal(title), **how) for title in titles]
+    handles += [Line2D([], [], marker=one, label=literal(title), **how) for title, one in marker.items()]
     figure.legend(handles=handles, fontsize=7, loc="outside right upper")
     return figure

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from simsfl.config.plugins import Plugin
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import History, read_records
+from simsfl.runs.metrics import History
 from simsfl.runs.records import AttackRecord, Summary, read
-from simsfl.ui.plot_text import literal
+from simsfl.runs.tail import Tail
 from simsfl.ui.spread import Spread, spreads
 
 
@@ -41,16 +43,56 @@ class Run:
     """Loss of each step."""
     plugins: Sequence[Plugin] = ()
     """Code from outside simsfl that the run began with."""
-
-    @property
-    def label(self) -> str:
-        """Return the name as figures show it."""
-        return literal(self.name)
+    contrast_top1: Sequence[float] = ()
+    """Contrastive accuracy of each step, in percent."""
 
     @property
     def spreads(self) -> list[Spread]:
         """Return the spread of the network's outputs at each evaluation."""
         return spreads(self.config, self.history)
+
+
+class RunReader:
+    """Reads a run directory, again and again while the run goes on; records that were read are not read again.
+
+    Args:
+        path: the run directory.
+        name: the run's name.
+    """
+
+    def __init__(self, path: Path, name: str):
+        self.name, self.directory, self._sha256 = name, RunDirectory(path), ""
+
+    def _start(self) -> None:
+        """Forget what was read."""
+        self._tail, self._history, self._steps = Tail(self.directory.metrics), History(), [0]
+        self._losses: list[float] = []
+        self._contrast_top1: list[float] = []
+
+    def read(self) -> Run:
+        """Return the run as it is now; what it shares with what was returned before has grown.
+
+        Raises:
+            ValueError: a file is missing or damaged.
+        """
+        directory, content = self.directory, self.directory.read_config()
+        if content.sha256 != self._sha256 or self._tail.cut_back():
+            self._start()
+        self._sha256 = content.sha256
+        for record in self._tail.records():
+            self._history.feed(record)
+            if record["event"] == "step":
+                self._losses.append(record["loss"])
+                self._contrast_top1.append(record["contrast_top1"])
+            if record["event"] == "round":
+                self._steps.append(len(self._losses))
+        if summary := directory.read_summary():
+            directory.check_metrics(summary)
+        attacks = {file.stem: read(file, AttackRecord) for file in sorted(directory.attacks.glob("*.json"))}
+        config = content.config.to_dict()
+        more = content.by_rule, self._losses, content.plugins, self._contrast_top1
+        read_ = self.name, directory.path, config, content.reasons, self._history, self._steps, summary, attacks
+        return Run(*read_, *more)
 
 
 def read_run(path: Path, name: str) -> Run:
@@ -63,19 +105,20 @@ def read_run(path: Path, name: str) -> Run:
     Raises:
         ValueError: a file is missing or damaged.
     """
-    directory = RunDirectory(path)
-    content = directory.read_config()
-    history, steps, losses = History(), [0], []
-    if directory.metrics.exists():
-        for record, _ in read_records(directory.metrics):
-            history.feed(record)
-            if record["event"] == "step":
-                losses.append(record["loss"])
-            if record["event"] == "round":
-                steps.append(len(losses))
-    if summary := directory.read_summary():
-        directory.check_metrics(summary)
-    attacks = {file.stem: read(file, AttackRecord) for file in sorted(directory.attacks.glob("*.json"))}
-    config = content.config.to_dict()
-    more = content.by_rule, losses, content.plugins
-    return Run(name, path, config, content.reasons, history, steps, summary, attacks, *more)
+    return RunReader(path, name).read()
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """Return the last part of each path, numbered where it is not unique: ``run-1``, ``run-2``.
+
+    Parts that differ only in how Unicode composes their letters look the same, so they count as equal.
+
+    >>> unique_names([Path("a/run"), Path("b/run"), Path("c/run-1")])
+    ['run-2', 'run-3', 'run-1']
+    """
+    last = [unicodedata.normalize("NFC", path.resolve().name) for path in paths]
+    names = [name if last.count(name) == 1 else "" for name in last]
+    for position, name in enumerate(last):
+        if not names[position]:
+            names[position] = next(numbered for i in count(1) if (numbered := f"{name}-{i}") not in names)
+    return names

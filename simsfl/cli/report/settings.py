@@ -13,8 +13,8 @@ from simsfl.attacks import SIMILARITIES, spread
 from simsfl.cli.report.runs import Run
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import METHODS
+from simsfl.system.messages import count_text
 from simsfl.ui.dashboard import number
-from simsfl.ui.plot_text import literal
 
 _INCIDENTAL = ("preset", "seed", "device", "data_dir", "eval_every", "checkpoint_every", "callback", "epochs")
 """Fields of the config in which repetitions of one setting may differ."""
@@ -107,7 +107,14 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
             found[own[0].name if len(own) == 1 else f"{len(own)} seeds"] = own
         else:
             found[label] = own
-    return {literal(label): own for label, own in found.items()}
+    return found
+
+
+def counted(settings: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
+    """Return the runs of each setting, by a label that says how many they are, where their numbers differ."""
+    if len({len(own) for own in settings.values()}) == 1:
+        return dict(settings)
+    return {f"{label} ({count_text(len(own), 'seed')})": own for label, own in settings.items()}
 
 
 def _apart(keys: Iterable[Mapping[str, Any]], names: Sequence[str]) -> set[tuple]:

@@ -21,7 +21,6 @@ from simsfl.cli.sweep.grid import Plan
 from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.system.outputs import Outputs
 from simsfl.ui.markdown import escaped, markdown
-from simsfl.ui.plot_text import literal
 
 RESULTS = ("sweep.md", "sweep.csv", "sweep.json")
 """Names of the files that a sweep writes beside its figures and what belongs to single runs."""
@@ -117,7 +116,7 @@ class Sweep(Outcomes):
 
     def write_figures(self) -> None:
         """Write the curves, and the page that shows them."""
-        ended = [(literal(name or "all"), runs) for name, runs in self._settings().items() if runs]
+        ended = [(name or "all", runs) for name, runs in self._settings().items() if runs]
         settings = dict(ended[: self.most])
         if settings:
             self._drawn = draw_settings(settings)

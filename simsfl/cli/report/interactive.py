@@ -1,0 +1,116 @@
+"""Runs as one page for a browser, which needs nothing else: no network, and no other file."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
+from plotly.io.json import to_json_plotly
+from plotly.offline import get_plotlyjs
+
+from simsfl.cli.report.cells import differences, notes, table_of_runs
+from simsfl.cli.report.charts import charts, settings_shown
+from simsfl.cli.report.figures import FEW
+from simsfl.cli.report.page import LEFT_OUT, SEEDS
+from simsfl.cli.report.runs import Run
+from simsfl.cli.report.settings import grouped, repeated, summary_table
+from simsfl.runs.directory import RunDirectory
+
+_CHARTED = ("curves", "divergence", "communication", "resistance", "privacy")
+"""File names of the figures that the page has as charts instead."""
+_TEMPLATES = Environment(
+    loader=PackageLoader("simsfl.cli.report", "template"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def interactive_page(
+    runs: Sequence[Run], pictures: Sequence[tuple[str, bytes]], state: Sequence[Sequence[str]] = ()
+) -> str:
+    """Return the page of some runs as HTML.
+
+    Args:
+        runs: the runs.
+        pictures: titles and content of pictures in PNG format.
+        state: rows of a table of how far runs have come; with one, the page asks its server for `news`.
+    """
+    return _TEMPLATES.get_template("page.html").render(
+        names=[run.name for run in runs],
+        drawn=to_json_plotly(_drawn(runs)),
+        tables=_tables(runs, state),
+        pictures=[(title, b64encode(png).decode()) for title, png in pictures],
+        left_out=LEFT_OUT if len(runs) > FEW else "",
+        live=bool(state),
+        library=_library(),
+    )
+
+
+def news(runs: Sequence[Run], state: Sequence[Sequence[str]]) -> str:
+    """Return what changes on the page while runs go on, as one line of JSON: settings, charts and tables.
+
+    Args:
+        runs: the runs.
+        state: rows of the table of how far they have come.
+    """
+    return to_json_plotly({**_drawn(runs), "html": _tables(runs, state)})
+
+
+def _drawn(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return "settings" and "charts" as the page draws them."""
+    settings = grouped(runs)
+    return {"settings": settings_shown(settings), "charts": charts(settings)}
+
+
+def _tables(runs: Sequence[Run], state: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return the HTML of the page's tables, by the names of the page's parts that have them."""
+    settings = grouped(runs)
+    results = _cells_of(settings) if repeated(settings) else []
+    parts = {
+        "overview": {"state": state, "notes": notes(runs), "results": results, "seeds": SEEDS},
+        "details": {"runs": table_of_runs(runs), "differences": differences(runs)},
+    }
+    return {name: _TEMPLATES.get_template(f"{name}.html").render(**part) for name, part in parts.items()}
+
+
+def pictures_of(runs: Sequence[Run], figures: Mapping[str, tuple[str, Figure]]) -> list[tuple[str, bytes]]:
+    """Return titles and PNG files of figures that are no charts, and of reconstructions by attacks on `FEW` runs at most.
+
+    Args:
+        runs: the runs, of which some may have been attacked.
+        figures: figures with their titles, as `simsfl.cli.report.figures.draw` returns them.
+    """
+    found = []
+    for stem, (title, figure) in figures.items():
+        if stem not in _CHARTED:
+            file = io.BytesIO()
+            figure.suptitle("")  # the page has the title
+            figure.savefig(file, format="png", dpi=150)
+            found.append((title, file.getvalue()))
+    return found + [sheet for run in runs if len(runs) <= FEW for sheet in sheets(run)]
+
+
+def sheets(run: Run) -> list[tuple[str, bytes]]:
+    """Return title and PNG file of each sheet of reconstructions of a run that is as simsfl has written it."""
+    directory, found = RunDirectory(run.path), []
+    for decoder in run.attacks:
+        file = directory.attacks / f"{decoder}.png"
+        if directory.outputs.owns(str(file.relative_to(directory.path))):
+            found.append((f"Originals and reconstructions by {decoder} of {run.name}", file.read_bytes()))
+    return found
+
+
+def _cells_of(settings: Mapping[str, Sequence[Run]]) -> list[list[str]]:
+    """Return the rows of the table of settings, its heading among them."""
+    columns = [[str(column.header), *map(str, column.cells)] for column in summary_table(settings).columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+@cache
+def _library() -> str:
+    """Return plotly's program for browsers, which takes a third of its size: compressed with gzip, in base64."""
+    return b64encode(gzip.compress(get_plotlyjs().encode())).decode()
