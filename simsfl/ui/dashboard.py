@@ -28,6 +28,8 @@ from simsfl.ui.spread import collapse, spreads
 
 REFRESH_SECONDS = 1.0
 """Least seconds between two drawings of the live view."""
+STALE_SECONDS = 120
+"""Seconds without news after which a run has probably been killed."""
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 _BINS = 6
 """Most rows of the participation histogram: as many as there are phases."""
@@ -90,7 +92,7 @@ def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
-def _time_left(status: Status) -> float | None:
+def time_left(status: Status) -> float | None:
     """Return the seconds until the run ends, if steps and evaluations stay as fast; None before the first step."""
     training = sum(status.phase_seconds.values()) - status.phase_seconds.get("evaluation", 0.0)
     if not status.step_seconds or not training:
@@ -98,6 +100,14 @@ def _time_left(status: Status) -> float | None:
     done = status.round * status.steps + status.step
     evaluations = 1 + status.phase_seconds.get("evaluation", 0.0) / training
     return status.step_seconds * evaluations * (status.rounds * status.steps - done)
+
+
+def gone(status: Status) -> str:
+    """Return that a run has probably been killed, as text; empty if it has ended, or there was news of it lately."""
+    silent = time.time() - status.updated
+    return (
+        f"no news for {time_text(silent)}; killed?" if status.activity not in ENDINGS and silent > STALE_SECONDS else ""
+    )
 
 
 def filling(status: Status) -> str:
@@ -165,7 +175,7 @@ def _header(config: Mapping[str, Any], activity: str) -> Panel:
 
 def _progress(status: Status) -> Table:
     """Return progress bars of the rounds and of the current round's steps, with the time left."""
-    left = _time_left(status)
+    left = time_left(status)
     between = status.step == 0 and status.round > 0  # the last round's steps are all done
     step = status.steps if between else status.step
     step_left = None if status.step_seconds is None else status.step_seconds * (status.steps - step)
@@ -400,7 +410,7 @@ class PlainView:
         knn = {record["round"]: f"  kNN {record['knn_top1']:.2f} %" for record in self.history.evaluations}
         knn |= {spread.round: f"{knn[spread.round]}  spread {spread.percent:.1f} %" for spread in found}
         collapsed_in, warning = collapse(found) or (None, "")
-        left, now = _time_left(status), filling(status)
+        left, now = time_left(status), filling(status)
         for record in self.history.rounds[self.printed :]:
             self.console.say(
                 f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "

@@ -12,7 +12,7 @@ from simsfl.cli import run, watch
 from simsfl.cli.report import program as report
 from simsfl.runs.metrics import History, Status
 from simsfl.system.console import Output
-from simsfl.ui.dashboard import LiveView, PlainView, _Sparkline, _time_left, histogram, render, time_text
+from simsfl.ui.dashboard import LiveView, PlainView, _Sparkline, histogram, render, time_left, time_text
 from tests.conftest import TINY, flags
 
 CONFIG = {
@@ -242,8 +242,8 @@ def test_sparkline_spans_its_range():
 def test_times():
     assert [time_text(s) for s in (0, 59.6, 61, 3600 * 30 + 5)] == ["0:00", "1:00", "1:01", "30:00:05"]
     status = replace(STATUS, round=1, step=0, steps=10, rounds=3, step_seconds=2.0)
-    assert _time_left(replace(status, phase_seconds={"server": 10.0})) == pytest.approx(40)
-    assert _time_left(replace(status, phase_seconds={"server": 10.0, "evaluation": 5.0})) == pytest.approx(60)
+    assert time_left(replace(status, phase_seconds={"server": 10.0})) == pytest.approx(40)
+    assert time_left(replace(status, phase_seconds={"server": 10.0, "evaluation": 5.0})) == pytest.approx(60)
 
 
 def test_a_terminal_that_knows_ascii_only():

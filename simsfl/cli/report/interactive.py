@@ -7,6 +7,7 @@ import io
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
@@ -78,10 +79,10 @@ def _tables(runs: Sequence[Run], state: Sequence[Sequence[str]]) -> dict[str, st
 
 
 def pictures_of(runs: Sequence[Run], figures: Mapping[str, tuple[str, Figure]]) -> list[tuple[str, bytes]]:
-    """Return titles and PNG files of figures that are no charts, and of reconstructions by attacks on `FEW` runs at most.
+    """Return titles and PNG files of figures that are no charts, and of reconstructions by attacks on the runs.
 
     Args:
-        runs: the runs, of which some may have been attacked.
+        runs: the runs; of more than `FEW`, reconstructions are left out.
         figures: figures with their titles, as `simsfl.cli.report.figures.draw` returns them.
     """
     found = []
@@ -91,17 +92,41 @@ def pictures_of(runs: Sequence[Run], figures: Mapping[str, tuple[str, Figure]]) 
             figure.suptitle("")  # the page has the title
             figure.savefig(file, format="png", dpi=150)
             found.append((title, file.getvalue()))
-    return found + [sheet for run in runs if len(runs) <= FEW for sheet in sheets(run)]
+    return found + [sheet for run in runs if len(runs) <= FEW for sheet in _sheets(run)]
 
 
-def sheets(run: Run) -> list[tuple[str, bytes]]:
-    """Return title and PNG file of each sheet of reconstructions of a run that is as simsfl has written it."""
-    directory, found = RunDirectory(run.path), []
-    for decoder in run.attacks:
-        file = directory.attacks / f"{decoder}.png"
-        if directory.outputs.owns(str(file.relative_to(directory.path))):
-            found.append((f"Originals and reconstructions by {decoder} of {run.name}", file.read_bytes()))
-    return found
+def pictures_in(run: Run, among: int) -> list[tuple[str, bytes]]:
+    """Return titles and PNG files of what earlier reports and attacks have drawn in a run directory.
+
+    Args:
+        run: the run.
+        among: how many runs are shown; of more than `FEW`, it is nothing.
+    """
+    if among > FEW:
+        return []
+    names = RunDirectory(run.path).outputs.owned("figures")
+    stems = [Path(name).stem for name in names if name.endswith(".png")]
+    found = [(f"{stem} of {run.name}", f"figures/{stem}.png") for stem in stems if stem not in _CHARTED]
+    return _files(run, found) + _sheets(run)
+
+
+def _sheets(run: Run) -> list[tuple[str, bytes]]:
+    """Return title and PNG file of each sheet of reconstructions of a run."""
+    return _files(run, [(f"Reconstructions by {name} of {run.name}", f"attacks/{name}.png") for name in run.attacks])
+
+
+def _files(run: Run, titles: Sequence[tuple[str, str]]) -> list[tuple[str, bytes]]:
+    """Return titles and content of those files in a run directory that are as simsfl has written them.
+
+    Links are left out, also those to other directories, so that nothing gets on the page that is not of the run.
+
+    Args:
+        run: the run.
+        titles: titles and names of the files.
+    """
+    outputs, inside = RunDirectory(run.path).outputs, run.path.resolve()
+    kept = [(title, name) for title, name in titles if (inside / name).resolve() == inside / name]
+    return [(title, (run.path / name).read_bytes()) for title, name in kept if outputs.owns(name)]
 
 
 def _cells_of(settings: Mapping[str, Sequence[Run]]) -> list[list[str]]:
