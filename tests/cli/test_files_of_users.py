@@ -174,7 +174,7 @@ def test_an_empty_directory_stays_if_the_run_cannot_begin(npz, tmp_path, capfd, 
     assert (tmp_path / "out").is_dir()
 
 
-@pytest.mark.parametrize("name", ["report.md", "figures/partition.png"])
+@pytest.mark.parametrize("name", ["report.md", "report.html", "figures/partition.png"])
 def test_a_report_replaces_its_own_files_alone(name, trained, tmp_path, capfd):
     out = tmp_path / "page"
     put(out / name)
