@@ -33,7 +33,7 @@ class Program:
 
 PROGRAMS = {
     "run": Program("simsfl.cli.run", "train a run, or resume one"),
-    "watch": Program("simsfl.cli.watch", "show the live view of a run that another process trains"),
+    "watch": Program("simsfl.cli.watch", "show a run that another process trains, or several in a browser"),
     "report": Program("simsfl.cli.report.program", "write a page and figures about runs"),
     "table": Program("simsfl.cli.table.program", "rerun a table of the paper, beside the published figures"),
     "sweep": Program("simsfl.cli.sweep.program", "run a grid of settings with several seeds, and compare them"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -163,7 +164,9 @@ class _Server(ThreadingTCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Pass over a reader that has gone, and log any other error."""
-        log.debug("a request from %s failed", client_address, exc_info=True)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            log.error("a request of %s failed (%r)", client_address[0], error)
 
 
 class _Handler(BaseHTTPRequestHandler):

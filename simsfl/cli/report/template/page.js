@@ -95,20 +95,23 @@ function makeChart({ id, title, caption }) {
 
 function read(plot, reading, event) {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  const lines = plot.calcdata.filter(([first]) => first?.trace?.visible === true && first.trace.hoverinfo !== "skip");
+  const lines = plot.calcdata
+    .filter(([first]) => first?.trace?.visible === true && first.trace.hoverinfo !== "skip")
+    .map((line) => ({ name: line[0].trace.name, points: line.filter((point) => Number.isFinite(point.y)) }))
+    .filter((line) => line.points.length);
   if (!step || !lines.length) return;
   event.preventDefault();
-  const longest = lines.reduce((best, line) => line.length > best.length ? line : best);
-  const stride = Math.ceil(longest.length / 50); // a long curve is crossed in 50 steps
-  const next = (plot.at ?? (step > 0 ? -stride : longest.length - 1 + stride)) + step * stride;
-  plot.at = Math.max(0, Math.min(longest.length - 1, next));
-  const x = longest[plot.at].x, text = (value) => Number(value.toPrecision(4)).toLocaleString("en");
-  const values = lines.map((line) => {
-    const nearest = line.reduce((best, point) => Math.abs(point.x - x) < Math.abs(best.x - x) ? point : best);
-    return `${line[0].trace.name} ${text(nearest.y)}`;
+  const longest = lines.map((line) => line.points).reduce((best, points) => points.length > best.length ? points : best);
+  const stride = Math.ceil(longest.length / 50), last = longest.length - 1; // a long curve is crossed in 50 steps
+  plot.at = Math.max(0, Math.min(last, (plot.at ?? (step > 0 ? -stride : last + stride)) + step * stride));
+  const { x, y } = longest[plot.at];
+  const text = (value) => Number(value.toPrecision(4)).toLocaleString("en");
+  const values = lines.map(({ name, points }) => {
+    const nearest = points.reduce((best, point) => Math.abs(point.x - x) < Math.abs(best.x - x) ? point : best);
+    return `${name} ${text(nearest.y)}`;
   });
   reading.textContent = `${plot.layout.xaxis.title.text} ${text(x)}: ${values.join("; ")}`;
-  Plotly.Fx.hover(plot, { xval: x, yval: longest[plot.at].y });
+  Plotly.Fx.hover(plot, { xval: x, yval: y });
 }
 
 function draw() {
