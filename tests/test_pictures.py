@@ -24,7 +24,7 @@ def test_pictures_are_small_and_name_the_version(name):
 CHANGES = {
     "a text of the live view": (dashboard, "filling", lambda status: "queue half empty", "live"),
     "a colour of the live view": (dashboard, "_header", lambda config, activity: Text("simsfl", "red"), "live"),
-    "a legend of the report": (figures, "_counted", lambda settings: {"twice": settings["run"]}, "report"),
+    "a legend of the report": (figures, "counted", lambda settings: {"twice": settings["run"]}, "report"),
 }
 """What is changed in the code, by what, and the picture that is no longer of this version."""
 
