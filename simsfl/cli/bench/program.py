@@ -436,16 +436,17 @@ def _scale_table(results: _Json, title: str) -> Table:
 
 def _ranks_table(results: _Json, title: str) -> Table:
     """Return a table of step time, exchange and memory, with a row for each number of ranks."""
-    caption = "median (quartiles) of the slowest rank; sent by each; clients' state and memory of the rank with most"
+    times = "median (quartiles) of the slowest rank, exchange included"
+    caption = f"{times}; bytes that each sends; clients' state and memory of the rank with most"
     table = Table(title=title, caption=caption)
     columns = (
         "ranks",
         "step [ms]",
-        "of it exchange [ms]",
-        "times as fast",
+        "exchange [ms]",
+        "faster",
         "sent [MB]",
-        "clients' state [MB]",
-        "peak memory [MB]",
+        "state [MB]",
+        "peak [MB]",
     )
     for column in columns:
         table.add_column(column, justify="right")
