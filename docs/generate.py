@@ -33,6 +33,7 @@ ROOMS = (
     "attacks",
     "simulation",
     "rounds",
+    "fleet",
     "setup",
     "runs",
     "cost",
