@@ -60,8 +60,9 @@ def test_devices_that_are_alike_take_the_measured_time(config, result, tmp_path)
     assert told.groups[0].times[parts.batches[0]].measured
 
 
-def test_bytes_are_those_of_the_run(config, result, tmp_path):
-    config = replace(config, dropout=0.3, straggler=0.3, seed=3)
+@pytest.mark.parametrize("more", [{}, {"client_lr": 0.0}, {"align_momentum": True}, {"method": "fl-moco"}])
+def test_bytes_are_those_of_the_run(more, config, result, tmp_path):
+    config = replace(config, dropout=0.3, straggler=0.3, seed=3, **more)
     told = telling(config, tmp_path, SERVER + group())
     simulation = Simulation(config)
     up = down = 0
