@@ -13,7 +13,7 @@ from simsfl.cli.flags import add_plugin_flag
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import read_records
 from simsfl.system.console import Output
-from simsfl.system.messages import blaming, visible
+from simsfl.system.messages import visible
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path
@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = Outputs(arguments.out or arguments.run / "fleet")
         out.check(_JSON, _FIGURE)
         fleet = read_fleet(arguments.fleet)
-        with blaming("run", for_="resume"):
-            simulation = Simulation.load(arguments.run, device="cpu")
+        simulation = Simulation.load(arguments.run, device="cpu")
         telling, rounds = Telling(simulation.parts, fleet), simulation.progress.round_index
         if not rounds:
             raise ValueError(f"run: {arguments.run} has no finished round; allowed: a run with one or more")
@@ -113,4 +112,4 @@ def _result(story: dict[str, Any]) -> str:
     shares = ", ".join(f"{name} {100 * seconds / sum(phases.values()):.0f} %" for name, seconds in phases.items())
     last = story["evaluations"][-1] if story["evaluations"] else None
     reached = f", kNN {last['knn_top1']:.2f} % after round {last['round']}" if last else ""
-    return f"{story['hours']:,.2f} hours of the fleet{reached}; all waited for: {shares}"
+    return f"{story['hours']:,.3g} hours of the fleet{reached}; all waited for: {shares}"

@@ -83,7 +83,7 @@ def _group(telling: Telling, index: int, *spent: np.ndarray) -> dict[str, Any]:
         "busy_watts": own.busy_watts,
         "compute_seconds": float(compute),
         "transfer_seconds": float(transfer),
-        "wait_seconds": float(present - compute - transfer),
+        "wait_seconds": max(0.0, float(present - compute - transfer)),  # rounding may take it below zero
         "wh": _known(float(joules) / _HOUR),
     }
 
