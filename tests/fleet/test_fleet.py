@@ -9,9 +9,10 @@ import pytest
 import simsfl
 from simsfl import RunConfig, Simulation
 from simsfl.cli.fleet import program
+from simsfl.fleet.costs import Costs
 from simsfl.fleet.profiles import PHASES, Profile, Times, Work
 from simsfl.fleet.settings import read_fleet
-from simsfl.fleet.telling import Telling
+from simsfl.fleet.telling import told_round
 from tests.conftest import TINY
 
 SECONDS = dict(zip(PHASES, (0.4, 0.2, 0.01, 0.1, 0.3, 0.02, 0.05), strict=True))
@@ -43,9 +44,20 @@ def result(config, tmp_path):
     return content
 
 
+class Told:
+    """A run in a fleet."""
+
+    def __init__(self, parts, costs):
+        self.parts, self.costs = parts, costs
+
+    def round(self, index):
+        return told_round(self.parts, self.costs, index)
+
+
 def telling(config, tmp_path, text):
     (tmp_path / "fleet.toml").write_text(text)
-    return Telling(Simulation(config).parts, read_fleet(tmp_path / "fleet.toml"))
+    parts = Simulation(config).parts
+    return Told(parts, Costs(parts.config, parts.model, parts.cost, parts.batches, read_fleet(tmp_path / "fleet.toml")))
 
 
 def test_devices_that_are_alike_take_the_measured_time(config, result, tmp_path):
@@ -57,7 +69,7 @@ def test_devices_that_are_alike_take_the_measured_time(config, result, tmp_path)
     assert own.time.seconds == pytest.approx(parts.steps * (step + 0.5) + syncs * SECONDS["sync"], rel=1e-4)
     np.testing.assert_allclose(own.time.compute, parts.steps * step + syncs * SECONDS["sync"])
     np.testing.assert_allclose(own.joules, 5 * own.time.compute + 2 * (own.time.seconds - own.time.compute))
-    assert told.groups[0].times[parts.batches[0]].measured
+    assert told.costs.groups[0].times[parts.batches[0]].measured
 
 
 @pytest.mark.parametrize("more", [{}, {"client_lr": 0.0}, {"align_momentum": True}, {"method": "fl-moco"}])
@@ -97,9 +109,9 @@ def test_the_servers_link_is_shared(config, result, tmp_path):
 
 def test_groups_have_their_shares_at_random(config, result, tmp_path):
     text = SERVER + group(share=0.25) + group(name='"others"', share=0.75)
-    found = telling(replace(config, clients=8), tmp_path, text).member
+    found = telling(replace(config, clients=8), tmp_path, text).costs.member
     assert sorted(found.tolist()) == [0, 0, 1, 1, 1, 1, 1, 1]
-    assert len({tuple(telling(replace(config, clients=8, seed=s), tmp_path, text).member) for s in range(5)}) > 1
+    assert len({tuple(telling(replace(config, clients=8, seed=s), tmp_path, text).costs.member) for s in range(5)}) > 1
 
 
 def test_work_that_was_not_measured_is_scaled_by_what_it_consists_of():
@@ -155,3 +167,43 @@ def test_the_program_writes_tables_figure_and_json(config, result, tmp_path, cap
     assert story["evaluations"][-1]["hours"] == pytest.approx(story["hours"])
     assert sum(story["phases"].values()) == pytest.approx(3600 * story["hours"])
     assert (tmp_path / "run" / "fleet" / "fleet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def of_fleet(config, tmp_path, **options):
+    """Return a config with the sampler of a fleet, half of which are four times slower than the others."""
+    text = SERVER + group(share=0.5) + group(name='"slow"', share=0.5, slowdown=4.0)
+    (tmp_path / "fleet.toml").write_text(text)
+    options = {f"sampler.{name}": value for name, value in ({"file": str(tmp_path / "fleet.toml")} | options).items()}
+    return replace(config, clients=12, sampler="fleet", options=options)
+
+
+def test_the_sampler_keeps_the_fastest_of_those_it_draws(config, result, tmp_path):
+    config = of_fleet(config, tmp_path, over_select=4.0)
+    parts = Simulation(config).parts
+    slow = parts.sampler.costs.member == 1
+    assert parts.config.cohort * 4 == config.clients  # so all are drawn, and there are enough fast ones
+    for number in range(5):
+        cohort = parts.cohort(number)
+        assert not slow[cohort].any()
+        assert len(set(cohort)) == parts.config.cohort
+    assert len({tuple(parts.cohort(number)) for number in range(5)}) > 1
+    usual = Simulation(of_fleet(config, tmp_path)).parts
+    assert any(slow[usual.cohort(number)].any() for number in range(5))
+
+
+def test_who_misses_the_deadline_does_not_come(config, result, tmp_path):
+    step = sum(SECONDS.values()) - SECONDS["sync"]
+    parts = Simulation(of_fleet(config, tmp_path, deadline=2 * step)).parts
+    slow = parts.sampler.costs.member == 1
+    late = [parts.plan(number) for number in range(8)]
+    for plan in late:
+        if not slow[plan.cohort.numpy()].all():
+            assert plan.absences.missing == {p for p, c in enumerate(plan.cohort.tolist()) if slow[c]}
+    assert any(plan.absences.missing for plan in late)
+    with pytest.raises(ValueError, match=r"sampler\.deadline: 0\.1 is less than the 1\.03 s of the fastest client"):
+        Simulation(of_fleet(config, tmp_path, deadline=0.1))
+
+
+def test_the_sampler_needs_a_fleet(config):
+    with pytest.raises(ValueError, match=r"sampler\.file: is not given; allowed: a fleet file"):
+        Simulation(replace(config, sampler="fleet"))

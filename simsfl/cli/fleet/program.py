@@ -42,18 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse(argv)
         from simsfl.cli.fleet.figures import draw  # noqa: PLC0415  (imports torch: mistakes in flags answer at once)
         from simsfl.cli.fleet.story import told  # noqa: PLC0415  (the same)
+        from simsfl.fleet.costs import Costs  # noqa: PLC0415  (the same)
         from simsfl.fleet.settings import read_fleet  # noqa: PLC0415  (the same)
-        from simsfl.fleet.telling import Telling  # noqa: PLC0415  (the same)
+        from simsfl.fleet.telling import told_round  # noqa: PLC0415  (the same)
         from simsfl.simulation import Simulation  # noqa: PLC0415  (the same)
 
         out = Outputs(arguments.out or arguments.run / "fleet")
         out.check(_JSON, _FIGURE)
         fleet = read_fleet(arguments.fleet)
         simulation = Simulation.load(arguments.run, device="cpu")
-        telling, rounds = Telling(simulation.parts, fleet), simulation.progress.round_index
+        parts, rounds = simulation.parts, simulation.progress.round_index
+        costs = Costs(parts.config, parts.model, parts.cost, parts.batches, fleet)
         if not rounds:
             raise ValueError(f"run: {arguments.run} has no finished round; allowed: a run with one or more")
-        story = told(telling, map(telling.round, watched(range(rounds), "telling")), _evaluations(arguments.run))
+        retold = (told_round(parts, costs, number) for number in watched(range(rounds), "telling"))
+        story = told(costs, retold, _evaluations(arguments.run))
         console = Output()
         for table in _tables(story):
             console.print(table)

@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 
 from simsfl.fleet.clock import PHASES
-from simsfl.fleet.telling import Telling, ToldRound
+from simsfl.fleet.costs import Costs
+from simsfl.fleet.telling import ToldRound
 
 _HOUR = 3600.0
 
 
-def told(telling: Telling, rounds: Iterable[ToldRound], evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def told(costs: Costs, rounds: Iterable[ToldRound], evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what ``fleet.json`` holds.
 
     Args:
-        telling: the run and the fleet.
+        costs: what the run takes the clients of the fleet.
         rounds: the rounds of the run, from the first.
         evaluations: records of evaluations, of which those of told rounds are placed in the fleet's time.
 
@@ -27,7 +28,7 @@ def told(telling: Telling, rounds: Iterable[ToldRound], evaluations: Sequence[Ma
         kNN accuracy in percent, hours, Wh and MB of a client up to then; ``hours`` and ``server_seconds``, those of a
         step. What is not known is None.
     """
-    clients = len(telling.member)
+    clients = len(costs.member)
     compute, transfer, present, joules = (np.zeros(clients) for _ in range(4))
     phases, elapsed, traffic = dict.fromkeys(PHASES, 0.0), 0.0, 0
     reached = {0: (0.0, 0.0, 0.0)}
@@ -42,9 +43,9 @@ def told(telling: Telling, rounds: Iterable[ToldRound], evaluations: Sequence[Ma
         reached[number] = elapsed / _HOUR, float(joules.mean()) / _HOUR, traffic / clients / 1e6
     return {
         "hours": elapsed / _HOUR,
-        "server_seconds": telling.server_seconds,
+        "server_seconds": costs.server_seconds,
         "phases": phases,
-        "groups": [_group(telling, index, compute, transfer, present, joules) for index in range(len(telling.groups))],
+        "groups": [_group(costs, index, compute, transfer, present, joules) for index in range(len(costs.groups))],
         "evaluations": [
             {"round": own["round"], "knn_top1": own["knn_top1"]}
             | {name: _known(value) for name, value in zip(_REACHED, reached[own["round"]], strict=True)}
@@ -58,17 +59,17 @@ _REACHED = ("hours", "wh_per_client", "mb_per_client")
 """What a client has spent on average by an evaluation."""
 
 
-def _group(telling: Telling, index: int, *spent: np.ndarray) -> dict[str, Any]:
+def _group(costs: Costs, index: int, *spent: np.ndarray) -> dict[str, Any]:
     """Return figures of a group.
 
     Args:
-        telling: the run and the fleet.
+        costs: what the run takes the clients of the fleet.
         index: number of the group.
         spent: ``[M]`` seconds of computing, of sending and receiving, and of rounds, and joules, of each client.
     """
-    own, mine = telling.groups[index], telling.member == index
+    own, mine = costs.groups[index], costs.member == index
     compute, transfer, present, joules = (values[mine].mean() if mine.any() else 0.0 for values in spent)
-    slower = float(np.median(telling.slowdown[mine])) if mine.any() else 1.0
+    slower = float(np.median(costs.slowdown[mine])) if mine.any() else 1.0
     steps = [slower * (times.before + times.after) for times in own.times.values()]
     return {
         "name": own.name,
@@ -77,8 +78,8 @@ def _group(telling: Telling, index: int, *spent: np.ndarray) -> dict[str, Any]:
         "step_seconds": float(np.mean(steps)),
         "measured": all(times.measured for times in own.times.values()) and slower == 1.0,
         "scaling_error": own.profile.error(),
-        "up_mbit_s": float(np.median(telling.up[mine])) * 8 / 1e6 if mine.any() else None,
-        "down_mbit_s": float(np.median(telling.down[mine])) * 8 / 1e6 if mine.any() else None,
+        "up_mbit_s": float(np.median(costs.up[mine])) * 8 / 1e6 if mine.any() else None,
+        "down_mbit_s": float(np.median(costs.down[mine])) * 8 / 1e6 if mine.any() else None,
         "idle_watts": own.idle_watts,
         "busy_watts": own.busy_watts,
         "compute_seconds": float(compute),
