@@ -249,6 +249,19 @@ class State:
 
         return {name: whole(tensor, spread) for name, tensor, spread in held._named()}
 
+    def own(self, *, sent: bool) -> dict[str, Tensor | Rows]:
+        """Return this rank's part of what `saved` returns, by the same names; ranks tell each other nothing for it."""
+        clients, mine = self.clients, self.world.part(self.clients.count)
+        ids = clients.participants()
+        rows = ids[(ids >= mine.start) & (ids < mine.stop)] - mine.start
+        held = self if sent else replace(self, sent=None)
+        return {
+            name: Rows(tensor, rows.to(tensor.device), clients.storage.release)
+            if spread is _Spread.PARTICIPANTS
+            else tensor
+            for name, tensor, spread in held._named()
+        }
+
     def restore_(self, file: safe_open, *, sent: bool) -> None:
         """Read what `saved` returned from a file into this state.
 

@@ -97,7 +97,7 @@ def launch(
             raise
         raise ValueError(f"memory: this run does not fit ({error}); allowed: a smaller network or queue") from error
     if not isinstance(session, Session):
-        return 0 if session is None or follow(session, stop) else 128 + (stop.received or 0)
+        return 0 if session is None else follow(session, stop)
     if stop.received:  # an import may have swallowed the KeyboardInterrupt
         raise KeyboardInterrupt
     try:
@@ -144,9 +144,9 @@ def _fresh(
         ValueError: the flags ask for something impossible, or the run directory is not free.
         OSError: the run directory cannot be written.
     """
-    if arguments.overwrite and not arguments.out:
-        raise ValueError("overwrite: has no effect without --out; allowed with --out DIR")
     with world.agreeing():
+        if arguments.overwrite and not arguments.out:
+            raise ValueError("overwrite: has no effect without --out; allowed with --out DIR")
         config, why = _chosen_config(arguments)
         config = replace(config, device=device_for(config.device, world))
         directory = RunDirectory(arguments.out or "runs")
@@ -159,9 +159,10 @@ def _fresh(
             guests.prepare(simulation)
     check_same(simulation)
     directory = begun(simulation, arguments.out, overwrite=arguments.overwrite)
+    with world.agreeing():
+        session = simulation if world.rank else Session(simulation, directory, console, stop, recorder)
     if world.rank:
-        return simulation
-    session = Session(simulation, directory, console, stop, recorder)
+        return session
     origin = f"from {arguments.config}" if arguments.config else "by default"
     asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in _CHOICES}
     if config.dataset == "auto":
@@ -238,9 +239,9 @@ def _resumed(
     with world.agreeing():
         if world.rank == 0:
             directory.reopen(profile=bool(arguments.profile))
+        session = simulation if world.rank else Session(simulation, directory, console, stop, recorder)
     if world.rank:
-        return simulation
-    session = Session(simulation, directory, console, stop, recorder)
+        return session
     why = dict.fromkeys(_CHOICES, "as configured") | {"batch_size": saved.reasons.get("batch_size", "")}
     if simulation.config.precision != saved.config.precision:
         why["precision"] = f"{saved.config.precision} as configured is not available here"

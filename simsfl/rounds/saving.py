@@ -207,6 +207,12 @@ def _tensors(parts: Parts, progress: Progress) -> dict[str, Tensor | Rows]:
     return {**parts.state.saved(sent=sent), "step_metrics": progress.figures}
 
 
+def _own_tensors(parts: Parts, progress: Progress) -> dict[str, Tensor | Rows]:
+    """Return this rank's part of what a checkpoint holds, by name; a rank may fail meanwhile, and others not."""
+    sent = progress.communication.needs_sent(progress.step_index)
+    return {**parts.state.own(sent=sent), "step_metrics": progress.figures}
+
+
 @torch.no_grad()
 def _restore(path: Path, parts: Parts, progress: Progress) -> None:
     """Copy the tensors of a checkpoint into the state and the progress.
@@ -220,14 +226,14 @@ def _restore(path: Path, parts: Parts, progress: Progress) -> None:
     if progress.communication.state is not Exchange.BOTH_WAYS and not config.loss_threshold:
         raise ValueError(f"communication {progress.communication.state.value} is never saved in it")
     with open_tensors(path) as file:
-        held, wanted = set(file.keys()) - {SEAL}, set(_tensors(parts, progress))
+        held, wanted = set(file.keys()) - {SEAL}, set(_own_tensors(parts, progress))
         unused = {name for name in held - wanted if name.startswith(("queue.", "queues."))}  # of earlier versions
         if held - unused != wanted:
             raise ValueError("it holds other tensors")
         parts.state.restore_(file, sent=progress.communication.needs_sent(progress.step_index))
         progress.figures.copy_(same_shape(file.get_tensor("step_metrics"), progress.figures))
     parts.state.check(config.rounds, len(parts.dataset.classes))
-    if not _are_finite(_tensors(parts, progress)):
+    if not _are_finite(_own_tensors(parts, progress)):
         raise ValueError("its weights are not finite")
 
 
