@@ -13,6 +13,12 @@ from docs.generate import ROOT
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
+def started(module, *words):
+    """Run a module as a program in the repository; return the finished process, with what it printed."""
+    command = [sys.executable, "-m", module, *words]
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+
+
 def test_links_of_the_readme_lead_to_files():
     links = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert "docs/index.md" in links
@@ -36,10 +42,10 @@ def test_notebooks_run(notebook, tmp_path):
     pytest.importorskip("nbconvert")
     pytest.importorskip("ipykernel")
     words = [*("--to", "notebook", "--execute", "--output-dir", str(tmp_path)), str(notebook)]
-    done = subprocess.run([sys.executable, "-m", "nbconvert", *words], cwd=ROOT, capture_output=True, text=True)
+    done = started("nbconvert", *words)
     assert done.returncode == 0, done.stderr
-    images = [kind for kind in re.findall(r'"image/\w+"', (tmp_path / notebook.name).read_text())]
-    assert images.count('"image/png"') == notebook.read_text().count('"image/png"')
+    drawn = [file.read_text().count('"image/png"') for file in (notebook, tmp_path / notebook.name)]
+    assert drawn[0] == drawn[1]
 
 
 class Loaded(HTMLParser):
@@ -61,8 +67,7 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_p
     pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")
     pytest.importorskip("nbconvert")
-    words = ["build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run([sys.executable, "-m", "mkdocs", *words], cwd=ROOT, capture_output=True, text=True)
+    done = started("mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site"))
     assert done.returncode == 0, done.stderr
     pages = {str(page.relative_to(tmp_path / "site")): page.read_text() for page in (tmp_path / "site").rglob("*.html")}
     for name, page in pages.items():
