@@ -1,4 +1,4 @@
-"""The figure of the algorithm, ``docs/concepts.svg``: ``python docs/generate.py`` draws it.
+"""Draw the figure of the algorithm, ``docs/concepts.svg``: ``python docs/diagram.py``.
 
 It is drawn on a card of its own, light or dark as the reader's system is, so that it can be read on any page.
 """
@@ -31,11 +31,6 @@ _STYLE = """
     .cut { stroke: #ff7b6b } .red { fill: #ff8f80 }
   }
 """
-
-
-def write() -> None:
-    """Write the figure."""
-    FILE.write_text(svg(), encoding="utf-8")
 
 
 def svg() -> str:
@@ -161,3 +156,7 @@ def _text(x: float, y: float, text: str, kind: str, *, middle: bool = False) -> 
     """Return a line of text."""
     anchor = ' text-anchor="middle"' * middle
     return f'<text class="{kind}" x="{x:g}" y="{y:g}"{anchor}>{escape(text)}</text>'
+
+
+if __name__ == "__main__":
+    FILE.write_text(svg(), encoding="utf-8")

@@ -3,8 +3,7 @@
 The picture of the library in ``docs/architecture.md`` is made from `ROOMS` and from the packages' docstrings, and the
 tables of ``docs/flags.md`` from the flags themselves. The tables of ``docs/performance.md`` are made from
 ``benchmarks/NAME.json``, which ``bench.py --json`` writes. Those of ``docs/extending.md`` list what a class of
-`simsfl.extend` may define. Each stands between ``<!-- NAME -->`` and ``<!-- end -->``. The figure of the algorithm is
-drawn by ``docs/diagram.py``.
+`simsfl.extend` may define. Each stands between ``<!-- NAME -->`` and ``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from operator import itemgetter
 from pathlib import Path
 from textwrap import wrap
 
-from docs import diagram
 from simsfl import extend
 from simsfl.cli import run
 from simsfl.cli.bench.program import tables
@@ -79,7 +77,6 @@ def main() -> int:
     _rewrite(pages / "flags.md", _FLAGS, lambda place: place[1] + flags() + place[2])
     _rewrite(pages / "performance.md", _TABLE, _with_tables)
     _rewrite(pages / "extending.md", _METHODS, lambda place: place[1] + methods(place[2]) + place[3])
-    diagram.write()
     return 0
 
 

@@ -5,7 +5,7 @@ from graphlib import TopologicalSorter
 
 import pytest
 
-from docs import generate
+from docs import diagram, generate
 from simsfl.cli import run
 from simsfl.cli.attack import program as attack
 from simsfl.cli.bench import program as bench
@@ -84,7 +84,7 @@ def test_what_is_generated_is_up_to_date(page):
 
 
 def test_the_figure_of_the_algorithm_is_up_to_date():
-    assert generate.diagram.FILE.read_text() == generate.diagram.svg(), "run: python docs/generate.py"
+    assert diagram.FILE.read_text() == diagram.svg(), "run: python docs/diagram.py"
 
 
 def test_the_tables_of_methods_are_up_to_date():
