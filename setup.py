@@ -44,6 +44,7 @@ setup(
         "matplotlib>=3.8",
         "scipy>=1.11",  # torchvision reads SVHN with it
         "torchmetrics>=1.5",  # SSIM, PSNR, total variation
+        'tomli>=2; python_version < "3.11"',  # fleet files
     ],
     extras_require={
         "datasets": DATASETS,  # hf:NAME

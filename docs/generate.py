@@ -41,6 +41,7 @@ ROOMS = (
     "attacks",
     "simulation",
     "rounds",
+    "fleet",
     "setup",
     "runs",
     "cost",

@@ -40,6 +40,7 @@ PROGRAMS = {
     "results-page": Program("simsfl.cli.results.program", "write docs/results.md, and make what it is missing"),
     "attack": Program("simsfl.cli.attack.program", "reconstruct images from what clients send"),
     "cost": Program("simsfl.cli.cost.program", "estimate what taking part costs a client"),
+    "fleet": Program("simsfl.cli.fleet.program", "tell a run in the time and energy of a fleet of devices"),
     "bench": Program("simsfl.cli.bench.program", "time the engines side by side"),
     "import-checkpoint": Program("simsfl.cli.import_checkpoint", "convert weights from the published program's layout"),
     "export-checkpoint": Program("simsfl.cli.export_checkpoint", "write weights in the published program's layout"),

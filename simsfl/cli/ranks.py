@@ -81,6 +81,15 @@ def joined(stop: Stop) -> Iterator[World]:
             sys.stdout, sys.stderr = streams
 
 
+def check_alone(name: str) -> None:
+    """Raise a ValueError if this process is one of several ranks: what `name` says is for a single one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        raise ValueError(
+            f"ranks: {name} is for one rank, and there are {os.environ['WORLD_SIZE']}; allowed: torchrun -m simsfl run "
+            "--config FILE, with a --plugin for what is your own"
+        )
+
+
 def device_for(name: str, world: World) -> str:
     """Return the device that a rank computes on, given what the config says.
 

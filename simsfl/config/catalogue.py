@@ -92,6 +92,7 @@ SAMPLERS = {
     "by-images": SamplerKind(Code("simsfl.samplers.orders:ByImages")),
     "round-robin": SamplerKind(Code("simsfl.samplers.orders:RoundRobin")),
     "availability": SamplerKind(Code("simsfl.samplers.availability:Availability"), absences=True),
+    "fleet": SamplerKind(Code("simsfl.fleet.sampling:FleetSampler"), absences=True),
 }
 """How the cohort of a round is drawn."""
 

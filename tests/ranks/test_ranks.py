@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import simsfl
 from simsfl import Simulation
 from simsfl.cli import run
 from simsfl.testing import _images
@@ -172,3 +173,13 @@ def test_a_rank_without_a_rendezvous_is_refused(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(
         "error: ranks: RANK is set, but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; allowed: all of them, as "
     )
+
+
+def test_training_from_python_is_for_one_rank(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"ranks: simsfl\.run is for one rank, and there are 2; allowed: torchrun -m "):
+        simsfl.run(config_of("symmetric"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"ranks: simsfl\.resume is for one rank"):
+        simsfl.resume(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
