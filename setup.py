@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 DATASETS = ["datasets>=4"]
 SWEEP = ["optuna>=4", "submitit>=1.5"]
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "nbconvert>=7.16", "ipykernel>=6.29"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.5",
@@ -48,6 +49,7 @@ setup(
     extras_require={
         "datasets": DATASETS,  # hf:NAME
         "device": DEVICE,  # devices that take part; INA219 and INA226
+        "docs": DOCS,  # mkdocs build, and the notebooks
         "sweep": SWEEP,  # simsfl sweep --search, --launcher submitit
         "test": TEST,
         "dev": [*TEST, "pre-commit>=3"],
