@@ -40,6 +40,17 @@ class DatasetRecord:
     """Description, for people, of where it came from."""
     listing: str | None = None
     """Checksum of the names of its files alone; None where its images were read at once."""
+    mean: list[float] | None = None
+    """Mean per channel of pixels in [0, 1], by which images are normalised; None where earlier versions did not record
+    it."""
+    std: list[float] | None = None
+    """Standard deviation per channel, in the same way."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DatasetRecord:
+        """Return what is recorded of a data set."""
+        mean, std = (values.flatten().tolist() for values in (dataset.train.mean, dataset.train.std))
+        return cls(dataset.checksum, dataset.name, dataset.origin, dataset.listing, mean, std)
 
     def is_of(self, dataset: Dataset) -> bool:
         """Return whether these are the images of `dataset`, apart from files of the same names that were mended."""

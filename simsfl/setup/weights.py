@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from simsfl.config import RunConfig
 from simsfl.models import FlatModule, SplitModel
@@ -79,6 +79,19 @@ class Weights:
             raise ValueError(
                 f"init_client: {self.origin} sends {there}, and clients here {here}; allowed: the same shape"
             )
+
+    def module(self, half: str, model: SplitModel) -> nn.Module:
+        """Return a half of a network, "client" or "server", as a module in evaluation mode that has these weights.
+
+        Args:
+            half: the half.
+            model: the network, which these weights fit.
+        """
+        own, given = getattr(model, half), getattr(self, half)
+        values = (
+            flattened({name: given[name].float() for name in names}) for names in (own.shapes, own.statistic_shapes)
+        )
+        return own.module(*values).eval()
 
     def save(self, path: Path) -> None:
         """Write the weights into a file, in float32.

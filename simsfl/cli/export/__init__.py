@@ -1,0 +1,1 @@
+"""Trained backbones, and clients, as files that need no simsfl."""
