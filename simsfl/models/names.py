@@ -112,3 +112,13 @@ def as_here(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
     places = prod(shape[1:])
     tokens = tokens[:, -places:] if tokens.shape[1] == places + 1 else tokens  # its first is that of the class
     return tokens.reshape(len(tokens), *shape[1:]) if tokens.shape[1] == places else tokens
+
+
+def other_names(name: str) -> list[str]:
+    """Return the names that a weight has in timm's networks, which normalise before they pool, or behind it.
+
+    >>> other_names("norm_pre.bias"), other_names("conv1.weight")
+    (['norm_pre.bias', 'head.norm.bias'], ['conv1.weight'])
+    """
+    also = (("norm_pre.", "head.norm."), ("norm.", "fc_norm."))
+    return [name, *(behind + name.removeprefix(before) for before, behind in also if name.startswith(before))]

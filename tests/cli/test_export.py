@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from simsfl import RunConfig, Simulation
 from simsfl.cli.export import program
@@ -42,7 +41,7 @@ def saved(path, npz, **fields):
     simulation = Simulation(RunConfig(**TINY | {"dataset": str(npz), "knn_bank": 1, "knn_test": 1} | fields))
     for part in (simulation.state.clients, simulation.state.server):
         for tensor in (part.online, part.online_statistics):
-            tensor += 0.1 * torch.rand(tensor.shape, generator=generator(1))
+            tensor.add_(torch.rand(tensor.shape, generator=generator(1)), alpha=0.1)
     simulation.save(path)
     return simulation
 

@@ -27,7 +27,14 @@ Statistics = tuple[Sequence[float], Sequence[float]]
 
 
 def card(
-    part: str, config: RunConfig, loader: str, known: str | None, *, origin: str, shape: Sequence[int], statistics: Statistics | None
+    part: str,
+    config: RunConfig,
+    loader: str,
+    known: str | None,
+    *,
+    origin: str,
+    shape: Sequence[int],
+    statistics: Statistics | None,
 ) -> str:
     """Return the card of a file in Markdown.
 

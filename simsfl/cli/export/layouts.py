@@ -128,7 +128,9 @@ def _resnet(format: str, config: RunConfig, network: nn.Sequential) -> Known:
     imports = "from safetensors.torch import load_file\nfrom torch import nn"
     if format == "torchvision":
         imports += f"\nfrom torchvision.models import {config.arch}"
-        return Known(imports, f"{config.arch}({norm})", about, f"{changes}network.maxpool = network.fc = nn.Identity()\n")
+        return Known(
+            imports, f"{config.arch}({norm})", about, f"{changes}network.maxpool = network.fc = nn.Identity()\n"
+        )
     created = ", ".join(filter(None, (f'timm.create_model("{config.arch}"', "num_classes=0", norm))) + ")"
     return Known(f"import timm\n{imports}", created, about, f"{changes}network.maxpool = nn.Identity()\n")
 

@@ -64,7 +64,7 @@ def parser() -> Parser:
         "--out",
         type=path,
         metavar="FILE",
-        help="file to write, the card beside it with .md behind its name (default: in the directory exports of the run)",
+        help="file to write, and FILE.md beside it (default: in the directory exports of the run)",
     )
     add_plugin_flag(result)
     return result
