@@ -395,8 +395,8 @@ class Settings:
     init_backbone: str | None = _setting(
         None,
         "optimiser",
-        "File of weights (.safetensors, .pt, .pth) of torchvision, timm or simsfl export, that clients, server and their "
-        "momentum models start from as far as it fits.",
+        "File of weights (.safetensors, .pt, .pth) of torchvision, timm or simsfl export: clients, server and "
+        "their momentum models start from it as far as it fits.",
         path=True,
     )
     optimizer: str = _setting("sgd", "optimiser", "How clients and server descend.", OPTIMIZERS)

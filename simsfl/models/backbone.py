@@ -54,8 +54,10 @@ def folded(network: nn.Module) -> nn.Module:
     """Return a copy of a network that has the standardised weights of its convolutions instead of standardising them.
 
     It computes the same outputs, with plain convolutions. Fine-tuning it goes another way than with standardisation.
+    Each of its tensors has memory of its own, also where those of the network are parts of one.
     """
-    network = copy.deepcopy(network)
+    own = {id(tensor): nn.Parameter(tensor.clone(), tensor.requires_grad) for tensor in network.parameters()}
+    network = copy.deepcopy(network, own | {id(tensor): tensor.clone() for tensor in network.buffers()})
     for layer in network.modules():
         if isinstance(layer, ConvNorm) and layer.standardise:
             layer.conv.weight.copy_(standardised(layer.conv.weight))

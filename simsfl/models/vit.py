@@ -49,7 +49,7 @@ class _Patches(nn.Module):
         patches = x.unflatten(3, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3, 5).flatten(3)
         tokens = self.project(patches).permute(0, 3, 1, 2)
         if self.token is not None:
-            first = self.token.to(tokens.dtype).expand(len(tokens), -1, -1, -1)
+            first = self.token.to(tokens.dtype).expand(tokens.shape[0], -1, -1, -1)
             tokens = torch.cat([first, tokens.flatten(2).unsqueeze(3)], dim=2)
         return tokens + self.position.to(x.dtype)
 

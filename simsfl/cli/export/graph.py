@@ -32,7 +32,8 @@ def recorded(network: nn.Module, image_size: int) -> ExportedProgram:
     except Exception as error:  # whatever somebody's layer raises
         reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 200)
         raise ValueError(
-            f"format: torch.export cannot record this network ({reason}); allowed: layers of PyTorch's own operators"
+            f"format: torch.export cannot record this network ({reason}); allowed: layers of PyTorch's "
+            "operators, for any number of images"
         ) from error
 
 

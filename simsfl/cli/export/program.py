@@ -130,9 +130,9 @@ def _network(part: str, weights: Weights, config: RunConfig) -> nn.Module:
     if part == "client":
         if not config.is_split:
             raise ValueError(f"part: a client of method {config.method} has the whole network; allowed: backbone")
-        return weights.module("client", model)
+        return weights.module("client", model).requires_grad_(False)
     if not weights.client or (model.server.size and not weights.server):
-        raise ValueError(f"part: {weights.origin} has the weights of one half alone; allowed: client, or other weights")
+        raise ValueError(f"part: backbone needs both halves, and {Path(weights.origin).name} has one; allowed: client")
     return joined(weights.module("client", model), weights.module("server", model), config.cut_layer).eval()
 
 
@@ -161,7 +161,7 @@ def _content(format: str, config: RunConfig, network: nn.Module, text: str) -> b
     """
     if format in KNOWN:
         return save(_known_tensors(config, network), {"card": text})
-    program = recorded(network.requires_grad_(config.is_split), config.image_size)
+    program = recorded(network, config.image_size)
     if format == "torch.export":
         content = io.BytesIO()
         torch.export.save(program, content)
