@@ -166,7 +166,11 @@ def test_a_frozen_client_is_a_program(cut, npz, tmp_path, capsys):
         ({"method": "federated"}, ["--part", "client"], "part: a client of method federated has the whole network"),
         ({}, ["--out", "x.pt"], "x.pt does not end as format safetensors does; allowed: a name with .safetensors"),
         ({}, ["--out", "mine.safetensors"], "mine.safetensors was not written by simsfl, or has been changed since"),
-        (None, ["laptop-shapes"], "and laptop-shapes.safetensors has one; allowed: client"),
+        (
+            None,
+            ["laptop-shapes"],
+            "part: backbone needs the server's half, which laptop-shapes.safetensors lacks; allowed: client",
+        ),
         (
             None,
             ["nowhere"],

@@ -1,1 +1,1 @@
-"""Trained backbones, and clients, as files that need no simsfl."""
+"""The program ``simsfl export``, which writes trained networks for use without simsfl."""

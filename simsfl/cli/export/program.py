@@ -38,6 +38,9 @@ from simsfl.ui.arguments import Parser, fail, one_of, path, source
 _USUAL = {"backbone": "safetensors", "client": "torch.export"}
 """The parts that can be exported, and the format of each by default."""
 
+_HALVES = {"backbone": {"client": "other weights", "server": "client"}, "client": {"client": "other weights"}}
+"""The halves of a network that each part needs, and what may be exported where a half is missing."""
+
 
 def parser() -> Parser:
     """Return the parser of this program's flags."""
@@ -64,7 +67,7 @@ def parser() -> Parser:
         "--out",
         type=path,
         metavar="FILE",
-        help="file to write, and FILE.md beside it (default: in the directory exports of the run)",
+        help="file to write, and FILE.md beside it (default: in the directory exports, for a run within its own)",
     )
     add_plugin_flag(result)
     return result
@@ -114,25 +117,28 @@ def _place(arguments: Namespace, format: str) -> tuple[Outputs, str]:
                 f"out: {arguments.out} does not end as format {format} does; allowed: a name with {suffix}"
             )
         return Outputs(arguments.out.parent), arguments.out.name
-    name = arguments.part + f"-{format}" * (format in KNOWN) + suffix
-    if Path(arguments.source).is_dir():
-        return Outputs(Path(arguments.source), "source"), f"{RunDirectory(arguments.source).exports.name}/{name}"
-    return Outputs(Path("exports")), name
+    name, source = arguments.part + f"-{format}" * (format in KNOWN) + suffix, Path(arguments.source)
+    if source.is_dir():
+        return Outputs(source, "source"), f"{RunDirectory(source).exports.name}/{name}"
+    return Outputs(Path("exports")), f"{source.stem}-{name}"
 
 
 def _network(part: str, weights: Weights, config: RunConfig) -> nn.Module:
     """Return the backbone, or the client's half, of a network with these weights, as a module in evaluation mode.
 
     Raises:
-        ValueError: the weights are a client's alone, or there are no halves in federated learning.
+        ValueError: the weights are of one half alone, or there are no halves in federated learning.
     """
     model = assembly.network(config, weights=False)
+    if part == "client" and not config.is_split:
+        raise ValueError(f"part: a client of method {config.method} has the whole network; allowed: backbone")
+    for half, allowed in _HALVES[part].items():
+        if getattr(model, half).size and not getattr(weights, half):
+            raise ValueError(
+                f"part: {part} needs the {half}'s half, which {Path(weights.origin).name} lacks; allowed: {allowed}"
+            )
     if part == "client":
-        if not config.is_split:
-            raise ValueError(f"part: a client of method {config.method} has the whole network; allowed: backbone")
         return weights.module("client", model).requires_grad_(False)
-    if not weights.client or (model.server.size and not weights.server):
-        raise ValueError(f"part: backbone needs both halves, and {Path(weights.origin).name} has one; allowed: client")
     return joined(weights.module("client", model), weights.module("server", model), config.cut_layer).eval()
 
 
