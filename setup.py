@@ -14,6 +14,7 @@ TEST = [
     "hypothesis>=6",
     "ruff>=0.6",
     "scikit-image>=0.22",
+    "timm>=1.0",
     *DATASETS,
     *DEVICE,
     *SWEEP,

@@ -44,6 +44,7 @@ PROGRAMS = {
     "bench": Program("simsfl.cli.bench.program", "time the engines side by side"),
     "import-checkpoint": Program("simsfl.cli.import_checkpoint", "convert weights from the published program's layout"),
     "export-checkpoint": Program("simsfl.cli.export_checkpoint", "write weights in the published program's layout"),
+    "export": Program("simsfl.cli.export.program", "write a trained backbone, or a client, for use without simsfl"),
     "prepare-imagenet12": Program("simsfl.cli.prepare_imagenet12", "make ImageNet-12 from a local ImageNet"),
     "pi-bench": Program("simsfl.hw_profile.bench.program", "measure the work of a client on this machine", _BASE),
     "server": Program("simsfl.hw_profile.devices.server", "train with real devices", {**_DEVICES, "torch": "torch"}),

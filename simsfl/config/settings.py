@@ -392,6 +392,13 @@ class Settings:
         False, "privacy", "Start the server from the weights of init_client, too.", only=EXPERT
     )
 
+    init_backbone: str | None = _setting(
+        None,
+        "optimiser",
+        "File of weights (.safetensors, .pt, .pth) of torchvision, timm or simsfl export: clients, server and "
+        "their momentum models start from it as far as it fits.",
+        path=True,
+    )
     optimizer: str = _setting("sgd", "optimiser", "How clients and server descend.", OPTIMIZERS)
     proximal: float = _setting(
         0.0,

@@ -141,7 +141,7 @@ def load(
     if device:
         config = with_possible_precision(config)
     start = None
-    if config.init_client:
+    if config.init_client or config.init_backbone:
         if saved.start not in (None, digest(directory.start) if directory.start.is_file() else ""):
             raise ValueError(f"resume: {directory.start} is damaged, or was edited; allowed: as the run wrote it")
         start = load_weights(str(directory.start))

@@ -75,6 +75,7 @@ class RunDirectory:
         self.report = self.path / "report.md"
         self.figures = self.path / "figures"
         self.attacks = self.path / "attacks"
+        self.exports = self.path / "exports"
 
     @property
     def _whole(self) -> list[str]:
@@ -84,7 +85,7 @@ class RunDirectory:
     @property
     def _made_of_runs(self) -> list[str]:
         """Return the names of what programs write about runs, which is listed as well."""
-        return [path.name for path in (self.report, self.figures, self.attacks)]
+        return [path.name for path in (self.report, self.figures, self.attacks, self.exports)]
 
     @property
     def _growing(self) -> list[Path]:
@@ -155,7 +156,7 @@ class RunDirectory:
                 return cls(candidate)
 
     def clear(self) -> None:
-        """Delete the run that is here, and reports, figures and attacks; what others have put here stays."""
+        """Delete the run that is here, and reports, figures, attacks and exports; what others have put here stays."""
         run = identity_in(self.config) if self.config.is_file() else None
         if run:
             self.outputs.adopt(self._whole)
@@ -223,7 +224,7 @@ class RunDirectory:
             config=config,
             by_rule=list(by_rule),
             reasons=dict(reasons),
-            dataset=DatasetRecord(dataset.checksum, dataset.name, dataset.origin, dataset.listing),
+            dataset=DatasetRecord.of(dataset),
             versions={
                 "python": platform.python_version(),
                 "torch": torch.__version__,  # with the build, such as +cpu, which the package's version lacks

@@ -134,7 +134,7 @@ def _text(name: str, value: Any) -> str:
     if value is None or value is False or (value == 0 and getattr(RunConfig(), name, 0) == 0):
         return ""
     if isinstance(value, str):
-        return Path(value).stem if name in ("dataset", "aux_dataset", "init_client") else value
+        return Path(value).stem if name in ("dataset", "aux_dataset", "init_client", "init_backbone") else value
     words = _words(name)
     return words if value is True else f"{words} {value:g}"
 
