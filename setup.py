@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 DATASETS = ["datasets>=4"]
 SWEEP = ["optuna>=4", "submitit>=1.5"]
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
+TRACK = ["tensorboard>=2.16", "wandb>=0.18", "mlflow>=2.16"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.5",
@@ -16,6 +17,7 @@ TEST = [
     *DATASETS,
     *DEVICE,
     *SWEEP,
+    TRACK[0],
 ]
 
 setup(
@@ -48,6 +50,7 @@ setup(
         "datasets": DATASETS,  # hf:NAME
         "device": DEVICE,  # devices that take part; INA219 and INA226
         "sweep": SWEEP,  # simsfl sweep --search, --launcher submitit
+        "track": TRACK,  # --track, simsfl track
         "test": TEST,
         "dev": [*TEST, "pre-commit>=3"],
     },
