@@ -17,6 +17,8 @@ Absences and changes of plugins are lists without figures, and have no rows.
 """
 _OVER_CLIENTS = ("mean", "worst_tenth", "std")
 """What the three numbers of `simsfl.runs.metrics.EvaluationRecord.clients_top1` are."""
+_NO_FIGURES = ("event", "round", "step", "class_top1", "clients_top1")
+"""Entries of records that are said otherwise, or are lists wherever they are not None."""
 _MEASURED = (
     *("seconds", "client_steps_per_second", "images_per_second"),
     *("peak_memory_bytes", "client_flops_per_step"),
@@ -88,7 +90,6 @@ class Rows:
 def _figures(record: Mapping[str, Any]) -> dict[str, Added]:
     """Return the figures of a record by name, without lists, such as accuracies by class or distances by client."""
     over_clients = zip(_OVER_CLIENTS, record.get("clients_top1") or (), strict=False)
-    named = ("event", "round", "step")
-    own = {name: value for name, value in record.items() if isinstance(value, Added) and name not in named}
+    own = {name: value for name, value in record.items() if isinstance(value, Added) and name not in _NO_FIGURES}
     own |= {f"clients_top1_{name}": value for name, value in over_clients}
     return own | {name: value for name, value in record.get("added", {}).items() if name not in own}
