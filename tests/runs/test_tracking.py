@@ -94,25 +94,39 @@ def of_csv(out):
     return curves
 
 
-def of_wandb(out):
-    """Return the curves in the files of all sessions of a run of Weights & Biases, as ``wandb sync`` reads them."""
-    from wandb.proto import wandb_internal_pb2  # noqa: PLC0415  (an extra)
-    from wandb.sdk.internal.datastore import DataStore  # noqa: PLC0415
+def wandb_records(file):
+    """Yield the records of a file of Weights & Biases: LevelDB's format of logs, after seven bytes."""
+    content, at, whole = file.read_bytes(), 7, b""
+    while at < len(content):
+        if (left := 32768 - at % 32768) < 7:  # no header fits into the rest of the block
+            at += left
+            continue
+        size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        whole += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield whole
+            whole = b""
 
-    curves, ids = {}, set()
+
+def of_wandb(out):
+    """Return the curves in the files of all sessions of a run of Weights & Biases, which ``wandb sync`` joins."""
+    from wandb.proto import wandb_internal_pb2  # noqa: PLC0415  (an extra)
+
+    curves, ids, numbers = {}, set(), []
     for file in sorted(out.glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while data := store.scan_data():
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            if record.WhichOneof("record_type") == "run":
+        for data in wandb_records(file):
+            record = wandb_internal_pb2.Record.FromString(data)
+            if record.HasField("run"):
                 ids.add(record.run.run_id)
-            line = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            line = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            if line:
+                numbers.append(line["_step"])
             for name, value in line.items():
-                if "/" in name and not isinstance(value, dict):
+                if "/" in name and not name.startswith("figures/"):
                     curves.setdefault(name, []).append((line["steps"], value))
     assert len(ids) == 1
+    assert numbers == list(range(len(numbers)))
     return curves
 
 

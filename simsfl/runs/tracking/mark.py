@@ -22,6 +22,8 @@ class _Content:
     """Number of rows that it has been given."""
     images: dict[str, str] = field(default_factory=dict)
     """Checksums of the images that it has been given, by name."""
+    replaced: Count = 0
+    """Number of images that others of the same name have come after."""
 
 
 class Mark:
@@ -64,8 +66,14 @@ class Mark:
         checksum = digest(file)
         if self._now.images.get(name) == checksum:
             return False
-        self._set(images=self._now.images | {name: checksum})
+        again = name in self._now.images
+        self._set(images=self._now.images | {name: checksum}, replaced=self._now.replaced + again)
         return True
+
+    @property
+    def given(self) -> int:
+        """Return the number of rows and images that the tracker has been given."""
+        return self._now.rows + len(self._now.images) + self._now.replaced
 
     def _set(self, **changes: object) -> None:
         """Write the file with other values."""

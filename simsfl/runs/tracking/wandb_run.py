@@ -19,7 +19,7 @@ class WandB(Tracker):
         import wandb  # noqa: PLC0415  (an extra)
 
         super().__init__(run)
-        self._mark, self._image, self._latest = Mark(run.path / "wandb" / "simsfl.json"), wandb.Image, 0
+        self._mark, self._image = Mark(run.path / "wandb" / "simsfl.json"), wandb.Image
         self._own = wandb.init(
             dir=str(run.path),
             project=os.environ.get("WANDB_PROJECT", "simsfl"),
@@ -34,14 +34,13 @@ class WandB(Tracker):
 
     def log(self, rows: Sequence[Row]) -> None:
         """Log those rows that it does not have, each at its number."""
-        self._latest = max([self._latest, *(row.number for row in rows)])
         for row in self._mark.new(rows):
             self._own.log({"steps": row.steps, "round": row.round, **row.numbers()}, step=row.number)
 
     def image(self, name: str, file: Path) -> None:
-        """Log an image beside the last row, unless it has the image already."""
+        """Log an image behind all rows, unless it has the image already."""
         if self._mark.is_new(name, file):
-            self._own.log({name: self._image(str(file))}, step=self._latest)
+            self._own.log({name: self._image(str(file))}, step=self._mark.given - 1)
 
     def close(self, *, finished: bool) -> None:
         """Wait until everything is written."""
