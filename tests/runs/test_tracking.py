@@ -299,6 +299,29 @@ def test_tables_get_the_columns_that_come_later(tmp_path):
     assert lines == [["1", "1", "1.5", ""], ["2", "1", "2.5", "a,b"], ["3", "1", "", ""]]
 
 
+def test_a_package_that_is_missing_is_said_before_a_run_begins(npz, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(TRACKERS, "missing", TrackerKind(Code(""), "no_such_package"))
+    out = tmp_path / "run"
+    assert run.main(argv(npz, out, "csv,missing")) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: track: no_such_package is not installed; allowed: ")
+    assert line.endswith(", or pip install simsfl[track]\n")
+    assert not out.exists()
+
+
+def test_a_run_goes_on_with_another_tracker_which_has_the_earlier_steps_too(npz, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Feed, "take", killed_at(12))
+        with pytest.raises(Killed):
+            run.main(flags(dataset=npz, out=out, measure_divergence=True, dashboard="off", **TINY))
+    assert not (out / "csv").exists()
+    config = (out / "config.json").read_bytes()
+    assert run.main(["--resume", str(out), "--track", "csv", "--dashboard", "off"]) == 0
+    assert_tracked("csv", out)
+    assert (out / "config.json").read_bytes() == config
+
+
 def test_rows_are_counted_alike_whatever_clients_are_absent():
     step = {"event": "step", "round": 1, "step": 1, "loss": 1.0}
     absence = {"event": "absence", "round": 1, "step": 1, "clients": [3]}
