@@ -8,6 +8,7 @@ DATASETS = ["datasets>=4"]
 SWEEP = ["optuna>=4", "submitit>=1.5"]
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "nbconvert>=7.16", "ipykernel>=6.29"]
+TRACK = ["tensorboard>=2.16", "wandb>=0.18", "mlflow>=2.16"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.5",
@@ -18,6 +19,7 @@ TEST = [
     *DATASETS,
     *DEVICE,
     *SWEEP,
+    TRACK[0],
 ]
 
 setup(
@@ -52,6 +54,7 @@ setup(
         "device": DEVICE,  # devices that take part; INA219 and INA226
         "docs": DOCS,  # mkdocs build, and the notebooks
         "sweep": SWEEP,  # simsfl sweep --search, --launcher submitit
+        "track": TRACK,  # --track, simsfl track
         "test": TEST,
         "dev": [*TEST, "pre-commit>=3"],
     },

@@ -15,6 +15,7 @@ from simsfl.data.partition import Partition
 from simsfl.rounds.callback import Callback
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import Summary
+from simsfl.runs.tracking.feed import check_installed
 from simsfl.simulation import Simulation
 from simsfl.system.console import Output
 from simsfl.system.signals import Stop
@@ -47,6 +48,7 @@ def run(
     check_alone("simsfl.run")
     start = PRESETS.get(config.preset, RunConfig)()
     config.check_effect(config.changed_from(start))
+    check_installed(config.trackers)
     out = None if out is None else Path(out)
     if out is not None:
         RunDirectory(out).check_free(overwrite=overwrite)

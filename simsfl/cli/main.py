@@ -35,6 +35,7 @@ PROGRAMS = {
     "run": Program("simsfl.cli.run", "train a run, or resume one"),
     "watch": Program("simsfl.cli.watch", "show the live view of a run that another process trains"),
     "report": Program("simsfl.cli.report.program", "write a page and figures about runs"),
+    "track": Program("simsfl.cli.track.program", "give the records of runs to TensorBoard, W&B, MLflow or CSV"),
     "table": Program("simsfl.cli.table.program", "rerun a table of the paper, beside the published figures"),
     "sweep": Program("simsfl.cli.sweep.program", "run a grid of settings with several seeds, and compare them"),
     "results-page": Program("simsfl.cli.results.program", "write docs/results.md, and make what it is missing"),

@@ -123,7 +123,8 @@ def load(
         dataset: the images, instead of loading those that the run's config names.
         device: device to continue on, instead of the run's; if it does not support the precision of the run, the run
             continues in fp32, with a warning.
-        places: where the images lie now, by those of `PLACES` that are to be other than in the run's config.
+        places: where the images lie now, by those of `PLACES` that are to be other than in the run's config; and
+            "track", if other trackers are to get its records.
         going_on: whether ``metrics.jsonl`` will be continued, so that it has to begin as it did at the checkpoint.
         world: the ranks that go on together; there may be others than when the checkpoint was written.
 

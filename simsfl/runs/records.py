@@ -18,7 +18,7 @@ from simsfl.runs.metrics import AbsenceCount
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, read_json
 from simsfl.system.files import SEAL, checksum, digest, seal_of
 
-_PLACES = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_client", "init_backbone")
+_PLACES = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_client", "init_backbone", "track")
 """Fields of the config that may differ where a run goes on."""
 _SETTLED = ("cohort", "batch_size", "rounds", "syncs_per_round", "width", "image_size", "client_lr")
 """Fields of a config that rules have filled in before it is recorded."""

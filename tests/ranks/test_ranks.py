@@ -133,7 +133,7 @@ def test_a_rank_that_ends_is_named_and_the_checkpoint_stays(tmp_path):
 @pytest.mark.parametrize("to_all", [True, False])
 def test_a_signal_saves_once_and_the_run_goes_on_alone(to_all, tmp_path):
     out = tmp_path / "run"
-    argv = [ROOT / "experiments" / "run.py", *flags(**SMALL, rounds=3, out=out)]
+    argv = [ROOT / "experiments" / "run.py", *flags(**SMALL, rounds=3, out=out, track="csv")]
     how = {"env": ENVIRONMENT, "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(torchrun(2, *argv), **how) as started:
         metrics = out / "metrics.jsonl"
@@ -146,6 +146,9 @@ def test_a_signal_saves_once_and_the_run_goes_on_alone(to_all, tmp_path):
     standing = Simulation.load(out).progress
     assert (standing.round_index, standing.step_index) > (0, 0)
     assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
+    first, *tracked = (out / "csv" / "step.csv").read_text().splitlines()
+    assert first == "steps,round,loss,contrast_top1"
+    assert [int(line.partition(",")[0]) for line in tracked] == [*range(1, 3 * standing.steps + 1)]  # of one rank
     records = map(json.loads, metrics.read_text().splitlines())
     assert [record["round"] for record in records if record["event"] == "round"] == [1, 2, 3]
 

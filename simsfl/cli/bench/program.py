@@ -58,7 +58,7 @@ _PAPER_STEPS = 100_000
 """Steps of 200 epochs over 50,000 images, 50 on each of 1,000 clients, with 100 images in a step."""
 
 _NO_MATTER = (
-    *("rounds", "epochs", "engine", "precision", "checkpoint_every"),
+    *("rounds", "epochs", "engine", "precision", "checkpoint_every", "track"),
     *(
         "eval_every",
         "eval_features",

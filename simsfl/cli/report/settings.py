@@ -16,7 +16,7 @@ from simsfl.config.catalogue import METHODS
 from simsfl.ui.dashboard import number
 from simsfl.ui.plot_text import literal
 
-_INCIDENTAL = ("preset", "seed", "device", "data_dir", "eval_every", "checkpoint_every", "callback", "epochs")
+_INCIDENTAL = ("preset", "seed", "device", "data_dir", "eval_every", "checkpoint_every", "callback", "epochs", "track")
 """Fields of the config in which repetitions of one setting may differ."""
 _SMALL = ("loss", "SSIM", "MSE")
 """First words of measures that are shown with three decimals."""
