@@ -7,15 +7,19 @@ from setuptools import find_packages, setup
 DATASETS = ["datasets>=4"]
 SWEEP = ["optuna>=4", "submitit>=1.5"]
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "nbconvert>=7.16", "ipykernel>=6.29"]
+TRACK = ["tensorboard>=2.16", "wandb>=0.18", "mlflow>=2.16"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6",
     "ruff>=0.6",
     "scikit-image>=0.22",
+    "timm>=1.0",
     *DATASETS,
     *DEVICE,
     *SWEEP,
+    TRACK[0],
 ]
 
 setup(
@@ -45,11 +49,14 @@ setup(
         "jinja2>=3.1",  # pages for a browser
         "scipy>=1.11",  # torchvision reads SVHN with it
         "torchmetrics>=1.5",  # SSIM, PSNR, total variation
+        'tomli>=2; python_version < "3.11"',  # fleet files
     ],
     extras_require={
         "datasets": DATASETS,  # hf:NAME
         "device": DEVICE,  # devices that take part; INA219 and INA226
+        "docs": DOCS,  # mkdocs build, and the notebooks
         "sweep": SWEEP,  # simsfl sweep --search, --launcher submitit
+        "track": TRACK,  # --track, simsfl track
         "test": TEST,
         "dev": [*TEST, "pre-commit>=3"],
     },

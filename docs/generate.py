@@ -1,27 +1,35 @@
 """Bring what is generated in the documentation up to date: ``python docs/generate.py``.
 
-The picture of the library in ``README.md`` is made from `ROOMS` and from the packages' docstrings. The tables of
-``docs/performance.md`` are made from ``benchmarks/NAME.json``, which ``bench.py --json`` writes. Those of
-``docs/extending.md`` list what a class of `simsfl.extend` may define. Each stands between ``<!-- NAME -->`` and
-``<!-- end -->``.
+The picture of the library in ``docs/architecture.md`` is made from `ROOMS` and from the packages' docstrings, and the
+tables of ``docs/flags.md`` from the flags themselves. The tables of ``docs/performance.md`` are made from
+``benchmarks/NAME.json``, which ``bench.py --json`` writes. Those of ``docs/extending.md`` list what a class of
+`simsfl.extend` may define. Each stands between ``<!-- NAME -->`` and ``<!-- end -->``.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from textwrap import wrap
 
 from simsfl import extend
+from simsfl.cli import run
 from simsfl.cli.bench.program import tables
-from simsfl.ui.markdown import markdown
+from simsfl.config import RunConfig
+from simsfl.config.catalogue import DOORS
+from simsfl.config.presets import PRESETS
+from simsfl.config.registry import code_of
+from simsfl.config.values import allowed_text, options_in
+from simsfl.ui.markdown import lines_of, markdown
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
@@ -33,6 +41,7 @@ ROOMS = (
     "attacks",
     "simulation",
     "rounds",
+    "fleet",
     "setup",
     "runs",
     "cost",
@@ -57,16 +66,18 @@ _BESIDE = ("hw_profile", "kernels")
 _TABLE = re.compile(r"(<!-- (\S+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
 _METHODS = re.compile(r"(<!-- methods of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PICTURE = re.compile(r"(<!-- rooms -->\n).*?(<!-- end -->)", re.DOTALL)
+_FLAGS = re.compile(r"(<!-- flags -->\n).*?(<!-- end -->)", re.DOTALL)
 _WIDTH, _COLUMN = 118, 23
 """Characters of the picture's lines, and of the column of its rooms."""
 
 
 def main() -> int:
     """Rewrite the pages; return the exit code."""
-    readme, performance = ROOT / "README.md", ROOT / "docs" / "performance.md"
-    _rewrite(readme, _PICTURE, lambda place: place[1] + picture() + place[2])
-    _rewrite(performance, _TABLE, _with_tables)
-    _rewrite(ROOT / "docs" / "extending.md", _METHODS, lambda place: place[1] + methods(place[2]) + place[3])
+    pages = ROOT / "docs"
+    _rewrite(pages / "architecture.md", _PICTURE, lambda place: place[1] + picture() + place[2])
+    _rewrite(pages / "flags.md", _FLAGS, lambda place: place[1] + flags() + place[2])
+    _rewrite(pages / "performance.md", _TABLE, _with_tables)
+    _rewrite(pages / "extending.md", _METHODS, lambda place: place[1] + methods(place[2]) + place[3])
     return 0
 
 
@@ -126,6 +137,47 @@ def methods(name: str) -> str:
             about = inspect.getdoc(function).split("\n\n")[0].replace("\n", " ").replace("``", "`")
             rows.append(f"| `{method}({arguments})` | {about} |")
     return "\n".join(["| method | what it does |", "|---|---|", *rows]) + "\n"
+
+
+def flags() -> str:
+    """Return the flags of ``simsfl run``, the options of what they choose, and the presets, as Markdown tables."""
+    allowed = {spec.name: allowed_text(spec) for spec in fields(RunConfig)}
+    tables = {}
+    for group in run.parser()._action_groups:
+        if group._group_actions and group.title != "options":  # those of --help
+            rows = [[_written(one), one.help.replace("%%", "%"), allowed.get(one.dest, "")] for one in _shown(group)]
+            tables[group.title.capitalize()] = [["flag", "what it sets", "allowed"], *rows]
+    tables["Options of what is chosen"] = [["flag", "of", "what it sets", "default", "allowed"]] + [
+        [f"`--{door}.{spec.name}`", name, spec.metadata["help"], str(spec.default), allowed_text(spec)]
+        for door, known in DOORS.items()
+        for name, kind in known.items()
+        for spec in options_in(code_of(kind).load())
+    ]
+    rows = [[f"`{name}`", inspect.getdoc(preset), _changed(preset())] for name, preset in PRESETS.items()]
+    tables["Presets"] = [["`--preset`", "what it is", "what it changes"], *rows]
+    return "\n".join(line for title, cells in tables.items() for line in (f"## {title}\n", *_with_code(cells), ""))
+
+
+def _with_code(cells: list[list[str]]) -> list[str]:
+    """Return the lines of a table in which text between backticks is code, as docstrings and help texts mean it."""
+    return [line.replace("\\`", "`") for line in lines_of(cells)]
+
+
+def _shown(group: argparse._ArgumentGroup) -> Iterator[argparse.Action]:
+    """Yield the flags of a group that ``--help`` shows."""
+    return (action for action in group._group_actions if action.help != argparse.SUPPRESS)
+
+
+def _written(action: argparse.Action) -> str:
+    """Return a flag as it is written, with its value."""
+    names = action.metavar if isinstance(action.metavar, str) else "NAME"
+    return f"`{action.option_strings[0]}{'' if action.nargs == 0 else f' {names}'}`"
+
+
+def _changed(config: RunConfig) -> str:
+    """Return the fields that a preset changes, with their values."""
+    changed = config.changed_from(RunConfig())
+    return ", ".join(f"`{name} {value}`" for name, value in changed.items() if name != "preset")
 
 
 def _wrapped(left: str, text: str) -> list[str]:

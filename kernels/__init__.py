@@ -19,7 +19,7 @@ from simsfl.kernels.choice import (
     reason,
     try_triton,
 )
-from simsfl.kernels.conv2d import conv2d
+from simsfl.kernels.conv2d import conv2d, standardised
 from simsfl.kernels.group_norm import group_norm
 from simsfl.kernels.group_norm_nhwc import group_norm_nhwc
 from simsfl.kernels.info_nce import info_nce, tie_width
@@ -48,6 +48,7 @@ __all__ = [
     "preferred",
     "reason",
     "sgd_",
+    "standardised",
     "tie_width",
     "try_triton",
 ]

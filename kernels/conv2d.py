@@ -58,12 +58,16 @@ def conv2d(
 
 def _reference(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, standardise: bool) -> Tensor:
     """Return one client's convolution ``[B, O, H', W']`` of x ``[B, I, H, W]``, by weight ``[O, I / groups, h, w]``."""
-    if standardise:
-        rows = weight.flatten(1)
-        centred = rows - rows.mean(dim=1, keepdim=True)
-        std = centred.norm(dim=1, keepdim=True) / sqrt(rows.shape[1] - 1)  # torch.std is far slower on a CPU
-        weight = (centred / (std + _EPSILON)).view_as(weight)
+    weight = standardised(weight) if standardise else weight
     return F.conv2d(x, weight, None, stride, padding, groups=groups)
+
+
+def standardised(weight: Tensor) -> Tensor:
+    """Return the standardised form of one client's weights ``[O, I / groups, h, w]``, in their shape and dtype."""
+    rows = weight.flatten(1)
+    centred = rows - rows.mean(dim=1, keepdim=True)
+    std = centred.norm(dim=1, keepdim=True) / sqrt(rows.shape[1] - 1)  # torch.std is far slower on a CPU
+    return (centred / (std + _EPSILON)).view_as(weight)
 
 
 def _forward(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, standardise: bool) -> Tensor:

@@ -60,7 +60,7 @@ class Simulation:
             training images from 0, or those without labels if there are any. It is saved with the run.
         dtype: dtype of everything that is learnt, and with fp32 precision of what is computed; float64 is for tests.
         choices: versions of operators to use, where they are named, instead of finding out which are fastest.
-        start: weights to start from, instead of loading ``config.init_client``.
+        start: weights to start from, instead of loading ``config.init_client`` or ``config.init_backbone``.
         auto_precision: the precision that "auto" means and why, instead of what suits the device.
         world: the ranks that train it together, of which this process is one; all of them do with it what one does.
         callbacks: objects that follow the records, besides those that the config names.

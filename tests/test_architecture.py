@@ -1,15 +1,16 @@
-"""Imports run strictly downward without circles, the old functorch is not used, and the README is up to date."""
+"""Imports run strictly downward without circles, the old functorch is not used, and pages are up to date."""
 
 import re
 from graphlib import TopologicalSorter
 
 import pytest
 
-from docs import generate
+from docs import diagram, generate
 from simsfl.cli import run
 from simsfl.cli.attack import program as attack
 from simsfl.cli.bench import program as bench
 from simsfl.cli.cost import program as cost
+from simsfl.cli.fleet import program as fleet
 from simsfl.cli.main import PROGRAMS
 from simsfl.cli.report import program as report
 from simsfl.cli.results import program as results
@@ -64,9 +65,27 @@ def test_the_readme_explains_its_words_at_their_first_use():
         assert explained in README[README.index(word) - 10 :][:70]
 
 
-def test_the_readmes_picture_is_up_to_date():
-    (shown,) = re.findall(r"<!-- rooms -->\n(.*?)<!-- end -->", README, flags=re.DOTALL)
-    assert shown == generate.picture(), "run: python docs/generate.py"
+def test_the_readme_is_what_a_newcomer_needs():
+    assert len(README.splitlines()) <= 120
+
+
+GENERATED = {
+    "architecture": ("rooms", generate.picture),
+    "flags": ("flags", generate.flags),
+}
+"""Pages of which a part is generated, with the name of the part and the function that returns it."""
+
+
+@pytest.mark.parametrize("page", GENERATED)
+def test_what_is_generated_is_up_to_date(page):
+    name, made = GENERATED[page]
+    text = (generate.ROOT / "docs" / f"{page}.md").read_text()
+    (shown,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
+    assert shown == made(), "run: python docs/generate.py"
+
+
+def test_the_figure_of_the_algorithm_is_up_to_date():
+    assert diagram.FILE.read_text() == diagram.svg(), "run: python docs/diagram.py"
 
 
 def test_the_tables_of_methods_are_up_to_date():
@@ -82,20 +101,22 @@ def test_every_program_has_a_door():
         assert f'start("{name}")' in (generate.ROOT / door(name)).read_text()
 
 
-def test_the_readmes_python_example_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/api/simsfl.md", "docs/guides/data.md"])
+def test_python_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", (generate.ROOT / page).read_text(), flags=re.DOTALL)
     assert len(example.splitlines()) <= 20
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, page, "exec"), {})
 
 
-def test_the_readmes_flags_exist():
+def test_flags_of_the_pages_exist():
     pytest.importorskip("zmq")
     from simsfl.hw_profile.bench import program as pi_bench  # noqa: PLC0415
     from simsfl.hw_profile.devices import client, keys, server  # noqa: PLC0415
 
-    text = README + (generate.ROOT / "hw_profile" / "README.md").read_text()
-    programs = (run, bench, table, report, sweep, results, cost, attack, pi_bench, server, client, keys)
+    pages = [*(generate.ROOT / "docs").rglob("*.md"), generate.ROOT / "hw_profile" / "README.md"]
+    text = "\n".join([README, *(page.read_text() for page in pages if page.name != "extending.md")])  # its own flags
+    programs = (run, bench, table, report, sweep, results, cost, attack, fleet, pi_bench, server, client, keys)
     parsers = [program.parser() for program in programs]
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from simsfl.algorithm.aggregation import is_sync_step
+from simsfl.algorithm.gathering import completed_rounds
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan
-from simsfl.algorithm.state import completed_rounds
 from simsfl.algorithm.wire import NOBODY, DeviceStatus, Wire
 from simsfl.cli.session import Stopped
 from simsfl.config.constraints import DEVICES, check

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from simsfl.aggregations import Aggregation
-from simsfl.algorithm.state import State, give_, of_cohort, taken
+from simsfl.algorithm.gathering import give_, taken
+from simsfl.algorithm.state import State
 from simsfl.models import FlatModule
 from simsfl.system.answers import kept, tensor_from
 
@@ -81,7 +82,7 @@ def _combined(
         if sum_P is not None:
             world.sum_(sum_P)
             return sum_P
-        models_cP = of_cohort(state, models_cP)
+        models_cP = state.of_cohort(models_cP)
     combined_P = aggregation.combine(_present(models_cP, absent), images_n)
     return tensor_from(combined_P, models_cP.shape[1:], "aggregation", "combine", aggregation)
 

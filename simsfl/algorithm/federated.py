@@ -15,7 +15,8 @@ from torch import Tensor
 
 from simsfl.algorithm import clients
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
-from simsfl.algorithm.state import State, put_back_, rows_before
+from simsfl.algorithm.gathering import put_back_, rows_before
+from simsfl.algorithm.state import State
 from simsfl.config.catalogue import Targets
 from simsfl.kernels import ema_
 from simsfl.models import SplitModel

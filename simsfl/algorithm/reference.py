@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome, untimed
+from simsfl.algorithm.gathering import put_back_, rows_before
 from simsfl.algorithm.single_client import SingleClient, move_towards
-from simsfl.algorithm.state import Cohort, ServerState, State, put_back_, rows_before
+from simsfl.algorithm.state import Cohort, ServerState, State
 from simsfl.config.catalogue import Targets
 from simsfl.models import FlatModule, SplitModel
 from simsfl.objectives import Memory, let_remember_

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from simsfl.algorithm import clients, server
 from simsfl.algorithm.batch import Batch, Clock, Everyone, Hyperparameters, Outcome, untimed
-from simsfl.algorithm.state import State, put_back_, rows_before
+from simsfl.algorithm.gathering import put_back_, rows_before
+from simsfl.algorithm.state import State
 from simsfl.algorithm.wire import NOBODY
 from simsfl.config.catalogue import Targets
 from simsfl.kernels import ema_

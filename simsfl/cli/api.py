@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from simsfl.cli.launch import begun
+from simsfl.cli.ranks import check_alone
 from simsfl.cli.session import Session
 from simsfl.config import RunConfig
 from simsfl.config.presets import PRESETS
@@ -14,6 +15,7 @@ from simsfl.data.partition import Partition
 from simsfl.rounds.callback import Callback
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import Summary
+from simsfl.runs.tracking.feed import check_installed
 from simsfl.simulation import Simulation
 from simsfl.system.console import Output
 from simsfl.system.signals import Stop
@@ -40,11 +42,13 @@ def run(
 
     Raises:
         ValueError: the config asks for something impossible, or changes a field of its preset without any effect; or
-            the directory is not free.
+            the directory is not free; or this process is one of several ranks, which ``simsfl run`` trains on.
         KeyboardInterrupt: the user stopped the run, after a checkpoint was written.
     """
+    check_alone("simsfl.run")
     start = PRESETS.get(config.preset, RunConfig)()
     config.check_effect(config.changed_from(start))
+    check_installed(config.trackers)
     out = None if out is None else Path(out)
     if out is not None:
         RunDirectory(out).check_free(overwrite=overwrite)
@@ -62,9 +66,10 @@ def resume(path: str | Path, *, dataset: Dataset | None = None, callbacks: Itera
         callbacks: objects that follow the records, besides those that the config names.
 
     Raises:
-        ValueError: there is no run, or what it needs is missing or damaged.
+        ValueError: there is no run, or what it needs is missing or damaged; or this is one of several ranks, see `run`.
         KeyboardInterrupt: the user stopped the run, after a checkpoint was written.
     """
+    check_alone("simsfl.resume")
     with Stop() as stop:
         simulation = Simulation.load(path, dataset, going_on=True, callbacks=callbacks)
         directory = RunDirectory(path)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simsfl.config import RunConfig, plugins
-from simsfl.config.catalogue import DATASETS, DOORS
+from simsfl.config.catalogue import DATASETS, DOORS, TRACKERS
 from simsfl.config.presets import PRESETS, automatic
 from simsfl.config.registry import code_of
 from simsfl.config.values import allowed_text, kind_of, options_in
@@ -43,6 +43,7 @@ def print_choices(console: Output) -> None:
     }
     for door in [door for door in RunConfig().chosen if door not in ("arch", "dataset")]:
         sections[f"{door}s"] = _listed(door)
+    sections["trackers"] = {name: _summary_of(kind.code.load()) for name, kind in TRACKERS.items()}
     table = Table.grid(padding=(0, 2))
     for title, names in sections.items():
         if not names:  # such as callbacks, which plugins alone have

@@ -142,7 +142,9 @@ def _add_field_flag(
         options["action"] = argparse.BooleanOptionalAction
     else:
         convert = source if spec.metadata["path"] else _CONVERTERS[kind]
-        options["type"] = converted(convert) if converted else convert
+        options["type"] = convert
+        if converted:
+            options["type"] = (lambda text: [convert(text)]) if spec.metadata["several"] else converted(convert)
         door = DOORS.get(spec.name)
         choices = door if spec.metadata["choices"] is None else spec.metadata["choices"]
         also = _ALSO if spec.name == "dataset" else ()

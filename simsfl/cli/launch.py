@@ -19,12 +19,14 @@ from simsfl.cli.flags import asked_config, config_values
 from simsfl.cli.ranks import check_same, device_for, follow
 from simsfl.cli.session import UNTRACED, Session
 from simsfl.config import PRECISIONS, plugins
+from simsfl.config.catalogue import TRACKERS
 from simsfl.config.presets import named
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
 from simsfl.rounds.saving import PLACES
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import Summary
+from simsfl.runs.tracking.feed import check_installed
 from simsfl.system.console import Output
 from simsfl.system.files import check_writable
 from simsfl.system.memory import is_out_of_memory
@@ -97,7 +99,7 @@ def launch(
             raise
         raise ValueError(f"memory: this run does not fit ({error}); allowed: a smaller network or queue") from error
     if not isinstance(session, Session):
-        return 0 if session is None or follow(session, stop) else 128 + (stop.received or 0)
+        return 0 if session is None else follow(session, stop)
     if stop.received:  # an import may have swallowed the KeyboardInterrupt
         raise KeyboardInterrupt
     try:
@@ -144,10 +146,11 @@ def _fresh(
         ValueError: the flags ask for something impossible, or the run directory is not free.
         OSError: the run directory cannot be written.
     """
-    if arguments.overwrite and not arguments.out:
-        raise ValueError("overwrite: has no effect without --out; allowed with --out DIR")
     with world.agreeing():
+        if arguments.overwrite and not arguments.out:
+            raise ValueError("overwrite: has no effect without --out; allowed with --out DIR")
         config, why = _chosen_config(arguments)
+        check_installed(config.trackers)
         config = replace(config, device=device_for(config.device, world))
         directory = RunDirectory(arguments.out or "runs")
         directory.check_free(overwrite=arguments.overwrite)
@@ -159,9 +162,10 @@ def _fresh(
             guests.prepare(simulation)
     check_same(simulation)
     directory = begun(simulation, arguments.out, overwrite=arguments.overwrite)
+    with world.agreeing():
+        session = simulation if world.rank else Session(simulation, directory, console, stop, recorder)
     if world.rank:
-        return simulation
-    session = Session(simulation, directory, console, stop, recorder)
+        return session
     origin = f"from {arguments.config}" if arguments.config else "by default"
     asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in _CHOICES}
     if config.dataset == "auto":
@@ -226,6 +230,7 @@ def _resumed(
         device, places = _changes(arguments, directory, saved.config)
         device = device_for(device.partition(":")[0], world) if not world.alone else device
         simulation = Simulation.load(directory.path, device=device, places=places, going_on=True, world=world)
+        check_installed(simulation.config.trackers)
         _check_profile(arguments.profile, simulation)
         recorder = _recorder_of(arguments, simulation)
     check_same(simulation)
@@ -238,9 +243,9 @@ def _resumed(
     with world.agreeing():
         if world.rank == 0:
             directory.reopen(profile=bool(arguments.profile))
+        session = simulation if world.rank else Session(simulation, directory, console, stop, recorder)
     if world.rank:
-        return simulation
-    session = Session(simulation, directory, console, stop, recorder)
+        return session
     why = dict.fromkeys(_CHOICES, "as configured") | {"batch_size": saved.reasons.get("batch_size", "")}
     if simulation.config.precision != saved.config.precision:
         why["precision"] = f"{saved.config.precision} as configured is not available here"
@@ -253,7 +258,9 @@ def _resumed(
 
 
 def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: RunConfig) -> tuple[str, dict[str, str]]:
-    """Return the device on which a run goes on, and where its images lie now, by `PLACES`, as the flags say.
+    """Return the device on which a run goes on, and what else may differ, as the flags say.
+
+    That is where its images lie now, by `PLACES`, and its trackers.
 
     Raises:
         ValueError: another flag contradicts the config of the run; flags may repeat it.
@@ -267,7 +274,7 @@ def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: Run
         raise ValueError(f"out: {arguments.out} contradicts --resume {directory.path}; allowed: without it")
     values = config_values(arguments)
     device = values.pop("device", config.device)
-    places = {name: values.pop(name) for name in PLACES if name in values}
+    places = {name: values.pop(name) for name in (*PLACES, "track") if name in values}
     values |= {name: config.meant(name, text) for name, text in arguments.options.items()}
     held = config.to_dict() | config.defaults | config.options
     for name, value in values.items():
@@ -412,6 +419,7 @@ def _conclude(console: Output, directory: RunDirectory, summary: Summary) -> Non
         ("summary.json", "the figures above and more"),
         ("checkpoints", "final state"),
         ("trace.json", "profile, for chrome://tracing or ui.perfetto.dev"),
+        *((name, f"the records, for {name}") for name in TRACKERS),
     ):
         if (path / name).exists():
             console.say(f"  {path / name}  ", (text, "dim"))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 import simsfl
+from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.runs.metrics import RankStatus, Record, RoundRecord, StepRecord
 from simsfl.runs.records import lasting, sources
 from simsfl.simulation import Simulation
@@ -24,10 +27,13 @@ from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
 from simsfl.system.world import ALONE, AgreedError, RankLostError, World
 
+log = logging.getLogger(__name__)
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the environment by which ranks find each other."""
 _PATIENCE = timedelta(minutes=10)
 """How long ranks wait for each other, such as for one that writes a checkpoint to a slow disk."""
+_TURN = timedelta(seconds=5)
+"""How long they wait at a time until they have found each other."""
 _GRACE_SECONDS = 30.0
 """Seconds in which a signal is the same as one before: ``torchrun`` passes on what a terminal has sent to all ranks."""
 
@@ -43,17 +49,12 @@ def joined(stop: Stop) -> Iterator[World]:
         stop: entered already; a signal that comes twice within a short time counts once inside.
 
     Raises:
-        ValueError: the environment is that of some launcher, but not whole.
+        ValueError: the environment is that of some launcher, but not whole, or the ranks do not find each other.
     """
-    given = [name for name in _NEEDED if name in os.environ]
-    if "RANK" not in given:
+    if "RANK" not in os.environ:
         yield ALONE
         return
-    if missing := [name for name in _NEEDED if name not in given]:
-        raise ValueError(
-            f"ranks: RANK is set, but not {', '.join(missing)}; allowed: all of them, as torchrun sets them, or none"
-        )
-    store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    store, rank, size = _met()
     if size == 1:
         yield ALONE
         return
@@ -73,12 +74,62 @@ def joined(stop: Stop) -> Iterator[World]:
             if error.first:
                 print_error(f"ranks: {error}; --resume goes on from the last checkpoint, on any number of ranks")
             leave(1, world)
-        except AgreedError as error:
-            if not rank:
+        except KeyboardInterrupt:
+            sys.stdout, sys.stderr = streams
+            if world.speaks():
+                print_error("interrupted before training")
+            leave(128 + (stop.received or signal.SIGINT), world)
+        except (ValueError, OSError) as error:  # of all ranks, or of this one
+            sys.stdout, sys.stderr = streams
+            if world.speaks():
                 print_error(str(error))
             leave(2, world)
         finally:
             sys.stdout, sys.stderr = streams
+
+
+def _met() -> tuple[dist.Store, int, int]:
+    """Return the store that the ranks share, the number of this rank, and how many there are.
+
+    It is waited for in short turns, between which a signal can end the process.
+
+    Raises:
+        ValueError: the environment is not that of a rank, or the others have not been found in time.
+    """
+    if missing := [name for name in _NEEDED if name not in os.environ]:
+        raise ValueError(
+            f"ranks: RANK is set, but not {', '.join(missing)}; allowed: all of them, as torchrun sets them, or none"
+        )
+    for name in _NEEDED:
+        if name != "MASTER_ADDR" and not os.environ[name].isdecimal():
+            raise ValueError(f"ranks: {name} is {os.environ[name]!r}; allowed: a whole number, as torchrun sets it")
+    end, where = (
+        time.monotonic() + _PATIENCE.total_seconds(),
+        f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+    )
+    waited = False
+    while True:
+        try:
+            store, rank, size = next(dist.rendezvous("env://", timeout=_TURN))
+        except (RuntimeError, ValueError) as error:
+            if time.monotonic() > end:
+                raise ValueError(f"ranks: nobody answers at {where}; allowed: where the first rank is") from error
+            if not waited:
+                log.warning("rank %s waits for the others at %s", os.environ["RANK"], where)
+            waited = True
+            time.sleep(0.1)
+        else:
+            store.set_timeout(_PATIENCE)
+            return store, rank, size
+
+
+def check_alone(name: str) -> None:
+    """Raise a ValueError if this process is one of several ranks: what `name` says is for a single one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        raise ValueError(
+            f"ranks: {name} is for one rank, and there are {os.environ['WORLD_SIZE']}; allowed: torchrun -m simsfl run "
+            "--config FILE, with a --plugin for what is your own"
+        )
 
 
 def device_for(name: str, world: World) -> str:
@@ -130,7 +181,9 @@ def stops_after(simulation: Simulation, record: Record, stop: Stop) -> bool:
         may_save = record.step == simulation.progress.step_index  # the state is the one right after the record
     else:
         may_save = isinstance(record, RoundRecord)
-    return may_save and simulation.parts.world.any(bool(stop.received))
+    if may_save and (number := simulation.parts.world.largest(stop.received or 0)):
+        stop.received = signal.Signals(number)  # also if it came to another rank
+    return may_save and bool(stop.received)
 
 
 class Stopwatch:
@@ -162,18 +215,21 @@ class Stopwatch:
         return self._simulation.progress.seconds, self._simulation.parts.world.seconds
 
 
-def follow(simulation: Simulation, stop: Stop) -> bool:
-    """Train as the first rank does in a `simsfl.cli.session.Session`, without output; return whether it is finished."""
+def follow(simulation: Simulation, stop: Stop) -> int:
+    """Train as the first rank does in a `simsfl.cli.session.Session`, without output; return the exit code."""
     stop.patient = True
     nowhere, stopwatch = Path(), Stopwatch(simulation)  # the first rank knows where
-    for record in simulation.train():
-        stopwatch.see(record)
-        if is_checkpoint_due(simulation, record):
-            simulation.save(nowhere)
-        if stops_after(simulation, record, stop):
-            simulation.save(nowhere)
-            return False
-    return True
+    try:
+        for record in simulation.train():
+            stopwatch.see(record)
+            if is_checkpoint_due(simulation, record):
+                simulation.save(nowhere)
+            if stops_after(simulation, record, stop):
+                simulation.save(nowhere)
+                return 128 + stop.received
+    except NonFiniteLossError:  # the loss is that of all ranks, and the first one says it
+        return 1
+    return 0
 
 
 def leave(code: int, world: World) -> int:

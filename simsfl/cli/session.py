@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -30,6 +31,8 @@ from simsfl.runs.metrics import (
     to_dict,
 )
 from simsfl.runs.records import ProbeSummary, Summary, sources, to_json
+from simsfl.runs.tracking import Tracked
+from simsfl.runs.tracking.feed import Feed
 from simsfl.simulation import Simulation
 from simsfl.system.console import Output
 from simsfl.system.files import digest, write_json
@@ -95,6 +98,18 @@ class Session:
             NonFiniteLossError: training diverged.
             OSError: a file could not be written.
         """
+        config = self.simulation.config
+        with Feed(config.trackers, Tracked.of(self.directory.path, config), self.log.kept) as self.feed:
+            finished = self._go(live=live, profile=profile)
+            if finished:
+                self.result = self.summary()
+                content = to_json(self.result)
+                self.directory.outputs.write_json(self.directory.summary.name, content)
+                self.feed.finish(content, self._draw)
+        return finished
+
+    def _go(self, *, live: bool, profile: int | None) -> bool:
+        """Do what `go` does, without the summary."""
         kind = LiveView if live else PlainView
         self.simulation.parts.evaluation.watch = self._watch
         ending = "failed"
@@ -111,10 +126,13 @@ class Session:
         finally:
             with suppress(OSError):  # a full disk has been reported already
                 self._write_live(ending)
-        if finished:
-            self.result = self.summary()
-            self.directory.outputs.write_json(self.directory.summary.name, to_json(self.result))
         return finished
+
+    def _draw(self, place: Path) -> dict[str, Path]:
+        """Draw the images of the finished run for its trackers; see `Feed.finish`."""
+        from simsfl.cli.track.images import draw_into  # noqa: PLC0415  (imports matplotlib)
+
+        return draw_into(place, self.directory, self.simulation)
 
     def save(self) -> None:
         """Write a checkpoint that belongs to the metrics written so far."""
@@ -251,9 +269,11 @@ class Session:
             self._take(ChangeRecord(progress.round_index, progress.step_index, plugins, files))
 
     def _take(self, record: Record) -> None:
-        """Write a record, and a checkpoint if one is due."""
+        """Write a record, hand it on, and write a checkpoint if one is due."""
         self.log.write(record)
-        self.history.feed(to_dict(record))
+        content = to_dict(record)
+        self.history.feed(content)
+        self.feed.take(content)
         self._stopwatch.see(record)
         if is_checkpoint_due(self.simulation, record):
             self.save()

@@ -25,6 +25,7 @@ from simsfl.config.catalogue import (
     PARTITIONS,
     PRECISIONS,
     SAMPLERS,
+    TRACKERS,
     ObjectiveKind,
     Targets,
 )
@@ -63,19 +64,7 @@ class RunConfig(Settings):
                 check_value(spec.name, spec, getattr(self, spec.name), also=FROM_PLUGINS if spec.name in DOORS else "")
             if spec.metadata["path"]:
                 self._expand(spec.name)
-        for name in self.defences:
-            if name not in DEFENCES:
-                raise unknown(
-                    "defence", name, DEFENCES, also=f"several of them, such as clip+gaussian, or {FROM_PLUGINS}"
-                )
-        for name in self.callbacks:
-            if name not in CALLBACKS:
-                raise unknown("callback", name, CALLBACKS, also=FROM_PLUGINS)
-        for field, names in (("defence", self.defences), ("callback", self.callbacks)):
-            if len(set(names)) < len(names):
-                raise ValueError(
-                    f"{field}: {getattr(self, field)} has one of them twice, with the same options; allowed: each once"
-                )
+        self._check_names()
         self._check_options()
         if self.bottleneck is not None:
             Bottleneck.parse(self.bottleneck)
@@ -83,6 +72,22 @@ class RunConfig(Settings):
             Unequal.parse(self.unequal)
         Decoder.parse(self.ressfl_decoder, "ressfl_decoder")
         check(self, EVERY_RUN)
+
+    def _check_names(self) -> None:
+        """Raise a ValueError if one of the names in a field that takes several is not known, or is there twice."""
+        several = "several of them, such as"
+        for field, names, known, also in (
+            ("defence", self.defences, DEFENCES, f"{several} clip+gaussian, or {FROM_PLUGINS}"),
+            ("callback", self.callbacks, CALLBACKS, FROM_PLUGINS),
+            ("track", self.trackers, TRACKERS, f"{several} tensorboard,csv"),
+        ):
+            for name in names:
+                if name not in known:
+                    raise unknown(field, name, known, also=also)
+            if len(set(names)) < len(names):
+                raise ValueError(
+                    f"{field}: {getattr(self, field)} has one of them twice, with the same options; allowed: each once"
+                )
 
     def _check_options(self) -> None:
         """Raise a ValueError if an option does not exist, or cannot have its value; make NumPy's numbers Python's."""
@@ -256,6 +261,11 @@ class RunConfig(Settings):
     def callbacks(self) -> list[str]:
         """Return the names of the callbacks, in the order in which they get records."""
         return self.callback.split("+") if self.callback else []
+
+    @property
+    def trackers(self) -> list[str]:
+        """Return the names of the trackers, each once."""
+        return list(dict.fromkeys(self.track.split(","))) if self.track else []
 
     @property
     def chosen(self) -> dict[str, list[Code]]:

@@ -92,6 +92,7 @@ SAMPLERS = {
     "by-images": SamplerKind(Code("simsfl.samplers.orders:ByImages")),
     "round-robin": SamplerKind(Code("simsfl.samplers.orders:RoundRobin")),
     "availability": SamplerKind(Code("simsfl.samplers.availability:Availability"), absences=True),
+    "fleet": SamplerKind(Code("simsfl.fleet.sampling:FleetSampler"), absences=True),
 }
 """How the cohort of a round is drawn."""
 
@@ -339,6 +340,25 @@ DATASETS = {
 
 CALLBACKS: dict[str, Code] = {}
 """Callbacks by name, all of them from plugins: subclasses of `simsfl.rounds.callback.Callback`."""
+
+
+@dataclass(frozen=True)
+class TrackerKind:
+    """A program of others that gets the records of a run."""
+
+    code: Code
+    """A subclass of `simsfl.runs.tracking.Tracker`."""
+    package: str | None = None
+    """Name of the package that it needs, an extra; None for none."""
+
+
+TRACKERS = {
+    "tensorboard": TrackerKind(Code("simsfl.runs.tracking.tensorboard_events:TensorBoard"), "tensorboard"),
+    "wandb": TrackerKind(Code("simsfl.runs.tracking.wandb_run:WandB"), "wandb"),
+    "mlflow": TrackerKind(Code("simsfl.runs.tracking.mlflow_run:MLflow"), "mlflow"),
+    "csv": TrackerKind(Code("simsfl.runs.tracking.csv_files:Csv")),
+}
+"""Trackers by name."""
 
 DOORS = {
     "objective": OBJECTIVES,

@@ -140,6 +140,10 @@ EVERY_RUN = (
         "ressfl_lambda: {ressfl_lambda:g} has no effect on frozen clients (client_lr 0); allowed: 0",
     ),
     Constraint(
+        lambda c: c.init_backbone is not None and c.init_client is not None,
+        "init_backbone: {init_backbone} and init_client are both where clients start from; allowed: one of them",
+    ),
+    Constraint(
         lambda c: c.client_state_dtype == "bf16" and OPTIMIZERS[c.optimizer].exact,
         "client_state_dtype: bf16 cannot count the steps of optimizer {optimizer}; allowed: fp32",
     ),

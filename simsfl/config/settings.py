@@ -16,6 +16,7 @@ from simsfl.config.catalogue import (
     PARTITIONS,
     PRECISIONS,
     SAMPLERS,
+    TRACKERS,
 )
 from simsfl.config.constraints import (
     AVERAGED,
@@ -65,6 +66,7 @@ def _setting(
     within: tuple[float, float] | None = None,
     only: Condition | tuple[Condition, ...] = (),
     path: bool = False,
+    several: bool = False,
 ) -> Any:
     """Return a field of the config.
 
@@ -76,9 +78,11 @@ def _setting(
         within: the lowest and the highest value that are allowed, if they are numbers.
         only: conditions under which it has an effect; `RunConfig.check_effect` checks them.
         path: whether its value may be a path, in which ``~`` is replaced by the home directory.
+        several: whether its value may be several names, separated by commas, which in a sweep are one value.
     """
     only = (only,) if isinstance(only, Condition) else only
-    return field(default=default, metadata=_about(group, text, choices, within=within, only=only, path=path))
+    about = _about(group, text, choices, within=within, only=only, path=path, several=several)
+    return field(default=default, metadata=about)
 
 
 def _about(
@@ -89,9 +93,11 @@ def _about(
     within: tuple[float, float] | None = None,
     only: tuple[Condition, ...] = (),
     path: bool = False,
+    several: bool = False,
 ) -> dict[str, Any]:
     """Return the metadata of a field; see `_setting`."""
-    return {"group": group, "help": text, "choices": choices, "within": within, "only": only, "path": path}
+    limits = {"choices": choices, "within": within, "only": only}
+    return {"group": group, "help": text, **limits, "path": path, "several": several}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,6 +398,13 @@ class Settings:
         False, "privacy", "Start the server from the weights of init_client, too.", only=EXPERT
     )
 
+    init_backbone: str | None = _setting(
+        None,
+        "optimiser",
+        "File of weights (.safetensors, .pt, .pth) of torchvision, timm or simsfl export: clients, server and "
+        "their momentum models start from it as far as it fits.",
+        path=True,
+    )
     optimizer: str = _setting("sgd", "optimiser", "How clients and server descend.", OPTIMIZERS)
     proximal: float = _setting(
         0.0,
@@ -522,5 +535,12 @@ class Settings:
     )
     callback: str | None = _setting(
         None, "run", "Callback of a plugin that follows the run's records, or several, such as first+second."
+    )
+    track: str | None = _setting(
+        None,
+        "run",
+        f"Trackers that get the run's records: {', '.join(TRACKERS)}, or several, separated by commas. Each has a "
+        "folder of its name in the run directory (pip install simsfl[track]).",
+        several=True,
     )
     checkpoint_every: int = _setting(10, "run", "Rounds between checkpoints.", within=(1, _LARGE))

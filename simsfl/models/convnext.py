@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simsfl.models.layers import Backbone, Convolution, Style
 
-_DEPTHS = (3, 3, 9, 3)
+DEPTHS = (3, 3, 9, 3)
 """Blocks of each stage."""
 _SCALE = 1e-6
 """What a block's output is multiplied by at the start."""
@@ -46,7 +46,7 @@ def convnext(width: int, image_size: int, style: Style) -> Backbone:
     """Build ConvNeXt with `width` channels in the first stage, 96 in the paper; `style` is not used."""
     stride = 4 if image_size >= 64 else 2
     layers: list[nn.Module] = [nn.Sequential(Convolution(3, width, stride, stride=stride), _ChannelNorm(width))]
-    for stage, depth in enumerate(_DEPTHS):
+    for stage, depth in enumerate(DEPTHS):
         for position in range(depth):
             block: list[nn.Module] = [_Block(width)]
             if stage and not position:

@@ -77,7 +77,7 @@ def _stages(
     return layers
 
 
-class _ResNet:
+class ResNet:
     """A ResNet given by its kind of block and the number of blocks in each of four stages.
 
     Calling it with a width, an image size in pixels and a style builds the network.
@@ -112,8 +112,8 @@ class _ResNet8:
 
 
 resnet8, resnet8_s1 = _ResNet8(stem_stride=2), _ResNet8(stem_stride=1)
-resnet18 = _ResNet(_BasicBlock, (2, 2, 2, 2))
-resnet34 = _ResNet(_BasicBlock, (3, 4, 6, 3))
-resnet50 = _ResNet(_BottleneckBlock, (3, 4, 6, 3))
-resnet101 = _ResNet(_BottleneckBlock, (3, 4, 23, 3))
-resnet152 = _ResNet(_BottleneckBlock, (3, 8, 36, 3))
+resnet18 = ResNet(_BasicBlock, (2, 2, 2, 2))
+resnet34 = ResNet(_BasicBlock, (3, 4, 6, 3))
+resnet50 = ResNet(_BottleneckBlock, (3, 4, 6, 3))
+resnet101 = ResNet(_BottleneckBlock, (3, 4, 23, 3))
+resnet152 = ResNet(_BottleneckBlock, (3, 8, 36, 3))

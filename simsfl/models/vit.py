@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from simsfl.config.values import option
 from simsfl.models.layers import Backbone, Style
 
-_DEPTH = 12
+DEPTH = 12
 """Number of blocks."""
 _HEAD = 64
 """Numbers of a token that each head of attention works on."""
@@ -49,7 +49,7 @@ class _Patches(nn.Module):
         patches = x.unflatten(3, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3, 5).flatten(3)
         tokens = self.project(patches).permute(0, 3, 1, 2)
         if self.token is not None:
-            first = self.token.to(tokens.dtype).expand(len(tokens), -1, -1, -1)
+            first = self.token.to(tokens.dtype).expand(tokens.shape[0], -1, -1, -1)
             tokens = torch.cat([first, tokens.flatten(2).unsqueeze(3)], dim=2)
         return tokens + self.position.to(x.dtype)
 
@@ -110,5 +110,5 @@ class ViT:
     def __call__(self, width: int, image_size: int, style: Style) -> Backbone:
         patch = 16 if image_size >= 224 else max(1, image_size // 8)
         token = self.pool == "class"
-        blocks = [_Block(width, last=index == _DEPTH - 1, token=token) for index in range(_DEPTH)]
+        blocks = [_Block(width, last=index == DEPTH - 1, token=token) for index in range(DEPTH)]
         return Backbone([_Patches(width, patch, image_size // patch, token=token), *blocks], width)

@@ -123,7 +123,8 @@ def load(
         dataset: the images, instead of loading those that the run's config names.
         device: device to continue on, instead of the run's; if it does not support the precision of the run, the run
             continues in fp32, with a warning.
-        places: where the images lie now, by those of `PLACES` that are to be other than in the run's config.
+        places: where the images lie now, by those of `PLACES` that are to be other than in the run's config; and
+            "track", if other trackers are to get its records.
         going_on: whether ``metrics.jsonl`` will be continued, so that it has to begin as it did at the checkpoint.
         world: the ranks that go on together; there may be others than when the checkpoint was written.
 
@@ -141,7 +142,7 @@ def load(
     if device:
         config = with_possible_precision(config)
     start = None
-    if config.init_client:
+    if config.init_client or config.init_backbone:
         if saved.start not in (None, digest(directory.start) if directory.start.is_file() else ""):
             raise ValueError(f"resume: {directory.start} is damaged, or was edited; allowed: as the run wrote it")
         start = load_weights(str(directory.start))
@@ -207,6 +208,12 @@ def _tensors(parts: Parts, progress: Progress) -> dict[str, Tensor | Rows]:
     return {**parts.state.saved(sent=sent), "step_metrics": progress.figures}
 
 
+def _own_tensors(parts: Parts, progress: Progress) -> dict[str, Tensor | Rows]:
+    """Return this rank's part of what a checkpoint holds, by name; a rank may fail meanwhile, and others not."""
+    sent = progress.communication.needs_sent(progress.step_index)
+    return {**parts.state.own(sent=sent), "step_metrics": progress.figures}
+
+
 @torch.no_grad()
 def _restore(path: Path, parts: Parts, progress: Progress) -> None:
     """Copy the tensors of a checkpoint into the state and the progress.
@@ -220,14 +227,14 @@ def _restore(path: Path, parts: Parts, progress: Progress) -> None:
     if progress.communication.state is not Exchange.BOTH_WAYS and not config.loss_threshold:
         raise ValueError(f"communication {progress.communication.state.value} is never saved in it")
     with open_tensors(path) as file:
-        held, wanted = set(file.keys()) - {SEAL}, set(_tensors(parts, progress))
+        held, wanted = set(file.keys()) - {SEAL}, set(_own_tensors(parts, progress))
         unused = {name for name in held - wanted if name.startswith(("queue.", "queues."))}  # of earlier versions
         if held - unused != wanted:
             raise ValueError("it holds other tensors")
         parts.state.restore_(file, sent=progress.communication.needs_sent(progress.step_index))
         progress.figures.copy_(same_shape(file.get_tensor("step_metrics"), progress.figures))
     parts.state.check(config.rounds, len(parts.dataset.classes))
-    if not _are_finite(_tensors(parts, progress)):
+    if not _are_finite(_own_tensors(parts, progress)):
         raise ValueError("its weights are not finite")
 
 

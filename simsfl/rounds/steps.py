@@ -14,9 +14,9 @@ from simsfl.algorithm import step
 from simsfl.algorithm.aggregation import average_, average_replicas_, average_statistics_, is_sync_step, receive_
 from simsfl.algorithm.batch import Batch, Everyone, Hyperparameters, Outcome
 from simsfl.algorithm.communication import Exchange
+from simsfl.algorithm.gathering import completed_rounds, gather_, scatter_, scatter_memory_
 from simsfl.algorithm.observer import Observer
 from simsfl.algorithm.plan import RoundPlan
-from simsfl.algorithm.state import completed_rounds, gather_, of_cohort, scatter_, scatter_memory_
 from simsfl.algorithm.wire import Wire
 from simsfl.cost.model import Missed
 from simsfl.engine.cuda_graph import CapturedStep
@@ -164,7 +164,7 @@ def _average_(parts: Parts, progress: Progress, ids: Tensor, absent: Collection[
     average_(*how, absent)
     if parts.config.measure_divergence:
         apart = divergence(parts.model.client, parts.state.cohort.online, parts.state.clients.online)
-        apart = of_cohort(parts.state, apart)
+        apart = parts.state.of_cohort(apart)
         progress.divergences[progress.step_index] = ids, apart
 
 

@@ -4,9 +4,9 @@ A run writes ``config.json`` (the config with every rule applied, versions, comm
 ``metrics.jsonl`` (see `simsfl.runs.metrics`), ``live.json`` (rates and times, replaced about once a second),
 ``checkpoints/``, ``start.safetensors`` (the weights of the expert that the run starts from, if any), ``partition.npz``
 (which images each client holds, if that was passed from Python), ``summary.json``, and if asked ``trace.json`` (a
-profile). A run with real devices adds ``devices.log``. ``report.py`` and ``attack.py`` write their results into the
-same directory. Whatever is written whole is listed, so that nothing else is ever replaced or deleted
-(`simsfl.system.outputs`).
+profile). A run with real devices adds ``devices.log``, and each tracker a folder of its name (`simsfl.runs.tracking`).
+``report.py`` and ``attack.py`` write their results into the same directory. Whatever is written whole is listed, so
+that nothing else is ever replaced or deleted (`simsfl.system.outputs`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from simsfl.runs.records import (
     sources,
     to_json,
 )
+from simsfl.runs.tracking import OWN_FILES
 from simsfl.system.files import digest, replacing
 from simsfl.system.messages import shortened
 from simsfl.system.outputs import Outputs
@@ -76,6 +77,7 @@ class RunDirectory:
         self.page = self.path / "report.html"
         self.figures = self.path / "figures"
         self.attacks = self.path / "attacks"
+        self.exports = self.path / "exports"
 
     @property
     def _whole(self) -> list[str]:
@@ -85,12 +87,13 @@ class RunDirectory:
     @property
     def _made_of_runs(self) -> list[str]:
         """Return the names of what programs write about runs, which is listed as well."""
-        return [path.name for path in (self.report, self.page, self.figures, self.attacks)]
+        return [path.name for path in (self.report, self.page, self.figures, self.attacks, self.exports)]
 
     @property
     def _growing(self) -> list[Path]:
         """Return the files of a run that change while it goes on."""
-        return [self.metrics, self.live, self.devices]
+        tracked = (path for pattern in OWN_FILES for path in sorted(self.path.glob(pattern)))
+        return [self.metrics, self.live, self.devices, *tracked]
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raise a ValueError unless a new run may be written here; nothing is left behind.
@@ -156,7 +159,7 @@ class RunDirectory:
                 return cls(candidate)
 
     def clear(self) -> None:
-        """Delete the run that is here, and reports, figures and attacks; what others have put here stays."""
+        """Delete the run that is here, and reports, figures, attacks and exports; what others have put here stays."""
         run = identity_in(self.config) if self.config.is_file() else None
         if run:
             self.outputs.adopt(self._whole)
@@ -224,7 +227,7 @@ class RunDirectory:
             config=config,
             by_rule=list(by_rule),
             reasons=dict(reasons),
-            dataset=DatasetRecord(dataset.checksum, dataset.name, dataset.origin, dataset.listing),
+            dataset=DatasetRecord.of(dataset),
             versions={
                 "python": platform.python_version(),
                 "torch": torch.__version__,  # with the build, such as +cpu, which the package's version lacks

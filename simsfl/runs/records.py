@@ -18,7 +18,7 @@ from simsfl.runs.metrics import AbsenceCount
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, read_json
 from simsfl.system.files import SEAL, checksum, digest, seal_of
 
-_PLACES = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_client")
+_PLACES = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_client", "init_backbone", "track")
 """Fields of the config that may differ where a run goes on."""
 _SETTLED = ("cohort", "batch_size", "rounds", "syncs_per_round", "width", "image_size", "client_lr")
 """Fields of a config that rules have filled in before it is recorded."""
@@ -40,6 +40,17 @@ class DatasetRecord:
     """Description, for people, of where it came from."""
     listing: str | None = None
     """Checksum of the names of its files alone; None where its images were read at once."""
+    mean: list[float] | None = None
+    """Mean per channel of pixels in [0, 1], by which images are normalised; None where earlier versions did not record
+    it."""
+    std: list[float] | None = None
+    """Standard deviation per channel, in the same way."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DatasetRecord:
+        """Return what is recorded of a data set."""
+        mean, std = (values.flatten().tolist() for values in (dataset.train.mean, dataset.train.std))
+        return cls(dataset.checksum, dataset.name, dataset.origin, dataset.listing, mean, std)
 
     def is_of(self, dataset: Dataset) -> bool:
         """Return whether these are the images of `dataset`, apart from files of the same names that were mended."""
@@ -81,7 +92,7 @@ class RunRecord:
     git_commit: str | None = None
     """Commit of the source tree; None where it is not known."""
     start: str | None = None
-    """Checksum of ``start.safetensors``; None where the run starts from no expert."""
+    """Checksum of ``start.safetensors``; None where the run starts from no weights."""
     partition: str | None = None
     """Checksum of the partition in ``partition.npz``; None where the config says how images are divided."""
     sha256: str = ""

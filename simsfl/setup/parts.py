@@ -32,6 +32,7 @@ from simsfl.kernels import accelerated, choosing, try_triton
 from simsfl.models import SplitModel
 from simsfl.samplers import Sampler
 from simsfl.setup import assembly, checks, defaults
+from simsfl.setup.backbone import read_backbone, start_from
 from simsfl.setup.outline import Outline, outline
 from simsfl.setup.weights import Weights, load_weights
 from simsfl.system.memory import keep_memory
@@ -60,7 +61,7 @@ class Parts:
     auxiliary: Partition | None
     """Which images of the auxiliary data set each client holds, if there is one."""
     start: Weights | None
-    """The expert that the run starts from, if there is one."""
+    """The weights of an expert or of a backbone that the run starts from, if there are any."""
     groups: list[Group]
     """The clients, grouped by batch size."""
     steps: int
@@ -189,7 +190,7 @@ def build(
             indices count the images that clients may hold (`Dataset.held`) from 0.
         dtype: dtype of everything that is learnt, and with fp32 precision of what is computed; float64 is for tests.
         choices: versions of operators to use, by operator and shape, instead of measuring which are fastest.
-        start: weights to start from, instead of loading ``config.init_client``.
+        start: weights to start from, instead of loading ``config.init_client`` or ``config.init_backbone``.
         auto_precision: the precision that "auto" means, and the reason, instead of what suits the device.
         world: the ranks that train the run together.
 
@@ -202,6 +203,7 @@ def build(
     by_rule = defaults.left_to_rules(config)
     checks.check_machine(config)
     start = start or (load_weights(config.init_client) if config.init_client else None)  # sooner read than images
+    pretrained = read_backbone(config.init_backbone) if config.init_backbone and not start else None
     dataset = load_images(config) if dataset is None else dataset
     check_dataset(dataset)
     asked, reason = defaults.with_precision(config, auto_precision, image_size=dataset.image_size)
@@ -214,6 +216,8 @@ def build(
     device = torch.device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and defaults are to be this device's, too
+    if pretrained:
+        start = start_from(config.init_backbone, pretrained, config)
     model = _network(config, start)
     checks.check_batch_norm(config, model)
     checks.check_world(config, model, world)
@@ -315,6 +319,7 @@ def _outline(asked: RunConfig, dataset: Dataset, sources: Sequence[Partition]) -
         data_dir=str(Path(asked.data_dir).resolve()),
         aux_dataset=_absolute(asked.aux_dataset),
         init_client=_absolute(asked.init_client),
+        init_backbone=_absolute(asked.init_backbone),
         options=asked.options | {name: _absolute(file) for name, file in asked.files.items()},
         image_size=dataset.image_size,
         stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
@@ -355,7 +360,7 @@ def _network(config: RunConfig, start: Weights | None) -> SplitModel:
     """Build the network with the weights that a run begins with."""
     model = assembly.network(config)
     if start:
-        start.initialise(model, config, server=config.init_server)
+        start.initialise(model, config, server=config.init_server or config.init_backbone is not None)
     return model
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from simsfl.config import RunConfig
 from simsfl.models import FlatModule, SplitModel
@@ -34,6 +34,8 @@ EXPERTS = Path(__file__).parent / "experts"
 """Directory of the experts that come with simsfl."""
 HALVES = ("client", "server")
 """Names of the halves of a network, on either side of the cut layer."""
+_METHOD = ("method", "objective", "supervised")
+"""Fields of a config that determine what the method adds to a network."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Weights:
         """
         for half in HALVES if server else HALVES[:1]:
             own, given = getattr(model, half), getattr(self, half)
-            if not given:
+            if not given and own.size:
                 raise ValueError(f"init_{half}: {self.origin} has no weights of the {half}; allowed: others")
             if difference := _difference(own, given):
                 name, here, there = difference
@@ -80,15 +82,29 @@ class Weights:
                 f"init_client: {self.origin} sends {there}, and clients here {here}; allowed: the same shape"
             )
 
+    def module(self, half: str, model: SplitModel) -> nn.Module:
+        """Return a half of a network, "client" or "server", as a module in evaluation mode that has these weights.
+
+        Args:
+            half: the half.
+            model: the network, which these weights fit.
+        """
+        own, given = getattr(model, half), getattr(self, half)
+        values = (
+            flattened({name: given[name].float() for name in names}) for names in (own.shapes, own.statistic_shapes)
+        )
+        return own.module(*values).eval()
+
     def save(self, path: Path) -> None:
         """Write the weights into a file, in float32.
 
         Raises:
             OSError: the file cannot be written.
         """
+        config = self.config.network() | {name: getattr(self.config, name) for name in _METHOD}
         tensors = {f"{half}.{name}": tensor.float() for half in HALVES for name, tensor in getattr(self, half).items()}
         origin = visible(Path(self.origin).name)
-        write_tensors(path, tensors, {"config": json.dumps(self.config.network()), "origin": origin})
+        write_tensors(path, tensors, {"config": json.dumps(config), "origin": origin})
 
 
 def _difference(half: FlatModule, given: Mapping[str, Tensor]) -> tuple[str, str, str] | None:
@@ -99,13 +115,15 @@ def _difference(half: FlatModule, given: Mapping[str, Tensor]) -> tuple[str, str
     """
     shapes = {**half.shapes, **half.statistic_shapes}
     for name in [*shapes, *given]:
-        here, there = (
-            "nothing" if shape is None else "x".join(map(str, shape)) or "a number"
-            for shape in (shapes.get(name), given[name].shape if name in given else None)
-        )
+        here, there = map(shape_text, (shapes.get(name), given[name].shape if name in given else None))
         if here != there:
             return name, here, there
     return None
+
+
+def shape_text(shape: Sequence[int] | None) -> str:
+    """Return a shape for messages, such as "64x3x3x3", None being that of a tensor that is not there."""
+    return "nothing" if shape is None else "x".join(map(str, shape)) or "a number"
 
 
 def experts() -> list[str]:

@@ -34,6 +34,7 @@ class Purpose(enum.IntEnum):
     FIGURE = 14
     ABSENCE = 15
     NOISE = 16
+    FLEET = 17
 
 
 def numpy_generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:

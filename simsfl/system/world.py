@@ -94,8 +94,9 @@ class World:
         padded = rows.new_zeros(most, *rows.shape[1:])
         padded[: len(rows)] = rows
         found = rows.new_empty(self.size * most, *rows.shape[1:])
-        self._told(rows.nbytes, lambda: dist.all_gather_into_tensor(found, padded))
-        parts = found.split(most) if most else [found] * self.size
+        parts = list(found.split(most)) if most else [found] * self.size
+        if most:
+            self._told(rows.nbytes, lambda: dist.all_gather(parts, padded))
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def rows(self, stack: Tensor, wanted: Tensor, count: int) -> Tensor:
@@ -137,13 +138,24 @@ class World:
         here = (rows >= mine.start) & (rows < mine.stop)
         return here, rows[here] - mine.start
 
-    def any(self, here: bool) -> bool:
-        """Return whether something is true on any rank."""
+    def largest(self, here: int) -> int:
+        """Return the largest of a small whole number of each rank."""
         if self.alone:
             return here
-        flag = torch.tensor(float(here))
-        self._told(flag.nbytes, lambda: dist.all_reduce(flag))
-        return flag.item() > 0
+        number = torch.tensor(float(here))
+        self._told(number.nbytes, lambda: dist.all_reduce(number, dist.ReduceOp.MAX))
+        return int(number)
+
+    def any(self, here: bool) -> bool:
+        """Return whether something is true on any rank."""
+        return bool(self.largest(here))
+
+    def speaks(self) -> bool:
+        """Return whether this rank is the first to ask: of what all may have to say, it says what there is to say."""
+        try:
+            return self.alone or self._store.add("spoken", 1) == 1
+        except RuntimeError:  # the store has ended with the rank that kept it
+            return True
 
     def tell(self, mine: Any) -> list[Any]:
         """Return what each rank has to say, in the order of the ranks: any object that can be pickled."""

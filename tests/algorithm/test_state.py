@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from simsfl import Simulation
-from simsfl.algorithm.state import gather_, scatter_
+from simsfl.algorithm.gathering import gather_, scatter_
 
 
 def test_a_cohort_that_does_nothing_gives_back_what_it_was_given(config, dataset):

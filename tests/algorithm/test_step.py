@@ -16,7 +16,7 @@ from simsfl.aggregations.around import Aligned
 from simsfl.algorithm import reference, step
 from simsfl.algorithm.aggregation import average_, receive_
 from simsfl.algorithm.batch import Batch, Hyperparameters
-from simsfl.algorithm.state import gather_, scatter_
+from simsfl.algorithm.gathering import gather_, scatter_
 from simsfl.algorithm.wire import Wire
 from simsfl.config.catalogue import Targets
 from simsfl.config.notation import Bottleneck

@@ -113,6 +113,7 @@ CASES = {
     "dataset": (["--dataset", "cifar11"], ["dataset", "'cifar11'", "did you mean cifar10"]),
     "arch": (["--arch", "resnet19"], ["arch", "'resnet19'", "did you mean resnet18"]),
     "engine": (["--engine", "vamp"], ["engine", "'vamp'", "did you mean vmap"]),
+    "tracker": (["--track", "csv,tensorbord"], ["track", "'tensorbord'", "did you mean tensorboard", "wandb, mlflow"]),
     "profile": (["--profile", "0"], ["profile: '0'", "1 or more"]),
     "client-state": (["--client-state", "hots"], ["client_state", "did you mean host"]),
     "precision": (["--precision", "fp16"], ["precision", "'fp16'", "bf16"]),

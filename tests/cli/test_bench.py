@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from docs.generate import ROOT
@@ -58,7 +59,17 @@ def test_ranks(npz, tmp_path, capsys):
     config = RunConfig(**TINY, dataset=str(npz))
     gradient, keys = Simulation(config).model.server.size + 2, 2 * 2 * config.batch_size * config.key_dim
     assert ranks["2"]["sent_bytes"] == 4 * (gradient + keys)  # of 2 clients, in both directions of the loss
-    assert "of it exchange [ms]" in capsys.readouterr().out
+    twice = 2 * ranks["2"]["kept_bytes"] - ranks["1"]["kept_bytes"]  # each rank knows of all who has taken part
+    assert 0 < twice == 8 * SMALL["clients"] < ranks["1"]["kept_bytes"]
+    assert "exchange [ms]" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_an_error_on_ranks_is_the_ranks_own(tmp_path, capsys):
+    np.savez(tmp_path / "images.npz", x=np.zeros((4, 8, 8, 3), np.uint8))
+    assert bench.main([*flags(dataset=tmp_path / "images.npz", **SMALL), "--steps", "1", "--ranks", "2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: dataset: {tmp_path / 'images.npz'} lacks train_x")
 
 
 WRONG = {

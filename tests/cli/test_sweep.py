@@ -53,6 +53,11 @@ def test_flags_belong_to_the_combinations_in_which_they_have_an_effect(axes):
         check_effect(axes | {choice: [without], flag: Range(0.1, 0.3)})
 
 
+def test_several_trackers_are_one_value():
+    arguments = sweep.parser().parse(["--lr", "0.1,0.2", "--track", "csv,tensorboard"])
+    assert (arguments.lr, arguments.track) == ([0.1, 0.2], ["csv,tensorboard"])
+
+
 def test_a_value_that_no_combination_can_have_is_refused():
     with pytest.raises(ValueError, match=r"^aggregation\.trim: 0\.9 is out of range"):
         points_of(TRIMMED | {"aggregation.trim": ["0.1", "0.9"]})

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import simsfl
 from simsfl import Simulation
 from simsfl.cli import run
 from simsfl.testing import _images
@@ -98,24 +99,29 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(tmp_path):
         torch.testing.assert_close(finished[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def process_of(rank, parent):
+    """Return the number of the process of a rank, given that of ``torchrun``."""
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            variables = file.read_bytes().split(b"\0")
+        except OSError:  # of somebody else, or gone
+            continue
+        of_rank = f"RANK={rank}".encode() in variables and f"PYTHONPATH={ROOT}".encode() in variables
+        if of_rank and int((file.parent / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+            return int(file.parent.name)
+    raise AssertionError(f"there is no rank {rank}")
+
+
 @pytest.mark.slow
 def test_a_rank_that_ends_is_named_and_the_checkpoint_stays(tmp_path):
     out = tmp_path / "run"
     argv = [ROOT / "experiments" / "run.py", *flags(**SMALL, rounds=1000, checkpoint_every=1, out=out)]
     with subprocess.Popen(torchrun(3, *argv), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as started:
-        metrics, victim = out / "metrics.jsonl", None
+        metrics = out / "metrics.jsonl"
         while not (metrics.exists() and '"round": 2' in metrics.read_text()):
             time.sleep(0.2)
-        for file in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                variables = file.read_bytes().split(b"\0")
-            except OSError:  # of somebody else, or gone
-                continue
-            if b"RANK=2" in variables and f"PYTHONPATH={ROOT}".encode() in variables:
-                parent = int((file.parent / "stat").read_text().rpartition(")")[2].split()[1])
-                victim = int(file.parent.name) if parent == started.pid else victim
         begun = time.monotonic()
-        os.kill(victim, signal.SIGKILL)
+        os.kill(process_of(2, started.pid), signal.SIGKILL)
         _, errors = started.communicate(timeout=60)
     assert time.monotonic() - begun < 60
     (line,) = lines_of(errors)
@@ -124,20 +130,25 @@ def test_a_rank_that_ends_is_named_and_the_checkpoint_stays(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_saves_once_and_the_run_goes_on_alone(tmp_path):
+@pytest.mark.parametrize("to_all", [True, False])
+def test_a_signal_saves_once_and_the_run_goes_on_alone(to_all, tmp_path):
     out = tmp_path / "run"
-    argv = [ROOT / "experiments" / "run.py", *flags(**SMALL, rounds=3, out=out)]
+    argv = [ROOT / "experiments" / "run.py", *flags(**SMALL, rounds=3, out=out, track="csv")]
     how = {"env": ENVIRONMENT, "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(torchrun(2, *argv), **how) as started:
         metrics = out / "metrics.jsonl"
         while not (metrics.exists() and '"step": 3' in metrics.read_text()):
             time.sleep(0.05)
-        started.terminate()
-        output, _ = started.communicate(timeout=60)
+        os.kill(started.pid if to_all else process_of(1, started.pid), signal.SIGTERM)
+        output, errors = started.communicate(timeout=60)
+    assert "simsfl/cli/launch.py" not in errors  # no traceback
     assert lines_of(output) == ["stopped by SIGTERM; resume with:"]
     standing = Simulation.load(out).progress
     assert (standing.round_index, standing.step_index) > (0, 0)
     assert run.main(["--resume", str(out), "--dashboard", "off"]) == 0
+    first, *tracked = (out / "csv" / "step.csv").read_text().splitlines()
+    assert first == "steps,round,loss,contrast_top1"
+    assert [int(line.partition(",")[0]) for line in tracked] == [*range(1, 3 * standing.steps + 1)]  # of one rank
     records = map(json.loads, metrics.read_text().splitlines())
     assert [record["round"] for record in records if record["event"] == "round"] == [1, 2, 3]
 
@@ -164,6 +175,46 @@ def test_what_ranks_cannot_do_is_refused_by_one_of_them(given, message, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_a_rank_that_cannot_load_a_run_ends_all(tmp_path):
+    out = tmp_path / "run"
+    assert run.main(flags(**SMALL, rounds=2, out=out)) == 0
+    (out / "summary.json").unlink()
+    shell = f'[ $RANK = 0 ] || D="--dataset /nowhere"; exec "{sys.executable}" -m simsfl run --resume "{out}" $D'
+    (line,) = lines_of(ranks(2, "--no-python", "bash", "-c", shell).stderr)
+    assert line.startswith("error: rank 1: dataset: there is no file or directory /nowhere")
+
+
+@pytest.mark.slow
+def test_training_that_diverges_is_said_once(tmp_path):
+    argv = flags(**SMALL | {"rounds": 2, "lr": 1e30, "client_lr": 1e30}, out=tmp_path / "run")
+    done = ranks(2, ROOT / "experiments" / "run.py", *argv)
+    (line,) = lines_of(done.stderr)
+    assert "is not finite" in line or " is nan" in line
+    assert "NonFiniteLossError" not in done.stderr
+
+
+def test_numbers_of_ranks_are_whole(monkeypatch, capsys):
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("RANK", "x")
+    assert run.main([]) == 2
+    assert capsys.readouterr().err == "error: ranks: RANK is 'x'; allowed: a whole number, as torchrun sets it\n"
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_the_others_can_be_stopped(tmp_path):
+    lonely = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    argv = [sys.executable, ROOT / "experiments" / "run.py", *flags(**SMALL, rounds=1, out=tmp_path / "run")]
+    how = {"env": ENVIRONMENT | lonely, "cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(argv, **how) as started:
+        assert "rank 1 waits for the others at 127.0.0.1:9" in started.stderr.readline()
+        started.terminate()
+        _, errors = started.communicate(timeout=60)
+    assert "error: interrupted before training" in errors
+    assert started.returncode == 128 + signal.SIGTERM
+
+
 def test_a_rank_without_a_rendezvous_is_refused(monkeypatch, capsys):
     for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -172,3 +223,13 @@ def test_a_rank_without_a_rendezvous_is_refused(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(
         "error: ranks: RANK is set, but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; allowed: all of them, as "
     )
+
+
+def test_training_from_python_is_for_one_rank(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"ranks: simsfl\.run is for one rank, and there are 2; allowed: torchrun -m "):
+        simsfl.run(config_of("symmetric"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"ranks: simsfl\.resume is for one rank"):
+        simsfl.resume(tmp_path / "run")
+    assert not list(tmp_path.iterdir())

@@ -149,13 +149,8 @@ def _scale(config: RunConfig, steps: int) -> None:
     times = []
     for _ in simulation.rounds():  # one image per client: each round is one step
         times.append(time.perf_counter())
-    clients = simulation.state.clients
-    held = [clients.momentum, clients.velocity, clients.participation]
-    kept = (
-        sum(t.nbytes for t in held)
-        + simulation.parts.partition.indices.nbytes
-        + simulation.parts.partition.offsets.nbytes
-    )
+    partition = simulation.parts.partition
+    kept = _kept_bytes(simulation) + partition.indices.nbytes + partition.offsets.nbytes
     _emit(
         {
             "step_seconds": np.diff(times)[2:].tolist(),
@@ -166,6 +161,12 @@ def _scale(config: RunConfig, steps: int) -> None:
             "bytes_per_client": kept / config.clients,
         }
     )
+
+
+def _kept_bytes(simulation: Simulation) -> int:
+    """Return the bytes of what this rank keeps for its clients from round to round, once all have taken part."""
+    clients = simulation.state.clients
+    return sum(tensor.nbytes for tensor in (clients.momentum, clients.velocity, clients.participation))
 
 
 def _take_part(simulation: Simulation) -> None:
@@ -191,12 +192,12 @@ def _ranks(config: RunConfig, steps: int) -> None:
             step()
             _synchronise(device)
             measured.append((time.perf_counter() - begin, world.seconds - told, world.bytes - sent))
-        everyone = world.tell((measured[1:], peak_memory_bytes(device)))
+        everyone = world.tell((measured[1:], _kept_bytes(simulation), peak_memory_bytes(device)))
         if world.rank == 0:
-            slowest = [max(one) for one in zip(*[own for own, _ in everyone], strict=True)]
-            seconds, told, sent = zip(*slowest, strict=True)
-            peaks = [peak for _, peak in everyone]
-            _emit({"step_seconds": seconds, "told_seconds": told, "sent_bytes": sent, "peak_bytes": peaks})
+            times, kept, peaks = zip(*everyone, strict=True)
+            seconds, told, sent = zip(*[max(one) for one in zip(*times, strict=True)], strict=True)
+            of_steps = {"step_seconds": seconds, "told_seconds": told, "sent_bytes": sent}
+            _emit(of_steps | {"kept_bytes": kept, "peak_bytes": peaks})
     leave(0, world)
 
 

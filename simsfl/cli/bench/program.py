@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -51,11 +52,13 @@ _TURN = 5
 """Steps of a turn that are timed."""
 _REST = 0.5
 """Seconds between turns: idle threads spin for a while, which would slow down the next engine."""
+_SAID = re.compile(r"^(?:\[rank\d+\]: )?(?:error|ValueError): (.+)$", re.MULTILINE)
+"""What a process that measures, or one of its ranks, says when it ends for an error."""
 _PAPER_STEPS = 100_000
 """Steps of 200 epochs over 50,000 images, 50 on each of 1,000 clients, with 100 images in a step."""
 
 _NO_MATTER = (
-    *("rounds", "epochs", "engine", "precision", "checkpoint_every"),
+    *("rounds", "epochs", "engine", "precision", "checkpoint_every", "track"),
     *(
         "eval_every",
         "eval_features",
@@ -247,7 +250,8 @@ def _ranks(fields: _Json, steps: int, sizes: Sequence[int]) -> _Json:
         with _Worker("ranks", fields, str(steps), ranks=size) as worker:
             run = worker.answer()
         times = {name: _summary(run[f"{name}_seconds"]) for name in ("step", "told")}
-        results[str(size)] = times | {"sent_bytes": median(run["sent_bytes"]), "peak_bytes": max(run["peak_bytes"])}
+        most = {f"{name}_bytes": max(run[f"{name}_bytes"]) for name in ("kept", "peak")}
+        results[str(size)] = times | {"sent_bytes": median(run["sent_bytes"])} | most
     return results
 
 
@@ -309,12 +313,14 @@ class _Worker:
         """Return the next line that the process prints, parsed.
 
         Raises:
-            ValueError: the process has ended; the message is the last line that it wrote to stderr.
+            ValueError: the process has ended; the message is the error that it reported on stderr, or its last line.
         """
         if line := self.process.stdout.readline():
             return json.loads(line)
         self.errors.seek(0)
-        words = self.errors.read().strip().rpartition("\n")[2].removeprefix("ValueError: ")
+        text = self.errors.read().strip()
+        said = _SAID.search(text)  # torchrun writes more lines after it
+        words = said[1] if said else text.rpartition("\n")[2]
         raise ValueError(words or f"a process that measures ended with {self.process.wait()}")
 
     def step(self) -> _Json:
@@ -430,8 +436,19 @@ def _scale_table(results: _Json, title: str) -> Table:
 
 def _ranks_table(results: _Json, title: str) -> Table:
     """Return a table of step time, exchange and memory, with a row for each number of ranks."""
-    table = Table(title=title, caption="median (quartiles) of the slowest rank; sent by each, and most memory of one")
-    for column in ("ranks", "step [ms]", "of it exchange [ms]", "times as fast", "sent [MB]", "peak memory [MB]"):
+    times = "median (quartiles) of the slowest rank, exchange included"
+    caption = f"{times}; bytes that each sends; clients' state and memory of the rank with most"
+    table = Table(title=title, caption=caption)
+    columns = (
+        "ranks",
+        "step [ms]",
+        "exchange [ms]",
+        "faster",
+        "sent [MB]",
+        "state [MB]",
+        "peak [MB]",
+    )
+    for column in columns:
         table.add_column(column, justify="right")
     first = next(iter(results.values()))["step"]["median"]
     for size, run in results.items():
@@ -441,6 +458,7 @@ def _ranks_table(results: _Json, title: str) -> Table:
             _spread(run["told"]),
             f"{first / run['step']['median']:.2f}",
             f"{run['sent_bytes'] / 1e6:,.2f}",
+            f"{run['kept_bytes'] / 1e6:,.0f}",
             f"{run['peak_bytes'] / 1e6:,.0f}",
         )
     return table

@@ -17,7 +17,7 @@ from simsfl.ui.spread import collapse
 
 _SHOWN = (
     *("preset", "method", "dataset", "data_dir", "partition", "arch", "cut_layer", "clients", "cohort", "batch_size"),
-    *("rounds", "precision", "engine", "seed", "device", "epochs"),
+    *("rounds", "precision", "engine", "seed", "device", "epochs", "track"),
 )
 """Fields of the config that the table always has, or that say nothing of the results."""
 _CHOICES = (

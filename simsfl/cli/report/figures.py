@@ -88,13 +88,25 @@ def _of_each(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
         for problem in simulation.damaged:
             log.warning("%s", problem)
         words = "-".join(["", str(number), *re.findall(r"[A-Za-z0-9_.]+", run.name)])
-        suffix = words[:_STEM] if len(runs) > 1 else ""
-        of = f" of {run.name}" if len(runs) > 1 else ""
-        if not simulation.dataset.unlabelled:
-            figures[f"partition{suffix}"] = (f"Images per client and class{of}", _partition(simulation))
-        figures[f"views{suffix}"] = (f"Pairs of augmented views{of}", _view_pairs(simulation))
-        if len(simulation.dataset.test) >= 3:  # two components need three points
-            figures[f"features{suffix}"] = (f"Test features{of}, two principal components", _features(simulation))
+        several = len(runs) > 1
+        figures |= draw_simulation(simulation, *(words[:_STEM], f" of {run.name}") if several else ())
+    return figures
+
+
+def draw_simulation(simulation: Simulation, suffix: str = "", of: str = "") -> dict[str, tuple[str, Figure]]:
+    """Draw partition, views and features of a simulation, as `draw` returns them.
+
+    Args:
+        simulation: the simulation.
+        suffix: end of the names of the files.
+        of: what is said in each title of whose figure it is.
+    """
+    figures = {}
+    if not simulation.dataset.unlabelled:
+        figures[f"partition{suffix}"] = (f"Images per client and class{of}", _partition(simulation))
+    figures[f"views{suffix}"] = (f"Pairs of augmented views{of}", _view_pairs(simulation))
+    if len(simulation.dataset.test) >= 3:  # two components need three points
+        figures[f"features{suffix}"] = (f"Test features{of}, two principal components", _features(simulation))
     return figures
 
 

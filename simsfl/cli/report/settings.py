@@ -16,7 +16,7 @@ from simsfl.config.catalogue import METHODS
 from simsfl.system.messages import count_text
 from simsfl.ui.dashboard import number
 
-_INCIDENTAL = ("preset", "seed", "device", "data_dir", "eval_every", "checkpoint_every", "callback", "epochs")
+_INCIDENTAL = ("preset", "seed", "device", "data_dir", "eval_every", "checkpoint_every", "callback", "epochs", "track")
 """Fields of the config in which repetitions of one setting may differ."""
 _SMALL = ("loss", "SSIM", "MSE")
 """First words of measures that are shown with three decimals."""
@@ -141,7 +141,7 @@ def _text(name: str, value: Any) -> str:
     if value is None or value is False or (value == 0 and getattr(RunConfig(), name, 0) == 0):
         return ""
     if isinstance(value, str):
-        return Path(value).stem if name in ("dataset", "aux_dataset", "init_client") else value
+        return Path(value).stem if name in ("dataset", "aux_dataset", "init_client", "init_backbone") else value
     words = _words(name)
     return words if value is True else f"{words} {value:g}"
 

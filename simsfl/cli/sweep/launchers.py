@@ -29,6 +29,8 @@ from simsfl.system.outputs import Outputs
 
 _MANY = 100
 """Jobs of a cluster that wait or go on at a time, at most, unless ``--jobs`` says."""
+_SETTINGS = {"timeout_min": 24 * 60}
+"""Settings of a cluster's jobs unless the user has others: Slurm's executor would end them after five minutes."""
 JOBS = "jobs"
 """Directory, in that of a sweep, for the files of a cluster's jobs."""
 
@@ -56,6 +58,8 @@ class Launcher(Protocol):
 
     places: int
     """How many runs can go on at a time."""
+    planned: int
+    """How many of them share this machine and the time of a budget."""
 
     def start(self, plan: Plan, text: str, outputs: Outputs) -> Started:
         """Start a run.
@@ -83,11 +87,11 @@ def launcher_of(arguments: Any, out: Path) -> Launcher:
     Raises:
         ValueError: flags contradict each other, a device is not there, or submitit is not.
     """
-    devices = [name.strip() for name in arguments.devices.split(",")] if arguments.devices else []
+    devices = [name.strip() for name in arguments.devices.split(",")] if arguments.devices is not None else []
     if arguments.launcher == "submitit":
         if devices:
             raise ValueError("devices: has no effect with --launcher submitit; allowed: --job gpus_per_node=1")
-        return Cluster(out, arguments.jobs or _MANY, dict(arguments.job or ()))
+        return Cluster(out, arguments.jobs, _SETTINGS | dict(arguments.job or ()))
     if arguments.job:
         raise ValueError("job: has no effect with --launcher local; allowed with --launcher submitit")
     if devices and arguments.jobs:
@@ -109,7 +113,7 @@ class Local:
     """
 
     def __init__(self, jobs: int = 1, devices: Sequence[str] = ()):
-        self.places = len(devices) or jobs
+        self.places = self.planned = len(devices) or jobs
         self._free = list(devices)
 
     def start(self, plan: Plan, text: str, outputs: Outputs) -> Started:
@@ -171,17 +175,18 @@ class Cluster:
 
     Args:
         out: the directory of the sweep, which all nodes have.
-        jobs: how many go side by side, at most.
+        jobs: how many go side by side, at most; None for `_MANY`, of which none shares the time of a budget.
         settings: settings of a job, by their names in submitit, such as "timeout_min" and "slurm_partition".
 
     Raises:
         ValueError: submitit is not installed, or has no such setting.
     """
 
-    def __init__(self, out: Path, jobs: int, settings: dict[str, Any]):
+    def __init__(self, out: Path, jobs: int | None, settings: dict[str, Any]):
         if find_spec("submitit") is None:
             raise ValueError("launcher: submitit is not installed; allowed: local, or pip install simsfl[sweep]")
-        self.places, self._out, self._settings = jobs, out, {"slurm_array_parallelism": jobs} | settings
+        self.places, self.planned = jobs or _MANY, jobs or 1
+        self._out, self._settings = out, {"slurm_array_parallelism": self.places} | settings
         self._executor, self._pending = None, []
         with tempfile.TemporaryDirectory() as scratch:
             try:

@@ -107,7 +107,7 @@ def _carry_out(arguments: Any, axes: dict[str, list[Any]], points: list[Point], 
     launcher, kept = launcher_of(arguments, out), read_grid(outputs, identity, RESULTS)
     cells = [(point.cell, seed) for seed in seeds for point in points]
     beside = Output(stderr=arguments.dry_run)
-    plans = runner.plans_of(cells, kept, base, {}, arguments.budget, arguments.jobs or 1, beside)
+    plans = runner.plans_of(cells, kept, base, {}, arguments.budget, launcher.planned, beside)
     note = _note(axes | {"preset": [preset]}, arguments.budget)
     sweep = Sweep(points, plans, out, note, arguments.format)
     if arguments.dry_run:

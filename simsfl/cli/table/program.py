@@ -129,9 +129,8 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     fixed = {name: value for name, value in flags.items() if name != "options"} | flags.get("options", {})
     outputs, identity = Outputs(out), Identity(arguments.table, base.preset, fixed, arguments.budget)
     launcher, kept = launcher_of(arguments, out), read_grid(outputs, identity, RESULTS)
-    plans = runner.plans_of(
-        cells, kept, base, flags, arguments.budget, arguments.jobs or 1, Output(stderr=arguments.dry_run)
-    )
+    beside = Output(stderr=arguments.dry_run)
+    plans = runner.plans_of(cells, kept, base, flags, arguments.budget, launcher.planned, beside)
     results = Results(TABLES[arguments.table](), plans, out, arguments.budget, fixed)
     if arguments.dry_run:
         runner.print_commands(results, results.note(), console)

@@ -1,0 +1,1 @@
+"""The program ``simsfl export``, which writes trained networks for use without simsfl."""

@@ -1,0 +1,74 @@
+"""The figure about a run in a fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from simsfl.ui.plot_text import literal
+
+_COLOURS = {"compute": "#4477aa", "up": "#ee6677", "down": "#228833", "server": "#ccbb44", "wait": "#bbbbbb"}
+_NAMES = {
+    "compute": "devices compute",
+    "up": "devices send",
+    "down": "devices receive",
+    "server": "the server computes",
+}
+"""What everyone waits for, by phase."""
+_STYLE = {"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9}
+
+
+def draw(story: Mapping[str, Any]) -> Figure:
+    """Draw accuracy against time and energy, what the time goes into, and what the clients of each group do.
+
+    Args:
+        story: what `simsfl.cli.fleet.story.told` returns.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 6), layout="constrained")
+        (time, energy), (phases, groups) = figure.subplots(2, 2)
+        _curve(time, story["evaluations"], "hours", "hours of the fleet")
+        _curve(energy, story["evaluations"], "wh_per_client", "Wh of a client, on average")
+        _phases(phases, story["phases"])
+        _groups(groups, story["groups"])
+    return figure
+
+
+def _curve(axes: mpl.axes.Axes, evaluations: list[Mapping[str, Any]], name: str, label: str) -> None:
+    """Draw kNN accuracy against what has been spent, if that is known."""
+    points = [(own[name], own["knn_top1"]) for own in evaluations if own[name] is not None]
+    axes.set(xlabel=label, ylabel="kNN top-1 [%]")
+    if points:
+        axes.plot(*zip(*points, strict=True), "o-", color=_COLOURS["compute"], markersize=4)
+    else:
+        axes.text(0.5, 0.5, "not known: the fleet gives\nno power", ha="center", va="center", transform=axes.transAxes)
+
+
+def _phases(axes: mpl.axes.Axes, phases: Mapping[str, float]) -> None:
+    """Draw the hours in which everyone waited for each phase."""
+    names = list(_NAMES)
+    hours, colours = [phases[name] / 3600 for name in names], [_COLOURS[name] for name in names]
+    axes.barh([_NAMES[name] for name in names], hours, color=colours)
+    axes.invert_yaxis()
+    axes.set(xlabel="hours that all wait for it")
+
+
+def _groups(axes: mpl.axes.Axes, groups: list[Mapping[str, Any]]) -> None:
+    """Draw how clients of each group spend the rounds that they take part in; scaled times are hatched."""
+    left = np.zeros(len(groups))
+    labels = [literal(f"{own['name']} ({own['clients']:,})", 24) for own in groups]
+    for part, name in (("compute", "computing"), ("transfer", "sending, receiving"), ("wait", "waiting")):
+        hours = np.array([own[f"{part}_seconds"] / 3600 for own in groups])
+        colour = _COLOURS["up" if part == "transfer" else part]
+        bars = axes.barh(labels, hours, left=left, color=colour, label=name)
+        for bar, own in zip(bars, groups, strict=True):
+            if part == "compute" and not own["measured"]:
+                bar.set(hatch="///", edgecolor="white")
+        left += hours
+    axes.invert_yaxis()
+    axes.set(xlabel="hours of a client (hatched: scaled)")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3, fontsize=8, frameon=False)

@@ -1,0 +1,118 @@
+"""Tell a run in the seconds, joules and bytes of a fleet of devices, without training it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from simsfl.cli.flags import add_plugin_flag
+from simsfl.runs.directory import RunDirectory
+from simsfl.runs.metrics import read_records
+from simsfl.system.console import Output
+from simsfl.system.messages import visible
+from simsfl.system.outputs import Outputs
+from simsfl.system.progress import watched
+from simsfl.ui.arguments import Parser, fail, path
+
+_JSON = "fleet.json"
+_FIGURE = "fleet.png"
+
+
+def parser() -> Parser:
+    """Return the parser of this program's flags."""
+    result = Parser(description=__doc__)
+    result.add_argument("run", type=path, metavar="RUN", help="run directory")
+    result.add_argument(
+        "--fleet", type=path, required=True, metavar="FILE", help="TOML file of the fleet (docs/fleet.md)"
+    )
+    result.add_argument(
+        "--out", type=path, metavar="DIR", help="directory to write figure and figures into (default: RUN/fleet)"
+    )
+    add_plugin_flag(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Tell the run, print tables, write a figure and a JSON file; return the exit code."""
+    try:
+        arguments = parser().parse(argv)
+        from simsfl.cli.fleet.figures import draw  # noqa: PLC0415  (imports torch: mistakes in flags answer at once)
+        from simsfl.cli.fleet.story import told  # noqa: PLC0415  (the same)
+        from simsfl.fleet.costs import Costs  # noqa: PLC0415  (the same)
+        from simsfl.fleet.settings import read_fleet  # noqa: PLC0415  (the same)
+        from simsfl.fleet.telling import told_round  # noqa: PLC0415  (the same)
+        from simsfl.simulation import Simulation  # noqa: PLC0415  (the same)
+
+        out = Outputs(arguments.out or arguments.run / "fleet")
+        out.check(_JSON, _FIGURE)
+        fleet = read_fleet(arguments.fleet)
+        simulation = Simulation.load(arguments.run, device="cpu")
+        parts, rounds = simulation.parts, simulation.progress.round_index
+        costs = Costs(parts.config, parts.model, parts.cost, parts.batches, fleet)
+        if not rounds:
+            raise ValueError(f"run: {arguments.run} has no finished round; allowed: a run with one or more")
+        retold = (told_round(parts, costs, number) for number in watched(range(rounds), "telling"))
+        story = told(costs, retold, _evaluations(arguments.run))
+        console = Output()
+        for table in _tables(story):
+            console.print(table)
+        console.say(_result(story))
+        out.write_json(_JSON, story)
+        with out.replacing(_FIGURE) as file:
+            draw(story).savefig(file, format="png")
+        console.say(f"wrote {out.path / _JSON} and {out.path / _FIGURE}")
+    except (ValueError, OSError) as error:
+        return fail(error)
+    return 0
+
+
+def _evaluations(run: Path) -> list[dict[str, Any]]:
+    """Return the records of a run's evaluations."""
+    return [record for record, _ in read_records(RunDirectory(run).metrics) if record["event"] == "evaluation"]
+
+
+def _tables(story: dict[str, Any]) -> Iterator[Table]:
+    """Yield a table of the fleet, and one of what its clients did."""
+    fleet = Table(box=SIMPLE, title="fleet")
+    for column in ("group", "clients", "device", "ms a step", "from", "Mbit/s up", "down", "watts"):
+        fleet.add_column(column, justify="left" if column in ("group", "device", "from") else "right")
+    spent = Table(box=SIMPLE, title="on average, a client")
+    for column in ("group", "computes [s]", "transfers [s]", "waits [s]", "energy [Wh]"):
+        spent.add_column(column, justify="left" if column == "group" else "right")
+    for own in story["groups"]:
+        watts = own["idle_watts"], own["busy_watts"]
+        power = "-" if None in watts else "{:g} to {:g}".format(*watts)
+        fleet.add_row(
+            visible(own["name"]),
+            f"{own['clients']:,}",
+            visible(own["device"]),
+            f"{1000 * own['step_seconds']:,.1f}",
+            _origin(own),
+            *("-" if own[name] is None else f"{own[name]:,.1f}" for name in ("up_mbit_s", "down_mbit_s")),
+            power,
+        )
+        times = (f"{own[f'{part}_seconds']:,.1f}" for part in ("compute", "transfer", "wait"))
+        spent.add_row(visible(own["name"]), *times, "-" if own["wh"] is None else f"{own['wh']:.3g}")
+    yield fleet
+    yield spent
+
+
+def _origin(group: dict[str, Any]) -> str:
+    """Return where the time of a group's step comes from."""
+    if group["measured"]:
+        return "measured"
+    error = group["scaling_error"]
+    return "scaled" if error is None else f"scaled, within {100 * error:.0f} %"
+
+
+def _result(story: dict[str, Any]) -> str:
+    """Return one line about the whole run."""
+    phases = story["phases"]
+    shares = ", ".join(f"{name} {100 * seconds / sum(phases.values()):.0f} %" for name, seconds in phases.items())
+    last = story["evaluations"][-1] if story["evaluations"] else None
+    reached = f", kNN {last['knn_top1']:.2f} % after round {last['round']}" if last else ""
+    return f"{story['hours']:,.3g} hours of the fleet{reached}; all waited for: {shares}"

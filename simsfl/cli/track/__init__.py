@@ -1,0 +1,1 @@
+"""The program that gives finished runs to trackers, and the images that trackers get."""

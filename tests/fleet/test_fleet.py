@@ -1,0 +1,209 @@
+"""A run told for a fleet: time follows from what was measured, bytes are the run's, and mistakes are one line."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import simsfl
+from simsfl import RunConfig, Simulation
+from simsfl.cli.fleet import program
+from simsfl.fleet.costs import Costs
+from simsfl.fleet.profiles import PHASES, Profile, Times, Work
+from simsfl.fleet.settings import read_fleet
+from simsfl.fleet.telling import told_round
+from tests.conftest import TINY
+
+SECONDS = dict(zip(PHASES, (0.4, 0.2, 0.01, 0.1, 0.3, 0.02, 0.05), strict=True))
+SERVER = "[server]\nstep_ms = 500.0\n"
+
+
+def group(**more):
+    """Return a table of a fleet file."""
+    fields = {"name": '"all"', "share": 1.0, "device": '"result.json"', "up_mbit_s": 1e9, "down_mbit_s": 1e9} | more
+    return "[[group]]\n" + "".join(f"{name} = {value}\n" for name, value in fields.items())
+
+
+@pytest.fixture
+def config(npz):
+    return RunConfig(**TINY | {"dataset": str(npz)})
+
+
+@pytest.fixture
+def result(config, tmp_path):
+    """What pi_bench.py would have measured of the very work of the run's clients."""
+    simulation = Simulation(config)
+    own = simulation.config
+    names = ("arch", "width", "norm", "cut_layer", "bottleneck", "client_residual", "weight_standardisation", "head")
+    trace = {name: getattr(own, name) for name in (*names, "key_dim", "image_size", "batch_size")}
+    latency = {phase: {"mean": seconds} for phase, seconds in SECONDS.items()}
+    energy = {"mean_watts": 5.0, "idle_before": 1.0, "idle_after": 3.0, "meter": "ina226"}
+    content = {"board": {"model": "a board"}, "trace": trace, "latency": latency, "energy": energy}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    return content
+
+
+class Told:
+    """A run in a fleet."""
+
+    def __init__(self, parts, costs):
+        self.parts, self.costs = parts, costs
+
+    def round(self, index):
+        return told_round(self.parts, self.costs, index)
+
+
+def telling(config, tmp_path, text):
+    (tmp_path / "fleet.toml").write_text(text)
+    parts = Simulation(config).parts
+    return Told(parts, Costs(parts.config, parts.model, parts.cost, parts.batches, read_fleet(tmp_path / "fleet.toml")))
+
+
+def test_devices_that_are_alike_take_the_measured_time(config, result, tmp_path):
+    told = telling(config, tmp_path, SERVER + group())
+    own = told.round(0)
+    parts = Simulation(config).parts
+    step = sum(SECONDS.values()) - SECONDS["sync"]
+    syncs = parts.config.syncs_per_round
+    assert own.time.seconds == pytest.approx(parts.steps * (step + 0.5) + syncs * SECONDS["sync"], rel=1e-4)
+    np.testing.assert_allclose(own.time.compute, parts.steps * step + syncs * SECONDS["sync"])
+    np.testing.assert_allclose(own.joules, 5 * own.time.compute + 2 * (own.time.seconds - own.time.compute))
+    assert told.costs.groups[0].times[parts.batches[0]].measured
+
+
+@pytest.mark.parametrize("more", [{}, {"client_lr": 0.0}, {"align_momentum": True}, {"method": "fl-moco"}])
+def test_bytes_are_those_of_the_run(more, config, result, tmp_path):
+    config = replace(config, dropout=0.3, straggler=0.3, seed=3, **more)
+    told = telling(config, tmp_path, SERVER + group())
+    simulation = Simulation(config)
+    up = down = 0
+    for index, record in enumerate(simulation.rounds()):
+        own = told.round(index)
+        up, down = up + own.up, down + own.down
+        assert record.bytes_up_per_client == pytest.approx(up / config.clients, abs=1)
+        assert record.bytes_down_per_client == pytest.approx(down / config.clients, abs=1)
+        assert own.came.sum() == config.cohort - len(simulation.parts.plan(index).absences.missing)
+
+
+def test_slow_links_and_devices_add_their_time(config, result, tmp_path):
+    plain = telling(config, tmp_path, SERVER + group()).round(0).time
+    slower = telling(config, tmp_path, SERVER + group(slowdown=3.0)).round(0).time
+    np.testing.assert_allclose(slower.compute, 3 * plain.compute)
+    parts = Simulation(config).parts
+    size = parts.batches[0] * 2 * parts.cost.image_bytes
+    rate = size / 1e6 * 8  # a step's smashed data in a second
+    thin = telling(config, tmp_path, SERVER + group(up_mbit_s=rate, latency_ms=250.0)).round(0).time
+    models = parts.config.syncs_per_round * parts.cost.sync_bytes / size
+    messages = 2 * (parts.steps + parts.config.syncs_per_round)
+    expected = parts.steps + models + 0.25 * messages
+    assert thin.seconds - plain.seconds == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_servers_link_is_shared(config, result, tmp_path):
+    alone = telling(config, tmp_path, SERVER + group(up_mbit_s=1.0)).round(0).time
+    cohort = Simulation(config).config.cohort
+    shared = telling(config, tmp_path, f"{SERVER}up_mbit_s = {cohort:.1f}\n" + group()).round(0).time
+    assert shared.seconds == pytest.approx(alone.seconds, rel=1e-6)
+
+
+def test_groups_have_their_shares_at_random(config, result, tmp_path):
+    text = SERVER + group(share=0.25) + group(name='"others"', share=0.75)
+    found = telling(replace(config, clients=8), tmp_path, text).costs.member
+    assert sorted(found.tolist()) == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert len({tuple(telling(replace(config, clients=8, seed=s), tmp_path, text).costs.member) for s in range(5)}) > 1
+
+
+def test_work_that_was_not_measured_is_scaled_by_what_it_consists_of():
+    work = Work(images=2, pixels=1024, forward=100, backward=200, weights=50, named={"cut_layer": 1})
+    profile = Profile("a board", [(work, SECONDS)])
+    assert profile.times(work) == Times(SECONDS, measured=True)
+    more = replace(work, images=6, forward=200, weights=100, named={"cut_layer": 2})
+    scaled = profile.times(more)
+    factors = {"views": 3, "query": 6, "momentum": 2, "key": 6, "backward": 3, "sgd": 2, "sync": 2}
+    assert scaled.seconds == pytest.approx({phase: SECONDS[phase] * factor for phase, factor in factors.items()})
+    assert not scaled.measured
+    frozen = profile.times(replace(work, graded=0))
+    assert frozen.after == 0
+    assert frozen.before == pytest.approx(Times(SECONDS, measured=True).before)
+    assert profile.error() is None
+    half = {phase: 6 * seconds for phase, seconds in SECONDS.items()}
+    two = Profile("a board", [(work, SECONDS), (replace(work, images=4, weights=100), half)])
+    assert two.error() == pytest.approx(2.0)  # twice the work took six times as long: scaled back, three times
+
+
+WRONG = {
+    "no group": (SERVER, "it has no [[group]]; allowed: one or more"),
+    "shares": (SERVER + group(share=0.5), "the groups' shares add up to 0.5; allowed: 1"),
+    "no server": (group(), "server: it has to have one of step_ms and gflop_s, and not both"),
+    "unit": (SERVER + group(up_mbits=3.0), "group 1: field: 'up_mbits' is not known (did you mean up_mbit_s?)"),
+    "number": (SERVER + group(latency_ms='"fast"'), "group 1: latency_ms: 'fast' is not a number"),
+    "table": (SERVER + group() + "[sever]\n", "table: 'sever' is not known (did you mean server?)"),
+    "no TOML": ("= 3", "cannot be read as TOML"),
+    "no result": (SERVER + group(device='"none.json"'), "group all: device: "),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
+def test_mistakes_are_one_line(text, message, config, result, tmp_path, capsys):
+    Simulation(config).save(tmp_path / "run")
+    (tmp_path / "fleet.toml").write_text(text)
+    assert program.main([str(tmp_path / "run"), "--fleet", str(tmp_path / "fleet.toml")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: fleet: ")
+    assert message in line
+    assert not (tmp_path / "run" / "fleet").exists()
+
+
+def test_the_program_writes_tables_figure_and_json(config, result, tmp_path, capsys):
+    simsfl.run(replace(config, rounds=2, eval_every=1), tmp_path / "run")
+    (tmp_path / "fleet.toml").write_text(SERVER + group(share=0.5) + group(name='"slow"', share=0.5, slowdown=4.0))
+    assert program.main([str(tmp_path / "run"), "--fleet", str(tmp_path / "fleet.toml")]) == 0
+    shown = capsys.readouterr().out
+    assert "hours of the fleet, kNN" in shown
+    story = json.loads((tmp_path / "run" / "fleet" / "fleet.json").read_text())
+    assert [own["measured"] for own in story["groups"]] == [True, False]
+    assert [own["round"] for own in story["evaluations"]] == [0, 1, 2]
+    assert story["evaluations"][-1]["hours"] == pytest.approx(story["hours"])
+    assert sum(story["phases"].values()) == pytest.approx(3600 * story["hours"])
+    assert (tmp_path / "run" / "fleet" / "fleet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def of_fleet(config, tmp_path, **options):
+    """Return a config with the sampler of a fleet, half of which are four times slower than the others."""
+    text = SERVER + group(share=0.5) + group(name='"slow"', share=0.5, slowdown=4.0)
+    (tmp_path / "fleet.toml").write_text(text)
+    options = {f"sampler.{name}": value for name, value in ({"file": str(tmp_path / "fleet.toml")} | options).items()}
+    return replace(config, clients=12, sampler="fleet", options=options)
+
+
+def test_the_sampler_keeps_the_fastest_of_those_it_draws(config, result, tmp_path):
+    config = of_fleet(config, tmp_path, over_select=4.0)
+    parts = Simulation(config).parts
+    slow = parts.sampler.costs.member == 1
+    assert parts.config.cohort * 4 == config.clients  # so all are drawn, and there are enough fast ones
+    for number in range(5):
+        cohort = parts.cohort(number)
+        assert not slow[cohort].any()
+        assert len(set(cohort)) == parts.config.cohort
+    assert len({tuple(parts.cohort(number)) for number in range(5)}) > 1
+    usual = Simulation(of_fleet(config, tmp_path)).parts
+    assert any(slow[usual.cohort(number)].any() for number in range(5))
+
+
+def test_who_misses_the_deadline_does_not_come(config, result, tmp_path):
+    step = sum(SECONDS.values()) - SECONDS["sync"]
+    parts = Simulation(of_fleet(config, tmp_path, deadline=2 * step)).parts
+    slow = parts.sampler.costs.member == 1
+    late = [parts.plan(number) for number in range(8)]
+    for plan in late:
+        if not slow[plan.cohort.numpy()].all():
+            assert plan.absences.missing == {p for p, c in enumerate(plan.cohort.tolist()) if slow[c]}
+    assert any(plan.absences.missing for plan in late)
+    with pytest.raises(ValueError, match=r"sampler\.deadline: 0\.1 is less than the 1\.03 s of the fastest client"):
+        Simulation(of_fleet(config, tmp_path, deadline=0.1))
+
+
+def test_the_sampler_needs_a_fleet(config):
+    with pytest.raises(ValueError, match=r"sampler\.file: is not given; allowed: a fleet file"):
+        Simulation(replace(config, sampler="fleet"))
