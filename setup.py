@@ -8,11 +8,14 @@ DATASETS = ["datasets>=4"]
 SWEEP = ["optuna>=4", "submitit>=1.5"]
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
 TEST = [
+    "build>=1.2",
+    "mypy>=1.14",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6",
     "ruff>=0.6",
     "scikit-image>=0.22",
+    "setuptools>=77",
     *DATASETS,
     *DEVICE,
     *SWEEP,

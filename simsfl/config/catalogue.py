@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from simsfl.config.registry import Code
 
@@ -340,7 +341,7 @@ DATASETS = {
 CALLBACKS: dict[str, Code] = {}
 """Callbacks by name, all of them from plugins: subclasses of `simsfl.rounds.callback.Callback`."""
 
-DOORS = {
+DOORS: dict[str, dict[str, Any]] = {
     "objective": OBJECTIVES,
     "aggregation": AGGREGATIONS,
     "sampler": SAMPLERS,
