@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: help setup test lint format check train clean
+.PHONY: help setup test lint types format check train clean
 
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,14 +16,17 @@ test:  ## Run the tests
 lint:  ## Check style
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
+types:  ## Check the types of the public API
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/types
+
 format:  ## Apply style
 	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
-check: lint test  ## Lint and tests
+check: lint types test  ## Lint, types and tests
 
 train:  ## Train 1,000 clients
 	$(VENV)/bin/python experiments/run.py --clients 1000
 
 clean:  ## Remove caches (runs and data stay)
-	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

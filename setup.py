@@ -10,11 +10,14 @@ DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "nbconvert>=7.16", "ipykernel>=6.29"]
 TRACK = ["tensorboard>=2.16", "wandb>=0.18", "mlflow>=2.16"]
 TEST = [
+    "build>=1.2",
+    "mypy>=1.14",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6",
     "ruff>=0.6",
     "scikit-image>=0.22",
+    "setuptools>=77",
     "timm>=1.0",
     *DATASETS,
     *DEVICE,
@@ -28,6 +31,19 @@ setup(
     description="Single-process simulator of split federated self-supervised learning (MocoSFL)",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="the simsfl contributors",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="split learning, federated learning, self-supervised learning, MocoSFL, vmap",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["simsfl*"]),
@@ -35,7 +51,7 @@ setup(
         "simsfl.hw_profile",
         *(f"simsfl.hw_profile.{name}" for name in find_packages("hw_profile")),
     ],
-    package_data={"simsfl.setup": ["experts/*"], "simsfl.cli.report": ["template/*"]},
+    package_data={"simsfl": ["py.typed"], "simsfl.setup": ["experts/*"], "simsfl.cli.report": ["template/*"]},
     package_dir={"simsfl.kernels": "kernels", "simsfl.hw_profile": "hw_profile"},
     entry_points={"console_scripts": ["simsfl = simsfl.cli.main:main"]},
     install_requires=[

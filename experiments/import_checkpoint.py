@@ -1,8 +1,10 @@
 """Convert weights from the published program's layout: ``python experiments/import_checkpoint.py FILE.tar``."""
 
 import sys
-
-from simsfl.cli.main import start
+from pathlib import Path
 
 if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this checkout, which need not be installed
+    from simsfl.cli.main import start
+
     sys.exit(start("import-checkpoint"))

@@ -1,8 +1,10 @@
 """Watch a run that another process trains: ``python experiments/watch.py RUN_DIR``, or ``simsfl watch RUN_DIR``."""
 
 import sys
-
-from simsfl.cli.main import start
+from pathlib import Path
 
 if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this checkout, which need not be installed
+    from simsfl.cli.main import start
+
     sys.exit(start("watch"))

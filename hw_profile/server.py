@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # a copy of the checkout need not be installed
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this checkout, which need not be installed
     from simsfl.cli.main import start
 
     sys.exit(start("server"))

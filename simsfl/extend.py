@@ -250,8 +250,13 @@ def dataset(
         image_size: height and width of its images, in pixels.
         classes: number of classes.
     """
-    sizes = {"images": images, "test_images": test_images, "image_size": image_size, "classes": classes}
-    return _registering("dataset", name, lambda code: DataSet(code, about, **sizes))
+    return _registering(
+        "dataset",
+        name,
+        lambda code: DataSet(
+            code, about, images=images, test_images=test_images, image_size=image_size, classes=classes
+        ),
+    )
 
 
 def _registering(
@@ -259,7 +264,7 @@ def _registering(
     name: str,
     kind: Callable[[Code], Any] = lambda code: code,
     *,
-    base: type | None = None,
+    base: type[Any] | None = None,
     either: tuple[tuple[str, ...], ...] = (),
 ) -> Callable[[Any], Any]:
     """Return a decorator that puts a thing among what a door leads to.

@@ -33,6 +33,7 @@ from simsfl.runs.metrics import (
     AbsenceRecord,
     EvaluationRecord,
     Extent,
+    OneRecord,
     ProbeRecord,
     Record,
     RoundRecord,
@@ -46,6 +47,8 @@ from simsfl.system.clock import PhaseClock
 from simsfl.system.memory import peak_memory_bytes
 from simsfl.system.randomness import global_generators
 from simsfl.system.world import ALONE, World
+
+__all__ = ["Simulation"]
 
 log = logging.getLogger(__name__)
 
@@ -97,24 +100,25 @@ class Simulation:
         callbacks: Iterable[Callback] = (),
     ):
         callbacks = checked(callbacks)
-        how = {
-            "partition": partition,
-            "dtype": dtype,
-            "choices": choices,
-            "start": start,
-            "auto_precision": auto_precision,
-            "world": world,
-        }
-        parts = build(config, dataset, **how)
+        parts = build(
+            config,
+            dataset,
+            partition=partition,
+            dtype=dtype,
+            choices=choices,
+            start=start,
+            auto_precision=auto_precision,
+            world=world,
+        )
         warn_of_short_queue(parts.config, parts.groups)  # said where a run begins, not again where it goes on
         self._begin(parts, callbacks)
 
-    def _begin(self, parts: Parts, callbacks: Iterable[Callback], progress: Progress | None = None) -> None:
+    def _begin(self, parts: Parts, callbacks: list[Callback], progress: Progress | None = None) -> None:
         """Set everything up around the parts, at the start of the run or where `progress` stands."""
         self.parts, self.config, self.dataset = parts, parts.config, parts.dataset
         self.model, self.state = parts.model, parts.state
         self.progress = progress or Progress.of(parts)
-        self.callbacks, self._started = [*parts.callbacks, *callbacks], 0
+        self.callbacks, self._started = [*checked(parts.callbacks), *callbacks], 0
         self.observers: list[Observer] = []
         self.wire = Wire()
         self.clock = PhaseClock(parts.device)
@@ -204,7 +208,7 @@ class Simulation:
             callback.on_start(self)
         self._started = len(self.callbacks)
 
-    def _recorded(self, record: Record) -> Record:
+    def _recorded(self, record: OneRecord) -> OneRecord:
         """Return a record with what callbacks add to it."""
         return with_added(self.callbacks, record)
 
@@ -248,8 +252,9 @@ class Simulation:
     ) -> Simulation:
         """Take up the run in the directory `path`; see `simsfl.rounds.saving.load`, and `Simulation` for callbacks."""
         callbacks = checked(callbacks)
-        how = {"device": device, "places": places, "going_on": going_on, "world": world}
-        parts, progress, found, saved = saving.load(path, dataset, **how)
+        parts, progress, found, saved = saving.load(
+            path, dataset, device=device, places=places, going_on=going_on, world=world
+        )
         simulation = cls.__new__(cls)
         simulation._begin(parts, callbacks, progress)
         simulation.clock.start_from(found.timed.phase_seconds)

@@ -28,7 +28,9 @@ from simsfl.data import Arrays, Dataset, make_dataset
 from simsfl.runs.metrics import Record, StepRecord
 from simsfl.simulation import Simulation
 
-_BASE = {
+__all__ = ["check"]
+
+_BASE: dict[str, Any] = {
     "clients": 6,
     "cohort": 6,
     "batch_size": 4,
@@ -44,7 +46,7 @@ _BASE = {
     "device": "cpu",
 }
 """Config fields of a run of two rounds of two steps, each with an averaging."""
-_SITUATIONS = {
+_SITUATIONS: dict[str, dict[str, Any]] = {
     "the whole cohort": {},
     "a sampled cohort": {"cohort": 3},
     "queues of the clients' own": {"feature_sharing": False},
@@ -80,7 +82,8 @@ def check(thing: Any, dataset: Dataset | None = None, **fields: Any) -> list[str
     door, name = _door_of(thing)
     data = _images() if dataset is None and door != "dataset" else dataset
     own = fields | {door: name} | ({"width": None} if door == "arch" else {})
-    tried, refused = [], []
+    tried: list[str] = []
+    refused: list[ValueError] = []
     for situation, changes in _SITUATIONS.items():
         try:
             config = RunConfig(**_BASE | changes | own)
@@ -196,7 +199,9 @@ def _trained(config: RunConfig, engine: str, dataset: Dataset | None) -> _Outcom
 def _difference(found: _Outcome, expected: _Outcome) -> str | None:
     """Return in words what differs between a stacked engine's run and the loop's, None if nothing does."""
     for own, other in zip(found.records, expected.records, strict=True):
-        if isinstance(own, StepRecord) and abs(own.loss - other.loss) > _LOSS_TOLERANCE * abs(other.loss):
+        if not (isinstance(own, StepRecord) and isinstance(other, StepRecord)):
+            continue
+        if abs(own.loss - other.loss) > _LOSS_TOLERANCE * abs(other.loss):
             return f"the loss of step {own.step} of round {own.round} is {own.loss:.9g}, the loop's {other.loss:.9g}"
     for name, tensor in expected.state.items():
         if not torch.allclose(found.state[name].double(), tensor.double(), rtol=_STATE_TOLERANCE, atol=_SMALLEST):
@@ -217,9 +222,10 @@ def _added_apart(records: Sequence[Record], others: Sequence[Record], whose: str
     for own, other in zip(records, others, strict=True):
         for name in own.added.keys() | other.added.keys():
             value, wanted = own.added.get(name), other.added.get(name)
-            figures = isinstance(value, float) and isinstance(wanted, float)
-            close = figures and math.isclose(value, wanted, rel_tol=tolerance, abs_tol=_SMALLEST * bool(tolerance))
-            if not close and value != wanted:
+            close = value == wanted
+            if isinstance(value, float) and isinstance(wanted, float):
+                close = math.isclose(value, wanted, rel_tol=tolerance, abs_tol=_SMALLEST * bool(tolerance))
+            if not close:
                 return f"{name}, which is added to a record of kind {own.event}, is {value!r}, {whose} {wanted!r}"
     return None
 

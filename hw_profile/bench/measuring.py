@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import simsfl
 from simsfl.hw_profile.meters import Log, Meter, Record, Sampler, Span
 from simsfl.hw_profile.meters.board import Machine, temperature, throttling
+from simsfl.system.programs import environment
 
-_HOME = str(Path(simsfl.__file__).parents[1])
-"""Directory from which the package `simsfl` is imported, which the worker's process has to find, too."""
 IDLE_SECONDS = 4.0
 """Seconds for which the idle machine is measured before the work, and again after it."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -111,8 +108,7 @@ class _Worker:
 
 def _environment(threads: int | None) -> dict[str, str]:
     """Return the environment of a process that imports `simsfl`; `threads` sets the number of NumPy's threads."""
-    path = os.pathsep.join([_HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, **(dict.fromkeys(THREADS, str(threads)) if threads else {})}
+    return {**environment(), **(dict.fromkeys(THREADS, str(threads)) if threads else {})}
 
 
 def _failure(errors: str, code: int) -> Exception:

@@ -55,7 +55,7 @@ class Around(Aggregation):
 
 @dataclass(frozen=True)
 class Aligned(Around):
-    """Momentum models are averaged as well (MonAcoSFL, Przewiezlikowski et al., ECML-PKDD 2024)."""
+    """Momentum models are averaged as well (MonAcoSFL, Przewięźlikowski et al., ECML-PKDD 2024)."""
 
     aligns_momentum = True
 

@@ -85,4 +85,6 @@ def _finished(simulation: Simulation, directory: RunDirectory, stop: Stop) -> Su
     session = Session(simulation, directory, Output("off"), stop)
     if not session.go(live=False):
         raise KeyboardInterrupt
-    return directory.read_summary()
+    summary = directory.read_summary()
+    assert summary is not None  # the session has written it
+    return summary

@@ -10,9 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from simsfl.system.messages import unknown
+from simsfl.system.programs import checkout, pasted
 from simsfl.system.streams import ended, print_error, print_lines, set_up
 from simsfl.ui.arguments import fail
 
+_ALL = ("torch", "torchvision", "numpy", "rich", "safetensors", "matplotlib", "scipy", "torchmetrics")
+"""Modules that the installation brings, each in the package of its name."""
 _BASE = {"numpy": "numpy", "rich": "rich"}
 """Modules that every program imports, and the package that each comes with; a board may lack them."""
 _DEVICES = {**_BASE, "safetensors": "safetensors", "zmq": "pyzmq"}
@@ -28,7 +31,7 @@ class Program:
     purpose: str
     """One line of help."""
     needs: dict[str, str] | None = None
-    """Modules that it imports, and the package that each comes with; None where the installation guarantees them."""
+    """Modules that it imports, and the package that each comes with; None for those that the installation brings."""
 
 
 PROGRAMS = {
@@ -80,13 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def start(name: str) -> int:
     """Start one of `PROGRAMS` with the arguments of this process; return the exit code.
 
-    Where a package is missing, one line on stderr names it and the code is 2.
+    Where a package is missing, one line on stderr names it and says how to install it, and the code is 2.
     """
     set_up()
     program = PROGRAMS[name]
-    missing = [package for module, package in (program.needs or {}).items() if find_spec(module) is None]
+    needs = dict(zip(_ALL, _ALL, strict=True)) if program.needs is None else program.needs
+    missing = [package for module, package in needs.items() if find_spec(module) is None]
     if missing:
-        return fail(ValueError(f"{missing[0]}: is not installed; allowed: pip install {' '.join(missing)}"))
+        home = checkout() if program.needs is None else None
+        what = missing if home is None else ["-e", str(home)]
+        return fail(ValueError(f"{missing[0]}: is not installed; allowed: pip install {pasted(what)}"))
     try:
         return ended(import_module(program.module).main(sys.argv[1:]))
     except KeyboardInterrupt:  # raised by programs that have nothing to save

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simsfl.config.catalogue import (
     AGGREGATIONS,
@@ -41,7 +41,7 @@ from simsfl.system.files import SEAL, seal_of
 from simsfl.system.messages import unknown
 from simsfl.system.paths import expanded
 
-__all__ = ["ENGINES", "NORMS", "PRECISIONS", "RECIPES", "RunConfig"]
+__all__ = ["ENGINES", "NORMS", "PRECISIONS", "RECIPES", "Resolved", "RunConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,7 +340,7 @@ class RunConfig(Settings):
         """
         clients = (self.cohort and self.cohort // self.server_replicas) if self.is_split else 1
         sources = (self.data_proportion > 0) + (self.aux_dataset is not None)
-        return None if None in (clients, self.batch_size) else clients * sources * self.batch_size
+        return None if clients is None or self.batch_size is None else clients * sources * self.batch_size
 
     @property
     def passes_per_image(self) -> int:
@@ -431,6 +431,24 @@ class RunConfig(Settings):
         except ValueError:
             check_plugins(plugins_in(content))  # which would be the reason
             raise
+
+
+if TYPE_CHECKING:
+
+    class Resolved(RunConfig):
+        """A config of which every rule has been applied, so that the fields that are set by rule have values."""
+
+        cohort: int
+        batch_size: int
+        rounds: int
+        syncs_per_round: int
+        image_size: int
+        classes_per_client: int
+        width: int
+        weight_standardisation: bool
+        client_lr: float
+else:
+    Resolved = RunConfig
 
 
 def _options_of(codes: Iterable[Code]) -> dict[str, list[Field]]:

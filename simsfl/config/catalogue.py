@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from simsfl.config.registry import Code
 
@@ -360,7 +361,7 @@ TRACKERS = {
 }
 """Trackers by name."""
 
-DOORS = {
+DOORS: dict[str, dict[str, Any]] = {
     "objective": OBJECTIVES,
     "aggregation": AGGREGATIONS,
     "sampler": SAMPLERS,

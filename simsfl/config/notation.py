@@ -48,7 +48,7 @@ class Bottleneck:
                 f"bottleneck: {shortened(text)!r} is none; allowed: such as C4S2, K3C4S2 or C8noReLU "
                 "(odd kernel, channels, stride 1, 2, 4, 8, ...)"
             )
-        return cls(channels, stride, kernel, match[4] is None)
+        return cls(channels, stride, kernel, match is not None and match[4] is None)
 
 
 @dataclass(frozen=True)

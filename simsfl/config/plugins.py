@@ -180,7 +180,9 @@ def _described(code: Code) -> Plugin:
         files = sorted(one for root in roots for one in Path(root).rglob("*.py"))
     else:
         files = [file] if file else []
-    return Plugin(name_of(code), _version_of(package), _sha256_of(files) if files else "")
+    name = name_of(code)
+    assert name is not None  # it is registered
+    return Plugin(name, _version_of(package), _sha256_of(files) if files else "")
 
 
 def _is_there(name: str) -> bool:
@@ -198,6 +200,8 @@ def _import_file(path: Path) -> None:
     if name in sys.modules:
         return
     spec = spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:

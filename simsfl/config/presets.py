@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from simsfl.config import RunConfig
 from simsfl.system.messages import unknown
@@ -82,7 +83,10 @@ def evening() -> RunConfig:
 
 def central() -> RunConfig:
     """The laptop setting's network trained in one place on all data: plain MoCo."""
-    rounds_of_50_steps = {"batch_size": 100, "local_epochs": 0.1}  # the laptop setting has as many steps in a round
+    rounds_of_50_steps: dict[str, Any] = {
+        "batch_size": 100,
+        "local_epochs": 0.1,
+    }  # the laptop setting has as many steps in a round
     return replace(laptop(), preset="central", method="fl-moco", clients=1, partition="iid", **rounds_of_50_steps)
 
 

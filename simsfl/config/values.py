@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from numbers import Number
 from typing import Any
@@ -106,8 +106,14 @@ def from_text(name: str, spec: Field, text: str) -> bool | int | float | str | N
     kind, _, optional = _annotation(spec).partition(" | ")
     if optional and text.lower() == "none":
         return None
+    readers: dict[str, Callable[[str], bool | int | float | str]] = {
+        "bool": _truth,
+        "int": int,
+        "float": float,
+        "str": str,
+    }
     try:
-        return {"bool": _truth, "int": int, "float": float, "str": str}[kind](text)
+        return readers[kind](text)
     except (ValueError, KeyError):
         allowed = {"bool": "true or false", "int": "a whole number", "float": "a number"}[kind]
         raise ValueError(f"{name}: {shown(text)} is not of type {kind}; allowed: {allowed}") from None

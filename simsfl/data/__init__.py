@@ -285,10 +285,12 @@ def with_auxiliary(data: Dataset, other: Dataset) -> Dataset:
     if data.image_size != other.image_size:
         sizes = (f"{one.name} has images of {one.image_size}x{one.image_size}" for one in (other, data))
         raise ValueError(f"aux_dataset: {', '.join(sizes)}; allowed: one size, give --image-size")
+    both = []
     for one in (data, other):
         if not isinstance(one.train.pixels, Tensor):
             raise ValueError(f"aux_dataset: {one.name} is too large to be read whole; allowed: --stream never")
-    pixels = torch.cat([data.train.pixels, other.train.pixels[other.held.start : other.held.stop]])
+        both.append(one.train.pixels)
+    pixels = torch.cat([both[0], both[1][other.held.start : other.held.stop]])
     return replace(
         data,
         origin=f"{data.origin}, with the {len(other.held):,} images of {other.name} ({other.origin})",
@@ -316,7 +318,7 @@ def numbered(
         raise ValueError(f"dataset: {whose}: {train[0]} has label {classes[0]}; labels must be 0 or more")
     if len(strange := np.setdiff1d(test[1], classes)):
         raise ValueError(f"dataset: {whose} has label {strange[0]} in {test[0]} that does not occur in {train[0]}")
-    return *(np.searchsorted(classes, labels) for _, labels in (train, test)), tuple(map(str, classes))
+    return np.searchsorted(classes, train[1]), np.searchsorted(classes, test[1]), tuple(map(str, classes))
 
 
 def planes(images: np.ndarray) -> Tensor:

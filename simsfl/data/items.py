@@ -151,6 +151,7 @@ def _stacked(images: Iterable[Any], count: int, what: str, size: int | None) -> 
                 "or an image size that they are scaled to"
             )
         stacked[row] = pixels
+    assert stacked is not None  # there is one image at least
     return stacked
 
 

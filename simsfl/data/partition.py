@@ -228,6 +228,7 @@ class Shards(Partitioner):
 
     @classmethod
     def of(cls, config: RunConfig, dataset: Dataset) -> Shards:
+        assert config.classes_per_client is not None  # a rule has set it
         return cls(config.classes_per_client)
 
     def deal(self, labels: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Partition:
@@ -413,6 +414,7 @@ def _drawn(partitioner: Partitioner, labels: np.ndarray, weights: np.ndarray, ba
             best = partition
         if best.sizes.min() >= batch_size:
             break
+    assert best is not None  # there is one attempt at least
     return best
 
 

@@ -145,17 +145,17 @@ class Chain(Defence):
         return bool(self.defences)
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def figures(self) -> tuple[str, ...]:  # type: ignore[override]  # the base class has a value
         """Return the names of the figures of all defences."""
         return tuple(name for own in self.defences for name in own.figures)
 
     @property
-    def learns(self) -> bool:
+    def learns(self) -> bool:  # type: ignore[override]  # the base class has a value
         """Return whether one of the defences may change the gradients that clients descend along."""
         return any(own.learns for own in self.defences)
 
     @property
-    def phase(self) -> str:
+    def phase(self) -> str:  # type: ignore[override]  # the base class has a value
         """Return the phase of the first defence that has one of its own, else the usual one."""
         return next((own.phase for own in self.defences if own.phase != Defence.phase), Defence.phase)
 
@@ -206,7 +206,8 @@ class Chain(Defence):
         round_index: Tensor,
     ) -> Added | None:
         """Return the sum of what the functions `adds` of the defences return, each with its part of the memory."""
-        memories = memory.split(self._sizes(tuple(smashed.shape[2:]), images.shape[-1]), dim=1)
+        *_, channels, height, width = smashed.shape
+        memories = memory.split(self._sizes((channels, height, width), images.shape[-1]), dim=1)
         added = []
         for defence, add, own in zip(self.defences, adds, memories, strict=True):
             one = add(images, smashed, own, round_index)

@@ -13,7 +13,7 @@ def output_std(outputs: Iterable[Tensor]) -> float:
     """Return the standard deviation of normalised outputs over images, averaged over dimensions.
 
     It is 0 if all images have the same output, and at most ``1 / sqrt(D)``, which outputs come close to that are spread
-    evenly over all directions (SimSiam, Chen and He, CVPR 2021, section 4.1).
+    evenly over all directions (Chen and He, CVPR 2021, section 4.1).
 
     Args:
         outputs: parts ``[n, D]`` of the outputs of all images; each output is divided by its length (L2).

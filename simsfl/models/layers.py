@@ -44,6 +44,9 @@ class BatchNorm(nn.Module):
     PyTorch's own BatchNorm silently fails to update the running statistics under `vmap`.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.momentum, self.eps = 0.1, 1e-5
@@ -52,14 +55,15 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        affine = {"weight": self.weight.to(x.dtype), "bias": self.bias.to(x.dtype), "eps": self.eps}
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if not self.training:
-            return F.batch_norm(x, self.running_mean.to(x.dtype), self.running_var.to(x.dtype), **affine)
+            mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
+            return F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
         with torch.no_grad():
             var, mean = torch.var_mean(x, dim=[d for d in range(x.ndim) if d != 1])
             for running, now in ((self.running_mean, mean), (self.running_var, var)):
                 running.mul_(1.0 - self.momentum).add_(now.to(running.dtype), alpha=self.momentum)
-        return F.batch_norm(x, None, None, training=True, **affine)
+        return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
 
 
 def made_stackable_(module: nn.Module, device: torch.device) -> None:
@@ -78,7 +82,7 @@ def made_stackable_(module: nn.Module, device: torch.device) -> None:
     """
     for name, part in list(module.named_children()):
         if getattr(part, "inplace", False):
-            part.inplace = False
+            setattr(part, "inplace", False)  # noqa: B010  (not every module has it)
         if hasattr(part, "parametrizations"):
             raise ValueError(
                 f"arch: {type(part).__name__} has weights that are computed from others (torch.nn.utils.parametrize); "
@@ -89,7 +93,12 @@ def made_stackable_(module: nn.Module, device: torch.device) -> None:
                 f"arch: {type(part).__name__} draws random numbers, which a resumed run would not draw again; "
                 "allowed: without it, or with p=0"
             )
-        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)) and part.affine and part.track_running_stats:
+        if (
+            isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))
+            and part.affine
+            and part.track_running_stats
+            and part.momentum is not None  # None would average over all batches so far
+        ):
             own = BatchNorm(part.num_features).to(device)
             own.eps, own.momentum = part.eps, part.momentum
             own.load_state_dict({key: value for key, value in part.state_dict().items() if key in own.state_dict()})
@@ -132,8 +141,8 @@ class ConvNorm(nn.Module):
 class ConvNormReLU(ConvNorm):
     """Convolution, normalisation and ReLU, as a layer that takes only its input."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x, relu=True)
+    def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = True) -> Tensor:
+        return super().forward(x, residual=residual, relu=relu)
 
 
 class Convolution(nn.Conv2d):
@@ -145,6 +154,7 @@ class Convolution(nn.Conv2d):
 
 def _convolve(conv: nn.Conv2d, x: Tensor, *, standardise: bool = False) -> Tensor:
     """Return the output of `conv` for `x`, computed by `kernels.conv2d`."""
+    assert not isinstance(conv.padding, str)  # such as "same", which no network here has
     y = conv2d(x, conv.weight, conv.stride[0], conv.padding[0], conv.groups, standardise=standardise)
     return y if conv.bias is None else y + conv.bias.to(y.dtype)[:, None, None]
 
@@ -173,7 +183,7 @@ def initialise_(module: nn.Module, generator: torch.Generator) -> None:
             layer.bias.zero_()
             for name, statistic in layer.named_buffers():
                 statistic.fill_(1.0 if name == "running_var" else 0.0)
-        elif hasattr(layer, "initialise_"):
-            layer.initialise_(generator)
+        elif callable(own := getattr(layer, "initialise_", None)):
+            own(generator)
         elif any(True for _ in layer.parameters(recurse=False)):
             raise TypeError(f"no initialisation is defined for {type(layer).__name__}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsfl.config import RunConfig
-from simsfl.runs.metrics import Added, Record
+from simsfl.runs.metrics import Added, OneRecord, Record
 from simsfl.system.messages import kind_of
 
 if TYPE_CHECKING:
@@ -58,21 +58,22 @@ class Callback:
         """React to a checkpoint that has been written into the run directory `path` since training began."""
 
 
-def checked(callbacks: Iterable[Callback]) -> list[Callback]:
+def checked(callbacks: Iterable[object]) -> list[Callback]:
     """Return callbacks that were given in Python as a list; raise a ValueError if one of them is none."""
     allowed = "allowed: a list of objects of subclasses of simsfl.extend.Callback"
     if not isinstance(callbacks, Iterable):
         raise ValueError(f"callbacks: {kind_of(callbacks)} is no list; {allowed}")
-    found = list(callbacks)
-    for one in found:
+    found: list[Callback] = []
+    for one in callbacks:
         if isinstance(one, type):
             raise ValueError(f"callbacks: the class {one.__name__} is no object; {allowed}, such as {one.__name__}()")
         if not isinstance(one, Callback):
             raise ValueError(f"callbacks: {kind_of(one)} is no Callback; {allowed}")
+        found.append(one)
     return found
 
 
-def with_added(callbacks: Iterable[Callback], record: Record) -> Record:
+def with_added(callbacks: Iterable[Callback], record: OneRecord) -> OneRecord:
     """Hand a record to callbacks; return it with what they add.
 
     Raises:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Annotated, Any, ClassVar, Literal, get_args
+from typing import IO, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from simsfl.algorithm.wire import DeviceStatus
 from simsfl.config.plugins import Plugin
@@ -87,8 +87,8 @@ class RoundRecord(_Record):
         Figures that have no field of their own are among the added ones.
         """
         own = {"attackers_ssim_before", "attackers_ssim"} & figures.keys()
-        added = {name: figure for name, figure in figures.items() if name not in own}
-        return cls(*values, **{name: figures[name] for name in own}, added=added)
+        fields: dict[str, Any] = {name: figures[name] for name in own}
+        return cls(*values, **fields, added={name: figure for name, figure in figures.items() if name not in own})
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,8 @@ class AbsenceCount:
 
 
 Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord | AbsenceRecord | ChangeRecord
+OneRecord = TypeVar("OneRecord", bound=Record)
+"""A kind of record, for functions that return the kind that they get."""
 _KINDS = {kind.event: kind for kind in get_args(Record)}
 """Kinds of records by their `event`."""
 ENDINGS = ("finished", "stopped", "failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,7 +90,7 @@ def _spans(line: str) -> tuple[_Spans, float]:
         own = json.loads(line)
         begins, ends = own["active"], own["inactive"]
         duration = float(own.get("duration", 0))
-        pairs = list(zip(begins, [*ends, duration][: len(begins)], strict=True))
+        pairs: list[Sequence[str | float]] = list(zip(begins, [*ends, duration][: len(begins)], strict=True))
     else:
         pairs = [part.split("-") for part in line.replace(" ", "").split(",") if part]
     spans = [(float(begin), float(end)) for begin, end in pairs]

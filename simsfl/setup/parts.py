@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from simsfl.algorithm.absence import Reliability
 from simsfl.algorithm.batch import Hyperparameters, Outcome
 from simsfl.algorithm.plan import Group, RoundPlan, draw_cohort, groups_of, plan_round
 from simsfl.algorithm.state import State
-from simsfl.config import RunConfig
+from simsfl.config import Resolved, RunConfig
 from simsfl.config.catalogue import HUB, METHODS, Targets
 from simsfl.cost.model import ClientCost, client_cost
 from simsfl.data import Dataset, check_dataset
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 class Parts:
     """What a simulation is made of; only the tensors of `state` change."""
 
-    config: RunConfig
+    config: Resolved
     """The config with every rule applied (`simsfl.setup.defaults`)."""
     by_rule: list[str]
     """Names of the fields of the config that rules have filled in."""
@@ -228,7 +229,7 @@ def build(
     model = assembly.as_run(config, model, hyper.precision)
     dataset = dataset.to(device)
     parts = Parts(
-        config=config,
+        config=cast(Resolved, config),
         by_rule=by_rule,
         reasons={"precision": reason} | _limits(asked, config, sources),
         dataset=dataset,

@@ -23,11 +23,20 @@ def command(name: str) -> list[str]:
     They are ``simsfl NAME``, or where the present program was started through its file, ``python FILE``, with a
     relative path if that was one, so that the command fits on a line.
     """
-    checkout = _checkout()
-    if checkout is None:
+    home = checkout()
+    if home is None:
         return ["simsfl", name]
-    file = str(checkout / door(name))
+    file = str(home / door(name))
     return ["python", file if Path(sys.argv[0]).is_absolute() else os.path.relpath(file)]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for a Python process that imports the same `simsfl`, also from a checkout."""
+    package = Path(__file__).parents[1]
+    if (package / "kernels").is_dir():  # installed, so that each process finds it
+        return dict(os.environ)
+    path = os.pathsep.join([str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def pasted(words: Sequence[str]) -> str:
@@ -50,10 +59,10 @@ def _in_bytes(word: str) -> str:
 
 def called(name: str) -> str:
     """Return what messages call a program: ``simsfl pi-bench``, or ``pi_bench.py`` where `command` returns its file."""
-    return f"simsfl {name}" if _checkout() is None else door(name).name
+    return f"simsfl {name}" if checkout() is None else door(name).name
 
 
-def _checkout() -> Path | None:
+def checkout() -> Path | None:
     """Return the checkout through one of whose files the present program was started; None if it was another way."""
     started = Path(sys.argv[0]).absolute()
     return started.parents[1] if started.parts[-2:] == door(started.stem.replace("_", "-")).parts else None

@@ -3,12 +3,17 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import requires
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from simsfl.cli import main as command
 from simsfl.cli.main import PROGRAMS, Program
+from simsfl.system.programs import door
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -69,3 +74,19 @@ def test_a_board_without_rich_is_told_so():
     code = "import sys; sys.modules['rich'] = None; from simsfl.cli.main import start; sys.exit(start('pi-bench'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "error: rich: is not installed; allowed: pip install rich\n")
+
+
+def test_every_file_that_starts_a_program_says_how_to_install_what_is_missing():
+    """Without site-packages, Python finds neither simsfl nor the packages that it needs."""
+    for name in PROGRAMS:
+        argv = [sys.executable, "-I", "-S", ROOT / door(name)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        what = f"-e {ROOT}" if door(name).parts[0] == "experiments" else "numpy rich"
+        said = rf"error: (torch|numpy): is not installed; allowed: pip install {what}.*\n"
+        assert (done.returncode, done.stdout) == (2, ""), name
+        assert re.fullmatch(said, done.stderr), done.stderr
+
+
+def test_the_packages_that_programs_need_are_those_that_are_installed():
+    wanted = [one for one in requires("simsfl") if "extra ==" not in one]
+    assert {re.match(r"[\w-]+", one).group() for one in wanted} == set(command._ALL)

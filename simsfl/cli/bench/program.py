@@ -10,7 +10,6 @@ fp32, or in the precision that its name ends with: ``+tf32`` or ``+bf16``.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -28,6 +27,7 @@ from simsfl.cli.flags import add_config_flags, asked_config, config_values
 from simsfl.config import ENGINES as KINDS
 from simsfl.config import PRECISIONS
 from simsfl.config.catalogue import DATASETS
+from simsfl.system import programs
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text, unknown
 from simsfl.system.outputs import Outputs
@@ -294,7 +294,7 @@ class _Worker:
     def __init__(self, what: str, fields: _Json, *rest: str, ranks: int | None = None):
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
         command = [sys.executable, *start, "-m", "simsfl.cli.bench.measure", what, json.dumps(fields), *rest]
-        environment = os.environ | ({"OMP_NUM_THREADS": "1"} if ranks else {})
+        environment = programs.environment() | ({"OMP_NUM_THREADS": "1"} if ranks else {})
         self.errors = TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody empties would stop the process)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment

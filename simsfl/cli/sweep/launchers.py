@@ -24,6 +24,7 @@ from simsfl.cli.sweep.cells import Attack
 from simsfl.cli.sweep.grid import ATTEMPT, Plan
 from simsfl.runs.directory import RunDirectory
 from simsfl.setup.checks import check_device
+from simsfl.system import programs
 from simsfl.system.messages import shortened
 from simsfl.system.outputs import Outputs
 
@@ -137,7 +138,7 @@ class _Processes:
 
     def __init__(self, plan: Plan, text: str, outputs: Outputs, jobs: int, free: list[str]):
         self.plan, self.text, self.begin = plan, text, time.perf_counter()
-        self.environment = os.environ | ({"OMP_NUM_THREADS": str(threads_of(jobs))} if jobs > 1 else {})
+        self.environment = programs.environment() | ({"OMP_NUM_THREADS": str(threads_of(jobs))} if jobs > 1 else {})
         self.stack = ExitStack()
         self.log = self.stack.enter_context(locked(outputs.path / f"{plan.name}.log"))
         device = free.pop(0) if free else None
