@@ -40,7 +40,7 @@ def interactive_page(
         pictures: titles and content of pictures in PNG format.
         state: rows of a table of how far runs have come; with one, the page asks its server for `news`.
     """
-    return _TEMPLATES.get_template("page.html").render(
+    page = _TEMPLATES.get_template("page.html").render(
         names=[run.name for run in runs],
         drawn=to_json_plotly(_drawn(runs)),
         tables=_tables(runs, state),
@@ -49,6 +49,7 @@ def interactive_page(
         live=bool(state),
         library=_library(),
     )
+    return _encodable(page)
 
 
 def news(runs: Sequence[Run], state: Sequence[Sequence[str]]) -> str:
@@ -58,7 +59,12 @@ def news(runs: Sequence[Run], state: Sequence[Sequence[str]]) -> str:
         runs: the runs.
         state: rows of the table of how far they have come.
     """
-    return to_json_plotly({**_drawn(runs), "html": _tables(runs, state)})
+    return _encodable(to_json_plotly({**_drawn(runs), "html": _tables(runs, state)}))
+
+
+def _encodable(text: str) -> str:
+    """Return a text with bytes of file names that are no characters written as in a Python string."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _drawn(runs: Sequence[Run]) -> dict[str, Any]:
