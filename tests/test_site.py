@@ -27,7 +27,7 @@ def test_links_of_the_readme_lead_to_files():
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
 def test_notebooks_are_stored_whole_and_small(notebook):
-    """They were run from top to bottom without an error, so that their outputs are those of their code."""
+    """The stored notebooks were run from top to bottom without an error, so their outputs are those of their code."""
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}

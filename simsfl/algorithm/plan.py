@@ -157,6 +157,20 @@ def draw_cohort(
     return cohort
 
 
+def draw_absences(drawn: Sequence[Drawn], reliability: Reliability, seed: int, round_index: int) -> Absences:
+    """Draw which clients of a cohort miss steps of a round.
+
+    Args:
+        drawn: the clients of each group, as `draw_cohort` returns them.
+        reliability: how likely they are to miss steps.
+        seed: seed of the run.
+        round_index: counted from 0.
+    """
+    cohort = [client for own in drawn for client in own.clients.tolist()]
+    missing = {client for own in drawn for client in own.missing}
+    return reliability.draw(cohort, missing, seed, round_index)
+
+
 def plan_round(
     sources: Sequence[Partition],
     round_index: int,
@@ -208,8 +222,7 @@ def plan_round(
         views = recipe.sample(uniforms).map(lambda t: _send(t, device))
         own_keys = _send(torch.from_numpy(keys), device) if noise else None
         plans.append(GroupPlan(_send(torch.from_numpy(indices), device), views, own_keys))
-    missing = {client for own in drawn for client in own.missing}
-    absences = reliability.draw(cohort.tolist(), missing, seed, round_index)
+    absences = draw_absences(drawn, reliability, seed, round_index)
     return RoundPlan(torch.from_numpy(cohort), mine, plans, absences)
 
 

@@ -90,7 +90,9 @@ class Costs:
         self.up = _BITS * _by_client([own.up_mbit_s for own in fleet.groups], self.member, rng)
         self.down = _BITS * _by_client([own.down_mbit_s for own in fleet.groups], self.member, rng)
         self._latency = np.array([own.latency_ms for own in fleet.groups])[self.member] / 1000
-        self._server, self._batches = fleet.server, batches
+        self._server = fleet.server
+        sizes, self._size = np.unique(batches, return_inverse=True)
+        self._seconds = np.array([[_three(own.times[size]) for size in sizes.tolist()] for own in self.groups])
         images = np.array(batches) * split
         self.step_up = images * config.views_sent * cost.image_bytes
         self.step_down = images * graded * cost.gradient_bytes
@@ -111,7 +113,7 @@ class Costs:
             sharing: how many clients share the server's link, each with the same part of it.
         """
         at = np.arange(len(clients)) if positions is None else np.asarray(positions)
-        own = [self.groups[self.member[c]].times[self._batches[p]] for c, p in zip(clients, at, strict=True)]
+        seconds = self._seconds[self.member[clients], self._size[at]] * self.slowdown[clients, None]
         up, down = self.up[clients], self.down[clients]
         if self._server.up_mbit_s:
             up = np.minimum(up, self._server.up_mbit_s * _BITS / sharing)
@@ -121,11 +123,9 @@ class Costs:
         def travel(size: np.ndarray, rate: np.ndarray) -> np.ndarray:
             return np.where(size > 0, self._latency[clients] + size / rate, 0.0)
 
-        slower, model = self.slowdown[clients], np.full(len(clients), self.model_bytes)
+        model = np.full(len(clients), self.model_bytes)
         return Devices(
-            before=slower * [times.before for times in own],
-            after=slower * [times.after for times in own],
-            averaging=slower * [times.seconds["sync"] for times in own],
+            *seconds.T,
             up=travel(self.step_up[at], up),
             down=travel(self.step_down[at], down),
             model_up=travel(model, up),
@@ -136,6 +136,11 @@ class Costs:
         """Return the power ``[n]`` of clients while they wait, and while they compute; NaN where it is not known."""
         own = np.array([[group.idle_watts, group.busy_watts] for group in self.groups], dtype=float)  # None is NaN
         return own[self.member[clients], 0], own[self.member[clients], 1]
+
+
+def _three(times: Times) -> tuple[float, float, float]:
+    """Return the first three times of `Devices`, in their order."""
+    return times.before, times.after, times.seconds["sync"]
 
 
 def _by_client(values: Sequence[float | Spread], member: np.ndarray, rng: np.random.Generator) -> np.ndarray:

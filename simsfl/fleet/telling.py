@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simsfl.algorithm.absence import Reliability
 from simsfl.algorithm.aggregation import is_sync_step
-from simsfl.algorithm.plan import draw_cohort
 from simsfl.fleet.clock import RoundTime, round_time
 from simsfl.fleet.costs import Costs
 from simsfl.setup.parts import Parts
@@ -44,11 +42,7 @@ def told_round(parts: Parts, costs: Costs, round_index: int) -> ToldRound:
         round_index: the round.
     """
     config = parts.config
-    drawn = draw_cohort(parts.groups, round_index, config.seed, parts.sampler, parts.images)
-    cohort = np.concatenate([own.clients for own in drawn])
-    away = {client for own in drawn for client in own.missing}
-    reliability = Reliability(config.dropout, config.straggler, config.straggler_factor)
-    absences = reliability.draw(cohort.tolist(), away, config.seed, round_index)
+    cohort, absences = parts.attendance(round_index)
     present = np.ones((parts.steps, len(cohort)), bool)
     for step in range(parts.steps):
         present[step, list(absences.in_step(step))] = False

@@ -14,9 +14,9 @@ import torch
 
 from simsfl.aggregations import Aggregation
 from simsfl.algorithm import schedule
-from simsfl.algorithm.absence import Reliability
+from simsfl.algorithm.absence import Absences, Reliability
 from simsfl.algorithm.batch import Hyperparameters, Outcome
-from simsfl.algorithm.plan import Group, RoundPlan, draw_cohort, groups_of, plan_round
+from simsfl.algorithm.plan import Group, RoundPlan, draw_absences, draw_cohort, groups_of, plan_round
 from simsfl.algorithm.state import State
 from simsfl.config import Resolved, RunConfig
 from simsfl.config.catalogue import HUB, METHODS, Targets
@@ -31,7 +31,7 @@ from simsfl.engine.precision import arithmetic
 from simsfl.evaluation import Evaluation
 from simsfl.kernels import accelerated, choosing, try_triton
 from simsfl.models import SplitModel
-from simsfl.samplers import Sampler
+from simsfl.samplers import Drawn, Sampler
 from simsfl.setup import assembly, checks, defaults
 from simsfl.setup.backbone import read_backbone, start_from
 from simsfl.setup.outline import Outline, outline
@@ -126,7 +126,7 @@ class Parts:
             groups=self.groups,
             steps=self.steps,
             sampler=self.sampler,
-            reliability=Reliability(config.dropout, config.straggler, config.straggler_factor),
+            reliability=self.reliability,
             noise=bool(self.hyper.defence),
             recipe=Recipe.of(config),
             seed=config.seed,
@@ -136,8 +136,22 @@ class Parts:
 
     def cohort(self, round_index: int) -> np.ndarray:
         """Return the ids of the clients that train in a round counted from 0, in the order of the cohort."""
-        drawn = draw_cohort(self.groups, round_index, self.config.seed, self.sampler, self.images)
-        return np.concatenate([own.clients for own in drawn])
+        return np.concatenate([own.clients for own in self._drawn(round_index)])
+
+    def attendance(self, round_index: int) -> tuple[np.ndarray, Absences]:
+        """Return the ids of `cohort`, and which of these clients miss steps of the round."""
+        drawn = self._drawn(round_index)
+        absences = draw_absences(drawn, self.reliability, self.config.seed, round_index)
+        return np.concatenate([own.clients for own in drawn]), absences
+
+    @property
+    def reliability(self) -> Reliability:
+        """Return how likely clients are to miss a round, or steps of it."""
+        return Reliability(self.config.dropout, self.config.straggler, self.config.straggler_factor)
+
+    def _drawn(self, round_index: int) -> list[Drawn]:
+        """Draw the clients of a round for each group."""
+        return draw_cohort(self.groups, round_index, self.config.seed, self.sampler, self.images)
 
     @property
     def own_groups(self) -> list[Group]:
