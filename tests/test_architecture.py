@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 import pytest
 
 from docs import diagram, generate
-from simsfl.cli import run
+from simsfl.cli import run, watch
 from simsfl.cli.attack import program as attack
 from simsfl.cli.bench import program as bench
 from simsfl.cli.cost import program as cost
@@ -116,7 +116,7 @@ def test_flags_of_the_pages_exist():
 
     pages = [*(generate.ROOT / "docs").rglob("*.md"), generate.ROOT / "hw_profile" / "README.md"]
     text = "\n".join([README, *(page.read_text() for page in pages if page.name != "extending.md")])  # its own flags
-    programs = (run, bench, table, report, sweep, results, cost, attack, fleet, pi_bench, server, client, keys)
+    programs = (run, watch, bench, table, report, sweep, results, cost, attack, fleet, pi_bench, server, client, keys)
     parsers = [program.parser() for program in programs]
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
