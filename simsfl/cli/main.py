@@ -14,7 +14,13 @@ from simsfl.system.programs import checkout, pasted
 from simsfl.system.streams import ended, print_error, print_lines, set_up
 from simsfl.ui.arguments import fail
 
-_ALL = ("torch", "torchvision", "numpy", "rich", "safetensors", "matplotlib", "scipy", "torchmetrics")
+_TOML = ("tomli",) if sys.version_info < (3, 11) else ()
+"""What reads TOML where Python itself does not."""
+_ALL = (
+    *("torch", "torchvision", "numpy", "rich", "safetensors"),
+    *("matplotlib", "plotly", "jinja2", "scipy", "torchmetrics"),
+    *_TOML,
+)
 """Modules that the installation brings, each in the package of its name."""
 _BASE = {"numpy": "numpy", "rich": "rich"}
 """Modules that every program imports, and the package that each comes with; a board may lack them."""
