@@ -171,6 +171,45 @@ class ChangeRecord(_Record):
 
 
 @dataclass(frozen=True)
+class GroupStanding:
+    """How a group of a fleet fared in a round."""
+
+    drawn: Count
+    """Clients of the group in the cohort."""
+    late: Count
+    """Those of them that did not come because they would have missed the deadline."""
+    away: Count
+    """Those that did not come for another reason: they were not available, their batteries were low, or they failed."""
+    battery: Annotated[float, Range(0, 1)] | None
+    """Charge of the batteries of all clients of the group after the round, 1 if they are full; None without batteries.
+    """
+
+
+@dataclass(frozen=True)
+class FleetRecord(_Record):
+    """What a round took a fleet of devices (`simsfl.fleet`), on the virtual clock; it precedes the round's record."""
+
+    event: ClassVar[str] = "fleet"
+    round: Ordinal
+    seconds: Amount
+    """Seconds that the round took."""
+    clock: Amount
+    """Seconds from the beginning of the run to the end of the round."""
+    phases: dict[str, Amount]
+    """Seconds of the round in which everyone waited for each of `simsfl.fleet.clock.PHASES`."""
+    wh: Amount | None
+    """Energy that all clients of the cohort took together, in Wh; None where the power of one is not known."""
+    server_wh: Amount | None
+    """Energy that the server took, in Wh; None where its power is not known."""
+    bytes_up: Count
+    """Bytes that all clients sent."""
+    bytes_down: Count
+    """Bytes that they received."""
+    groups: dict[str, GroupStanding]
+    """How each group of the fleet fared, by its name."""
+
+
+@dataclass(frozen=True)
 class AbsenceCount:
     """How often clients of a cohort were absent, over all rounds of a run."""
 
@@ -189,7 +228,9 @@ class AbsenceCount:
         return AbsenceCount(**{name: mine[name] + theirs[name] for name in mine})
 
 
-Record = StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord | AbsenceRecord | ChangeRecord
+Record = (
+    StepRecord | RoundRecord | EvaluationRecord | ProbeRecord | SyncRecord | AbsenceRecord | ChangeRecord | FleetRecord
+)
 OneRecord = TypeVar("OneRecord", bound=Record)
 """A kind of record, for functions that return the kind that they get."""
 _KINDS = {kind.event: kind for kind in get_args(Record)}
@@ -414,6 +455,7 @@ class History:
         probes: the latest record of each probe, by its "kind".
         syncs: all records of averagings, without the divergence of each client.
         changes: all records of changed plugins and files.
+        fleet: all records of a fleet's rounds.
     """
 
     def __init__(self) -> None:
@@ -423,6 +465,7 @@ class History:
         self.probes: dict[str, dict[str, Any]] = {}
         self.syncs: list[dict[str, Any]] = []
         self.changes: list[dict[str, Any]] = []
+        self.fleet: list[dict[str, Any]] = []
 
     def clear(self) -> None:
         """Forget everything."""
@@ -432,6 +475,7 @@ class History:
         self.probes.clear()
         self.syncs.clear()
         self.changes.clear()
+        self.fleet.clear()
 
     def feed(self, record: dict[str, Any]) -> None:
         """Add the next record."""
@@ -446,6 +490,8 @@ class History:
             self.syncs.append({name: value for name, value in record.items() if name != "divergence"})
         elif record["event"] == "change":
             self.changes.append(record)
+        elif record["event"] == "fleet":
+            self.fleet.append(record)
 
     def untrained(self, key: str) -> Any:
         """Return a value of the untrained network's evaluation, None if it has not been evaluated yet."""
