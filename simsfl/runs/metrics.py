@@ -302,7 +302,7 @@ class Status:
 
 def to_dict(record: Record) -> dict[str, Any]:
     """Return a record as a dict of its fields, with its kind under "event", and without `added` if that is empty."""
-    fields = {name: value for name, value in vars(record).items() if name != "added" or value}
+    fields = {name: value for name, value in asdict(record).items() if name != "added" or value}
     return {"event": record.event, **fields}
 
 
@@ -376,7 +376,7 @@ class MetricsLog:
 
     def write(self, record: Record) -> None:
         """Append a record, and give it to the operating system."""
-        line = json.dumps(to_dict(record), default=asdict).encode() + b"\n"
+        line = json.dumps(to_dict(record)).encode() + b"\n"
         with naming(self._path):
             rest = memoryview(line)
             while rest:  # a disk that gets full takes a part first
