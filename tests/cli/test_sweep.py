@@ -8,7 +8,13 @@ import pytest
 from simsfl.cli.sweep import grid, runner
 from simsfl.cli.sweep import program as sweep
 from simsfl.cli.sweep.axes import Range, check_effect, directory_of, points_of
+from simsfl.cli.sweep.cells import Cell
+from simsfl.cli.sweep.grid import Identity, Plan
+from simsfl.cli.sweep.launchers import Local
+from simsfl.cli.sweep.outcomes import Outcomes
+from simsfl.cli.sweep.results import RESULTS
 from simsfl.config.presets import named
+from simsfl.system.console import Output
 from tests.conftest import TINY, flags
 
 SHORT = TINY | {"rounds": 1, "preset": "laptop", "knn_bank": 20, "knn_test": 10, "local_epochs": 0.1}
@@ -101,7 +107,7 @@ def test_a_sweep_goes_on_and_grows(npz, tmp_path, monkeypatch, capsys):
     assert len(after) == 5
     capsys.readouterr()
     assert sweep.main([*given, "--width", "4", "--lr", "0.1,0.3", "--tau", "0.9"]) == 2
-    assert "is of another grid, with flags" in capsys.readouterr().err
+    assert "is of another grid, with no width, and this one has width 4;" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -127,6 +133,38 @@ def test_a_search_goes_on_with_what_was_interrupted(npz, tmp_path, monkeypatch):
     assert all(0.01 <= entry["setting"]["lr"] <= 0.3 for entry in found)
     tops = [entry["measures"]["kNN [%]"]["mean"] for entry in found]
     assert tops == sorted(tops, reverse=True)
+
+
+@pytest.fixture
+def grid_of(tmp_path, monkeypatch):
+    """Return a function that carries out a grid as far as to the start of its runs, and returns their plans."""
+    monkeypatch.setattr(runner, "run_all", lambda *_: None)
+
+    def carry_out(names, steps, budget=None):
+        plans = [Plan(Cell("", name, {}, directory=name), 0, named("laptop")[0], 0, 1.0, steps=steps) for name in names]
+        outcomes = Outcomes("a grid", plans, tmp_path / "grid")
+        outcomes.write = None
+        identity = Identity("sweep", "laptop", {"lr": "several values"}, budget)
+        assert runner.carried_out(outcomes, RESULTS, identity, Local(), Output(), yes=True)
+        return {plan.name: plan.steps for plan in outcomes.plans}
+
+    return carry_out
+
+
+def test_grids_that_begin_at_once_in_a_directory_have_the_same_plans(grid_of, tmp_path):
+    """Both find no plans, and time their steps; then one begins after the other."""
+    assert grid_of(["a", "b"], steps=10) == {"a-seed-0": 10, "b-seed-0": 10}
+    assert grid_of(["b", "c"], steps=20) == {"b-seed-0": 10, "c-seed-0": 20}
+    kept = json.loads((tmp_path / "grid" / "grid.json").read_text())["runs"]
+    assert {name: run["steps"] for name, run in kept.items()} == {"a-seed-0": 10, "b-seed-0": 10, "c-seed-0": 20}
+
+
+def test_of_grids_that_begin_at_once_with_other_budgets_the_second_is_refused(grid_of, tmp_path):
+    grid_of(["a"], steps=10)
+    before = (tmp_path / "grid" / "grid.json").read_bytes()
+    with pytest.raises(ValueError, match=r"^out: .* of another grid, with no budget, and this one has budget 3\.0;"):
+        grid_of(["a"], steps=5, budget=3.0)
+    assert (tmp_path / "grid" / "grid.json").read_bytes() == before
 
 
 WRONG = {

@@ -115,7 +115,7 @@ def _carry_out(arguments: Any, axes: dict[str, list[Any]], points: list[Point], 
         return 0
     if all(plan.problem for plan in plans):
         raise ValueError(plans[0].problem)
-    if not runner.carried_out(sweep, RESULTS, identity, kept, launcher, console, yes=arguments.yes):
+    if not runner.carried_out(sweep, RESULTS, identity, launcher, console, yes=arguments.yes):
         return 0
     sweep.write_figures()
     console.print(sweep.table())

@@ -137,7 +137,7 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
         return 0
     if "dataset" in flags and all(plan.problem for plan in plans):  # the user's mistake, in every cell
         raise ValueError(plans[0].problem)
-    if not runner.carried_out(results, RESULTS, identity, kept, launcher, console, yes=arguments.yes):
+    if not runner.carried_out(results, RESULTS, identity, launcher, console, yes=arguments.yes):
         return 0
     results.write()
     console.print(results.table())
