@@ -15,6 +15,7 @@ from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.cli.sweep.results import RESULTS
 from simsfl.config.presets import named
 from simsfl.system.console import Output
+from simsfl.system.files import alone_in
 from tests.conftest import TINY, flags
 
 SHORT = TINY | {"rounds": 1, "preset": "laptop", "knn_bank": 20, "knn_test": 10, "local_epochs": 0.1}
@@ -108,6 +109,18 @@ def test_a_sweep_goes_on_and_grows(npz, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert sweep.main([*given, "--width", "4", "--lr", "0.1,0.3", "--tau", "0.9"]) == 2
     assert "is of another grid, with no width, and this one has width 4;" in capsys.readouterr().err
+
+
+def test_a_search_has_one_process_at_a_time(npz, tmp_path, capfd):
+    pytest.importorskip("optuna")
+    argv = [*flags(out=tmp_path, dataset=npz, **SHORT), "--lr", "0.01..0.3:log", "--search", "trials=2"]
+    with alone_in(tmp_path, wait=True):
+        assert sweep.main(argv) == 2
+    assert capfd.readouterr().err == (
+        f"error: search: another process searches in {tmp_path} at present; allowed: once that has ended, or another "
+        "--out\n"
+    )
+    assert not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.slow

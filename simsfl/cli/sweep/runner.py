@@ -21,7 +21,7 @@ from simsfl.config import plugins
 from simsfl.config.presets import named
 from simsfl.runs.directory import RunDirectory
 from simsfl.system.console import Output
-from simsfl.system.files import held
+from simsfl.system.files import alone_in
 from simsfl.system.messages import count_text
 from simsfl.system.outputs import Outputs
 from simsfl.system.programs import command, pasted
@@ -114,7 +114,7 @@ def carried_out(
         return False
     outputs = Outputs(outcomes.out)
     outputs.check(*results)
-    with held(outputs.path, wait=True):
+    with alone_in(outputs.path, wait=True):
         outcomes.plans = write_grid(outputs, identity, outcomes.plans, results)
     run_all(outcomes.left, outputs, outcomes.write, launcher)
     return True
