@@ -106,8 +106,8 @@ def test_a_program_for_one_process_is_refused_on_several_ranks_by_the_first(star
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert command.main(["pi-bench"]) == 2
     assert capsys.readouterr().err == (
-        "error: ranks: simsfl pi-bench is for one process, and torchrun has started 2; allowed: without torchrun, which "
-        "is for simsfl run alone\n"
+        "error: ranks: simsfl pi-bench is for one process, and torchrun has started 2; allowed: without torchrun, "
+        "which is for simsfl run alone\n"
     )
     assert not started
     assert command.main(["run"]) == 7  # which knows of ranks itself
