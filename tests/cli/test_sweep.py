@@ -2,10 +2,11 @@
 
 import json
 import signal
+import sys
 
 import pytest
 
-from simsfl.cli.sweep import grid, runner
+from simsfl.cli.sweep import grid, launchers, runner
 from simsfl.cli.sweep import program as sweep
 from simsfl.cli.sweep.axes import Range, check_effect, directory_of, points_of
 from simsfl.cli.sweep.cells import Cell
@@ -146,6 +147,16 @@ def test_a_search_goes_on_with_what_was_interrupted(npz, tmp_path, monkeypatch):
     assert all(0.01 <= entry["setting"]["lr"] <= 0.3 for entry in found)
     tops = [entry["measures"]["kNN [%]"]["mean"] for entry in found]
     assert tops == sorted(tops, reverse=True)
+
+
+def test_a_run_that_fails_makes_the_sweep_fail(npz, tmp_path, monkeypatch, capsys):
+    program = tmp_path / "program"
+    program.write_text(f"#!{sys.executable}\nprint('error: of this run')\nraise SystemExit(1)\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(launchers.sys, "executable", str(program))
+    given = flags(out=tmp_path / "sweep", dataset=npz, **SHORT)
+    assert sweep.main([*given, "--lr", "0.1,0.2"]) == 1
+    assert "lr-0.2-seed-0: error: of this run" in capsys.readouterr().out
 
 
 @pytest.fixture

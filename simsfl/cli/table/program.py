@@ -114,6 +114,8 @@ def _chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, 
 def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: dict[str, Any]) -> int:
     """Plan the runs that have no plan, run those that are not finished, and write the page; return the exit code.
 
+    It is 1 if a run has failed, 0 otherwise.
+
     Args:
         arguments: the program's flags.
         cells: pairs of a cell and a seed.
@@ -144,4 +146,4 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
     for problem in results.problems():
         console.say(problem)
     console.say(f"wrote {out / 'table.md'} and {out / 'table.png'}")
-    return 0
+    return 1 if results.left else 0
