@@ -12,25 +12,16 @@ import numpy as np
 from simsfl.config import RunConfig
 from simsfl.cost.model import COLOURS, ClientCost, operations, server_flops
 from simsfl.fleet.clock import Devices
-from simsfl.fleet.profiles import Profile, Times, Work, read_profile
+from simsfl.fleet.profile_files import files_of, network_of, read_profile
+from simsfl.fleet.profiles import Profile, Times, Work
 from simsfl.fleet.settings import Fleet, GroupOfDevices, Spread
 from simsfl.models import FlatModule, SplitModel
 from simsfl.setup import assembly
+from simsfl.setup.defaults import resolve
 from simsfl.system.randomness import Purpose, numpy_generator
 
 _BITS = 1e6 / 8
 """Bytes of a megabit."""
-_NETWORK = (
-    "image_size",
-    "arch",
-    "width",
-    "norm",
-    "cut_layer",
-    "bottleneck",
-    "client_residual",
-    "weight_standardisation",
-)
-"""Fields of the config that a client's work depends on, besides its batch and what it learns from."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +142,10 @@ def _by_client(values: Sequence[float | Spread], member: np.ndarray, rng: np.ran
 
 def _group(own: GroupOfDevices, works: Mapping[int, Work], folder: Path) -> Group:
     """Return a group of a fleet file, given the work of a client by images of a batch, and what paths start from."""
-    files = [own.device] if isinstance(own.device, str) else own.device
+    devices = [own.device] if isinstance(own.device, str) else own.device
     try:
-        profile = read_profile([folder / file for file in files], _work_of_result)
+        files = [file for device in devices for file in files_of(device, folder)]
+        profile = read_profile(files, _work_of_file, own.dtype).fitting(next(iter(works.values())))
     except ValueError as error:
         raise ValueError(f"fleet: group {own.name}: device: {error}") from error
     times = {batch: profile.times(work) for batch, work in works.items()}
@@ -162,16 +154,14 @@ def _group(own: GroupOfDevices, works: Mapping[int, Work], folder: Path) -> Grou
     return Group(own.name, profile, times, idle, busy)
 
 
-def _work_of_result(fields: Mapping[str, Any]) -> Work:
-    """Return the work that ``pi_bench.py`` measured, given the fields of its network and its batch size."""
-    config = RunConfig(**{name: value for name, value in fields.items() if name != "batch_size"})
-    model = assembly.network(config, weights=False)
-    return _work(config, model.client, fields["batch_size"], views=2, graded=1)
+def _work_of_file(network: Mapping[str, Any], batch: int, views: int, graded: int) -> Work:
+    """Return the work that ``pi_bench.py`` measured; see `simsfl.fleet.profile_files.WorkOf`."""
+    config = resolve(RunConfig(**network, device="cpu"))
+    return _work(config, assembly.network(config, weights=False).client, batch, views, graded)
 
 
 def _work(config: RunConfig, client: FlatModule, batch: int, views: int, graded: int) -> Work:
     """Return the work of a client model; see `Work` for the arguments."""
     one = operations(client, (COLOURS, config.image_size, config.image_size), of_images=True)
-    passes, named = config.passes_per_image, {name: getattr(config, name) for name in _NETWORK}
-    size = config.image_size**2
-    return Work(passes * batch, size, one.forward, one.backward, client.size, named, views, graded)
+    size, images, named = config.image_size**2, config.passes_per_image * batch, network_of(config.network())
+    return Work(images, size, one.forward, one.backward, client.size, named, views, graded)
