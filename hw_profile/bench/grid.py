@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.progress import TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
-from simsfl.fleet.profile_files import FORMAT
+from simsfl.fleet.profile_files import FORMAT, network_of
 from simsfl.fleet.profiles import MEASURED
 from simsfl.hw_profile.bench.findings import duration
 from simsfl.hw_profile.bench.flags import POINT_SECONDS, REPEATS, grid_of, settings_of
@@ -114,11 +114,10 @@ def _profile(results: Mapping[_Point, Sequence[Mapping[str, Any]]], seconds: flo
 def _measured_point(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a point of a profile, given its results."""
     trace, phases = results[0]["trace"], results[0]["latency"]
-    beside = ("client", "steps", "batch_size", "paper", "file")
     power = [result["energy"] for result in results if result["energy"] and not result["energy"]["below_zero"]]
     idle = [(own["idle_before"] + own["idle_after"]) / 2 for own in power]
     return {
-        "network": {name: value for name, value in trace.items() if name not in beside},
+        "network": network_of(trace),
         "batch_size": trace["batch_size"],
         "dtype": results[0]["dtype"],
         "steps": sum(result["steps"] for result in results),

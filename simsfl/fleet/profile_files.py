@@ -74,7 +74,7 @@ class _Spread:
 class _Point:
     """Measured work in a profile's file."""
 
-    network: dict[str, Any]
+    network: Network
     batch_size: Ordinal
     dtype: str
     steps: Ordinal
@@ -154,6 +154,12 @@ def files_of(device: str, folder: Path) -> list[Path]:
     return known[device]
 
 
+def about(files: Sequence[Path]) -> dict[str, str]:
+    """Return ``source``, ``device``, ``date`` and ``how`` of a profile of `shipped`, given its files."""
+    content = read_json(files[0])
+    return {name: content[name] for name in ("source", "device", "date", "how")}
+
+
 def network_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of some values that are fields of `Network`; raise a ValueError if they are not as it says."""
     return vars(decode(Network, _some(values, Network)))
@@ -217,7 +223,7 @@ def _of_profile(path: Path, content: Mapping[str, Any], work_of: WorkOf) -> Iter
         kind = _Kind(own.device, own.runtime, point.dtype, own.threads, own.compile)
         seconds = {phase: spread.median for phase, spread in point.seconds.items()}
         watts = None if point.idle_watts is None or point.busy_watts is None else (point.idle_watts, point.busy_watts)
-        yield _Found(path, kind, _work(point.network, point.batch_size, seconds, work_of), seconds, watts)
+        yield _Found(path, kind, _work(vars(point.network), point.batch_size, seconds, work_of), seconds, watts)
 
 
 def _of_result(path: Path, content: Mapping[str, Any], work_of: WorkOf) -> Iterator[_Found]:
@@ -227,12 +233,12 @@ def _of_result(path: Path, content: Mapping[str, Any], work_of: WorkOf) -> Itera
     watts = ((energy.idle_before + energy.idle_after) / 2, energy.mean_watts) if energy else None
     kind = decode(_Kind, {"device": content["board"]["model"]} | _some(content, _Kind))
     batch = decode(_Batch, _some(content["trace"], _Batch)).batch_size
-    yield _Found(path, kind, _work(content["trace"], batch, seconds, work_of), seconds, watts)
+    yield _Found(path, kind, _work(network_of(content["trace"]), batch, seconds, work_of), seconds, watts)
 
 
-def _work(trace: Mapping[str, Any], batch: int, seconds: Mapping[str, float], work_of: WorkOf) -> Work:
-    """Return the work that was measured, given fields of a trace, and the seconds of the phases that it had."""
-    return work_of(network_of(trace), batch, views=1 + ("key" in seconds), graded=int("backward" in seconds))
+def _work(network: Mapping[str, Any], batch: int, seconds: Mapping[str, float], work_of: WorkOf) -> Work:
+    """Return the work that was measured, given its network, and the seconds of the phases that it had."""
+    return work_of(network, batch, views=1 + ("key" in seconds), graded=int("backward" in seconds))
 
 
 def _check_format(version: int) -> None:

@@ -32,7 +32,7 @@ class Network:
     bottleneck: str | None
     client_residual: bool
     weight_standardisation: bool
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, str | bool | int | float | None] = field(default_factory=dict)
 
 
 _KEPT = ("arch", "options", "norm", "weight_standardisation")
@@ -122,6 +122,7 @@ class Profile:
         idle_watts: power of the device while it waits; None where it is not known.
         busy_watts: power while it works; None where it is not known.
         flops: operations in a second, where these are published instead of points; else None.
+        of_others: whether all points are of other networks than what is asked for, such as another cut layer.
     """
 
     device: str
@@ -129,16 +130,17 @@ class Profile:
     idle_watts: float | None = None
     busy_watts: float | None = None
     flops: float | None = None
+    of_others: bool = False
 
     def fitting(self, work: Work) -> Profile:
-        """Return the profile with the points alone that some work can be scaled from.
+        """Return the profile for some work, with the points alone that it can be scaled from.
 
         Raises:
             ValueError: no point is of such a network.
         """
         points = [point for point in self.points if not _differences(point[0], work)]
         if points or self.flops:
-            return replace(self, points=points)
+            return replace(self, points=points, of_others=all(point.named != work.named for point, _ in points))
         nearest = min((_differences(point, work) for point, _ in self.points), key=len)
         raise ValueError(f"{'; '.join(nearest)}; allowed: a profile of the run's {', '.join(_KEPT)}")
 
@@ -154,32 +156,37 @@ class Profile:
 
     @property
     def rule(self) -> str:
-        """Return the name of the one of `RULES` that scales best between the measured points.
+        """Return the name of the one of `RULES` whose largest error between the measured points is the smallest.
 
-        Whichever makes the smaller largest error there, if there are enough points for both to be tried.
+        With few points there is no choice, and it is the first.
         """
         if len(self.points) <= FEWEST:
             return next(iter(RULES))
-        return min(RULES, key=lambda rule: max(self._errors(rule)))
+        return min(RULES, key=lambda rule: max(self._errors(rule), default=0.0))
 
     def error(self) -> float | None:
         """Return the largest relative error of a step's time that scaling makes between the measured points.
 
-        Each point is scaled from the others (leave one out); None where there is a single one, or none.
+        Each point is scaled from the others (leave one out), and if the profile is `of_others`, from those of other
+        networks; None where there are none.
         """
-        return max(self._errors(self.rule)) if len(self.points) > 1 else None
+        return max(self._errors(self.rule), default=None)
 
     def _errors(self, rule: str) -> list[float]:
-        """Return the relative error of each point's step, when it is scaled from the others by one of the `RULES`."""
+        """Return the relative error of each point's step, as `error` describes it, by one of the `RULES`."""
         errors = []
-        for index, (work, seconds) in enumerate(self.points):
-            others = [*self.points[:index], *self.points[index + 1 :]]
-            scaled, true = Times(RULES[rule](others, work), SCALED), Times(seconds, MEASURED)
-            errors.append(abs((scaled.before + scaled.after) / (true.before + true.after) - 1))
+        for work, seconds in self.points:
+            others = [one for one in self.points if (one[0].named != work.named if self.of_others else one[0] != work)]
+            if others:
+                scaled, true = Times(RULES[rule](others, work), SCALED), Times(seconds, MEASURED)
+                errors.append(abs((scaled.before + scaled.after) / (true.before + true.after) - 1))
         return errors
 
 
-def _nearest(points: Sequence[tuple[Work, Mapping[str, float]]], work: Work) -> dict[str, float]:
+_Points = Sequence[tuple[Work, Mapping[str, float]]]
+
+
+def _nearest(points: _Points, work: Work) -> dict[str, float]:
     """Return the seconds of each phase, in proportion to those of the point whose passes are most alike."""
     nearest = min(points, key=lambda own: own[0].distance(work))
     return {
@@ -188,7 +195,7 @@ def _nearest(points: Sequence[tuple[Work, Mapping[str, float]]], work: Work) -> 
     }
 
 
-def _line(points: Sequence[tuple[Work, Mapping[str, float]]], work: Work) -> dict[str, float]:
+def _line(points: _Points, work: Work) -> dict[str, float]:
     """Return the seconds of each phase on a line: those that it takes in any case, and those in proportion to its work.
 
     Neither is negative, and relative errors are smallest in the sense of least squares.
@@ -206,9 +213,13 @@ def _line(points: Sequence[tuple[Work, Mapping[str, float]]], work: Work) -> dic
     return found
 
 
-def _samples(
-    points: Sequence[tuple[Work, Mapping[str, float]]], work: Work
-) -> Iterator[tuple[str, float, list[tuple[float, float]]]]:
+def _own_line(points: _Points, work: Work) -> dict[str, float]:
+    """Return what `_line` returns of the points of the very network, if there are two or more; else of all."""
+    own = [point for point in points if point[0].named == work.named]
+    return _line(own if len(own) > 1 else points, work)
+
+
+def _samples(points: _Points, work: Work) -> Iterator[tuple[str, float, list[tuple[float, float]]]]:
     """Yield each phase, how much of it some work has, and how much of it each point has, with its seconds.
 
     Points without such a phase are left out, and so are all where the work has none of it. Where no point has a pass
@@ -224,9 +235,10 @@ def _samples(
         yield phase, wanted, known
 
 
-RULES: Mapping[str, Callable[[Sequence[tuple[Work, Mapping[str, float]]], Work], dict[str, float]]] = {
+RULES: Mapping[str, Callable[[_Points, Work], dict[str, float]]] = {
     "nearest": _nearest,
     "line": _line,
+    "line of the network": _own_line,
 }
 """Ways to scale the seconds of measured points to other work, by name."""
 

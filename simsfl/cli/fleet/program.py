@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from simsfl.cli.flags import add_plugin_flag
+from simsfl.cli.fleet.devices import List
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import read_records
 from simsfl.system.console import Output
@@ -32,6 +33,7 @@ def parser() -> Parser:
     result.add_argument(
         "--out", type=path, metavar="DIR", help="directory to write figure and figures into (default: RUN/fleet)"
     )
+    result.add_argument("--list", action=List, help="print the device profiles that come with simsfl, and exit")
     add_plugin_flag(result)
     return result
 
