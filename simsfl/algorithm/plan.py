@@ -130,58 +130,49 @@ def steps_per_round(held: Sequence[int], groups: Sequence[Group], epochs: float 
     return max(1, int(epochs * (len(held) * max(held) // together)))
 
 
-def draw_cohort(
-    groups: Sequence[Group], round_index: int, seed: int, sampler: Sampler, images: np.ndarray
-) -> list[Drawn]:
-    """Draw the clients that train in a round, for each group, in cohort order.
+@dataclass(frozen=True)
+class Attendance:
+    """Who trains in each round, and who of them misses steps; all of it drawn by seed and round."""
 
-    Args:
-        groups: all clients, by batch size.
-        round_index: counted from 0.
-        seed: seed of the run.
-        sampler: draws the clients of a group.
-        images: ``[M]`` number of images that each client holds.
+    groups: Sequence[Group]
+    """All clients, by batch size."""
+    seed: int
+    """Seed of the run."""
+    images: np.ndarray
+    """``[M]`` number of images that each client holds."""
+    sampler: Sampler = _UNIFORM
+    """Draws the clients of the cohort."""
+    reliability: Reliability = _RELIABLE
+    """How likely these are to miss steps."""
 
-    Raises:
-        ValueError: the sampler returns something else than a cohort.
-    """
-    lottery = numpy_generator(seed, Purpose.COHORT, round_index)
-    cohort = []
-    for group in groups:
-        own = images[group.clients.start : group.clients.stop]
-        drawn = sampler.draw(group.clients, group.cohort, round_index, own, lottery)
-        if not isinstance(drawn, Drawn):
-            raise ValueError(f"sampler: {type(sampler).__name__} returns {kind_of(drawn)}; allowed: a Drawn")
-        drawn.check(group.clients, group.cohort, type(sampler).__name__)
-        cohort.append(drawn)
-    return cohort
+    def draw(self, round_index: int) -> tuple[np.ndarray, Absences]:
+        """Return the ids ``[C]`` of the clients that train in a round, counted from 0, in cohort order, and who misses.
 
-
-def draw_absences(drawn: Sequence[Drawn], reliability: Reliability, seed: int, round_index: int) -> Absences:
-    """Draw which clients of a cohort miss steps of a round.
-
-    Args:
-        drawn: the clients of each group, as `draw_cohort` returns them.
-        reliability: how likely they are to miss steps.
-        seed: seed of the run.
-        round_index: counted from 0.
-    """
-    cohort = [client for own in drawn for client in own.clients.tolist()]
-    missing = {client for own in drawn for client in own.missing}
-    return reliability.draw(cohort, missing, seed, round_index)
+        Raises:
+            ValueError: the sampler returns something else than a cohort.
+        """
+        lottery = numpy_generator(self.seed, Purpose.COHORT, round_index)
+        cohort, missing, name = [], set(), type(self.sampler).__name__
+        for group in self.groups:
+            own = self.images[group.clients.start : group.clients.stop]
+            drawn = self.sampler.draw(group.clients, group.cohort, round_index, own, lottery)
+            if not isinstance(drawn, Drawn):
+                raise ValueError(f"sampler: {name} returns {kind_of(drawn)}; allowed: a Drawn")
+            drawn.check(group.clients, group.cohort, name)
+            cohort.append(drawn.clients)
+            missing.update(drawn.missing)
+        clients = np.concatenate(cohort)
+        return clients, self.reliability.draw(clients.tolist(), missing, self.seed, round_index)
 
 
 def plan_round(
     sources: Sequence[Partition],
+    attendance: Attendance,
     round_index: int,
     *,
-    groups: Sequence[Group],
     steps: int,
     recipe: Recipe,
-    seed: int,
     device: torch.device,
-    sampler: Sampler = _UNIFORM,
-    reliability: Reliability = _RELIABLE,
     noise: bool = False,
     mine: range | None = None,
 ) -> RoundPlan:
@@ -189,22 +180,18 @@ def plan_round(
 
     Args:
         sources: what clients hold of each data set; a batch has equally many images of each.
+        attendance: who trains in the round.
         round_index: counted from 0.
-        groups: all clients, by batch size.
         steps: steps of the round.
         recipe: how views are drawn.
-        seed: seed of the run.
         device: device that the plan is sent to; the host goes on before it has arrived.
-        sampler: draws the clients of the cohort.
-        reliability: how likely they are to miss steps.
         noise: whether defences draw random numbers.
         mine: positions in the cohort of the clients that train on this rank; None for all.
     """
-    drawn = draw_cohort(groups, round_index, seed, sampler, sum(own.sizes for own in sources))
-    cohort = np.concatenate([own.clients for own in drawn])
-    mine = range(len(cohort)) if mine is None else mine
+    cohort, absences = attendance.draw(round_index)
+    seed, mine = attendance.seed, range(len(cohort)) if mine is None else mine
     plans, start = [], mine.start
-    for group in groups_of(groups, mine):
+    for group in groups_of(attendance.groups, mine):
         ids = cohort[start : (start := start + group.cohort)]
         indices = np.empty((steps, group.cohort, group.batch_size), dtype=np.int64)
         uniforms = np.empty((steps, 2, group.cohort, group.batch_size, UNIFORMS))
@@ -222,7 +209,6 @@ def plan_round(
         views = recipe.sample(uniforms).map(lambda t: _send(t, device))
         own_keys = _send(torch.from_numpy(keys), device) if noise else None
         plans.append(GroupPlan(_send(torch.from_numpy(indices), device), views, own_keys))
-    absences = draw_absences(drawn, reliability, seed, round_index)
     return RoundPlan(torch.from_numpy(cohort), mine, plans, absences)
 
 

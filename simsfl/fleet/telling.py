@@ -42,7 +42,7 @@ def told_round(parts: Parts, costs: Costs, round_index: int) -> ToldRound:
         round_index: the round.
     """
     config = parts.config
-    cohort, absences = parts.attendance(round_index)
+    cohort, absences = parts.attendance.draw(round_index)
     present = np.ones((parts.steps, len(cohort)), bool)
     for step in range(parts.steps):
         present[step, list(absences.in_step(step))] = False

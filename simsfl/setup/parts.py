@@ -14,9 +14,9 @@ import torch
 
 from simsfl.aggregations import Aggregation
 from simsfl.algorithm import schedule
-from simsfl.algorithm.absence import Absences, Reliability
+from simsfl.algorithm.absence import Reliability
 from simsfl.algorithm.batch import Hyperparameters, Outcome
-from simsfl.algorithm.plan import Group, RoundPlan, draw_absences, draw_cohort, groups_of, plan_round
+from simsfl.algorithm.plan import Attendance, Group, RoundPlan, groups_of, plan_round
 from simsfl.algorithm.state import State
 from simsfl.config import Resolved, RunConfig
 from simsfl.config.catalogue import HUB, METHODS, Targets
@@ -31,7 +31,6 @@ from simsfl.engine.precision import arithmetic
 from simsfl.evaluation import Evaluation
 from simsfl.kernels import accelerated, choosing, try_triton
 from simsfl.models import SplitModel
-from simsfl.samplers import Drawn, Sampler
 from simsfl.setup import assembly, checks, defaults
 from simsfl.setup.backbone import read_backbone, start_from
 from simsfl.setup.outline import Outline, outline
@@ -63,16 +62,14 @@ class Parts:
     """Which images of the auxiliary data set each client holds, if there is one."""
     start: Weights | None
     """The weights of an expert or of a backbone that the run starts from, if there are any."""
-    groups: list[Group]
-    """The clients, grouped by batch size."""
+    attendance: Attendance
+    """Who trains in each round."""
     steps: int
     """Steps in a round."""
     model: SplitModel
     """The network, cut in two."""
     state: State
     """Everything that is learnt: weights, momentum encoders, key queue, ..."""
-    sampler: Sampler
-    """What draws the cohort of a round."""
     world: World
     """The ranks that train the run together."""
     callbacks: list[object]
@@ -119,39 +116,25 @@ class Parts:
 
     def plan(self, round_index: int) -> RoundPlan:
         """Draw the cohort, image order and view parameters of a round counted from 0."""
-        config = self.config
         return plan_round(
             self.sources,
+            self.attendance,
             round_index,
-            groups=self.groups,
             steps=self.steps,
-            sampler=self.sampler,
-            reliability=self.reliability,
             noise=bool(self.hyper.defence),
-            recipe=Recipe.of(config),
-            seed=config.seed,
+            recipe=Recipe.of(self.config),
             device=self.device,
-            mine=self.world.part(config.cohort),
+            mine=self.world.part(self.config.cohort),
         )
 
     def cohort(self, round_index: int) -> np.ndarray:
         """Return the ids of the clients that train in a round counted from 0, in the order of the cohort."""
-        return np.concatenate([own.clients for own in self._drawn(round_index)])
-
-    def attendance(self, round_index: int) -> tuple[np.ndarray, Absences]:
-        """Return the ids of `cohort`, and which of these clients miss steps of the round."""
-        drawn = self._drawn(round_index)
-        absences = draw_absences(drawn, self.reliability, self.config.seed, round_index)
-        return np.concatenate([own.clients for own in drawn]), absences
+        return self.attendance.draw(round_index)[0]
 
     @property
-    def reliability(self) -> Reliability:
-        """Return how likely clients are to miss a round, or steps of it."""
-        return Reliability(self.config.dropout, self.config.straggler, self.config.straggler_factor)
-
-    def _drawn(self, round_index: int) -> list[Drawn]:
-        """Draw the clients of a round for each group."""
-        return draw_cohort(self.groups, round_index, self.config.seed, self.sampler, self.images)
+    def groups(self) -> Sequence[Group]:
+        """Return the clients, grouped by batch size."""
+        return self.attendance.groups
 
     @property
     def own_groups(self) -> list[Group]:
@@ -166,7 +149,7 @@ class Parts:
     @property
     def images(self) -> np.ndarray:
         """Return how many images each client holds, ``[M]``."""
-        return sum(source.sizes for source in self.sources)
+        return _held(self.sources)
 
     def images_of(self, ids: torch.Tensor) -> torch.Tensor:
         """Return how many images clients hold, ``[C]`` int64 on the device, given their ids on the host."""
@@ -251,12 +234,11 @@ def build(
         given=partition,
         auxiliary=auxiliary,
         start=start,
-        groups=size.groups,
+        attendance=_attendance(size, sources),
         steps=size.steps,
         model=model,
         state=state,
         world=world,
-        sampler=assembly.sampler(config),
         callbacks=assembly.callbacks(config),
         aggregation=aggregation,
         hyper=hyper,
@@ -318,6 +300,18 @@ def load_images(config: RunConfig) -> Dataset:
 def _sources(partition: Partition, auxiliary: Partition | None) -> list[Partition]:
     """Return those of the two partitions that hold images."""
     return [source for source in (partition, auxiliary) if source and len(source.indices)]
+
+
+def _held(sources: Sequence[Partition]) -> np.ndarray:
+    """Return how many images each client holds, ``[M]``."""
+    return sum(source.sizes for source in sources)
+
+
+def _attendance(size: Outline, sources: Sequence[Partition]) -> Attendance:
+    """Return who trains in each round of a run of this size."""
+    config = size.config
+    reliability = Reliability(config.dropout, config.straggler, config.straggler_factor)
+    return Attendance(size.groups, config.seed, _held(sources), assembly.sampler(config), reliability)
 
 
 def _outline(asked: RunConfig, dataset: Dataset, sources: Sequence[Partition]) -> Outline:

@@ -15,11 +15,10 @@ def test_a_clients_draws_do_not_depend_on_the_others():
     def draw(cohort, batch_size=2):
         return plan.plan_round(
             [partition],
+            plan.Attendance([plan.Group(range(6), cohort, batch_size)], 3, partition.sizes),
             4,
-            groups=[plan.Group(range(6), cohort, batch_size)],
             steps=5,
             recipe=Recipe("v2", 8, 0.2),
-            seed=3,
             device=torch.device("cpu"),
         )
 
@@ -51,11 +50,10 @@ def test_no_two_draws_are_the_same(config, dataset):
     def draw(round_index):
         return plan.plan_round(
             simulation.parts.sources,
+            plan.Attendance([plan.Group(range(8), 8, 2)], 0, simulation.parts.images),
             round_index,
-            groups=[plan.Group(range(8), 8, 2)],
             steps=simulation.parts.steps,
             recipe=Recipe("v2", 8, 0.08),
-            seed=0,
             device=simulation.parts.device,
         )
 

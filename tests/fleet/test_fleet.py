@@ -180,7 +180,7 @@ def of_fleet(config, tmp_path, **options):
 def test_the_sampler_keeps_the_fastest_of_those_it_draws(config, result, tmp_path):
     config = of_fleet(config, tmp_path, over_select=4.0)
     parts = Simulation(config).parts
-    slow = parts.sampler.costs.member == 1
+    slow = parts.attendance.sampler.costs.member == 1
     assert parts.config.cohort * 4 == config.clients  # so all are drawn, and there are enough fast ones
     for number in range(5):
         cohort = parts.cohort(number)
@@ -194,7 +194,7 @@ def test_the_sampler_keeps_the_fastest_of_those_it_draws(config, result, tmp_pat
 def test_who_misses_the_deadline_does_not_come(config, result, tmp_path):
     step = sum(SECONDS.values()) - SECONDS["sync"]
     parts = Simulation(of_fleet(config, tmp_path, deadline=2 * step)).parts
-    slow = parts.sampler.costs.member == 1
+    slow = parts.attendance.sampler.costs.member == 1
     late = [parts.plan(number) for number in range(8)]
     for plan in late:
         if not slow[plan.cohort.numpy()].all():

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from simsfl import Simulation
 from simsfl.algorithm.communication import Exchange
-from simsfl.algorithm.plan import Group, plan_round
+from simsfl.algorithm.plan import Attendance, Group, plan_round
 from simsfl.attacks import SIMILARITIES
 from simsfl.cli.report import curves
 from simsfl.cli.report.curves import ROUNDS, SENT, STEPS, Curve
@@ -316,13 +316,13 @@ def _partition(simulation: Simulation) -> Figure:
 def _view_pairs(simulation: Simulation) -> Figure:
     """Draw an image, its query view and its key view for a few clients of the first round."""
     config, data = simulation.config, simulation.dataset
+    some = Group(range(config.clients), min(_PAIRS, config.clients), 1)
     plan = plan_round(
         simulation.parts.sources[:1],
+        Attendance([some], config.seed, simulation.parts.images),
         0,
-        groups=[Group(range(config.clients), min(_PAIRS, config.clients), 1)],
         steps=1,
         recipe=Recipe.of(config),
-        seed=config.seed,
         device=simulation.parts.device,
     )
     (group,) = plan.groups
