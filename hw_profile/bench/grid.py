@@ -24,7 +24,7 @@ from simsfl.hw_profile.meters import Log, Meter
 from simsfl.hw_profile.meters.board import Machine
 from simsfl.runs.client_trace import Trace
 from simsfl.system.console import Output
-from simsfl.system.messages import count_text
+from simsfl.system.messages import blaming, count_text
 from simsfl.system.progress import bar
 
 _Point = tuple[int, int, str]
@@ -76,7 +76,8 @@ def _traces(console: Output, arguments: Any, points: Sequence[_Point], folder: P
     with console.status("writing the standard traces"):
         for cut, batch in dict.fromkeys(point[:2] for point in points):
             file = folder / f"{cut}-{batch}.trace"
-            standard_trace(file, settings_of(arguments, cut, batch))
+            with blaming("cuts", for_="cut_layer"), blaming("batches", for_="batch_size"):
+                standard_trace(file, settings_of(arguments, cut, batch))
             traces[cut, batch] = opened(file)
     return traces
 

@@ -186,6 +186,8 @@ def read_profile(paths: Sequence[Path], work_of: WorkOf, dtype: str | None = Non
             found += read(path, content, work_of)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is no result or profile of pi_bench.py ({shortened(str(error))})") from error
+    if not found:
+        raise ValueError("no file is named; allowed: one or more")
     kinds = list(dict.fromkeys(one.kind for one in found))
     if dtype is not None:
         known = dict.fromkeys(kind.dtype or "unknown" for kind in kinds)

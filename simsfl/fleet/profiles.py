@@ -156,13 +156,13 @@ class Profile:
 
     @property
     def rule(self) -> str:
-        """Return the name of the one of `RULES` whose largest error between the measured points is the smallest.
+        """Return the name of the one of `RULES` whose errors between the measured points have the smallest mean.
 
         With few points there is no choice, and it is the first.
         """
         if len(self.points) <= FEWEST:
             return next(iter(RULES))
-        return min(RULES, key=lambda rule: max(self._errors(rule), default=0.0))
+        return min(RULES, key=lambda rule: sum(self._errors(rule)))
 
     def error(self) -> float | None:
         """Return the largest relative error of a step's time that scaling makes between the measured points.

@@ -107,6 +107,8 @@ def _origin(group: dict[str, Any]) -> str:
     """Return where the time of a group's step comes from."""
     if group["measured"]:
         return "measured"
+    if group["published"]:
+        return "published, at best"
     error = group["scaling_error"]
     return "scaled" if error is None else f"scaled, within {100 * error:.0f} %"
 

@@ -23,10 +23,10 @@ def told(costs: Costs, rounds: Iterable[ToldRound], evaluations: Sequence[Mappin
         evaluations: records of evaluations, of which those of told rounds are placed in the fleet's time.
 
     Returns:
-        ``groups``: of each group its clients, device, seconds of a step, whether these were measured, and what its
-        clients spent on average; ``phases``: seconds in which everyone waited for each phase; ``evaluations``: round,
-        kNN accuracy in percent, hours, Wh and MB of a client up to then; ``hours`` and ``server_seconds``, those of a
-        step. What is not known is None.
+        ``groups``: of each group its clients, device, seconds of a step, whether these were measured or follow from a
+        published speed, and what its clients spent on average; ``phases``: seconds in which everyone waited for each
+        phase; ``evaluations``: round, kNN accuracy in percent, hours, Wh and MB of a client up to then; ``hours`` and
+        ``server_seconds``, those of a step. What is not known is None.
     """
     clients = len(costs.member)
     compute, transfer, present, joules = (np.zeros(clients) for _ in range(4))
@@ -77,6 +77,7 @@ def _group(costs: Costs, index: int, *spent: np.ndarray) -> dict[str, Any]:
         "device": own.profile.device,
         "step_seconds": float(np.mean(steps)),
         "measured": all(times.measured for times in own.times.values()) and slower == 1.0,
+        "published": own.profile.flops is not None,
         "scaling_error": own.profile.error(),
         "up_mbit_s": float(np.median(costs.up[mine])) * 8 / 1e6 if mine.any() else None,
         "down_mbit_s": float(np.median(costs.down[mine])) * 8 / 1e6 if mine.any() else None,
