@@ -1,4 +1,4 @@
-"""Compare ``simsfl fleet`` with a real run on this machine: ``python benchmarks/fleet_against_devices.py [run's flags]``.
+"""Compare ``simsfl fleet`` with a real run on this machine: ``python benchmarks/fleet_against_devices.py [FLAGS]``.
 
 Three processes are the devices of `server.py`, over loopback. The prediction has one group of three, whose profile is
 measured while three of them compute at once, as in the run; the time of the server's step is that of `bench.py`. Both

@@ -188,20 +188,18 @@ def read_profile(paths: Sequence[Path], work_of: WorkOf, dtype: str | None = Non
             raise ValueError(f"{path} is no result or profile of pi_bench.py ({shortened(str(error))})") from error
     if not found:
         raise ValueError("no file is named; allowed: one or more")
-    kinds = list(dict.fromkeys(one.kind for one in found))
-    if dtype is not None:
-        known = dict.fromkeys(kind.dtype or "unknown" for kind in kinds)
-        if dtype not in known:
-            raise unknown("dtype", dtype, known)
-        kinds = [kind for kind in kinds if kind.dtype == dtype]
+    known = dict.fromkeys(one.kind.dtype or "unknown" for one in found)
+    if dtype not in (None, *known):
+        raise unknown("dtype", dtype, known)
+    chosen = [one for one in found if dtype in (None, one.kind.dtype)]
+    kinds = {one.kind: one.file for one in chosen}
     if len(kinds) > 1:
-        files = " and ".join(str(path) for path in dict.fromkeys(one.file for one in found))
+        mixed = " and ".join(f"{kind} ({file})" for kind, file in kinds.items())
         alone = "one device, runtime and number of threads, and one precision, which dtype chooses"
-        raise ValueError(f"{files}: figures of {' and of '.join(map(str, kinds))}; allowed: {alone}")
-    chosen = [one for one in found if one.kind == kinds[0]]
+        raise ValueError(f"these are figures of {mixed}; allowed: {alone}")
     points = [(one.work, {phase: one.seconds.get(phase, 0.0) for phase in PHASES}) for one in chosen]
     watts = [one.watts for one in chosen if one.watts]
-    return Profile(kinds[0].device, points, *(np.mean(watts, axis=0).tolist() if watts else (None, None)))
+    return Profile(chosen[0].kind.device, points, *(np.mean(watts, axis=0).tolist() if watts else (None, None)))
 
 
 def _published(content: Mapping[str, Any], *, alone: bool) -> Profile:

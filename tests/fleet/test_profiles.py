@@ -144,7 +144,9 @@ def test_a_profile_is_read_with_its_medians(tmp_path):
 
 def test_figures_of_different_kinds_are_not_mixed(tmp_path):
     both = measured(tmp_path / "both.json", dtypes=("fp32", "bf16"))
-    with pytest.raises(ValueError, match="figures of a board torch fp32 1 thread and of a board torch bf16 1 thread;"):
+    with pytest.raises(
+        ValueError, match=r"of a board torch fp32 1 thread \(.*\) and a board torch bf16 1 thread \(.*both.json\);"
+    ):
         read_profile([both], _work_of_file)
     assert len(read_profile([both], _work_of_file, "bf16").points) == 1
     with pytest.raises(ValueError, match=r"^dtype: 'bf61' is not known \(did you mean bf16\?\)"):
@@ -152,7 +154,7 @@ def test_figures_of_different_kinds_are_not_mixed(tmp_path):
     one = measured(tmp_path / "one.json")
     for more in ({"runtime": "lean"}, {"device": "another"}, {"threads": 2}, {"compile": True}):
         with pytest.raises(
-            ValueError, match=r"one\.json and .*other\.json: figures of a board torch fp32 1 thread and"
+            ValueError, match=r"of a board torch fp32 1 thread \(.*one\.json\) and .* \(.*other\.json\);"
         ):
             read_profile([one, measured(tmp_path / "other.json", **more)], _work_of_file)
 
@@ -176,6 +178,18 @@ def test_what_comes_along_can_be_read(name):
     assert told["device"] == profile.device
     assert (told["source"] == "published") == (profile.flops is not None)
     assert told["source"] == "measured" or "github.com/" in told["how"]
+
+
+def test_the_error_for_a_new_network_is_that_between_networks():
+    """Each of three has its own line, so that points of one say nothing of another."""
+    works = [work(cut, images) for cut in (1, 2, 3) for images in (1, 2, 4)]
+    profile = profile_of(*works, seconds=lambda own: straight(own, fixed=own.named["cut_layer"]))
+    known, new = profile.fitting(work(3, 8)), profile.fitting(work(4))
+    assert (known.of_others, new.of_others) == (False, True)
+    assert known.rule == "line of the network"
+    assert known.error() == pytest.approx(0, abs=1e-6)
+    assert known.times(work(3, 8)).seconds == pytest.approx(straight(work(3, 8), fixed=3))
+    assert new.error() > 0.2
 
 
 def test_names_of_what_comes_along_are_listed_and_suggested(tmp_path, capsys):

@@ -9,6 +9,7 @@ import numpy as np
 
 from simsfl.fleet.clock import PHASES
 from simsfl.fleet.costs import Costs
+from simsfl.fleet.profiles import SCALED
 from simsfl.fleet.telling import ToldRound
 
 _HOUR = 3600.0
@@ -78,7 +79,7 @@ def _group(costs: Costs, index: int, *spent: np.ndarray) -> dict[str, Any]:
         "step_seconds": float(np.mean(steps)),
         "measured": all(times.measured for times in own.times.values()) and slower == 1.0,
         "published": own.profile.flops is not None,
-        "scaling_error": own.profile.error(),
+        "scaling_error": own.profile.error() if SCALED in {times.source for times in own.times.values()} else None,
         "up_mbit_s": float(np.median(costs.up[mine])) * 8 / 1e6 if mine.any() else None,
         "down_mbit_s": float(np.median(costs.down[mine])) * 8 / 1e6 if mine.any() else None,
         "idle_watts": own.idle_watts,
