@@ -20,8 +20,9 @@ from simsfl.config.notation import Bottleneck
 from simsfl.data.shapes import CLASSES, shapes
 from simsfl.data.views import UNIFORMS, Recipe
 from simsfl.hw_profile.runtimes.client_work import put, state_of
-from simsfl.hw_profile.runtimes.torch_client import TorchClient, model_of
+from simsfl.hw_profile.runtimes.torch_client import TorchClient
 from simsfl.models import FlatModule, layer_count
+from simsfl.models.described import client_of
 from simsfl.models.layers import initialise_
 from simsfl.runs.client_description import about_client
 from simsfl.runs.client_trace import VIEWS, TraceWriter, checksums
@@ -71,7 +72,7 @@ def _write(
     config = _settings(cut_layer, bottleneck, arch, width)
     if cut_layer > (deepest := layer_count(config.arch)):
         raise ValueError(f"cut_layer: {cut_layer} is deeper than {config.arch}; allowed: 1 to {deepest}")
-    model = model_of(config.network())
+    model = client_of(config.network())
     start = torch.zeros(model.size)
     initialise_(model.module(start), torch.Generator().manual_seed(0))
     if bottleneck:
@@ -118,7 +119,7 @@ def _sizes(model: FlatModule, batch_size: int) -> tuple[int, int]:
 
 def _check_stride(stride: int, config: RunConfig) -> None:
     """Raise a ValueError if a bottleneck's stride is larger than the maps behind the cut layer of a config."""
-    layers = model_of(config.network())
+    layers = client_of(config.network())
     side = layers.module(torch.zeros(layers.size))(torch.zeros(1, 3, _SIZE, _SIZE)).shape[-1]
     if stride > side:
         raise ValueError(f"bottleneck: stride {stride} is more than the maps of {side}x{side}; allowed: 1 to {side}")

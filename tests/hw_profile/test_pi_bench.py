@@ -30,8 +30,8 @@ from simsfl.hw_profile.bench.panel import _LEVELS, LiveView, power_text
 from simsfl.hw_profile.bench.worker import tensor_bytes
 from simsfl.hw_profile.meters.stopwatch import _SAMPLE, Times
 from simsfl.hw_profile.runtimes.client_work import Comparison, difference, make_client, perform
-from simsfl.hw_profile.runtimes.torch_client import model_of
 from simsfl.models import split_model
+from simsfl.models.described import client_of
 from simsfl.runs.client_trace import Trace
 from simsfl.setup.assembly import network
 from simsfl.setup.defaults import resolve
@@ -82,10 +82,10 @@ def test_a_device_builds_what_options_of_the_architecture_ask_for():
     settings = {"arch": "vit-tiny", "width": 4, "image_size": 16, "device": "cpu"}
     config = resolve(RunConfig(**settings, options={"arch.pool": "class"}))
     described = json.loads(json.dumps(config.network()))
-    assert model_of(described).shapes == network(config, weights=False).client.shapes
-    assert model_of(described).shapes["0.token"] == (4, 1, 1)
+    assert client_of(described).shapes == network(config, weights=False).client.shapes
+    assert client_of(described).shapes["0.token"] == (4, 1, 1)
     with pytest.raises(ValueError, match=r"^arch.pool: 'max' is not known; allowed: mean, class"):
-        model_of(described | {"options": {"arch.pool": "max"}})
+        client_of(described | {"options": {"arch.pool": "max"}})
 
 
 @pytest.mark.parametrize("runtime", ["torch", "lean"])
