@@ -24,7 +24,18 @@ from simsfl.system.programs import door, environment
 _ROOT = Path(__file__).parent.parent
 _RUN = ("--preset", "laptop", "--dataset", "shapes", "--clients", "3", "--local-epochs", "0.02", "--precision", "fp32")
 """Flags of the run unless others are given."""
-_TRAINING = ("--eval-every", "0", "--dashboard", "off", "--rounds")
+_TRAINING = (
+    "--eval-every",
+    "0",
+    "--knn-bank",
+    "1000",
+    "--knn-test",
+    "200",
+    "--no-linear-probe",
+    "--dashboard",
+    "off",
+    "--rounds",
+)
 _DEVICES, _ROUNDS, _PORT = 3, 5, 5599
 _SECONDS = 8.0
 """Seconds of a device's timed work."""
