@@ -263,7 +263,7 @@ def costs(config: RunConfig, groups: Sequence[Group], model: SplitModel, cost: C
         cost: bytes that its messages have.
         fleet: the fleet.
     """
-    return Costs(config, model, cost, batches_of(groups), fleet, lambda other: network(other, weights=False))
+    return Costs(config, model, cost, batches_of(groups), fleet)
 
 
 def averaged(config: RunConfig, steps: int) -> np.ndarray:

@@ -82,15 +82,15 @@ def test_groups_have_their_shares_at_random(config, result, tmp_path):
 def test_work_that_was_not_measured_is_scaled_by_what_it_consists_of():
     work = Work(images=2, pixels=1024, forward=100, backward=200, weights=50, named={"cut_layer": 1})
     profile = Profile("a board", [(work, SECONDS)])
-    assert profile.times(work) == Times(SECONDS, measured=True)
+    assert profile.times(work) == Times(SECONDS, "measured")
     more = replace(work, images=6, forward=200, weights=100, named={"cut_layer": 2})
     scaled = profile.times(more)
     factors = {"views": 3, "query": 6, "momentum": 2, "key": 6, "backward": 3, "sgd": 2, "sync": 2}
     assert scaled.seconds == pytest.approx({phase: SECONDS[phase] * factor for phase, factor in factors.items()})
-    assert not scaled.measured
+    assert scaled.source == "scaled"
     frozen = profile.times(replace(work, graded=0))
     assert frozen.after == 0
-    assert frozen.before == pytest.approx(Times(SECONDS, measured=True).before)
+    assert frozen.before == pytest.approx(Times(SECONDS, "measured").before)
     assert profile.error() is None
     half = {phase: 6 * seconds for phase, seconds in SECONDS.items()}
     two = Profile("a board", [(work, SECONDS), (replace(work, images=4, weights=100), half)])

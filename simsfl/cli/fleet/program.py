@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from simsfl.cli.flags import add_plugin_flag
+from simsfl.cli.fleet.devices import List
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import read_records
 from simsfl.system.console import Output
@@ -36,6 +37,7 @@ def parser() -> Parser:
     result.add_argument(
         "--out", type=path, metavar="DIR", help="directory to write figure and figures into (default: RUN/fleet)"
     )
+    result.add_argument("--list", action=List, help="print the device profiles that come with simsfl, and exit")
     add_plugin_flag(result)
     return result
 
@@ -130,6 +132,8 @@ def _origin(group: dict[str, Any]) -> str:
     """Return where the time of a group's step comes from."""
     if group["measured"]:
         return "measured"
+    if group["published"]:
+        return "published, at best"
     error = group["scaling_error"]
     return "scaled" if error is None else f"scaled, within {100 * error:.0f} %"
 
