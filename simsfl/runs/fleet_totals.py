@@ -14,11 +14,9 @@ import numpy as np
 from simsfl.system.messages import shortened
 from simsfl.system.reading import open_regular
 
-COLUMNS = (
-    *("client", "group", "drawn", "came", "late", "away"),
-    *("compute_seconds", "transfer_seconds", "wait_seconds", "wh", "bytes_up", "bytes_down"),
-)
-"""Columns of ``fleet/clients.csv`` in a run directory, which has a line for each client, in the order of their ids."""
+_COUNTS = ("drawn", "came", "late", "away")
+_SECONDS = ("compute_seconds", "transfer_seconds", "wait_seconds")
+"""Columns of ``fleet/clients.csv``: numbers of rounds, and seconds."""
 
 
 def watt_hours(records: Sequence[Mapping[str, Any]], key: str = "wh") -> float | None:
@@ -96,7 +94,7 @@ class FleetClients:
 
 
 def read_clients(path: Path) -> FleetClients:
-    """Read ``fleet/clients.csv`` of a run directory.
+    """Read ``fleet/clients.csv`` of a run directory, which has a line for each client, in the order of their ids.
 
     Raises:
         ValueError: the file is no such table.
@@ -104,14 +102,16 @@ def read_clients(path: Path) -> FleetClients:
     try:
         with open_regular(path) as file:
             lines = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), strict=True))
-        columns = {name: np.array([line[name] or "nan" for line in lines]) for name in COLUMNS}
-        numbers = {name: own.astype(np.float64) for name, own in columns.items() if name != "group"}
+        numbers = {
+            name: np.array([float(line[name] or "nan") for line in lines])
+            for name in ("client", *_COUNTS, *_SECONDS, "wh")
+        }
+        groups = np.array([line["group"] for line in lines], dtype=str)
     except KeyError as error:
-        raise ValueError(f"fleet: {path} has no column {error}; allowed: {', '.join(COLUMNS)}") from error
+        raise ValueError(f"fleet: {path} has no column {error}; allowed: as simsfl has written it") from error
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"fleet: {path} is no table of a fleet's clients ({shortened(str(error))})") from error
     if not np.array_equal(numbers["client"], np.arange(len(lines))):
         raise ValueError(f"fleet: {path} does not have each client once, in the order of their ids")
-    counts = {name: numbers[name] for name in ("drawn", "came", "late", "away")}
-    seconds = sum(numbers[f"{part}_seconds"] for part in ("compute", "transfer", "wait"))
-    return FleetClients(columns["group"], **counts, hours=seconds / 3600, wh=numbers["wh"])
+    hours = sum(numbers[name] for name in _SECONDS) / 3600
+    return FleetClients(groups, *(numbers[name] for name in _COUNTS), hours=hours, wh=numbers["wh"])

@@ -15,8 +15,14 @@ from simsfl.system.messages import shortened, visible
 _FARED = {"came": ("█", "#", "green"), "late": ("▒", "=", "yellow"), "away": ("░", ".", "red")}
 """Characters of the part of a bar that shows how many clients came, were late or away, and its colour; the second
 character is for terminals that know ASCII only."""
-_WAITS = {"compute": "devices", "up": "uploads", "down": "downloads", "server": "server"}
-"""What everyone waits for in each of `simsfl.fleet.clock.PHASES`."""
+WAITS = {
+    "compute": ("computing", "#4477aa"),
+    "up": ("sending", "#ee6677"),
+    "down": ("receiving", "#228833"),
+    "server": ("server", "#ccbb44"),
+    "away": ("absence", "#bbbbbb"),
+}
+"""What everyone waits for in each of `simsfl.fleet.clock.PHASES`, and its colour in figures."""
 _NAME = 14
 """Most characters of a group's name."""
 
@@ -44,7 +50,7 @@ def spent(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     seconds = phase_seconds(records)
     total = sum(seconds.values()) or 1.0
     most = sorted(seconds, key=lambda name: -seconds[name])[:2]
-    shares = ", ".join(f"{_WAITS.get(name, name)} {100 * seconds[name] / total:.0f} %" for name in most)
+    shares = ", ".join(f"{WAITS[name][0]} {100 * seconds[name] / total:.0f} %" for name in most)
     of_server = "" if server is None else f"  server {energy_text(server)}"
     return f"fleet  {energy_text(watt_hours(records))}{of_server}", f"waits: {shares}"
 

@@ -4,8 +4,12 @@ import csv
 
 import numpy as np
 
-from simsfl.runs.fleet_totals import COLUMNS
 from simsfl.runs.metrics import FleetRecord, GroupStanding, to_dict
+
+COLUMNS = (
+    *("client", "group", "drawn", "came", "late", "away"),
+    *("compute_seconds", "transfer_seconds", "wait_seconds", "wh", "bytes_up", "bytes_down"),
+)
 
 
 def record(number, seconds=60.0, clock=None, wh=2.0, **groups):
