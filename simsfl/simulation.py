@@ -135,10 +135,10 @@ class Simulation:
     def train(self) -> Iterator[Record]:
         """Train to the end, yielding each record as it becomes known.
 
-        Order: per round its steps, its evaluation if one is due, and the round itself; at the end the probes that
-        are asked for. The untrained network is evaluated after the first round's steps, so that training starts at
-        once. The state may be saved whenever a `RoundRecord` has come, or a `StepRecord` whose step is
-        ``progress.step_index``, or while an evaluation goes on.
+        Order: per round its steps, its evaluation if one is due, what it took the fleet if there is one, and the round
+        itself; at the end the probes that are asked for. The untrained network is evaluated after the first round's
+        steps, so that training starts at once. The state may be saved whenever a `RoundRecord` has come, or a
+        `StepRecord` whose step is ``progress.step_index``, or while an evaluation goes on.
 
         Raises:
             NonFiniteLossError: the loss of a step was not finite.
@@ -153,6 +153,8 @@ class Simulation:
             if due or progress.finished_rounds == config.rounds:
                 evaluations.append(self.evaluate())
             yield from map(self._recorded, evaluations)  # one who stops in between does all of them again
+            if self.parts.timeline:
+                yield self._recorded(self.parts.timeline.record(progress.round_index))
             yield self._recorded(progress.finish_round(self.parts))
         yield from map(self._recorded, self.probes())
 

@@ -115,6 +115,11 @@ def groups_of(groups: Sequence[Group], mine: range) -> list[Group]:
     return found
 
 
+def batches_of(groups: Sequence[Group]) -> tuple[int, ...]:
+    """Return the images per step of each client of a cohort, in its order."""
+    return tuple(group.batch_size for group in groups for _ in range(group.cohort))
+
+
 def steps_per_round(held: Sequence[int], groups: Sequence[Group], epochs: float = 1.0) -> int:
     """Return the steps of a round: those in which all clients together would go `epochs` times through their images.
 

@@ -18,6 +18,8 @@ from simsfl.algorithm.observer import Observer
 from simsfl.cli.ranks import Stopwatch, is_checkpoint_due, stops_after
 from simsfl.cost.model import client_flops
 from simsfl.evaluation.encoding import Item
+from simsfl.fleet.readiness import HOUR
+from simsfl.fleet.spent import Clients
 from simsfl.rounds.filling import filled
 from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
@@ -36,6 +38,8 @@ from simsfl.runs.tracking.feed import Feed
 from simsfl.simulation import Simulation
 from simsfl.system.console import Output
 from simsfl.system.files import digest, write_json
+from simsfl.system.outputs import Outputs
+from simsfl.system.progress import watched
 from simsfl.system.signals import Stop
 from simsfl.ui.dashboard import LiveView, PlainView
 
@@ -102,11 +106,20 @@ class Session:
         with Feed(config.trackers, Tracked.of(self.directory.path, config), self.log.kept) as self.feed:
             finished = self._go(live=live, profile=profile)
             if finished:
+                self._tell_clients()
                 self.result = self.summary()
                 content = to_json(self.result)
                 self.directory.outputs.write_json(self.directory.summary.name, content)
                 self.feed.finish(content, self._draw)
         return finished
+
+    def _tell_clients(self) -> None:
+        """Write what each client of the fleet has spent, if there is one, into ``fleet/clients.csv``."""
+        if timeline := self.simulation.parts.timeline:
+            clients = Clients(self.simulation.config.clients)
+            for number in watched(range(self.simulation.progress.round_index), "telling the fleet"):
+                clients.add(timeline.told(number))
+            Outputs(self.directory.path / "fleet").write_text("clients.csv", clients.table(timeline.costs))
 
     def _go(self, *, live: bool, profile: int | None) -> bool:
         """Do what `go` does, without the summary."""
@@ -172,8 +185,15 @@ class Session:
             bytes_saved_per_client=history.value("round", "bytes_saved_per_client"),
             client_flops_per_step=self._client_flops(),
             absences=progress.absent,
+            fleet_hours=self._of_fleet([history.value("fleet", "clock")], HOUR),
+            fleet_wh_per_client=self._of_fleet([own["wh"] for own in history.fleet], config.clients),
+            fleet_server_wh=self._of_fleet([own["server_wh"] for own in history.fleet], 1),
             metrics_sha256=digest(self.directory.metrics),
         )
+
+    def _of_fleet(self, figures: Sequence[float | None], unit: float) -> float | None:
+        """Return the sum of some figures of the fleet in a unit; None without a fleet, or where one is not known."""
+        return None if not self.history.fleet or None in figures else sum(figures) / unit
 
     def _named(self, names: Sequence[str], field: str) -> dict[str, float | None] | None:
         """Return the numbers that the latest evaluation has in a field, by name; None where it has none."""

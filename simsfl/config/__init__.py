@@ -30,6 +30,7 @@ from simsfl.config.catalogue import (
     Targets,
 )
 from simsfl.config.constraints import EVERY_RUN, check
+from simsfl.config.fleet import read_fleet
 from simsfl.config.notation import Bottleneck, Decoder, Unequal
 from simsfl.config.plugins import FROM_PLUGINS, Plugin, plugins_in, plugins_of
 from simsfl.config.plugins import check as check_plugins
@@ -238,10 +239,20 @@ class RunConfig(Settings):
         return replace(self, options=others | self.options) if others else self
 
     @property
-    def files(self) -> dict[str, str]:
+    def option_files(self) -> dict[str, str]:
         """Return the paths of the files that options name, by the names of these options."""
         given = {name: value for name, value in self.options.items() if isinstance(value, str)}
         return {name: value for name, value in given.items() if any(s.metadata.get("file") for s in self.option(name))}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Return the paths of the files that options and the fleet name, by what they are called.
+
+        Raises:
+            ValueError: the fleet's file cannot be read.
+        """
+        fleet = read_fleet(Path(self.fleet)).files if self.fleet else {}
+        return self.option_files | {name: str(file) for name, file in fleet.items()}
 
     @property
     def defences(self) -> list[str]:

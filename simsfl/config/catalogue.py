@@ -86,6 +86,8 @@ class SamplerKind:
     """A subclass of `simsfl.samplers.Sampler`."""
     absences: bool = False
     """Whether it says which clients do not come, and so has an effect where all clients are drawn, too."""
+    fleet: bool = False
+    """Whether it needs to know the clients' devices."""
 
 
 SAMPLERS = {
@@ -93,7 +95,7 @@ SAMPLERS = {
     "by-images": SamplerKind(Code("simsfl.samplers.orders:ByImages")),
     "round-robin": SamplerKind(Code("simsfl.samplers.orders:RoundRobin")),
     "availability": SamplerKind(Code("simsfl.samplers.availability:Availability"), absences=True),
-    "fleet": SamplerKind(Code("simsfl.fleet.sampling:FleetSampler"), absences=True),
+    "fleet": SamplerKind(Code("simsfl.fleet.selection:FleetSampler"), fleet=True),
 }
 """How the cohort of a round is drawn."""
 

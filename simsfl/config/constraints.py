@@ -85,6 +85,14 @@ EVERY_RUN = (
         "1, or another divisor of it",
     ),
     Constraint(
+        lambda c: SAMPLERS[c.sampler].fleet and c.fleet is None,
+        "sampler: {sampler} knows devices, and there are none; allowed: with a fleet",
+    ),
+    Constraint(
+        lambda c: c.fleet is not None and c.loss_threshold > 0,
+        "fleet: rounds that save communication (loss_threshold {loss_threshold:g}) are not told; allowed: without it",
+    ),
+    Constraint(
         lambda c: c.width is not None and c.width % 4 > 0,
         "width: {width} is no multiple of 4; allowed: multiples of 4, so that it divides into groups and heads",
     ),
@@ -245,6 +253,7 @@ DEVICES = (
     _without("optimizer", "sgd"),
     _without("proximal", 0),
     _without("defence", None),
+    _without("fleet", None),
     _without("dropout", 0),
     _without("straggler", 0),
     _without("unequal", None),
@@ -347,6 +356,8 @@ SAMPLED = Condition(
     "a cohort smaller than clients",
 )
 """Condition of settings about how a cohort is drawn."""
+IN_FLEET = Condition(lambda c: c.fleet is not None, "there is no fleet", "fleet, a file of devices")
+"""Condition of settings about the devices of clients."""
 STRAGGLING = Condition(lambda c: c.straggler > 0, "no client is slow", "straggler above 0")
 """Condition of settings about slow clients."""
 SERVED = Condition(

@@ -21,6 +21,7 @@ from simsfl.config.catalogue import (
 from simsfl.config.constraints import (
     AVERAGED,
     EXPERT,
+    IN_FLEET,
     KEYS,
     LEARNING,
     MOMENTUM,
@@ -213,6 +214,27 @@ class Settings:
         within=(0, INFINITY),
     )
 
+    fleet: str | None = _setting(
+        None,
+        "clients",
+        "TOML file of the clients' devices, links and batteries (docs/fleet.md): what each round would take them is "
+        "recorded, and who is not available does not come.",
+        path=True,
+    )
+    deadline: float | None = _setting(
+        None,
+        "clients",
+        "Seconds of a step, without the server's; a client of the fleet that takes longer does not come.",
+        within=(1e-9, 1e9),
+        only=IN_FLEET,
+    )
+    over_select: float = _setting(
+        1.0,
+        "clients",
+        "How many times as many clients as a cohort has are drawn from the fleet, of which the fastest are kept.",
+        within=(1, 1e6),
+        only=(IN_FLEET, SAMPLED),
+    )
     server_replicas: int = _setting(
         1,
         "clients",

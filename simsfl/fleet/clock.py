@@ -12,31 +12,44 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PHASES = ("compute", "up", "down", "server")
-"""What the time of a round consists of: at each moment, what everyone waits for."""
+from simsfl.fleet.links import Links
+
+PHASES = ("away", "compute", "up", "down", "server")
+"""What the time of a round consists of: at each moment, what everyone waits for; "away" before anyone is available."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a step and an averaging take the C clients of a cohort; arrays are ``[C]`` float64, in seconds.
+    """What a step and an averaging take the C clients of a cohort.
 
     Attributes:
-        before: computing before a client sends.
-        after: computing after its gradients have come.
-        averaging: computing for an averaging.
-        up: sending of a step, with the link's latency.
-        down: receiving of a step, with the link's latency.
-        model_up: sending of the model for an averaging.
-        model_down: receiving of the model.
+        before: ``[C]`` seconds of computing before a client sends.
+        after: ``[C]`` seconds of computing after its gradients have come.
+        averaging: ``[C]`` seconds of computing for an averaging.
+        step_up: ``[C]`` bytes of a step that it sends.
+        step_down: ``[C]`` bytes of a step that it receives.
+        model: ``[C]`` bytes of the model, each way, for an averaging.
+        up: links that they send with.
+        down: links that they receive with.
     """
 
     before: np.ndarray
     after: np.ndarray
     averaging: np.ndarray
-    up: np.ndarray
-    down: np.ndarray
-    model_up: np.ndarray
-    model_down: np.ndarray
+    step_up: np.ndarray
+    step_down: np.ndarray
+    model: np.ndarray
+    up: Links
+    down: Links
+
+    def step_seconds(self, begin: float) -> np.ndarray:
+        """Return the seconds ``[C]`` of a step without the server's, for those who wait for nobody.
+
+        Args:
+            begin: seconds since the run began at which the step begins.
+        """
+        sent = self.before + self.up.seconds(self.step_up, begin + self.before)
+        return sent + self.down.seconds(self.step_down, begin + sent) + self.after
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,12 @@ class RoundTime:
 
 
 def round_time(
-    devices: Devices, present: np.ndarray, averaged: np.ndarray, server_seconds: float | None, models: np.ndarray
+    devices: Devices,
+    present: np.ndarray,
+    averaged: np.ndarray,
+    server_seconds: float | None,
+    models: np.ndarray,
+    begin: float = 0.0,
 ) -> RoundTime:
     """Return how long a round takes.
 
@@ -67,6 +85,7 @@ def round_time(
         averaged: ``[S]`` bool: whether an averaging follows each step.
         server_seconds: seconds that the server takes for a step; None if clients train alone, without a server.
         models: ``[C]`` bool: which clients fetch and send models; the others do not come in this round.
+        begin: seconds since the run began at which the round begins.
     """
     everyone = np.zeros(len(devices.before))
     spent = {what: everyone.copy() for what in ("compute", "up", "down")}
@@ -78,6 +97,10 @@ def round_time(
         since[what] = since[what] + own
         spent[what] += own
 
+    def travel(what: str, size: np.ndarray, who: np.ndarray) -> None:
+        links = devices.up if what == "up" else devices.down
+        spend(what, links.seconds(size, begin + now + sum(since.values())), who)
+
     def meet(who: np.ndarray) -> None:
         """Go on to the moment at which the last of some clients is ready."""
         nonlocal now
@@ -87,20 +110,20 @@ def round_time(
             now += seconds[last]
             since[what] = everyone
 
-    spend("down", devices.model_down, models)
+    travel("down", devices.model, models)
     for here, averages in zip(present, averaged, strict=True):
         spend("compute", devices.before, here)
         if server_seconds is not None:
-            spend("up", devices.up, here)
+            travel("up", devices.step_up, here)
             meet(here)
             phases["server"] += server_seconds
             now += server_seconds
-            spend("down", devices.down, here)
+            travel("down", devices.step_down, here)
         spend("compute", devices.after, here)
         if averages:
             spend("compute", devices.averaging, models)
-            spend("up", devices.model_up, models)
+            travel("up", devices.model, models)
             meet(models)
-            spend("down", devices.model_down, models)
+            travel("down", devices.model, models)
     fetched = since["down"]  # the last average, which clients fetch in the round in which they take part again
     return RoundTime(now, phases, spent["compute"], spent["up"] + spent["down"] - fetched)

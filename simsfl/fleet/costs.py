@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simsfl.config import RunConfig
+from simsfl.config.fleet import Fleet, GroupOfDevices, Spread, Traced
 from simsfl.cost.model import COLOURS, ClientCost, operations, server_flops
 from simsfl.fleet.clock import Devices
+from simsfl.fleet.links import BITS, Links, Trace, read_trace
 from simsfl.fleet.profiles import Profile, Times, Work, read_profile
-from simsfl.fleet.settings import Fleet, GroupOfDevices, Spread
 from simsfl.models import FlatModule, SplitModel
-from simsfl.setup import assembly
 from simsfl.system.randomness import Purpose, numpy_generator
 
-_BITS = 1e6 / 8
-"""Bytes of a megabit."""
 _NETWORK = (
     "image_size",
     "arch",
@@ -61,36 +60,52 @@ class Costs:
         cost: bytes that its messages have.
         batches: ``[C]`` images per step of each position of a cohort.
         fleet: the fleet.
+        network: returns the network of a config, whose weights do not matter.
 
     Attributes:
-        groups: the fleet's groups.
+        fleet: the fleet.
+        groups: its groups.
         member: ``[M]`` number of each client's group.
         server_seconds: seconds that the server takes for a step; None in federated learning, which has none.
         slowdown: ``[M]`` how many times as long each client takes as the measured device.
-        up: ``[M]`` bytes that each client sends in a second.
-        down: ``[M]`` bytes that it receives in a second.
+        rates: bytes that each client sends, and receives, in a second, both ``[M]``; those of a trace on average.
         step_up: ``[C]`` bytes of a step that each position of a cohort sends.
         step_down: ``[C]`` bytes of a step that it receives.
         model_bytes: bytes of the model, each way, for an averaging.
 
     Raises:
-        ValueError: a profile cannot be read, or the run is of a kind whose time is not known.
+        ValueError: a file of the fleet cannot be read, or the run is of a kind whose time is not known.
     """
 
-    def __init__(self, config: RunConfig, model: SplitModel, cost: ClientCost, batches: Sequence[int], fleet: Fleet):
+    def __init__(
+        self,
+        config: RunConfig,
+        model: SplitModel,
+        cost: ClientCost,
+        batches: Sequence[int],
+        fleet: Fleet,
+        network: Callable[[RunConfig], SplitModel],
+    ):
         if config.loss_threshold:
             raise ValueError("fleet: rounds that save communication (--loss-threshold) are not told; allowed: without")
         learns, split = config.client_lr > 0, bool(model.server.size and model.smashed_shape[0])
         graded = config.views_graded if learns else 0
         works = {batch: _work(config, model.client, batch, config.views_sent, graded) for batch in set(batches)}
-        self.groups = [_group(own, works, fleet.path.parent) for own in fleet.groups]
-        self.member = fleet.members(config.clients, config.seed)
+        self.fleet, self.clients = fleet, config.clients
+        self.groups = [_group(own, works, fleet.path.parent, network) for own in fleet.groups]
+        self.member = _members(fleet, config.clients, config.seed)
         rng = numpy_generator(config.seed, Purpose.FLEET, 1)
         self.slowdown = _by_client([own.slowdown for own in fleet.groups], self.member, rng)
-        self.up = _BITS * _by_client([own.up_mbit_s for own in fleet.groups], self.member, rng)
-        self.down = _BITS * _by_client([own.down_mbit_s for own in fleet.groups], self.member, rng)
+        both = [[own.up_mbit_s for own in fleet.groups], [own.down_mbit_s for own in fleet.groups]]
+        traces = [[self._trace(rate) for rate in rates] for rates in both]
+        self.rates = [BITS * _by_client(rates, self.member, rng) for rates in both]
+        for own, rate in zip(traces, self.rates, strict=True):
+            for index, trace in enumerate(own):
+                if trace:
+                    rate[self.member == index] = trace.mean
+        self._traces = traces
+        self._offset = numpy_generator(config.seed, Purpose.FLEET, 2).random(config.clients)
         self._latency = np.array([own.latency_ms for own in fleet.groups])[self.member] / 1000
-        self._server = fleet.server
         sizes, self._size = np.unique(batches, return_inverse=True)
         self._seconds = np.array([[_three(own.times[size]) for size in sizes.tolist()] for own in self.groups])
         images = np.array(batches) * split
@@ -103,34 +118,38 @@ class Costs:
             given = fleet.server.step_ms
             self.server_seconds = work / (1e9 * fleet.server.gflop_s) if given is None else given / 1000
 
-    def devices(self, clients: np.ndarray, positions: Sequence[int] | None = None, *, sharing: int) -> Devices:
+    def _trace(self, rate: float | Spread | Traced) -> Trace | None:
+        """Return the trace that a rate of the fleet file is, None if it is none."""
+        return read_trace(self.fleet.path.parent / rate.trace) if isinstance(rate, Traced) else None
+
+    def devices(self, clients: np.ndarray, positions: np.ndarray, *, sharing: int) -> Devices:
         """Return what some clients take.
 
         Args:
             clients: ``[n]`` their ids.
-            positions: ``[n]`` their positions in the cohort, which say the size of their batches; None for all
-                positions in their order.
+            positions: ``[n]`` their positions in the cohort, which say the size of their batches.
             sharing: how many clients share the server's link, each with the same part of it.
         """
-        at = np.arange(len(clients)) if positions is None else np.asarray(positions)
-        seconds = self._seconds[self.member[clients], self._size[at]] * self.slowdown[clients, None]
-        up, down = self.up[clients], self.down[clients]
-        if self._server.up_mbit_s:
-            up = np.minimum(up, self._server.up_mbit_s * _BITS / sharing)
-        if self._server.down_mbit_s:
-            down = np.minimum(down, self._server.down_mbit_s * _BITS / sharing)
-
-        def travel(size: np.ndarray, rate: np.ndarray) -> np.ndarray:
-            return np.where(size > 0, self._latency[clients] + size / rate, 0.0)
-
-        model = np.full(len(clients), self.model_bytes)
+        seconds = self._seconds[self.member[clients], self._size[positions]] * self.slowdown[clients, None]
+        server = self.fleet.server
         return Devices(
             *seconds.T,
-            up=travel(self.step_up[at], up),
-            down=travel(self.step_down[at], down),
-            model_up=travel(model, up),
-            model_down=travel(model, down),
+            step_up=self.step_up[positions],
+            step_down=self.step_down[positions],
+            model=np.full(len(clients), self.model_bytes),
+            up=self._links(0, clients, server.up_mbit_s, sharing),
+            down=self._links(1, clients, server.down_mbit_s, sharing),
         )
+
+    def _links(self, way: int, clients: np.ndarray, mbit_s: float | None, sharing: int) -> Links:
+        """Return the links of some clients, up (0) or down (1), given the server's own, which is shared."""
+        found = []
+        for index, trace in enumerate(self._traces[way]):
+            who = np.flatnonzero(self.member[clients] == index)
+            if trace and len(who):
+                found.append((trace, who, self._offset[clients[who]] * trace.times[-1]))
+        most = np.inf if mbit_s is None else mbit_s * BITS / max(1, sharing)
+        return Links(self._latency[clients], self.rates[way][clients], most, tuple(found))
 
     def watts(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the power ``[n]`` of clients while they wait, and while they compute; NaN where it is not known."""
@@ -143,30 +162,63 @@ def _three(times: Times) -> tuple[float, float, float]:
     return times.before, times.after, times.seconds["sync"]
 
 
-def _by_client(values: Sequence[float | Spread], member: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a number for each client, ``[M]``, given that of each group, or how it is spread over its clients."""
-    drawn = [own.draw(len(member), rng) if isinstance(own, Spread) else np.full(len(member), own) for own in values]
-    return np.stack(drawn)[member, np.arange(len(member))]
+def _members(fleet: Fleet, clients: int, seed: int) -> np.ndarray:
+    """Return the number of each client's group, ``[clients]`` int64.
+
+    Clients are dealt to groups at random, by an address of their own, so that groups do not depend on which images
+    clients hold. A group has its share of them, rounded so that all together are all clients.
+    """
+    edges = np.rint(np.cumsum([group.share for group in fleet.groups]) * clients).astype(np.int64)
+    edges[-1] = clients
+    dealt = np.searchsorted(edges, np.arange(clients), side="right")
+    return numpy_generator(seed, Purpose.FLEET).permutation(dealt)
 
 
-def _group(own: GroupOfDevices, works: Mapping[int, Work], folder: Path) -> Group:
-    """Return a group of a fleet file, given the work of a client by images of a batch, and what paths start from."""
+def _by_client(values: Sequence[float | Spread | Traced], member: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a number for each client, ``[M]``, given that of each group, or how it is spread over its clients.
+
+    Where it comes from a trace, it is NaN.
+    """
+
+    def drawn(own: float | Spread | Traced) -> np.ndarray:
+        if isinstance(own, Spread):
+            return own.median * np.exp(own.sigma * rng.standard_normal(len(member)))
+        return np.full(len(member), np.nan if isinstance(own, Traced) else own)
+
+    return np.stack([drawn(own) for own in values])[member, np.arange(len(member))]
+
+
+def _group(
+    own: GroupOfDevices, works: Mapping[int, Work], folder: Path, network: Callable[[RunConfig], SplitModel]
+) -> Group:
+    """Return a group of a fleet file.
+
+    Args:
+        own: its table.
+        works: the work of a client, by images of a batch.
+        folder: what paths start from.
+        network: returns the network of a config.
+    """
     files = [own.device] if isinstance(own.device, str) else own.device
     try:
-        profile = read_profile([folder / file for file in files], _work_of_result)
+        profile = read_profile([folder / file for file in files], partial(_work_of_result, network))
     except ValueError as error:
         raise ValueError(f"fleet: group {own.name}: device: {error}") from error
     times = {batch: profile.times(work) for batch, work in works.items()}
     idle = profile.idle_watts if own.idle_watts is None else own.idle_watts
     busy = profile.busy_watts if own.busy_watts is None else own.busy_watts
+    if own.battery and None in (idle, busy):
+        raise ValueError(
+            f"fleet: group {own.name}: battery: the power of its device is not known; allowed: with idle_watts and "
+            "busy_watts"
+        )
     return Group(own.name, profile, times, idle, busy)
 
 
-def _work_of_result(fields: Mapping[str, Any]) -> Work:
+def _work_of_result(network: Callable[[RunConfig], SplitModel], fields: Mapping[str, Any]) -> Work:
     """Return the work that ``pi_bench.py`` measured, given the fields of its network and its batch size."""
     config = RunConfig(**{name: value for name, value in fields.items() if name != "batch_size"})
-    model = assembly.network(config, weights=False)
-    return _work(config, model.client, fields["batch_size"], views=2, graded=1)
+    return _work(config, network(config).client, fields["batch_size"], views=2, graded=1)
 
 
 def _work(config: RunConfig, client: FlatModule, batch: int, views: int, graded: int) -> Work:

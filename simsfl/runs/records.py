@@ -161,6 +161,12 @@ class Summary:
     """Spread of the network's outputs; see `simsfl.runs.metrics.EvaluationRecord`."""
     absences: AbsenceCount | None = None
     """How often clients were absent; None where it was not counted from the beginning, as in earlier versions."""
+    fleet_hours: Amount | None = None
+    """Hours that the run took its fleet; None without one."""
+    fleet_wh_per_client: Amount | None = None
+    """Energy that a client took, in Wh, averaged over all clients of the run; None if it is not known."""
+    fleet_server_wh: Amount | None = None
+    """Energy that the server took, in Wh; None if it is not known."""
     metrics_sha256: str | None = None
     """Checksum of ``metrics.jsonl`` at the end of the run."""
     sha256: str = ""

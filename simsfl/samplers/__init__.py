@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simsfl.config import RunConfig
 from simsfl.system.messages import count_text, kind_of, shortened
+
+if TYPE_CHECKING:
+    from simsfl.fleet.timeline import Timeline
 
 __all__ = ["Drawn", "Sampler"]
 
@@ -66,6 +70,10 @@ class Sampler:
     def of(cls, config: RunConfig) -> Sampler:
         """Return the sampler that a config with every rule applied means."""
         return cls(**config.options_of("sampler", cls))
+
+    def in_fleet(self, timeline: Timeline) -> Sampler:
+        """Return the sampler of a run that has a fleet, whose timeline says how fast, charged and tired clients are."""
+        return self
 
     def draw(self, clients: range, count: int, round_index: int, images: np.ndarray, rng: np.random.Generator) -> Drawn:
         """Draw the clients of a round.

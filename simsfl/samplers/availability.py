@@ -36,14 +36,13 @@ class Availability(Sampler):
     def __post_init__(self) -> None:
         if self.file is None:
             raise ValueError("sampler.file: is not given; allowed: a file of availability times")
-        _times(self.file)
+        read_times(self.file, "sampler.file")
 
     def draw(self, clients: range, count: int, round_index: int, images: np.ndarray, rng: np.random.Generator) -> Drawn:
         """Return available clients, and if these are too few, others who are missing."""
-        spans, period = _times(self.file)
-        now = round_index * self.round_seconds % period
+        times = read_times(self.file, "sampler.file")
         order = clients.start + rng.permutation(len(clients))
-        there = np.array([any(begin <= now < end for begin, end in spans[client % len(spans)]) for client in order])
+        there = times.there(round_index * self.round_seconds)[order % times.lines]
         chosen = np.concatenate([order[there], order[~there]])[:count]
         present = min(count, int(there.sum()))
         return Drawn(chosen, tuple(chosen[present:].tolist()))
@@ -53,30 +52,57 @@ _Spans = list[tuple[float, float]]
 """Begin and end of each span of time in which a client is available, in seconds."""
 
 
+@dataclass(frozen=True)
+class Times:
+    """When clients are available, as a file says that has a line for each.
+
+    Attributes:
+        spans: ``[N, 3]`` line, begin and end of each span, in seconds.
+        lines: lines of the file.
+        period: seconds after which the times repeat.
+    """
+
+    spans: np.ndarray
+    lines: int
+    period: float
+
+    def there(self, clock: float) -> np.ndarray:
+        """Return for each line whether its client is available at some time, in seconds, ``[lines]`` bool."""
+        line, begin, end = self.spans.T
+        now = clock % self.period
+        result = np.zeros(self.lines, bool)
+        result[line[(begin <= now) & (now < end)].astype(np.int64)] = True
+        return result
+
+
 @cache
-def _times(file: str) -> tuple[list[_Spans], float]:
-    """Return the spans of each line of a file, and the seconds after which the times repeat.
+def read_times(file: str | Path, field: str) -> Times:
+    """Return the times in a file, of the form that `Availability` describes.
+
+    Args:
+        file: the file.
+        field: what names it, for errors.
 
     Raises:
-        ValueError: the file cannot be read, or a line of it is something else.
+        ValueError: the file cannot be read, or a line of it is something else, or nobody is ever available.
     """
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
-        raise ValueError(f"sampler.file: {file} cannot be read ({error})") from error
+        raise ValueError(f"{field}: {file} cannot be read ({error})") from error
     spans, period = [], 0.0
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines):
         try:
             own, duration = _spans(line)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"sampler.file: line {number} of {file} is {line[:60]!r}; allowed: such as 0-3600,7200-9000"
+                f"{field}: line {number + 1} of {file} is {line[:60]!r}; allowed: such as 0-3600,7200-9000"
             ) from error
-        spans.append(own)
+        spans += [(number, *span) for span in own]
         period = max([period, duration, *(end for _, end in own)])
     if not period:
-        raise ValueError(f"sampler.file: {file} has no client that is ever available; allowed: one that has")
-    return spans, period
+        raise ValueError(f"{field}: {file} has no client that is ever available; allowed: one that has")
+    return Times(np.array(spans, dtype=float).reshape(-1, 3), len(lines), period)
 
 
 def _spans(line: str) -> tuple[_Spans, float]:

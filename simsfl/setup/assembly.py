@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 
 from simsfl.aggregations import Aggregation
 from simsfl.aggregations.around import Aligned, Mixed
+from simsfl.algorithm.aggregation import is_sync_step
 from simsfl.algorithm.batch import Hyperparameters
-from simsfl.algorithm.plan import groups_of
+from simsfl.algorithm.plan import Attendance, Group, batches_of, groups_of
 from simsfl.algorithm.state import (
     Sent,
     State,
@@ -33,10 +36,14 @@ from simsfl.config.catalogue import (
     PRECISIONS,
     SAMPLERS,
 )
+from simsfl.config.fleet import Fleet, read_fleet
 from simsfl.config.notation import Bottleneck
+from simsfl.cost.model import ClientCost
 from simsfl.data import Dataset
 from simsfl.data.partition import IID, Given, Partition, make_partition
 from simsfl.defences import Chain
+from simsfl.fleet.costs import Costs
+from simsfl.fleet.timeline import Timeline
 from simsfl.models import SplitModel, Style, split_model, whole_model
 from simsfl.models.central import CentralModule
 from simsfl.objectives import Objective
@@ -244,6 +251,45 @@ def aggregation(config: RunConfig) -> Aggregation:
 def sampler(config: RunConfig) -> Sampler:
     """Return the sampler of a config with every rule applied."""
     return SAMPLERS[config.sampler].code.load().of(config)
+
+
+def costs(config: RunConfig, groups: Sequence[Group], model: SplitModel, cost: ClientCost, fleet: Fleet) -> Costs:
+    """Return what a run takes the clients of a fleet.
+
+    Args:
+        config: its config, with every rule applied.
+        groups: all clients, by batch size.
+        model: its network.
+        cost: bytes that its messages have.
+        fleet: the fleet.
+    """
+    return Costs(config, model, cost, batches_of(groups), fleet, lambda other: network(other, weights=False))
+
+
+def averaged(config: RunConfig, steps: int) -> np.ndarray:
+    """Return whether an averaging follows each step of a round, ``[steps]`` bool."""
+    return np.array([is_sync_step(s, steps, config.syncs_per_round) for s in range(steps)])
+
+
+def timeline(size: Outline, attendance: Attendance, model: SplitModel, cost: ClientCost) -> Timeline | None:
+    """Return the rounds of a run in the time of its fleet, None if it has none.
+
+    Args:
+        size: the size of the run.
+        attendance: who trains in each round, apart from the fleet's say.
+        model: its network.
+        cost: bytes that its messages have.
+    """
+    config = size.config
+    if config.fleet is None:
+        return None
+    return Timeline(
+        costs(config, size.groups, model, cost, read_fleet(Path(config.fleet))),
+        attendance,
+        averaged(config, size.steps),
+        deadline=config.deadline,
+        over_select=config.over_select,
+    )
 
 
 def optimiser(config: RunConfig) -> Optimiser:

@@ -16,7 +16,7 @@ from simsfl.aggregations import Aggregation
 from simsfl.algorithm import schedule
 from simsfl.algorithm.absence import Reliability
 from simsfl.algorithm.batch import Hyperparameters, Outcome
-from simsfl.algorithm.plan import Attendance, Group, RoundPlan, groups_of, plan_round
+from simsfl.algorithm.plan import Attendance, Group, RoundPlan, batches_of, groups_of, plan_round
 from simsfl.algorithm.state import State
 from simsfl.config import Resolved, RunConfig
 from simsfl.config.catalogue import HUB, METHODS, Targets
@@ -29,6 +29,7 @@ from simsfl.engine import tuning
 from simsfl.engine.cuda_graph import CapturedStep
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation import Evaluation
+from simsfl.fleet.timeline import Timeline
 from simsfl.kernels import accelerated, choosing, try_triton
 from simsfl.models import SplitModel
 from simsfl.setup import assembly, checks, defaults
@@ -64,6 +65,8 @@ class Parts:
     """The weights of an expert or of a backbone that the run starts from, if there are any."""
     attendance: Attendance
     """Who trains in each round."""
+    timeline: Timeline | None
+    """The rounds in the time of the run's fleet, if it has one."""
     steps: int
     """Steps in a round."""
     model: SplitModel
@@ -144,7 +147,7 @@ class Parts:
     @property
     def batches(self) -> tuple[int, ...]:
         """Return the images per step of each client of a cohort, those of other ranks included."""
-        return tuple(group.batch_size for group in self.groups for _ in range(group.cohort))
+        return batches_of(self.groups)
 
     @property
     def images(self) -> np.ndarray:
@@ -223,6 +226,14 @@ def build(
     hyper, aggregation = assembly.hyperparameters(size, model, dtype, world), assembly.aggregation(config)
     if device.type == "cpu":
         keep_memory()  # not before: what set-up alone needs goes back to the system
+    cost = client_cost(
+        model,
+        number_bytes=hyper.precision.itemsize,
+        defence=hyper.defence,
+        align_momentum=aggregation.aligns_momentum,
+    )
+    attendance = _attendance(size, sources)
+    timeline = assembly.timeline(size, attendance, model, cost)
     model = assembly.as_run(config, model, hyper.precision)
     dataset = dataset.to(device)
     parts = Parts(
@@ -234,7 +245,8 @@ def build(
         given=partition,
         auxiliary=auxiliary,
         start=start,
-        attendance=_attendance(size, sources),
+        attendance=timeline.attendance if timeline else attendance,
+        timeline=timeline,
         steps=size.steps,
         model=model,
         state=state,
@@ -244,12 +256,7 @@ def build(
         hyper=hyper,
         train_step=_train_step(config, hyper, world),
         version=_version(config.engine),
-        cost=client_cost(
-            model,
-            number_bytes=hyper.precision.itemsize,
-            defence=hyper.defence,
-            align_momentum=aggregation.aligns_momentum,
-        ),
+        cost=cost,
         evaluation=Evaluation(
             dataset,
             seed=config.seed,
@@ -327,9 +334,10 @@ def _outline(asked: RunConfig, dataset: Dataset, sources: Sequence[Partition]) -
         dataset=dataset.name,
         data_dir=str(Path(asked.data_dir).resolve()),
         aux_dataset=_absolute(asked.aux_dataset),
+        fleet=_absolute(asked.fleet),
         init_client=_absolute(asked.init_client),
         init_backbone=_absolute(asked.init_backbone),
-        options=asked.options | {name: _absolute(file) for name, file in asked.files.items()},
+        options=asked.options | {name: _absolute(file) for name, file in asked.option_files.items()},
         image_size=dataset.image_size,
         stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
     )

@@ -109,7 +109,7 @@ def _decoder(kind: Any) -> _Convert:
         case typing.Annotated:
             result = _bounded(_decoder(inside[0]), inside[1])
         case typing.Union | types.UnionType:
-            result = _one_of([_decoder(one) for one in inside])
+            result = _one_of(inside)
         case typing.Literal:
             result = _choice(inside)
         case builtins.list:
@@ -151,8 +151,10 @@ def _bounded(inner: _Convert, bounds: Range) -> _Convert:
     return convert
 
 
-def _one_of(inner: list[_Convert]) -> _Convert:
-    """Return the decoder of a union; its errors are those of the first kind."""
+def _one_of(kinds: Sequence[Any]) -> _Convert:
+    """Return the decoder of a union; its errors are of the kind that has most of an object's fields, or the first."""
+    inner = [_decoder(kind) for kind in kinds]
+    names = [{spec.name for spec in fields(kind)} if is_dataclass(kind) else set() for kind in kinds]
 
     def convert(value: Any) -> Any:
         errors = []
@@ -161,7 +163,9 @@ def _one_of(inner: list[_Convert]) -> _Convert:
                 return one(value)
             except Wrong as error:
                 errors.append(error)
-        raise errors[0]
+        given = value.keys() if isinstance(value, Mapping) else set()
+        fitting = [len(given & own) for own in names]
+        raise errors[fitting.index(max(fitting))]
 
     return convert
 

@@ -9,10 +9,10 @@ import pytest
 import simsfl
 from simsfl import RunConfig, Simulation
 from simsfl.cli.fleet import program
-from simsfl.fleet.costs import Costs
+from simsfl.config.fleet import read_fleet
 from simsfl.fleet.profiles import PHASES, Profile, Times, Work
-from simsfl.fleet.settings import read_fleet
-from simsfl.fleet.telling import told_round
+from simsfl.fleet.timeline import Timeline
+from simsfl.setup import assembly
 from tests.conftest import TINY
 
 SECONDS = dict(zip(PHASES, (0.4, 0.2, 0.01, 0.1, 0.3, 0.02, 0.05), strict=True))
@@ -44,25 +44,18 @@ def result(config, tmp_path):
     return content
 
 
-class Told:
-    """A run in a fleet."""
-
-    def __init__(self, parts, costs):
-        self.parts, self.costs = parts, costs
-
-    def round(self, index):
-        return told_round(self.parts, self.costs, index)
-
-
 def telling(config, tmp_path, text):
+    """Return the timeline of a run in a fleet that it knows nothing of."""
     (tmp_path / "fleet.toml").write_text(text)
     parts = Simulation(config).parts
-    return Told(parts, Costs(parts.config, parts.model, parts.cost, parts.batches, read_fleet(tmp_path / "fleet.toml")))
+    fleet = read_fleet(tmp_path / "fleet.toml")
+    costs = assembly.costs(parts.config, parts.groups, parts.model, parts.cost, fleet)
+    return Timeline(costs, parts.attendance, assembly.averaged(parts.config, parts.steps), decides=False)
 
 
 def test_devices_that_are_alike_take_the_measured_time(config, result, tmp_path):
     told = telling(config, tmp_path, SERVER + group())
-    own = told.round(0)
+    own = told.told(0)
     parts = Simulation(config).parts
     step = sum(SECONDS.values()) - SECONDS["sync"]
     syncs = parts.config.syncs_per_round
@@ -79,21 +72,21 @@ def test_bytes_are_those_of_the_run(more, config, result, tmp_path):
     simulation = Simulation(config)
     up = down = 0
     for index, record in enumerate(simulation.rounds()):
-        own = told.round(index)
-        up, down = up + own.up, down + own.down
+        own = told.told(index)
+        up, down = up + own.up.sum(), down + own.down.sum()
         assert record.bytes_up_per_client == pytest.approx(up / config.clients, abs=1)
         assert record.bytes_down_per_client == pytest.approx(down / config.clients, abs=1)
         assert own.came.sum() == config.cohort - len(simulation.parts.plan(index).absences.missing)
 
 
 def test_slow_links_and_devices_add_their_time(config, result, tmp_path):
-    plain = telling(config, tmp_path, SERVER + group()).round(0).time
-    slower = telling(config, tmp_path, SERVER + group(slowdown=3.0)).round(0).time
+    plain = telling(config, tmp_path, SERVER + group()).told(0).time
+    slower = telling(config, tmp_path, SERVER + group(slowdown=3.0)).told(0).time
     np.testing.assert_allclose(slower.compute, 3 * plain.compute)
     parts = Simulation(config).parts
     size = parts.batches[0] * 2 * parts.cost.image_bytes
     rate = size / 1e6 * 8  # a step's smashed data in a second
-    thin = telling(config, tmp_path, SERVER + group(up_mbit_s=rate, latency_ms=250.0)).round(0).time
+    thin = telling(config, tmp_path, SERVER + group(up_mbit_s=rate, latency_ms=250.0)).told(0).time
     models = parts.config.syncs_per_round * parts.cost.sync_bytes / size
     messages = 2 * (parts.steps + parts.config.syncs_per_round)
     expected = parts.steps + models + 0.25 * messages
@@ -101,9 +94,9 @@ def test_slow_links_and_devices_add_their_time(config, result, tmp_path):
 
 
 def test_the_servers_link_is_shared(config, result, tmp_path):
-    alone = telling(config, tmp_path, SERVER + group(up_mbit_s=1.0)).round(0).time
+    alone = telling(config, tmp_path, SERVER + group(up_mbit_s=1.0)).told(0).time
     cohort = Simulation(config).config.cohort
-    shared = telling(config, tmp_path, f"{SERVER}up_mbit_s = {cohort:.1f}\n" + group()).round(0).time
+    shared = telling(config, tmp_path, f"{SERVER}up_mbit_s = {cohort:.1f}\n" + group()).told(0).time
     assert shared.seconds == pytest.approx(alone.seconds, rel=1e-6)
 
 
@@ -169,41 +162,43 @@ def test_the_program_writes_tables_figure_and_json(config, result, tmp_path, cap
     assert (tmp_path / "run" / "fleet" / "fleet.png").read_bytes().startswith(b"\x89PNG")
 
 
-def of_fleet(config, tmp_path, **options):
-    """Return a config with the sampler of a fleet, half of which are four times slower than the others."""
+def in_fleet(config, tmp_path, **more):
+    """Return a config with a fleet, half of which are four times slower than the others."""
     text = SERVER + group(share=0.5) + group(name='"slow"', share=0.5, slowdown=4.0)
     (tmp_path / "fleet.toml").write_text(text)
-    options = {f"sampler.{name}": value for name, value in ({"file": str(tmp_path / "fleet.toml")} | options).items()}
-    return replace(config, clients=12, sampler="fleet", options=options)
+    return replace(config, clients=12, fleet=str(tmp_path / "fleet.toml"), **more)
 
 
-def test_the_sampler_keeps_the_fastest_of_those_it_draws(config, result, tmp_path):
-    config = of_fleet(config, tmp_path, over_select=4.0)
+def test_the_fastest_of_more_than_a_cohort_are_kept(config, result, tmp_path):
+    config = in_fleet(config, tmp_path, over_select=4.0)
     parts = Simulation(config).parts
-    slow = parts.attendance.sampler.costs.member == 1
+    slow = parts.timeline.costs.member == 1
     assert parts.config.cohort * 4 == config.clients  # so all are drawn, and there are enough fast ones
     for number in range(5):
         cohort = parts.cohort(number)
         assert not slow[cohort].any()
         assert len(set(cohort)) == parts.config.cohort
     assert len({tuple(parts.cohort(number)) for number in range(5)}) > 1
-    usual = Simulation(of_fleet(config, tmp_path)).parts
+    usual = Simulation(in_fleet(config, tmp_path, over_select=1.0)).parts
     assert any(slow[usual.cohort(number)].any() for number in range(5))
 
 
 def test_who_misses_the_deadline_does_not_come(config, result, tmp_path):
     step = sum(SECONDS.values()) - SECONDS["sync"]
-    parts = Simulation(of_fleet(config, tmp_path, deadline=2 * step)).parts
-    slow = parts.attendance.sampler.costs.member == 1
+    parts = Simulation(in_fleet(config, tmp_path, deadline=2 * step)).parts
+    slow = parts.timeline.costs.member == 1
     late = [parts.plan(number) for number in range(8)]
-    for plan in late:
+    for number, plan in enumerate(late):
         if not slow[plan.cohort.numpy()].all():
-            assert plan.absences.missing == {p for p, c in enumerate(plan.cohort.tolist()) if slow[c]}
+            missing = {p for p, c in enumerate(plan.cohort.tolist()) if slow[c]}
+            assert plan.absences.missing == missing
+            assert set(np.flatnonzero(parts.timeline.told(number).late)) == missing
+            assert parts.timeline.record(number).groups["slow"].late == len(missing)
     assert any(plan.absences.missing for plan in late)
-    with pytest.raises(ValueError, match=r"sampler\.deadline: 0\.1 is less than the 1\.03 s of the fastest client"):
-        Simulation(of_fleet(config, tmp_path, deadline=0.1))
+    with pytest.raises(ValueError, match=r"deadline: 0\.1 is less than the 1\.03 s of a step of the fastest client"):
+        Simulation(in_fleet(config, tmp_path, deadline=0.1))
 
 
 def test_the_sampler_needs_a_fleet(config):
-    with pytest.raises(ValueError, match=r"sampler\.file: is not given; allowed: a fleet file"):
-        Simulation(replace(config, sampler="fleet"))
+    with pytest.raises(ValueError, match="sampler: fleet knows devices, and there are none; allowed: with a fleet"):
+        replace(config, sampler="fleet")

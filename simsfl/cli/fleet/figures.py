@@ -11,12 +11,20 @@ from matplotlib.figure import Figure
 
 from simsfl.ui.plot_text import literal
 
-_COLOURS = {"compute": "#4477aa", "up": "#ee6677", "down": "#228833", "server": "#ccbb44", "wait": "#bbbbbb"}
+_COLOURS = {
+    "compute": "#4477aa",
+    "up": "#ee6677",
+    "down": "#228833",
+    "server": "#ccbb44",
+    "wait": "#bbbbbb",
+    "away": "#666666",
+}
 _NAMES = {
     "compute": "devices compute",
     "up": "devices send",
     "down": "devices receive",
     "server": "the server computes",
+    "away": "too few are available",
 }
 """What everyone waits for, by phase."""
 _STYLE = {"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9}

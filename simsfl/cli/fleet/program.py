@@ -20,6 +20,7 @@ from simsfl.ui.arguments import Parser, fail, path
 
 _JSON = "fleet.json"
 _FIGURE = "fleet.png"
+_TABLE = "clients.csv"
 
 
 def parser() -> Parser:
@@ -42,21 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse(argv)
         from simsfl.cli.fleet.figures import draw  # noqa: PLC0415  (imports torch: mistakes in flags answer at once)
         from simsfl.cli.fleet.story import told  # noqa: PLC0415  (the same)
-        from simsfl.fleet.costs import Costs  # noqa: PLC0415  (the same)
-        from simsfl.fleet.settings import read_fleet  # noqa: PLC0415  (the same)
-        from simsfl.fleet.telling import told_round  # noqa: PLC0415  (the same)
+        from simsfl.config.fleet import read_fleet  # noqa: PLC0415  (the same)
+        from simsfl.fleet.timeline import Timeline  # noqa: PLC0415  (the same)
+        from simsfl.setup import assembly  # noqa: PLC0415  (the same)
         from simsfl.simulation import Simulation  # noqa: PLC0415  (the same)
 
         out = Outputs(arguments.out or arguments.run / "fleet")
-        out.check(_JSON, _FIGURE)
+        out.check(_JSON, _FIGURE, _TABLE)
         fleet = read_fleet(arguments.fleet)
         simulation = Simulation.load(arguments.run, device="cpu")
         parts, rounds = simulation.parts, simulation.progress.round_index
-        costs = Costs(parts.config, parts.model, parts.cost, parts.batches, fleet)
+        costs = assembly.costs(parts.config, parts.groups, parts.model, parts.cost, fleet)
+        averaged = assembly.averaged(parts.config, parts.steps)
+        timeline = Timeline(costs, parts.attendance, averaged, decides=False)
         if not rounds:
             raise ValueError(f"run: {arguments.run} has no finished round; allowed: a run with one or more")
-        retold = (told_round(parts, costs, number) for number in watched(range(rounds), "telling"))
-        story = told(costs, retold, _evaluations(arguments.run))
+        retold = (timeline.told(number) for number in watched(range(rounds), "telling"))
+        story, clients = told(costs, retold, _evaluations(arguments.run))
         console = Output()
         for table in _tables(story):
             console.print(table)
@@ -64,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.write_json(_JSON, story)
         with out.replacing(_FIGURE) as file:
             draw(story).savefig(file, format="png")
-        console.say(f"wrote {out.path / _JSON} and {out.path / _FIGURE}")
+        out.write_text(_TABLE, clients.table(costs))
+        console.say(f"wrote {out.path / _JSON}, {out.path / _TABLE} and {out.path / _FIGURE}")
     except (ValueError, OSError) as error:
         return fail(error)
     return 0

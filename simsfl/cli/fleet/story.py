@@ -9,13 +9,16 @@ import numpy as np
 
 from simsfl.fleet.clock import PHASES
 from simsfl.fleet.costs import Costs
-from simsfl.fleet.telling import ToldRound
+from simsfl.fleet.links import BITS
+from simsfl.fleet.readiness import HOUR
+from simsfl.fleet.spent import Clients
+from simsfl.fleet.timeline import ToldRound
 
-_HOUR = 3600.0
 
-
-def told(costs: Costs, rounds: Iterable[ToldRound], evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what ``fleet.json`` holds.
+def told(
+    costs: Costs, rounds: Iterable[ToldRound], evaluations: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], Clients]:
+    """Return what ``fleet.json`` holds, and what each client has spent.
 
     Args:
         costs: what the run takes the clients of the fleet.
@@ -25,27 +28,26 @@ def told(costs: Costs, rounds: Iterable[ToldRound], evaluations: Sequence[Mappin
     Returns:
         ``groups``: of each group its clients, device, seconds of a step, whether these were measured, and what its
         clients spent on average; ``phases``: seconds in which everyone waited for each phase; ``evaluations``: round,
-        kNN accuracy in percent, hours, Wh and MB of a client up to then; ``hours`` and ``server_seconds``, those of a
-        step. What is not known is None.
+        kNN accuracy in percent, hours, Wh and MB of a client up to then; ``hours``, ``server_seconds``, those of a
+        step, and ``server_wh``. What is not known is None.
     """
-    clients = len(costs.member)
-    compute, transfer, present, joules = (np.zeros(clients) for _ in range(4))
-    phases, elapsed, traffic = dict.fromkeys(PHASES, 0.0), 0.0, 0
-    reached = {0: (0.0, 0.0, 0.0)}
+    clients, server = Clients(len(costs.member)), 0.0
+    phases, reached = dict.fromkeys(PHASES, 0.0), {0: (0.0, 0.0, 0.0)}
     for number, own in enumerate(rounds, start=1):
+        clients.add(own)
         for phase, seconds in own.time.phases.items():
             phases[phase] += float(seconds)
-        compute[own.cohort] += own.time.compute
-        transfer[own.cohort] += own.time.transfer
-        present[own.cohort] += own.time.seconds * own.came
-        joules[own.cohort] += own.joules
-        elapsed, traffic = elapsed + float(own.time.seconds), traffic + own.up + own.down
-        reached[number] = elapsed / _HOUR, float(joules.mean()) / _HOUR, traffic / clients / 1e6
-    return {
-        "hours": elapsed / _HOUR,
+        phases["away"] += own.begin.waited
+        server += own.server_joules
+        elapsed = own.begin.clock + own.time.seconds
+        traffic = clients.up.mean() + clients.down.mean()
+        reached[number] = elapsed / HOUR, float(clients.joules.mean()) / HOUR, traffic / 1e6
+    story = {
+        "hours": reached[max(reached)][0],
         "server_seconds": costs.server_seconds,
+        "server_wh": _known(server / HOUR),
         "phases": phases,
-        "groups": [_group(costs, index, compute, transfer, present, joules) for index in range(len(costs.groups))],
+        "groups": [_group(costs, index, clients) for index in range(len(costs.groups))],
         "evaluations": [
             {"round": own["round"], "knn_top1": own["knn_top1"]}
             | {name: _known(value) for name, value in zip(_REACHED, reached[own["round"]], strict=True)}
@@ -53,22 +55,25 @@ def told(costs: Costs, rounds: Iterable[ToldRound], evaluations: Sequence[Mappin
             if own["round"] in reached
         ],
     }
+    return story, clients
 
 
 _REACHED = ("hours", "wh_per_client", "mb_per_client")
 """What a client has spent on average by an evaluation."""
 
 
-def _group(costs: Costs, index: int, *spent: np.ndarray) -> dict[str, Any]:
+def _group(costs: Costs, index: int, clients: Clients) -> dict[str, Any]:
     """Return figures of a group.
 
     Args:
         costs: what the run takes the clients of the fleet.
         index: number of the group.
-        spent: ``[M]`` seconds of computing, of sending and receiving, and of rounds, and joules, of each client.
+        clients: what all clients have spent.
     """
     own, mine = costs.groups[index], costs.member == index
-    compute, transfer, present, joules = (values[mine].mean() if mine.any() else 0.0 for values in spent)
+    parts = (clients.compute, clients.transfer, clients.wait, clients.joules)
+    compute, transfer, wait, joules = (values[mine].mean() if mine.any() else 0.0 for values in parts)
+    up, down = costs.rates
     slower = float(np.median(costs.slowdown[mine])) if mine.any() else 1.0
     steps = [slower * (times.before + times.after) for times in own.times.values()]
     return {
@@ -78,14 +83,14 @@ def _group(costs: Costs, index: int, *spent: np.ndarray) -> dict[str, Any]:
         "step_seconds": float(np.mean(steps)),
         "measured": all(times.measured for times in own.times.values()) and slower == 1.0,
         "scaling_error": own.profile.error(),
-        "up_mbit_s": float(np.median(costs.up[mine])) * 8 / 1e6 if mine.any() else None,
-        "down_mbit_s": float(np.median(costs.down[mine])) * 8 / 1e6 if mine.any() else None,
+        "up_mbit_s": float(np.median(up[mine])) / BITS if mine.any() else None,
+        "down_mbit_s": float(np.median(down[mine])) / BITS if mine.any() else None,
         "idle_watts": own.idle_watts,
         "busy_watts": own.busy_watts,
         "compute_seconds": float(compute),
         "transfer_seconds": float(transfer),
-        "wait_seconds": max(0.0, float(present - compute - transfer)),  # rounding may take it below zero
-        "wh": _known(float(joules) / _HOUR),
+        "wait_seconds": float(wait),
+        "wh": _known(float(joules) / HOUR),
     }
 
 

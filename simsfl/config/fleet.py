@@ -1,4 +1,4 @@
-"""Fleet files: which clients have which device, network and power, in TOML."""
+"""Fleet files: which clients have which device, network, battery and times of day, in TOML."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
-
-from simsfl.system.decoding import Range, decode
+from simsfl.system.decoding import Ordinal, Range, decode
 from simsfl.system.messages import unknown
-from simsfl.system.randomness import Purpose, numpy_generator
 
 try:
     import tomllib
@@ -23,6 +20,9 @@ T = TypeVar("T")
 _TABLES = ("group", "server")
 _Positive = Annotated[float, Range(1e-9, 1e12)]
 _Watts = Annotated[float, Range(0, 1e6)]
+_Share = Annotated[float, Range(0, 1)]
+_Hour = Annotated[float, Range(0, 24)]
+_DAY = 24
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,51 @@ class Spread:
     median: _Positive
     sigma: Annotated[float, Range(0, 5)]
 
-    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw a number for each client, ``[count]`` float64."""
-        return self.median * np.exp(self.sigma * rng.standard_normal(count))
+
+@dataclass(frozen=True)
+class Traced:
+    """A rate that changes with time, as it was measured on a link."""
+
+    trace: str
+    """File of lines with two numbers, such as ``0.0 12.5``: seconds, and Mbit/s from then on; it repeats at its end."""
 
 
-_Rate = _Positive | Spread
+@dataclass(frozen=True)
+class Hourly:
+    """When clients are available: a probability for each hour of the day."""
+
+    hours: list[_Share]
+    """24 probabilities that a client is available, for the hours from midnight; each client's is drawn every hour."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """When clients are available: the times in a file."""
+
+    file: str
+    """File of times, as the sampler "availability" has it, with a line for each client."""
+
+
+@dataclass(frozen=True)
+class Battery:
+    """The batteries of a group.
+
+    Attributes:
+        wh: what a full one holds, in Wh.
+        begins_at: charge at the beginning, 1 if it is full; or the lowest and the highest, between which it is drawn.
+        stops_below: charge below which a client takes part in no round.
+        charge_watts: power with which it is charged.
+        charge_hours: hours of the day at which charging begins and ends; all day if left out.
+    """
+
+    wh: _Positive
+    begins_at: _Share | list[_Share] = 1.0
+    stops_below: _Share = 0.2
+    charge_watts: _Watts = 0.0
+    charge_hours: list[_Hour] | None = None
+
+
+_Rate = _Positive | Spread | Traced
 
 
 @dataclass(frozen=True)
@@ -54,6 +93,8 @@ class GroupOfDevices:
         latency_ms: time that a message takes besides, in ms.
         idle_watts: power of a device that waits, sends or receives; None for that of the profile.
         busy_watts: power of a device that computes; None for that of the profile.
+        available: when its clients are available; None for always.
+        battery: their batteries; None if they have mains power.
     """
 
     name: str
@@ -65,6 +106,23 @@ class GroupOfDevices:
     latency_ms: Annotated[float, Range(0, 1e6)] = 0.0
     idle_watts: _Watts | None = None
     busy_watts: _Watts | None = None
+    available: Hourly | Timed | None = None
+    battery: Battery | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.available, Hourly) and len(self.available.hours) != _DAY:
+            raise ValueError(f"available: hours: {len(self.available.hours)} of them; allowed: {_DAY} probabilities")
+        for name in ("begins_at", "charge_hours"):
+            value = getattr(self.battery, name, None)
+            if isinstance(value, list) and len(value) != 2:
+                raise ValueError(f"battery: {name}: {value}; allowed: two numbers")
+
+    @property
+    def files(self) -> list[str]:
+        """Return the files that the table names."""
+        devices = [self.device] if isinstance(self.device, str) else self.device
+        traces = [rate.trace for rate in (self.up_mbit_s, self.down_mbit_s) if isinstance(rate, Traced)]
+        return [*devices, *traces, *([self.available.file] if isinstance(self.available, Timed) else [])]
 
 
 @dataclass(frozen=True)
@@ -76,12 +134,20 @@ class ServerOfFleet:
         gflop_s: operations in a second, in GFLOP/s, that its time is computed from.
         up_mbit_s: what it receives in a second from all clients together, in Mbit/s; None for any amount.
         down_mbit_s: what it sends in a second to all clients together, in Mbit/s; None for any amount.
+        idle_watts: its power while it waits; None if it is not known.
+        busy_watts: its power while it computes; None if it is not known.
+        begins_at_hour: hour of the day at which the run begins.
+        waits_for: clients that have to be available before a round begins.
     """
 
     step_ms: Annotated[float, Range(0, 1e9)] | None = None
     gflop_s: _Positive | None = None
     up_mbit_s: _Positive | None = None
     down_mbit_s: _Positive | None = None
+    idle_watts: _Watts | None = None
+    busy_watts: _Watts | None = None
+    begins_at_hour: _Hour = 0.0
+    waits_for: Ordinal = 1
 
 
 @dataclass(frozen=True)
@@ -98,16 +164,11 @@ class Fleet:
     groups: list[GroupOfDevices]
     server: ServerOfFleet
 
-    def members(self, clients: int, seed: int) -> np.ndarray:
-        """Return the number of each client's group, ``[clients]`` int64.
-
-        Clients are dealt to groups at random, by an address of their own, so that groups do not depend on which images
-        clients hold. A group has its share of them, rounded so that all together are all clients.
-        """
-        edges = np.rint(np.cumsum([group.share for group in self.groups]) * clients).astype(np.int64)
-        edges[-1] = clients
-        dealt = np.searchsorted(edges, np.arange(clients), side="right")
-        return numpy_generator(seed, Purpose.FLEET).permutation(dealt)
+    @property
+    def files(self) -> dict[str, Path]:
+        """Return the files that the fleet is described by, itself among them, by what they are called in it."""
+        named = {file for group in self.groups for file in group.files}
+        return {"fleet": self.path} | {f"fleet: {file}": self.path.parent / file for file in sorted(named)}
 
 
 def read_fleet(path: Path) -> Fleet:
