@@ -78,6 +78,7 @@ class RunDirectory:
         self.page = self.path / "report.html"
         self.figures = self.path / "figures"
         self.attacks = self.path / "attacks"
+        self.fleet_clients = self.path / "fleet" / "clients.csv"
         self.exports = self.path / "exports"
 
     @property
