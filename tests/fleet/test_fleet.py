@@ -10,6 +10,7 @@ import simsfl
 from simsfl import Simulation
 from simsfl.cli.fleet import program
 from simsfl.config.fleet import read_fleet
+from simsfl.fleet.costs import Costs
 from simsfl.fleet.profiles import Profile, Times, Work
 from simsfl.fleet.timeline import Timeline
 from simsfl.setup import assembly
@@ -21,7 +22,7 @@ def telling(config, tmp_path, text):
     (tmp_path / "fleet.toml").write_text(text)
     parts = Simulation(config).parts
     fleet = read_fleet(tmp_path / "fleet.toml")
-    costs = assembly.costs(parts.config, parts.groups, parts.model, parts.cost, fleet)
+    costs = Costs(parts.config, parts.model, parts.cost, parts.batches, fleet)
     return Timeline(costs, parts.attendance, assembly.averaged(parts.config, parts.steps), decides=False)
 
 

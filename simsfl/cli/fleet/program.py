@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from simsfl.cli.fleet.figures import draw  # noqa: PLC0415  (imports torch: mistakes in flags answer at once)
         from simsfl.cli.fleet.story import told  # noqa: PLC0415  (the same)
         from simsfl.config.fleet import read_fleet  # noqa: PLC0415  (the same)
+        from simsfl.fleet.costs import Costs  # noqa: PLC0415  (the same)
         from simsfl.fleet.timeline import Timeline  # noqa: PLC0415  (the same)
         from simsfl.setup import assembly  # noqa: PLC0415  (the same)
         from simsfl.simulation import Simulation  # noqa: PLC0415  (the same)
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fleet = read_fleet(arguments.fleet)
         simulation = Simulation.load(arguments.run, device="cpu")
         parts, rounds = simulation.parts, simulation.progress.round_index
-        costs = assembly.costs(parts.config, parts.groups, parts.model, parts.cost, fleet)
+        costs = Costs(parts.config, parts.model, parts.cost, parts.batches, fleet)
         averaged = assembly.averaged(parts.config, parts.steps)
         timeline = Timeline(costs, parts.attendance, averaged, decides=False)
         if not rounds:
