@@ -107,6 +107,9 @@ class ServedRuns:
             except (ValueError, OSError) as error:  # such as one that is being deleted; the others are shown
                 self._problems[place], status = f"cannot be read: {error}", None
             state.append([reader.name, *_state(self._runs[place], status, self._problems[place])])
+        if any(run.history.fleet for run in self._runs):
+            for row, text in zip(state, ["time of the fleet", *map(_clock, self._runs)], strict=True):
+                row.append(text)
         return state
 
 
@@ -127,6 +130,12 @@ def _state(run: Run, status: Status | None, problem: str) -> list[str]:
     left = None if gone(status) else time_left(status)
     speed = number(status.client_steps_per_second, ",.0f")
     return [activity, done, speed, time_text(left) if left else "-"]
+
+
+def _clock(run: Run) -> str:
+    """Return the time of a run's fleet as text."""
+    clock = run.history.value("fleet", "clock")
+    return "-" if clock is None else time_text(clock)
 
 
 class _Server(ThreadingTCPServer):

@@ -84,7 +84,10 @@ class Costs:
         rng = numpy_generator(config.seed, Purpose.FLEET, 1)
         self.slowdown = _by_client([own.slowdown for own in fleet.groups], self.member, rng)
         both = [[own.up_mbit_s for own in fleet.groups], [own.down_mbit_s for own in fleet.groups]]
-        traces = [[self._trace(rate) for rate in rates] for rates in both]
+        traces = [
+            [_trace(own, rate, fleet.path.parent) for own, rate in zip(fleet.groups, rates, strict=True)]
+            for rates in both
+        ]
         self.rates = [BITS * _by_client(rates, self.member, rng) for rates in both]
         for own, rate in zip(traces, self.rates, strict=True):
             for index, trace in enumerate(own):
@@ -104,10 +107,6 @@ class Costs:
             work = sum(batches) * server_flops(model, **config.server_passes)
             given = fleet.server.step_ms
             self.server_seconds = work / (1e9 * fleet.server.gflop_s) if given is None else given / 1000
-
-    def _trace(self, rate: float | Spread | Traced) -> Trace | None:
-        """Return the trace that a rate of the fleet file is, None if it is none."""
-        return read_trace(self.fleet.path.parent / rate.trace) if isinstance(rate, Traced) else None
 
     def devices(self, clients: np.ndarray, positions: np.ndarray, *, sharing: int) -> Devices:
         """Return what some clients take.
@@ -173,6 +172,14 @@ def _by_client(values: Sequence[float | Spread | Traced], member: np.ndarray, rn
         return np.full(len(member), np.nan if isinstance(own, Traced) else own)
 
     return np.stack([drawn(own) for own in values])[member, np.arange(len(member))]
+
+
+def _trace(own: GroupOfDevices, rate: float | Spread | Traced, folder: Path) -> Trace | None:
+    """Return the trace that a rate of a group is, given what paths start from; None if it is none."""
+    try:
+        return read_trace(folder / rate.trace) if isinstance(rate, Traced) else None
+    except ValueError as error:
+        raise ValueError(f"fleet: group {own.name}: {error}") from error
 
 
 def _group(own: GroupOfDevices, works: Mapping[int, Work], folder: Path) -> Group:

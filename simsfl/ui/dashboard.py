@@ -12,7 +12,7 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -24,6 +24,7 @@ from simsfl.runs.metrics import ENDINGS, History, Status
 from simsfl.system.clock import PHASES
 from simsfl.system.console import Output
 from simsfl.system.messages import visible
+from simsfl.ui.fleet import GroupBars, spent
 from simsfl.ui.spread import collapse, spreads
 
 REFRESH_SECONDS = 1.0
@@ -135,8 +136,8 @@ def histogram(counts: Sequence[int]) -> list[tuple[str, int]]:
     return bins
 
 
-def render(config: Mapping[str, Any], history: History, status: Status | None) -> Group:
-    """Return the whole view, of at most 22 lines, for any width from 80 columns.
+def render(config: Mapping[str, Any], history: History, status: Status | None) -> RenderableType:
+    """Return the whole view, of at most 22 lines, for any width from 80 columns; groups of a fleet fill the terminal.
 
     Args:
         config: fields of the run's `RunConfig`.
@@ -156,7 +157,26 @@ def render(config: Mapping[str, Any], history: History, status: Status | None) -
             lower.add_column(ratio=1)
             lower.add_row(_phases(status.phase_seconds), _participation(status.participation))
             parts.append(lower)
-    return Group(*parts)
+    return _WithFleet(parts, history.latest["fleet"]["groups"]) if status and history.fleet else Group(*parts)
+
+
+class _WithFleet:
+    """A view with the groups of a fleet above its last part, as many as there is room for beside the rest.
+
+    Args:
+        parts: the view.
+        groups: how each group fared in the latest round, by its name.
+    """
+
+    def __init__(self, parts: Sequence[RenderableType], groups: Mapping[str, Mapping[str, Any]]):
+        self.parts, self.groups = parts, groups
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        *upper, lower = self.parts
+        lines = len(console.render_lines(Group(*self.parts), options.update(height=None), pad=False))
+        yield from upper
+        yield GroupBars(self.groups, max(1, options.max_height - 1 - lines))  # the cursor has the last line
+        yield lower
 
 
 def _header(config: Mapping[str, Any], activity: str) -> Panel:
@@ -233,7 +253,7 @@ def _curves(config: Mapping[str, Any], history: History) -> Table:
 
 
 def _figures(history: History, status: Status) -> Table:
-    """Return a table of speed, memory, traffic per client and training time."""
+    """Return a table of speed, memory, traffic per client and training time, with time and energy of a fleet."""
     table = Table.grid(expand=True, padding=(0, 1))
     for _ in range(2):
         table.add_column(ratio=1)
@@ -243,10 +263,13 @@ def _figures(history: History, status: Status) -> Table:
         f"{number(status.images_per_second, ',.0f')} images/s",
         f"peak memory {bytes_text(status.peak_memory_bytes)}",
     )
+    simulated = history.value("fleet", "clock")
     table.add_row(
         f"per client  {bytes_text(up or 0)} up  {bytes_text(down or 0)} down{_saving(history)}",
-        f"training {time_text(status.seconds)}",
+        f"training {time_text(status.seconds)}" + (f"  fleet {time_text(simulated)}" if history.fleet else ""),
     )
+    if history.fleet:
+        table.add_row(*spent(history.fleet))
     if status.ranks:
         slowest = max(rank.step_seconds for rank in status.ranks)
         waiting = [100 * rank.waiting for rank in status.ranks]
@@ -350,7 +373,7 @@ class LiveView:
     def __init__(self, config: Mapping[str, Any], history: History, console: Output):
         self.config, self.history, self.console = config, history, console
         self.live = Live(console=console, auto_refresh=False, screen=True)
-        self.picture: Group | None = None
+        self.picture: RenderableType | None = None
         self.drawn = 0.0
 
     def __enter__(self) -> LiveView:
@@ -409,12 +432,14 @@ class PlainView:
         found = spreads(self.config, self.history)
         knn = {record["round"]: f"  kNN {record['knn_top1']:.2f} %" for record in self.history.evaluations}
         knn |= {spread.round: f"{knn[spread.round]}  spread {spread.percent:.1f} %" for spread in found}
+        clock = {record["round"]: f"  fleet {time_text(record['clock'])}" for record in self.history.fleet}
         collapsed_in, warning = collapse(found) or (None, "")
         left, now = time_left(status), filling(status)
         for record in self.history.rounds[self.printed :]:
             self.console.say(
                 f"round {record['round']}/{self.config['rounds']}  loss {record['loss']:.4f}  "
-                f"contrast {record['contrast_top1']:.2f} %{knn.get(record['round'], '')}  "
+                f"contrast {record['contrast_top1']:.2f} %{knn.get(record['round'], '')}"
+                f"{clock.get(record['round'], '')}  "
                 f"{now + '  ' if now and record['round'] == status.round else ''}"
                 f"{'' if record['communication'] == 'A' else 'state ' + record['communication'] + '  '}"
                 f"{number(status.client_steps_per_second, ',.0f')} clients/s  "

@@ -9,10 +9,12 @@ from typing import Any
 from simsfl.attacks import SIMILARITIES
 from simsfl.cli.report.runs import Run
 from simsfl.config import RunConfig
+from simsfl.runs.fleet_totals import fared, watt_hours
 from simsfl.runs.metrics import History
 from simsfl.runs.records import Summary
 from simsfl.system.messages import count_text
 from simsfl.ui.dashboard import bytes_text, number, time_text
+from simsfl.ui.fleet import energy_text
 from simsfl.ui.spread import collapse
 
 _SHOWN = (
@@ -105,6 +107,26 @@ def _changes(history: History) -> str:
     return "; ".join(texts)
 
 
+def _fleet_cells(history: History, clients: int) -> dict[str, str]:
+    """Return what a run took its fleet, as texts by the title of their row.
+
+    Args:
+        history: the records, with those of the fleet.
+        clients: number of clients of the run.
+    """
+    wh, server = watt_hours(history.fleet), watt_hours(history.fleet, "server_wh")
+    groups = {
+        name: ", ".join(f"{100 * own[what] / own['drawn']:.1f} % {what}" for what in ("late", "away"))
+        for name, own in fared(history.fleet).items()
+        if own["drawn"]
+    }
+    return {
+        "time of the fleet": time_text(history.value("fleet", "clock")),
+        "energy per client, of the server": f"{energy_text(wh and wh / clients)}, {energy_text(server)}",
+        "of those drawn of the fleet": "; ".join(f"{name}: {text}" for name, text in groups.items()),
+    }
+
+
 def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
     """Return a run's column of the table: texts by the title of their row.
 
@@ -149,6 +171,7 @@ def _cells(run: Run, differing: Sequence[str]) -> dict[str, str]:
             "-" if (sent := history.value("round", f"bytes_{way}_per_client")) is None else bytes_text(sent)
             for way in ("up", "down")
         ),
+        **(_fleet_cells(history, config["clients"]) if history.fleet else {}),
         **({"absent clients": absences} if (absences := _absences(summary)) else {}),
         "client steps per second": number(rate, ",.0f"),
         "training time": "-" if seconds is None else time_text(seconds),

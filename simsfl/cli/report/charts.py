@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from simsfl.algorithm.communication import Exchange
 from simsfl.cli.report import curves
-from simsfl.cli.report.curves import ROUNDS, SENT, STEPS, Curve
+from simsfl.cli.report.curves import ENERGY, HOURS, ROUNDS, SENT, STEPS, Curve
 from simsfl.cli.report.figures import similarity_of_attackers
 from simsfl.cli.report.privacy import points
 from simsfl.cli.report.runs import Run
@@ -80,6 +80,9 @@ def charts(settings: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     if any(record["communication"] != Exchange.BOTH_WAYS.value for run in runs for record in run.history.rounds):
         saved = _lines(settings, lambda own: curves.of_each_round(own, "bytes_saved_per_client", 1e-6))
         drawn.append(_chart("saved", "Communication saved per client [MB]", "", saved))
+    if any(run.history.fleet for run in runs):
+        missing = _lines(settings, curves.absent)
+        drawn.append(_chart("absent", "Clients of the fleet late or away [%]", "Of those drawn for a round.", missing))
     if any(record["attackers_ssim"] is not None for run in runs for record in run.history.rounds):
         after = _lines(settings, lambda own: curves.of_each_round(own, "attackers_ssim"))
         caption = f"{similarity_of_attackers(settings)}, after they have learnt from a step."
@@ -175,10 +178,11 @@ def _chart(
     several = any(len(line.curve.values) > 1 for line in lines)
     banded = any(line.curve.std is not None for line in lines)
     band = _BAND if several else "The band is one standard deviation over the cohort." if banded else ""
-    axes = [axis for axis in (STEPS, SENT) if axis in lines[0].curve.at] or [ROUNDS]
+    axes = [axis for axis in (STEPS, SENT, HOURS, ENERGY) if any(axis in line.curve.at for line in lines)] or [ROUNDS]
     figures = {}
     for axis in axes:
-        figures[axis] = figure = go.Figure([trace for line in lines for trace in _traces(line, axis)])
+        traces = [trace for line in lines if axis in line.curve.at for trace in _traces(line, axis)]
+        figures[axis] = figure = go.Figure(traces)
         figure.update_layout(xaxis_title=axis, hovermode="x unified" if len(lines) <= _UNIFIED else "closest")
         for level in levels:
             figure.add_hline(level, line={"dash": "dot", "width": 1.5, "color": "gray"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 from simsfl.cli.report.runs import Run
 
 STEPS, SENT, ROUNDS = "training step", "sent and received per client [MB]", "round"
-"""What values are shown against: names of horizontal axes."""
+HOURS, ENERGY = "hours of the fleet", "energy per client [Wh]"
+"""What values are shown against: names of horizontal axes, of which the last two are for runs with a fleet."""
 _POINTS = 1000
 """Most points of a curve that has a value for each step."""
 
@@ -58,8 +59,11 @@ def of_steps(runs: Sequence[Run], values: Sequence[Sequence[float]]) -> Curve | 
         return None
     count = min(len(own) for _, own in begun)
     steps = np.arange(1, count + 1)
-    sent = np.mean([np.interp(steps, run.steps, _sent(run)) for run, _ in begun], axis=0)
-    return Curve({STEPS: steps, SENT: sent}, np.array([own[:count] for _, own in begun]))
+    at = {STEPS: steps}
+    for axis, places in _spent([run for run, _ in begun]).items():
+        each = [np.interp(steps, run.steps, own) for (run, _), own in zip(begun, places, strict=True)]
+        at[axis] = np.mean(each, axis=0)
+    return Curve(at, np.array([own[:count] for _, own in begun]))
 
 
 def of_rounds(runs: Sequence[Run], values: Sequence[Mapping[int, float]]) -> Curve | None:
@@ -74,7 +78,8 @@ def of_rounds(runs: Sequence[Run], values: Sequence[Mapping[int, float]]) -> Cur
     if not rounds:
         return None
     at = {ROUNDS: np.array(rounds)}
-    for axis, places in ((STEPS, [run.steps for run, _ in kept]), (SENT, [_sent(run) for run, _ in kept])):
+    spent = {STEPS: [run.steps for run, _ in kept], **_spent([run for run, _ in kept])}
+    for axis, places in spent.items():
         # a round is evaluated before it is recorded
         at[axis] = np.mean([[own[min(number, len(own) - 1)] for number in rounds] for own in places], axis=0)
     return Curve(at, np.array([[own[number] for number in rounds] for _, own in kept]))
@@ -99,6 +104,19 @@ def knn(runs: Sequence[Run]) -> Curve | None:
 def spread(runs: Sequence[Run]) -> Curve | None:
     """Return the spread of the networks' outputs in percent of the highest possible, as `of_rounds` does."""
     return of_rounds(runs, [{one.round: one.percent for one in run.spreads} for run in runs])
+
+
+def absent(runs: Sequence[Run]) -> Curve | None:
+    """Return the percentage of the clients drawn that were late or away in each round, as `of_rounds` does."""
+    return of_rounds(
+        runs, [{one["round"]: _absent(one["groups"].values()) for one in run.history.fleet} for run in runs]
+    )
+
+
+def _absent(groups: Iterable[Mapping[str, int]]) -> float:
+    """Return the percentage of the clients drawn of some groups that were late or away."""
+    groups = list(groups)
+    return 100.0 * sum(own["late"] + own["away"] for own in groups) / max(1, sum(own["drawn"] for own in groups))
 
 
 def divergence(runs: Sequence[Run]) -> Curve | None:
@@ -138,6 +156,19 @@ def _by_round(records: Sequence[Mapping[str, Any]], key: str, scale: float) -> d
     return {record["round"]: scale * record[key] for record in records if record[key] is not None}
 
 
-def _sent(run: Run) -> list[float]:
-    """Return the megabytes that a client has sent and received, in the beginning and at the end of each round."""
-    return [0.0] + [(r["bytes_up_per_client"] + r["bytes_down_per_client"]) / 1e6 for r in run.history.rounds]
+def _spent(runs: Sequence[Run]) -> dict[str, list[list[float]]]:
+    """Return what each run has spent in the beginning and at the end of each round, by the axes that all runs have."""
+    each = [_spent_by(run) for run in runs]
+    return {axis: [own[axis] for own in each] for axis in each[0] if all(axis in own for own in each)}
+
+
+def _spent_by(run: Run) -> dict[str, list[float]]:
+    """Return what a run has spent in the beginning and at the end of each round, by axis: traffic, time and energy."""
+    rounds = run.history.rounds
+    found = {SENT: [0.0] + [(one["bytes_up_per_client"] + one["bytes_down_per_client"]) / 1e6 for one in rounds]}
+    fleet = run.history.fleet[: len(rounds)]
+    if fleet and len(fleet) == len(rounds):
+        found[HOURS] = [0.0] + [one["clock"] / 3600 for one in fleet]
+        if all(one["wh"] is not None for one in fleet):
+            found[ENERGY] = [0.0, *np.cumsum([one["wh"] for one in fleet]) / run.config["clients"]]
+    return found

@@ -19,6 +19,8 @@ from simsfl.algorithm.plan import Attendance, Group, plan_round
 from simsfl.attacks import SIMILARITIES
 from simsfl.cli.report import curves
 from simsfl.cli.report.curves import ROUNDS, SENT, STEPS, Curve
+from simsfl.cli.report.drawing import band, legend, style, subplots
+from simsfl.cli.report.fleet import excluded, fleet_figures
 from simsfl.cli.report.privacy import privacy
 from simsfl.cli.report.runs import Run
 from simsfl.cli.report.settings import counted, grouped
@@ -40,7 +42,6 @@ _PCA_IMAGES = 2000
 _STEM = 40
 """Most characters of a run's number and name in the name of a file."""
 log = logging.getLogger(__name__)
-mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "pdf.fonttype": 42})
 
 
 def draw(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
@@ -67,6 +68,7 @@ def draw_settings(settings: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str,
         figures["curves"] = (title, _curves(labelled, spread=spread))
     if any(run.history.syncs for run in runs):
         figures["divergence"] = ("Divergence of the clients' models at each averaging", _divergence(labelled))
+    figures |= fleet_figures(labelled)
     if any(record["communication"] != Exchange.BOTH_WAYS.value for run in runs for record in run.history.rounds):
         figures["communication"] = ("State of communication by round, and what it saved", _communication(labelled))
     if any(record["attackers_ssim"] is not None for run in runs for record in run.history.rounds):
@@ -88,8 +90,11 @@ def _of_each(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
         for problem in simulation.damaged:
             log.warning("%s", problem)
         words = "-".join(["", str(number), *re.findall(r"[A-Za-z0-9_.]+", run.name)])
-        several = len(runs) > 1
-        figures |= draw_simulation(simulation, *(words[:_STEM], f" of {run.name}") if several else ())
+        suffix, of = (words[:_STEM], f" of {run.name}") if len(runs) > 1 else ("", "")
+        figures |= draw_simulation(simulation, suffix, of)
+        if run.fleet_clients and not simulation.dataset.unlabelled:
+            title = f"Classes of clients that a fleet excludes{of}"
+            figures[f"excluded{suffix}"] = (title, excluded(run, run.fleet_clients, simulation))
     return figures
 
 
@@ -129,12 +134,6 @@ def save(figures: dict[str, tuple[str, Figure]], out: Outputs, formats: Sequence
             figure.savefig(file, format=kind, dpi=200)
 
 
-def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **how: Any) -> tuple[Figure, Any]:
-    """Return a figure with axes, as ``pyplot.subplots`` does, which would warn of more than 20 figures at a time."""
-    figure = Figure(figsize=figsize, layout="constrained")
-    return figure, figure.subplots(rows, columns, **how)
-
-
 def _curves(settings: Mapping[str, Sequence[Run]], *, spread: bool) -> Figure:
     """Draw loss, kNN accuracy and spread of each setting, against steps and against bytes sent and received per client.
 
@@ -144,11 +143,11 @@ def _curves(settings: Mapping[str, Sequence[Run]], *, spread: bool) -> Figure:
         settings: the runs of each setting, by label.
         spread: whether to draw the spread of the networks' outputs, which some run has recorded.
     """
-    figure, axes = _subplots(2 + spread, 2, figsize=(7.2, 4.6 + 1.6 * spread), sharey="row", sharex="col")
+    figure, axes = subplots(2 + spread, 2, figsize=(7.2, 4.6 + 1.6 * spread), sharey="row", sharex="col")
     level: dict[float, tuple[str, str]] = {}
     ranges: list[tuple[float, float]] = []
     for number, (label, own) in enumerate(settings.items()):
-        how = _style(number)
+        how = style(number)
         if losses := curves.of_steps(own, [run.losses for run in own]):
             ranges.append(_loss(axes[0], losses, how, label, alone=len(settings) == len(own) == 1))
         dotted = how | {"marker": ".", "markersize": 4}
@@ -176,22 +175,8 @@ def _curves(settings: Mapping[str, Sequence[Run]], *, spread: bool) -> Figure:
     axes[-1, 0].set_xlabel(STEPS)
     axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1, 1].set_xlabel(SENT)
-    _legend(figure, axes[1, 0])
+    legend(figure, axes[1, 0])
     return figure
-
-
-def _style(number: int) -> dict[str, Any]:
-    """Return colour and line of a setting's curves: colours first, and other lines where these are used up."""
-    return {"color": f"C{number % 10}", "linestyle": ("-", "--", "-.", ":")[number // 10 % 4], "linewidth": 1.3}
-
-
-def _legend(figure: Figure, axis: Any) -> None:
-    """Show the labels of an axis in one legend: below the figure where there are several."""
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    if len(handles) <= 2:
-        axis.legend(handles.values(), handles.keys(), fontsize=7)
-    else:
-        figure.legend(handles.values(), handles.keys(), fontsize=7, ncols=4, loc="outside lower center")
 
 
 def _loss(axes: Any, found: Curve, how: dict[str, Any], label: str, *, alone: bool) -> tuple[float, float]:
@@ -217,23 +202,7 @@ def _loss(axes: Any, found: Curve, how: dict[str, Any], label: str, *, alone: bo
 def _banded(axes: Any, curve: Curve, how: dict[str, Any], label: str) -> None:
     """Draw a curve on two axes, against steps and megabytes."""
     for axis, places in zip(axes, (STEPS, SENT), strict=True):
-        _band(axis, places, curve, how, label)
-
-
-def _band(axis: Any, places: str, curve: Curve, how: dict[str, Any], label: str) -> None:
-    """Draw the mean of several runs' values, and a band of their standard deviation.
-
-    Args:
-        axis: the axis.
-        places: name of what the values are drawn against, a key of `Curve.at`.
-        curve: the values.
-        how: style of the line.
-        label: its label.
-    """
-    x, mean, std = curve.at[places], curve.mean, curve.std
-    axis.plot(x, mean, label=label, **how)
-    if std is not None:
-        axis.fill_between(x, mean - std, mean + std, color=how["color"], alpha=0.2, linewidth=0)
+        band(axis, places, curve, how, label)
 
 
 def _divergence(settings: Mapping[str, Sequence[Run]]) -> Figure:
@@ -241,50 +210,50 @@ def _divergence(settings: Mapping[str, Sequence[Run]]) -> Figure:
 
     The band is the standard deviation over the cohort of a single run, and over seeds where a setting has several.
     """
-    figure, axis = _subplots(figsize=(7.2, 2.8))
+    figure, axis = subplots(figsize=(7.2, 2.8))
     for number, (label, own) in enumerate(settings.items()):
         if found := curves.divergence(own):
-            _band(axis, ROUNDS, found, _style(number), label)
+            band(axis, ROUNDS, found, style(number), label)
     axis.set(xlabel=ROUNDS, ylabel="distance to the average", ylim=(0, None))
-    _legend(figure, axis)
+    legend(figure, axis)
     return figure
 
 
 def _communication(settings: Mapping[str, Sequence[Run]]) -> Figure:
     """Draw the state of communication (A, B or C) of each run, and the megabytes saved per client, against rounds."""
-    figure, axes = _subplots(2, 1, figsize=(7.2, 3.6), sharex=True)
+    figure, axes = subplots(2, 1, figsize=(7.2, 3.6), sharex=True)
     for number, (label, own) in enumerate(settings.items()):
-        how = _style(number)
+        how = style(number)
         for run in own:
             at = [record["round"] for record in run.history.rounds]
             states = ["ABC".index(record["communication"]) for record in run.history.rounds]
             axes[0].step(at, states, where="mid", alpha=1 / len(own) ** 0.5, **how)
         if saved := curves.of_each_round(own, "bytes_saved_per_client", 1e-6):
-            _band(axes[1], ROUNDS, saved, how, label)
+            band(axes[1], ROUNDS, saved, how, label)
     axes[0].set_yticks(range(3), ["A: both ways", "B: up only", "C: silent"])
     axes[1].set(xlabel=ROUNDS, ylabel="saved per client [MB]")
-    _legend(figure, axes[1])
+    legend(figure, axes[1])
     return figure
 
 
 def _taressfl(settings: Mapping[str, Sequence[Run]]) -> Figure:
     """Draw how well simulated attackers reconstruct before and after learning, and the contrastive loss against it."""
-    figure, axes = _subplots(1, 2, figsize=(7.2, 2.9))
+    figure, axes = subplots(1, 2, figsize=(7.2, 2.9))
     for number, (label, own) in enumerate(settings.items()):
-        how = _style(number)
+        how = style(number)
         resisting = [run for run in own if any(r["attackers_ssim"] is not None for r in run.history.rounds)]
         names = ("attackers_ssim", "attackers_ssim_before", "loss")
         after, before, loss = (curves.of_each_round(resisting, name) for name in names)
         if not (after and before and loss):
             continue
-        _band(axes[0], ROUNDS, after, how, f"{label}: after learning")
-        _band(axes[0], ROUNDS, before, how | {"linestyle": ":"}, f"{label}: before")
+        band(axes[0], ROUNDS, after, how, f"{label}: after learning")
+        band(axes[0], ROUNDS, before, how | {"linestyle": ":"}, f"{label}: before")
         there = np.isin(loss.at[ROUNDS], after.at[ROUNDS])
         axes[1].plot(after.mean, loss.mean[there], marker=".", label=label, **how)
     similarity = similarity_of_attackers(settings)
     axes[0].set(xlabel=ROUNDS, ylabel=f"{similarity}\nof the attackers")
     axes[1].set(xlabel=f"{similarity} of the attackers", ylabel="contrastive loss")
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -301,7 +270,7 @@ def _partition(simulation: Simulation) -> Figure:
     counts = simulation.parts.partition.class_counts(labels)
     order = np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))
     classes = list(map(literal, simulation.dataset.classes))
-    figure, axis = _subplots(figsize=(6, 6))
+    figure, axis = subplots(figsize=(6, 6))
     picture = axis.imshow(counts[order], aspect="auto", cmap="viridis", interpolation="nearest")
     axis.grid(visible=False)
     axis.set_ylabel(f"{len(counts):,} clients, ordered by main class")
@@ -334,7 +303,7 @@ def _view_pairs(simulation: Simulation) -> Figure:
         "query": views[0] * data.train.std + data.train.mean,
         "key": views[1] * data.train.std + data.train.mean,
     }
-    figure, axes = _subplots(3, len(pixels), figsize=(0.85 * len(pixels) + 0.6, 2.9), squeeze=False)
+    figure, axes = subplots(3, len(pixels), figsize=(0.85 * len(pixels) + 0.6, 2.9), squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=True):
             axis.imshow(image.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
@@ -360,7 +329,7 @@ def _features(simulation: Simulation) -> Figure:
     variance = singular.square()
     share = 100 * (variance / variance.sum().clamp(min=1e-30)).cpu().numpy()
     labels = data.test_labels[rows].cpu().numpy()
-    figure, axis = _subplots(figsize=(7, 5.5))
+    figure, axis = subplots(figsize=(7, 5.5))
     if len(data.classes) <= 20:
         palette = mpl.colormaps["tab10" if len(data.classes) <= 10 else "tab20"]
         for label, name in enumerate(data.classes):

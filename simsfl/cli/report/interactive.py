@@ -23,7 +23,7 @@ from simsfl.cli.report.runs import Run
 from simsfl.cli.report.settings import grouped, repeated, summary_table
 from simsfl.runs.directory import RunDirectory
 
-_CHARTED = ("curves", "divergence", "communication", "resistance", "privacy")
+_CHARTED = ("curves", "divergence", "communication", "resistance", "privacy", "fleet")
 """File names of the figures that the page has as charts instead."""
 _TEMPLATES = Environment(
     loader=PackageLoader("simsfl.cli.report", "template"), autoescape=True, trim_blocks=True, lstrip_blocks=True

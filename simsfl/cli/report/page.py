@@ -25,8 +25,14 @@ _CAPTIONS = {
     "seeds: mean, with a band of one standard deviation.",
     "divergence": "Distance of the cohort's models to their average. The band is the standard deviation over the "
     "cohort, and over seeds where there are several.",
+    "fleet": "Accuracy of the kNN monitor against what the fleet has spent, on average over all clients; of several "
+    "seeds: mean, with a band of one standard deviation.",
+    "fleet_work": "Hours in which everyone waited for each phase; share of the clients drawn of each group that missed "
+    "a deadline (late), or did not come for another reason (away); and hours and energy of single clients.",
+    "excluded": "Left: of the images of each class, those that clients hold who never came, or were late in more than "
+    "half of the rounds for which they were drawn. Early in a run, some have just not been drawn yet.",
 }
-"""What the page says below a figure, by its file name without suffix."""
+"""What the page says below a figure, by its file name without suffix, and without the number of a run."""
 
 
 def figure_lines(figures: Mapping[str, tuple[str, Figure]], formats: Sequence[str]) -> list[str]:
@@ -40,8 +46,8 @@ def figure_lines(figures: Mapping[str, tuple[str, Figure]], formats: Sequence[st
     for stem, (title, _) in figures.items():
         link = picture(title, f"figures/{stem}.{shown}")
         lines += ["", f"## {escaped(title)}", "", link.removeprefix("!") if shown == "pdf" else link]
-        if stem in _CAPTIONS:
-            lines += ["", _CAPTIONS[stem]]
+        if (kind := stem.partition("-")[0]) in _CAPTIONS:
+            lines += ["", _CAPTIONS[kind]]
     return lines[1:]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from simsfl.config.plugins import Plugin
 from simsfl.runs.directory import RunDirectory
+from simsfl.runs.fleet_totals import FleetClients, read_clients
 from simsfl.runs.metrics import History
 from simsfl.runs.records import AttackRecord, Summary, read
 from simsfl.runs.tail import Tail
@@ -45,6 +46,8 @@ class Run:
     """Code from outside simsfl that the run began with."""
     contrast_top1: Sequence[float] = ()
     """Contrastive accuracy of each step, in percent."""
+    fleet_clients: FleetClients | None = None
+    """What each client has done in the fleet that the run has records of; None where that is not known."""
 
     @property
     def spreads(self) -> list[Spread]:
@@ -90,9 +93,21 @@ class RunReader:
             directory.check_metrics(summary)
         attacks = {file.stem: read(file, AttackRecord) for file in sorted(directory.attacks.glob("*.json"))}
         config = content.config.to_dict()
-        more = content.by_rule, self._losses, content.plugins, self._contrast_top1
+        clients = _fleet_clients(directory.fleet_clients, self._history)
+        more = content.by_rule, self._losses, content.plugins, self._contrast_top1, clients
         read_ = self.name, directory.path, config, content.reasons, self._history, self._steps, summary, attacks
         return Run(*read_, *more)
+
+
+def _fleet_clients(path: Path, history: History) -> FleetClients | None:
+    """Return what the clients of a run have done in its fleet, if the file at `path` is of the records in `history`.
+
+    It is of others where `simsfl fleet` has told the run for another fleet, or while the run goes on.
+    """
+    if not history.fleet or not path.is_file():
+        return None
+    clients = read_clients(path)
+    return clients if clients.is_of(history.fleet) else None
 
 
 def read_run(path: Path, name: str) -> Run:

@@ -13,12 +13,13 @@ from simsfl.attacks import SIMILARITIES, spread
 from simsfl.cli.report.runs import Run
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import METHODS
+from simsfl.runs.fleet_totals import watt_hours
 from simsfl.system.messages import count_text
 from simsfl.ui.dashboard import number
 
 _INCIDENTAL = ("preset", "seed", "device", "data_dir", "eval_every", "checkpoint_every", "callback", "epochs", "track")
 """Fields of the config in which repetitions of one setting may differ."""
-_SMALL = ("loss", "SSIM", "MSE")
+_SMALL = ("loss", "SSIM", "MSE", "fleet", "client")
 """First words of measures that are shown with three decimals."""
 
 
@@ -37,6 +38,8 @@ def measures(run: Run) -> dict[str, float]:
         "kNN [%]": knn[-1] if knn else None,
         "kNN, best [%]": history.best_knn,
         **{f"{kind} probe [%]": record["top1"] for kind, record in history.probes.items()},
+        "fleet [h]": None if (clock := history.value("fleet", "clock")) is None else clock / 3600,
+        "client [Wh]": None if (wh := watt_hours(history.fleet)) is None else wh / run.config["clients"],
         **{
             f"{name} of {title}": scores.mean
             for title, attack in run.attacks.items()

@@ -10,7 +10,7 @@ from typing import Any
 from simsfl.runs.metrics import Added
 
 _SUMMARY = "summary"
-EVENTS = ("step", "sync", "evaluation", "round", "probe", _SUMMARY)
+EVENTS = ("step", "sync", "evaluation", "fleet", "round", "probe", _SUMMARY)
 """Kinds of rows: those of records (`simsfl.runs.metrics`), and the row of ``summary.json``.
 
 Absences and changes of plugins are lists without figures, and have no rows.
@@ -88,8 +88,13 @@ class Rows:
 
 
 def _figures(record: Mapping[str, Any]) -> dict[str, Added]:
-    """Return the figures of a record by name, without lists, such as accuracies by class or distances by client."""
+    """Return the figures of a record by name, without lists, such as accuracies by class or distances by client.
+
+    Of a fleet's groups, the clients that were late or away are counted together.
+    """
     over_clients = zip(_OVER_CLIENTS, record.get("clients_top1") or (), strict=False)
     own = {name: value for name, value in record.items() if isinstance(value, Added) and name not in _NO_FIGURES}
     own |= {f"clients_top1_{name}": value for name, value in over_clients}
+    if record["event"] == "fleet":
+        own |= {what: sum(group[what] for group in record["groups"].values()) for what in ("late", "away")}
     return own | {name: value for name, value in record.get("added", {}).items() if name not in own}

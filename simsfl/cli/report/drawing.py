@@ -1,0 +1,48 @@
+"""What figures of the report have in common: axes, styles of settings, curves with bands, and legends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from simsfl.cli.report.curves import Curve
+
+mpl.rcParams.update({"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "pdf.fonttype": 42})
+
+
+def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **how: Any) -> tuple[Figure, Any]:
+    """Return a figure with axes, as ``pyplot.subplots`` does, which would warn of more than 20 figures at a time."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **how)
+
+
+def style(number: int) -> dict[str, Any]:
+    """Return colour and line of a setting's curves: colours first, and other lines where these are used up."""
+    return {"color": f"C{number % 10}", "linestyle": ("-", "--", "-.", ":")[number // 10 % 4], "linewidth": 1.3}
+
+
+def legend(figure: Figure, axis: Any) -> None:
+    """Show the labels of an axis in one legend: below the figure where there are several."""
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    if len(handles) <= 2:
+        axis.legend(handles.values(), handles.keys(), fontsize=7)
+    else:
+        figure.legend(handles.values(), handles.keys(), fontsize=7, ncols=4, loc="outside lower center")
+
+
+def band(axis: Any, places: str, curve: Curve, how: dict[str, Any], label: str) -> None:
+    """Draw the mean of several runs' values, and a band of their standard deviation.
+
+    Args:
+        axis: the axis.
+        places: name of what the values are drawn against, a key of `Curve.at`.
+        curve: the values.
+        how: style of the line.
+        label: its label.
+    """
+    x, mean, std = curve.at[places], curve.mean, curve.std
+    axis.plot(x, mean, label=label, **how)
+    if std is not None:
+        axis.fill_between(x, mean - std, mean + std, color=how["color"], alpha=0.2, linewidth=0)
