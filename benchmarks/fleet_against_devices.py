@@ -81,7 +81,7 @@ def _start(program: str, *arguments: object, log: Path | None = None) -> subproc
     output = log.open("w") if log else subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, _ROOT / door(program), *map(str, arguments)],
-        env=environment() | {"OMP_NUM_THREADS": "1"},
+        env=environment() | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
@@ -96,13 +96,21 @@ def _done(program: str, *arguments: object) -> None:
         raise RuntimeError(f"{program} failed: {printed}")
 
 
-def _trained(out: Path, program: str, *arguments: object) -> tuple[float, int]:
-    """Train, and return the mean seconds of a round without the first, and the number of its steps."""
+def _trained(
+    out: Path, program: str, *arguments: object, clients: Sequence[subprocess.Popen[str]] = ()
+) -> tuple[float, int]:
+    """Train, and return the mean seconds of a round without the first, and the number of its steps.
+
+    Raises:
+        RuntimeError: the program failed, or one of the clients did.
+    """
     process = _start(program, *arguments, *_TRAINING, _ROUNDS, "--out", out, log=(log := out.with_suffix(".log")))
     ends: list[float] = []
     while process.poll() is None:
         text = metrics.read_text() if (metrics := out / "metrics.jsonl").exists() else ""
         ends += [time.monotonic()] * (text.count('"event": "round"') - len(ends))
+        if any(client.poll() for client in clients):
+            process.kill()
         time.sleep(0.01)
     if process.returncode:
         raise RuntimeError(f"{program} failed: {log.read_text()}")
@@ -124,11 +132,12 @@ def _measure_devices(folder: Path, runtime: str) -> None:
 def _with_devices(folder: Path, flags: Sequence[str], runtime: str) -> tuple[float, int]:
     """Return what `_trained` returns of a run whose three clients are devices."""
     at = f"127.0.0.1:{_PORT}"
-    what = ("--server", at, "--insecure", "--threads", 1, "--runtime", runtime)
+    what = ("--server", at, "--insecure", "--runtime", runtime)
     outs = [folder / f"client-{number}" for number in range(_DEVICES)]
     clients = [_start("client", *what, "--out", out, log=out.with_suffix(".log")) for out in outs]
     try:
-        return _trained(folder / "run", "server", *flags, "--devices", _DEVICES, "--insecure", "--listen", at)
+        what = ("--devices", _DEVICES, "--insecure", "--listen", at)
+        return _trained(folder / "run", "server", *flags, *what, clients=clients)
     finally:
         for client in clients:
             client.kill()
