@@ -1,11 +1,12 @@
 """Compare ``simsfl fleet`` with a real run on this machine: ``python benchmarks/fleet_against_devices.py [FLAGS]``.
 
-Three processes are the devices of `server.py`, over loopback. The prediction has one group of three, whose profile is
-measured while three of them compute at once, as in the run. `server.py` simulates the clients that are devices, too,
-while it waits for them, so its own part of a step is the mean time of a step without devices, times the share that the
-server has of it in `bench.py`. All is measured one after the other, so that other load is about the same.
-The real time is that of training, without the first round, in which everything starts. Nothing is asserted; both are
-printed, with the load of the machine. ``--lean`` has the devices compute without PyTorch.
+Three processes are the devices of `server.py`, over loopback. `simsfl fleet` predicts what a step takes one group of
+three, twice: from a profile that is measured before, while three of them compute at once, and from the times that the
+devices have measured in the run, which says how right the clock is by itself. `server.py` simulates the clients that
+are devices, too, while it waits for them, so its own part of a step is the mean time of a step without devices, times
+the share that the server has of it in `bench.py`. All is measured one after the other, so that other load is about the
+same. The real time is that of training, without the first round, in which everything starts. Nothing is asserted; all
+is printed, with the load of the machine. ``--lean`` has the devices compute without PyTorch.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _TRAINING = (
     "--rounds",
 )
 _DEVICES, _ROUNDS, _PORT = 3, 5, 5599
-_SECONDS = 8.0
-"""Seconds of a device's timed work."""
+_SECONDS, _PATIENCE = 8.0, 60.0
+"""Seconds of a device's timed work, and those in which it has to end after the run."""
 _FLEET = """
 [server]
 step_ms = {step_ms}
@@ -64,16 +65,35 @@ def main(flags: Sequence[str]) -> int:
         _done("bench", *own, "--engines", "fused", "--steps", 20, "--json", folder / "bench.json")
         parts: Any = json.loads((folder / "bench.json").read_text())["engines"]["fused"]["seconds"]
         step_ms = 1000 * simulated / steps * parts["server"]["median"] / parts["step"]["median"]
-        _measure_devices(folder, runtime)
-        (folder / "fleet.toml").write_text(_FLEET.format(step_ms=step_ms))
-        _done("fleet", folder / "alone", "--fleet", folder / "fleet.toml", "--out", folder / "told")
-        told = json.loads((folder / "told" / "fleet.json").read_text())
-        real, _ = _with_devices(folder, own, runtime)
-    predicted, device = 3600 * told["hours"] / _ROUNDS, told["groups"][0]["step_seconds"]
-    print(f"load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} after; devices: {runtime}")
-    print(f"a device's step: {1000 * device:.1f} ms; the server's: {step_ms:.1f} ms; {steps} steps a round")
-    print(f"predicted: {predicted:.2f} s a round; real: {real:.2f} s; {predicted / real - 1:+.0%}")
+        profile = _middle([_result(own) for own in _measured_devices(folder, runtime)])
+        real, clients = _with_devices(folder, own, runtime)
+        latest = profile | {"latency": _middle([_result(out) for out in clients])["latency"]}
+        print(f"load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} after; devices: {runtime}")
+        print(f"real: {1000 * real / steps:.0f} ms a step; the server's own part: {step_ms:.0f} ms")
+        for which, result in (("before", profile), ("in the run", latest)):
+            told = _told(folder, result, step_ms)
+            seconds, device = 3600 * told["hours"] / _ROUNDS, told["groups"][0]["step_seconds"]
+            predicted = f"{1000 * seconds / steps:.0f} ms a step, {seconds / real - 1:+.0%}"
+            print(f"predicted from devices as measured {which} ({1000 * device:.0f} ms): {predicted}")
     return 0
+
+
+def _told(folder: Path, result: Any, step_ms: float) -> Any:
+    """Return what `simsfl fleet` tells of the run without devices, for devices with some result of `pi_bench.py`."""
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "fleet.toml").write_text(_FLEET.format(step_ms=step_ms))
+    _done("fleet", folder / "alone", "--fleet", folder / "fleet.toml", "--out", folder / "told")
+    return json.loads((folder / "told" / "fleet.json").read_text())
+
+
+def _result(out: Path) -> Any:
+    """Return the result in a directory."""
+    return json.loads((out / "result.json").read_text())
+
+
+def _middle(results: Sequence[Any]) -> Any:
+    """Return the one of some results whose phases take neither the longest nor the shortest time."""
+    return sorted(results, key=lambda one: sum(own["mean"] for own in one["latency"].values()))[len(results) // 2]
 
 
 def _start(program: str, *arguments: object, log: Path | None = None) -> subprocess.Popen[str]:
@@ -117,31 +137,31 @@ def _trained(
     return (ends[-1] - ends[0]) / (len(ends) - 1), text.count('"event": "step"') // _ROUNDS
 
 
-def _measure_devices(folder: Path, runtime: str) -> None:
-    """Measure three devices at once, and write the result of the one in the middle as ``result.json``."""
+def _measured_devices(folder: Path, runtime: str) -> list[Path]:
+    """Measure three devices at once; return the directories of their results."""
     outs = [folder / f"device-{number}" for number in range(_DEVICES)]
     what = ("--replay", folder / "client.trace", "--seconds", _SECONDS, "--meter", "none", "--threads", 1)
-    what = (*what, "--runtime", runtime)
-    for process in [_start("pi-bench", *what, "--out", out) for out in outs]:
+    for process in [_start("pi-bench", *what, "--runtime", runtime, "--out", out) for out in outs]:
         process.communicate()
-    results = [json.loads((out / "result.json").read_text()) for out in outs]
-    middle = sorted(results, key=lambda result: result["latency"]["step"]["mean"])[_DEVICES // 2]
-    (folder / "result.json").write_text(json.dumps(middle))
+    return outs
 
 
-def _with_devices(folder: Path, flags: Sequence[str], runtime: str) -> tuple[float, int]:
-    """Return what `_trained` returns of a run whose three clients are devices."""
+def _with_devices(folder: Path, flags: Sequence[str], runtime: str) -> tuple[float, list[Path]]:
+    """Return the mean seconds of a round whose clients are devices, and the directories of the devices' results."""
     at = f"127.0.0.1:{_PORT}"
     what = ("--server", at, "--insecure", "--runtime", runtime)
     outs = [folder / f"client-{number}" for number in range(_DEVICES)]
     clients = [_start("client", *what, "--out", out, log=out.with_suffix(".log")) for out in outs]
     try:
         what = ("--devices", _DEVICES, "--insecure", "--listen", at)
-        return _trained(folder / "run", "server", *flags, *what, clients=clients)
+        seconds, _ = _trained(folder / "run", "server", *flags, *what, clients=clients)
+        for client in clients:
+            client.wait(_PATIENCE)
     finally:
         for client in clients:
             client.kill()
             client.wait()
+    return seconds, outs
 
 
 if __name__ == "__main__":
