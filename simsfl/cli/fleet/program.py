@@ -134,7 +134,7 @@ def _origin(group: dict[str, Any]) -> str:
     if group["measured"]:
         return "measured"
     if group["published"]:
-        return "published, at best"
+        return "published"
     error = group["scaling_error"]
     return "scaled" if error is None else f"scaled, within {100 * error:.0f} %"
 
