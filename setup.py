@@ -51,7 +51,12 @@ setup(
         "simsfl.hw_profile",
         *(f"simsfl.hw_profile.{name}" for name in find_packages("hw_profile")),
     ],
-    package_data={"simsfl": ["py.typed"], "simsfl.setup": ["experts/*"], "simsfl.cli.report": ["template/*"]},
+    package_data={
+        "simsfl": ["py.typed"],
+        "simsfl.cli.report": ["template/*"],
+        "simsfl.fleet": ["devices/*", "devices/*/*"],
+        "simsfl.setup": ["experts/*"],
+    },
     package_dir={"simsfl.kernels": "kernels", "simsfl.hw_profile": "hw_profile"},
     entry_points={"console_scripts": ["simsfl = simsfl.cli.main:main"]},
     install_requires=[

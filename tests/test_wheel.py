@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("simsfl", "kernels", "hw_profile")
 WHERE = """
 import simsfl, simsfl.kernels, simsfl.hw_profile
+from simsfl.fleet.profile_files import shipped
 from simsfl.setup.weights import EXPERTS
-print(simsfl.__file__, simsfl.kernels.__file__, simsfl.hw_profile.__file__, EXPERTS, sep="\\n")
+print(simsfl.__file__, simsfl.kernels.__file__, simsfl.hw_profile.__file__, EXPERTS, *shipped(), sep="\\n")
 """
 
 
@@ -58,9 +59,10 @@ def programs(wheel, tmp_path_factory):
 @pytest.mark.slow
 def test_a_wheel_trains_and_reports_in_an_empty_directory(programs, tmp_path):
     own = programs.parent.resolve()
-    *modules, experts = map(Path, done(programs / "python", "-c", WHERE, at=tmp_path).splitlines())
+    *modules, experts = map(Path, (lines := done(programs / "python", "-c", WHERE, at=tmp_path).splitlines())[:4])
     assert all(own in file.resolve().parents for file in modules)
     assert {"laptop-cifar10.safetensors", "laptop-shapes.safetensors"} <= {file.name for file in experts.iterdir()}
+    assert {"shared-epyc-torch", "shared-epyc-lean"} <= set(lines[4:])
     assert (modules[0].parent / "py.typed").is_file()
     assert done(programs / "simsfl", "--version", at=tmp_path) == f"simsfl {version('simsfl')}\n"
     small = ("--cohort", "10", "--knn-bank", "1000", "--knn-test", "200")

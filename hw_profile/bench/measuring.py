@@ -127,7 +127,7 @@ def standard_trace(path: Path, settings: Mapping[str, Any]) -> None:
 
     Args:
         path: the file to write.
-        settings: ``cut_layer``, ``bottleneck`` and ``batch_size``.
+        settings: ``cut_layer``, ``bottleneck``, ``batch_size``, and also ``arch`` and ``width``.
 
     Raises:
         ValueError: there is no such network, or torch is not installed.

@@ -1,4 +1,4 @@
-"""A standard trace: a MocoSFL client of the paper with 50 images of the built-in shapes and random gradients.
+"""A standard trace: a client of the paper, or another, with 50 images of the built-in shapes and random gradients.
 
 The expected results are computed in float64, with the modules of the simulator's oracle. This is a program of its own,
 so that what it imports does not count towards the memory of what is measured.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from simsfl.config.notation import Bottleneck
 from simsfl.data.shapes import CLASSES, shapes
 from simsfl.data.views import UNIFORMS, Recipe
 from simsfl.hw_profile.runtimes.client_work import put, state_of
-from simsfl.hw_profile.runtimes.torch_client import TorchClient, model_of
+from simsfl.hw_profile.runtimes.torch_client import TorchClient
 from simsfl.models import FlatModule, layer_count
+from simsfl.models.described import client_of
 from simsfl.models.layers import initialise_
 from simsfl.runs.client_description import about_client
 from simsfl.runs.client_trace import VIEWS, TraceWriter, checksums
@@ -41,7 +43,14 @@ _OPTIMISER = {"tau": 0.99, "momentum": 0.9, "weight_decay": 5e-4, "precision": "
 """Settings of the optimiser, as ``trace.json`` has them."""
 
 
-def _write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) -> None:
+def _write(
+    path: Path,
+    cut_layer: int,
+    bottleneck: str | None,
+    batch_size: int,
+    arch: str | None = None,
+    width: int | None = None,
+) -> None:
     """Write a trace of one visit, in which each step ends with an averaging over clients that have learnt the same.
 
     Each averaging hands the client the results of float64, so that differences in rounding do not add up and each step
@@ -52,20 +61,22 @@ def _write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) 
         cut_layer: number of layers on the client.
         bottleneck: TAResSFL's bottleneck, such as ``C4S2``, or None.
         batch_size: images per step.
+        arch: name of the network; None for the paper's.
+        width: its width; None for its own.
 
     Raises:
         ValueError: there is no such network, or the batch is larger than the client's number of images.
     """
     if batch_size > _IMAGES:
         raise ValueError(f"batch_size: {batch_size} is more than the client's images; allowed: 1 to {_IMAGES}")
-    config = _settings(cut_layer, bottleneck)
+    config = _settings(cut_layer, bottleneck, arch, width)
     if cut_layer > (deepest := layer_count(config.arch)):
         raise ValueError(f"cut_layer: {cut_layer} is deeper than {config.arch}; allowed: 1 to {deepest}")
-    model = model_of(config.network())
+    model = client_of(config.network())
     start = torch.zeros(model.size)
     initialise_(model.module(start), torch.Generator().manual_seed(0))
     if bottleneck:
-        _check_stride(Bottleneck.parse(bottleneck).stride, cut_layer)
+        _check_stride(Bottleneck.parse(bottleneck).stride, replace(config, bottleneck=None))
     smashed_bytes, step_bytes = _sizes(model, batch_size)
     steps = min(_IMAGES // batch_size, max(_FEWEST, _BUDGET // step_bytes))
     about = about_client(
@@ -93,9 +104,10 @@ def _write(path: Path, cut_layer: int, bottleneck: str | None, batch_size: int) 
     writer.close(about)
 
 
-def _settings(cut_layer: int, bottleneck: str | None) -> RunConfig:
-    """Return a config with the paper's network."""
-    return resolve(RunConfig(cut_layer=cut_layer, bottleneck=bottleneck, image_size=_SIZE, device="cpu"))
+def _settings(cut_layer: int, bottleneck: str | None, arch: str | None, width: int | None) -> RunConfig:
+    """Return a config with the paper's network, or another; see `_write` for the arguments."""
+    own = {name: value for name, value in (("arch", arch), ("width", width)) if value is not None}
+    return resolve(RunConfig(cut_layer=cut_layer, bottleneck=bottleneck, image_size=_SIZE, device="cpu", **own))
 
 
 def _sizes(model: FlatModule, batch_size: int) -> tuple[int, int]:
@@ -105,9 +117,9 @@ def _sizes(model: FlatModule, batch_size: int) -> tuple[int, int]:
     return smashed, batch_size * smashed + 2 * 4 * model.size
 
 
-def _check_stride(stride: int, cut_layer: int) -> None:
-    """Raise a ValueError if a bottleneck's stride is larger than the maps behind the cut layer."""
-    layers = model_of(_settings(cut_layer, None).network())
+def _check_stride(stride: int, config: RunConfig) -> None:
+    """Raise a ValueError if a bottleneck's stride is larger than the maps behind the cut layer of a config."""
+    layers = client_of(config.network())
     side = layers.module(torch.zeros(layers.size))(torch.zeros(1, 3, _SIZE, _SIZE)).shape[-1]
     if stride > side:
         raise ValueError(f"bottleneck: stride {stride} is more than the maps of {side}x{side}; allowed: 1 to {side}")

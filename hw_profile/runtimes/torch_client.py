@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from simsfl.algorithm.single_client import SingleClient
-from simsfl.config import RunConfig
-from simsfl.config.notation import Bottleneck
 from simsfl.kernels import ViewParameters, augment
-from simsfl.models import FlatModule, Style, client_model
+from simsfl.models.described import client_of
 from simsfl.runs.client_trace import STATE
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -40,7 +38,7 @@ class TorchClient:
 
     def __init__(self, about: Mapping[str, Any], precision: str, *, compile: bool = False):
         network, self._dtype = about["network"], torch.float64 if precision == "fp64" else torch.float32
-        model = model_of(network)
+        model = client_of(network)
         if {name: list(shape) for name, shape in model.shapes.items()} != about["shapes"]:
             raise ValueError(
                 "network: is built differently here than where it was described; allowed: that version of simsfl"
@@ -97,24 +95,6 @@ class TorchClient:
         if self._precision in (torch.bfloat16, torch.float16):
             return torch.autocast("cpu", self._precision)
         return nullcontext()
-
-
-def model_of(network: Mapping[str, Any]) -> FlatModule:
-    """Return the client's part of the network that the settings in a trace describe.
-
-    Raises:
-        ValueError: an option is not one of the architecture, or cannot have its value.
-    """
-    return client_model(
-        network["arch"],
-        width=network["width"],
-        cut_layer=network["cut_layer"],
-        image_size=network["image_size"],
-        style=Style(network["norm"], network["weight_standardisation"]),
-        bottleneck=Bottleneck.parse(network["bottleneck"]) if network["bottleneck"] else None,
-        client_residual=network["client_residual"],
-        options=RunConfig(arch=network["arch"], options=network.get("options", {})).options_of("arch"),
-    )
 
 
 def _as_array(smashed: Tensor) -> np.ndarray:

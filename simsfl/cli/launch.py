@@ -351,6 +351,8 @@ def _announce(session: Session, why: dict[str, str]) -> None:
         if simulation.parts.device.type == "cpu"
         else torch.cuda.get_device_name(simulation.parts.device)
     )
+    if not simulation.parts.world.alone:
+        device = f"{count_text(simulation.parts.world.size, 'rank')}, {device} each"
     held = ("" if sizes.min() == sizes.max() else f"{sizes.min():,} to ") + count_text(sizes.max(), "image")
     batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.parts.groups)
     limited = f" ({why['batch_size']})" if why["batch_size"] else ""

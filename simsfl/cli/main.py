@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from simsfl.system.messages import unknown
-from simsfl.system.programs import checkout, pasted
+from simsfl.system.programs import called, checkout, pasted, ranks
 from simsfl.system.streams import ended, print_error, print_lines, set_up
 from simsfl.ui.arguments import fail
 
@@ -26,6 +28,9 @@ _BASE = {"numpy": "numpy", "rich": "rich"}
 """Modules that every program imports, and the package that each comes with; a board may lack them."""
 _DEVICES = {**_BASE, "safetensors": "safetensors", "zmq": "pyzmq"}
 """Modules that the programs for real devices import, and the package that each comes with."""
+
+_TURN_SECONDS = 5.0
+"""Seconds in which the first of several ranks says what is wrong, while the others wait."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ def start(name: str) -> int:
     Where a package is missing, one line on stderr names it and says how to install it, and the code is 2.
     """
     set_up()
+    if name != "run" and ranks() > 1:
+        return _refused(name)
     program = PROGRAMS[name]
     needs = dict(zip(_ALL, _ALL, strict=True)) if program.needs is None else program.needs
     missing = [package for module, package in needs.items() if find_spec(module) is None]
@@ -106,6 +113,19 @@ def start(name: str) -> int:
         return 130
     except SystemExit as shown:  # by --help
         return ended(shown.code)
+
+
+def _refused(name: str) -> int:
+    """Say on one of several ranks that a program is for one process; return the exit code, 2."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(_TURN_SECONDS)  # torchrun ends all ranks once one has ended, and the first one has to speak before
+        return 2
+    return fail(
+        ValueError(
+            f"ranks: {called(name)} is for one process, and torchrun has started {ranks()}; allowed: without torchrun, "
+            f"which is for {called('run')} alone"
+        )
+    )
 
 
 def _help() -> str:

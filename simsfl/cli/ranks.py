@@ -23,6 +23,7 @@ from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.runs.metrics import RankStatus, Record, RoundRecord, StepRecord
 from simsfl.runs.records import lasting, sources
 from simsfl.simulation import Simulation
+from simsfl.system.programs import ranks
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
 from simsfl.system.world import ALONE, AgreedError, RankLostError, World
@@ -125,10 +126,10 @@ def _met() -> tuple[dist.Store, int, int]:
 
 def check_alone(name: str) -> None:
     """Raise a ValueError if this process is one of several ranks: what `name` says is for a single one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+    if ranks() > 1:
         raise ValueError(
-            f"ranks: {name} is for one rank, and there are {os.environ['WORLD_SIZE']}; allowed: torchrun -m simsfl run "
-            "--config FILE, with a --plugin for what is your own"
+            f"ranks: {name} is for one rank, and there are {ranks()}; allowed: torchrun -m simsfl run --config FILE, "
+            "with a --plugin for what is your own"
         )
 
 

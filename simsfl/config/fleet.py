@@ -86,7 +86,8 @@ class GroupOfDevices:
     Attributes:
         name: what the group is called.
         share: share of all clients that it has.
-        device: files ``result.json`` of ``pi_bench.py``, relative to the fleet file.
+        device: name of a profile that comes with simsfl, or files of ``pi_bench.py``, relative to the fleet file.
+        dtype: precision of the forward passes, where a profile has several; else None.
         slowdown: how many times as long its devices take as the measured one.
         up_mbit_s: what a client sends in a second, in Mbit/s.
         down_mbit_s: what a client receives in a second, in Mbit/s.
@@ -102,6 +103,7 @@ class GroupOfDevices:
     device: str | list[str]
     up_mbit_s: _Rate
     down_mbit_s: _Rate
+    dtype: str | None = None
     slowdown: _Rate = 1.0
     latency_ms: Annotated[float, Range(0, 1e6)] = 0.0
     idle_watts: _Watts | None = None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,11 @@ from simsfl.config.fleet import Fleet, GroupOfDevices, Spread, Traced
 from simsfl.cost.model import COLOURS, ClientCost, operations, server_flops
 from simsfl.fleet.clock import Devices
 from simsfl.fleet.links import BITS, Links, Trace, read_trace
-from simsfl.fleet.profiles import Profile, Times, Work, read_profile
+from simsfl.fleet.profile_files import files_of, network_of, read_profile
+from simsfl.fleet.profiles import Profile, Times, Work
 from simsfl.models import FlatModule, SplitModel
+from simsfl.models.described import client_of
 from simsfl.system.randomness import Purpose, numpy_generator
-
-_NETWORK = (
-    "image_size",
-    "arch",
-    "width",
-    "norm",
-    "cut_layer",
-    "bottleneck",
-    "client_residual",
-    "weight_standardisation",
-)
-"""Fields of the config that a client's work depends on, besides its batch and what it learns from."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,6 @@ class Costs:
         cost: bytes that its messages have.
         batches: ``[C]`` images per step of each position of a cohort.
         fleet: the fleet.
-        network: returns the network of a config, whose weights do not matter.
 
     Attributes:
         fleet: the fleet.
@@ -84,7 +72,6 @@ class Costs:
         cost: ClientCost,
         batches: Sequence[int],
         fleet: Fleet,
-        network: Callable[[RunConfig], SplitModel],
     ):
         if config.loss_threshold:
             raise ValueError("fleet: rounds that save communication (--loss-threshold) are not told; allowed: without")
@@ -92,12 +79,15 @@ class Costs:
         graded = config.views_graded if learns else 0
         works = {batch: _work(config, model.client, batch, config.views_sent, graded) for batch in set(batches)}
         self.fleet, self.clients = fleet, config.clients
-        self.groups = [_group(own, works, fleet.path.parent, network) for own in fleet.groups]
+        self.groups = [_group(own, works, fleet.path.parent) for own in fleet.groups]
         self.member = _members(fleet, config.clients, config.seed)
         rng = numpy_generator(config.seed, Purpose.FLEET, 1)
         self.slowdown = _by_client([own.slowdown for own in fleet.groups], self.member, rng)
         both = [[own.up_mbit_s for own in fleet.groups], [own.down_mbit_s for own in fleet.groups]]
-        traces = [[self._trace(rate) for rate in rates] for rates in both]
+        traces = [
+            [_trace(own, rate, fleet.path.parent) for own, rate in zip(fleet.groups, rates, strict=True)]
+            for rates in both
+        ]
         self.rates = [BITS * _by_client(rates, self.member, rng) for rates in both]
         for own, rate in zip(traces, self.rates, strict=True):
             for index, trace in enumerate(own):
@@ -117,10 +107,6 @@ class Costs:
             work = sum(batches) * server_flops(model, **config.server_passes)
             given = fleet.server.step_ms
             self.server_seconds = work / (1e9 * fleet.server.gflop_s) if given is None else given / 1000
-
-    def _trace(self, rate: float | Spread | Traced) -> Trace | None:
-        """Return the trace that a rate of the fleet file is, None if it is none."""
-        return read_trace(self.fleet.path.parent / rate.trace) if isinstance(rate, Traced) else None
 
     def devices(self, clients: np.ndarray, positions: np.ndarray, *, sharing: int) -> Devices:
         """Return what some clients take.
@@ -188,20 +174,20 @@ def _by_client(values: Sequence[float | Spread | Traced], member: np.ndarray, rn
     return np.stack([drawn(own) for own in values])[member, np.arange(len(member))]
 
 
-def _group(
-    own: GroupOfDevices, works: Mapping[int, Work], folder: Path, network: Callable[[RunConfig], SplitModel]
-) -> Group:
-    """Return a group of a fleet file.
-
-    Args:
-        own: its table.
-        works: the work of a client, by images of a batch.
-        folder: what paths start from.
-        network: returns the network of a config.
-    """
-    files = [own.device] if isinstance(own.device, str) else own.device
+def _trace(own: GroupOfDevices, rate: float | Spread | Traced, folder: Path) -> Trace | None:
+    """Return the trace that a rate of a group is, given what paths start from; None if it is none."""
     try:
-        profile = read_profile([folder / file for file in files], partial(_work_of_result, network))
+        return read_trace(folder / rate.trace) if isinstance(rate, Traced) else None
+    except ValueError as error:
+        raise ValueError(f"fleet: group {own.name}: {error}") from error
+
+
+def _group(own: GroupOfDevices, works: Mapping[int, Work], folder: Path) -> Group:
+    """Return a group of a fleet file, given the work of a client by images of a batch, and what paths start from."""
+    devices = [own.device] if isinstance(own.device, str) else own.device
+    try:
+        files = [file for device in devices for file in files_of(device, folder)]
+        profile = read_profile(files, _work_of_file, own.dtype).fitting(next(iter(works.values())))
     except ValueError as error:
         raise ValueError(f"fleet: group {own.name}: device: {error}") from error
     times = {batch: profile.times(work) for batch, work in works.items()}
@@ -215,15 +201,13 @@ def _group(
     return Group(own.name, profile, times, idle, busy)
 
 
-def _work_of_result(network: Callable[[RunConfig], SplitModel], fields: Mapping[str, Any]) -> Work:
-    """Return the work that ``pi_bench.py`` measured, given the fields of its network and its batch size."""
-    config = RunConfig(**{name: value for name, value in fields.items() if name != "batch_size"})
-    return _work(config, network(config).client, fields["batch_size"], views=2, graded=1)
+def _work_of_file(network: Mapping[str, Any], batch: int, views: int, graded: int) -> Work:
+    """Return the work that ``pi_bench.py`` measured; see `simsfl.fleet.profile_files.WorkOf`."""
+    return _work(RunConfig(**network), client_of(network), batch, views, graded)
 
 
 def _work(config: RunConfig, client: FlatModule, batch: int, views: int, graded: int) -> Work:
     """Return the work of a client model; see `Work` for the arguments."""
     one = operations(client, (COLOURS, config.image_size, config.image_size), of_images=True)
-    passes, named = config.passes_per_image, {name: getattr(config, name) for name in _NETWORK}
-    size = config.image_size**2
-    return Work(passes * batch, size, one.forward, one.backward, client.size, named, views, graded)
+    size, images, named = config.image_size**2, config.passes_per_image * batch, network_of(config.network())
+    return Work(images, size, one.forward, one.backward, client.size, named, views, graded)

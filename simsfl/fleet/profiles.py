@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from simsfl.system.decoding import Amount, Ordinal, decode, read_json
-from simsfl.system.messages import shortened
+from simsfl.system.decoding import Ordinal
 
 PHASES = ("views", "query", "momentum", "key", "backward", "sgd", "sync")
 """Phases of a client's step and averaging, as ``pi_bench.py`` measures them."""
+PASSES = ("query", "key", "backward")
+"""Phases that are passes through a model."""
+MEASURED, SCALED, PUBLISHED = "measured", "scaled", "published"
+"""How the times of some work are known."""
+FEWEST = 3
+"""Largest number of points with which there is no choice between `RULES`."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The fields of a config that a client's work depends on, besides its batch and what it learns from."""
+
+    image_size: Ordinal
+    arch: str
+    width: Ordinal
+    norm: str
+    cut_layer: Ordinal
+    bottleneck: str | None
+    client_residual: bool
+    weight_standardisation: bool
+    options: dict[str, str | bool | int | float | None] = field(default_factory=dict)
+
+
+_KEPT = ("arch", "options", "norm", "weight_standardisation")
+"""Fields of a network that have to be equal: what they change is not in proportion to what is counted."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +89,17 @@ class Times:
 
     Attributes:
         seconds: seconds of each of the `PHASES`.
-        measured: whether this very work was measured; else it is scaled.
+        source: how they are known: ``measured``, if this very work was; ``scaled`` from other work that was; or
+            computed from a ``published`` speed.
     """
 
     seconds: Mapping[str, float]
-    measured: bool
+    source: str
+
+    @property
+    def measured(self) -> bool:
+        """Return whether this very work was measured."""
+        return self.source == MEASURED
 
     @property
     def before(self) -> float:
@@ -85,109 +114,136 @@ class Times:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured on a device.
+    """What is known of a device.
 
     Attributes:
         device: name of the device.
         points: measured work, and the seconds of each of the `PHASES`.
-        idle_watts: power of the device while it waits; None where it was not measured.
-        busy_watts: power while it works; None where it was not measured.
+        idle_watts: power of the device while it waits; None where it is not known.
+        busy_watts: power while it works; None where it is not known.
+        flops: operations in a second, where these are published instead of points; else None.
+        of_others: whether all points are of other networks than what is asked for, such as another cut layer.
     """
 
     device: str
     points: Sequence[tuple[Work, Mapping[str, float]]]
     idle_watts: float | None = None
     busy_watts: float | None = None
+    flops: float | None = None
+    of_others: bool = False
+
+    def fitting(self, work: Work) -> Profile:
+        """Return the profile for some work, with the points alone that it can be scaled from.
+
+        Raises:
+            ValueError: no point is of such a network.
+        """
+        points = [point for point in self.points if not _differences(point[0], work)]
+        if points or self.flops:
+            return replace(self, points=points, of_others=all(point.named != work.named for point, _ in points))
+        nearest = min((_differences(point, work) for point, _ in self.points), key=len)
+        raise ValueError(f"{'; '.join(nearest)}; allowed: a profile of the run's {', '.join(_KEPT)}")
 
     def times(self, work: Work) -> Times:
-        """Return what the device takes for some work: as measured, or scaled from the nearest work that was.
-
-        The time of each phase is scaled by `Work.amounts`: operations for the passes, pixels for the views, and weights
-        for what goes over the model.
-        """
+        """Return what the device takes for some work: as measured, scaled by `rule`, or by its published speed."""
+        if self.flops:
+            amounts = work.amounts()
+            return Times({phase: amounts[phase] / self.flops * (phase in PASSES) for phase in PHASES}, PUBLISHED)
         for point, seconds in self.points:
             if point == work:
-                return Times(seconds, measured=True)
-        point, seconds = min(self.points, key=lambda own: own[0].distance(work))
-        own, wanted = point.amounts(), work.amounts()
-        if not own["key"] and wanted["key"]:  # the same pass as the query's
-            own["key"], seconds = own["query"], {**seconds, "key": seconds["query"]}
-        scaled = {phase: seconds[phase] * wanted[phase] / own[phase] if own[phase] else 0.0 for phase in PHASES}
-        return Times(scaled, measured=False)
+                return Times(seconds, MEASURED)
+        return Times(RULES[self.rule](self.points, work), SCALED)
+
+    @property
+    def rule(self) -> str:
+        """Return the name of the one of `RULES` whose errors between the measured points have the smallest mean.
+
+        With few points there is no choice, and it is the first.
+        """
+        if len(self.points) <= FEWEST:
+            return next(iter(RULES))
+        return min(RULES, key=lambda rule: sum(self._errors(rule)))
 
     def error(self) -> float | None:
         """Return the largest relative error of a step's time that scaling makes between the measured points.
 
-        Each point is scaled from the others (leave one out); None where there is a single one.
+        Each point is scaled from the others (leave one out), and if the profile is `of_others`, from those of other
+        networks; None where there are none.
         """
-        if len(self.points) < 2:
-            return None
+        return max(self._errors(self.rule), default=None)
+
+    def _errors(self, rule: str) -> list[float]:
+        """Return the relative error of each point's step, as `error` describes it, by one of the `RULES`."""
         errors = []
-        for index, (work, seconds) in enumerate(self.points):
-            others = replace(self, points=[*self.points[:index], *self.points[index + 1 :]])
-            scaled, true = others.times(work), Times(seconds, measured=True)
-            errors.append(abs((scaled.before + scaled.after) / (true.before + true.after) - 1))
-        return max(errors)
+        for work, seconds in self.points:
+            others = [one for one in self.points if (one[0].named != work.named if self.of_others else one[0] != work)]
+            if others:
+                scaled, true = Times(RULES[rule](others, work), SCALED), Times(seconds, MEASURED)
+                errors.append(abs((scaled.before + scaled.after) / (true.before + true.after) - 1))
+        return errors
 
 
-@dataclass(frozen=True)
-class _Energy:
-    """The part of a result's energy that a profile uses, in watts."""
-
-    mean_watts: Amount
-    idle_before: Amount
-    idle_after: Amount
+_Points = Sequence[tuple[Work, Mapping[str, float]]]
 
 
-@dataclass(frozen=True)
-class _Network:
-    """The part of a result's trace that a profile uses."""
-
-    batch_size: Ordinal
-    image_size: Ordinal
-    arch: str
-    width: Ordinal
-    norm: str
-    cut_layer: Ordinal
-    bottleneck: str | None
-    client_residual: bool
-    weight_standardisation: bool
-    head: str
-    key_dim: Ordinal
+def _nearest(points: _Points, work: Work) -> dict[str, float]:
+    """Return the seconds of each phase, in proportion to those of the point whose passes are most alike."""
+    nearest = min(points, key=lambda own: own[0].distance(work))
+    return {
+        phase: sum(seconds * wanted / own for own, seconds in known)
+        for phase, wanted, known in _samples([nearest], work)
+    }
 
 
-def read_profile(paths: Sequence[Path], work_of: Callable[[Mapping[str, Any]], Work]) -> Profile:
-    """Return what was measured on a device, from one ``result.json`` of ``pi_bench.py`` or several.
+def _line(points: _Points, work: Work) -> dict[str, float]:
+    """Return the seconds of each phase on a line: those that it takes in any case, and those in proportion to its work.
 
-    Args:
-        paths: the files.
-        work_of: returns the work of a client, given the fields of its network and its batch size.
-
-    Raises:
-        ValueError: a file is no such result, or they are of different devices.
+    Neither is negative, and relative errors are smallest in the sense of least squares.
     """
-    points, devices, watts = [], {}, []
-    for path in paths:
-        content = read_json(path)
-        try:
-            network = decode(_Network, _some(content["trace"], _Network))
-            latency = {
-                phase: float(content["latency"][phase]["mean"]) for phase in PHASES if phase in content["latency"]
-            }
-            energy = content["energy"] and decode(_Energy, _some(content["energy"], _Energy))
-            devices[content["board"]["model"]] = path
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is no result of pi_bench.py ({shortened(str(error))})") from error
-        points.append((work_of(vars(network)), {phase: latency.get(phase, 0.0) for phase in PHASES}))
-        if energy:
-            watts.append(((energy.idle_before + energy.idle_after) / 2, energy.mean_watts))
-    if len(devices) > 1:
-        raise ValueError(f"{' and '.join(map(str, devices.values()))} are of different devices; allowed: of one")
-    idle, busy = np.mean(watts, axis=0).tolist() if watts else (None, None)
-    return Profile(next(iter(devices)), points, idle, busy)
+    from scipy.optimize import nnls  # noqa: PLC0415  (a board that is measured does without it)
+
+    found = {}
+    for phase, wanted, known in _samples(points, work):
+        found[phase] = 0.0
+        if known:
+            own, seconds = np.array(known).T
+            largest = own.max()  # so that both columns are of the same size
+            (fixed, slope), _ = nnls(np.stack([1 / seconds, own / largest / seconds], axis=1), np.ones(len(known)))
+            found[phase] = float(fixed + slope * wanted / largest)
+    return found
 
 
-def _some(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """Return those of some values that are fields of a record."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
+def _own_line(points: _Points, work: Work) -> dict[str, float]:
+    """Return what `_line` returns of the points of the very network, if there are two or more; else of all."""
+    own = [point for point in points if point[0].named == work.named]
+    return _line(own if len(own) > 1 else points, work)
+
+
+def _samples(points: _Points, work: Work) -> Iterator[tuple[str, float, list[tuple[float, float]]]]:
+    """Yield each phase, how much of it some work has, and how much of it each point has, with its seconds.
+
+    Points without such a phase are left out, and so are all where the work has none of it. Where no point has a pass
+    of keys, that of the query stands for it, which is the same.
+    """
+    amounts = [(point.amounts(), seconds) for point, seconds in points]
+    for phase, wanted in work.amounts().items():
+        known: list[tuple[float, float]] = []
+        for like in (phase, "query") if phase == "key" else (phase,):
+            known = known or [
+                (own[like], seconds[like]) for own, seconds in amounts if own[like] and seconds[like] and wanted
+            ]
+        yield phase, wanted, known
+
+
+RULES: Mapping[str, Callable[[_Points, Work], dict[str, float]]] = {
+    "nearest": _nearest,
+    "line": _line,
+    "line of the network": _own_line,
+}
+"""Ways to scale the seconds of measured points to other work, by name."""
+
+
+def _differences(point: Work, work: Work) -> list[str]:
+    """Return how a network differs in what scaling does not know of, such as "arch is resnet18 there, resnet8 here"."""
+    pairs = ((name, point.named.get(name), work.named.get(name)) for name in _KEPT)
+    return [f"{name} is {there} there, and {here} here" for name, there, here in pairs if there != here]

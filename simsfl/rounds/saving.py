@@ -20,7 +20,7 @@ from simsfl.rounds.progress import NonFiniteLossError, Progress
 from simsfl.runs import checkpoint
 from simsfl.runs.checkpoint import SEAL, Found, Timed
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import Extent
+from simsfl.runs.metrics import Extent, check_goes_on
 from simsfl.runs.records import RunRecord
 from simsfl.setup.defaults import with_possible_precision
 from simsfl.setup.parts import Parts, build, load_images
@@ -133,10 +133,12 @@ def load(
 
     Raises:
         ImagesError: the images cannot be had, or are not those of the run.
-        ValueError: there is no run, or no usable checkpoint.
+        ValueError: there is no run, or no usable checkpoint; or another process trains the run that is to go on.
     """
     directory = RunDirectory(path)
     saved = directory.read_config()
+    if going_on:
+        check_goes_on(directory.metrics)
     found = checkpoint.newest(directory.checkpoints, saved.identity, directory.metrics if going_on else None)
     config = replace(saved.config, **(places or {}), **({"device": device} if device else {}))
     if device:

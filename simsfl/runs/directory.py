@@ -46,6 +46,7 @@ from simsfl.runs.tracking import OWN_FILES
 from simsfl.system.files import digest, replacing
 from simsfl.system.messages import shortened
 from simsfl.system.outputs import Outputs
+from simsfl.system.programs import pasted
 
 _PACKAGES = ("torchvision", "numpy", "rich", "safetensors")
 """Packages whose versions are recorded, besides those of Python and PyTorch."""
@@ -126,7 +127,7 @@ class RunDirectory:
         if (held or others) and not overwrite:
             raise ValueError(
                 f"out: {self.path} holds another run; allowed: another directory, --overwrite to replace it, "
-                f"or --resume {self.path} to go on with it"
+                f"or {pasted(['--resume', str(self.path)])} to go on with it"
             )
         if not overwrite and (made := self.outputs.owned(*self._made_of_runs)):
             raise ValueError(
@@ -264,7 +265,7 @@ class RunDirectory:
         except PluginError as error:
             raise ValueError(f"plugin: {error}; allowed: as it was when the run began") from error
         except ValueError as error:
-            allowed = f"as the run wrote it, or --config {self.config} for a new run"
+            allowed = f"as the run wrote it, or {pasted(['--config', str(self.config)])} for a new run"
             raise ValueError(f"{error}; allowed: {allowed}") from error
 
     def read_partition(self, saved: RunRecord) -> Partition | None:

@@ -21,6 +21,7 @@ from simsfl.algorithm.wire import DeviceStatus
 from simsfl.config.plugins import Plugin
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, parse_json, read_json
 from simsfl.system.files import naming
+from simsfl.system.programs import command, pasted
 from simsfl.system.reading import open_regular
 
 _Similarity = Annotated[float, Range(-1.001, 1.001)]
@@ -363,7 +364,7 @@ class MetricsLog:
         self._path, self._file = path, path.open("ab", buffering=0)
         try:
             if not _lock(self._file):
-                raise ValueError(f"resume: {path.parent} is being written to by another process; allowed once it ends")
+                raise _taken(path)
             if problem := keep.problem(path):
                 raise ValueError(f"resume: {problem}")
             with naming(path):
@@ -400,10 +401,10 @@ class MetricsLog:
         self._file.close()
 
 
-def _lock(file: IO[bytes]) -> bool:
+def _lock(file: IO[bytes], kind: int = fcntl.LOCK_EX) -> bool:
     """Lock an open file for this process until it is closed; return False if another process has locked it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # some file systems have no locks: go on without
@@ -414,7 +415,21 @@ def _lock(file: IO[bytes]) -> bool:
 def is_written(path: Path) -> bool:
     """Return whether a process has a `MetricsLog` open on this file."""
     with open_regular(path) as file:
-        return not _lock(file)
+        return not _lock(file, fcntl.LOCK_SH)  # shared with others that ask at this moment, such as other ranks
+
+
+def check_goes_on(path: Path) -> None:
+    """Raise a ValueError if a process has a `MetricsLog` open on this file, so that no other can go on with the run."""
+    if path.exists() and is_written(path):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> ValueError:
+    """Return the error that a process goes on with the run whose ``metrics.jsonl`` this is."""
+    return ValueError(
+        f"resume: another process trains the run in {path.parent} at present; allowed: once that has ended, or "
+        f"{pasted([*command('watch'), str(path.parent)])} to see it"
+    )
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -15,7 +14,7 @@ from simsfl.aggregations import Aggregation
 from simsfl.aggregations.around import Aligned, Mixed
 from simsfl.algorithm.aggregation import is_sync_step
 from simsfl.algorithm.batch import Hyperparameters
-from simsfl.algorithm.plan import Attendance, Group, batches_of, groups_of
+from simsfl.algorithm.plan import Attendance, batches_of, groups_of
 from simsfl.algorithm.state import (
     Sent,
     State,
@@ -36,7 +35,7 @@ from simsfl.config.catalogue import (
     PRECISIONS,
     SAMPLERS,
 )
-from simsfl.config.fleet import Fleet, read_fleet
+from simsfl.config.fleet import read_fleet
 from simsfl.config.notation import Bottleneck
 from simsfl.cost.model import ClientCost
 from simsfl.data import Dataset
@@ -253,19 +252,6 @@ def sampler(config: RunConfig) -> Sampler:
     return SAMPLERS[config.sampler].code.load().of(config)
 
 
-def costs(config: RunConfig, groups: Sequence[Group], model: SplitModel, cost: ClientCost, fleet: Fleet) -> Costs:
-    """Return what a run takes the clients of a fleet.
-
-    Args:
-        config: its config, with every rule applied.
-        groups: all clients, by batch size.
-        model: its network.
-        cost: bytes that its messages have.
-        fleet: the fleet.
-    """
-    return Costs(config, model, cost, batches_of(groups), fleet, lambda other: network(other, weights=False))
-
-
 def averaged(config: RunConfig, steps: int) -> np.ndarray:
     """Return whether an averaging follows each step of a round, ``[steps]`` bool."""
     return np.array([is_sync_step(s, steps, config.syncs_per_round) for s in range(steps)])
@@ -284,7 +270,7 @@ def timeline(size: Outline, attendance: Attendance, model: SplitModel, cost: Cli
     if config.fleet is None:
         return None
     return Timeline(
-        costs(config, size.groups, model, cost, read_fleet(Path(config.fleet))),
+        Costs(config, model, cost, batches_of(size.groups), read_fleet(Path(config.fleet))),
         attendance,
         averaged(config, size.steps),
         deadline=config.deadline,

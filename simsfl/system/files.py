@@ -199,3 +199,36 @@ def claimed(out: Path, *results: str) -> Iterator[None]:
             for path in new:
                 path.rmdir()
         raise
+
+
+@contextmanager
+def alone_in(directory: Path, *, wait: bool) -> Iterator[None]:
+    """Lock a directory inside against all other processes that ask for it in this way.
+
+    Where there are no locks, it goes on without. The directory is created if need be, and then removed at the end if
+    it is empty.
+
+    Args:
+        directory: the directory.
+        wait: whether to wait for a process that has locked it.
+
+    Raises:
+        BlockingIOError: a process has locked it, and is not to be waited for.
+        OSError: the directory cannot be created.
+    """
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+        with suppress(OSError):  # one of them holds something
+            for path in new:
+                path.rmdir()

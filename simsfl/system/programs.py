@@ -39,6 +39,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
+def ranks() -> int:
+    """Return how many ranks ``torchrun`` has started, of which this process is one; 1 without it."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return int(size) if "RANK" in os.environ and size.isdecimal() else 1
+
+
 def pasted(words: Sequence[str]) -> str:
     r"""Return words as one line that a shell divides into the same words, also where it is printed first.
 

@@ -93,3 +93,23 @@ def test_the_packages_that_programs_need_are_those_that_are_installed():
         one for one in map(Requirement, requires("simsfl")) if not one.marker or one.marker.evaluate({"extra": ""})
     ]
     assert {one.name for one in wanted} == set(command._ALL)
+
+
+def test_a_program_for_one_process_is_refused_on_several_ranks_by_the_first(started, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(command.time, "sleep", waited.append)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert command.main(["pi-bench"]) == 2
+    assert capsys.readouterr().err == ""
+    assert waited
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert command.main(["pi-bench"]) == 2
+    assert capsys.readouterr().err == (
+        "error: ranks: simsfl pi-bench is for one process, and torchrun has started 2; allowed: without torchrun, "
+        "which is for simsfl run alone\n"
+    )
+    assert not started
+    assert command.main(["run"]) == 7  # which knows of ranks itself
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert command.main(["pi-bench"]) == 7

@@ -2,13 +2,21 @@
 
 import json
 import signal
+import sys
 
 import pytest
 
-from simsfl.cli.sweep import grid, runner
+from simsfl.cli.sweep import grid, launchers, runner
 from simsfl.cli.sweep import program as sweep
 from simsfl.cli.sweep.axes import Range, check_effect, directory_of, points_of
+from simsfl.cli.sweep.cells import Cell
+from simsfl.cli.sweep.grid import Identity, Plan
+from simsfl.cli.sweep.launchers import Local
+from simsfl.cli.sweep.outcomes import Outcomes
+from simsfl.cli.sweep.results import RESULTS
 from simsfl.config.presets import named
+from simsfl.system.console import Output
+from simsfl.system.files import alone_in
 from tests.conftest import TINY, flags
 
 SHORT = TINY | {"rounds": 1, "preset": "laptop", "knn_bank": 20, "knn_test": 10, "local_epochs": 0.1}
@@ -101,7 +109,19 @@ def test_a_sweep_goes_on_and_grows(npz, tmp_path, monkeypatch, capsys):
     assert len(after) == 5
     capsys.readouterr()
     assert sweep.main([*given, "--width", "4", "--lr", "0.1,0.3", "--tau", "0.9"]) == 2
-    assert "is of another grid, with flags" in capsys.readouterr().err
+    assert "is of another grid, with no width, and this one has width 4;" in capsys.readouterr().err
+
+
+def test_a_search_has_one_process_at_a_time(npz, tmp_path, capfd):
+    pytest.importorskip("optuna")
+    argv = [*flags(out=tmp_path, dataset=npz, **SHORT), "--lr", "0.01..0.3:log", "--search", "trials=2"]
+    with alone_in(tmp_path, wait=True):
+        assert sweep.main(argv) == 2
+    assert capfd.readouterr().err == (
+        f"error: search: another process searches in {tmp_path} at present; allowed: once that has ended, or another "
+        "--out\n"
+    )
+    assert not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.slow
@@ -127,6 +147,48 @@ def test_a_search_goes_on_with_what_was_interrupted(npz, tmp_path, monkeypatch):
     assert all(0.01 <= entry["setting"]["lr"] <= 0.3 for entry in found)
     tops = [entry["measures"]["kNN [%]"]["mean"] for entry in found]
     assert tops == sorted(tops, reverse=True)
+
+
+def test_a_run_that_fails_makes_the_sweep_fail(npz, tmp_path, monkeypatch, capsys):
+    program = tmp_path / "program"
+    program.write_text(f"#!{sys.executable}\nprint('error: of this run')\nraise SystemExit(1)\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(launchers.sys, "executable", str(program))
+    given = flags(out=tmp_path / "sweep", dataset=npz, **SHORT)
+    assert sweep.main([*given, "--lr", "0.1,0.2"]) == 1
+    assert "lr-0.2-seed-0: error: of this run" in capsys.readouterr().out
+
+
+@pytest.fixture
+def grid_of(tmp_path, monkeypatch):
+    """Return a function that carries out a grid as far as to the start of its runs, and returns their plans."""
+    monkeypatch.setattr(runner, "run_all", lambda *_: None)
+
+    def carry_out(names, steps, budget=None):
+        plans = [Plan(Cell("", name, {}, directory=name), 0, named("laptop")[0], 0, 1.0, steps=steps) for name in names]
+        outcomes = Outcomes("a grid", plans, tmp_path / "grid")
+        outcomes.write = None
+        identity = Identity("sweep", "laptop", {"lr": "several values"}, budget)
+        assert runner.carried_out(outcomes, RESULTS, identity, Local(), Output(), yes=True)
+        return {plan.name: plan.steps for plan in outcomes.plans}
+
+    return carry_out
+
+
+def test_grids_that_begin_at_once_in_a_directory_have_the_same_plans(grid_of, tmp_path):
+    """Both find no plans, and time their steps; then one begins after the other."""
+    assert grid_of(["a", "b"], steps=10) == {"a-seed-0": 10, "b-seed-0": 10}
+    assert grid_of(["b", "c"], steps=20) == {"b-seed-0": 10, "c-seed-0": 20}
+    kept = json.loads((tmp_path / "grid" / "grid.json").read_text())["runs"]
+    assert {name: run["steps"] for name, run in kept.items()} == {"a-seed-0": 10, "b-seed-0": 10, "c-seed-0": 20}
+
+
+def test_of_grids_that_begin_at_once_with_other_budgets_the_second_is_refused(grid_of, tmp_path):
+    grid_of(["a"], steps=10)
+    before = (tmp_path / "grid" / "grid.json").read_bytes()
+    with pytest.raises(ValueError, match=r"^out: .* of another grid, with no budget, and this one has budget 3\.0;"):
+        grid_of(["a"], steps=5, budget=3.0)
+    assert (tmp_path / "grid" / "grid.json").read_bytes() == before
 
 
 WRONG = {

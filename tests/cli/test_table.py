@@ -339,7 +339,7 @@ def test_a_directory_of_another_grid_or_of_something_else(tmp_path, capfd):
     out.mkdir()
     (out / "grid.json").write_text(json.dumps({"grid": {"table": "2"}, "runs": {}}))
     assert run("sync", "--only", "1 per round", out=out) == 2
-    assert "is of another grid, with table '2' and not 'sync'" in capfd.readouterr().err
+    assert "is of another grid, with table '2', and this one has table 'sync'" in capfd.readouterr().err
     (out / "grid.json").write_text("{")
     assert run("sync", "--only", "1 per round", out=out) == 2
     assert "is damaged" in capfd.readouterr().err

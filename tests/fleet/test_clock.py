@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simsfl.fleet.clock import Devices, round_time
-from simsfl.fleet.links import Links
+from simsfl.fleet.links import Links, Trace
 
 
 def drawn(seed, count=5, steps=6):
@@ -22,39 +22,84 @@ def drawn(seed, count=5, steps=6):
     return devices, present, averaged, models
 
 
-def by_messages(devices, present, averaged, server_seconds, models):
+def by_messages(devices, present, averaged, server_seconds, models, begin=0.0, passes=None):
     """Compute a round with a loop over clients: when each is ready, computes, sends and receives."""
+
+    def message(links, sizes, c, at):
+        """Return the seconds of a message that a client sends at some time."""
+        return links.latency[c] + (passes(sizes[c], at) if passes else sizes[c] / links.rate[c])
+
+    def fetch(c):
+        seconds = message(devices.down, devices.model, c, ready[c])
+        ready[c] += seconds
+        return seconds
+
     clients = [c for c in range(len(models)) if models[c]]
-    up, down = (
-        links.latency + size / links.rate
-        for links, size in ((devices.up, devices.step_up), (devices.down, devices.step_down))
-    )
-    model_up, model_down = (links.latency + devices.model / links.rate for links in (devices.up, devices.down))
-    ready = {c: model_down[c] for c in clients}
-    compute, transfer = dict.fromkeys(clients, 0.0), {c: model_down[c] for c in clients}
+    ready = dict.fromkeys(clients, begin)
+    compute, transfer = dict.fromkeys(clients, 0.0), {c: fetch(c) for c in clients}
     for s, averages in enumerate(averaged):
         here = [c for c in clients if present[s, c]]
         for c in here:
             ready[c] += devices.before[c]
             compute[c] += devices.before[c] + devices.after[c]
         if server_seconds is not None:
+            up = {c: message(devices.up, devices.step_up, c, ready[c]) for c in here}
             done = max(ready[c] + up[c] for c in here) + server_seconds
             for c in clients:
                 ready[c] = done  # who is absent waits for the next step, too
             for c in here:
-                ready[c] += down[c]
-                transfer[c] += up[c] + down[c]
+                down = message(devices.down, devices.step_down, c, done)
+                ready[c] += down
+                transfer[c] += up[c] + down
         for c in here:
             ready[c] += devices.after[c]
         if averages:
-            done = max(ready[c] + devices.averaging[c] + model_up[c] for c in clients)
             for c in clients:
+                ready[c] += devices.averaging[c]
                 compute[c] += devices.averaging[c]
-                transfer[c] += model_up[c]
+                up = message(devices.up, devices.model, c, ready[c])
+                ready[c] += up
+                transfer[c] += up
+            done = max(ready.values())
+            for c in clients:
+                ready[c] = done
                 if s + 1 < len(averaged):
-                    transfer[c] += model_down[c]
-                ready[c] = done + model_down[c]
-    return done, compute, transfer
+                    transfer[c] += fetch(c)
+    return done - begin, compute, transfer
+
+
+def passing(trace):
+    """Return a function that computes how long a message takes from some time on, piece by piece of the trace."""
+
+    def passes(size, at):
+        whole = int(at // trace.times[-1])
+        piece = int(np.searchsorted(trace.times, at - whole * trace.times[-1], side="right")) - 1
+        now, left = at, size
+        while True:
+            until = whole * trace.times[-1] + trace.times[piece + 1]
+            if trace.rates[piece] * (until - now) >= left:
+                return now + left / trace.rates[piece] - at
+            left -= trace.rates[piece] * (until - now)
+            now, piece = until, piece + 1
+            if piece == len(trace.rates):
+                whole, piece = whole + 1, 0
+
+    return passes
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_links_that_change_are_followed_from_message_to_message(seed):
+    devices, present, averaged, models = drawn(seed)
+    rng = np.random.default_rng(seed)
+    trace = Trace(np.cumsum([0, *rng.uniform(0.2, 1, 7)]), rng.uniform(0.2, 3, 7) * (np.arange(7) != 3))
+    everyone, nothing = np.arange(len(models)), np.zeros(len(models))
+    links = Links(nothing + 0.01, nothing + np.nan, traces=((trace, everyone, nothing),))
+    devices = Devices(**vars(devices) | {"up": links, "down": links})
+    found = round_time(devices, present, averaged, 0.7, models, begin=123.4)
+    seconds, _, transfer = by_messages(devices, present, averaged, 0.7, models, 123.4, passing(trace))
+    assert found.seconds == pytest.approx(seconds, rel=1e-9)
+    for client, own in transfer.items():
+        assert found.transfer[client] == pytest.approx(own, rel=1e-9)
 
 
 @pytest.mark.parametrize("server_seconds", [None, 0.7])

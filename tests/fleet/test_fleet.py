@@ -7,41 +7,14 @@ import numpy as np
 import pytest
 
 import simsfl
-from simsfl import RunConfig, Simulation
+from simsfl import Simulation
 from simsfl.cli.fleet import program
 from simsfl.config.fleet import read_fleet
-from simsfl.fleet.profiles import PHASES, Profile, Times, Work
+from simsfl.fleet.costs import Costs
+from simsfl.fleet.profiles import Profile, Times, Work
 from simsfl.fleet.timeline import Timeline
 from simsfl.setup import assembly
-from tests.conftest import TINY
-
-SECONDS = dict(zip(PHASES, (0.4, 0.2, 0.01, 0.1, 0.3, 0.02, 0.05), strict=True))
-SERVER = "[server]\nstep_ms = 500.0\n"
-
-
-def group(**more):
-    """Return a table of a fleet file."""
-    fields = {"name": '"all"', "share": 1.0, "device": '"result.json"', "up_mbit_s": 1e9, "down_mbit_s": 1e9} | more
-    return "[[group]]\n" + "".join(f"{name} = {value}\n" for name, value in fields.items())
-
-
-@pytest.fixture
-def config(npz):
-    return RunConfig(**TINY | {"dataset": str(npz)})
-
-
-@pytest.fixture
-def result(config, tmp_path):
-    """What pi_bench.py would have measured of the very work of the run's clients."""
-    simulation = Simulation(config)
-    own = simulation.config
-    names = ("arch", "width", "norm", "cut_layer", "bottleneck", "client_residual", "weight_standardisation", "head")
-    trace = {name: getattr(own, name) for name in (*names, "key_dim", "image_size", "batch_size")}
-    latency = {phase: {"mean": seconds} for phase, seconds in SECONDS.items()}
-    energy = {"mean_watts": 5.0, "idle_before": 1.0, "idle_after": 3.0, "meter": "ina226"}
-    content = {"board": {"model": "a board"}, "trace": trace, "latency": latency, "energy": energy}
-    (tmp_path / "result.json").write_text(json.dumps(content))
-    return content
+from tests.fleet.conftest import SECONDS, SERVER, group
 
 
 def telling(config, tmp_path, text):
@@ -49,7 +22,7 @@ def telling(config, tmp_path, text):
     (tmp_path / "fleet.toml").write_text(text)
     parts = Simulation(config).parts
     fleet = read_fleet(tmp_path / "fleet.toml")
-    costs = assembly.costs(parts.config, parts.groups, parts.model, parts.cost, fleet)
+    costs = Costs(parts.config, parts.model, parts.cost, parts.batches, fleet)
     return Timeline(costs, parts.attendance, assembly.averaged(parts.config, parts.steps), decides=False)
 
 
@@ -110,15 +83,15 @@ def test_groups_have_their_shares_at_random(config, result, tmp_path):
 def test_work_that_was_not_measured_is_scaled_by_what_it_consists_of():
     work = Work(images=2, pixels=1024, forward=100, backward=200, weights=50, named={"cut_layer": 1})
     profile = Profile("a board", [(work, SECONDS)])
-    assert profile.times(work) == Times(SECONDS, measured=True)
+    assert profile.times(work) == Times(SECONDS, "measured")
     more = replace(work, images=6, forward=200, weights=100, named={"cut_layer": 2})
     scaled = profile.times(more)
     factors = {"views": 3, "query": 6, "momentum": 2, "key": 6, "backward": 3, "sgd": 2, "sync": 2}
     assert scaled.seconds == pytest.approx({phase: SECONDS[phase] * factor for phase, factor in factors.items()})
-    assert not scaled.measured
+    assert scaled.source == "scaled"
     frozen = profile.times(replace(work, graded=0))
     assert frozen.after == 0
-    assert frozen.before == pytest.approx(Times(SECONDS, measured=True).before)
+    assert frozen.before == pytest.approx(Times(SECONDS, "measured").before)
     assert profile.error() is None
     half = {phase: 6 * seconds for phase, seconds in SECONDS.items()}
     two = Profile("a board", [(work, SECONDS), (replace(work, images=4, weights=100), half)])
@@ -133,6 +106,15 @@ WRONG = {
     "number": (SERVER + group(latency_ms='"fast"'), "group 1: latency_ms: 'fast' is not a number"),
     "table": (SERVER + group() + "[sever]\n", "table: 'sever' is not known (did you mean server?)"),
     "no TOML": ("= 3", "cannot be read as TOML"),
+    "hours": (SERVER + group(available="{ hours = [0.5, 0.5] }"), "group 1: available: hours: 2 of them; allowed: 24"),
+    "begins_at": (
+        SERVER + group(battery="{ wh = 5.0, begins_at = [0.1, 0.2, 0.3] }"),
+        "group 1: battery: begins_at: [0.1, 0.2, 0.3]; allowed: two numbers",
+    ),
+    "battery": (SERVER + group(battery="{ hw = 5.0 }"), "group 1: battery.wh: is missing"),
+    "trace": (SERVER + group(up_mbit_s='{ trace = "none.txt" }'), "group all: trace: "),
+    "rate": (SERVER + group(up_mbit_s="{ median = 3.0 }"), "group 1: up_mbit_s.sigma: is missing"),
+    "times": (SERVER + group(available='{ file = "none.txt" }'), "group all: available: file: "),
     "no result": (SERVER + group(device='"none.json"'), "group all: device: "),
 }
 

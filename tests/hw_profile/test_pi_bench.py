@@ -22,6 +22,7 @@ from simsfl.cost.model import client_cost, memory
 from simsfl.data import make_dataset
 from simsfl.hw_profile.bench import plots
 from simsfl.hw_profile.bench import program as pi_bench
+from simsfl.hw_profile.bench import replay as replaying
 from simsfl.hw_profile.bench import standard as standard_program
 from simsfl.hw_profile.bench.findings import duration, session, with_charge
 from simsfl.hw_profile.bench.measuring import standard_trace
@@ -29,8 +30,8 @@ from simsfl.hw_profile.bench.panel import _LEVELS, LiveView, power_text
 from simsfl.hw_profile.bench.worker import tensor_bytes
 from simsfl.hw_profile.meters.stopwatch import _SAMPLE, Times
 from simsfl.hw_profile.runtimes.client_work import Comparison, difference, make_client, perform
-from simsfl.hw_profile.runtimes.torch_client import model_of
 from simsfl.models import split_model
+from simsfl.models.described import client_of
 from simsfl.runs.client_trace import Trace
 from simsfl.setup.assembly import network
 from simsfl.setup.defaults import resolve
@@ -81,10 +82,10 @@ def test_a_device_builds_what_options_of_the_architecture_ask_for():
     settings = {"arch": "vit-tiny", "width": 4, "image_size": 16, "device": "cpu"}
     config = resolve(RunConfig(**settings, options={"arch.pool": "class"}))
     described = json.loads(json.dumps(config.network()))
-    assert model_of(described).shapes == network(config, weights=False).client.shapes
-    assert model_of(described).shapes["0.token"] == (4, 1, 1)
+    assert client_of(described).shapes == network(config, weights=False).client.shapes
+    assert client_of(described).shapes["0.token"] == (4, 1, 1)
     with pytest.raises(ValueError, match=r"^arch.pool: 'max' is not known; allowed: mean, class"):
-        model_of(described | {"options": {"arch.pool": "max"}})
+        client_of(described | {"options": {"arch.pool": "max"}})
 
 
 @pytest.mark.parametrize("runtime", ["torch", "lean"])
@@ -162,7 +163,7 @@ def test_power_is_shown_with_its_source_although_the_clock_is_set(trace, tmp_pat
     tool.write_text(f'#!/bin/sh\n[ "$1" = get_throttled ] && echo throttled=0x0 && exit\ncat <<X\n{RAIL}X\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr("simsfl.hw_profile.bench.program.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("simsfl.hw_profile.bench.replay.IDLE_SECONDS", 0.5)
     ahead = cycle((0.0, 3600.0))  # from the second look at it on, the clock is an hour ahead
     clock = SimpleNamespace(time=lambda: time.time() + next(ahead), monotonic=time.monotonic)
     monkeypatch.setattr("simsfl.hw_profile.meters.sampler.time", clock)
@@ -187,7 +188,7 @@ def test_power_is_shown_with_its_source_although_the_clock_is_set(trace, tmp_pat
 def test_a_log_may_come_later(trace, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     monkeypatch.setenv("PATH", str(tmp_path))  # where there is no meter
-    monkeypatch.setattr("simsfl.hw_profile.bench.program.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("simsfl.hw_profile.bench.replay.IDLE_SECONDS", 0.5)
     assert bench("--replay", trace, "--seconds", 0.3, "--out", out) == 0
     file = out / "result.json"
     result = json.loads(file.read_text())
@@ -259,7 +260,7 @@ def test_files_of_a_user_are_not_replaced(name, trace, tmp_path, capsys):
 def test_a_report_that_a_user_has_edited_is_not_replaced_by_a_later_log(trace, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setenv("PATH", str(tmp_path))  # where there is no meter
-    monkeypatch.setattr("simsfl.hw_profile.bench.program.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("simsfl.hw_profile.bench.replay.IDLE_SECONDS", 0.5)
     assert bench("--replay", trace, "--seconds", 0.3, "--out", out) == 0
     (out / "written-by-simsfl.txt").unlink()  # as an older version left it, whose files are known by the result
     begin, _ = json.loads((out / "result.json").read_text())["spans"]["work"]
@@ -455,12 +456,12 @@ def test_threads_are_at_most_the_cores_that_the_process_may_use(
     monkeypatch, caplog, environment, cores, threads, warns
 ):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(pi_bench, "usable_cores", lambda machine: cores)
-    for name in pi_bench.THREADS:
+    monkeypatch.setattr(replaying, "usable_cores", lambda machine: cores)
+    for name in replaying.THREADS:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert pi_bench._default_threads(None) == threads
+    assert replaying._default_threads(None) == threads
     warned = [record.getMessage() for record in caplog.records]
     assert len(warned) == warns
     assert all(f"may use {cores} core" in text for text in warned)
@@ -521,4 +522,4 @@ def test_plots_are_svg():
     ],
 )
 def test_what_limits_the_board_before_and_after_the_work_limits_it_in_between(before, after, flags):
-    assert pi_bench._new_flags(SimpleNamespace(throttling_before=before, throttling=after)) == flags
+    assert replaying._new_flags(SimpleNamespace(throttling_before=before, throttling=after)) == flags

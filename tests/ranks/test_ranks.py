@@ -142,6 +142,7 @@ def test_a_signal_saves_once_and_the_run_goes_on_alone(to_all, tmp_path):
         os.kill(started.pid if to_all else process_of(1, started.pid), signal.SIGTERM)
         output, errors = started.communicate(timeout=60)
     assert "simsfl/cli/launch.py" not in errors  # no traceback
+    assert "2 ranks, 1 thread each" in output
     assert lines_of(output) == ["stopped by SIGTERM; resume with:"]
     standing = Simulation.load(out).progress
     assert (standing.round_index, standing.step_index) > (0, 0)

@@ -1,5 +1,6 @@
 """A run that is killed, stopped or damaged and then resumed ends like one that never was."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -161,14 +162,40 @@ def test_a_run_has_one_writer(npz, tmp_path, capfd):
     out = tmp_path / "run"
     process = start(*flags(dataset=npz, out=out, **SLOW | {"rounds": 500}))
     wait_for(process, lambda: lines(out / "metrics.jsonl") >= 30)
-    for argv in (["--resume", out], flags(dataset=npz, out=out, **TINY, overwrite="")[:-1]):
+    for argv, message in (
+        (["--resume", out], "resume: another process trains the run in"),
+        (flags(dataset=npz, out=out, **TINY, overwrite="")[:-1], "being written to by another process"),
+    ):
         capfd.readouterr()
         assert run.main([str(part) for part in argv]) == 2
-        assert "being written to by another process" in capfd.readouterr().err
+        assert message in capfd.readouterr().err
     process.send_signal(signal.SIGHUP)
     output, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGHUP, output
     assert "Traceback" not in output
+
+
+def test_a_run_that_is_trained_is_called_so_whatever_its_checkpoints_are_meanwhile(npz, tmp_path, capfd):
+    out = tmp_path / "a run"
+    Simulation(RunConfig(dataset=str(npz), **TINY)).save(out)
+    for checkpoint in (out / "checkpoints").glob("*.safetensors"):
+        checkpoint.unlink()  # as the other process does once it has written newer ones
+    with metrics.MetricsLog(out / "metrics.jsonl"):
+        assert run.main(["--resume", str(out)]) == 2
+    assert capfd.readouterr().err == (
+        f"error: resume: another process trains the run in {out} at present; allowed: once that has ended, or simsfl "
+        f"watch '{out}' to see it\n"
+    )
+
+
+def test_processes_that_ask_at_once_whether_a_run_is_trained_do_not_take_each_other_for_one(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.touch()
+    with file.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)  # as another rank does at the same moment
+        assert not metrics.is_written(file)
+    with metrics.MetricsLog(file):
+        assert metrics.is_written(file)
 
 
 @pytest.mark.slow

@@ -11,13 +11,13 @@ import sys
 import pytest
 
 from simsfl.system import files
-from simsfl.system.files import check_writable, claimed, replacing, write_json
+from simsfl.system.files import alone_in, check_writable, claimed, replacing, write_json
 
 certain = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which system runs")
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from simsfl.system.files import replacing
+from simsfl.system.files import held, replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -192,3 +192,16 @@ def test_what_was_made_for_results_that_did_not_come_is_removed(tmp_path):
             raise ValueError("no result")
     assert [path.name for path in tmp_path.iterdir()] == ["held"]
     assert list((tmp_path / "held").iterdir()) == []
+
+
+def test_a_directory_that_a_process_is_alone_in_is_refused_to_others_and_left_as_it_was(tmp_path):
+    new = tmp_path / "a" / "new"
+    with alone_in(new, wait=False):
+        with pytest.raises(BlockingIOError), alone_in(new, wait=False):
+            pass
+        assert new.is_dir()
+    assert not new.parent.exists()
+    with alone_in(new, wait=False):
+        (new / "file").touch()
+    with alone_in(new, wait=True):
+        assert [path.name for path in new.iterdir()] == ["file"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
 from simsfl.cli.flags import add_plugin_flag
+from simsfl.cli.fleet.devices import List
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import read_records
 from simsfl.system.console import Output
@@ -17,6 +18,9 @@ from simsfl.system.messages import visible
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path
+
+if TYPE_CHECKING:
+    from simsfl.simulation import Simulation
 
 _JSON = "fleet.json"
 _FIGURE = "fleet.png"
@@ -38,6 +42,7 @@ def parser() -> Parser:
     result.add_argument(
         "--out", type=path, metavar="DIR", help="directory to write figure and figures into (default: RUN/fleet)"
     )
+    result.add_argument("--list", action=List, help="print the device profiles that come with simsfl, and exit")
     add_plugin_flag(result)
     return result
 
@@ -49,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from simsfl.cli.fleet.figures import draw  # noqa: PLC0415  (imports torch: mistakes in flags answer at once)
         from simsfl.cli.fleet.story import told  # noqa: PLC0415  (the same)
         from simsfl.config.fleet import read_fleet  # noqa: PLC0415  (the same)
+        from simsfl.fleet.costs import Costs  # noqa: PLC0415  (the same)
         from simsfl.fleet.timeline import Timeline  # noqa: PLC0415  (the same)
         from simsfl.setup import assembly  # noqa: PLC0415  (the same)
         from simsfl.simulation import Simulation  # noqa: PLC0415  (the same)
@@ -58,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fleet = read_fleet(arguments.fleet)
         simulation = Simulation.load(arguments.run, device="cpu")
         parts, rounds = simulation.parts, simulation.progress.round_index
-        costs = assembly.costs(parts.config, parts.groups, parts.model, parts.cost, fleet)
+        costs = Costs(parts.config, parts.model, parts.cost, parts.batches, fleet)
         averaged = assembly.averaged(parts.config, parts.steps)
         timeline = Timeline(costs, parts.attendance, averaged, decides=False)
         if not rounds:
@@ -69,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for table in _tables(story):
             console.print(table)
         console.say(_result(story))
+        if measured := _measured_server(simulation):
+            console.say(measured)
         out.write_json(_JSON, story)
         with out.replacing(_FIGURE) as file:
             draw(story).savefig(file, format="png")
@@ -77,6 +85,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(error)
     return 0
+
+
+def _measured_server(simulation: Simulation) -> str:
+    """Return one line about what the run's server took where it was trained; empty if that was not measured."""
+    parts, progress = simulation.parts, simulation.progress
+    steps = progress.round_index * progress.steps + progress.step_index
+    seconds = simulation.clock.seconds().get("server", 0.0) / steps
+    if not seconds:
+        return ""
+    from simsfl.cost.model import server_flops  # noqa: PLC0415  (imports torch: mistakes in flags answer at once)
+
+    work = sum(parts.batches) * server_flops(parts.model, **parts.config.server_passes)
+    return (
+        f"the machine that trained took {1000 * seconds:,.3g} ms for a step of the server: step_ms = "
+        f"{1000 * seconds:.3g}, or gflop_s = {work / seconds / 1e9:.3g}, in [server] means this machine"
+    )
 
 
 def _evaluations(run: Path) -> list[dict[str, Any]]:
@@ -116,6 +140,8 @@ def _origin(group: dict[str, Any]) -> str:
     """Return where the time of a group's step comes from; see `_SCALED`."""
     if group["measured"]:
         return "measured"
+    if group["published"]:
+        return "published, at best"
     error = group["scaling_error"]
     return "scaled" if error is None else f"scaled ({100 * error:.0f} %)"
 

@@ -10,6 +10,7 @@ import numpy as np
 from simsfl.fleet.clock import PHASES
 from simsfl.fleet.costs import Costs
 from simsfl.fleet.links import BITS
+from simsfl.fleet.profiles import SCALED
 from simsfl.fleet.readiness import HOUR
 from simsfl.fleet.spent import Clients
 from simsfl.fleet.timeline import ToldRound
@@ -26,10 +27,10 @@ def told(
         evaluations: records of evaluations, of which those of told rounds are placed in the fleet's time.
 
     Returns:
-        ``groups``: of each group its clients, device, seconds of a step, whether these were measured, and what its
-        clients spent on average; ``phases``: seconds in which everyone waited for each phase; ``evaluations``: round,
-        kNN accuracy in percent, hours, Wh and MB of a client up to then; ``hours``, ``server_seconds``, those of a
-        step, and ``server_wh``. What is not known is None.
+        ``groups``: of each group its clients, device, seconds of a step, whether these were measured or follow from a
+        published speed, and what its clients spent on average; ``phases``: seconds in which everyone waited for each
+        phase; ``evaluations``: round, kNN accuracy in percent, hours, Wh and MB of a client up to then; ``hours``,
+        ``server_seconds``, those of a step, and ``server_wh``. What is not known is None.
     """
     clients, server = Clients(len(costs.member)), 0.0
     phases, reached = dict.fromkeys(PHASES, 0.0), {0: (0.0, 0.0, 0.0)}
@@ -82,7 +83,8 @@ def _group(costs: Costs, index: int, clients: Clients) -> dict[str, Any]:
         "device": own.profile.device,
         "step_seconds": float(np.mean(steps)),
         "measured": all(times.measured for times in own.times.values()) and slower == 1.0,
-        "scaling_error": own.profile.error(),
+        "published": own.profile.flops is not None,
+        "scaling_error": own.profile.error() if SCALED in {times.source for times in own.times.values()} else None,
         "up_mbit_s": float(np.median(up[mine])) / BITS if mine.any() else None,
         "down_mbit_s": float(np.median(down[mine])) / BITS if mine.any() else None,
         "idle_watts": own.idle_watts,

@@ -66,6 +66,12 @@ class Identity:
     budget: float | None = None
     """Minutes for all runs together; None for no limit."""
 
+    @property
+    def values(self) -> _Json:
+        """Return all of it by name, without what is not given."""
+        own = {"table": self.table, "preset": self.preset, **self.flags, "budget": self.budget}
+        return {name: value for name, value in own.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -389,12 +395,12 @@ def read_grid(out: Outputs, identity: Identity, results: Iterable[str]) -> dict[
         content = decode(Grid, read_json(path))
     except ValueError as error:
         raise ValueError(f"out: {path} is damaged ({error}); allowed: another directory") from error
-    for spec in fields(Identity):
-        held, value = getattr(content.grid, spec.name), getattr(identity, spec.name)
-        if held != value:
+    held, asked = content.grid.values, identity.values
+    for name in [*held, *asked]:
+        if held.get(name) != asked.get(name):
+            had, has = (f"{name} {values[name]!r}" if name in values else f"no {name}" for values in (held, asked))
             raise ValueError(
-                f"out: {path.parent} is of another grid, with {spec.name} {held!r} and not {value!r}; "
-                "allowed: another directory"
+                f"out: {path.parent} is of another grid, with {had}, and this one has {has}; allowed: another directory"
             )
     out.adopt([GRID, *results, *(f"{name}.json" for name in content.runs)])
     return content.runs

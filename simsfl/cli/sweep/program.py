@@ -87,6 +87,8 @@ def _note(axes: dict[str, list[Any]], budget: float | None) -> str:
 def _carry_out(arguments: Any, axes: dict[str, list[Any]], points: list[Point], seeds: list[int]) -> int:
     """Plan the runs that have no plan, run those that are not finished, and write the results; return the exit code.
 
+    It is 1 if a run has failed, 0 otherwise.
+
     Args:
         arguments: the program's flags.
         axes: the values of each flag, by name.
@@ -115,11 +117,11 @@ def _carry_out(arguments: Any, axes: dict[str, list[Any]], points: list[Point], 
         return 0
     if all(plan.problem for plan in plans):
         raise ValueError(plans[0].problem)
-    if not runner.carried_out(sweep, RESULTS, identity, kept, launcher, console, yes=arguments.yes):
+    if not runner.carried_out(sweep, RESULTS, identity, launcher, console, yes=arguments.yes):
         return 0
     sweep.write_figures()
     console.print(sweep.table())
     for problem in sweep.missing():
         console.say(problem)
     console.say(f"wrote {out / 'sweep.md'}, sweep.csv, sweep.json and figures")
-    return 0
+    return 1 if sweep.left else 0

@@ -14,13 +14,14 @@ import torch
 from rich.progress import TimeRemainingColumn
 
 from simsfl import RunConfig
-from simsfl.cli.sweep.grid import GRID, Grid, Identity, Kept, Plan, planned
+from simsfl.cli.sweep.grid import GRID, Grid, Identity, Kept, Plan, planned, read_grid
 from simsfl.cli.sweep.launchers import Launcher, attack_argv, threads_of
 from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.config import plugins
 from simsfl.config.presets import named
 from simsfl.runs.directory import RunDirectory
 from simsfl.system.console import Output
+from simsfl.system.files import alone_in
 from simsfl.system.messages import count_text
 from simsfl.system.outputs import Outputs
 from simsfl.system.programs import command, pasted
@@ -90,7 +91,6 @@ def carried_out(
     outcomes: Outcomes,
     results: Sequence[str],
     identity: Identity,
-    kept: dict[str, Kept],
     launcher: Launcher,
     console: Output,
     *,
@@ -102,19 +102,20 @@ def carried_out(
         outcomes: the runs, with a method `write` for their results.
         results: names of the files of results.
         identity: which grid the directory is of.
-        kept: plans that the directory has kept, by name.
         launcher: starts them.
         console: where it is said how long the runs take.
         yes: whether they are confirmed already.
 
     Raises:
-        ValueError: one of the files is there, but is not simsfl's own.
+        ValueError: one of the files is there, but is not simsfl's own; or another process has made the directory that
+            of another grid meanwhile.
     """
     if not may_go_on(outcomes, console, jobs=launcher.places, yes=yes):
         return False
     outputs = Outputs(outcomes.out)
     outputs.check(*results)
-    write_grid(outputs, identity, kept, outcomes.plans)
+    with alone_in(outputs.path, wait=True):
+        outcomes.plans = write_grid(outputs, identity, outcomes.plans, results)
     run_all(outcomes.left, outputs, outcomes.write, launcher)
     return True
 
@@ -158,9 +159,20 @@ def confirmed(work: str, seconds: float, out: Path, console: Output, *, yes: boo
     return False
 
 
-def write_grid(outputs: Outputs, identity: Identity, kept: dict[str, Kept], plans: Sequence[Plan]) -> None:
-    """Write ``grid.json``, which makes the directory that of these runs."""
-    outputs.write_json(GRID, asdict(Grid(identity, kept | {plan.name: plan.kept() for plan in plans})))
+def write_grid(outputs: Outputs, identity: Identity, plans: Sequence[Plan], results: Sequence[str]) -> list[Plan]:
+    """Add plans to ``grid.json``, which makes the directory that of these runs.
+
+    Returns:
+        The plans as the file has them: where another process has planned a run meanwhile, its plan.
+
+    Raises:
+        ValueError: the directory is that of another grid.
+    """
+    kept = read_grid(outputs, identity, results)
+    possible = {name: run for name, run in kept.items() if not run.problem}
+    known = {plan.name: plan.kept() if plan.problem else possible.get(plan.name, plan.kept()) for plan in plans}
+    outputs.write_json(GRID, asdict(Grid(identity, kept | known)))
+    return [Plan(plan.cell, plan.seed, **vars(known[plan.name])) for plan in plans]
 
 
 def run_all(plans: Sequence[Plan], outputs: Outputs, after_each: Callable[[], None], launcher: Launcher) -> None:

@@ -20,6 +20,7 @@ from simsfl.cli.sweep.grid import GRID, Grid, Identity, Plan, planned, read_grid
 from simsfl.cli.sweep.launchers import launcher_of
 from simsfl.cli.sweep.results import RESULTS, Sweep
 from simsfl.system.console import Output
+from simsfl.system.files import alone_in
 from simsfl.system.messages import count_text
 from simsfl.system.outputs import Outputs
 
@@ -66,7 +67,22 @@ class Search:
         self.launcher = launcher_of(arguments, out)
 
     def go(self) -> int:
-        """Do the trials that are left, and write and print the results; return the exit code."""
+        """Do the trials that are left, and write and print the results; return the exit code.
+
+        Raises:
+            ValueError: another process does them, whose trials would be taken for interrupted ones.
+        """
+        try:
+            with alone_in(self.out, wait=False):
+                return self._go()
+        except BlockingIOError:
+            raise ValueError(
+                f"search: another process searches in {self.out} at present; allowed: once that has ended, or another "
+                "--out"
+            ) from None
+
+    def _go(self) -> int:
+        """Do what `go` does, as the only process that does."""
         begin, limit = time.perf_counter(), 60 * (self.arguments.budget or math.inf)
         study = self._study() if (self.out / STORAGE).exists() else None
         done = self._finished(study) if study else []

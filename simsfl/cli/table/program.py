@@ -114,6 +114,8 @@ def _chosen_cells(table: str, only: str | None, seeds: str) -> list[tuple[Cell, 
 def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: dict[str, Any]) -> int:
     """Plan the runs that have no plan, run those that are not finished, and write the page; return the exit code.
 
+    It is 1 if a run has failed, 0 otherwise.
+
     Args:
         arguments: the program's flags.
         cells: pairs of a cell and a seed.
@@ -137,11 +139,11 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
         return 0
     if "dataset" in flags and all(plan.problem for plan in plans):  # the user's mistake, in every cell
         raise ValueError(plans[0].problem)
-    if not runner.carried_out(results, RESULTS, identity, kept, launcher, console, yes=arguments.yes):
+    if not runner.carried_out(results, RESULTS, identity, launcher, console, yes=arguments.yes):
         return 0
     results.write()
     console.print(results.table())
     for problem in results.problems():
         console.say(problem)
     console.say(f"wrote {out / 'table.md'} and {out / 'table.png'}")
-    return 0
+    return 1 if results.left else 0
