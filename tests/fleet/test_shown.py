@@ -10,7 +10,7 @@ def _shown(*groups):
     spent = {"compute_seconds": 1.0, "transfer_seconds": 1.0, "wait_seconds": 1.0}
     watts = {"idle_watts": None, "busy_watts": None}
     told = [
-        {"name": "a group", **usual, **spent, **watts, "measured": measured, "scaling_error": error}
+        {"name": "a group", **usual, **spent, **watts, "published": False, "measured": measured, "scaling_error": error}
         for measured, error in groups
     ]
     console = Output(record=True, width=120)

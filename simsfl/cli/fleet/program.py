@@ -130,7 +130,7 @@ def _tables(story: dict[str, Any]) -> Iterator[Table]:
         )
         times = (f"{own[f'{part}_seconds']:,.1f}" for part in ("compute", "transfer", "wait"))
         spent.add_row(visible(own["name"]), *times, "-" if own["wh"] is None else f"{own['wh']:.3g}")
-    if any(not own["measured"] for own in story["groups"]):
+    if any(not own["measured"] and not own["published"] for own in story["groups"]):
         fleet.caption = _SCALED
     yield fleet
     yield spent
