@@ -23,6 +23,7 @@ from simsfl.fleet.spent import Clients
 from simsfl.rounds.filling import filled
 from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
+from simsfl.runs.fleet_totals import watt_hours
 from simsfl.runs.metrics import (
     AbsenceCount,
     ChangeRecord,
@@ -154,7 +155,7 @@ class Session:
     def summary(self) -> Summary:
         """Return the content of ``summary.json``."""
         progress, config, history = self.simulation.progress, self.simulation.config, self.history
-        status = self._status("finished")
+        status, spent = self._status("finished"), watt_hours(self.history.fleet)
         return Summary(
             preset=config.preset,
             method=config.method,
@@ -185,15 +186,11 @@ class Session:
             bytes_saved_per_client=history.value("round", "bytes_saved_per_client"),
             client_flops_per_step=self._client_flops(),
             absences=progress.absent,
-            fleet_hours=self._of_fleet([history.value("fleet", "clock")], HOUR),
-            fleet_wh_per_client=self._of_fleet([own["wh"] for own in history.fleet], config.clients),
-            fleet_server_wh=self._of_fleet([own["server_wh"] for own in history.fleet], 1),
+            fleet_hours=history.fleet[-1]["clock"] / HOUR if history.fleet else None,
+            fleet_wh_per_client=None if spent is None else spent / config.clients,
+            fleet_server_wh=watt_hours(history.fleet, "server_wh"),
             metrics_sha256=digest(self.directory.metrics),
         )
-
-    def _of_fleet(self, figures: Sequence[float | None], unit: float) -> float | None:
-        """Return the sum of some figures of the fleet in a unit; None without a fleet, or where one is not known."""
-        return None if not self.history.fleet or None in figures else sum(figures) / unit
 
     def _named(self, names: Sequence[str], field: str) -> dict[str, float | None] | None:
         """Return the numbers that the latest evaluation has in a field, by name; None where it has none."""
