@@ -83,14 +83,19 @@ class FleetClients:
         """Return ``[M]`` bool: which clients came at times, but were late in more than half of their draws."""
         return ~self.never & (2 * self.late > self.drawn)
 
-    def is_of(self, records: Sequence[Mapping[str, Any]]) -> bool:
-        """Return whether these are the clients of the fleet, and of the rounds, that a run has records of."""
+    def is_of(self, records: Sequence[Mapping[str, Any]], clients: int) -> bool:
+        """Return whether these are the clients of the fleet, and of the rounds, that a run has records of.
+
+        Args:
+            records: the records of its rounds in the fleet.
+            clients: number of its clients.
+        """
         counted = {
             str(name): {what: int(getattr(self, what)[self.group == name].sum()) for what in ("drawn", "late", "away")}
             for name in np.unique(self.group)
         }
         mine, theirs = ({n: own for n, own in all_.items() if own["drawn"]} for all_ in (counted, fared(records)))
-        return mine == theirs
+        return mine == theirs and len(self.group) == clients
 
 
 def read_clients(path: Path) -> FleetClients:
@@ -101,11 +106,9 @@ def read_clients(path: Path) -> FleetClients:
     """
     try:
         with open_regular(path) as file:
-            lines = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), strict=True))
-        numbers = {
-            name: np.array([float(line[name] or "nan") for line in lines])
-            for name in ("client", *_COUNTS, *_SECONDS, "wh")
-        }
+            lines = list(csv.DictReader(io.StringIO(file.read().decode(), newline=""), strict=True))
+        numbers = {name: np.array([float(line[name]) for line in lines]) for name in ("client", *_COUNTS, *_SECONDS)}
+        wh = np.array([float(line["wh"] or "nan") for line in lines])
         groups = np.array([line["group"] for line in lines], dtype=str)
     except KeyError as error:
         raise ValueError(f"fleet: {path} has no column {error}; allowed: as simsfl has written it") from error
@@ -114,4 +117,4 @@ def read_clients(path: Path) -> FleetClients:
     if not np.array_equal(numbers["client"], np.arange(len(lines))):
         raise ValueError(f"fleet: {path} does not have each client once, in the order of their ids")
     hours = sum(numbers[name] for name in _SECONDS) / 3600
-    return FleetClients(groups, *(numbers[name] for name in _COUNTS), hours=hours, wh=numbers["wh"])
+    return FleetClients(groups, *(numbers[name] for name in _COUNTS), hours=hours, wh=wh)

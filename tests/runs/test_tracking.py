@@ -17,6 +17,7 @@ from simsfl.runs.tracking import Tracker, csv_files
 from simsfl.runs.tracking.feed import Feed
 from simsfl.runs.tracking.rows import EVENTS, Row, Rows
 from tests.conftest import TINY, flags
+from tests.fleet import made
 
 STEPS = 5
 """Steps in a round of a run of `TINY`."""
@@ -328,3 +329,10 @@ def test_rows_are_counted_alike_whatever_clients_are_absent():
     rows = Rows()
     assert rows.of(absence) is None
     assert rows.of(step) == Rows().of(step)
+
+
+def test_a_fleet_is_followed_by_numbers():
+    row = Rows().of(made.record(2, seconds=30.0, boards=(5, 1, 2, None), phones=(4, 3, 0, 0.5)))
+    numbers = {"seconds": 30, "clock": 60, "wh": 2, "server_wh": 0.5, "bytes_up": 4000, "bytes_down": 2000}
+    assert row.numbers() == {f"fleet/{name}": value for name, value in {**numbers, "late": 4, "away": 2}.items()}
+    assert row.round == 2

@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -13,7 +15,9 @@ from simsfl.cli.report import program as report
 from simsfl.runs.metrics import History, Status
 from simsfl.system.console import Output
 from simsfl.ui.dashboard import LiveView, PlainView, _Sparkline, histogram, render, time_left, time_text
+from simsfl.ui.fleet import _Bar
 from tests.conftest import TINY, flags
+from tests.fleet import made
 
 CONFIG = {
     "preset": "paper",
@@ -127,6 +131,72 @@ def test_real_devices_are_shown_those_at_work_first(width, height):
     seen = ["at", "work", "1,234,567", "80.0", "123.5", "MB", "98.8", "MB", "1.4", "ms", "1234.5", "ms"]
     assert rows[0][1:] == seen
     assert rows[2][1:] == ["at", "work", "0", "-", "123.5", "MB", "98.8", "MB", "-", "-"]
+
+
+GROUPS = {"boards": (90, 9, 0, None), "slow boards": (30, 20, 5, 0.456), "<phones>\n": (0, 0, 0, 1.0)}
+
+
+def in_fleet(groups, rounds=3):
+    """Return the records of a run with a fleet, whose rounds take 2,000 s each."""
+    records = history(rounds=rounds, std=0.0181)
+    for number in range(1, rounds + 1):
+        records.feed(made.record(number, seconds=2000.0, **groups))
+    return records
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+def test_a_fleet_is_shown_in_the_room_that_is_left(width, height):
+    """All other lines stay as they are, but for that of the training time, which has the fleet's beside it."""
+    plain = drawn(width, height, CONFIG, history(rounds=3, std=0.0181), STATUS)
+    lines = drawn(width, height, CONFIG, in_fleet(GROUPS), STATUS)
+    assert len(lines) <= height - 1
+    assert max(map(len, lines)) <= width
+    assert [line for line in plain if line not in lines] == [next(line for line in plain if "training 27:" in line)]
+    text = "\n".join(lines)
+    assert "training 27:26:05  fleet 1:40:00" in text
+    assert "fleet  6.00 Wh  server 1.50 Wh" in text
+    assert "waits: computing 50 %, sending 25 %" in text
+    bars = [line for line in lines if " came" in line]
+    if height == 40:
+        assert len(lines) == len(plain) + 4  # energy, and three groups
+        assert "81 came 9 late 0 away" in " ".join(bars[0].split())
+        assert "5 came 20 late 5 away battery 46 %" in " ".join(bars[1].split())
+        assert "<phones>\\n" in bars[2]
+    else:
+        (bar,) = bars
+        assert "86 came 29 late 5 away" in " ".join(bar.split())
+        assert bar.startswith("all groups ")
+
+
+def test_groups_without_room_are_one_row():
+    groups = {f"group {number}": (10, number, 0, None) for number in range(9)}
+    lines = drawn(100, 28, CONFIG, in_fleet(groups), STATUS)
+    bars = [" ".join(line.split()) for line in lines if " came" in line]
+    assert len(lines) == 27
+    assert [bar.split("█")[0].strip() for bar in bars] == [
+        *(f"group {n}" for n in range(len(bars) - 1)),
+        f"{10 - len(bars)} others",
+    ]
+    counts = np.array([[int(word) for word in re.findall(r"(\d+) (?:came|late|away)", bar)] for bar in bars])
+    assert counts.sum(axis=0).tolist() == [90 - 36, 36, 0]
+
+
+def test_parts_of_a_bar_are_shares_of_those_drawn():
+    console = Console(file=io.StringIO(), width=20)
+    console.print(_Bar({"came": 10, "late": 5, "away": 5}))
+    console.print(_Bar({"came": 0, "late": 0, "away": 0}))
+    assert console.file.getvalue().split("\n") == ["█" * 10 + "▒" * 5 + "░" * 5, "", ""]
+
+
+def test_lines_of_rounds_have_the_time_of_the_fleet():
+    records, console = History(), Output(file=io.StringIO(), width=200)
+    with PlainView(CONFIG, records, console) as view:
+        for record in (*in_fleet(GROUPS, 2).fleet, *history(rounds=2).rounds):
+            records.feed(record)
+        view.show(STATUS)
+    first, second = console.file.getvalue().splitlines()
+    assert "  fleet 33:20  " in first
+    assert "  fleet 1:06:40  " in second
 
 
 def test_the_status_comes_back_from_its_file(tmp_path):

@@ -9,24 +9,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from simsfl.ui.fleet import WAITS
 from simsfl.ui.plot_text import literal
 
-_COLOURS = {
-    "compute": "#4477aa",
-    "up": "#ee6677",
-    "down": "#228833",
-    "server": "#ccbb44",
-    "wait": "#bbbbbb",
-    "away": "#666666",
-}
-_NAMES = {
-    "compute": "devices compute",
-    "up": "devices send",
-    "down": "devices receive",
-    "server": "the server computes",
-    "away": "too few are available",
-}
-"""What everyone waits for, by phase."""
+_PARTS = {"compute": WAITS["compute"][1], "transfer": WAITS["up"][1], "wait": "#bbbbbb"}
+"""Colours of what a client does in a round."""
 _STYLE = {"figure.dpi": 120, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9}
 
 
@@ -51,16 +38,15 @@ def _curve(axes: mpl.axes.Axes, evaluations: list[Mapping[str, Any]], name: str,
     points = [(own[name], own["knn_top1"]) for own in evaluations if own[name] is not None]
     axes.set(xlabel=label, ylabel="kNN top-1 [%]")
     if points:
-        axes.plot(*zip(*points, strict=True), "o-", color=_COLOURS["compute"], markersize=4)
+        axes.plot(*zip(*points, strict=True), "o-", color=_PARTS["compute"], markersize=4)
     else:
         axes.text(0.5, 0.5, "not known: the fleet gives\nno power", ha="center", va="center", transform=axes.transAxes)
 
 
 def _phases(axes: mpl.axes.Axes, phases: Mapping[str, float]) -> None:
     """Draw the hours in which everyone waited for each phase."""
-    names = list(_NAMES)
-    hours, colours = [phases[name] / 3600 for name in names], [_COLOURS[name] for name in names]
-    axes.barh([_NAMES[name] for name in names], hours, color=colours)
+    names, colours = zip(*WAITS.values(), strict=True)
+    axes.barh(names, [phases[phase] / 3600 for phase in WAITS], color=colours)
     axes.invert_yaxis()
     axes.set(xlabel="hours that all wait for it")
 
@@ -71,8 +57,7 @@ def _groups(axes: mpl.axes.Axes, groups: list[Mapping[str, Any]]) -> None:
     labels = [literal(f"{own['name']} ({own['clients']:,})", 24) for own in groups]
     for part, name in (("compute", "computing"), ("transfer", "sending, receiving"), ("wait", "waiting")):
         hours = np.array([own[f"{part}_seconds"] / 3600 for own in groups])
-        colour = _COLOURS["up" if part == "transfer" else part]
-        bars = axes.barh(labels, hours, left=left, color=colour, label=name)
+        bars = axes.barh(labels, hours, left=left, color=_PARTS[part], label=name)
         for bar, own in zip(bars, groups, strict=True):
             if part == "compute" and not own["measured"]:
                 bar.set(hatch="..." if own["published"] else "///", edgecolor="white")

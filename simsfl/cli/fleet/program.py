@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 _JSON = "fleet.json"
 _FIGURE = "fleet.png"
 _TABLE = "clients.csv"
+_SCALED = (
+    "scaled: computed from what was measured of other work. In brackets, the largest error that this makes between the "
+    "device's own measurements, each scaled from the others. It is no bound: the work of this run may be further off."
+)
+"""What is said below a table that has scaled times."""
 
 
 def parser() -> Parser:
@@ -125,18 +130,20 @@ def _tables(story: dict[str, Any]) -> Iterator[Table]:
         )
         times = (f"{own[f'{part}_seconds']:,.1f}" for part in ("compute", "transfer", "wait"))
         spent.add_row(visible(own["name"]), *times, "-" if own["wh"] is None else f"{own['wh']:.3g}")
+    if any(not own["measured"] and not own["published"] for own in story["groups"]):
+        fleet.caption = _SCALED
     yield fleet
     yield spent
 
 
 def _origin(group: dict[str, Any]) -> str:
-    """Return where the time of a group's step comes from."""
+    """Return where the time of a group's step comes from; see `_SCALED`."""
     if group["measured"]:
         return "measured"
     if group["published"]:
         return "published"
     error = group["scaling_error"]
-    return "scaled" if error is None else f"scaled, within {100 * error:.0f} %"
+    return "scaled" if error is None else f"scaled ({100 * error:.0f} %)"
 
 
 def _result(story: dict[str, Any]) -> str:

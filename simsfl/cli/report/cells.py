@@ -24,7 +24,7 @@ _SHOWN = (
 """Fields of the config that the table always has, or that say nothing of the results."""
 _CHOICES = (
     *("objective", "supervised", "aggregation", "sampler", "dropout", "straggler", "optimizer", "proximal", "defence"),
-    *("loss_threshold", "ressfl_lambda", "unequal", "callback", "options"),
+    *("loss_threshold", "ressfl_lambda", "unequal", "fleet", "deadline", "over_select", "callback", "options"),
 )
 """Fields of the config that the table has where they are not as usual."""
 
@@ -115,15 +115,16 @@ def _fleet_cells(history: History, clients: int) -> dict[str, str]:
         clients: number of clients of the run.
     """
     wh, server = watt_hours(history.fleet), watt_hours(history.fleet, "server_wh")
-    groups = {
-        name: ", ".join(f"{100 * own[what] / own['drawn']:.1f} % {what}" for what in ("late", "away"))
+    missing = [
+        f"{name} {100 * own[what] / own['drawn']:.1f} % {what}"
         for name, own in fared(history.fleet).items()
-        if own["drawn"]
-    }
+        for what in ("late", "away")
+        if own[what]
+    ]
     return {
         "time of the fleet": time_text(history.value("fleet", "clock")),
         "energy per client, of the server": f"{energy_text(wh and wh / clients)}, {energy_text(server)}",
-        "of those drawn of the fleet": "; ".join(f"{name}: {text}" for name, text in groups.items()),
+        "of those drawn of each group": ", ".join(missing) or "all came",
     }
 
 

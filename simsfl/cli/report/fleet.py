@@ -101,18 +101,18 @@ def _absent(axis: Any, settings: Mapping[str, Sequence[Run]]) -> None:
     """Draw the share of those drawn of each group that was late, and above it that which was away, by setting."""
     found = [fared([record for run in own for record in run.history.fleet]) for own in settings.values()]
     names = list(dict.fromkeys(name for own in found for name in own))
-    width = 0.8 / len(settings)
+    width, most = 0.8 / len(settings), 1.0
     for number, own in enumerate(found):
         at = np.arange(len(names)) + (number - (len(settings) - 1) / 2) * width
         drawn, late, away = (
             np.array([own.get(name, {}).get(what, 0) for name in names]) for what in ("drawn", "late", "away")
         )
         late, away = (100 * counts / np.maximum(1, drawn) for counts in (late, away))
-        colour = style(number)["color"]
+        most, colour = max(most, *(late + away)), style(number)["color"]
         axis.bar(at, late, width, color=colour)
         axis.bar(at, away, width, bottom=late, color=colour, alpha=0.35)
     axis.set_xticks(range(len(names)), [literal(name, 16) for name in names], fontsize=8)
-    axis.set(ylabel="of those drawn [%]", ylim=(0, max(axis.get_ylim()[1], 1.0)))
+    axis.set(ylabel="of those drawn [%]", ylim=(0, 1.05 * most))
     axis.grid(visible=False, axis="x")
     kinds = [Patch(color="black", label="late"), Patch(color="black", alpha=0.35, label="away")]
     axis.legend(**_ABOVE, handles=kinds, ncols=2)
@@ -139,8 +139,8 @@ def _spread(axes: Any, clients: Mapping[str, Sequence[FleetClients]]) -> None:
             if name in known:
                 share = 100 * np.histogram(known[name], edges)[0] / len(known[name])
                 axis.stairs(share, edges, color=style(number)["color"], linewidth=1.3, label=name)
-        if len(clients) == 1:
-            axis.legend(fontsize=7)
+    if len(clients) == 1:
+        axes[0].legend(fontsize=7)
 
 
 def _known(values: np.ndarray) -> np.ndarray:
@@ -170,7 +170,8 @@ def excluded(run: Run, clients: FleetClients, simulation: Simulation) -> Figure:
     axes[0].barh(at, late[order], left=left, color=_LATE, label="by those late in more than half of their draws")
     axes[1].barh(at, [top1[label] or 0.0 if label < len(top1) else 0.0 for label in order], color="#4477aa")
     axes[0].set_yticks(at, names if len(names) <= 20 else [""] * len(names), fontsize=8)
-    axes[0].set(xlabel="of the images of the class [%]", ylim=(len(order) - 0.5, -0.5))
+    most = 1.05 * max(1.0, *(never + late))
+    axes[0].set(xlabel="of the images of the class [%]", xlim=(0, most), ylim=(len(order) - 0.5, -0.5))
     axes[1].set_xlabel("kNN accuracy on the class [%]")
     for axis in axes:
         axis.grid(visible=False, axis="y")

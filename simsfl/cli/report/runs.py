@@ -93,21 +93,26 @@ class RunReader:
             directory.check_metrics(summary)
         attacks = {file.stem: read(file, AttackRecord) for file in sorted(directory.attacks.glob("*.json"))}
         config = content.config.to_dict()
-        clients = _fleet_clients(directory.fleet_clients, self._history)
-        more = content.by_rule, self._losses, content.plugins, self._contrast_top1, clients
+        told = _fleet_clients(directory.fleet_clients, self._history, config["clients"])
+        more = content.by_rule, self._losses, content.plugins, self._contrast_top1, told
         read_ = self.name, directory.path, config, content.reasons, self._history, self._steps, summary, attacks
         return Run(*read_, *more)
 
 
-def _fleet_clients(path: Path, history: History) -> FleetClients | None:
+def _fleet_clients(path: Path, history: History, count: int) -> FleetClients | None:
     """Return what the clients of a run have done in its fleet, if the file at `path` is of the records in `history`.
 
     It is of others where `simsfl fleet` has told the run for another fleet, or while the run goes on.
+
+    Args:
+        path: the table of clients, which may be missing.
+        history: the records of the run.
+        count: number of its clients.
     """
     if not history.fleet or not path.is_file():
         return None
     clients = read_clients(path)
-    return clients if clients.is_of(history.fleet) else None
+    return clients if clients.is_of(history.fleet, count) else None
 
 
 def read_run(path: Path, name: str) -> Run:

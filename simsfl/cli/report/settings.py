@@ -22,6 +22,9 @@ _INCIDENTAL = ("preset", "seed", "device", "data_dir", "eval_every", "checkpoint
 _SMALL = ("loss", "SSIM", "MSE", "fleet", "client")
 """First words of measures that are shown with three decimals."""
 
+_FILES = ("dataset", "aux_dataset", "init_client", "init_backbone", "fleet")
+"""Fields of the config that may be paths, of which the name is shown."""
+
 
 def accuracy(run: Run) -> float | None:
     """Return the accuracy of a run's linear probe, or that of kNN without one, in percent; None if it has neither."""
@@ -144,7 +147,7 @@ def _text(name: str, value: Any) -> str:
     if value is None or value is False or (value == 0 and getattr(RunConfig(), name, 0) == 0):
         return ""
     if isinstance(value, str):
-        return Path(value).stem if name in ("dataset", "aux_dataset", "init_client", "init_backbone") else value
+        return Path(value).stem if name in _FILES else value
     words = _words(name)
     return words if value is True else f"{words} {value:g}"
 
