@@ -219,6 +219,7 @@ def test_serving_ends_with_an_interrupt(runs, monkeypatch, capsys):
 WRONG = {
     "no port": (["--serve", "--port", "70000"], "port: '70000' is no port; allowed: 0 to 65535"),
     "no host": (["--serve", "--host", "x" * 70], "is no address of a machine; allowed: such as 127.0.0.1"),
+    "an empty host": (["--serve", "--host", ""], "host: no address is given; allowed: such as 127.0.0.1, or 0.0.0.0"),
     "a host alone": (["--host", "::1"], "host: has no effect without --serve; allowed with --serve"),
     "a picture": (["--serve", "--svg", "view.svg"], "svg: has no effect with --serve; allowed without --serve"),
     "two runs": (["SECOND"], "runs: 2 are given; allowed: one, or several with --serve"),
