@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+from contextlib import suppress
 from importlib.util import find_spec
 from io import BytesIO
 
@@ -16,7 +17,7 @@ from simsfl.cli.track import program as track
 from simsfl.config.catalogue import TRACKERS, TrackerKind
 from simsfl.config.registry import Code
 from simsfl.runs.records import AttackRecord, Scores, to_json
-from simsfl.runs.tracking import Tracker, csv_files
+from simsfl.runs.tracking import Tracked, Tracker, csv_files, tensorboard_events
 from simsfl.runs.tracking.feed import Feed
 from simsfl.runs.tracking.rows import EVENTS, Row, Rows
 from tests.conftest import TINY, flags
@@ -343,6 +344,21 @@ def test_a_tracker_that_fails_is_warned_of_once_and_the_run_goes_on(where, npz, 
     assert line == "track: failing has failed ([Errno 28] No space left on device); the run goes on without it"
     assert_tracked("csv", out)
     assert track.main([str(out)]) == 1
+
+
+def test_a_full_disk_is_an_error_of_tensorboard_and_of_no_thread(tmp_path, capfd):
+    """It writes in a thread of its own, which says nothing itself; pytest fails for errors that are left in threads."""
+    pytest.importorskip("tensorboard")
+    tracker = tensorboard_events.TensorBoard(Tracked(tmp_path, {}))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    file.unlink()
+    file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):  # noqa: PT012
+        for number in range(3):
+            tracker.log([Row(number, "step", number + 1, 1, {"loss": 1.5})])
+    with suppress(OSError):
+        tracker.close(finished=False)
+    assert capfd.readouterr().err == ""
 
 
 def test_images_that_cannot_be_drawn_do_not_fail_the_run(npz, tmp_path, monkeypatch, caplog):
