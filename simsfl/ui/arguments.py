@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
                 for one in self._actions
                 if one.option_strings and one.default != argparse.SUPPRESS
             ]
-            allowed = ", ".join([*own, "or others that --help lists"])
+            allowed = ", ".join([*own, "or others that --help lists"]) if own else "those that --help lists"
             raise unknown("flag", rest[0].split("=")[0], known, allowed=allowed)
         return arguments
 
