@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from simsfl.system.messages import unknown
-from simsfl.system.programs import called, checkout, pasted, ranks
+from simsfl.system.programs import called, checkout, pasted, ranks, speaks
 from simsfl.system.streams import ended, print_error, print_lines, set_up
 from simsfl.ui.arguments import fail
 
@@ -117,7 +116,7 @@ def start(name: str) -> int:
 
 def _refused(name: str) -> int:
     """Say on one of several ranks that a program is for one process; return the exit code, 2."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not speaks():
         time.sleep(_TURN_SECONDS)  # torchrun ends all ranks once one has ended, and the first one has to speak before
         return 2
     return fail(

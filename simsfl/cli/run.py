@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from simsfl.cli.flags import add_config_flags
 from simsfl.config.presets import coffee
-from simsfl.system.programs import called
+from simsfl.system.programs import called, speaks
 from simsfl.system.signals import Stop
 from simsfl.system.streams import ended, print_error
 from simsfl.ui.arguments import Parser, add_dashboard_flag, fail, path, value_of, whole_number
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             return fail(error)
         except KeyboardInterrupt:
-            print_error("interrupted before training")
+            if speaks():
+                print_error("interrupted before training")
             return 128 + stop.received
 
 

@@ -45,6 +45,11 @@ def ranks() -> int:
     return int(size) if "RANK" in os.environ and size.isdecimal() else 1
 
 
+def speaks() -> bool:
+    """Return whether this process says what all that ``torchrun`` has started on this machine would: the first does."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def pasted(words: Sequence[str]) -> str:
     r"""Return words as one line that a shell divides into the same words, also where it is printed first.
 

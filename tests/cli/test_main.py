@@ -98,8 +98,9 @@ def test_the_packages_that_programs_need_are_those_that_are_installed():
 def test_a_program_for_one_process_is_refused_on_several_ranks_by_the_first(started, monkeypatch, capsys):
     waited = []
     monkeypatch.setattr(command.time, "sleep", waited.append)
-    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
+    for name in ("RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert command.main(["pi-bench"]) == 2
     assert capsys.readouterr().err == ""
     assert waited

@@ -216,6 +216,20 @@ def test_a_rank_that_waits_for_the_others_can_be_stopped(tmp_path):
     assert started.returncode == 128 + signal.SIGTERM
 
 
+def test_ranks_that_are_stopped_before_they_meet_say_it_once(monkeypatch, capsys):
+    def stopped(argv, stop):
+        stop.received = signal.SIGINT
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_on_ranks", stopped)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run of torchrun")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert run.main([]) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "error: interrupted before training\n"
+
+
 def test_a_rank_without_a_rendezvous_is_refused(monkeypatch, capsys):
     for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
