@@ -1,10 +1,12 @@
 """Compare ``simsfl fleet`` with a real run on this machine: ``python benchmarks/fleet_against_devices.py [FLAGS]``.
 
-Three processes are the devices of `server.py`, over loopback. The prediction has one group of three, whose profile is
-measured while three of them compute at once, as in the run; the time of the server's step is that of `bench.py`. Both
-sides are measured one after the other, so that other load on the machine is about the same. The second figure is the
-wall time of training, without the first round, in which everything starts. Nothing is asserted; the comparison is
-printed, with the load of the machine.
+Three processes are the devices of `server.py`, over loopback. `simsfl fleet` predicts what a step takes one group of
+three, twice: from a profile that is measured before, while three of them compute at once, and from the times that the
+devices have measured in the run, which says how right the clock is by itself. `server.py` simulates the clients that
+are devices, too, while it waits for them, so its own part of a step is the mean time of a step without devices, times
+the share that the server has of it in `bench.py`. All is measured one after the other, so that other load is about the
+same. The real time is that of training, without the first round, in which everything starts. Nothing is asserted; all
+is printed, with the load of the machine. ``--lean`` has the devices compute without PyTorch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from typing import Any
 from simsfl.system.programs import door, environment
 
 _ROOT = Path(__file__).parent.parent
-_RUN = ("--preset", "laptop", "--dataset", "shapes", "--clients", "3", "--local-epochs", "0.02", "--precision", "fp32")
+_RUN = ("--preset", "laptop", "--cut-layer", "3", "--dataset", "shapes", "--clients", "3", "--batch-size", "16")
+_RUN = (*_RUN, "--local-epochs", "0.01", "--lean")
 """Flags of the run unless others are given."""
 _TRAINING = (
     "--eval-every",
@@ -37,8 +40,8 @@ _TRAINING = (
     "--rounds",
 )
 _DEVICES, _ROUNDS, _PORT = 3, 5, 5599
-_SECONDS = 8.0
-"""Seconds of a device's timed work."""
+_SECONDS, _PATIENCE = 8.0, 60.0
+"""Seconds of a device's timed work, and those in which it has to end after the run."""
 _FLEET = """
 [server]
 step_ms = {step_ms}
@@ -54,23 +57,43 @@ down_mbit_s = 1e6
 
 def main(flags: Sequence[str]) -> int:
     """Measure both, and print them; return the exit code."""
+    runtime = "lean" if "--lean" in (flags or _RUN) else "torch"
+    own, load = [flag for flag in flags or _RUN if flag != "--lean"], os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
-        folder, own = Path(scratch), list(flags or _RUN)
-        _done("run", *own, *_TRAINING, "1", "--out", folder / "recorded", "--record-trace", folder / "client.trace")
-        load = os.getloadavg()[0]
-        step_ms = _server_ms(folder, own)
-        _measure_devices(folder)
-        predicted = _predicted(folder, own, step_ms)
-        real = _real_run(folder, own)
-    steps = predicted["steps"]
-    print(f"load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} after")
-    print(
-        f"a device's step: {1000 * predicted['device']:.1f} ms; the server's: {step_ms:.1f} ms; {steps} steps a round"
-    )
-    print(
-        f"predicted: {predicted['seconds']:.2f} s a round; real: {real:.2f} s; {predicted['seconds'] / real - 1:+.0%}"
-    )
+        folder = Path(scratch)
+        simulated, steps = _trained(folder / "alone", "run", *own, "--record-trace", folder / "client.trace")
+        _done("bench", *own, "--engines", "fused", "--steps", 20, "--json", folder / "bench.json")
+        parts: Any = json.loads((folder / "bench.json").read_text())["engines"]["fused"]["seconds"]
+        step_ms = 1000 * simulated / steps * parts["server"]["median"] / parts["step"]["median"]
+        profile = _middle([_result(own) for own in _measured_devices(folder, runtime)])
+        real, clients = _with_devices(folder, own, runtime)
+        latest = profile | {"latency": _middle([_result(out) for out in clients])["latency"]}
+        print(f"load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} after; devices: {runtime}")
+        print(f"real: {1000 * real / steps:.0f} ms a step; the server's own part: {step_ms:.0f} ms")
+        for which, result in (("before", profile), ("in the run", latest)):
+            told = _told(folder, result, step_ms)
+            seconds, device = 3600 * told["hours"] / _ROUNDS, told["groups"][0]["step_seconds"]
+            predicted = f"{1000 * seconds / steps:.0f} ms a step, {seconds / real - 1:+.0%}"
+            print(f"predicted from devices as measured {which} ({1000 * device:.0f} ms): {predicted}")
     return 0
+
+
+def _told(folder: Path, result: Any, step_ms: float) -> Any:
+    """Return what `simsfl fleet` tells of the run without devices, for devices with some result of `pi_bench.py`."""
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "fleet.toml").write_text(_FLEET.format(step_ms=step_ms))
+    _done("fleet", folder / "alone", "--fleet", folder / "fleet.toml", "--out", folder / "told")
+    return json.loads((folder / "told" / "fleet.json").read_text())
+
+
+def _result(out: Path) -> Any:
+    """Return the result in a directory."""
+    return json.loads((out / "result.json").read_text())
+
+
+def _middle(results: Sequence[Any]) -> Any:
+    """Return the one of some results whose phases take neither the longest nor the shortest time."""
+    return sorted(results, key=lambda one: sum(own["mean"] for own in one["latency"].values()))[len(results) // 2]
 
 
 def _start(program: str, *arguments: object, log: Path | None = None) -> subprocess.Popen[str]:
@@ -78,7 +101,7 @@ def _start(program: str, *arguments: object, log: Path | None = None) -> subproc
     output = log.open("w") if log else subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, _ROOT / door(program), *map(str, arguments)],
-        env=environment() | {"OMP_NUM_THREADS": "1"},
+        env=environment() | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
@@ -93,66 +116,52 @@ def _done(program: str, *arguments: object) -> None:
         raise RuntimeError(f"{program} failed: {printed}")
 
 
-def _server_ms(folder: Path, flags: Sequence[str]) -> float:
-    """Return the milliseconds of the server's part of a step."""
-    skipped = ("--precision", "fp32")  # that of the engine, by default
-    own = [flag for flag in flags if flag not in skipped]
-    _done("bench", *own, "--engines", "fused", "--steps", 20, "--json", folder / "bench.json")
-    content: Any = json.loads((folder / "bench.json").read_text())
-    return 1000 * content["engines"]["fused"]["seconds"]["server"]["median"]
+def _trained(
+    out: Path, program: str, *arguments: object, clients: Sequence[subprocess.Popen[str]] = ()
+) -> tuple[float, int]:
+    """Train, and return the mean seconds of a round without the first, and the number of its steps.
+
+    Raises:
+        RuntimeError: the program failed, or one of the clients did.
+    """
+    process = _start(program, *arguments, *_TRAINING, _ROUNDS, "--out", out, log=(log := out.with_suffix(".log")))
+    ends: list[float] = []
+    while process.poll() is None:
+        text = metrics.read_text() if (metrics := out / "metrics.jsonl").exists() else ""
+        ends += [time.monotonic()] * (text.count('"event": "round"') - len(ends))
+        if any(client.poll() for client in clients):
+            process.kill()
+        time.sleep(0.01)
+    if process.returncode:
+        raise RuntimeError(f"{program} failed: {log.read_text()}")
+    return (ends[-1] - ends[0]) / (len(ends) - 1), text.count('"event": "step"') // _ROUNDS
 
 
-def _measure_devices(folder: Path) -> None:
-    """Measure three devices at once, and write the result of the one in the middle as ``result.json``."""
+def _measured_devices(folder: Path, runtime: str) -> list[Path]:
+    """Measure three devices at once; return the directories of their results."""
     outs = [folder / f"device-{number}" for number in range(_DEVICES)]
     what = ("--replay", folder / "client.trace", "--seconds", _SECONDS, "--meter", "none", "--threads", 1)
-    for process in [_start("pi-bench", *what, "--out", out) for out in outs]:
+    for process in [_start("pi-bench", *what, "--runtime", runtime, "--out", out) for out in outs]:
         process.communicate()
-    results = [json.loads((out / "result.json").read_text()) for out in outs]
-    middle = sorted(results, key=lambda result: result["latency"]["step"]["mean"])[_DEVICES // 2]
-    (folder / "result.json").write_text(json.dumps(middle))
+    return outs
 
 
-def _predicted(folder: Path, flags: Sequence[str], step_ms: float) -> dict[str, float]:
-    """Return what the fleet's clock says of a round: its seconds, and its steps, and the seconds of a device's step."""
-    (folder / "fleet.toml").write_text(_FLEET.format(step_ms=step_ms))
-    _done("fleet", folder / "recorded", "--fleet", folder / "fleet.toml", "--out", folder / "told")
-    told = json.loads((folder / "told" / "fleet.json").read_text())
-    steps = sum(
-        json.loads(line)["event"] == "step" for line in (folder / "recorded" / "metrics.jsonl").read_text().splitlines()
-    )
-    return {"seconds": 3600 * told["hours"], "steps": steps, "device": told["groups"][0]["step_seconds"]}
-
-
-def _real_run(folder: Path, flags: Sequence[str]) -> float:
-    """Return the mean seconds of a round of a run with real devices, without its first round."""
-    out, at = folder / "run", f"127.0.0.1:{_PORT}"
-    device = ("--devices", _DEVICES, "--insecure", "--listen", at)
-    server = _start("server", *flags, *_TRAINING, _ROUNDS, "--out", out, *device, log=folder / "server.log")
-    clients = [
-        _start(
-            "client",
-            "--server",
-            at,
-            "--insecure",
-            "--threads",
-            1,
-            "--out",
-            folder / f"client-{number}",
-            log=folder / f"client-{number}.log",
-        )
-        for number in range(_DEVICES)
-    ]
-    ends: list[float] = []
-    while server.poll() is None and len(ends) < _ROUNDS:
-        done = (out / "metrics.jsonl").read_text().count('"event": "round"') if (out / "metrics.jsonl").exists() else 0
-        ends += [time.monotonic()] * (done - len(ends))
-        time.sleep(0.02)
-    for process in (server, *clients):
-        process.wait()
-    if server.returncode:
-        raise RuntimeError(f"server failed: {(folder / 'server.log').read_text()}")
-    return (ends[-1] - ends[0]) / (len(ends) - 1)
+def _with_devices(folder: Path, flags: Sequence[str], runtime: str) -> tuple[float, list[Path]]:
+    """Return the mean seconds of a round whose clients are devices, and the directories of the devices' results."""
+    at = f"127.0.0.1:{_PORT}"
+    what = ("--server", at, "--insecure", "--runtime", runtime)
+    outs = [folder / f"client-{number}" for number in range(_DEVICES)]
+    clients = [_start("client", *what, "--out", out, log=out.with_suffix(".log")) for out in outs]
+    try:
+        what = ("--devices", _DEVICES, "--insecure", "--listen", at)
+        seconds, _ = _trained(folder / "run", "server", *flags, *what, clients=clients)
+        for client in clients:
+            client.wait(_PATIENCE)
+    finally:
+        for client in clients:
+            client.kill()
+            client.wait()
+    return seconds, outs
 
 
 if __name__ == "__main__":

@@ -65,9 +65,8 @@ def test_a_wheel_trains_and_reports_in_an_empty_directory(programs, tmp_path):
     assert {"shared-epyc-torch", "shared-epyc-lean"} <= set(lines[4:])
     assert (modules[0].parent / "py.typed").is_file()
     assert done(programs / "simsfl", "--version", at=tmp_path) == f"simsfl {version('simsfl')}\n"
-    small = ("--cohort", "10", "--knn-bank", "1000", "--knn-test", "200")
-    done(programs / "simsfl", "run", "--dataset", "shapes", "--rounds", "1", *small, at=tmp_path)
+    done(programs / "simsfl", "run", "--dataset", "shapes", "--rounds", "1", at=tmp_path)
     (run,) = tmp_path.glob("runs/*")
     done(programs / "simsfl", "report", run, at=tmp_path)
-    assert {"summary.json", "report.md"} <= {file.name for file in run.iterdir()}
+    assert {"summary.json", "report.md", "report.html"} <= {file.name for file in run.iterdir()}
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from simsfl.system.decoding import Amount, Count
 
+__all__ = ["SINCE_BOOT", "Board", "Machine", "board", "model_of", "temperature", "throttling"]
+
 _THROTTLING = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 """Bits of ``vcgencmd get_throttled`` that hold now; those `_HIGHER` places higher have held since boot."""
 _HIGHER = 16

@@ -17,6 +17,18 @@ from simsfl.privacy import similarity
 from simsfl.privacy.decoders import Training
 from simsfl.system.randomness import Purpose, numpy_generator
 
+__all__ = [
+    "SIMILARITIES",
+    "TARGETS",
+    "Result",
+    "attackers_rows",
+    "others",
+    "pixels",
+    "some",
+    "targets",
+    "with_published_contrast",
+]
+
 TARGETS = 128
 """Images that are reconstructed, at most."""
 SIMILARITIES = {"zeros": "SSIM (zeros, as published)", "mirror": "SSIM (mirrored)"}

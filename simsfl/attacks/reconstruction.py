@@ -16,6 +16,8 @@ from simsfl.privacy.decoders import decoder as new_decoder
 from simsfl.system.draws import Draws
 from simsfl.system.randomness import Purpose, numpy_generator, torch_generator
 
+__all__ = ["Protect", "attack", "draws"]
+
 Protect = Callable[[Tensor, Draws], Tensor]
 """Function of smashed data ``[n, c, h, w]`` and random numbers for each row that returns what is sent."""
 _TARGETS, _OWN = 0, 1

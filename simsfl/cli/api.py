@@ -20,6 +20,8 @@ from simsfl.simulation import Simulation
 from simsfl.system.console import Output
 from simsfl.system.signals import Stop
 
+__all__ = ["resume", "run"]
+
 
 def run(
     config: RunConfig,

@@ -61,10 +61,17 @@ def parser() -> Parser:
     result.add_argument("--svg", type=path, metavar="FILE", help="write the current view as a picture, and end")
     result.add_argument("--serve", action="store_true", help="show the figures of the runs in a browser as they go on")
     where = "address to serve at; others than this machine's own let other machines see the runs (default: 127.0.0.1)"
-    result.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help=where)
+    result.add_argument("--host", type=_host, metavar="ADDRESS", default="127.0.0.1", help=where)
     result.add_argument("--port", type=_port, default=8421, help="port to serve at; 0 for any free one (default: 8421)")
     add_plugin_flag(result)
     return result
+
+
+def _host(text: str) -> str:
+    """Return the text of a flag that takes an address. Raise an ArgumentTypeError if it is empty, which means all."""
+    if not text.strip():
+        raise ArgumentTypeError("no address is given; allowed: such as 127.0.0.1, or 0.0.0.0 for all of this machine")
+    return text
 
 
 def _port(text: str) -> int:

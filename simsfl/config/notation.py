@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from simsfl.system.messages import shortened
 
+__all__ = ["Bottleneck", "Decoder", "Unequal"]
+
 
 @dataclass(frozen=True)
 class Bottleneck:

@@ -12,6 +12,28 @@ from typing import Any
 from simsfl.config import RunConfig
 from simsfl.system.messages import unknown
 
+__all__ = [
+    "PRESETS",
+    "automatic",
+    "central",
+    "coffee",
+    "evening",
+    "fedema",
+    "fl_byol",
+    "fl_moco",
+    "laptop",
+    "named",
+    "paper",
+    "paper_large",
+    "paper_random_init",
+    "paper_small",
+    "paper_supervised",
+    "paper_v1",
+    "random_init",
+    "supervised",
+    "taressfl_pretrain",
+]
+
 
 def paper() -> RunConfig:
     """MocoSFL's V2 setting: ResNet-18 cut after the stem, 2 classes per client, 200 epochs."""

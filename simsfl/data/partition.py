@@ -19,6 +19,8 @@ from simsfl.system.array_zip import ArrayZip
 from simsfl.system.messages import count_text, kind_of
 from simsfl.system.randomness import Purpose, numpy_generator
 
+__all__ = ["Partition", "Partitioner"]
+
 if TYPE_CHECKING:
     from simsfl.data import Dataset
 

@@ -237,7 +237,13 @@ def _of_result(path: Path, content: Mapping[str, Any], work_of: WorkOf) -> Itera
 
 
 def _work(network: Mapping[str, Any], batch: int, seconds: Mapping[str, float], work_of: WorkOf) -> Work:
-    """Return the work that was measured, given its network, and the seconds of the phases that it had."""
+    """Return the work that was measured, given its network, and the seconds of the phases that it had.
+
+    Raises:
+        ValueError: the network cannot be built, or its passes took no time.
+    """
+    if not seconds.get("query"):
+        raise ValueError("query: it took no time; allowed: more than 0 seconds")
     return work_of(network, batch, views=1 + ("key" in seconds), graded=int("backward" in seconds))
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from simsfl.kernels import conv2d, group_norm, group_norm_nhwc
 
+__all__ = ["Backbone", "Style"]
+
 
 @dataclass(frozen=True)
 class Style:

@@ -22,6 +22,8 @@ from simsfl.config import RunConfig
 from simsfl.runs.metrics import Added, OneRecord, Record
 from simsfl.system.messages import kind_of
 
+__all__ = ["Callback"]
+
 if TYPE_CHECKING:
     from simsfl.simulation import Simulation
 

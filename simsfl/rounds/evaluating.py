@@ -9,6 +9,8 @@ from simsfl.evaluation.groups import by_class, by_client
 from simsfl.runs.metrics import EvaluationRecord, ProbeRecord
 from simsfl.setup.parts import Parts
 
+__all__ = ["client", "encoder", "evaluate", "evaluate_untrained", "probes"]
+
 _LABELLED = (0.1, 0.01)
 """Shares of the labels that semi-supervised probes are trained on."""
 

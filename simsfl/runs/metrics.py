@@ -24,6 +24,20 @@ from simsfl.system.files import naming
 from simsfl.system.programs import command, pasted
 from simsfl.system.reading import open_regular
 
+__all__ = [
+    "AbsenceCount",
+    "AbsenceRecord",
+    "ChangeRecord",
+    "EvaluationRecord",
+    "ProbeRecord",
+    "Record",
+    "RoundRecord",
+    "StepRecord",
+    "SyncRecord",
+    "read_records",
+    "to_dict",
+]
+
 _Similarity = Annotated[float, Range(-1.001, 1.001)]
 """A structural similarity (SSIM), which may have been rounded."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 from simsfl.config import RunConfig, plugins
 from simsfl.config.plugins import Plugin
@@ -17,6 +17,8 @@ from simsfl.privacy.decoders import Training
 from simsfl.runs.metrics import AbsenceCount
 from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, read_json
 from simsfl.system.files import SEAL, checksum, digest, seal_of
+
+__all__ = ["ProbeSummary", "Summary"]
 
 _PLACES = ("device", "precision", "dataset", "data_dir", "aux_dataset", "init_client", "init_backbone", "track")
 """Fields of the config that may differ where a run goes on."""
@@ -242,7 +244,8 @@ class AttackRecord:
     @property
     def similarities(self) -> dict[str, Scores]:
         """Return the structural similarity by how it continues images: "zeros", "mirror", or both, in this order."""
-        return {self.ssim_borders: self.ssim} | ({"mirror": self.ssim_mirrored} if self.ssim_mirrored else {})
+        found: dict[str, Scores] = {self.ssim_borders: self.ssim}
+        return found | ({"mirror": self.ssim_mirrored} if self.ssim_mirrored else {})
 
 
 def check_plugins(path: Path) -> None:
@@ -263,8 +266,16 @@ def sources(config: RunConfig) -> tuple[list[Plugin], dict[str, str]]:
     return config.plugins, {name: digest(file) for name, file in files.items() if file.is_file()}
 
 
-R = TypeVar("R")
-"""A dataclass with the field `sha256`."""
+class _Sealed(Protocol):
+    """A dataclass with the field `sha256`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def sha256(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Sealed)
 
 
 def lasting(config: RunConfig) -> dict[str, Any]:
@@ -281,7 +292,7 @@ def lasting(config: RunConfig) -> dict[str, Any]:
 def _lasting(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `lasting` does of a config whose fields have these values; plugins that it names may be missing."""
     usual = RunConfig(**RunConfig.before(values)).to_dict()
-    values = usual | values
+    values = {**usual, **values}
     there = {name: values[name] is None for name in ("aux_dataset", "init_client")}
     changed = {name: value for name, value in values.items() if name not in usual or value != usual[name]}
     return {name: value for name, value in changed.items() if name not in _PLACES} | there

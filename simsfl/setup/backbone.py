@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -19,8 +20,6 @@ log = logging.getLogger(__name__)
 
 _MOST = 1 << 31
 """Bytes that the weights in a file take at most."""
-_LISTED = 4
-"""Names in each part of a message, at most."""
 
 
 def read_backbone(file: str) -> dict[str, Tensor]:
@@ -48,7 +47,8 @@ def start_from(file: str, given: Mapping[str, Tensor], config: RunConfig) -> Wei
     here = [name for own in names.values() for name in own.values()]
     known = known_names(config.arch, here)
     halves: dict[str, dict[str, Tensor]] = {}
-    used, unfit, missing = [], [], []
+    used, missing = [], []
+    unfit: dict[str, str] = {}
     for half in HALVES:
         own = getattr(model, half)
         halves[half] = own.named(own.initial) | own.named_statistics(own.initial_statistics)
@@ -61,20 +61,21 @@ def start_from(file: str, given: Mapping[str, Tensor], config: RunConfig) -> Wei
             used.append(key)
             tensor = as_here(key, given[key], drawn.shape)
             if _of_batch_norm(key, given) != _of_batch_norm(whole, here):
-                unfit.append(f"{key} (another normalisation)")
+                unfit[key] = "another normalisation"
             elif tensor.shape != drawn.shape:
-                unfit.append(f"{key} ({shape_text(given[key].shape)} there, {shape_text(drawn.shape)} here)")
+                unfit[key] = f"{shape_text(given[key].shape)} there, {shape_text(drawn.shape)} here"
             else:
                 halves[half][name] = tensor
     unused = [name for name in given if name not in used and not name.endswith("num_batches_tracked")]
     if len(used) == len(unfit):
-        first = f"does not fit: {unfit[0]}" if unfit else f"has other names, such as {unused[0] if unused else 'none'}"
+        other = f"has other names, such as {unused[0] if unused else 'none'}"
+        first = next((f"does not fit: {key} ({why})" for key, why in unfit.items()), other)
         source = "torchvision, timm or simsfl export" if known else "simsfl export"
         raise ValueError(
             f"init_backbone: nothing in {file} fits {config.arch}, it {first}; allowed: weights of {source} for this "
             "network"
         )
-    parts = {"does not fit": unfit, "not in the file": missing, "not used": unused}
+    parts = {"does not fit": unfit, "not in the file": dict.fromkeys(missing), "not used": dict.fromkeys(unused)}
     if any(parts.values()):
         count = f"{len(used) - len(unfit)} of the backbone's {len(here)} tensors start from {file}"
         log.warning("init_backbone: %s", "; ".join([count, *(_listed(*part) for part in parts.items() if part[1])]))
@@ -86,7 +87,17 @@ def _of_batch_norm(name: str, names: Collection[str]) -> bool:
     return f"{name.rpartition('.')[0]}.running_mean" in names
 
 
-def _listed(title: str, names: Sequence[str]) -> str:
-    """Return a title with the first of some names behind it, and the number of the others."""
-    others = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{title}: {', '.join(names[:_LISTED])}{others}"
+def _listed(title: str, names: Mapping[str, str | None]) -> str:
+    """Return a title with names behind it, and why each is listed; those that differ in numbers alone are one.
+
+    >>> _listed("not used", {"fc.bias": None, "layer1.0.bn1.bias": None, "layer2.1.bn1.bias": None})
+    'not used: fc.bias, 2 layer*.*.bn*.bias'
+    """
+    alike: dict[tuple[str, str | None], list[str]] = {}
+    for name, why in names.items():
+        alike.setdefault((re.sub(r"\d+", "*", name), why), []).append(name)
+    found = [
+        (own[0] if len(own) == 1 else f"{len(own)} {pattern}") + (f" ({why})" if why else "")
+        for (pattern, why), own in alike.items()
+    ]
+    return f"{title}: {', '.join(found)}"

@@ -18,6 +18,8 @@ from simsfl.system.streams import lose, print_error
 
 _NO_VALUE = "expected one argument"
 """What argparse says of a flag without a value."""
+_MISSING = "the following arguments are required"
+"""What argparse says, before their names, where arguments are missing."""
 
 
 class Early(argparse.Action):
@@ -40,14 +42,17 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Return the help; its first line has what must be given, and no list of all flags."""
+        self.usage = " ".join(["%(prog)s", *self._words(), "[flags]"])
+        return super().format_help()
+
+    def _words(self) -> list[str]:
+        """Return the words that stand for what must or may be given behind the program's name, without most flags."""
         needed = [
             " ".join([*action.option_strings[:1], str(action.metavar or action.dest.upper())])
             for action in self._actions
             if action.required
         ]
-        needed += [f"[{one.metavar}]" for one in self._actions if not one.required and not one.option_strings]
-        self.usage = " ".join(["%(prog)s", *needed, "[flags]"])
-        return super().format_help()
+        return needed + [f"[{one.metavar}]" for one in self._actions if not one.required and not one.option_strings]
 
     def print_help(self, file: Any = None) -> None:
         """Print the help; argparse itself would pass over a full disk."""
@@ -61,6 +66,8 @@ class Parser(argparse.ArgumentParser):
         flag, _, text = message.removeprefix("argument ").partition(": ")
         if text.startswith("ignored explicit argument"):
             text = f"takes no value, not {text.split()[-1]}; allowed: the flag alone"
+        if flag == _MISSING:
+            flag, text = text.split(", ")[0], " ".join(["is missing; allowed:", self.prog, *self._words()])
         if text == _NO_VALUE:
             text = f"{text}; allowed: a value behind the flag"
         raise ValueError(f"{re.split('[,/]', flag)[0].lstrip('-').replace('-', '_')}: {text}")
@@ -87,7 +94,7 @@ class Parser(argparse.ArgumentParser):
                 for one in self._actions
                 if one.option_strings and one.default != argparse.SUPPRESS
             ]
-            allowed = ", ".join([*own, "or others that --help lists"])
+            allowed = ", ".join([*own, "or others that --help lists"]) if own else "those that --help lists"
             raise unknown("flag", rest[0].split("=")[0], known, allowed=allowed)
         return arguments
 

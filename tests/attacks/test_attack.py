@@ -1,6 +1,7 @@
 """Attacks on clients that send everything or nothing of an image, and the program that attacks a run."""
 
 import json
+from base64 import b64decode, b64encode
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from simsfl.attacks.reconstruction import attack
 from simsfl.cli import export_checkpoint, run
 from simsfl.cli.attack import program as attack_program
 from simsfl.cli.report import program as report
+from simsfl.cli.report.interactive import pictures_in
+from simsfl.cli.report.runs import read_run
 from simsfl.config.notation import Decoder
 from simsfl.data import Arrays, make_dataset
 from simsfl.data.partition import Partition
@@ -114,6 +117,11 @@ def test_an_attack_on_a_run_and_its_report(npz, tmp_path, capsys):
     assert "SSIM (zeros, as published) of conv_normN0C4" in page
     assert "attacks/conv_normN0C4.png" in page
     assert (out / "figures" / "privacy.png").exists()
+    html = (out / "report.html").read_text()
+    for stem in ("conv_normN0C4", "descent"):
+        sheet = b64encode((out / "attacks" / f"{stem}.png").read_bytes()).decode()
+        assert f'<img src="data:image/png;base64,{sheet}" alt="Reconstructions by {stem} of run"' in html
+        assert (f"Reconstructions by {stem} of run", b64decode(sheet)) in pictures_in(read_run(out, "run"), 1)
 
 
 WHOM = [

@@ -342,7 +342,7 @@ def test_a_disk_that_is_full(tmp_path, capfd, monkeypatch):
 @pytest.mark.parametrize("program", [watch, report], ids=["watch", "report"])
 def test_other_programs_on_what_is_no_run(program, tmp_path, capfd):
     assert_refused(program.main, [tmp_path / "none"], ["none", "config.json"], capfd)
-    assert_refused(program.main, [], ["RUN_DIR"], capfd)
+    assert_refused(program.main, [], ["RUN_DIR: is missing; allowed: ", " RUN_DIR"], capfd)
     assert_refused(program.main, [""], ["empty"], capfd)
 
 

@@ -18,6 +18,7 @@ from simsfl.cli.report import program as report
 from simsfl.cli.report.curves import SENT, STEPS
 from simsfl.cli.report.interactive import pictures_in
 from simsfl.cli.report.runs import read_run
+from simsfl.runs.records import AttackRecord, Scores, to_json
 from tests.conftest import TINY, flags
 
 CHROMIUM = next(
@@ -219,6 +220,7 @@ def test_serving_ends_with_an_interrupt(runs, monkeypatch, capsys):
 WRONG = {
     "no port": (["--serve", "--port", "70000"], "port: '70000' is no port; allowed: 0 to 65535"),
     "no host": (["--serve", "--host", "x" * 70], "is no address of a machine; allowed: such as 127.0.0.1"),
+    "an empty host": (["--serve", "--host", ""], "host: no address is given; allowed: such as 127.0.0.1, or 0.0.0.0"),
     "a host alone": (["--host", "::1"], "host: has no effect without --serve; allowed with --serve"),
     "a picture": (["--serve", "--svg", "view.svg"], "svg: has no effect with --serve; allowed without --serve"),
     "two runs": (["SECOND"], "runs: 2 are given; allowed: one, or several with --serve"),
@@ -258,7 +260,14 @@ const wait = setInterval(() => {
   seen.axis = x().title.text;
   document.querySelectorAll("#settings input")[0].click();
   seen.after = visible("accuracy");
-  document.title = JSON.stringify(seen);
+  document.body.style.width = "390px";
+  const plots = [...document.querySelectorAll(".plot")];
+  Promise.all(plots.map((plot) => Plotly.Plots.resize(plot))).then(() => {
+    seen.cut = plots.map((plot) => [plot.querySelector(".xtitle"), plot].map((one) => one.getBoundingClientRect()))
+      .filter(([title, whole]) => title.left < whole.left || title.right > whole.right).length;
+    seen.wide = document.querySelector("main").scrollWidth;
+    document.title = JSON.stringify(seen);
+  });
 }, 50);
 </script>
 """
@@ -279,6 +288,11 @@ def opened(address, tmp_path, *how):
 def test_a_browser_draws_zooms_reads_and_switches_off(npz, runs, tmp_path):
     other = tmp_path / "other"
     assert run.main(flags(dataset=npz, out=other, **TINY | {"rounds": 2, "lr": 0.02}, dashboard="off")) == 0
+    (other / "attacks").mkdir()
+    scores = {score: Scores(0.5, None) for score in ("mse", "ssim", "ssim_mirrored", "psnr")}
+    others = {"ssim_borders": "zeros", "by_seed": {}, "mean_image_mse": 0.1, "training": []}
+    attack = AttackRecord("custom", 0.01, 50, 0, 8, [0], 2, **scores, **others)
+    (other / "attacks" / "custom.json").write_text(json.dumps(to_json(attack)))
     assert report.main([*map(str, runs), str(other), "--out", str(tmp_path / "out")]) == 0
     html = (tmp_path / "out" / "report.html").read_text()
     copy = tmp_path / "copy.html"
@@ -289,6 +303,7 @@ def test_a_browser_draws_zooms_reads_and_switches_off(npz, runs, tmp_path):
     assert seen["reading"].startswith("training step 0: ")
     assert seen["axis"] == SENT
     assert seen["before"] > seen["after"] > 0
+    assert (seen["cut"], seen["wide"]) == (0, 390)  # on a phone
     assert dom.count('class="main-svg"') >= 4
 
 

@@ -111,21 +111,22 @@ def test_another_network_is_refused():
         profile.fitting(replace(work(1), named={"arch": "vgg11"}))
 
 
+def point(cut, dtype, times):
+    """Return a point of a profile's file, whose seconds are some times `FIXED`."""
+    return {
+        "network": NETWORK | {"cut_layer": cut},
+        "batch_size": 2,
+        "dtype": dtype,
+        "steps": 10,
+        "seconds": {phase: {"median": times * FIXED[phase], "lowest": 0.0, "highest": 1.0} for phase in PHASES},
+        "idle_watts": 1.0,
+        "busy_watts": 2.0 + cut,
+    }
+
+
 def measured(path, *, cuts=(1,), dtypes=("fp32",), **more):
     """Write a profile as ``pi_bench.py`` does, and return its path."""
-    points = [
-        {
-            "network": NETWORK | {"cut_layer": cut},
-            "batch_size": 2,
-            "dtype": dtype,
-            "steps": 10,
-            "seconds": {phase: {"median": cut * FIXED[phase], "lowest": 0.0, "highest": 1.0} for phase in PHASES},
-            "idle_watts": 1.0,
-            "busy_watts": 2.0 + cut,
-        }
-        for cut in cuts
-        for dtype in dtypes
-    ]
+    points = [point(cut, dtype, cut) for cut in cuts for dtype in dtypes]
     texts = {"source": "measured", "date": "2026-01-01", "how": "measured", "meter": "ina226"}
     own = {"profile": 1, "device": "a board", "runtime": "torch", "threads": 1, "compile": False, "points": points}
     path.write_text(json.dumps(own | texts | {"energy_failed": False, "versions": {}, "board": {}} | more))
@@ -164,6 +165,7 @@ def test_files_that_are_no_profiles_say_why(tmp_path):
         ({"profile": 2}, "profile: 2 is another format; allowed: 1"),
         ({"points": []}, "it has no points"),
         ({"threads": 0}, "threads: 0 is out of range"),
+        ({"points": [point(1, "fp32", 0)]}, "query: it took no time"),
         ({"source": "guessed"}, "source: guessed is neither measured nor published"),
         ({"source": "published"}, "gflop_s: is missing"),
     ):

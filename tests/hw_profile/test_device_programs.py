@@ -55,7 +55,7 @@ def error_of(code, capsys):
             "own_images: has no effect without --images; allowed: ",
         ),
         (["--servr", "127.0.0.1:1"], "server"),
-        ([], "following arguments are required: --server"),
+        ([], "server: is missing; allowed: "),
     ],
 )
 def test_of_clients(argv, message, capsys, tmp_path, monkeypatch):

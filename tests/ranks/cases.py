@@ -1,5 +1,7 @@
 """Configs of runs that several ranks have to train as one process does."""
 
+from pathlib import Path
+
 from simsfl import RunConfig
 from tests.doors.conftest import BASE
 
@@ -40,10 +42,11 @@ CASES = {
     "FedAdam": {"aggregation": "fedadam"},
     "federated": FEDERATED | {"method": "federated"},
     "FL-BYOL": FEDERATED | {"method": "fl-byol"},
+    "in a fleet": {"fleet": str(Path(__file__).parent / "fleet.toml"), "over_select": 1.5, "sampler": "fleet"},
     "FL-MoCo, absent": FEDERATED | ABSENT | {"method": "fl-moco"},
 }
 """What differs from `SIZE`, by name."""
-FEW = ("symmetric", "own queues", "unequal and absent", "absent, whole batch", "mixing", "FL-MoCo, absent")
+FEW = ("symmetric", "own queues", "unequal and absent", "absent, whole batch", "mixing", "in a fleet")
 """Cases that are tested each time."""
 
 

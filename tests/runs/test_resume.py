@@ -186,6 +186,8 @@ def test_a_run_that_is_trained_is_called_so_whatever_its_checkpoints_are_meanwhi
         f"error: resume: another process trains the run in {out} at present; allowed: once that has ended, or simsfl "
         f"watch '{out}' to see it\n"
     )
+    assert run.main(flags(dataset=npz, out=out, **TINY)) == 2
+    assert f"or --resume '{out}' to go on with it" in capfd.readouterr().err  # as a shell takes it
 
 
 def test_processes_that_ask_at_once_whether_a_run_is_trained_do_not_take_each_other_for_one(tmp_path):

@@ -3,8 +3,11 @@
 import csv
 import errno
 import json
+from contextlib import suppress
 from importlib.util import find_spec
+from io import BytesIO
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,7 +16,8 @@ from simsfl.cli.track import images
 from simsfl.cli.track import program as track
 from simsfl.config.catalogue import TRACKERS, TrackerKind
 from simsfl.config.registry import Code
-from simsfl.runs.tracking import Tracker, csv_files
+from simsfl.runs.records import AttackRecord, Scores, to_json
+from simsfl.runs.tracking import Tracked, Tracker, csv_files, tensorboard_events
 from simsfl.runs.tracking.feed import Feed
 from simsfl.runs.tracking.rows import EVENTS, Row, Rows
 from tests.conftest import TINY, flags
@@ -227,6 +231,76 @@ def test_tensorboard_has_the_config_and_the_images(npz, tmp_path):
     assert picture.step == 3 * STEPS
 
 
+def sheets_of_tensorboard(out):
+    """Return the sheets of reconstructions in a run's event files, by name, as arrays of pixels."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    read = events.EventAccumulator(str(out / "tensorboard"))
+    read.Reload()
+    found = {name: read.Images(name) for name in read.Tags()["images"] if name.startswith("reconstructions/")}
+    return {name: pixels(BytesIO(one.encoded_image_string)) for name, (one,) in found.items()}
+
+
+def sheets_of_wandb(out):
+    """Return the sheets of reconstructions in the files of a run of Weights & Biases, by name, as arrays of pixels."""
+    files = sorted(out.glob("wandb/offline-run-*/files/media/images/reconstructions/*.png"))
+    found = {f"reconstructions/{file.name.split('_')[0]}": pixels(file) for file in files}
+    assert len(found) == len(files)
+    return found
+
+
+def sheets_of_mlflow(out):
+    """Return the sheets of reconstructions among the files of a run of MLflow, by name, as arrays of pixels."""
+    files = out.glob("mlflow/artifacts/*/artifacts/reconstructions/*.png")
+    return {f"reconstructions/{file.stem}": pixels(file) for file in files}
+
+
+def pixels(file):
+    """Return the pixels of an image."""
+    with Image.open(file) as picture:
+        return np.asarray(picture.convert("RGB")).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "sheets"),
+    [
+        pytest.param("tensorboard", sheets_of_tensorboard, marks=needs("tensorboard", slow=False)),
+        pytest.param("wandb", sheets_of_wandb, marks=needs("wandb")),
+        pytest.param("mlflow", sheets_of_mlflow, marks=needs("mlflow")),
+    ],
+)
+def test_sheets_of_attacks_are_images(name, sheets, npz, tmp_path, monkeypatch):
+    """Attacks come after the run, so its trackers get their sheets later, each once."""
+    monkeypatch.setattr(images, "draw", lambda runs: {})
+    out = tmp_path / "run"
+    assert run.main(argv(npz, out, "csv", rounds=1)) == 0
+    (out / "attacks").mkdir()
+    scores = {score: Scores(0.5, None) for score in ("mse", "ssim", "psnr")}
+    attack = AttackRecord("custom", 0.01, 50, 0, 8, [0], 2, **scores, by_seed={}, mean_image_mse=0.1, training=[])
+    (out / "attacks" / "custom.json").write_text(json.dumps(to_json(attack)))
+    Image.effect_noise((40, 30), 90).convert("RGB").save(out / "attacks" / "custom.png")
+    for _ in range(2):
+        assert track.main([str(out), "--track", name]) == 0
+        assert sheets(out) == {"reconstructions/custom": pixels(out / "attacks" / "custom.png")}
+
+
+def test_records_that_are_damaged_are_given_to_no_tracker(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run.main(flags(dataset=npz, out=out, dashboard="off", **TINY | {"rounds": 1})) == 0
+    (out / "summary.json").unlink()
+    (out / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text() + "{}\n")
+    before = sorted(out.rglob("*"))
+    assert track.main([str(out), "--track", "csv"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: metrics: {out}/metrics.jsonl holds no record before byte ")
+    assert sorted(out.rglob("*")) == before
+
+
+def test_a_flag_that_is_misspelt_is_one_line(capsys):
+    assert track.main(["run", "--trak", "csv"]) == 2
+    said = "flag: '--trak' is not known (did you mean --track?); allowed: those that --help lists"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
 def test_a_new_run_in_the_directory_has_none_of_the_earlier_one(npz, tmp_path):
     out = tmp_path / "run"
     assert run.main(argv(npz, out, "csv", linear_probe=True)) == 0
@@ -271,6 +345,21 @@ def test_a_tracker_that_fails_is_warned_of_once_and_the_run_goes_on(where, npz, 
     assert line == "track: failing has failed ([Errno 28] No space left on device); the run goes on without it"
     assert_tracked("csv", out)
     assert track.main([str(out)]) == 1
+
+
+def test_a_full_disk_is_an_error_of_tensorboard_and_of_no_thread(tmp_path, capfd):
+    """It writes in a thread of its own, which says nothing itself; pytest fails for errors that are left in threads."""
+    pytest.importorskip("tensorboard")
+    tracker = tensorboard_events.TensorBoard(Tracked(tmp_path, {}))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    file.unlink()
+    file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):  # noqa: PT012
+        for number in range(3):
+            tracker.log([Row(number, "step", number + 1, 1, {"loss": 1.5})])
+    with suppress(OSError):
+        tracker.close(finished=False)
+    assert capfd.readouterr().err == ""
 
 
 def test_images_that_cannot_be_drawn_do_not_fail_the_run(npz, tmp_path, monkeypatch, caplog):

@@ -21,6 +21,8 @@ from simsfl.setup.checks import check_machine
 from simsfl.setup.defaults import classes_per_client, resolve, with_precision
 from simsfl.setup.outline import Outline, outline
 
+__all__ = ["estimate"]
+
 _PAPER_NORMALISED = 5
 """Operations that the paper's counter (fvcore) assumes for a number that is normalised."""
 _PUBLISHED = {

@@ -52,7 +52,7 @@ def _phases(axes: mpl.axes.Axes, phases: Mapping[str, float]) -> None:
 
 
 def _groups(axes: mpl.axes.Axes, groups: list[Mapping[str, Any]]) -> None:
-    """Draw how clients of each group spend the rounds that they take part in; what was not measured is hatched."""
+    """Draw how clients of each group spend their rounds; scaled times are hatched, published ones dotted."""
     left = np.zeros(len(groups))
     labels = [literal(f"{own['name']} ({own['clients']:,})", 24) for own in groups]
     for part, name in (("compute", "computing"), ("transfer", "sending, receiving"), ("wait", "waiting")):
@@ -60,8 +60,8 @@ def _groups(axes: mpl.axes.Axes, groups: list[Mapping[str, Any]]) -> None:
         bars = axes.barh(labels, hours, left=left, color=_PARTS[part], label=name)
         for bar, own in zip(bars, groups, strict=True):
             if part == "compute" and not own["measured"]:
-                bar.set(hatch="///", edgecolor="white")
+                bar.set(hatch="..." if own["published"] else "///", edgecolor="white")
         left += hours
     axes.invert_yaxis()
-    axes.set(xlabel="hours of a client (hatched: not measured)")
+    axes.set(xlabel="hours of a client (hatched: scaled; dotted: published)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3, fontsize=8, frameon=False)

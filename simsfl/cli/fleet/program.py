@@ -141,7 +141,7 @@ def _origin(group: dict[str, Any]) -> str:
     if group["measured"]:
         return "measured"
     if group["published"]:
-        return "published, at best"
+        return "published"
     error = group["scaling_error"]
     return "scaled" if error is None else f"scaled ({100 * error:.0f} %)"
 
@@ -149,7 +149,7 @@ def _origin(group: dict[str, Any]) -> str:
 def _result(story: dict[str, Any]) -> str:
     """Return one line about the whole run."""
     phases = story["phases"]
-    shares = ", ".join(f"{name} {100 * seconds / sum(phases.values()):.0f} %" for name, seconds in phases.items())
+    shares = ", ".join(f"{name} {100 * seconds / sum(phases.values()):.0f} %" for name, seconds in phases.items() if seconds)
     last = story["evaluations"][-1] if story["evaluations"] else None
     reached = f", kNN {last['knn_top1']:.2f} % after round {last['round']}" if last else ""
     return f"{story['hours']:,.3g} hours of the fleet{reached}; all waited for: {shares}"

@@ -77,6 +77,7 @@ def _group(costs: Costs, index: int, clients: Clients) -> dict[str, Any]:
     up, down = costs.rates
     slower = float(np.median(costs.slowdown[mine])) if mine.any() else 1.0
     steps = [slower * (times.before + times.after) for times in own.times.values()]
+    scaled = SCALED in {times.source for times in own.times.values()}
     return {
         "name": own.name,
         "clients": int(mine.sum()),
@@ -84,7 +85,8 @@ def _group(costs: Costs, index: int, clients: Clients) -> dict[str, Any]:
         "step_seconds": float(np.mean(steps)),
         "measured": all(times.measured for times in own.times.values()) and slower == 1.0,
         "published": own.profile.flops is not None,
-        "scaling_error": own.profile.error() if SCALED in {times.source for times in own.times.values()} else None,
+        "scaling_rule": own.profile.rule if scaled else None,
+        "scaling_error": own.profile.error() if scaled else None,
         "up_mbit_s": float(np.median(up[mine])) / BITS if mine.any() else None,
         "down_mbit_s": float(np.median(down[mine])) / BITS if mine.any() else None,
         "idle_watts": own.idle_watts,

@@ -155,7 +155,9 @@ def _privacy(settings: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
         figure.add_scatter(x=[x["at"]], y=[y["at"]], mode="markers", marker=marker, name=name, meta=number, **bars)
     figure.update_layout(xaxis_title=axis, hovermode="closest")
     named = ", ".join(f"{symbol.replace('-', ' ')} for {attack}" for attack, symbol in symbols.items())
-    caption = f"Markers: {named}. Accuracy is that of the linear probe, or of kNN without one."
+    caption = (
+        f"Less similar is more private. Markers: {named}. Accuracy is that of the linear probe, or of kNN without one."
+    )
     return {"id": "privacy", "title": "Accuracy [%] against reconstructions", "caption": caption} | _figures(
         {axis: figure}
     )

@@ -274,6 +274,7 @@ def _partition(simulation: Simulation) -> Figure:
     picture = axis.imshow(counts[order], aspect="auto", cmap="viridis", interpolation="nearest")
     axis.grid(visible=False)
     axis.set_ylabel(f"{len(counts):,} clients, ordered by main class")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(classes) <= 20:
         axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     else:

@@ -55,7 +55,7 @@ def points(settings: Mapping[str, Sequence[Run]]) -> tuple[str, list[Point]]:
                 y = spread([float("nan") if top1 is None else top1 for _, top1 in pairs])
                 over_seeds = pairs[0][0].std if len(pairs) == 1 else x["std"]
                 found.append(Point(label, title, x | {"std": over_seeds}, y))
-    return f"{SIMILARITIES[borders]} of the attacker's reconstructions (less is more private)", found
+    return f"{SIMILARITIES[borders]} of reconstructions", found
 
 
 def privacy(runs: Sequence[Run]) -> Figure:
@@ -75,7 +75,7 @@ def privacy(runs: Sequence[Run]) -> Figure:
         bars = {"xerr": x["std"] or 0.0, "yerr": y["std"] or 0.0, "capsize": 3, "elinewidth": 1}
         how = {"fmt": marker[point.attack], "markersize": 5, "color": colours[point.setting], "alpha": 0.8}
         axis.errorbar(x["mean"], y["mean"], **how, **bars)
-    axis.set(xlabel=what, ylabel="accuracy [%]")
+    axis.set(xlabel=f"{what} (less is more private)", ylabel="accuracy [%]")
     handles: list[Patch | Line2D] = [Patch(color=colour, label=literal(label)) for label, colour in colours.items()]
     how = {"linestyle": "", "color": "black", "markerfacecolor": "none"}
     handles += [Line2D([], [], marker=one, label=literal(title), **how) for title, one in marker.items()]

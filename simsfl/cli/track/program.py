@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -49,7 +50,7 @@ def _checked(directory: RunDirectory, track: str | None) -> tuple[RunDirectory, 
         track: names of trackers, separated by commas; None for those of the run.
 
     Raises:
-        ValueError: there is no such run, a process is writing it, or there is no such tracker.
+        ValueError: there is no such run, it is damaged, a process is writing it, or there is no such tracker.
     """
     content = directory.read_config()
     names = replace(content.config, track=track or content.config.track or _USUAL).trackers
@@ -60,6 +61,7 @@ def _checked(directory: RunDirectory, track: str | None) -> tuple[RunDirectory, 
         raise ValueError(f"{directory.path} is being written to by another process; allowed once it ends")
     if summary := directory.read_summary():
         directory.check_metrics(summary)
+    deque(read_records(directory.metrics), maxlen=0)  # all of them can be read, before a tracker begins to write
     return directory, content, names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,10 @@ class TensorBoard(Tracker):
         place = run.path / "tensorboard"
         earlier = list(place.glob(f"events.out.tfevents.*{_SUFFIX}"))
         # a TensorBoard that is open forgets what it has read of the earlier files
+        others, self._hook = threading.enumerate(), threading.excepthook
         self._writer = SummaryWriter(str(place), purge_step=0 if earlier else None, filename_suffix=_SUFFIX)
+        self._threads = [thread for thread in threading.enumerate() if thread not in others]
+        threading.excepthook = self._failed
         for file in earlier:
             file.unlink()
         self._writer.add_text("config", f"```\n{json.dumps(run.config, indent=2)}\n```", 0)
@@ -47,4 +51,12 @@ class TensorBoard(Tracker):
 
     def close(self, *, finished: bool) -> None:
         """Close the file."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _failed(self, failure: threading.ExceptHookArgs) -> None:
+        """Pass over an error in the writer's own thread, such as a full disk, which it raises here at the next call."""
+        if failure.thread not in self._threads:
+            self._hook(failure)

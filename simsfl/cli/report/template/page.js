@@ -55,6 +55,7 @@ function showControls() {
 
 function look(layout) {
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
+  const titled = (axis) => axis?.title && { ...axis, title: { ...axis.title, font: { size: 12 } } }; // fits a phone
   const ruled = { gridcolor: colour("rule"), zerolinecolor: colour("rule"), linecolor: colour("faint"), automargin: true };
   return {
     ...layout,
@@ -63,7 +64,7 @@ function look(layout) {
     font: { color: colour("text"), family: "system-ui, sans-serif", size: 12 },
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("rule"), font: { color: colour("text") }, namelength: -1 },
     margin: { l: 44, r: 8, t: 8, b: 44 },
-    xaxis: { ...layout.xaxis, ...ruled },
+    xaxis: { ...titled(layout.xaxis), ...ruled },
     yaxis: { ...layout.yaxis, ...ruled },
     dragmode: touched.matches ? false : "zoom",
     uirevision: axis, // the zoom stays when new values come
