@@ -1,5 +1,6 @@
 """Reports of runs in a fleet: accuracy against its time and energy, who is left out, and the table of its clients."""
 
+import json
 from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from simsfl.cli.report.curves import ENERGY, HOURS, SENT, STEPS
 from simsfl.cli.report.fleet import excluded, fleet_figures
 from simsfl.cli.report.runs import Run, _fleet_clients
 from simsfl.cli.report.settings import grouped, measures
+from simsfl.cli.serve import ServedRuns
 from simsfl.config import RunConfig
 from simsfl.data import make_dataset
 from simsfl.data.partition import Partition
@@ -104,6 +106,12 @@ def test_tables_have_hours_and_energy():
     assert rows["time of the fleet"] == ["3:00:00", "-"]
     assert rows["energy per client, of the server"] == ["1.50 Wh, 1.50 Wh", "-"]
     assert rows["of those drawn of each group"] == ["a 12.5 % late, b 50.0 % late, b 50.0 % away", "-"]
+
+
+def test_the_table_of_a_served_page_has_the_clock(config, npz, tmp_path):
+    Simulation(replace(config, dataset=str(npz))).save(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(made.record(1, 3600.0)) + "\n")
+    assert [row[-1] for row in ServedRuns([tmp_path / "run"])._update()] == ["time of the fleet", "1:00:00"]
 
 
 def test_classes_of_those_left_out(config, arrays, tmp_path):

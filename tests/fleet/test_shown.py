@@ -1,7 +1,14 @@
-"""What the tables of `simsfl fleet` say of times that were not measured."""
+"""What is shown of a run in a fleet: in its report, and in the tables of `simsfl fleet`."""
 
+import pytest
+
+from simsfl.cli import run
 from simsfl.cli.fleet import program
+from simsfl.cli.report import program as report
+from simsfl.cli.report.runs import read_run
 from simsfl.system.console import Output
+from tests.conftest import TINY, flags
+from tests.fleet.conftest import SERVER, group
 
 
 def _shown(*groups):
@@ -30,3 +37,22 @@ def test_the_error_of_scaling_is_not_taken_for_a_bound():
 
 def test_nothing_is_said_of_scaling_where_all_is_measured():
     assert "scaled" not in _shown((True, 0.3))
+
+
+@pytest.mark.slow
+def test_the_report_of_a_run_in_a_fleet(npz, result, tmp_path, capsys):
+    """The slow half misses the deadline, so it is left out; once the table is of another fleet, it is not used."""
+    field, other, out = tmp_path / "field.toml", tmp_path / "other.toml", tmp_path / "run"
+    field.write_text(SERVER + group(share=0.5) + group(name='"slow"', share=0.5, slowdown=4.0))
+    other.write_text(SERVER + group(name='"others"'))
+    assert run.main(flags(dataset=npz, out=out, fleet=field, deadline=2.0, dashboard="off", **TINY)) == 0
+    assert "  fleet 0:" in capsys.readouterr().out
+    clients = read_run(out, "run").fleet_clients
+    assert clients.never[clients.group == "slow"].all()
+    assert not clients.late[clients.group == "all"].any()
+    assert report.main([str(out)]) == 0
+    page = (out / "report.md").read_text()
+    for stem in ("fleet", "fleet_work", "excluded"):
+        assert f"(figures/{stem}.png)" in page
+    assert program.main([str(out), "--fleet", str(other)]) == 0
+    assert read_run(out, "run").fleet_clients is None
