@@ -71,9 +71,11 @@ def start_from(file: str, given: Mapping[str, Tensor], config: RunConfig) -> Wei
         other = f"has other names, such as {unused[0] if unused else 'none'}"
         first = next((f"does not fit: {key} ({why})" for key, why in unfit.items()), other)
         source = "torchvision, timm or simsfl export" if known else "simsfl export"
+        stem = given[next(iter(unfit))].shape if unfit else ()
+        wider = f", or width {stem[0]}" if len(stem) == 4 and stem[0] != config.width else ""
         raise ValueError(
-            f"init_backbone: nothing in {file} fits {config.arch}, it {first}; allowed: weights of {source} for this "
-            "network"
+            f"init_backbone: nothing in {file} fits {config.arch} of width {config.width}, it {first}; allowed: "
+            f"weights of {source} for this network{wider}"
         )
     parts = {"does not fit": unfit, "not in the file": dict.fromkeys(missing), "not used": dict.fromkeys(unused)}
     if any(parts.values()):
