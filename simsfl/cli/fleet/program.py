@@ -149,7 +149,8 @@ def _origin(group: dict[str, Any]) -> str:
 def _result(story: dict[str, Any]) -> str:
     """Return one line about the whole run."""
     phases = story["phases"]
-    shares = ", ".join(f"{name} {100 * seconds / sum(phases.values()):.0f} %" for name, seconds in phases.items() if seconds)
+    whole = sum(phases.values())
+    shares = ", ".join(f"{name} {100 * own / whole:.0f} %" for name, own in phases.items() if own)
     last = story["evaluations"][-1] if story["evaluations"] else None
     reached = f", kNN {last['knn_top1']:.2f} % after round {last['round']}" if last else ""
     return f"{story['hours']:,.3g} hours of the fleet{reached}; all waited for: {shares}"
