@@ -27,6 +27,13 @@ def test_every_paper_that_a_docstring_names_is_cited():
     assert {paper: where for paper, where in named.items() if paper not in cited} == {}
 
 
+def test_every_paper_of_the_concepts_is_cited():
+    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8").partition("\n## The papers\n")[2]
+    titles = re.findall(r"\[([^]]+)\]\(https:", page)
+    assert len(titles) > 15
+    assert [title for title in titles if title.lower() not in CITATION.lower()] == []
+
+
 def test_it_names_this_version_and_its_licence():
     metadata = dict(re.findall(r'    (\w+)="([^"]+)",\n', (ROOT / "setup.py").read_text(encoding="utf-8")))
     assert f"\nversion: {metadata['version']}\n" in CITATION
