@@ -362,6 +362,16 @@ def test_a_full_disk_is_an_error_of_tensorboard_and_of_no_thread(tmp_path, capfd
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", [pytest.param("mlflow", marks=needs("mlflow"))])
+def test_a_server_that_is_away_is_warned_of_once_and_soon(name, npz, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # where nothing listens
+    assert run.main(argv(npz, tmp_path / "run", f"{name},csv", rounds=1)) == 0
+    (line,) = caplog.messages
+    assert line.startswith("track: mlflow has failed (")
+    assert_tracked("csv", tmp_path / "run")
+
+
 def test_images_that_cannot_be_drawn_do_not_fail_the_run(npz, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Failing, "where", "never")
     monkeypatch.setitem(TRACKERS, "failing", TrackerKind(Code("", Failing)))

@@ -16,6 +16,9 @@ from simsfl.runs.tracking.rows import Row
 _METRICS, _PARAMETERS, _LETTERS = 1000, 100, 6000
 """Most metrics and parameters that MLflow takes at a time, and most letters of a parameter's value."""
 
+_WAITING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""How long a run waits for a server, unless the user says otherwise: by default, MLflow would take four minutes."""
+
 T = TypeVar("T")
 
 
@@ -24,11 +27,14 @@ class MLflow(Tracker):
 
     def __init__(self, run: Tracked):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
+        for name, usual in _WAITING.items():
+            os.environ.setdefault(name, usual)
         import mlflow  # noqa: PLC0415  (an extra)
 
         super().__init__(run)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)  # they report each table of a new database
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each request that it repeats
         place = run.path / "mlflow"
         place.mkdir(exist_ok=True)
         self._mlflow, self._mark = mlflow, Mark(place / "simsfl.json")
