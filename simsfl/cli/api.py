@@ -14,6 +14,7 @@ from simsfl.data import Dataset
 from simsfl.data.partition import Partition
 from simsfl.rounds.callback import Callback
 from simsfl.runs.directory import RunDirectory
+from simsfl.runs.metrics import check_goes_on
 from simsfl.runs.records import Summary
 from simsfl.runs.tracking.feed import check_installed
 from simsfl.simulation import Simulation
@@ -68,13 +69,15 @@ def resume(path: str | Path, *, dataset: Dataset | None = None, callbacks: Itera
         callbacks: objects that follow the records, besides those that the config names.
 
     Raises:
-        ValueError: there is no run, or what it needs is missing or damaged; or this is one of several ranks, see `run`.
+        ValueError: there is no run, what it needs is missing or damaged, or another process trains it; or this is one
+            of several ranks, see `run`.
         KeyboardInterrupt: the user stopped the run, after a checkpoint was written.
     """
     check_alone("simsfl.resume")
     with Stop() as stop:
-        simulation = Simulation.load(path, dataset, going_on=True, callbacks=callbacks)
         directory = RunDirectory(path)
+        check_goes_on(directory.metrics)
+        simulation = Simulation.load(path, dataset, going_on=True, callbacks=callbacks)
         summary = directory.read_summary()
         if summary and simulation.progress.round_index == simulation.config.rounds:
             return summary

@@ -25,6 +25,7 @@ from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
 from simsfl.rounds.saving import PLACES
 from simsfl.runs.directory import RunDirectory
+from simsfl.runs.metrics import check_goes_on
 from simsfl.runs.records import Summary
 from simsfl.runs.tracking.feed import check_installed
 from simsfl.system.console import Output
@@ -227,6 +228,7 @@ def _resumed(
             saved = directory.read_config()
         except ValueError as error:
             raise ValueError(f"resume: {error}") from error
+        check_goes_on(directory.metrics)
         device, places = _changes(arguments, directory, saved.config)
         device = device_for(device.partition(":")[0], world) if not world.alone else device
         simulation = Simulation.load(directory.path, device=device, places=places, going_on=True, world=world)

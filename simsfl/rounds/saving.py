@@ -20,7 +20,7 @@ from simsfl.rounds.progress import NonFiniteLossError, Progress
 from simsfl.runs import checkpoint
 from simsfl.runs.checkpoint import SEAL, Found, Timed
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import Extent, check_goes_on
+from simsfl.runs.metrics import Extent
 from simsfl.runs.records import RunRecord
 from simsfl.setup.defaults import with_possible_precision
 from simsfl.setup.parts import Parts, build, load_images
@@ -133,13 +133,12 @@ def load(
 
     Raises:
         ImagesError: the images cannot be had, or are not those of the run.
-        ValueError: there is no run, or no usable checkpoint; or another process trains the run that is to go on.
+        ValueError: there is no run, or no usable checkpoint.
     """
     directory = RunDirectory(path)
     saved = directory.read_config()
-    if going_on:
-        check_goes_on(directory.metrics)
-    found = checkpoint.newest(directory.checkpoints, saved.identity, directory.metrics if going_on else None)
+    wanted = directory.checkpoints, saved.identity, directory.metrics if going_on else None
+    found = checkpoint.newest(*wanted)
     config = replace(saved.config, **(places or {}), **({"device": device} if device else {}))
     if device:
         config = with_possible_precision(config)
@@ -166,6 +165,8 @@ def load(
     _check_images(path, saved, dataset)
     parts = build(config, dataset, partition=partition, choices=saved.choices, start=start, world=world)
     progress = Progress.of(parts)
+    if not found.path.exists():  # a process that trains the run has written newer ones meanwhile
+        found = checkpoint.newest(*wanted)
     try:
         progress.restore(parts, found.standing, found.timed)
         _restore(found.path, parts, progress)

@@ -109,7 +109,7 @@ def test_a_sweep_goes_on_and_grows(npz, tmp_path, monkeypatch, capsys):
     assert len(after) == 5
     capsys.readouterr()
     assert sweep.main([*given, "--width", "4", "--lr", "0.1,0.3", "--tau", "0.9"]) == 2
-    assert "is of another grid, with no width, and this one has width 4;" in capsys.readouterr().err
+    assert "is of another grid, with no tau, and this one has tau 0.9;" in capsys.readouterr().err
 
 
 def test_a_search_has_one_process_at_a_time(npz, tmp_path, capfd):

@@ -20,6 +20,7 @@ from simsfl import RunConfig, Simulation
 from simsfl.cli import api, launch, run, watch
 from simsfl.cli.report import program as report
 from simsfl.cli.session import Session
+from simsfl.rounds import saving
 from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.runs import metrics
 from simsfl.runs.checkpoint import SEAL
@@ -169,6 +170,7 @@ def test_a_run_has_one_writer(npz, tmp_path, capfd):
         capfd.readouterr()
         assert run.main([str(part) for part in argv]) == 2
         assert message in capfd.readouterr().err
+    assert report.main([str(out)]) == 0
     process.send_signal(signal.SIGHUP)
     output, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGHUP, output
@@ -182,12 +184,29 @@ def test_a_run_that_is_trained_is_called_so_whatever_its_checkpoints_are_meanwhi
         checkpoint.unlink()  # as the other process does once it has written newer ones
     with metrics.MetricsLog(out / "metrics.jsonl"):
         assert run.main(["--resume", str(out)]) == 2
+        with pytest.raises(ValueError, match=r"^resume: another process trains the run in"):
+            api.resume(out)
     assert capfd.readouterr().err == (
         f"error: resume: another process trains the run in {out} at present; allowed: once that has ended, or simsfl "
         f"watch '{out}' to see it\n"
     )
     assert run.main(flags(dataset=npz, out=out, **TINY)) == 2
     assert f"or --resume '{out}' to go on with it" in capfd.readouterr().err  # as a shell takes it
+
+
+def test_a_checkpoint_that_is_replaced_while_a_run_is_loaded_is_not_missed(npz, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    simulation = Simulation(RunConfig(dataset=str(npz), **TINY))
+    simulation.save(out)
+    honest, rounds = saving.load_images, simulation.rounds()
+
+    def load_images(config):
+        for _ in islice(rounds, 2):  # as many as are kept, by the process that trains the run
+            simulation.save(out)
+        return honest(config)
+
+    monkeypatch.setattr(saving, "load_images", load_images)
+    assert Simulation.load(out).progress.round_index == 2
 
 
 def test_processes_that_ask_at_once_whether_a_run_is_trained_do_not_take_each_other_for_one(tmp_path):

@@ -17,7 +17,7 @@ certain = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says wh
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from simsfl.system.files import held, replacing
+from simsfl.system.files import replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
