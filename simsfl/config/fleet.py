@@ -181,9 +181,10 @@ def read_fleet(path: Path) -> Fleet:
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"fleet: {path} cannot be read as TOML ({reason})") from error
+    except OSError as error:
+        raise ValueError(f"fleet: {path} cannot be read ({error.strerror}); allowed: a TOML file of devices") from error
+    except ValueError as error:
+        raise ValueError(f"fleet: {path} cannot be read as TOML ({error})") from error
     try:
         return _fleet(path, content)
     except ValueError as error:
