@@ -16,6 +16,8 @@ from rich.panel import Panel
 from simsfl import RunConfig, Simulation
 from simsfl.cli.choices import print_choices
 from simsfl.cli.flags import asked_config, config_values
+from simsfl.cli.fleet.story import described
+from simsfl.cli.fleet.table import fleet_table
 from simsfl.cli.ranks import check_same, device_for, follow
 from simsfl.cli.session import UNTRACED, Session
 from simsfl.config import PRECISIONS, plugins
@@ -103,6 +105,9 @@ def launch(
         return 0 if session is None else follow(session, stop)
     if stop.received:  # an import may have swallowed the KeyboardInterrupt
         raise KeyboardInterrupt
+    if timeline := session.simulation.parts.timeline:
+        groups = range(len(timeline.costs.groups))
+        console.print(fleet_table([described(timeline.costs, index) for index in groups]))
     try:
         with guests.during(session) if guests else nullcontext():
             finished = session.go(live=console.live, profile=arguments.profile)

@@ -196,6 +196,8 @@ class Timeline:
             late = ~came & begin.ready[cohort] & (self.step_seconds(begin, cohort) > self._deadline)
         devices = costs.devices(cohort, positions, sharing=int(came.sum()))
         time = round_time(devices, present, self._averaged, costs.server_seconds, came, begin.clock)
+        slow = list(absences.slow)  # they also compute in the steps that they miss
+        time.compute[slow] = np.minimum(absences.factor * time.compute[slow], time.seconds - time.transfer[slow])
         models = self._averaged.sum() * came * costs.model_bytes
         up, down = (own * present.sum(axis=0) + models for own in (costs.step_up, costs.step_down))
         idle, busy = costs.watts(cohort)

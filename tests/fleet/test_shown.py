@@ -4,6 +4,7 @@ import pytest
 
 from simsfl.cli import run
 from simsfl.cli.fleet import program
+from simsfl.cli.fleet.table import fleet_table
 from simsfl.cli.report import program as report
 from simsfl.cli.report.runs import read_run
 from simsfl.system.console import Output
@@ -12,17 +13,15 @@ from tests.fleet.conftest import SERVER, group
 
 
 def _shown(*groups):
-    """Return the text of the tables about groups: for each, whether it was measured, and the error of scaling."""
-    usual = {"clients": 5, "device": "a board", "step_seconds": 0.1, "up_mbit_s": 1.0, "down_mbit_s": 1.0, "wh": None}
-    spent = {"compute_seconds": 1.0, "transfer_seconds": 1.0, "wait_seconds": 1.0}
+    """Return the text of the table about groups: for each, whether it was measured, and the error of scaling."""
+    usual = {"clients": 5, "device": "a board", "step_seconds": 0.1, "up_mbit_s": 1.0, "down_mbit_s": 1.0}
     watts = {"idle_watts": None, "busy_watts": None}
     told = [
-        {"name": "a group", **usual, **spent, **watts, "published": False, "measured": measured, "scaling_error": error}
+        {"name": "a group", **usual, **watts, "published": False, "measured": measured, "scaling_error": error}
         for measured, error in groups
     ]
     console = Output(record=True, width=120)
-    for table in program._tables({"groups": told}):
-        console.print(table)
+    console.print(fleet_table(told))
     return " ".join(console.export_text().split())
 
 
@@ -46,7 +45,9 @@ def test_the_report_of_a_run_in_a_fleet(npz, result, tmp_path, capsys):
     field.write_text(SERVER + group(share=0.5) + group(name='"slow"', share=0.5, slowdown=4.0))
     other.write_text(SERVER + group(name='"others"'))
     assert run.main(flags(dataset=npz, out=out, fleet=field, deadline=2.0, dashboard="off", **TINY)) == 0
-    assert "  fleet 0:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.index("a board") < shown.index("round 1/")  # the table of the fleet comes first
+    assert "  fleet 0:" in shown
     clients = read_run(out, "run").fleet_clients
     assert clients.never[clients.group == "slow"].all()
     assert not clients.late[clients.group == "all"].any()

@@ -81,6 +81,20 @@ def test_batteries_go_down_by_what_clients_take_and_are_charged(config, result, 
     assert (left < 0.5).any()
 
 
+def test_slow_clients_compute_in_the_steps_that_they_miss(config, result, tmp_path):
+    own = timeline(config, tmp_path, SERVER + group(), straggler=0.6, straggler_factor=2.0)
+    checked = 0
+    for number in range(4):
+        told, (_, absences) = own.told(number), own.attendance.draw(number)
+        steps, syncs = len(own._averaged), own._averaged.sum()
+        for position in absences.slow:
+            there = sum(position not in absences.in_step(s) for s in range(steps))
+            alone = 2 * (there * STEP + syncs * SECONDS["sync"])
+            assert told.time.compute[position] == pytest.approx(min(alone, told.time.seconds), rel=1e-3)
+            checked += 1
+    assert checked
+
+
 def test_charging_is_that_of_every_minute_of_its_hours(config, result, tmp_path):
     battery = "{ wh = 1e3, begins_at = 0.0, charge_watts = 5.0, charge_hours = [22.0, 6.5] }"
     server = SERVER + "begins_at_hour = 21.0\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from simsfl.cli.flags import add_plugin_flag
 from simsfl.cli.fleet.devices import List
+from simsfl.cli.fleet.table import fleet_table
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import read_records
 from simsfl.system.console import Output
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 _JSON = "fleet.json"
 _FIGURE = "fleet.png"
 _TABLE = "clients.csv"
-_SCALED = (
-    "scaled: computed from what was measured of other work. In brackets, the largest error that this makes between the "
-    "device's own measurements, each scaled from the others. It is no bound: the work of this run may be further off."
-)
-"""What is said below a table that has scaled times."""
 
 
 def parser() -> Parser:
@@ -72,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         retold = (timeline.told(number) for number in watched(range(rounds), "telling"))
         story, clients = told(costs, retold, _evaluations(arguments.run))
         console = Output()
-        for table in _tables(story):
-            console.print(table)
+        console.print(fleet_table(story["groups"]))
+        console.print(_spent(story))
         console.say(_result(story))
         if measured := _measured_server(simulation):
             console.say(measured)
@@ -108,42 +104,15 @@ def _evaluations(run: Path) -> list[dict[str, Any]]:
     return [record for record, _ in read_records(RunDirectory(run).metrics) if record["event"] == "evaluation"]
 
 
-def _tables(story: dict[str, Any]) -> Iterator[Table]:
-    """Yield a table of the fleet, and one of what its clients did."""
-    fleet = Table(box=SIMPLE, title="fleet")
-    for column in ("group", "clients", "device", "ms a step", "from", "Mbit/s up", "down", "watts"):
-        fleet.add_column(column, justify="left" if column in ("group", "device", "from") else "right")
-    spent = Table(box=SIMPLE, title="on average, a client")
+def _spent(story: dict[str, Any]) -> Table:
+    """Return a table of what the clients of each group did."""
+    table = Table(box=SIMPLE, title="on average, a client")
     for column in ("group", "computes [s]", "transfers [s]", "waits [s]", "energy [Wh]"):
-        spent.add_column(column, justify="left" if column == "group" else "right")
+        table.add_column(column, justify="left" if column == "group" else "right")
     for own in story["groups"]:
-        watts = own["idle_watts"], own["busy_watts"]
-        power = "-" if None in watts else "{:g} to {:g}".format(*watts)
-        fleet.add_row(
-            visible(own["name"]),
-            f"{own['clients']:,}",
-            visible(own["device"]),
-            f"{1000 * own['step_seconds']:,.1f}",
-            _origin(own),
-            *("-" if own[name] is None else f"{own[name]:,.1f}" for name in ("up_mbit_s", "down_mbit_s")),
-            power,
-        )
         times = (f"{own[f'{part}_seconds']:,.1f}" for part in ("compute", "transfer", "wait"))
-        spent.add_row(visible(own["name"]), *times, "-" if own["wh"] is None else f"{own['wh']:.3g}")
-    if any(not own["measured"] and not own["published"] for own in story["groups"]):
-        fleet.caption = _SCALED
-    yield fleet
-    yield spent
-
-
-def _origin(group: dict[str, Any]) -> str:
-    """Return where the time of a group's step comes from; see `_SCALED`."""
-    if group["measured"]:
-        return "measured"
-    if group["published"]:
-        return "published"
-    error = group["scaling_error"]
-    return "scaled" if error is None else f"scaled ({100 * error:.0f} %)"
+        table.add_row(visible(own["name"]), *times, "-" if own["wh"] is None else f"{own['wh']:.3g}")
+    return table
 
 
 def _result(story: dict[str, Any]) -> str:

@@ -48,7 +48,9 @@ def told(
         "server_seconds": costs.server_seconds,
         "server_wh": _known(server / HOUR),
         "phases": phases,
-        "groups": [_group(costs, index, clients) for index in range(len(costs.groups))],
+        "groups": [
+            described(costs, index) | _spent(clients, costs.member == index) for index in range(len(costs.groups))
+        ],
         "evaluations": [
             {"round": own["round"], "knn_top1": own["knn_top1"]}
             | {name: _known(value) for name, value in zip(_REACHED, reached[own["round"]], strict=True)}
@@ -63,17 +65,9 @@ _REACHED = ("hours", "wh_per_client", "mb_per_client")
 """What a client has spent on average by an evaluation."""
 
 
-def _group(costs: Costs, index: int, clients: Clients) -> dict[str, Any]:
-    """Return figures of a group.
-
-    Args:
-        costs: what the run takes the clients of the fleet.
-        index: number of the group.
-        clients: what all clients have spent.
-    """
+def described(costs: Costs, index: int) -> dict[str, Any]:
+    """Return what is known of a group, counted from 0, before any round is told."""
     own, mine = costs.groups[index], costs.member == index
-    parts = (clients.compute, clients.transfer, clients.wait, clients.joules)
-    compute, transfer, wait, joules = (values[mine].mean() if mine.any() else 0.0 for values in parts)
     up, down = costs.rates
     slower = float(np.median(costs.slowdown[mine])) if mine.any() else 1.0
     steps = [slower * (times.before + times.after) for times in own.times.values()]
@@ -91,11 +85,15 @@ def _group(costs: Costs, index: int, clients: Clients) -> dict[str, Any]:
         "down_mbit_s": float(np.median(down[mine])) / BITS if mine.any() else None,
         "idle_watts": own.idle_watts,
         "busy_watts": own.busy_watts,
-        "compute_seconds": float(compute),
-        "transfer_seconds": float(transfer),
-        "wait_seconds": float(wait),
-        "wh": _known(float(joules) / HOUR),
     }
+
+
+def _spent(clients: Clients, mine: np.ndarray) -> dict[str, Any]:
+    """Return what some clients, ``[M]`` bool, have spent on average."""
+    parts = (clients.compute, clients.transfer, clients.wait, clients.joules)
+    compute, transfer, wait, joules = (float(values[mine].mean()) if mine.any() else 0.0 for values in parts)
+    seconds = {"compute_seconds": compute, "transfer_seconds": transfer, "wait_seconds": wait}
+    return seconds | {"wh": _known(joules / HOUR)}
 
 
 def _known(value: float) -> float | None:
