@@ -34,7 +34,9 @@ from simsfl import RunConfig, Simulation
 from simsfl.cli.report.figures import draw
 from simsfl.cli.report.runs import Run
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import ENDINGS, History, Status, read_records
+from simsfl.runs.history import History
+from simsfl.runs.metrics import ENDINGS, Status
+from simsfl.runs.metrics_log import read_records
 from simsfl.system.clock import PHASES
 from simsfl.system.console import Output
 from simsfl.ui.dashboard import render

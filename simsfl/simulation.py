@@ -29,10 +29,8 @@ from simsfl.rounds.progress import Progress
 from simsfl.rounds.steps import client_steps, replayed_steps
 from simsfl.runs.checkpoint import Timed
 from simsfl.runs.metrics import (
-    NOTHING,
     AbsenceRecord,
     EvaluationRecord,
-    Extent,
     OneRecord,
     ProbeRecord,
     Record,
@@ -40,6 +38,7 @@ from simsfl.runs.metrics import (
     StepRecord,
     SyncRecord,
 )
+from simsfl.runs.metrics_log import NOTHING, Extent
 from simsfl.setup.checks import warn_of_short_queue
 from simsfl.setup.parts import Parts, build
 from simsfl.setup.weights import Weights

@@ -14,7 +14,7 @@ from simsfl.data import Dataset
 from simsfl.data.partition import Partition
 from simsfl.rounds.callback import Callback
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import check_goes_on
+from simsfl.runs.metrics_log import check_goes_on
 from simsfl.runs.records import Summary
 from simsfl.runs.tracking.feed import check_installed
 from simsfl.simulation import Simulation

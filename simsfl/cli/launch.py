@@ -27,7 +27,7 @@ from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
 from simsfl.rounds.saving import PLACES
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import check_goes_on
+from simsfl.runs.metrics_log import check_goes_on
 from simsfl.runs.records import Summary
 from simsfl.runs.tracking.feed import check_installed
 from simsfl.system.console import Output

@@ -24,15 +24,9 @@ from simsfl.rounds.filling import filled
 from simsfl.rounds.recorder import Recorder
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.fleet_totals import watt_hours
-from simsfl.runs.metrics import (
-    AbsenceCount,
-    ChangeRecord,
-    History,
-    MetricsLog,
-    Record,
-    Status,
-    to_dict,
-)
+from simsfl.runs.history import History
+from simsfl.runs.metrics import AbsenceCount, ChangeRecord, Record, Status, to_dict
+from simsfl.runs.metrics_log import MetricsLog
 from simsfl.runs.records import ProbeSummary, Summary, sources, to_json
 from simsfl.runs.tracking import Tracked
 from simsfl.runs.tracking.feed import Feed

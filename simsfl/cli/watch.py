@@ -10,7 +10,8 @@ from pathlib import Path
 
 from simsfl.cli.flags import add_plugin_flag
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import ENDINGS, History, Status
+from simsfl.runs.history import History
+from simsfl.runs.metrics import ENDINGS, Status
 from simsfl.runs.tail import Tail
 from simsfl.system.console import Output
 from simsfl.system.messages import shortened, visible

@@ -13,7 +13,8 @@ from simsfl.algorithm.communication import Communication, Exchange
 from simsfl.config import RunConfig
 from simsfl.cost.model import Missed, Traffic
 from simsfl.runs.checkpoint import Standing, Timed
-from simsfl.runs.metrics import NOTHING, AbsenceCount, AbsenceRecord, Extent, RoundRecord, StepRecord, SyncRecord
+from simsfl.runs.metrics import AbsenceCount, AbsenceRecord, RoundRecord, StepRecord, SyncRecord
+from simsfl.runs.metrics_log import NOTHING, Extent
 from simsfl.setup.parts import Parts
 
 

@@ -20,7 +20,7 @@ from simsfl.rounds.progress import NonFiniteLossError, Progress
 from simsfl.runs import checkpoint
 from simsfl.runs.checkpoint import SEAL, Found, Timed
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import Extent
+from simsfl.runs.metrics_log import Extent
 from simsfl.runs.records import RunRecord
 from simsfl.setup.defaults import with_possible_precision
 from simsfl.setup.parts import Parts, build, load_images

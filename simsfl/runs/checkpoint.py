@@ -20,7 +20,8 @@ from torch import Tensor
 
 from simsfl.algorithm.communication import Communication
 from simsfl.cost.model import Missed, Traffic
-from simsfl.runs.metrics import AbsenceCount, Extent
+from simsfl.runs.metrics import AbsenceCount
+from simsfl.runs.metrics_log import Extent
 from simsfl.runs.records import read, to_json
 from simsfl.system.decoding import Amount, Count, decode, parse_json
 from simsfl.system.files import digest, write_json

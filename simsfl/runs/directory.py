@@ -29,7 +29,7 @@ from simsfl.data.partition import Partition
 from simsfl.engine.precision import name_of
 from simsfl.engine.tuning import processor
 from simsfl.runs import checkpoint
-from simsfl.runs.metrics import is_written
+from simsfl.runs.metrics_log import is_written
 from simsfl.runs.records import (
     DatasetRecord,
     PluginError,

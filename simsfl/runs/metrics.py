@@ -1,4 +1,4 @@
-"""Records of a run's results, and the file of JSON lines that they are written to.
+"""Records of a run's results, and what is known of one that goes on.
 
 Records hold only what the seed determines, so that a run that was interrupted and resumed has the same file, byte for
 byte, as one that was not; if plugins have changed meanwhile, a record says so. Everything timed goes into ``live.json``
@@ -7,22 +7,14 @@ and ``summary.json`` instead.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from simsfl.algorithm.wire import DeviceStatus
 from simsfl.config.plugins import Plugin
-from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, parse_json, read_json
-from simsfl.system.files import naming
-from simsfl.system.programs import command, pasted
-from simsfl.system.reading import open_regular
+from simsfl.system.decoding import Amount, Count, Ordinal, Percent, Range, decode, read_json
 
 __all__ = [
     "AbsenceCount",
@@ -34,7 +26,6 @@ __all__ = [
     "RoundRecord",
     "StepRecord",
     "SyncRecord",
-    "read_records",
     "to_dict",
 ]
 
@@ -321,221 +312,9 @@ def to_dict(record: Record) -> dict[str, Any]:
     return {"event": record.event, **fields}
 
 
-@dataclass(frozen=True)
-class Extent:
-    """The part of ``metrics.jsonl`` that belongs to a state of the run: its first `bytes`, and their checksum."""
-
-    bytes: Count = 0
-    sha256: str | None = hashlib.sha256().hexdigest()
-    """None where it is not known, as in older runs."""
-
-    def problem(self, path: Path) -> str:
-        """Return how the file at `path` differs from this part as far as that goes; empty if it does not.
-
-        Raises:
-            ValueError: the file is shorter, so that it is not the file that the run has left.
-        """
-        held = path.stat().st_size if path.exists() else 0
-        if held < self.bytes:
-            raise ValueError(f"resume: {path} has {held} bytes, but its checkpoint belongs to {self.bytes}")
-        whole = self.sha256 in (None, _hashed(path, self.bytes).hexdigest())
-        return "" if whole else f"{path} is damaged, or was edited, before byte {self.bytes}"
-
-
-NOTHING = Extent()
-"""The part of ``metrics.jsonl`` that belongs to a state before the first record."""
-
-
-def _hashed(path: Path, count: int) -> hashlib._Hash:
-    """Return the SHA-256 of the first `count` bytes of a file, to which more can be added; the file may be missing."""
-    result = hashlib.sha256()
-    if count:
-        with open_regular(path) as file:
-            while count and (block := file.read(min(count, 1 << 22))):
-                result.update(block)
-                count -= len(block)
-    return result
-
-
-class MetricsLog:
-    """The open file ``metrics.jsonl``, to append records to, one JSON object per line; locked until it is closed.
-
-    Args:
-        path: path of the file, which is created if it does not exist.
-        keep: what is kept of the file: the part that belongs to the checkpoint that the run is resumed from.
-
-    Attributes:
-        kept: the records that are left after the cut, as dicts.
-
-    Raises:
-        ValueError: the file does not begin with `keep`, does not hold records, or is locked by another process.
-        OSError: the file cannot be written.
-    """
-
-    def __init__(self, path: Path, keep: Extent = NOTHING):
-        if path.exists():
-            open_regular(path).close()
-        self._path, self._file = path, path.open("ab", buffering=0)
-        try:
-            if not _lock(self._file):
-                raise _taken(path)
-            if problem := keep.problem(path):
-                raise ValueError(f"resume: {problem}")
-            with naming(path):
-                self._file.truncate(keep.bytes)
-            self.kept = [record for record, _ in read_records(path)]
-            self._hash, self._bytes = _hashed(path, keep.bytes), keep.bytes
-        except BaseException:
-            self._file.close()
-            raise
-
-    def write(self, record: Record) -> None:
-        """Append a record, and give it to the operating system."""
-        line = json.dumps(to_dict(record)).encode() + b"\n"
-        with naming(self._path):
-            rest = memoryview(line)
-            while rest:  # a disk that gets full takes a part first
-                rest = rest[self._file.write(rest) :]
-        self._hash.update(line)
-        self._bytes += len(line)
-
-    def sync(self) -> Extent:
-        """Force everything written onto the disk (fsync); return how much it is."""
-        with naming(self._path):
-            os.fsync(self._file.fileno())
-        return Extent(self._bytes, self._hash.hexdigest())
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.sync()
-        self._file.close()
-
-
-def _lock(file: IO[bytes], kind: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file for this process until it is closed; return False if another process has locked it."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some file systems have no locks: go on without
-        return True
-    return True
-
-
-def is_written(path: Path) -> bool:
-    """Return whether a process has a `MetricsLog` open on this file."""
-    with open_regular(path) as file:
-        return not _lock(file, fcntl.LOCK_SH)  # shared with others that ask at this moment, such as other ranks
-
-
-def check_goes_on(path: Path) -> None:
-    """Raise a ValueError if a process has a `MetricsLog` open on this file, so that no other can go on with the run."""
-    if path.exists() and is_written(path):
-        raise _taken(path)
-
-
-def _taken(path: Path) -> ValueError:
-    """Return the error that a process goes on with the run whose ``metrics.jsonl`` this is."""
-    return ValueError(
-        f"resume: another process trains the run in {path.parent} at present; allowed: once that has ended, or "
-        f"{pasted([*command('watch'), str(path.parent)])} to see it"
-    )
-
-
-def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the records of a metrics file from byte `offset` on, as dicts, each with the offset of the next one.
-
-    A last line without its end, which another process may still be writing, is left out.
-
-    Raises:
-        ValueError: a line is not a record.
-    """
-    with open_regular(path) as file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            try:
-                yield to_dict(_decoded(parse_json(line))), offset
-            except ValueError as error:
-                raise ValueError(f"metrics: {path} holds no record before byte {offset} ({error})") from error
-
-
-def _decoded(content: Any) -> Record:
+def from_dict(content: Any) -> Record:
     """Return the record that `to_dict` turned into `content`; raise a ValueError if there is no such record."""
     event = content.get("event") if isinstance(content, dict) else None
     if not isinstance(event, str) or event not in _KINDS:
         raise ValueError("it has no event that is known")
     return decode(_KINDS[event], {name: value for name, value in content.items() if name != "event"})
-
-
-class History:
-    """The records so far, as dicts of `to_dict`, as the views, the report and the summary need them.
-
-    Attributes:
-        latest: the latest record of each kind, by its "event".
-        rounds: all records of rounds.
-        evaluations: all records of evaluations.
-        probes: the latest record of each probe, by its "kind".
-        syncs: all records of averagings, without the divergence of each client.
-        changes: all records of changed plugins and files.
-        fleet: all records of a fleet's rounds.
-    """
-
-    def __init__(self) -> None:
-        self.latest: dict[str, dict[str, Any]] = {}
-        self.rounds: list[dict[str, Any]] = []
-        self.evaluations: list[dict[str, Any]] = []
-        self.probes: dict[str, dict[str, Any]] = {}
-        self.syncs: list[dict[str, Any]] = []
-        self.changes: list[dict[str, Any]] = []
-        self.fleet: list[dict[str, Any]] = []
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.latest.clear()
-        self.rounds.clear()
-        self.evaluations.clear()
-        self.probes.clear()
-        self.syncs.clear()
-        self.changes.clear()
-        self.fleet.clear()
-
-    def feed(self, record: dict[str, Any]) -> None:
-        """Add the next record."""
-        self.latest[record["event"]] = record
-        if record["event"] == "round":
-            self.rounds.append(record)
-        elif record["event"] == "evaluation":
-            self.evaluations.append(record)
-        elif record["event"] == "probe":
-            self.probes[record["kind"]] = record
-        elif record["event"] == "sync":
-            self.syncs.append({name: value for name, value in record.items() if name != "divergence"})
-        elif record["event"] == "change":
-            self.changes.append(record)
-        elif record["event"] == "fleet":
-            self.fleet.append(record)
-
-    def untrained(self, key: str) -> Any:
-        """Return a value of the untrained network's evaluation, None if it has not been evaluated yet."""
-        first = self.evaluations[0] if self.evaluations else {"round": None}
-        return first.get(key) if first["round"] == 0 else None
-
-    def trained(self, key: str) -> list[Any]:
-        """Return a value of each evaluation of the trained network, in their order."""
-        return [record[key] for record in self.evaluations if record["round"]]
-
-    @property
-    def best_knn(self) -> float | None:
-        """Return the highest kNN accuracy of the trained network in percent; None before its first evaluation."""
-        return max(self.trained("knn_top1"), default=None)
-
-    def value(self, event: str, key: str) -> Any:
-        """Return a value of the latest record of a kind, None if there is no such record yet."""
-        return self.latest.get(event, {}).get(key)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from simsfl.runs.metrics import read_records
+from simsfl.runs.metrics_log import read_records
 
 
 class Tail:

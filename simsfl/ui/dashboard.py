@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from simsfl.algorithm.wire import DeviceStatus
-from simsfl.runs.metrics import ENDINGS, History, Status
+from simsfl.runs.history import History
+from simsfl.runs.metrics import ENDINGS, Status
 from simsfl.system.clock import PHASES
 from simsfl.system.console import Output
 from simsfl.system.messages import visible

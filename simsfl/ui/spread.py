@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simsfl.runs.metrics import History
+from simsfl.runs.history import History
 
 _NEAR_ZERO = 0.01
 """Share of the highest possible spread below which a network counts as collapsed. Untrained networks have 0.2 and more

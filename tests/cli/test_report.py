@@ -19,7 +19,7 @@ from simsfl.cli.report.settings import grouped, summary_table
 from simsfl.config import RunConfig
 from simsfl.data import make_dataset
 from simsfl.evaluation.encoding import embed
-from simsfl.runs.metrics import History
+from simsfl.runs.history import History
 from simsfl.runs.records import AttackRecord, Scores, to_json
 from simsfl.system.messages import count_text
 from tests.conftest import TINY, flags

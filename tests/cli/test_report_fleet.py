@@ -21,7 +21,7 @@ from simsfl.config import RunConfig
 from simsfl.data import make_dataset
 from simsfl.data.partition import Partition
 from simsfl.runs.fleet_totals import read_clients
-from simsfl.runs.metrics import History
+from simsfl.runs.history import History
 from tests.fleet import made
 
 LINES = [("a", 4, 0, 0, 1.0, 2.0), ("a", 4, 3, 0, 0.5, 1.0), ("b", 3, 2, 1, 0.0, ""), ("b", 0, 0, 0, 0.0, 0.0)]

@@ -9,7 +9,7 @@ from simsfl import RunConfig
 from simsfl.cli.report.privacy import privacy
 from simsfl.cli.report.runs import Run
 from simsfl.cli.report.settings import grouped
-from simsfl.runs.metrics import History
+from simsfl.runs.history import History
 from simsfl.runs.records import Scores
 
 

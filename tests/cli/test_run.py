@@ -12,7 +12,7 @@ from simsfl import RunConfig, Simulation
 from simsfl.algorithm import step
 from simsfl.cli import run
 from simsfl.cli.report import program as report
-from simsfl.runs.metrics import read_records
+from simsfl.runs.metrics_log import read_records
 from tests.conftest import TINY, flags
 
 SUMMARY_KEYS = [

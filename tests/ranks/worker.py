@@ -14,7 +14,7 @@ import torch
 
 from simsfl import Simulation
 from simsfl.cli.ranks import joined, leave
-from simsfl.runs.metrics import NOTHING
+from simsfl.runs.metrics_log import NOTHING
 from simsfl.system.signals import Stop
 from simsfl.system.tensor_file import Rows
 from simsfl.testing import _images

@@ -6,7 +6,8 @@ import pytest
 
 from simsfl import RunConfig, Simulation
 from simsfl.algorithm.absence import Absences
-from simsfl.runs.metrics import AbsenceCount, Extent
+from simsfl.runs.metrics import AbsenceCount
+from simsfl.runs.metrics_log import Extent
 from tests.conftest import TINY
 
 CASES = {

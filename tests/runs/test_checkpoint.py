@@ -9,7 +9,7 @@ from simsfl.algorithm.communication import Communication, Exchange
 from simsfl.cost.model import Traffic
 from simsfl.runs import checkpoint
 from simsfl.runs.checkpoint import Standing, Timed
-from simsfl.runs.metrics import Extent
+from simsfl.runs.metrics_log import Extent
 
 
 def standing(round_index, step=0, run="a"):

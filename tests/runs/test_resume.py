@@ -22,7 +22,7 @@ from simsfl.cli.report import program as report
 from simsfl.cli.session import Session
 from simsfl.rounds import saving
 from simsfl.rounds.progress import NonFiniteLossError
-from simsfl.runs import metrics
+from simsfl.runs import metrics_log
 from simsfl.runs.checkpoint import SEAL
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics import AbsenceCount
@@ -131,7 +131,7 @@ def test_stopped_in_an_evaluation(npz, tmp_path, monkeypatch, capsys):
 def test_a_run_of_a_version_that_recorded_no_spread_goes_on_and_is_shown(npz, tmp_path, monkeypatch, capsys):
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert run.main(flags(dataset=npz, out=whole, **SLOW)) == 0
-    honest, to_dict = Session._take, metrics.to_dict
+    honest, to_dict = Session._take, metrics_log.to_dict
 
     def older(record):
         return {name: value for name, value in to_dict(record).items() if name != "output_std"}
@@ -142,7 +142,7 @@ def test_a_run_of_a_version_that_recorded_no_spread_goes_on_and_is_shown(npz, tm
             self.stop.received = signal.SIGINT
 
     with monkeypatch.context() as patch:
-        patch.setattr(metrics, "to_dict", older)
+        patch.setattr(metrics_log, "to_dict", older)
         patch.setattr(Session, "_take", take)
         assert run.main(flags(dataset=npz, out=out, **SLOW)) == 130
     assert "output_std" not in (out / "metrics.jsonl").read_text()
@@ -182,7 +182,7 @@ def test_a_run_that_is_trained_is_called_so_whatever_its_checkpoints_are_meanwhi
     Simulation(RunConfig(dataset=str(npz), **TINY)).save(out)
     for checkpoint in (out / "checkpoints").glob("*.safetensors"):
         checkpoint.unlink()  # as the other process does once it has written newer ones
-    with metrics.MetricsLog(out / "metrics.jsonl"):
+    with metrics_log.MetricsLog(out / "metrics.jsonl"):
         assert run.main(["--resume", str(out)]) == 2
         with pytest.raises(ValueError, match=r"^resume: another process trains the run in"):
             api.resume(out)
@@ -214,9 +214,9 @@ def test_processes_that_ask_at_once_whether_a_run_is_trained_do_not_take_each_ot
     file.touch()
     with file.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_SH)  # as another rank does at the same moment
-        assert not metrics.is_written(file)
-    with metrics.MetricsLog(file):
-        assert metrics.is_written(file)
+        assert not metrics_log.is_written(file)
+    with metrics_log.MetricsLog(file):
+        assert metrics_log.is_written(file)
 
 
 @pytest.mark.slow

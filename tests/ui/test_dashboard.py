@@ -12,7 +12,8 @@ from rich.console import Console
 from simsfl.algorithm.wire import DeviceStatus
 from simsfl.cli import run, watch
 from simsfl.cli.report import program as report
-from simsfl.runs.metrics import History, Status
+from simsfl.runs.history import History
+from simsfl.runs.metrics import Status
 from simsfl.system.console import Output
 from simsfl.ui.dashboard import LiveView, PlainView, _Sparkline, histogram, render, time_left, time_text
 from simsfl.ui.fleet import _Bar

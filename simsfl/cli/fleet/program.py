@@ -13,7 +13,7 @@ from simsfl.cli.flags import add_plugin_flag
 from simsfl.cli.fleet.devices import List
 from simsfl.cli.fleet.table import fleet_table
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import read_records
+from simsfl.runs.metrics_log import read_records
 from simsfl.system.console import Output
 from simsfl.system.messages import visible
 from simsfl.system.outputs import Outputs

@@ -10,7 +10,7 @@ from simsfl.attacks import SIMILARITIES
 from simsfl.cli.report.runs import Run
 from simsfl.config import RunConfig
 from simsfl.runs.fleet_totals import fared, watt_hours
-from simsfl.runs.metrics import History
+from simsfl.runs.history import History
 from simsfl.runs.records import Summary
 from simsfl.system.messages import count_text
 from simsfl.ui.dashboard import bytes_text, number, time_text

@@ -12,7 +12,7 @@ from typing import Any
 from simsfl.config.plugins import Plugin
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.fleet_totals import FleetClients, read_clients
-from simsfl.runs.metrics import History
+from simsfl.runs.history import History
 from simsfl.runs.records import AttackRecord, Summary, read
 from simsfl.runs.tail import Tail
 from simsfl.ui.spread import Spread, spreads

@@ -10,7 +10,7 @@ from functools import partial
 from simsfl.cli.flags import add_field_flags, add_plugin_flag
 from simsfl.cli.track.images import draw_into
 from simsfl.runs.directory import RunDirectory
-from simsfl.runs.metrics import is_written, read_records
+from simsfl.runs.metrics_log import is_written, read_records
 from simsfl.runs.records import RunRecord, to_json
 from simsfl.runs.tracking import Tracked
 from simsfl.runs.tracking.feed import Feed, check_installed
