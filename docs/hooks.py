@@ -20,6 +20,7 @@ ELSEWHERE = {
     "DECISIONS.md": "decisions.md",
     "benchmarks/README.md": "guides/benchmarks.md",
     "hw_profile/README.md": "guides/devices.md",
+    "simsfl/fleet/devices/README.md": "guides/profiles.md",
     "simsfl/setup/experts/README.md": "guides/experts.md",
 }
 """Pages outside ``docs/``, by their path in the repository, and where they are on the site."""

@@ -273,8 +273,8 @@ class Session:
     def _note_change(self) -> None:
         """Record the plugins and the files of options if they are not those that the run went on with so far."""
         plugins, files = sources(self.simulation.config)
-        before = self.history.latest.get("change") or vars(self.directory.read_config())
-        other_code = {plugin.sha256 for plugin in plugins} != {plugin.sha256 for plugin in before["plugins"]}
+        before = self.history.latest.get("change") or asdict(self.directory.read_config())
+        other_code = {plugin.sha256 for plugin in plugins} != {plugin["sha256"] for plugin in before["plugins"]}
         if other_code or any(files.get(name, known) != known for name, known in before["files"].items()):
             progress = self.simulation.progress
             self._take(ChangeRecord(progress.round_index, progress.step_index, plugins, files))

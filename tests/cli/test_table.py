@@ -144,13 +144,13 @@ def test_a_grid_goes_on_where_it_stopped_and_survives_what_fails(tmp_path, monke
     broken = out / "mocosfl-1-iid-1-per-round-seed-1"
     broken.mkdir()
     (broken / "config.json").write_text("{")
-    assert run(*argv, out=out, **short) == 0
+    assert run(*argv, out=out, **short) == 1
     good = out / "mocosfl-1-iid-1-per-round-seed-0"
     assert RunDirectory(good).summary.exists()
     assert not RunDirectory(broken).summary.exists()
     assert "1 of 2 seeds" in (out / "table.md").read_text()
     (broken / "config.json").write_text("[]")
-    assert run(*argv, out=out, **short) == 0
+    assert run(*argv, out=out, **short) == 1
     log = (out / f"{broken.name}.log").read_text()
     assert log.count("$ simsfl run --resume") == 2  # an earlier attempt stays to be read
     assert log.count("a list is not an object") == 1

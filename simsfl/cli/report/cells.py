@@ -9,6 +9,7 @@ from typing import Any
 from simsfl.attacks import SIMILARITIES
 from simsfl.cli.report.runs import Run
 from simsfl.config import RunConfig
+from simsfl.config.plugins import Plugin
 from simsfl.runs.fleet_totals import fared, watt_hours
 from simsfl.runs.history import History
 from simsfl.runs.records import Summary
@@ -103,7 +104,8 @@ def _changes(history: History) -> str:
     for record in history.changes:
         step = f", step {record['step']}" if record["step"] else ""
         files = (f"{name} ({sha256[:8]})" for name, sha256 in record["files"].items())
-        texts.append(f"{', '.join([*map(str, record['plugins']), *files])} after round {record['round']}{step}")
+        plugins = (str(Plugin(**own)) for own in record["plugins"])
+        texts.append(f"{', '.join([*plugins, *files])} after round {record['round']}{step}")
     return "; ".join(texts)
 
 
