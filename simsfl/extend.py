@@ -161,14 +161,15 @@ def optimizer(
     )
 
 
-def sampler(name: str, *, absences: bool = False) -> Callable[[type[Sampler]], type[Sampler]]:
+def sampler(name: str, *, absences: bool = False, fleet: bool = False) -> Callable[[type[Sampler]], type[Sampler]]:
     """Return a decorator that registers a subclass of `Sampler` by a name for `RunConfig.sampler`.
 
     Args:
         name: its name.
         absences: whether it says which clients do not come, and so has an effect where all clients are drawn, too.
+        fleet: whether it needs to know the clients' devices, whose timeline `Sampler.in_fleet` gets.
     """
-    return _registering("sampler", name, lambda code: SamplerKind(code, absences), base=Sampler)
+    return _registering("sampler", name, lambda code: SamplerKind(code, absences, fleet), base=Sampler)
 
 
 def defence(name: str, *, images: int = 1) -> Callable[[type[Defence]], type[Defence]]:

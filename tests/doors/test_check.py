@@ -1,5 +1,6 @@
 """`simsfl.testing.check` passes what comes with simsfl, and says in words what is wrong with others."""
 
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -24,6 +25,7 @@ CALM = {"lr": 0.001}
 FIELDS = {
     "adamw": CALM,
     "lars": CALM,
+    "fleet": {"fleet": str(Path(__file__).parents[1] / "ranks" / "fleet.toml")},
     "taressfl": {"ressfl_lambda": 1.0, "ressfl_target_ssim": 0.001, "ressfl_decoder": "conv_normN0C4"},
 }
 """Fields that something is checked with, by its name."""
