@@ -18,9 +18,9 @@ def drawn(monkeypatch):
     """Return a list that gets each round that is drawn, and the name of its thread: "MainThread" or "plan_0"."""
     rounds, original = [], parts.plan_round
 
-    def plan_round(sources, round_index, **how):
+    def plan_round(sources, attendance, round_index, **how):
         rounds.append((round_index, threading.current_thread().name))
-        return original(sources, round_index, **how)
+        return original(sources, attendance, round_index, **how)
 
     monkeypatch.setattr(parts, "plan_round", plan_round)
     return rounds
