@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -96,8 +97,10 @@ def start(name: str) -> int:
     Where a package is missing, one line on stderr names it and says how to install it, and the code is 2.
     """
     set_up()
-    if name != "run" and ranks() > 1:
-        return _refused(name)
+    if ranks() > 1:
+        if name != "run":
+            return _refused(name)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # while ranks wait, PyTorch prints pages of stack traces
     program = PROGRAMS[name]
     needs = dict(zip(_ALL, _ALL, strict=True)) if program.needs is None else program.needs
     missing = [package for module, package in needs.items() if find_spec(module) is None]
