@@ -137,10 +137,17 @@ class Costs:
         most = np.inf if mbit_s is None else mbit_s * BITS / max(1, sharing)
         return Links(self._latency[clients], self.rates[way][clients], most, tuple(found))
 
-    def watts(self, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the power ``[n]`` of clients while they wait, and while they compute; NaN where it is not known."""
+    def joules(self, clients: np.ndarray, compute: np.ndarray, seconds: np.ndarray | float) -> np.ndarray:
+        """Return the energy ``[n]`` of some clients, in joules; NaN where their power is not known.
+
+        Args:
+            clients: ``[n]`` their ids.
+            compute: ``[n]`` seconds in which they compute.
+            seconds: seconds, or ``[n]`` of them, of which they wait, send or receive in the rest.
+        """
         own = np.array([[group.idle_watts, group.busy_watts] for group in self.groups], dtype=float)  # None is NaN
-        return own[self.member[clients], 0], own[self.member[clients], 1]
+        idle, busy = own[self.member[clients]].T
+        return busy * compute + idle * (seconds - compute)
 
 
 def _three(times: Times) -> tuple[float, float, float]:

@@ -10,17 +10,7 @@ import numpy as np
 from simsfl.fleet.costs import Costs
 from simsfl.fleet.readiness import HOUR
 from simsfl.fleet.timeline import ToldRound
-
-COLUMNS = (
-    *("client", "group", "drawn", "came", "late", "away"),
-    *("compute_seconds", "transfer_seconds", "wait_seconds", "wh", "bytes_up", "bytes_down"),
-)
-"""Columns of `Clients.table`.
-
-"drawn" counts rounds for which a client was drawn, "came" those of them to which it came, "late" those to which it did
-not because of a deadline, "away" the others. Seconds are those of computing, of messages, and of waiting in rounds to
-which it came. The energy "wh" is empty where it is not known.
-"""
+from simsfl.runs.fleet_totals import COLUMNS
 
 
 class Clients:

@@ -148,9 +148,7 @@ class Timeline:
     def step_joules(self, ledger: Ledger, clients: np.ndarray) -> np.ndarray:
         """Return the energy ``[n]`` of a step of some clients, in joules; NaN where their power is not known."""
         devices = self.costs.devices(clients, self._position[clients], sharing=self._cohort)
-        idle, busy = self.costs.watts(clients)
-        compute = devices.before + devices.after
-        return busy * compute + idle * (devices.step_seconds(ledger.clock) - compute)
+        return self.costs.joules(clients, devices.before + devices.after, devices.step_seconds(ledger.clock))
 
     def level(self, ledger: Ledger) -> np.ndarray:
         """Return how full the batteries are, ``[M]`` from 0 to 1; 1 for mains power."""
@@ -200,8 +198,7 @@ class Timeline:
         time.compute[slow] = np.minimum(absences.factor * time.compute[slow], time.seconds - time.transfer[slow])
         models = self._averaged.sum() * came * costs.model_bytes
         up, down = (own * present.sum(axis=0) + models for own in (costs.step_up, costs.step_down))
-        idle, busy = costs.watts(cohort)
-        joules = np.where(came, busy * time.compute + idle * (time.seconds - time.compute), 0.0)
+        joules = np.where(came, costs.joules(cohort, time.compute, time.seconds), 0.0)
         server, works = costs.fleet.server, time.phases["server"]
         watts = [np.nan if own is None else own for own in (server.idle_watts, server.busy_watts)]
         server_joules = watts[0] * (begin.waited + time.seconds - works) + watts[1] * works

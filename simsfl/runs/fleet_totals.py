@@ -16,7 +16,13 @@ from simsfl.system.reading import open_regular
 
 _COUNTS = ("drawn", "came", "late", "away")
 _SECONDS = ("compute_seconds", "transfer_seconds", "wait_seconds")
-"""Columns of ``fleet/clients.csv``: numbers of rounds, and seconds."""
+COLUMNS = ("client", "group", *_COUNTS, *_SECONDS, "wh", "bytes_up", "bytes_down")
+"""Columns of ``fleet/clients.csv``.
+
+"drawn" counts rounds for which a client was drawn, "came" those of them to which it came, "late" those to which it did
+not because of a deadline, "away" the others. Seconds are those of computing, of messages, and of waiting in rounds to
+which it came. The energy "wh" is empty where it is not known.
+"""
 
 
 def watt_hours(records: Sequence[Mapping[str, Any]], key: str = "wh") -> float | None:

@@ -183,9 +183,9 @@ class GroupStanding:
     drawn: Count
     """Clients of the group in the cohort."""
     late: Count
-    """Those of them that did not come because they would have missed the deadline."""
+    """Clients of the group in the cohort that did not come because they would have missed the deadline."""
     away: Count
-    """Those that did not come for another reason: they were not available, their batteries were low, or they failed."""
+    """Clients of the group in the cohort that did not come for another reason, such as a battery that was low."""
     battery: Annotated[float, Range(0, 1)] | None
     """Charge of the batteries of all clients of the group after the round, 1 if they are full; None without batteries.
     """
