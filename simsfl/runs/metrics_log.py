@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from simsfl.runs.metrics import Record, from_dict, to_dict
 from simsfl.system.decoding import Count, parse_json
-from simsfl.system.files import naming
+from simsfl.system.files import lock, naming
 from simsfl.system.programs import command, pasted
 from simsfl.system.reading import open_regular
 
@@ -118,11 +118,9 @@ class MetricsLog:
 def _lock(file: IO[bytes], kind: int = fcntl.LOCK_EX) -> bool:
     """Lock an open file for this process until it is closed; return False if another process has locked it."""
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        lock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # some file systems have no locks: go on without
-        return True
     return True
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _PREFIX, _SUFFIX = ".simsfl-", ".tmp"
 """How the names of temporary directories begin and end; random letters are between."""
@@ -201,6 +201,24 @@ def claimed(out: Path, *results: str) -> Iterator[None]:
         raise
 
 
+def lock(file: IO[bytes] | int, how: int) -> None:
+    """Lock an open file or directory until it is closed; where the file system has no locks, go on without.
+
+    Args:
+        file: the file, or its handle.
+        how: flags of `fcntl.flock`.
+
+    Raises:
+        BlockingIOError: a process has locked it, and the flags say not to wait.
+    """
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return
+
+
 @contextmanager
 def alone_in(directory: Path, *, wait: bool) -> Iterator[None]:
     """Lock a directory inside against all other processes that ask for it in this way.
@@ -220,12 +238,7 @@ def alone_in(directory: Path, *, wait: bool) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     handle = os.open(directory, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass
+        lock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)
