@@ -15,7 +15,7 @@ from simsfl.cost.model import COLOURS, ClientCost, operations, server_flops
 from simsfl.fleet.clock import Devices
 from simsfl.fleet.links import BITS, Links, Trace, read_trace
 from simsfl.fleet.profile_files import files_of, network_of, read_profile
-from simsfl.fleet.profiles import Profile, Times, Work
+from simsfl.fleet.profiles import MEASURED, PUBLISHED, SCALED, Profile, Times, Work
 from simsfl.models import FlatModule, SplitModel
 from simsfl.models.described import client_of
 from simsfl.system.randomness import Purpose, numpy_generator
@@ -107,6 +107,17 @@ class Costs:
             work = sum(batches) * server_flops(model, **config.server_passes)
             given = fleet.server.step_ms
             self.server_seconds = work / (1e9 * fleet.server.gflop_s) if given is None else given / 1000
+
+    def known(self, index: int) -> str:
+        """Return how the times of a group, counted from 0, are known: "measured", "scaled" or "published".
+
+        They are measured if all that its clients compute was, on a device that is as fast as they are.
+        """
+        sources = {times.source for times in self.groups[index].times.values()}
+        if PUBLISHED in sources:
+            return PUBLISHED
+        same = (self.slowdown[self.member == index] == 1).all()
+        return MEASURED if same and sources == {MEASURED} else SCALED
 
     def devices(self, clients: np.ndarray, positions: np.ndarray, *, sharing: int) -> Devices:
         """Return what some clients take.

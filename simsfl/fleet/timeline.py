@@ -164,8 +164,8 @@ class Timeline:
         for index, group in enumerate(self.costs.groups):
             drawn, mine = self.costs.member[own.cohort] == index, self.costs.member == index
             battery = float(level[mine].mean()) if limited[mine].any() else None
-            away = (drawn & ~own.came & ~own.late).sum()
-            groups[group.name] = GroupStanding(int(drawn.sum()), int((drawn & own.late).sum()), int(away), battery)
+            counts = (int(who.sum()) for who in (drawn, drawn & own.late, drawn & ~own.came & ~own.late))
+            groups[group.name] = GroupStanding(*counts, battery, self.costs.known(index))
         waited = own.begin.waited
         return FleetRecord(
             round=round_index + 1,

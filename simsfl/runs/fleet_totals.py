@@ -57,6 +57,21 @@ def fared(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     }
 
 
+_LESS_KNOWN = ("measured", "scaled", "published")
+"""How times of devices can be known, from those that are known best."""
+
+
+def times_known(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], str]:
+    """Return how the times of each group's devices are known, by its name, and how those of the least known are.
+
+    >>> groups = {"boards": {"times": "measured"}, "phones": {"times": "scaled"}}
+    >>> times_known([{"groups": groups}])
+    ({'boards': 'measured', 'phones': 'scaled'}, 'scaled')
+    """
+    known = {name: own["times"] for record in records for name, own in record["groups"].items()}
+    return known, max(known.values(), key=_LESS_KNOWN.index, default=_LESS_KNOWN[0])
+
+
 @dataclass(frozen=True)
 class FleetClients:
     """What each of the M clients of a run has done in a fleet, over all rounds.

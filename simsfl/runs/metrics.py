@@ -189,6 +189,8 @@ class GroupStanding:
     battery: Annotated[float, Range(0, 1)] | None
     """Charge of the batteries of all clients of the group after the round, 1 if they are full; None without batteries.
     """
+    times: Literal["measured", "scaled", "published"]
+    """How the times of its devices are known: from measurements of the very work, or of other work, or from a speed."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ WAITS = {
     "away": ("absence", "#bbbbbb"),
 }
 """What everyone waits for in each of `simsfl.fleet.clock.PHASES`, and its colour in figures."""
+HATCHES = {"measured": "", "scaled": "///", "published": "..."}
+"""How bars of computing are hatched in figures, by how the times of devices are known."""
 _NAME = 14
 """Most characters of a group's name."""
 

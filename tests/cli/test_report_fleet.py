@@ -28,7 +28,7 @@ LINES = [("a", 4, 0, 0, 1.0, 2.0), ("a", 4, 3, 0, 0.5, 1.0), ("b", 3, 2, 1, 0.0,
 """Lines of a table of clients: group, rounds drawn, late and away, hours and Wh."""
 
 
-def _run(seed, seconds, wh=2.0, *, fleet=True, **fields):
+def _run(seed, seconds, wh=2.0, *, fleet=True, times="measured", **fields):
     """Return a run of three rounds that take a fleet some seconds each, evaluated in the beginning and at the end."""
     history = History()
     history.feed({"event": "evaluation", "round": 0, "knn_top1": 10.0})
@@ -36,7 +36,7 @@ def _run(seed, seconds, wh=2.0, *, fleet=True, **fields):
         if number == 3:
             history.feed({"event": "evaluation", "round": 3, "knn_top1": 40.0 + seed, "class_top1": [20.0, None, 60.0]})
         if fleet:
-            groups = {"a": (8, 1, 0, None), "b": (2, 1, 1, 0.5)}
+            groups = {"a": (8, 1, 0, None), "b": (2, 1, 1, 0.5, times)}
             history.feed(made.record(number, seconds=seconds, wh=wh, **groups))
         sent = {"bytes_up_per_client": 1e6 * number, "bytes_down_per_client": 0, "communication": "A"}
         history.feed({"event": "round", "round": number, "loss": 1.0, "attackers_ssim": None, **sent})
@@ -75,6 +75,21 @@ def test_figures_show_each_setting_in_its_colour():
     np.testing.assert_allclose(heights, [[[12.5, 50], [0, 50]]] * 2)
     assert fleet_figures(grouped([_run(0, 9.0, fleet=False)])) == {}
     assert "fleet" not in figures.draw_settings({"x": [_run(0, 9.0, fleet=False)]})
+
+
+def test_lines_and_hatches_tell_how_the_times_of_devices_are_known():
+    runs = [_run(0, 9.0), _run(0, 9.0, times="scaled", lr=0.1), _run(0, 9.0, times="published", lr=0.2)]
+    drawn = fleet_figures(grouped(runs))
+    hours, energy, traffic = drawn["fleet"][1].axes
+    for axis in (hours, energy):
+        assert [line.get_linestyle() for line in axis.lines] == ["-", "--", ":"]
+    assert {line.get_linestyle() for line in traffic.lines} == {"-"}  # bytes are counted in any case
+    told = [text.get_text() for text in hours.get_legend().get_texts()]
+    assert told == ["times measured", "times scaled", "times published"]
+    waits = drawn["fleet_work"][1].axes[0]
+    assert [bar.get_hatch() or "" for bar in waits.patches[:3]] == ["", "///", "..."]
+    rows = {row[0]: row[1:] for row in table_of_runs(runs)}
+    assert rows["times of its devices"] == ["measured", "a measured, b scaled", "a measured, b published"]
 
 
 def test_histograms_are_of_all_clients(tmp_path):

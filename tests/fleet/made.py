@@ -13,8 +13,12 @@ COLUMNS = (
 
 
 def record(number, seconds=60.0, clock=None, wh=2.0, **groups):
-    """Return the record of a round as a dict; groups are numbers of clients drawn, late and away, and a charge."""
-    standings = {name: GroupStanding(*counts) for name, counts in (groups or {"boards": (5, 1, 1, None)}).items()}
+    """Return the record of a round as a dict; groups are numbers of clients drawn, late and away, and a charge.
+
+    How the times of a group are known follows; it is "measured" if that is left out.
+    """
+    given = groups or {"boards": (5, 1, 1, None)}
+    standings = {name: GroupStanding(*(*counts, "measured")[:5]) for name, counts in given.items()}
     phases = {"compute": seconds / 2, "up": seconds / 4, "down": seconds / 8, "server": seconds / 8}
     clock = number * seconds if clock is None else clock
     return to_dict(FleetRecord(number, seconds, clock, phases, wh, 0.5, 4000, 2000, standings))

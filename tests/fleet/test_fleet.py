@@ -137,7 +137,7 @@ def test_the_program_writes_tables_figure_and_json(config, result, tmp_path, cap
     shown = capsys.readouterr().out
     assert "hours of the fleet, kNN" in shown
     story = json.loads((tmp_path / "run" / "fleet" / "fleet.json").read_text())
-    assert [own["measured"] for own in story["groups"]] == [True, False]
+    assert [own["times"] for own in story["groups"]] == ["measured", "scaled"]
     assert [own["round"] for own in story["evaluations"]] == [0, 1, 2]
     assert story["evaluations"][-1]["hours"] == pytest.approx(story["hours"])
     assert sum(story["phases"].values()) == pytest.approx(3600 * story["hours"])

@@ -53,6 +53,7 @@ def test_a_cohort_is_filled_up_with_clients_who_do_not_come(config, result, tmp_
     assert own.came.sum() == 1
     assert not own.late.any()
     record = timeline(config, tmp_path, text).record(0)
+    assert {own.times for own in record.groups.values()} == {"measured"}
     assert (record.groups["all"].away, record.groups["never"].away) == (0, len(own.cohort) - 1)
 
 

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from simsfl.ui.fleet import WAITS
+from simsfl.ui.fleet import HATCHES, WAITS
 from simsfl.ui.plot_text import literal
 
 _PARTS = {"compute": WAITS["compute"][1], "transfer": WAITS["up"][1], "wait": "#bbbbbb"}
@@ -59,8 +59,8 @@ def _groups(axes: mpl.axes.Axes, groups: list[Mapping[str, Any]]) -> None:
         hours = np.array([own[f"{part}_seconds"] / 3600 for own in groups])
         bars = axes.barh(labels, hours, left=left, color=_PARTS[part], label=name)
         for bar, own in zip(bars, groups, strict=True):
-            if part == "compute" and not own["measured"]:
-                bar.set(hatch="..." if own["published"] else "///", edgecolor="white")
+            if part == "compute":
+                bar.set(hatch=HATCHES[own["times"]], edgecolor="white")
         left += hours
     axes.invert_yaxis()
     axes.set(xlabel="hours of a client (hatched: scaled; dotted: published)")

@@ -34,16 +34,12 @@ def fleet_table(groups: Sequence[Mapping[str, Any]]) -> Table:
             *("-" if own[name] is None else f"{own[name]:,.1f}" for name in ("up_mbit_s", "down_mbit_s")),
             power,
         )
-    if any(not own["measured"] and not own["published"] for own in groups):
+    if any(own["times"] == "scaled" for own in groups):
         table.caption = _SCALED
     return table
 
 
 def _origin(group: Mapping[str, Any]) -> str:
     """Return where the time of a group's step comes from; see `_SCALED`."""
-    if group["measured"]:
-        return "measured"
-    if group["published"]:
-        return "published"
-    error = group["scaling_error"]
-    return "scaled" if error is None else f"scaled ({100 * error:.0f} %)"
+    known, error = group["times"], group["scaling_error"]
+    return known if known != "scaled" or error is None else f"scaled ({100 * error:.0f} %)"

@@ -10,7 +10,7 @@ from simsfl.attacks import SIMILARITIES
 from simsfl.cli.report.runs import Run
 from simsfl.config import RunConfig
 from simsfl.config.plugins import Plugin
-from simsfl.runs.fleet_totals import fared, watt_hours
+from simsfl.runs.fleet_totals import fared, times_known, watt_hours
 from simsfl.runs.history import History
 from simsfl.runs.records import Summary
 from simsfl.system.messages import count_text
@@ -117,6 +117,7 @@ def _fleet_cells(history: History, clients: int) -> dict[str, str]:
         clients: number of clients of the run.
     """
     wh, server = watt_hours(history.fleet), watt_hours(history.fleet, "server_wh")
+    known, least = times_known(history.fleet)
     missing = [
         f"{name} {100 * own[what] / own['drawn']:.1f} % {what}"
         for name, own in fared(history.fleet).items()
@@ -125,6 +126,7 @@ def _fleet_cells(history: History, clients: int) -> dict[str, str]:
     ]
     return {
         "time of the fleet": time_text(history.value("fleet", "clock")),
+        "times of its devices": least if set(known.values()) == {least} else ", ".join(map(" ".join, known.items())),
         "energy per client, of the server": f"{energy_text(wh and wh / clients)}, {energy_text(server)}",
         "of those drawn of each group": ", ".join(missing) or "all came",
     }

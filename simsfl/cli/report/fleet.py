@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from simsfl import Simulation
@@ -14,14 +15,16 @@ from simsfl.cli.report import curves
 from simsfl.cli.report.curves import ENERGY, HOURS, SENT
 from simsfl.cli.report.drawing import band, legend, style, subplots
 from simsfl.cli.report.runs import Run
-from simsfl.runs.fleet_totals import FleetClients, fared, phase_seconds
-from simsfl.ui.fleet import WAITS
+from simsfl.runs.fleet_totals import FleetClients, fared, phase_seconds, times_known
+from simsfl.ui.fleet import HATCHES, WAITS
 from simsfl.ui.plot_text import literal
 
 _BINS = 20
 """Bins of histograms of clients."""
 _NEVER, _LATE = "#888888", "#ee6677"
 """Colours of clients that never came, and of those that were late too often."""
+_LINES = {"measured": "-", "scaled": "--", "published": ":"}
+"""Lines of curves against time and energy, by how the times of the devices are known that are known least."""
 _ABOVE = {
     **{"loc": "lower center", "bbox_to_anchor": (0.45, 1), "frameon": False},
     **{"fontsize": 7, "handlelength": 1, "columnspacing": 0.8},
@@ -47,18 +50,28 @@ def fleet_figures(settings: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str,
 def _accuracy(settings: Mapping[str, Sequence[Run]]) -> Figure:
     """Draw kNN accuracy against hours, and against energy and traffic of a client, on average over all clients."""
     figure, axes = subplots(1, 3, figsize=(7.2, 2.8), sharey=True)
+    kinds = set()
     for number, (label, own) in enumerate(settings.items()):
-        found = curves.knn(own) if own else None
+        found, known = curves.knn(own) if own else None, _known_least(own)
+        how = style(number) | {"marker": ".", "markersize": 4}
         for axis, places in zip(axes, (HOURS, ENERGY, SENT), strict=True):
             if found and places in found.at:
-                band(axis, places, found, style(number) | {"marker": ".", "markersize": 4}, label)
+                kinds.add(known)
+                band(axis, places, found, how if places == SENT else how | {"linestyle": _LINES[known]}, label)
     for axis, places in zip(axes, (HOURS, ENERGY, "traffic per client [MB]"), strict=True):
         axis.set_xlabel(places)
         if not axis.lines:
             axis.text(0.5, 0.5, "not known", ha="center", va="center", transform=axis.transAxes)
     axes[0].set_ylabel("kNN accuracy [%]")
+    lines = [Line2D([], [], color="black", linestyle=_LINES[kind], label=f"times {kind}") for kind in _LINES]
+    axes[0].legend(**_ABOVE, handles=[line for kind, line in zip(_LINES, lines, strict=True) if kind in kinds], ncols=3)
     legend(figure, axes[2])
     return figure
+
+
+def _known_least(runs: Sequence[Run]) -> str:
+    """Return how the times of those devices are known, of all runs, that are known least."""
+    return times_known([record for run in runs for record in run.history.fleet])[1]
 
 
 def _work(settings: Mapping[str, Sequence[Run]]) -> Figure:
@@ -84,11 +97,14 @@ def _waits(axis: Any, settings: Mapping[str, Sequence[Run]]) -> None:
     for phase, (name, colour) in WAITS.items():
         hours = np.array([np.mean([one.get(phase, 0.0) for one in own]) / 3600 for own in seconds])
         if hours.any():
-            axis.barh(range(len(labels)), hours, left=left, color=colour, label=name, height=0.6)
+            bars = axis.barh(range(len(labels)), hours, left=left, color=colour, label=name, height=0.6)
+            if phase == "compute":
+                for bar, own in zip(bars, settings.values(), strict=True):
+                    bar.set(hatch=HATCHES[_known_least(own)], edgecolor="white")
         left += hours
     axis.set_yticks(range(len(labels)), [_short(label) for label in labels], fontsize=7)
     axis.set_ylim(len(labels) - 0.4, -0.6)
-    axis.set_xlabel("hours that all wait")
+    axis.set_xlabel("hours that all wait (hatched: scaled; dotted: published)", fontsize=8)
     axis.legend(**_ABOVE, ncols=len(WAITS))
 
 

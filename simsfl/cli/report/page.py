@@ -26,7 +26,8 @@ _CAPTIONS = {
     "divergence": "Distance of the cohort's models to their average. The band is the standard deviation over the "
     "cohort, and over seeds where there are several.",
     "fleet": "Accuracy of the kNN monitor against what the fleet has spent, on average over all clients; of several "
-    "seeds: mean, with a band of one standard deviation.",
+    "seeds: mean, with a band of one standard deviation. Lines tell how the times of the devices are known: measured, "
+    "scaled from measurements of other work, or computed from a published speed.",
     "fleet_work": "Hours in which everyone waited for each phase; share of the clients drawn of each group that missed "
     "a deadline (late), or did not come for another reason (away); and hours and energy of single clients.",
     "excluded": "Left: of the images of each class, those that clients hold who never came, or were late in more than "
