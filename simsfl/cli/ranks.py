@@ -5,6 +5,7 @@ The first rank is the program that a user sees. The others follow it silently.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
@@ -148,14 +149,17 @@ def device_for(name: str, world: World) -> str:
 
 def check_same(simulation: Simulation) -> None:
     """Raise an AgreedError if what the ranks are about to train differs."""
-    world, config = simulation.parts.world, simulation.config
-    plugins, _ = sources(config)
+    world, config, state = simulation.parts.world, simulation.config, simulation.state
+    plugins, files = sources(config)
+    weights = torch.cat([state.server.online, state.clients.online]).detach().cpu()
     mine = {
         "simsfl": simsfl.__version__,
         "torch": torch.__version__,
         "dataset": simulation.dataset.checksum,
         **{f"plugin {plugin.name}": plugin.sha256 for plugin in plugins},
+        **{f"file of {name}": sha256 for name, sha256 in files.items()},
         **lasting(config),
+        "weights": hashlib.sha256(weights.numpy().data).hexdigest(),
     }
     everyone = world.tell(mine)
     first = everyone[0]

@@ -16,6 +16,7 @@ from simsfl import Simulation
 from simsfl.cli import run
 from simsfl.testing import _images
 from tests.conftest import flags
+from tests.fleet.conftest import SERVER, group
 from tests.ranks.cases import CASES, FEW, config_of
 from tests.ranks.worker import whole
 
@@ -174,6 +175,27 @@ def test_what_ranks_cannot_do_is_refused_by_one_of_them(given, message, tmp_path
     assert line.startswith(f"error: {message}")
     assert "exitcode  : 2" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def _refused(tmp_path, *given):
+    """Return what two ranks say that begin a run with these flags in different directories, `tmp_path` / $RANK."""
+    argv = flags(**SMALL | {"rounds": 1}, out=tmp_path / "run")
+    words = " ".join(f'"{word}"' for word in [*argv, *given])
+    shell = f'cd "{tmp_path}/$RANK" && exec "{sys.executable}" "{ROOT}/experiments/run.py" {words}'
+    (line,) = lines_of(ranks(2, "--no-python", "bash", "-c", shell).stderr)
+    assert not (tmp_path / "run").exists()
+    return line
+
+
+@pytest.mark.slow
+def test_ranks_whose_files_differ_are_refused(tmp_path):
+    for rank in (0, 1):
+        own = tmp_path / str(rank)
+        own.mkdir()
+        (own / "field.toml").write_text(SERVER + group(device='"shared-epyc-torch"', slowdown=1.0 + rank))
+        assert run.main(flags(**SMALL, rounds=1, seed=rank, out=own / "expert")) == 0
+    assert _refused(tmp_path, "--fleet", "field.toml").startswith("error: ranks: rank 1 has file of fleet '")
+    assert _refused(tmp_path, "--init-client", "expert").startswith("error: ranks: rank 1 has weights '")
 
 
 @pytest.mark.slow
