@@ -15,7 +15,7 @@ from simsfl.config import RunConfig, plugins
 from simsfl.config.catalogue import DATASETS, DOORS, TRACKERS
 from simsfl.config.presets import PRESETS, automatic
 from simsfl.config.registry import code_of
-from simsfl.config.values import allowed_text, kind_of, options_in
+from simsfl.config.values import allowed_text, field_type, options_in
 from simsfl.models import layer_count
 from simsfl.system.console import Output
 
@@ -94,7 +94,7 @@ def _value_text(spec: Field) -> str:
 def _about(spec: Field) -> Text:
     """Return the help text of an option, and what is allowed; by its type where nothing else limits it."""
     kinds = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
-    allowed = allowed_text(spec) or ("a path" if spec.metadata.get("file") else kinds[kind_of(spec)])
+    allowed = allowed_text(spec) or ("a path" if spec.metadata.get("file") else kinds[field_type(spec)])
     return Text(f"{spec.metadata.get('help', '')} ({allowed})".strip(), "dim")
 
 

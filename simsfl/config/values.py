@@ -65,7 +65,7 @@ def check_value(name: str, spec: Field, value: Any, *, also: str = "") -> None:
         raise unknown(name, value, choices, also=also)
     if within and not (within[0] <= value <= within[1] and abs(value) < INFINITY):
         raise ValueError(f"{name}: {shortened(value)} is out of range; allowed: {_bounds(*within)}")
-    if kind_of(spec) == "float" and not abs(value) <= sys.float_info.max:
+    if field_type(spec) == "float" and not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name}: {shortened(value)} is not finite; allowed: a finite number")
 
 
@@ -130,7 +130,7 @@ def options_in(thing: Any) -> list[Field]:
     Anything that is no class, such as a function, has none.
     """
     specs = fields(thing) if isinstance(thing, type) and is_dataclass(thing) else ()
-    return [spec for spec in specs if spec.init and kind_of(spec) in _TYPES and spec.default is not MISSING]
+    return [spec for spec in specs if spec.init and field_type(spec) in _TYPES and spec.default is not MISSING]
 
 
 def check_options(thing: Any) -> None:
@@ -139,7 +139,7 @@ def check_options(thing: Any) -> None:
     Fields without `option`, of types that cannot be typed, are no options. What is no dataclass has none.
     """
     for spec in fields(thing) if isinstance(thing, type) and is_dataclass(thing) else ():
-        name, kind = f"{thing.__name__}.{spec.name}", kind_of(spec)
+        name, kind = f"{thing.__name__}.{spec.name}", field_type(spec)
         if kind not in _TYPES:
             if "help" in spec.metadata:
                 types = f"{', '.join(_TYPES)}, or one of these | None"
@@ -152,7 +152,7 @@ def check_options(thing: Any) -> None:
             check_value(f"{name}: default", spec, spec.default)
 
 
-def kind_of(spec: Field) -> str:
+def field_type(spec: Field) -> str:
     """Return the name of a field's type, such as "int", also where it may be None."""
     return _annotation(spec).removesuffix(" | None")
 

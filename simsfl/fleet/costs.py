@@ -74,7 +74,10 @@ class Costs:
         fleet: Fleet,
     ):
         if config.loss_threshold:
-            raise ValueError("fleet: rounds that save communication (--loss-threshold) are not told; allowed: without")
+            raise ValueError(
+                f"fleet: rounds that save communication (loss_threshold {config.loss_threshold:g}) are not told; "
+                "allowed: without it"
+            )
         learns, split = config.client_lr > 0, bool(model.server.size and model.smashed_shape[0])
         graded = config.views_graded if learns else 0
         works = {batch: _work(config, model.client, batch, config.views_sent, graded) for batch in set(batches)}

@@ -25,6 +25,7 @@ from simsfl.cli.sweep.grid import ATTEMPT, Plan
 from simsfl.runs.directory import RunDirectory
 from simsfl.setup.checks import check_device
 from simsfl.system import programs
+from simsfl.system.files import lock
 from simsfl.system.messages import shortened
 from simsfl.system.outputs import Outputs
 
@@ -267,7 +268,7 @@ def locked(log: Path) -> Iterator[TextIO]:
         BlockingIOError: somebody else is carrying it out.
     """
     with log.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # processes that write into the file hold it, too
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # processes that write into the file hold it, too
         yield file
 
 
