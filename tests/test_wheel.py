@@ -62,7 +62,7 @@ def test_a_wheel_trains_and_reports_in_an_empty_directory(programs, tmp_path):
     *modules, experts = map(Path, (lines := done(programs / "python", "-c", WHERE, at=tmp_path).splitlines())[:4])
     assert all(own in file.resolve().parents for file in modules)
     assert {"laptop-cifar10.safetensors", "laptop-shapes.safetensors"} <= {file.name for file in experts.iterdir()}
-    assert {"shared-epyc-torch", "shared-epyc-lean"} <= set(lines[4:])
+    assert {"epyc-torch", "epyc-lean"} <= set(lines[4:])
     assert (modules[0].parent / "py.typed").is_file()
     assert done(programs / "simsfl", "--version", at=tmp_path) == f"simsfl {version('simsfl')}\n"
     done(programs / "simsfl", "run", "--dataset", "shapes", "--rounds", "1", at=tmp_path)

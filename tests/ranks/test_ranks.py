@@ -192,7 +192,7 @@ def test_ranks_whose_files_differ_are_refused(tmp_path):
     for rank in (0, 1):
         own = tmp_path / str(rank)
         own.mkdir()
-        (own / "field.toml").write_text(SERVER + group(device='"shared-epyc-torch"', slowdown=1.0 + rank))
+        (own / "field.toml").write_text(SERVER + group(device='"epyc-torch"', slowdown=1.0 + rank))
         assert run.main(flags(**SMALL, rounds=1, seed=rank, out=own / "expert")) == 0
     assert _refused(tmp_path, "--fleet", "field.toml").startswith("error: ranks: rank 1 has file of fleet '")
     assert _refused(tmp_path, "--init-client", "expert").startswith("error: ranks: rank 1 has weights '")
