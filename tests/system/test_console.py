@@ -133,6 +133,15 @@ def test_progress_is_shown_on_terminals_alone_and_takes_any_label(monkeypatch):
         assert shown or not sys.stderr.getvalue()
 
 
+def test_without_a_terminal_a_line_now_and_then_tells_how_far_a_loop_is(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr("simsfl.system.progress.time.monotonic", lambda: clock[0])
+    for _ in watched(range(1000), "Reading"):
+        clock[0] += 0.125
+    said = [f"Reading: {number} of 1,000 done" for number in (240, 480, 720, 960)]
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in said))
+
+
 def test_a_program_goes_on_after_its_terminal_is_closed():
     """It was sent SIGHUP; where it goes on nevertheless, it is meant to."""
     terminal, own = pty.openpty()
