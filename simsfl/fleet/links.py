@@ -43,7 +43,8 @@ class Trace:
         at = np.searchsorted(self.times, phase, side="right") - 1
         goal = passed[at] + rates[at] * (phase - self.times[at]) + size
         times = np.ceil(goal / whole) - 1  # that the trace ends before the messages have passed
-        rest = goal - times * whole
+        rest = goal - times * whole  # above 0, and at most a whole trace, but for rounding
+        times, rest = np.where(rest > 0, times, times - 1), np.where(rest > 0, np.minimum(rest, whole), whole)
         last = np.clip(np.searchsorted(passed, rest, side="left") - 1, 0, len(rates) - 1)
         return times * period + self.times[last] + (rest - passed[last]) / rates[last] - phase
 

@@ -29,6 +29,21 @@ _NAME = 14
 """Most characters of a group's name."""
 
 
+TIME_UNITS = (("s", 3600.0), ("min", 60.0), ("h", 1.0))
+"""Units of a time, and how many of each are an hour."""
+ENERGY_UNITS = (("mWh", 1e3), ("Wh", 1.0), ("kWh", 1e-3))
+"""Units of an energy, and how many of each are a Wh."""
+
+
+def unit_for(most: float, units: Sequence[tuple[str, float]]) -> tuple[str, float]:
+    """Return the largest unit of which the largest of some values is one or more, else the smallest, with its factor.
+
+    >>> unit_for(0.02, TIME_UNITS), unit_for(1e-5, TIME_UNITS)
+    (('min', 60.0), ('s', 3600.0))
+    """
+    return next((own for own in reversed(units) if most * own[1] >= 1), units[0])
+
+
 def energy_text(wh: float | None) -> str:
     """Format an energy in Wh, mWh or kWh with three digits; return a dash for None.
 
@@ -37,7 +52,7 @@ def energy_text(wh: float | None) -> str:
     """
     if wh is None:
         return "-"
-    scale, unit = (1e-3, "kWh") if wh >= 1000 else (1.0, "Wh") if wh >= 1 or not wh else (1e3, "mWh")
+    unit, scale = unit_for(wh or 1.0, ENERGY_UNITS)
     value = wh * scale
     return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f} {unit}"
 

@@ -135,7 +135,7 @@ def test_the_program_writes_tables_figure_and_json(config, result, tmp_path, cap
     (tmp_path / "fleet.toml").write_text(SERVER + group(share=0.5) + group(name='"slow"', share=0.5, slowdown=4.0))
     assert program.main([str(tmp_path / "run"), "--fleet", str(tmp_path / "fleet.toml")]) == 0
     shown = capsys.readouterr().out
-    assert "hours of the fleet, kNN" in shown
+    assert " s of the fleet, kNN" in shown
     story = json.loads((tmp_path / "run" / "fleet" / "fleet.json").read_text())
     assert [own["times"] for own in story["groups"]] == ["measured", "scaled"]
     assert [own["round"] for own in story["evaluations"]] == [0, 1, 2]

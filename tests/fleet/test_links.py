@@ -31,6 +31,17 @@ def test_a_message_has_passed_when_its_bytes_have(rates, size, begin, most):
     assert passed(trace, begin, begin + seconds, most) == pytest.approx(size, rel=1e-6)
 
 
+def test_messages_that_end_where_a_pause_begins_are_not_lost_to_rounding():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        rates = rng.uniform(1, 100, 3) * rng.permutation([1, 0, rng.integers(2)])
+        trace = Trace(np.cumsum([0.0, *rng.uniform(0.3, 1.5, 3)]), rates)
+        size = np.cumsum(trace.rates * np.diff(trace.times))[-1] * rng.integers(1, 9, 20)
+        begin = trace.times[rng.integers(0, 4, 20)] + trace.times[-1] * rng.integers(0, 5, 20)
+        for seconds, one, start in zip(trace.seconds(size, begin), size, begin, strict=True):
+            assert passed(trace, start, start + seconds) == pytest.approx(one, rel=1e-6)
+
+
 def test_the_slower_of_both_ends_counts():
     links = Links(np.array([0.5, 0.5]), np.array([10.0, 40.0]), most=20.0)
     np.testing.assert_allclose(links.seconds(np.array([100.0, 100.0]), np.zeros(2)), [10.5, 5.5])

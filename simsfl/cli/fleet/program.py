@@ -19,6 +19,7 @@ from simsfl.system.messages import visible
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, path
+from simsfl.ui.fleet import TIME_UNITS, WAITS, unit_for
 
 if TYPE_CHECKING:
     from simsfl.simulation import Simulation
@@ -119,7 +120,8 @@ def _result(story: dict[str, Any]) -> str:
     """Return one line about the whole run."""
     phases = story["phases"]
     whole = sum(phases.values())
-    shares = ", ".join(f"{name} {100 * own / whole:.0f} %" for name, own in phases.items() if own)
+    shares = ", ".join(f"{WAITS[phase][0]} {100 * own / whole:.0f} %" for phase, own in phases.items() if own)
+    unit, scale = unit_for(story["hours"], TIME_UNITS)
     last = story["evaluations"][-1] if story["evaluations"] else None
     reached = f", kNN {last['knn_top1']:.2f} % after round {last['round']}" if last else ""
-    return f"{story['hours']:,.3g} hours of the fleet{reached}; all waited for: {shares}"
+    return f"{scale * story['hours']:,.3g} {unit} of the fleet{reached}; all waited for: {shares}"

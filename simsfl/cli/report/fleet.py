@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from simsfl.cli.report.curves import ENERGY, HOURS, SENT
 from simsfl.cli.report.drawing import band, legend, style, subplots
 from simsfl.cli.report.runs import Run
 from simsfl.runs.fleet_totals import FleetClients, fared, phase_seconds, times_known
-from simsfl.ui.fleet import HATCHES, WAITS
+from simsfl.ui.fleet import ENERGY_UNITS, HATCHES, TIME_UNITS, WAITS, unit_for
 from simsfl.ui.plot_text import literal
 
 _BINS = 20
@@ -25,6 +26,12 @@ _NEVER, _LATE = "#888888", "#ee6677"
 """Colours of clients that never came, and of those that were late too often."""
 _LINES = {"measured": "-", "scaled": "--", "published": ":"}
 """Lines of curves against time and energy, by how the times of the devices are known that are known least."""
+_SPENT = {
+    HOURS: ("time of the fleet", TIME_UNITS),
+    ENERGY: ("energy per client", ENERGY_UNITS),
+    SENT: ("traffic per client", (("kB", 1e3), ("MB", 1.0), ("GB", 1e-3))),
+}
+"""What accuracy is drawn against: its name, and the units that it may have."""
 _ABOVE = {
     **{"loc": "lower center", "bbox_to_anchor": (0.45, 1), "frameon": False},
     **{"fontsize": 7, "handlelength": 1, "columnspacing": 0.8},
@@ -48,19 +55,23 @@ def fleet_figures(settings: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str,
 
 
 def _accuracy(settings: Mapping[str, Sequence[Run]]) -> Figure:
-    """Draw kNN accuracy against hours, and against energy and traffic of a client, on average over all clients."""
+    """Draw kNN accuracy against the time, and against energy and traffic of a client, on average over all clients."""
     figure, axes = subplots(1, 3, figsize=(7.2, 2.8), sharey=True)
+    found = {label: curves.knn(own) if own else None for label, own in settings.items()}
+    known = {label: _known_least(own) for label, own in settings.items()}
     kinds = set()
-    for number, (label, own) in enumerate(settings.items()):
-        found, known = curves.knn(own) if own else None, _known_least(own)
-        how = style(number) | {"marker": ".", "markersize": 4}
-        for axis, places in zip(axes, (HOURS, ENERGY, SENT), strict=True):
-            if found and places in found.at:
-                kinds.add(known)
-                band(axis, places, found, how if places == SENT else how | {"linestyle": _LINES[known]}, label)
-    for axis, places in zip(axes, (HOURS, ENERGY, "traffic per client [MB]"), strict=True):
-        axis.set_xlabel(places)
-        if not axis.lines:
+    for axis, (places, (name, units)) in zip(axes, _SPENT.items(), strict=True):
+        drawn = {label: curve for label, curve in found.items() if curve and places in curve.at}
+        unit, scale = unit_for(max((curve.at[places].max() for curve in drawn.values()), default=1.0), units)
+        for number, label in enumerate(settings):
+            if curve := drawn.get(label):
+                how = style(number) | {"marker": ".", "markersize": 4}
+                if places != SENT:  # bytes are counted in any case
+                    how["linestyle"] = _LINES[known[label]]
+                    kinds.add(known[label])
+                band(axis, places, replace(curve, at={places: scale * curve.at[places]}), how, label)
+        axis.set_xlabel(f"{name} [{unit}]")
+        if not drawn:
             axis.text(0.5, 0.5, "not known", ha="center", va="center", transform=axis.transAxes)
     axes[0].set_ylabel("kNN accuracy [%]")
     lines = [Line2D([], [], color="black", linestyle=_LINES[kind], label=f"times {kind}") for kind in _LINES]
@@ -75,7 +86,7 @@ def _known_least(runs: Sequence[Run]) -> str:
 
 
 def _work(settings: Mapping[str, Sequence[Run]]) -> Figure:
-    """Draw hours by what everyone waits for, who of each group did not come, and hours and energy of all clients."""
+    """Draw what everyone waits for, who of each group did not come, and time and energy of all clients."""
     clients = {label: [run.fleet_clients for run in own if run.fleet_clients] for label, own in settings.items()}
     known = any(clients.values())
     height = 2.3 + 0.12 * len(settings) + 2.2 * known
@@ -91,24 +102,26 @@ def _work(settings: Mapping[str, Sequence[Run]]) -> Figure:
 
 
 def _waits(axis: Any, settings: Mapping[str, Sequence[Run]]) -> None:
-    """Draw the hours of each setting as a bar of what everyone waited for, on average over its runs."""
+    """Draw the time of each setting as a bar of what everyone waited for, on average over its runs."""
     left, labels = np.zeros(len(settings)), list(settings)
     seconds = [[phase_seconds(run.history.fleet) for run in own] or [{}] for own in settings.values()]
+    hours = {phase: [np.mean([one.get(phase, 0.0) for one in own]) / 3600 for own in seconds] for phase in WAITS}
+    unit, scale = unit_for(max(map(sum, zip(*hours.values(), strict=True))), TIME_UNITS)
     for phase, (name, colour) in WAITS.items():
-        hours = np.array([np.mean([one.get(phase, 0.0) for one in own]) / 3600 for own in seconds])
-        if hours.any():
-            bars = axis.barh(range(len(labels)), hours, left=left, color=colour, label=name, height=0.6)
+        widths = scale * np.array(hours[phase])
+        if widths.any():
+            bars = axis.barh(range(len(labels)), widths, left=left, color=colour, label=name, height=0.6)
             if phase == "compute":
                 for bar, own in zip(bars, settings.values(), strict=True):
                     bar.set(hatch=HATCHES[_known_least(own)], edgecolor="white")
-        left += hours
+        left += widths
     axis.set_yticks(range(len(labels)), [_short(label) for label in labels], fontsize=7)
     axis.set_ylim(len(labels) - 0.4, -0.6)
-    axis.set_xlabel("hours that all wait (hatched: scaled; dotted: published)", fontsize=8)
+    axis.set_xlabel(f"time that all wait [{unit}] (hatched: scaled; dotted: published)", fontsize=8)
     axis.legend(**_ABOVE, ncols=len(WAITS))
 
 
-def _short(label: str, most: int = 24) -> str:
+def _short(label: str, most: int = 32) -> str:
     """Return a label on a line at the side of a bar, of a single setting without its name."""
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
@@ -135,21 +148,23 @@ def _absent(axis: Any, settings: Mapping[str, Sequence[Run]]) -> None:
 
 
 def _spread(axes: Any, clients: Mapping[str, Sequence[FleetClients]]) -> None:
-    """Draw histograms of hours and energy of clients on two axes: of a single setting by group, else by setting."""
+    """Draw histograms of time and energy of clients on two axes: of a single setting by group, else by setting."""
     if len(clients) == 1:
         ((_, own),) = clients.items()
         groups = sorted({name for one in own for name in one.group.tolist()})
         parts = {literal(name): [(one, one.group == name) for one in own] for name in groups}
     else:
         parts = {label: [(one, np.ones(len(one.group), bool)) for one in own] for label, own in clients.items()}
-    labels = "hours of a client in rounds", "energy of a client [Wh]"
-    for axis, what, label in zip(axes, ("hours", "wh"), labels, strict=True):
+    kinds = ("hours", "time of a client in rounds", TIME_UNITS), ("wh", "energy of a client", ENERGY_UNITS)
+    for axis, (what, label, units) in zip(axes, kinds, strict=True):
         values = {name: [getattr(one, what)[mine] for one, mine in own] for name, own in parts.items() if own}
         known = {name: flat for name, own in values.items() if len(flat := _known(np.concatenate(own)))}
-        axis.set(xlabel=label, ylabel="clients [%]")
+        unit, scale = unit_for(max((flat.max() for flat in known.values()), default=1.0), units)
+        axis.set(xlabel=f"{label} [{unit}]", ylabel="clients [%]")
         if not known:
             axis.text(0.5, 0.5, "not known", ha="center", va="center", transform=axis.transAxes)
             continue
+        known = {name: scale * flat for name, flat in known.items()}
         edges = np.histogram_bin_edges(np.concatenate(list(known.values())), _BINS)
         for number, name in enumerate(parts):
             if name in known:
