@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from simsfl.system.decoding import Ordinal, Range, decode
 from simsfl.system.messages import unknown
+from simsfl.system.reading import text_of
 
 try:
     import tomllib
@@ -104,7 +105,7 @@ class GroupOfDevices:
     up_mbit_s: _Rate
     down_mbit_s: _Rate
     dtype: str | None = None
-    slowdown: _Rate = 1.0
+    slowdown: _Positive | Spread = 1.0
     latency_ms: Annotated[float, Range(0, 1e6)] = 0.0
     idle_watts: _Watts | None = None
     busy_watts: _Watts | None = None
@@ -180,10 +181,10 @@ def read_fleet(path: Path) -> Fleet:
         ValueError: the file cannot be read, or something in it is not as `GroupOfDevices` and `ServerOfFleet` say.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(text_of(path))
     except OSError as error:
         raise ValueError(f"fleet: {path} cannot be read ({error.strerror}); allowed: a TOML file of devices") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter where it is nested without end
         raise ValueError(f"fleet: {path} cannot be read as TOML ({error})") from error
     try:
         return _fleet(path, content)
@@ -200,6 +201,10 @@ def _fleet(path: Path, content: Mapping[str, Any]) -> Fleet:
     if not isinstance(groups, list) or not groups:
         raise ValueError("it has no [[group]]; allowed: one or more")
     found = [_table(GroupOfDevices, table, f"group {number}") for number, table in enumerate(groups, start=1)]
+    names = [group.name for group in found]
+    for number, name in enumerate(names, start=1):
+        if name in names[: number - 1]:
+            raise ValueError(f"group {number}: name: {name!r} is that of another group, too; allowed: one of its own")
     server = _table(ServerOfFleet, content.get("server", {}), "server")
     if not math.isclose(total := sum(group.share for group in found), 1, abs_tol=1e-6):
         raise ValueError(f"the groups' shares add up to {total:g}; allowed: 1")

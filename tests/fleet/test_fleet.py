@@ -1,6 +1,7 @@
 """A run told for a fleet: time follows from what was measured, bytes are the run's, and mistakes are one line."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -112,11 +113,40 @@ WRONG = {
         "group 1: battery: begins_at: [0.1, 0.2, 0.3]; allowed: two numbers",
     ),
     "battery": (SERVER + group(battery="{ hw = 5.0 }"), "group 1: battery.wh: is missing"),
+    "battery's field": (
+        SERVER + group(battery="{ wh = 5.0, stops_belw = 0.3 }"),
+        "group 1: battery.stops_belw: is not known (did you mean stops_below?)",
+    ),
+    "trace's field": (
+        SERVER + group(up_mbit_s='{ trce = "rates.txt" }'),
+        "group 1: up_mbit_s.trce: is not known (did you mean trace?)",
+    ),
+    "names": (
+        SERVER + group(share=0.5) + group(share=0.5),
+        "group 2: name: 'all' is that of another group, too; allowed: one of its own",
+    ),
+    "slowdown": (SERVER + group(slowdown='{ trace = "rates.txt" }'), "group 1: slowdown"),
+    "nested": ("a = " + 10_000 * "[", "cannot be read as TOML"),
     "trace": (SERVER + group(up_mbit_s='{ trace = "none.txt" }'), "group all: trace: "),
     "rate": (SERVER + group(up_mbit_s="{ median = 3.0 }"), "group 1: up_mbit_s.sigma: is missing"),
     "times": (SERVER + group(available='{ file = "none.txt" }'), "group all: available: file: "),
     "no result": (SERVER + group(device='"none.json"'), "group all: device: "),
 }
+
+
+@pytest.mark.parametrize("name", ["fleet.toml", "rates.txt", "times.txt"])
+def test_a_fifo_is_no_file_to_wait_for(name, config, result, tmp_path, capsys):
+    Simulation(config).save(tmp_path / "run")
+    own = group(up_mbit_s='{ trace = "rates.txt" }', available='{ file = "times.txt" }')
+    for file, text in (("fleet.toml", SERVER + own), ("rates.txt", "0 1\n1 2\n"), ("times.txt", "0-3600\n")):
+        if file == name:
+            os.mkfifo(tmp_path / file)
+        else:
+            (tmp_path / file).write_text(text)
+    assert program.main([str(tmp_path / "run"), "--fleet", str(tmp_path / "fleet.toml")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
+    assert "not a regular file" in line
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
@@ -142,6 +172,15 @@ def test_the_program_writes_tables_figure_and_json(config, result, tmp_path, cap
     assert story["evaluations"][-1]["hours"] == pytest.approx(story["hours"])
     assert sum(story["phases"].values()) == pytest.approx(3600 * story["hours"])
     assert (tmp_path / "run" / "fleet" / "fleet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_telling_a_run_for_another_fleet_leaves_what_its_clients_spent(config, result, tmp_path):
+    simsfl.run(in_fleet(config, tmp_path, rounds=1, eval_every=0), tmp_path / "run")
+    before = (tmp_path / "run" / "fleet" / "clients.csv").read_bytes()
+    (tmp_path / "other.toml").write_text(SERVER + group(slowdown=9.0))
+    assert program.main([str(tmp_path / "run"), "--fleet", str(tmp_path / "other.toml")]) == 0
+    assert (tmp_path / "run" / "fleet" / "clients.csv").read_bytes() == before
+    assert (tmp_path / "run" / "fleet" / "fleet.csv").read_bytes() != before
 
 
 def in_fleet(config, tmp_path, **more):
