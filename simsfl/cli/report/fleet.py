@@ -60,12 +60,13 @@ def _accuracy(settings: Mapping[str, Sequence[Run]]) -> Figure:
                 band(axis, places, found, how if places == SENT else how | {"linestyle": _LINES[known]}, label)
     for axis, places in zip(axes, (HOURS, ENERGY, "traffic per client [MB]"), strict=True):
         axis.set_xlabel(places)
+        axis.locator_params(axis="x", nbins=4)
         if not axis.lines:
             axis.text(0.5, 0.5, "not known", ha="center", va="center", transform=axis.transAxes)
     axes[0].set_ylabel("kNN accuracy [%]")
     lines = [Line2D([], [], color="black", linestyle=_LINES[kind], label=f"times {kind}") for kind in _LINES]
     axes[0].legend(**_ABOVE, handles=[line for kind, line in zip(_LINES, lines, strict=True) if kind in kinds], ncols=3)
-    legend(figure, axes[2])
+    legend(figure, axes[2], room=1)
     return figure
 
 
