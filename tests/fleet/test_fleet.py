@@ -81,6 +81,16 @@ def test_groups_have_their_shares_at_random(config, result, tmp_path):
     assert len({tuple(telling(replace(config, clients=8, seed=s), tmp_path, text).costs.member) for s in range(5)}) > 1
 
 
+def test_groups_have_the_clients_that_they_name(config, result, tmp_path):
+    named = SERVER + group(share=None, ids=[5, 2]) + group(name='"c"', share=None, ids=[0])
+    both = named + group(name='"d"', share=0.4) + group(name='"e"', share=0.6)
+    found = telling(replace(config, clients=8), tmp_path, both).costs.member
+    assert found[[5, 2, 0]].tolist() == [0, 0, 1]
+    assert sorted(found.tolist()) == [0, 0, 1, 2, 2, 3, 3, 3]
+    alone = SERVER + group(share=None, ids=[0, 2]) + group(name='"f"', share=None, ids=[1, 3, 4, 5, 6, 7])
+    assert telling(replace(config, clients=8), tmp_path, alone).costs.member.tolist() == [0, 1, 0, 1, 1, 1, 1, 1]
+
+
 def test_work_that_was_not_measured_is_scaled_by_what_it_consists_of():
     work = Work(images=2, pixels=1024, forward=100, backward=200, weights=50, named={"cut_layer": 1})
     profile = Profile("a board", [(work, SECONDS)])
@@ -102,6 +112,18 @@ def test_work_that_was_not_measured_is_scaled_by_what_it_consists_of():
 WRONG = {
     "no group": (SERVER, "it has no [[group]]; allowed: one or more"),
     "shares": (SERVER + group(share=0.5), "the groups' shares add up to 0.5; allowed: 1"),
+    "neither": (SERVER + group(share=None), "group 1: it has to have one of share and ids, and not both"),
+    "both": (SERVER + group(ids=[0]), "group 1: it has to have one of share and ids, and not both"),
+    "twice": (
+        SERVER + group(share=None, ids=[0, 1]) + group(name='"b"', share=None, ids=[2, 1]),
+        "ids: 1 is there twice; allowed: each client once",
+    ),
+    "no client": (
+        SERVER + group(share=None, ids=[0, 99]),
+        "group all: ids: 99 is not among the run's clients; allowed: 0 to 7",
+    ),
+    "outside": (SERVER + group(share=None, ids=[0, 2]), "ids: client 1 is in no group; allowed: all, or a group with"),
+    "id": (SERVER + group(share=None, ids=[-1]), "group 1: ids.0: -1 is out of range"),
     "no server": (group(), "server: it has to have one of step_ms and gflop_s, and not both"),
     "unit": (SERVER + group(up_mbits=3.0), "group 1: field: 'up_mbits' is not known (did you mean up_mbit_s?)"),
     "number": (SERVER + group(latency_ms='"fast"'), "group 1: latency_ms: 'fast' is not a number"),
