@@ -1,15 +1,19 @@
 """A run told for a fleet: time follows from what was measured, bytes are the run's, and mistakes are one line."""
 
+import io
 import json
 import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import simsfl
 from simsfl import Simulation
 from simsfl.cli.fleet import program
+from simsfl.cli.fleet.story import described
+from simsfl.cli.fleet.table import fleet_table
 from simsfl.config.fleet import read_fleet
 from simsfl.fleet.costs import Costs
 from simsfl.fleet.profiles import Profile, Times, Work
@@ -245,3 +249,12 @@ def test_who_misses_the_deadline_does_not_come(config, result, tmp_path):
 def test_the_sampler_needs_a_fleet(config):
     with pytest.raises(ValueError, match="sampler: fleet knows devices, and there are none; allowed: with a fleet"):
         replace(config, sampler="fleet")
+
+
+def test_how_times_are_known_is_readable_on_a_narrow_terminal(config, result, tmp_path):
+    name = "boards of the second floor"
+    costs = telling(config, tmp_path, SERVER + group(name=f'"{name}"', idle_watts=2.75, busy_watts=12.25)).costs
+    own = described(costs, 0) | {"device": "one core of an AMD EPYC server", "up_mbit_s": 10_000.0}
+    console = Console(width=80, file=io.StringIO())
+    console.print(fleet_table([own]))
+    assert "measured" in console.file.getvalue()
