@@ -237,8 +237,8 @@ def _of_profile(path: Path, content: Mapping[str, Any], work_of: WorkOf) -> Iter
 
 def _of_result(path: Path, content: Mapping[str, Any], work_of: WorkOf) -> Iterator[_Found]:
     """Yield what a ``result.json`` says; see `read_profile` for the errors."""
-    latency = {phase: own for phase, own in content["latency"].items() if phase in PHASES}
-    seconds = {phase: decode(_Mean, _some(own, _Mean)).mean for phase, own in latency.items()}
+    latency = {phase: _some(own, _Mean) for phase, own in content["latency"].items() if phase in PHASES}
+    seconds = {phase: own.mean for phase, own in decode(dict[str, _Mean], latency).items()}
     energy = content["energy"] and decode(_Energy, _some(content["energy"], _Energy))
     watts = ((energy.idle_before + energy.idle_after) / 2, energy.mean_watts) if energy else None
     kind = decode(_Kind, {"device": content["board"]["model"]} | _some(content, _Kind))

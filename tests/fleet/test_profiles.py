@@ -181,7 +181,7 @@ def test_times_of_a_result_are_seconds(seconds, tmp_path):
     assert read_profile([file], _work_of_file).points[0][1]["views"] == 0.1
     latency["views"]["mean"] = seconds
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"result.json is no result or profile of pi_bench.py \(mean: .* is "):
+    with pytest.raises(ValueError, match=r"result.json is no result or profile of pi_bench.py \(views.mean: .* is "):
         read_profile([file], _work_of_file)
 
 
