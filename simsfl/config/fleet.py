@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from simsfl.system.decoding import Ordinal, Range, decode
+from simsfl.system.decoding import Count, Ordinal, Range, decode
 from simsfl.system.messages import unknown
+from simsfl.system.reading import text_of
 
 try:
     import tomllib
@@ -79,13 +81,14 @@ class Battery:
 _Rate = _Positive | Spread | Traced
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupOfDevices:
-    """Clients with the same kind of device and network; a table ``[[group]]`` of the file.
+    """Clients with the same kind of device and network; a table ``[[group]]`` of the file. It has a share, or ids.
 
     Attributes:
         name: what the group is called.
-        share: share of all clients that it has.
+        share: share that it has of all clients that are in no group by their ids; None if its own are.
+        ids: its clients, counted from 0; None if it has a share.
         device: name of a profile that comes with simsfl, or files of ``pi_bench.py``, relative to the fleet file.
         dtype: precision of the forward passes, where a profile has several; else None.
         slowdown: how many times as long its devices take as the measured one.
@@ -99,12 +102,13 @@ class GroupOfDevices:
     """
 
     name: str
-    share: Annotated[float, Range(0, 1)]
+    share: _Share | None = None
+    ids: list[Count] | None = None
     device: str | list[str]
     up_mbit_s: _Rate
     down_mbit_s: _Rate
     dtype: str | None = None
-    slowdown: _Rate = 1.0
+    slowdown: _Positive | Spread = 1.0
     latency_ms: Annotated[float, Range(0, 1e6)] = 0.0
     idle_watts: _Watts | None = None
     busy_watts: _Watts | None = None
@@ -112,6 +116,8 @@ class GroupOfDevices:
     battery: Battery | None = None
 
     def __post_init__(self) -> None:
+        if (self.share is None) == (self.ids is None):
+            raise ValueError("it has to have one of share and ids, and not both")
         if isinstance(self.available, Hourly) and len(self.available.hours) != _DAY:
             raise ValueError(f"available: hours: {len(self.available.hours)} of them; allowed: {_DAY} probabilities")
         for name in ("begins_at", "charge_hours"):
@@ -180,10 +186,10 @@ def read_fleet(path: Path) -> Fleet:
         ValueError: the file cannot be read, or something in it is not as `GroupOfDevices` and `ServerOfFleet` say.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(text_of(path))
     except OSError as error:
         raise ValueError(f"fleet: {path} cannot be read ({error.strerror}); allowed: a TOML file of devices") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter where it is nested without end
         raise ValueError(f"fleet: {path} cannot be read as TOML ({error})") from error
     try:
         return _fleet(path, content)
@@ -200,9 +206,17 @@ def _fleet(path: Path, content: Mapping[str, Any]) -> Fleet:
     if not isinstance(groups, list) or not groups:
         raise ValueError("it has no [[group]]; allowed: one or more")
     found = [_table(GroupOfDevices, table, f"group {number}") for number, table in enumerate(groups, start=1)]
+    names = [group.name for group in found]
+    for number, name in enumerate(names, start=1):
+        if name in names[: number - 1]:
+            raise ValueError(f"group {number}: name: {name!r} is that of another group, too; allowed: one of its own")
     server = _table(ServerOfFleet, content.get("server", {}), "server")
-    if not math.isclose(total := sum(group.share for group in found), 1, abs_tol=1e-6):
+    shares = [group.share for group in found if group.share is not None]
+    if shares and not math.isclose(total := sum(shares), 1, abs_tol=1e-6):
         raise ValueError(f"the groups' shares add up to {total:g}; allowed: 1")
+    ids = sorted(client for group in found for client in group.ids or ())
+    if twice := [client for client, after in pairwise(ids) if client == after]:
+        raise ValueError(f"ids: {twice[0]} is there twice; allowed: each client once")
     if (server.step_ms is None) == (server.gflop_s is None):
         raise ValueError("server: it has to have one of step_ms and gflop_s, and not both")
     return Fleet(path, found, server)

@@ -172,13 +172,32 @@ def _three(times: Times) -> tuple[float, float, float]:
 def _members(fleet: Fleet, clients: int, seed: int) -> np.ndarray:
     """Return the number of each client's group, ``[clients]`` int64.
 
-    Clients are dealt to groups at random, by an address of their own, so that groups do not depend on which images
-    clients hold. A group has its share of them, rounded so that all together are all clients.
+    Those that no group names are dealt to groups at random, by an address of their own, so that groups do not depend on
+    which images clients hold. A group has its share of them, rounded so that all together are all of them.
+
+    Raises:
+        ValueError: there is no such client as a group names, or one that is in no group.
     """
-    edges = np.rint(np.cumsum([group.share for group in fleet.groups]) * clients).astype(np.int64)
-    edges[-1] = clients
-    dealt = np.searchsorted(edges, np.arange(clients), side="right")
-    return numpy_generator(seed, Purpose.FLEET).permutation(dealt)
+    result = np.full(clients, -1)
+    for index, group in enumerate(fleet.groups):
+        own = np.array(group.ids or (), dtype=np.int64)
+        if (own >= clients).any():
+            raise ValueError(
+                f"fleet: group {group.name}: ids: {own.max()} is not among the run's clients; "
+                f"allowed: 0 to {clients - 1}"
+            )
+        result[own] = index
+    others = np.flatnonzero(result < 0)
+    sharing = [index for index, group in enumerate(fleet.groups) if group.share is not None]
+    if not sharing:
+        if len(others):
+            raise ValueError(f"fleet: ids: client {others[0]} is in no group; allowed: all, or a group with a share")
+        return result
+    edges = np.rint(np.cumsum([fleet.groups[index].share for index in sharing]) * len(others)).astype(np.int64)
+    edges[-1] = len(others)
+    dealt = np.searchsorted(edges, np.arange(len(others)), side="right")
+    result[others] = np.array(sharing)[numpy_generator(seed, Purpose.FLEET).permutation(dealt)]
+    return result
 
 
 def _by_client(values: Sequence[float | Spread | Traced], member: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from simsfl.system.reading import text_of
+
 BITS = 1e6 / 8
 """Bytes of a megabit."""
+_SLOWEST, _FASTEST = 1e-9, 1e12
+"""Mbit/s that a rate in a file may have, besides 0."""
+_SHORTEST, _LONGEST = 1e-6, 1e12
+"""Seconds that a rate holds at least, and the last second that a file may have."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def read_trace(path: Path) -> Trace:
         ValueError: the file cannot be read, or a line is something else, or times do not increase, or nothing passes.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = text_of(path).splitlines()
     except (OSError, UnicodeError) as error:
         raise ValueError(f"trace: {path} cannot be read ({error})") from error
     found = []
@@ -98,7 +104,8 @@ def read_trace(path: Path) -> Trace:
             continue
         try:
             second, rate = map(float, line.replace(",", " ").split())
-            if not (0 <= rate < np.inf and abs(second) < np.inf and (not found or second > found[-1][0])):
+            known = rate == 0 or _SLOWEST <= rate <= _FASTEST
+            if not (known and abs(second) <= _LONGEST and (not found or second - found[-1][0] >= _SHORTEST)):
                 raise ValueError
         except ValueError as error:
             raise ValueError(

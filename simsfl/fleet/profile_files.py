@@ -11,7 +11,7 @@ import numpy as np
 
 from simsfl.fleet.profiles import MEASURED, PHASES, PUBLISHED, Network, Profile, Work
 from simsfl.system.decoding import Amount, Ordinal, Range, decode, read_json
-from simsfl.system.messages import count_text, shortened, unknown
+from simsfl.system.messages import count_text, shortened, shown, unknown
 
 FORMAT = 1
 """Version of the format of profiles' files."""
@@ -120,6 +120,13 @@ class _Published:
 
 
 @dataclass(frozen=True)
+class _Mean:
+    """The part of a result's latency that a profile uses, in seconds."""
+
+    mean: Amount
+
+
+@dataclass(frozen=True)
 class _Energy:
     """The part of a result's energy that a profile uses, in watts."""
 
@@ -180,12 +187,14 @@ def read_profile(paths: Sequence[Path], work_of: WorkOf, dtype: str | None = Non
     for path in paths:
         content = read_json(path)
         try:
-            if isinstance(content, Mapping) and content.get("source") == PUBLISHED:
+            if not isinstance(content, Mapping):
+                raise ValueError(f"{shown(content)} is not an object")
+            if content.get("source") == PUBLISHED:
                 return _published(content, alone=len(paths) == 1)
-            read = _of_profile if isinstance(content, Mapping) and "profile" in content else _of_result
-            found += read(path, content, work_of)
+            found += (_of_profile if "profile" in content else _of_result)(path, content, work_of)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no result or profile of pi_bench.py ({shortened(str(error))})") from error
+            reason = f"{error} is missing" if isinstance(error, KeyError) else shortened(str(error))
+            raise ValueError(f"{path} is no result or profile of pi_bench.py ({reason})") from error
     if not found:
         raise ValueError("no file is named; allowed: one or more")
     known = dict.fromkeys(one.kind.dtype or "unknown" for one in found)
@@ -228,7 +237,8 @@ def _of_profile(path: Path, content: Mapping[str, Any], work_of: WorkOf) -> Iter
 
 def _of_result(path: Path, content: Mapping[str, Any], work_of: WorkOf) -> Iterator[_Found]:
     """Yield what a ``result.json`` says; see `read_profile` for the errors."""
-    seconds = {phase: float(own["mean"]) for phase, own in content["latency"].items() if phase in PHASES}
+    latency = {phase: _some(own, _Mean) for phase, own in content["latency"].items() if phase in PHASES}
+    seconds = {phase: own.mean for phase, own in decode(dict[str, _Mean], latency).items()}
     energy = content["energy"] and decode(_Energy, _some(content["energy"], _Energy))
     watts = ((energy.idle_before + energy.idle_after) / 2, energy.mean_watts) if energy else None
     kind = decode(_Kind, {"device": content["board"]["model"]} | _some(content, _Kind))

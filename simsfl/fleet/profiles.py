@@ -142,7 +142,10 @@ class Profile:
         if points or self.flops:
             return replace(self, points=points, of_others=all(point.named != work.named for point, _ in points))
         nearest = min((_differences(point, work) for point, _ in self.points), key=len)
-        raise ValueError(f"{'; '.join(nearest)}; allowed: a profile of the run's {', '.join(_KEPT)}")
+        raise ValueError(
+            f"{'; '.join(nearest)}; allowed: a profile of the run's {', '.join(_KEPT)}, which pi_bench.py measures "
+            "with --arch, or with --replay of a trace of the run"
+        )
 
     def times(self, work: Work) -> Times:
         """Return what the device takes for some work: as measured, scaled by `rule`, or by its published speed."""

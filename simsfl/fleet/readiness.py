@@ -11,6 +11,10 @@ from simsfl.system.randomness import Purpose, numpy_generator
 
 HOUR = 3600.0
 _DAY = 24 * HOUR
+_PAUSE = HOUR / 4
+"""Seconds between two looks at batteries that are being charged."""
+_AFTER = 1e-6
+"""Seconds after the beginning of a span at which it has begun, however the clock is rounded."""
 
 
 class Readiness:
@@ -70,6 +74,17 @@ class Readiness:
                 there = times.there(clock)[np.arange(len(self._member)) % times.lines]
                 found &= (self._member != index) | there
         return found
+
+    def next_look(self, clock: float) -> float:
+        """Return the next time, in seconds since the run began, at which more clients may have become available.
+
+        It is the beginning of an hour or of a span in a file, or the next look at batteries that are being charged.
+        """
+        ends = [clock + _PAUSE]
+        if any(isinstance(own.available, Hourly) for own in self._groups):
+            ends.append(HOUR * ((self._begin + clock) // HOUR + 1) - self._begin)
+        begins = (times.next_begin(clock) + _AFTER for times in self._times.values())
+        return max(min([*ends, *begins]), clock + _AFTER)
 
     def charged(self, joules: np.ndarray, begin: float, end: float) -> np.ndarray:
         """Return what batteries hold at the end of a span of time, ``[M]`` joules, if they had `joules` without it."""

@@ -18,8 +18,8 @@ from simsfl.fleet.readiness import HOUR, Readiness
 from simsfl.fleet.selection import Selected
 from simsfl.runs.metrics import FleetRecord, GroupStanding
 
-_PAUSE, _LONGEST = HOUR / 4, 30 * 24 * HOUR
-"""Seconds between two looks at who is available, and seconds after which the server gives up."""
+_LONGEST = 30 * 24 * HOUR
+"""Seconds after which the server gives up waiting until enough clients are available."""
 _KEPT = 4
 """Rounds whose story is kept: the latest, for the next is drawn while one trains."""
 
@@ -225,8 +225,8 @@ class Timeline:
                     f"fleet: for 30 days before round {number + 1}, fewer than {self._needed} of its clients are "
                     "available with batteries that are not too low; allowed: a fleet that has them"
                 )
-            joules = self._readiness.charged(joules, clock, clock + _PAUSE)
-            clock += _PAUSE
+            look = self._readiness.next_look(clock)
+            joules, clock = self._readiness.charged(joules, clock, look), look
         return replace(ledger, clock=clock, waited=clock - ledger.clock, joules=joules, ready=ready)
 
     def _check_deadline(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +11,8 @@ import numpy as np
 
 from simsfl.config.values import option
 from simsfl.samplers import Drawn, Sampler
+from simsfl.system.decoding import parse_json
+from simsfl.system.reading import text_of
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Times:
         result[line[(begin <= now) & (now < end)].astype(np.int64)] = True
         return result
 
+    def next_begin(self, clock: float) -> float:
+        """Return the first time after some other, in seconds, at which a span begins."""
+        later = self.spans[:, 1] - clock % self.period
+        return clock + float(np.where(later > 0, later, later + self.period).min())
+
 
 @cache
 def read_times(file: str | Path, field: str) -> Times:
@@ -87,7 +93,7 @@ def read_times(file: str | Path, field: str) -> Times:
         ValueError: the file cannot be read, or a line of it is something else, or nobody is ever available.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = text_of(Path(file)).splitlines()
     except (OSError, UnicodeError) as error:
         raise ValueError(f"{field}: {file} cannot be read ({error})") from error
     spans, period = [], 0.0
@@ -100,7 +106,7 @@ def read_times(file: str | Path, field: str) -> Times:
             ) from error
         spans += [(number, *span) for span in own]
         period = max([period, duration, *(end for _, end in own)])
-    if not period:
+    if all(begin == end for _, begin, end in spans):
         raise ValueError(f"{field}: {file} has no client that is ever available; allowed: one that has")
     return Times(np.array(spans, dtype=float).reshape(-1, 3), len(lines), period)
 
@@ -113,7 +119,7 @@ def _spans(line: str) -> tuple[_Spans, float]:
     """
     duration = 0.0
     if line.lstrip().startswith("{"):
-        own = json.loads(line)
+        own = parse_json(line)
         begins, ends = own["active"], own["inactive"]
         duration = float(own.get("duration", 0))
         pairs: list[Sequence[str | float]] = list(zip(begins, [*ends, duration][: len(begins)], strict=True))

@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from simsfl.system.messages import shortened, shown
+from simsfl.system.messages import hint, shortened, shown
 from simsfl.system.reading import open_regular
 
 T = TypeVar("T")
@@ -152,7 +152,10 @@ def _bounded(inner: _Convert, bounds: Range) -> _Convert:
 
 
 def _one_of(kinds: Sequence[Any]) -> _Convert:
-    """Return the decoder of a union; its errors are of the kind that has most of an object's fields, or the first."""
+    """Return the decoder of a union.
+
+    Its errors are of the kind that has most of an object's fields, if only nearly by name, or of the first.
+    """
     inner = [_decoder(kind) for kind in kinds]
     names = [{spec.name for spec in fields(kind)} if is_dataclass(kind) else set() for kind in kinds]
 
@@ -163,8 +166,8 @@ def _one_of(kinds: Sequence[Any]) -> _Convert:
                 return one(value)
             except Wrong as error:
                 errors.append(error)
-        given = value.keys() if isinstance(value, Mapping) else set()
-        fitting = [len(given & own) for own in names]
+        given = value if isinstance(value, Mapping) else ()
+        fitting = [sum(name in own or bool(hint(name, own)) for name in given) for own in names]
         raise errors[fitting.index(max(fitting))]
 
     return convert
@@ -211,6 +214,9 @@ def _record(kind: type) -> _Convert:
 
     def convert(value: Any) -> Any:
         entries = dict(_entries(value))
+        for name in entries:
+            if name not in inner and (near := hint(name, inner.keys() - entries.keys())):
+                raise Wrong(f"is not known{near}", name)
         for names, held, problem in ((needed, entries, "is missing"), (entries, inner, "is not known")):
             if odd := [name for name in names if name not in held]:
                 raise Wrong(problem, odd[0])

@@ -18,10 +18,19 @@ def unknown(field: str, value: str, names: Iterable[str], *, allowed: str = "", 
         also: text for what is allowed in addition.
     """
     names = list(names)
-    near = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.6)
-    hint = f" (did you mean {next(name for name in names if name.lower() == near[0])}?)" if near else ""
     choices = ", or ".join(filter(None, (allowed or ", ".join(names), also)))
-    return ValueError(f"{field}: {shortened(value)!r} is not known{hint}; allowed: {choices}")
+    return ValueError(f"{field}: {shortened(value)!r} is not known{hint(value, names)}; allowed: {choices}")
+
+
+def hint(value: str, names: Iterable[str]) -> str:
+    """Return the end of a message that suggests which of some names was meant; empty where none is near.
+
+    >>> hint("trce", ["trace", "median"])
+    ' (did you mean trace?)'
+    """
+    by_name = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(value.lower(), by_name, n=1, cutoff=0.6)
+    return f" (did you mean {by_name[near[0]]}?)" if near else ""
 
 
 @contextmanager

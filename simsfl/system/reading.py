@@ -22,6 +22,17 @@ def open_regular(path: Path) -> BinaryIO:
     return open(path, "rb", opener=_without_waiting)
 
 
+def text_of(path: Path) -> str:
+    """Return what a text file in UTF-8 holds.
+
+    Raises:
+        OSError: as `open_regular`.
+        UnicodeError: it is not UTF-8.
+    """
+    with open_regular(path) as file:
+        return file.read().decode("utf-8")
+
+
 def _without_waiting(path: str, flags: int) -> int:
     """Open a path that may have become a FIFO since it was looked at."""
     return os.open(path, flags | os.O_NONBLOCK)

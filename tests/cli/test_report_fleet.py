@@ -68,6 +68,8 @@ def test_figures_show_each_setting_in_its_colour():
     assert [line.get_xdata().tolist() for line in energy.lines] == [[0, 1.5]]
     assert len(traffic.lines) == 2
     assert len(hours.collections) == 1  # the band of two seeds
+    (below,) = drawn["fleet"][1].legends  # an axis is too narrow for it
+    assert len(below.get_texts()) == 2
     waits, absent = drawn["fleet_work"][1].axes
     widths = np.array([bar.get_width() for bar in waits.patches]).reshape(4, 2)
     assert widths.sum(axis=0) == pytest.approx([3, 6])

@@ -15,7 +15,8 @@ SERVER = "[server]\nstep_ms = 500.0\n"
 def group(**more):
     """Return a table of a fleet file."""
     fields = {"name": '"all"', "share": 1.0, "device": '"result.json"', "up_mbit_s": 1e9, "down_mbit_s": 1e9} | more
-    return "[[group]]\n" + "".join(f"{name} = {value}\n" for name, value in fields.items())
+    lines = (f"{name} = {value}\n" for name, value in fields.items() if value is not None)
+    return "[[group]]\n" + "".join(lines)
 
 
 @pytest.fixture

@@ -1,14 +1,19 @@
 """A run told for a fleet: time follows from what was measured, bytes are the run's, and mistakes are one line."""
 
+import io
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import simsfl
 from simsfl import Simulation
 from simsfl.cli.fleet import program
+from simsfl.cli.fleet.story import described
+from simsfl.cli.fleet.table import fleet_table
 from simsfl.config.fleet import read_fleet
 from simsfl.fleet.costs import Costs
 from simsfl.fleet.profiles import Profile, Times, Work
@@ -80,6 +85,16 @@ def test_groups_have_their_shares_at_random(config, result, tmp_path):
     assert len({tuple(telling(replace(config, clients=8, seed=s), tmp_path, text).costs.member) for s in range(5)}) > 1
 
 
+def test_groups_have_the_clients_that_they_name(config, result, tmp_path):
+    named = SERVER + group(share=None, ids=[5, 2]) + group(name='"c"', share=None, ids=[0])
+    both = named + group(name='"d"', share=0.4) + group(name='"e"', share=0.6)
+    found = telling(replace(config, clients=8), tmp_path, both).costs.member
+    assert found[[5, 2, 0]].tolist() == [0, 0, 1]
+    assert sorted(found.tolist()) == [0, 0, 1, 2, 2, 3, 3, 3]
+    alone = SERVER + group(share=None, ids=[0, 2]) + group(name='"f"', share=None, ids=[1, 3, 4, 5, 6, 7])
+    assert telling(replace(config, clients=8), tmp_path, alone).costs.member.tolist() == [0, 1, 0, 1, 1, 1, 1, 1]
+
+
 def test_work_that_was_not_measured_is_scaled_by_what_it_consists_of():
     work = Work(images=2, pixels=1024, forward=100, backward=200, weights=50, named={"cut_layer": 1})
     profile = Profile("a board", [(work, SECONDS)])
@@ -101,6 +116,18 @@ def test_work_that_was_not_measured_is_scaled_by_what_it_consists_of():
 WRONG = {
     "no group": (SERVER, "it has no [[group]]; allowed: one or more"),
     "shares": (SERVER + group(share=0.5), "the groups' shares add up to 0.5; allowed: 1"),
+    "neither": (SERVER + group(share=None), "group 1: it has to have one of share and ids, and not both"),
+    "both": (SERVER + group(ids=[0]), "group 1: it has to have one of share and ids, and not both"),
+    "twice": (
+        SERVER + group(share=None, ids=[0, 1]) + group(name='"b"', share=None, ids=[2, 1]),
+        "ids: 1 is there twice; allowed: each client once",
+    ),
+    "no client": (
+        SERVER + group(share=None, ids=[0, 99]),
+        "group all: ids: 99 is not among the run's clients; allowed: 0 to 7",
+    ),
+    "outside": (SERVER + group(share=None, ids=[0, 2]), "ids: client 1 is in no group; allowed: all, or a group with"),
+    "id": (SERVER + group(share=None, ids=[-1]), "group 1: ids.0: -1 is out of range"),
     "no server": (group(), "server: it has to have one of step_ms and gflop_s, and not both"),
     "unit": (SERVER + group(up_mbits=3.0), "group 1: field: 'up_mbits' is not known (did you mean up_mbit_s?)"),
     "number": (SERVER + group(latency_ms='"fast"'), "group 1: latency_ms: 'fast' is not a number"),
@@ -112,11 +139,40 @@ WRONG = {
         "group 1: battery: begins_at: [0.1, 0.2, 0.3]; allowed: two numbers",
     ),
     "battery": (SERVER + group(battery="{ hw = 5.0 }"), "group 1: battery.wh: is missing"),
+    "battery's field": (
+        SERVER + group(battery="{ wh = 5.0, stops_belw = 0.3 }"),
+        "group 1: battery.stops_belw: is not known (did you mean stops_below?)",
+    ),
+    "trace's field": (
+        SERVER + group(up_mbit_s='{ trce = "rates.txt" }'),
+        "group 1: up_mbit_s.trce: is not known (did you mean trace?)",
+    ),
+    "names": (
+        SERVER + group(share=0.5) + group(share=0.5),
+        "group 2: name: 'all' is that of another group, too; allowed: one of its own",
+    ),
+    "slowdown": (SERVER + group(slowdown='{ trace = "rates.txt" }'), "group 1: slowdown"),
+    "nested": ("a = " + 10_000 * "[", "cannot be read as TOML"),
     "trace": (SERVER + group(up_mbit_s='{ trace = "none.txt" }'), "group all: trace: "),
     "rate": (SERVER + group(up_mbit_s="{ median = 3.0 }"), "group 1: up_mbit_s.sigma: is missing"),
     "times": (SERVER + group(available='{ file = "none.txt" }'), "group all: available: file: "),
     "no result": (SERVER + group(device='"none.json"'), "group all: device: "),
 }
+
+
+@pytest.mark.parametrize("name", ["fleet.toml", "rates.txt", "times.txt"])
+def test_a_fifo_is_no_file_to_wait_for(name, config, result, tmp_path, capsys):
+    Simulation(config).save(tmp_path / "run")
+    own = group(up_mbit_s='{ trace = "rates.txt" }', available='{ file = "times.txt" }')
+    for file, text in (("fleet.toml", SERVER + own), ("rates.txt", "0 1\n1 2\n"), ("times.txt", "0-3600\n")):
+        if file == name:
+            os.mkfifo(tmp_path / file)
+        else:
+            (tmp_path / file).write_text(text)
+    assert program.main([str(tmp_path / "run"), "--fleet", str(tmp_path / "fleet.toml")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
+    assert "not a regular file" in line
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
@@ -142,6 +198,15 @@ def test_the_program_writes_tables_figure_and_json(config, result, tmp_path, cap
     assert story["evaluations"][-1]["hours"] == pytest.approx(story["hours"])
     assert sum(story["phases"].values()) == pytest.approx(3600 * story["hours"])
     assert (tmp_path / "run" / "fleet" / "fleet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_telling_a_run_for_another_fleet_leaves_what_its_clients_spent(config, result, tmp_path):
+    simsfl.run(in_fleet(config, tmp_path, rounds=1, eval_every=0), tmp_path / "run")
+    before = (tmp_path / "run" / "fleet" / "clients.csv").read_bytes()
+    (tmp_path / "other.toml").write_text(SERVER + group(slowdown=9.0))
+    assert program.main([str(tmp_path / "run"), "--fleet", str(tmp_path / "other.toml")]) == 0
+    assert (tmp_path / "run" / "fleet" / "clients.csv").read_bytes() == before
+    assert (tmp_path / "run" / "fleet" / "fleet.csv").read_bytes() != before
 
 
 def in_fleet(config, tmp_path, **more):
@@ -184,3 +249,12 @@ def test_who_misses_the_deadline_does_not_come(config, result, tmp_path):
 def test_the_sampler_needs_a_fleet(config):
     with pytest.raises(ValueError, match="sampler: fleet knows devices, and there are none; allowed: with a fleet"):
         replace(config, sampler="fleet")
+
+
+def test_how_times_are_known_is_readable_on_a_narrow_terminal(config, result, tmp_path):
+    name = "boards of the second floor"
+    costs = telling(config, tmp_path, SERVER + group(name=f'"{name}"', idle_watts=2.75, busy_watts=12.25)).costs
+    own = described(costs, 0) | {"device": "one core of an AMD EPYC server", "up_mbit_s": 10_000.0}
+    console = Console(width=80, file=io.StringIO())
+    console.print(fleet_table([own]))
+    assert "measured" in console.file.getvalue()

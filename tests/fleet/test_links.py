@@ -62,6 +62,10 @@ WRONG = {
     "words": ("0 fast\n1 2\n", "line 1 of {} is '0 fast'; allowed: seconds, which increase, and Mbit/s"),
     "backwards": ("1 2\n1 3\n", "line 2 of {} is '1 3'"),
     "negative": ("0 2\n1 -3\n", "line 2 of {} is '1 -3'"),
+    "fast": ("0 1e308\n1 2\n", "line 1 of {} is '0 1e308'"),
+    "slow": ("0 2\n1 1e-320\n", "line 2 of {} is '1 1e-320'"),
+    "far": ("-1e308 2\n1e308 2\n", "line 1 of {} is '-1e308 2'"),
+    "soon": ("0 2\n1e-300 2\n", "line 2 of {} is '1e-300 2'"),
     "short": ("0 2\n", "{} has nothing that passes; allowed: two lines or more, with rates above 0"),
     "nothing": ("0 0\n1 0\n", "{} has nothing that passes"),
 }

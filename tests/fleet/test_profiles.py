@@ -173,6 +173,25 @@ def test_files_that_are_no_profiles_say_why(tmp_path):
             read_profile([measured(tmp_path / "p.json", **more)], _work_of_file)
 
 
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), 1e300, 10**400, "0.5", True])
+def test_times_of_a_result_are_seconds(seconds, tmp_path):
+    latency = {phase: {"mean": 0.1, "median": 0.1} for phase in PHASES}
+    content = {"board": {"model": "a board"}, "trace": NETWORK | {"batch_size": 2}, "latency": latency, "energy": None}
+    (file := tmp_path / "result.json").write_text(json.dumps(content))
+    assert read_profile([file], _work_of_file).points[0][1]["views"] == 0.1
+    latency["views"]["mean"] = seconds
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"result.json is no result or profile of pi_bench.py \(views.mean: .* is "):
+        read_profile([file], _work_of_file)
+
+
+@pytest.mark.parametrize(("text", "message"), [("[]", "a list is not an object"), ("{}", "'latency' is missing")])
+def test_json_of_something_else_says_what_it_lacks(text, message, tmp_path):
+    (file := tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"result.json is no result or profile of pi_bench.py \({message}\)"):
+        read_profile([file], _work_of_file)
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_what_comes_along_can_be_read(name):
     files = files_of(name, Path())

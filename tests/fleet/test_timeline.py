@@ -70,6 +70,16 @@ def test_the_server_waits_until_enough_are_available(config, result, tmp_path):
         timeline(config, tmp_path, never.replace("share = 1.0", "share = 0.5"))
 
 
+def test_the_server_begins_when_a_short_time_of_availability_does(config, result, tmp_path):
+    (tmp_path / "times.txt").write_text("100-101,899-900\n")  # it repeats after a quarter of an hour
+    own = timeline(config, tmp_path, SERVER + group(available='{ file = "times.txt" }'))
+    assert own.before(0).clock == pytest.approx(100)
+    assert 101 < own.told(0).begin.clock + own.told(0).time.seconds < 899
+    assert own.before(1).clock == pytest.approx(899)
+    early = SERVER + "begins_at_hour = 5.95\n" + group(available=hours({6: 1}))
+    assert timeline(config, tmp_path, early).before(0).clock == pytest.approx(0.05 * HOUR)
+
+
 def test_batteries_go_down_by_what_clients_take_and_are_charged(config, result, tmp_path):
     battery = "{ wh = 0.02, begins_at = 0.9, stops_below = 0.5 }"
     own = timeline(config, tmp_path, SERVER + group(battery=battery, **WATTS))

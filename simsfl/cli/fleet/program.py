@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _JSON = "fleet.json"
 _FIGURE = "fleet.png"
-_TABLE = "clients.csv"
+_TABLE = "fleet.csv"
 
 
 def parser() -> Parser:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from simsfl.fleet.profiles import PUBLISHED
 from simsfl.system.messages import visible
 
 _SCALED = (
@@ -21,8 +22,8 @@ def fleet_table(groups: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of some groups, given what `simsfl.cli.fleet.story.described` says of each."""
     table = Table(box=SIMPLE, title="fleet")
     for column in ("group", "clients", "device", "ms a step", "from", "Mbit/s up", "down", "watts"):
-        words = column in ("group", "device", "from")
-        table.add_column(column, justify="left" if words else "right", no_wrap=column == "from")
+        justify = "left" if column in ("group", "device", "from") else "right"
+        table.add_column(column, justify=justify, min_width=len(PUBLISHED) if column == "from" else None)
     for own in groups:
         watts = own["idle_watts"], own["busy_watts"]
         power = "-" if None in watts else "{:g} to {:g}".format(*watts)

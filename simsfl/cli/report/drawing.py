@@ -23,10 +23,10 @@ def style(number: int) -> dict[str, Any]:
     return {"color": f"C{number % 10}", "linestyle": ("-", "--", "-.", ":")[number // 10 % 4], "linewidth": 1.3}
 
 
-def legend(figure: Figure, axis: Any) -> None:
-    """Show the labels of an axis in one legend: below the figure where there are several."""
+def legend(figure: Figure, axis: Any, room: int = 2) -> None:
+    """Show the labels of an axis in one legend: below the figure where there are more than it has room for."""
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    if len(handles) <= 2:
+    if len(handles) <= room:
         axis.legend(handles.values(), handles.keys(), fontsize=7)
     else:
         figure.legend(handles.values(), handles.keys(), fontsize=7, ncols=4, loc="outside lower center")

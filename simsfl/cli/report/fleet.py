@@ -71,12 +71,13 @@ def _accuracy(settings: Mapping[str, Sequence[Run]]) -> Figure:
                     kinds.add(known[label])
                 band(axis, places, replace(curve, at={places: scale * curve.at[places]}), how, label)
         axis.set_xlabel(f"{name} [{unit}]")
+        axis.locator_params(axis="x", nbins=4)
         if not drawn:
             axis.text(0.5, 0.5, "not known", ha="center", va="center", transform=axis.transAxes)
     axes[0].set_ylabel("kNN accuracy [%]")
     lines = [Line2D([], [], color="black", linestyle=_LINES[kind], label=f"times {kind}") for kind in _LINES]
     axes[0].legend(**_ABOVE, handles=[line for kind, line in zip(_LINES, lines, strict=True) if kind in kinds], ncols=3)
-    legend(figure, axes[2])
+    legend(figure, axes[2], room=1)
     return figure
 
 

@@ -102,7 +102,7 @@ class RunReader:
 def _fleet_clients(path: Path, history: History, count: int) -> FleetClients | None:
     """Return what the clients of a run have done in its fleet, if the file at `path` is of the records in `history`.
 
-    It is of others where `simsfl fleet` has told the run for another fleet, or while the run goes on.
+    It is of others while a run that was ended goes on for more rounds.
 
     Args:
         path: the table of clients, which may be missing.
