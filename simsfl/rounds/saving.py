@@ -34,8 +34,8 @@ PLACES = ("dataset", "data_dir", "aux_dataset")
 log = logging.getLogger(__name__)
 
 
-class ImagesError(ValueError):
-    """The error that the images of a run cannot be had, or are not those that it was trained on."""
+class InputsError(ValueError):
+    """The error that images or files that a run was trained with cannot be had, or that images are others."""
 
 
 def save(
@@ -132,7 +132,7 @@ def load(
         The parts with the state of the checkpoint, the progress, the checkpoint, and what was recorded of the run.
 
     Raises:
-        ImagesError: the images cannot be had, or are not those of the run.
+        InputsError: the images cannot be had, or are not those of the run; or a file of an option is gone.
         ValueError: there is no run, or no usable checkpoint.
     """
     directory = RunDirectory(path)
@@ -148,19 +148,27 @@ def load(
             raise ValueError(f"resume: {directory.start} is damaged, or was edited; allowed: as the run wrote it")
         start = load_weights(str(directory.start))
     partition = directory.read_partition(saved)
-    for name, file in saved.config.files.items():
+    try:
+        files = saved.config.files
+    except ValueError as error:
+        raise InputsError(str(error)) from error
+    for name, file in files.items():
         recorded = saved.files.get(name)
-        if recorded and Path(file).is_file() and digest(Path(file)) != recorded:
+        if recorded and not Path(file).is_file():
+            raise InputsError(
+                f"{name}: there is no file {file}, with which the run in {path} began; allowed: that file"
+            )
+        if recorded and digest(Path(file)) != recorded:
             log.warning("%s: %s has changed since the run in %s began", name, file, path)
     try:
         dataset = load_images(config) if dataset is None else dataset
     except (ValueError, OSError) as error:
         if _is_from_python(config.dataset):
-            raise ImagesError(
+            raise InputsError(
                 f"dataset: {config.dataset} was passed from Python when the run in {path} began; allowed: "
                 f"simsfl.resume({str(path)!r}, dataset=...), or --dataset with a file of the same images"
             ) from error
-        raise ImagesError(str(error)) from error
+        raise InputsError(str(error)) from error
     check_dataset(dataset)
     _check_images(path, saved, dataset)
     parts = build(config, dataset, partition=partition, choices=saved.choices, start=start, world=world)
@@ -190,9 +198,9 @@ def _is_from_python(dataset: str) -> bool:
 
 
 def _check_images(path: str | Path, saved: RunRecord, dataset: Dataset) -> None:
-    """Raise an ImagesError unless these are the images of the run; warn if files among them have changed since."""
+    """Raise an InputsError unless these are the images of the run; warn if files among them have changed since."""
     if not saved.dataset.is_of(dataset):
-        raise ImagesError(
+        raise InputsError(
             f"dataset: {dataset.name} is not what the run in {path} was trained on; allowed: the same images, by "
             "--dataset, or in Python by `dataset`"
         )

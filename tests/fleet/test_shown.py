@@ -37,7 +37,7 @@ def test_nothing_is_said_of_scaling_where_all_is_measured():
 
 
 @pytest.mark.slow
-def test_the_report_of_a_run_in_a_fleet(npz, result, tmp_path, capsys):
+def test_the_report_of_a_run_in_a_fleet(npz, result, tmp_path, capsys, caplog):
     """The slow half misses the deadline, so it is left out; that it is told for another fleet, too, changes nothing."""
     field, other, out = tmp_path / "field.toml", tmp_path / "other.toml", tmp_path / "run"
     field.write_text(SERVER + group(share=0.5) + group(name='"slow"', share=0.5, slowdown=4.0))
@@ -55,3 +55,11 @@ def test_the_report_of_a_run_in_a_fleet(npz, result, tmp_path, capsys):
         assert f"(figures/{stem}.png)" in page
     assert program.main([str(out), "--fleet", str(other)]) == 0
     assert (read_run(out, "run").fleet_clients.never == clients.never).all()
+    field.unlink()
+    caplog.clear()
+    assert report.main([str(out)]) == 0
+    (warned,) = (record.getMessage() for record in caplog.records)
+    assert warned.startswith(f"fleet: {field} cannot be read (No such file or directory)")
+    assert "(figures/fleet.png)" in (out / "report.md").read_text()
+    assert run.main(["--resume", str(out)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: fleet: {field} cannot be read")

@@ -27,7 +27,7 @@ from simsfl.cli.report.settings import counted, grouped
 from simsfl.data.views import Recipe
 from simsfl.engine.precision import arithmetic
 from simsfl.evaluation.encoding import embed
-from simsfl.rounds.saving import ImagesError
+from simsfl.rounds.saving import InputsError
 from simsfl.system.outputs import Outputs
 from simsfl.system.progress import watched
 from simsfl.system.randomness import Purpose, numpy_generator
@@ -84,7 +84,7 @@ def _of_each(runs: list[Run]) -> dict[str, tuple[str, Figure]]:
     for number, run in enumerate(watched(runs, "Drawing"), start=1):
         try:
             simulation = Simulation.load(run.path, device="auto", going_on=True)
-        except ImagesError as error:
+        except InputsError as error:
             log.warning("%s: partition, views and features of %s are left out", error, run.name)
             continue
         for problem in simulation.damaged:
