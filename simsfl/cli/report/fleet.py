@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from simsfl import Simulation
 from simsfl.cli.report import curves
 from simsfl.cli.report.curves import ENERGY, HOURS, SENT
-from simsfl.cli.report.drawing import band, legend, style, subplots
+from simsfl.cli.report.drawing import band, below, legend, style, subplots
 from simsfl.cli.report.runs import Run
 from simsfl.runs.fleet_totals import FleetClients, fared, phase_seconds, times_known
 from simsfl.ui.fleet import ENERGY_UNITS, HATCHES, TIME_UNITS, WAITS, unit_for
@@ -97,34 +97,31 @@ def _work(settings: Mapping[str, Sequence[Run]]) -> Figure:
     if known:
         _spread(axes[1], clients)
     if len(settings) > 1:
-        handles = [Patch(color=style(number)["color"], label=label) for number, label in enumerate(settings)]
-        figure.legend(handles=handles, fontsize=7, ncols=4, loc="outside lower center")
+        below(figure, {label: Patch(color=style(number)["color"]) for number, label in enumerate(settings)})
     return figure
 
 
 def _waits(axis: Any, settings: Mapping[str, Sequence[Run]]) -> None:
     """Draw the time of each setting as a bar of what everyone waited for, on average over its runs."""
-    left, labels = np.zeros(len(settings)), list(settings)
+    left = np.zeros(len(settings))
     seconds = [[phase_seconds(run.history.fleet) for run in own] or [{}] for own in settings.values()]
     hours = {phase: [np.mean([one.get(phase, 0.0) for one in own]) / 3600 for own in seconds] for phase in WAITS}
     unit, scale = unit_for(max(map(sum, zip(*hours.values(), strict=True))), TIME_UNITS)
     for phase, (name, colour) in WAITS.items():
         widths = scale * np.array(hours[phase])
         if widths.any():
-            bars = axis.barh(range(len(labels)), widths, left=left, color=colour, label=name, height=0.6)
+            bars = axis.barh(range(len(settings)), widths, left=left, color=colour, label=name, height=0.6)
             if phase == "compute":
                 for bar, own in zip(bars, settings.values(), strict=True):
                     bar.set(hatch=HATCHES[_known_least(own)], edgecolor="white")
         left += widths
-    axis.set_yticks(range(len(labels)), [_short(label) for label in labels], fontsize=7)
-    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.set(yticks=[], ylim=(len(settings) - 0.4, -0.6), xlim=(0, 1.05 * left.max() or None))
+    if len(settings) > 1:
+        for number in range(len(settings)):  # beside each bar, the colour of its setting
+            place = {"transform": axis.get_yaxis_transform(), "clip_on": False}
+            axis.plot(-0.03, number, "s", color=style(number)["color"], markersize=6, **place)
     axis.set_xlabel(f"time that all wait [{unit}] (hatched: scaled; dotted: published)", fontsize=8)
     axis.legend(**_ABOVE, ncols=len(WAITS))
-
-
-def _short(label: str, most: int = 32) -> str:
-    """Return a label on a line at the side of a bar, of a single setting without its name."""
-    return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
 def _absent(axis: Any, settings: Mapping[str, Sequence[Run]]) -> None:
