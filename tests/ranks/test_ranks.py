@@ -217,6 +217,66 @@ def test_training_that_diverges_is_said_once(tmp_path):
     assert "NonFiniteLossError" not in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [False, True], ids=["first", "later"])
+def test_a_checkpoint_that_cannot_be_written_is_said_once(begun, tmp_path):
+    argv = flags(**SMALL | {"rounds": 1, "checkpoint_every": 1, "no_feature_sharing": True})
+    assert run.main([*argv, "--out", str(tmp_path / "alone")]) == 0
+    most = max(file.stat().st_size for file in tmp_path.glob("alone/checkpoints/*.safetensors"))
+    limit = most // 1024 if begun else 8  # KiB; the last checkpoint is the largest, because clients have taken part
+    words = " ".join(f'"{word}"' for word in [*argv, "--out", tmp_path / "run"])
+    shell = f'[ $RANK = 1 ] || ulimit -f {limit}; exec "{sys.executable}" "{ROOT}/experiments/run.py" {words}'
+    done = ranks(2, "--no-python", "bash", "-c", shell)
+    (line,) = lines_of(done.stderr)
+    assert line.startswith("error: [Errno 27] File too large")
+    assert "EnforceNotMet" not in done.stderr
+    assert line.endswith(f"the last good checkpoint is kept in {tmp_path / 'run' / 'checkpoints'}") == begun
+    assert len(list(tmp_path.glob("run/checkpoints/*.safetensors"))) == begun
+
+
+FAILS = """
+import os
+from dataclasses import dataclass
+from simsfl.extend import Callback, callback, option
+
+@callback("fails")
+@dataclass
+class Fails(Callback):
+    rank: int = option(0, "The rank that fails in the second round.")
+    memory: bool = option(False, "Whether it has no memory left.")
+
+    def on_record(self, record):
+        if record.event == "round" and record.round == 2 and os.environ["RANK"] == str(self.rank):
+            raise MemoryError("there is none") if self.memory else OSError("the disk is gone")
+
+    def on_checkpoint(self, path):
+        (path / os.environ["RANK"]).touch()
+"""
+"""A plugin whose callback fails on one rank, and leaves a file with the name of each rank beside checkpoints."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "memory", "message"),
+    [
+        (0, False, "error: the disk is gone; the last good checkpoint is kept in "),
+        (1, False, "error: ranks: rank 1: the disk is gone; --resume goes on from the last checkpoint"),
+        (1, True, "error: ranks: rank 1: there is none; --resume goes on from the last checkpoint"),
+    ],
+)
+def test_what_fails_on_one_rank_is_said_once(rank, memory, message, tmp_path):
+    out, plugin = tmp_path / "run", tmp_path / "fails.py"
+    plugin.write_text(FAILS)
+    own = flags(plugin=plugin, callback="fails", **{"callback.rank": rank, "callback.memory": str(memory).lower()})
+    argv = [*flags(**SMALL, rounds=3, checkpoint_every=1, out=out), *own]
+    done = ranks(2, ROOT / "experiments" / "run.py", *argv)
+    (line,) = lines_of(done.stderr)
+    assert line.startswith(message)
+    assert "simsfl/cli/launch.py" not in done.stderr  # no traceback
+    assert (out / "checkpoints" / "round-000001-step-000000.safetensors").exists()
+    assert {"0", "1"} <= {file.name for file in out.iterdir()}
+
+
 def test_numbers_of_ranks_are_whole(monkeypatch, capsys):
     for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
