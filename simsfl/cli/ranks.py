@@ -34,6 +34,8 @@ from simsfl.system.world import ALONE, AgreedError, RankLostError, World
 log = logging.getLogger(__name__)
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the environment by which ranks find each other."""
+_PORTS = 1 << 16
+"""Numbers of a port, from 0."""
 _PATIENCE = timedelta(minutes=10)
 """How long ranks wait for each other, such as for one that writes a checkpoint to a slow disk."""
 _TURN = timedelta(seconds=5)
@@ -107,6 +109,11 @@ def _met() -> tuple[dist.Store, int, int]:
     for name in _NEEDED:
         if name != "MASTER_ADDR" and not os.environ[name].isdecimal():
             raise ValueError(f"ranks: {name} is {os.environ[name]!r}; allowed: a whole number, as torchrun sets it")
+    rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    if rank >= size:
+        raise ValueError(f"ranks: RANK is {rank}, and WORLD_SIZE {size}; allowed: ranks from 0 to WORLD_SIZE - 1")
+    if not 0 < port < _PORTS:
+        raise ValueError(f"ranks: MASTER_PORT is {port}; allowed: 1 to {_PORTS - 1}")
     end, where = (
         time.monotonic() + _PATIENCE.total_seconds(),
         f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",

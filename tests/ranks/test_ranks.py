@@ -277,12 +277,21 @@ def test_what_fails_on_one_rank_is_said_once(rank, memory, message, tmp_path):
     assert {"0", "1"} <= {file.name for file in out.iterdir()}
 
 
-def test_numbers_of_ranks_are_whole(monkeypatch, capsys):
-    for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("RANK", "x")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"RANK": "x"}, "RANK is 'x'; allowed: a whole number, as torchrun sets it"),
+        ({"RANK": "2"}, "RANK is 2, and WORLD_SIZE 2; allowed: ranks from 0 to WORLD_SIZE - 1"),
+        ({"WORLD_SIZE": "0"}, "RANK is 1, and WORLD_SIZE 0; allowed: ranks from 0 to WORLD_SIZE - 1"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999; allowed: 1 to 65535"),
+    ],
+)
+def test_numbers_of_ranks_that_cannot_be_are_refused(wrong, message, monkeypatch, capsys):
+    usual = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in (usual | wrong).items():
+        monkeypatch.setenv(name, value)
     assert run.main([]) == 2
-    assert capsys.readouterr().err == "error: ranks: RANK is 'x'; allowed: a whole number, as torchrun sets it\n"
+    assert capsys.readouterr().err == f"error: ranks: {message}\n"
 
 
 @pytest.mark.slow
