@@ -14,6 +14,7 @@ import torch
 import simsfl
 from simsfl import Simulation
 from simsfl.cli import run
+from simsfl.config.catalogue import AGGREGATIONS, DEFENCES, OBJECTIVES
 from simsfl.testing import _images
 from tests.conftest import flags
 from tests.fleet.conftest import SERVER, group
@@ -82,6 +83,13 @@ def test_all_ranks_together_compute_what_one_process_does(size, cases, tmp_path)
     apart = json.loads((tmp_path / "apart.json").read_text())
     assert set(apart) == set(cases)
     assert {case: value for case, value in apart.items() if not value < 1e-10} == {}
+
+
+def test_cases_have_all_that_is_built_in():
+    configs = [config_of(case) for case in CASES]
+    assert [name for name, kind in OBJECTIVES.items() if not any(config.goal is kind for config in configs)] == []
+    assert set(AGGREGATIONS) == {config.aggregation for config in configs}
+    assert set(DEFENCES) == {name for config in configs for name in config.defences}
 
 
 @pytest.mark.slow
