@@ -18,7 +18,7 @@ from simsfl.cli.choices import print_choices
 from simsfl.cli.flags import asked_config, config_values
 from simsfl.cli.fleet.story import described
 from simsfl.cli.fleet.table import fleet_table
-from simsfl.cli.ranks import check_same, device_for, follow
+from simsfl.cli.ranks import Follower, check_same, device_for
 from simsfl.cli.session import UNTRACED, Session
 from simsfl.config import PRECISIONS, plugins
 from simsfl.config.catalogue import TRACKERS
@@ -102,7 +102,7 @@ def launch(
             raise
         raise ValueError(f"memory: this run does not fit ({error}); allowed: a smaller network or queue") from error
     if not isinstance(session, Session):
-        return 0 if session is None else follow(session, stop)
+        return session.go() if session else 0
     if stop.received:  # an import may have swallowed the KeyboardInterrupt
         raise KeyboardInterrupt
     if timeline := session.simulation.parts.timeline:
@@ -114,7 +114,8 @@ def launch(
     except (NonFiniteLossError, OSError, ValueError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        print_error(f"{error}; the last good checkpoint is kept in {session.directory.checkpoints}")
+        if world.speaks():
+            print_error(f"{error}; the last good checkpoint is kept in {session.directory.checkpoints}")
         return 1
     if not finished:
         begin = guests.resuming() if guests else [*command("run"), *plugins.flags(), "--resume"]
@@ -143,10 +144,10 @@ def _print_trace(console: Output, recorder: Recorder | None) -> bool:
 
 def _fresh(
     arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None, world: World
-) -> Session | Simulation:
+) -> Session | Follower:
     """Set up a new run from a preset or a config file, and the flags that override it.
 
-    Of several ranks, the first has a session, and the others a simulation alone.
+    Of several ranks, the first has a session, and the others follow it.
 
     Raises:
         ValueError: the flags ask for something impossible, or the run directory is not free.
@@ -169,7 +170,11 @@ def _fresh(
     check_same(simulation)
     directory = begun(simulation, arguments.out, overwrite=arguments.overwrite)
     with world.agreeing():
-        session = simulation if world.rank else Session(simulation, directory, console, stop, recorder)
+        session = (
+            Follower(simulation, directory.path, stop)
+            if world.rank
+            else Session(simulation, directory, console, stop, recorder)
+        )
     if world.rank:
         return session
     origin = f"from {arguments.config}" if arguments.config else "by default"
@@ -197,7 +202,7 @@ def begun(simulation: Simulation, out: Path | None, *, overwrite: bool) -> RunDi
         OSError: it cannot be written.
     """
     new, world = out is None or not out.exists(), simulation.parts.world
-    directory = RunDirectory(out or "runs")  # which of several ranks the first alone has to know
+    directory = RunDirectory(out or "runs")
     with world.agreeing():
         if world.rank == 0:
             if out is None:
@@ -206,6 +211,7 @@ def begun(simulation: Simulation, out: Path | None, *, overwrite: bool) -> RunDi
             else:
                 directory.check_free(overwrite=overwrite)
             directory.clear()
+    directory = RunDirectory(world.tell(directory.path)[0])  # the one that the first rank has claimed
     try:
         simulation.save(directory.path)
     except BaseException:
@@ -218,10 +224,10 @@ def begun(simulation: Simulation, out: Path | None, *, overwrite: bool) -> RunDi
 
 def _resumed(
     arguments: argparse.Namespace, console: Output, stop: Stop, guests: Guests | None, world: World
-) -> Session | Simulation | None:
+) -> Session | Follower | None:
     """Load the run in ``--resume``; return None, and print its results, if it is finished already.
 
-    Of several ranks, the first has a session, and the others a simulation alone.
+    Of several ranks, the first has a session, and the others follow it.
 
     Raises:
         ValueError: the run cannot be resumed, or a flag contradicts its config; flags may repeat it, and say where its
@@ -250,7 +256,11 @@ def _resumed(
     with world.agreeing():
         if world.rank == 0:
             directory.reopen(profile=bool(arguments.profile))
-        session = simulation if world.rank else Session(simulation, directory, console, stop, recorder)
+        session = (
+            Follower(simulation, directory.path, stop)
+            if world.rank
+            else Session(simulation, directory, console, stop, recorder)
+        )
     if world.rank:
         return session
     why = dict.fromkeys(_CHOICES, "as configured") | {"batch_size": saved.reasons.get("batch_size", "")}

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.runs.metrics import RankStatus, Record, RoundRecord, StepRecord
 from simsfl.runs.records import lasting, sources
 from simsfl.simulation import Simulation
+from simsfl.system.memory import is_out_of_memory
 from simsfl.system.programs import ranks
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
@@ -32,6 +34,8 @@ from simsfl.system.world import ALONE, AgreedError, RankLostError, World
 log = logging.getLogger(__name__)
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the environment by which ranks find each other."""
+_PORTS = 1 << 16
+"""Numbers of a port, from 0."""
 _PATIENCE = timedelta(minutes=10)
 """How long ranks wait for each other, such as for one that writes a checkpoint to a slow disk."""
 _TURN = timedelta(seconds=5)
@@ -73,7 +77,7 @@ def joined(stop: Stop) -> Iterator[World]:
             dist.destroy_process_group()
         except RankLostError as error:
             sys.stdout, sys.stderr = streams
-            if error.first:
+            if error.first and world.speaks():
                 print_error(f"ranks: {error}; --resume goes on from the last checkpoint, on any number of ranks")
             leave(1, world)
         except KeyboardInterrupt:
@@ -105,6 +109,11 @@ def _met() -> tuple[dist.Store, int, int]:
     for name in _NEEDED:
         if name != "MASTER_ADDR" and not os.environ[name].isdecimal():
             raise ValueError(f"ranks: {name} is {os.environ[name]!r}; allowed: a whole number, as torchrun sets it")
+    rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    if rank >= size:
+        raise ValueError(f"ranks: RANK is {rank}, and WORLD_SIZE {size}; allowed: ranks from 0 to WORLD_SIZE - 1")
+    if not 0 < port < _PORTS:
+        raise ValueError(f"ranks: MASTER_PORT is {port}; allowed: 1 to {_PORTS - 1}")
     end, where = (
         time.monotonic() + _PATIENCE.total_seconds(),
         f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
@@ -220,21 +229,40 @@ class Stopwatch:
         return self._simulation.progress.seconds, self._simulation.parts.world.seconds
 
 
-def follow(simulation: Simulation, stop: Stop) -> int:
-    """Train as the first rank does in a `simsfl.cli.session.Session`, without output; return the exit code."""
-    stop.patient = True
-    nowhere, stopwatch = Path(), Stopwatch(simulation)  # the first rank knows where
-    try:
-        for record in simulation.train():
-            stopwatch.see(record)
-            if is_checkpoint_due(simulation, record):
-                simulation.save(nowhere)
-            if stops_after(simulation, record, stop):
-                simulation.save(nowhere)
-                return 128 + stop.received
-    except NonFiniteLossError:  # the loss is that of all ranks, and the first one says it
-        return 1
-    return 0
+@dataclass(frozen=True)
+class Follower:
+    """A rank that trains as the first does in a `simsfl.cli.session.Session`, without output."""
+
+    simulation: Simulation
+    """The simulation of this rank."""
+    directory: Path
+    """The run directory, into which the first rank writes."""
+    stop: Stop
+    """Says when the user wants the run to end."""
+
+    def go(self) -> int:
+        """Train to the end, or until the user stops the run; return the exit code.
+
+        Raises:
+            RankLostError: this rank alone cannot go on.
+        """
+        simulation, stop = self.simulation, self.stop
+        stop.patient, stopwatch = True, Stopwatch(simulation)
+        try:
+            for record in simulation.train():
+                stopwatch.see(record)
+                if is_checkpoint_due(simulation, record):
+                    simulation.save(self.directory)
+                if stops_after(simulation, record, stop):
+                    simulation.save(self.directory)
+                    return 128 + stop.received
+        except (NonFiniteLossError, AgreedError):  # all ranks have it, and the first one says it
+            return 1
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            raise RankLostError(f"rank {simulation.parts.world.rank}: {error}", first=True) from error
+        return 0
 
 
 def leave(code: int, world: World) -> int:

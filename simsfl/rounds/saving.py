@@ -26,7 +26,7 @@ from simsfl.setup.defaults import with_possible_precision
 from simsfl.setup.parts import Parts, build, load_images
 from simsfl.setup.weights import load_weights
 from simsfl.system.files import digest
-from simsfl.system.tensor_file import Rows, blocks_of, open_tensors
+from simsfl.system.tensor_file import Once, Rows, blocks_of, open_tensors
 from simsfl.system.world import ALONE, World
 
 PLACES = ("dataset", "data_dir", "aux_dataset")
@@ -67,11 +67,17 @@ def save(
     if not _are_finite(tensors):
         where = progress.round_index, progress.step_index
         raise NonFiniteLossError.of("weights are not finite", *where, parts.config)
-    with parts.world.agreeing():  # so that none goes on if the first cannot write
-        if parts.world.rank == 0:
+    world = parts.world
+    with world.agreeing():  # so that none goes on if the first cannot write
+        if world.alone:
             _write(path, parts, progress, tensors, timed, metrics, given)
-        else:
-            for tensor in tensors.values():
+            return
+        once = {name: Once(tensor) if isinstance(tensor, Rows) else tensor for name, tensor in tensors.items()}
+        try:
+            if world.rank == 0:
+                _write(path, parts, progress, once, timed, metrics, given)
+        finally:  # each rank reads all blocks, because all do so together: also those that the first cannot write
+            for tensor in once.values():
                 deque(blocks_of(tensor), maxlen=0)
 
 
@@ -79,7 +85,7 @@ def _write(
     path: str | Path,
     parts: Parts,
     progress: Progress,
-    tensors: Mapping[str, Tensor | Rows],
+    tensors: Mapping[str, Tensor | Rows | Once],
     timed: Timed,
     metrics: Extent,
     given: Iterable[object],

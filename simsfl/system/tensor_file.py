@@ -68,19 +68,34 @@ class Rows:
             self.done()
 
 
+class Once:
+    """Rows that are read once: whoever asks for their blocks gets those that are left.
+
+    Args:
+        rows: the rows.
+    """
+
+    def __init__(self, rows: Rows):
+        self.shape, self.dtype, self._left = rows.shape, rows.dtype, rows.blocks()
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Return the blocks that nobody has read yet."""
+        return self._left
+
+
 def rows_in_block(tensor: Tensor) -> int:
     """Return how many rows of a tensor make a block, at least 1."""
     return max(1, _BLOCK_BYTES // max(1, tensor[:1].nbytes))
 
 
-def blocks_of(tensor: Tensor | Rows) -> Iterator[Tensor]:
-    """Return the blocks of `Rows`, or a tensor as a single block."""
-    return tensor.blocks() if isinstance(tensor, Rows) else iter([tensor])
+def blocks_of(tensor: Tensor | Rows | Once) -> Iterator[Tensor]:
+    """Return the blocks of rows, or a tensor as a single block."""
+    return iter([tensor]) if isinstance(tensor, Tensor) else tensor.blocks()
 
 
 def write_tensors(
     path: Path,
-    tensors: Mapping[str, Tensor | Rows],
+    tensors: Mapping[str, Tensor | Rows | Once],
     metadata: dict[str, str] | None = None,
     seal: str | None = None,
 ) -> str:

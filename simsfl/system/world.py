@@ -21,10 +21,10 @@ _NOTE_SECONDS = 5.0
 
 
 class RankLostError(Exception):
-    """The error that a rank has ended, so that the others cannot go on; the message names it.
+    """The error that a rank has ended or cannot go on, and so the others cannot either; the message names it.
 
     Attributes:
-        first: whether this rank is the first of those that are left.
+        first: whether this rank is the one to say it: the one that cannot go on, or the first of those that are left.
     """
 
     def __init__(self, message: str, *, first: bool):

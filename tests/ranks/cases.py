@@ -30,7 +30,12 @@ CASES = {
     "proximal": {"proximal": 0.1},
     "mixing": {"divergence_tau": 0.5, "measure_divergence": True},
     "noise": {"defence": "gaussian"},
+    "Laplacian noise, clipped": {"defence": "laplacian+clip"},
     "NoPeek": {"defence": "nopeek", "batch_size": 4},
+    "int8": {"defence": "int8"},
+    "fp16": {"defence": "fp16"},
+    "top-k, absent": ABSENT | {"defence": "top-k"},
+    "TAResSFL": {"defence": "taressfl", "ressfl_lambda": 1.0},
     "SimCLR": {"objective": "simclr"},
     "BYOL": {"objective": "byol", "head": "mlp"},
     "SimSiam": {"objective": "simsiam", "head": "mlp"},
@@ -43,6 +48,7 @@ CASES = {
     "federated": FEDERATED | {"method": "federated"},
     "FL-BYOL": FEDERATED | {"method": "fl-byol"},
     "in a fleet": {"fleet": str(Path(__file__).parent / "fleet.toml"), "over_select": 1.5, "sampler": "fleet"},
+    "FedEMA": FEDERATED | {"method": "fl-byol", "divergence_tau": 0.5},
     "FL-MoCo, absent": FEDERATED | ABSENT | {"method": "fl-moco"},
 }
 """What differs from `SIZE`, by name."""

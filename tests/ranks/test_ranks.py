@@ -14,6 +14,7 @@ import torch
 import simsfl
 from simsfl import Simulation
 from simsfl.cli import run
+from simsfl.config.catalogue import AGGREGATIONS, DEFENCES, OBJECTIVES
 from simsfl.testing import _images
 from tests.conftest import flags
 from tests.fleet.conftest import SERVER, group
@@ -82,6 +83,13 @@ def test_all_ranks_together_compute_what_one_process_does(size, cases, tmp_path)
     apart = json.loads((tmp_path / "apart.json").read_text())
     assert set(apart) == set(cases)
     assert {case: value for case, value in apart.items() if not value < 1e-10} == {}
+
+
+def test_cases_have_all_that_is_built_in():
+    configs = [config_of(case) for case in CASES]
+    assert [name for name, kind in OBJECTIVES.items() if not any(config.goal is kind for config in configs)] == []
+    assert set(AGGREGATIONS) == {config.aggregation for config in configs}
+    assert set(DEFENCES) == {name for config in configs for name in config.defences}
 
 
 @pytest.mark.slow
@@ -217,12 +225,81 @@ def test_training_that_diverges_is_said_once(tmp_path):
     assert "NonFiniteLossError" not in done.stderr
 
 
-def test_numbers_of_ranks_are_whole(monkeypatch, capsys):
-    for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("RANK", "x")
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [False, True], ids=["first", "later"])
+def test_a_checkpoint_that_cannot_be_written_is_said_once(begun, tmp_path):
+    argv = flags(**SMALL | {"rounds": 1, "checkpoint_every": 1, "no_feature_sharing": True})
+    assert run.main([*argv, "--out", str(tmp_path / "alone")]) == 0
+    most = max(file.stat().st_size for file in tmp_path.glob("alone/checkpoints/*.safetensors"))
+    limit = most // 1024 if begun else 8  # KiB; the last checkpoint is the largest, because clients have taken part
+    words = " ".join(f'"{word}"' for word in [*argv, "--out", tmp_path / "run"])
+    shell = f'[ $RANK = 1 ] || ulimit -f {limit}; exec "{sys.executable}" "{ROOT}/experiments/run.py" {words}'
+    done = ranks(2, "--no-python", "bash", "-c", shell)
+    (line,) = lines_of(done.stderr)
+    assert line.startswith("error: [Errno 27] File too large")
+    assert "EnforceNotMet" not in done.stderr
+    assert line.endswith(f"the last good checkpoint is kept in {tmp_path / 'run' / 'checkpoints'}") == begun
+    assert len(list(tmp_path.glob("run/checkpoints/*.safetensors"))) == begun
+
+
+FAILS = """
+import os
+from dataclasses import dataclass
+from simsfl.extend import Callback, callback, option
+
+@callback("fails")
+@dataclass
+class Fails(Callback):
+    rank: int = option(0, "The rank that fails in the second round.")
+    memory: bool = option(False, "Whether it has no memory left.")
+
+    def on_record(self, record):
+        if record.event == "round" and record.round == 2 and os.environ["RANK"] == str(self.rank):
+            raise MemoryError("there is none") if self.memory else OSError("the disk is gone")
+
+    def on_checkpoint(self, path):
+        (path / os.environ["RANK"]).touch()
+"""
+"""A plugin whose callback fails on one rank, and leaves a file with the name of each rank beside checkpoints."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "memory", "message"),
+    [
+        (0, False, "error: the disk is gone; the last good checkpoint is kept in "),
+        (1, False, "error: ranks: rank 1: the disk is gone; --resume goes on from the last checkpoint"),
+        (1, True, "error: ranks: rank 1: there is none; --resume goes on from the last checkpoint"),
+    ],
+)
+def test_what_fails_on_one_rank_is_said_once(rank, memory, message, tmp_path):
+    out, plugin = tmp_path / "run", tmp_path / "fails.py"
+    plugin.write_text(FAILS)
+    own = flags(plugin=plugin, callback="fails", **{"callback.rank": rank, "callback.memory": str(memory).lower()})
+    argv = [*flags(**SMALL, rounds=3, checkpoint_every=1, out=out), *own]
+    done = ranks(2, ROOT / "experiments" / "run.py", *argv)
+    (line,) = lines_of(done.stderr)
+    assert line.startswith(message)
+    assert "simsfl/cli/launch.py" not in done.stderr  # no traceback
+    assert (out / "checkpoints" / "round-000001-step-000000.safetensors").exists()
+    assert {"0", "1"} <= {file.name for file in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"RANK": "x"}, "RANK is 'x'; allowed: a whole number, as torchrun sets it"),
+        ({"RANK": "2"}, "RANK is 2, and WORLD_SIZE 2; allowed: ranks from 0 to WORLD_SIZE - 1"),
+        ({"WORLD_SIZE": "0"}, "RANK is 1, and WORLD_SIZE 0; allowed: ranks from 0 to WORLD_SIZE - 1"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999; allowed: 1 to 65535"),
+    ],
+)
+def test_numbers_of_ranks_that_cannot_be_are_refused(wrong, message, monkeypatch, capsys):
+    usual = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in (usual | wrong).items():
+        monkeypatch.setenv(name, value)
     assert run.main([]) == 2
-    assert capsys.readouterr().err == "error: ranks: RANK is 'x'; allowed: a whole number, as torchrun sets it\n"
+    assert capsys.readouterr().err == f"error: ranks: {message}\n"
 
 
 @pytest.mark.slow

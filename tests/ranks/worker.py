@@ -53,7 +53,7 @@ def apart(case, world):
     assert list(tensors) == list(our_tensors)
     assert len(numbers(records)) == len(numbers(our_records))
     pairs = [(tensor, our_tensors[name]) for name, tensor in tensors.items()]
-    pairs.append((torch.tensor(numbers(records)), torch.tensor(numbers(our_records))))
+    pairs.append(tuple(torch.tensor(numbers(some), dtype=torch.float64) for some in (records, our_records)))
     assert all(a.shape == b.shape for a, b in pairs)
     return max(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())
 
