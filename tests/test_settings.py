@@ -139,6 +139,7 @@ def test_any_settings_train_or_are_refused(values, pictures):
     trains(values, pictures)
 
 
+@pytest.mark.slow
 def test_every_pair_of_settings_trains_or_is_refused(pictures):
     """Each pair of unusual values is tried, among as many other unusual values as are allowed with it."""
     rng = Random(0)
