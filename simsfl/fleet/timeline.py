@@ -6,6 +6,7 @@ while a run trains, and again at any time later.
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from simsfl.fleet.readiness import HOUR, Readiness
 from simsfl.fleet.selection import Selected
 from simsfl.runs.metrics import FleetRecord, GroupStanding
 
+log = logging.getLogger(__name__)
 _LONGEST = 30 * 24 * HOUR
 """Seconds after which the server gives up waiting until enough clients are available."""
 _KEPT = 4
@@ -110,6 +112,12 @@ class Timeline:
         nothing = np.zeros(len(costs.member), np.int64)
         start = Ledger(0.0, 0.0, self._readiness.first, nothing, nothing.astype(bool))
         self._needed = min(costs.fleet.server.waits_for, len(costs.member))
+        if self._needed < costs.fleet.server.waits_for:
+            log.warning(
+                "fleet: waits_for is %d, and there are %d clients, so the server waits for all of them",
+                costs.fleet.server.waits_for,
+                self._needed,
+            )
         self._first = self._waited(start, 0)
         self._ledgers, self._told = {0: self._first}, dict[int, ToldRound]()
         self.attendance = attendance

@@ -70,6 +70,13 @@ def test_the_server_waits_until_enough_are_available(config, result, tmp_path):
         timeline(config, tmp_path, never.replace("share = 1.0", "share = 0.5"))
 
 
+def test_the_server_cannot_wait_for_more_clients_than_there_are(config, result, tmp_path, caplog):
+    text = SERVER + "waits_for = 99\n" + group(available=hours({6: 1}))
+    assert timeline(config, tmp_path, text).record(0).phases["away"] == 6 * HOUR
+    (warned,) = (record.getMessage() for record in caplog.records)
+    assert warned == "fleet: waits_for is 99, and there are 12 clients, so the server waits for all of them"
+
+
 def test_the_server_begins_when_a_short_time_of_availability_does(config, result, tmp_path):
     (tmp_path / "times.txt").write_text("100-101,899-900\n")  # it repeats after a quarter of an hour
     own = timeline(config, tmp_path, SERVER + group(available='{ file = "times.txt" }'))
