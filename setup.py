@@ -64,7 +64,7 @@ setup(
         "torchvision>=0.21",
         "numpy>=1.26",
         "rich>=13.9",
-        "safetensors>=0.4.3",
+        "safetensors>=0.4.4",  # earlier ones write metadata alone in a broken header
         "matplotlib>=3.8",
         "plotly>=6.1",  # charts of report.html
         "jinja2>=3.1",  # pages for a browser
