@@ -5,10 +5,10 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DATASETS = ["datasets>=4"]
-SWEEP = ["optuna>=4", "submitit>=1.5"]
+SWEEP = ["optuna>=4", "submitit>=1.5.4"]
 DEVICE = ["pyzmq>=25", "smbus2>=0.4"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "nbconvert>=7.16", "ipykernel>=6.29"]
-TRACK = ["tensorboard>=2.16", "wandb>=0.18", "mlflow>=2.16"]
+TRACK = ["tensorboard>=2.16.2", "wandb>=0.18", "mlflow>=2.16"]
 TEST = [
     "build>=1.2",
     "mypy>=1.14",
@@ -63,7 +63,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=1.26",
-        "rich>=13.9",
+        "rich>=14.3",
         "safetensors>=0.4.4",  # earlier ones write metadata alone in a broken header
         "matplotlib>=3.8",
         "plotly>=6.1",  # charts of report.html

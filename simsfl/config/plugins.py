@@ -245,8 +245,17 @@ def _version_of(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        versions = {metadata.version(name) for name in metadata.packages_distributions().get(package, ())}
+        versions = {metadata.version(name) for name in _distributions_of(package)}
         return versions.pop() if len(versions) == 1 else None
+
+
+def _distributions_of(package: str) -> list[str]:
+    """Return the names of the distributions that install a package."""
+    if named := metadata.packages_distributions().get(package):
+        return named
+    # Python 3.10 looks into no list of files
+    having = (own for own in metadata.distributions() if any(file.parts[0] == package for file in own.files or ()))
+    return [own.metadata["Name"] for own in having]
 
 
 def _sha256_of(files: Iterable[Path]) -> str:

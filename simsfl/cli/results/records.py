@@ -29,7 +29,7 @@ _HOW = (
 )
 """Fields of the config that do not change what is learnt, apart from rounding, or that another field says."""
 
-Settings = dict[str, "bool | int | float | str | None"]
+Settings = dict[str, bool | int | float | str | None]
 
 
 @dataclass(frozen=True)
