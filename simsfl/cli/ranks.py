@@ -195,9 +195,10 @@ def stops_after(simulation: Simulation, record: Record, stop: Stop) -> bool:
         may_save = record.step == simulation.progress.step_index  # the state is the one right after the record
     else:
         may_save = isinstance(record, RoundRecord)
-    if may_save and (number := simulation.parts.world.largest(stop.received or 0)):
+    number = simulation.parts.world.largest(stop.received or 0) if may_save else 0
+    if number:
         stop.received = signal.Signals(number)  # also if it came to another rank
-    return may_save and bool(stop.received)
+    return bool(number)  # what all ranks know: a signal that has come meanwhile counts the next time
 
 
 class Stopwatch:

@@ -6,6 +6,8 @@ from rank to rank. All ranks have to call the methods that do so in the same ord
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +54,8 @@ class World:
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None):
         self.rank, self.size, self._store = rank, size, store
         self.seconds, self.bytes = 0.0, 0
+        if store:
+            store.set(f"process/{rank}", f"{platform.node()} {os.getpid()}")
 
     @property
     def alone(self) -> bool:
@@ -204,16 +208,31 @@ class World:
         self.bytes += size
 
     def _lost(self) -> list[int]:
-        """Return the ranks that no longer leave notes."""
+        """Return the ranks that leave no notes, apart from those that are known to run.
+
+        A rank that waits for this one leaves its note only once this one has ended.
+        """
         notes = [f"alive/{rank}" for rank in range(self.size)]
         try:
             self._store.set(notes[self.rank], "yes")
             end = time.monotonic() + _NOTE_SECONDS
             while time.monotonic() < end and not self._store.check(notes):
                 time.sleep(0.1)
-            return [rank for rank, note in enumerate(notes) if not self._store.check([note])]
+            silent = [rank for rank, note in enumerate(notes) if not self._store.check([note])]
+            return [rank for rank in silent if not self._runs(rank)]
         except RuntimeError:  # the store has ended with the rank that kept it
             return [0]
+
+    def _runs(self, rank: int) -> bool:
+        """Return whether the process of a rank is on this machine, and runs."""
+        machine, _, process = self._store.get(f"process/{rank}").decode().rpartition(" ")
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # it is there, and somebody else's
+            pass
+        return machine == platform.node()
 
 
 ALONE = World()

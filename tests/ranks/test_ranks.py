@@ -2,19 +2,26 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import simsfl
 from simsfl import Simulation
 from simsfl.cli import run
+from simsfl.cli.ranks import stops_after
 from simsfl.config.catalogue import AGGREGATIONS, DEFENCES, OBJECTIVES
+from simsfl.runs.metrics import RoundRecord
+from simsfl.system.world import RankLostError, World
 from simsfl.testing import _images
 from tests.conftest import flags
 from tests.fleet.conftest import SERVER, group
@@ -61,6 +68,17 @@ def ranks(size, *argv):
     return subprocess.run(
         torchrun(size, *argv), env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+@contextmanager
+def running(words, **streams):
+    """Return a context with a process, which is ended with its ranks if a test fails inside."""
+    with subprocess.Popen(words, env=ENVIRONMENT, cwd=ROOT, text=True, **streams) as process:
+        try:
+            yield process
+        except BaseException:
+            process.terminate()  # torchrun kills ranks that do not end
+            raise
 
 
 def lines_of(text):
@@ -125,7 +143,7 @@ def process_of(rank, parent):
 def test_a_rank_that_ends_is_named_and_the_checkpoint_stays(tmp_path):
     out = tmp_path / "run"
     argv = [ROOT / "experiments" / "run.py", *flags(**SMALL, rounds=1000, checkpoint_every=1, out=out)]
-    with subprocess.Popen(torchrun(3, *argv), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as started:
+    with running(torchrun(3, *argv), stderr=subprocess.PIPE) as started:
         metrics = out / "metrics.jsonl"
         while not (metrics.exists() and '"round": 2' in metrics.read_text()):
             time.sleep(0.2)
@@ -138,13 +156,41 @@ def test_a_rank_that_ends_is_named_and_the_checkpoint_stays(tmp_path):
     assert Simulation.load(out).progress.round_index >= 1
 
 
+def test_a_rank_that_is_silent_because_it_waits_is_not_taken_for_one_that_ended(monkeypatch):
+    monkeypatch.setattr("simsfl.system.world._NOTE_SECONDS", 0.2)
+    store, ended = dist.HashStore(), subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for rank, process in ((0, os.getpid()), (2, ended.pid)):
+        store.set(f"process/{rank}", f"{platform.node()} {process}")
+
+    def lost():
+        raise RuntimeError("connection closed by peer")
+
+    with pytest.raises(RankLostError, match=r"^rank 2 ended, and the others cannot go on without it$") as found:
+        World(1, 3, store)._told(0, lost)
+    assert not found.value.first
+
+
+def test_a_signal_that_comes_while_ranks_agree_counts_the_next_time():
+    """Otherwise one rank would save what it has while the others go on, and all would wait for each other."""
+    stop = SimpleNamespace(received=None)
+
+    def largest(number):
+        stop.received = signal.SIGTERM
+        return number
+
+    simulation = SimpleNamespace(parts=SimpleNamespace(world=SimpleNamespace(largest=largest)))
+    record = RoundRecord(1, 0.5, 50.0, 0.1, 0, 0, "A", 0)
+    assert not stops_after(simulation, record, stop)
+    assert stops_after(simulation, record, stop)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to_all", [True, False])
 def test_a_signal_saves_once_and_the_run_goes_on_alone(to_all, tmp_path):
     out = tmp_path / "run"
     argv = [ROOT / "experiments" / "run.py", *flags(**SMALL, rounds=3, out=out, track="csv")]
-    how = {"env": ENVIRONMENT, "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(torchrun(2, *argv), **how) as started:
+    with running(torchrun(2, *argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
         metrics = out / "metrics.jsonl"
         while not (metrics.exists() and '"step": 3' in metrics.read_text()):
             time.sleep(0.05)
