@@ -170,12 +170,8 @@ def _fresh(
     check_same(simulation)
     directory = begun(simulation, arguments.out, overwrite=arguments.overwrite)
     with world.agreeing():
-        session = (
-            Follower(simulation, directory.path, stop)
-            if world.rank
-            else Session(simulation, directory, console, stop, recorder)
-        )
-    if world.rank:
+        session = _taking_part(simulation, directory, console, stop, recorder)
+    if isinstance(session, Follower):
         return session
     origin = f"from {arguments.config}" if arguments.config else "by default"
     asked = {name: f"--{name}" if hasattr(arguments, name) else origin for name in _CHOICES}
@@ -187,6 +183,15 @@ def _fresh(
         asked["precision"] = simulation.parts.reasons["precision"]
     _announce(session, asked | {"preset": why, "batch_size": simulation.parts.reasons.get("batch_size", "")})
     return session
+
+
+def _taking_part(
+    simulation: Simulation, directory: RunDirectory, console: Output, stop: Stop, recorder: Recorder | None
+) -> Session | Follower:
+    """Return the session of the first rank, and of the others what follows it."""
+    if simulation.parts.world.rank:
+        return Follower(simulation, directory.path, stop)
+    return Session(simulation, directory, console, stop, recorder)
 
 
 def begun(simulation: Simulation, out: Path | None, *, overwrite: bool) -> RunDirectory:
@@ -256,12 +261,8 @@ def _resumed(
     with world.agreeing():
         if world.rank == 0:
             directory.reopen(profile=bool(arguments.profile))
-        session = (
-            Follower(simulation, directory.path, stop)
-            if world.rank
-            else Session(simulation, directory, console, stop, recorder)
-        )
-    if world.rank:
+        session = _taking_part(simulation, directory, console, stop, recorder)
+    if isinstance(session, Follower):
         return session
     why = dict.fromkeys(_CHOICES, "as configured") | {"batch_size": saved.reasons.get("batch_size", "")}
     if simulation.config.precision != saved.config.precision:

@@ -159,6 +159,8 @@ def device_for(name: str, world: World) -> str:
 def check_same(simulation: Simulation) -> None:
     """Raise an AgreedError if what the ranks are about to train differs."""
     world, config, state = simulation.parts.world, simulation.config, simulation.state
+    if world.alone:
+        return
     plugins, files = sources(config)
     weights = torch.cat([state.server.online, state.clients.online]).detach().cpu()
     mine = {

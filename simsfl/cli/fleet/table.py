@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from simsfl.fleet.profiles import PUBLISHED
+from simsfl.fleet.profiles import PUBLISHED, SCALED
 from simsfl.system.messages import visible
 
 _SCALED = (
@@ -36,7 +36,7 @@ def fleet_table(groups: Sequence[Mapping[str, Any]]) -> Table:
             *("-" if own[name] is None else f"{own[name]:,.1f}" for name in ("up_mbit_s", "down_mbit_s")),
             power,
         )
-    if any(own["times"] == "scaled" for own in groups):
+    if any(own["times"] == SCALED for own in groups):
         table.caption = _SCALED
     return table
 
@@ -44,4 +44,4 @@ def fleet_table(groups: Sequence[Mapping[str, Any]]) -> Table:
 def _origin(group: Mapping[str, Any]) -> str:
     """Return where the time of a group's step comes from; see `_SCALED`."""
     known, error = group["times"], group["scaling_error"]
-    return known if known != "scaled" or error is None else f"scaled ({100 * error:.0f} %)"
+    return known if known != SCALED or error is None else f"scaled ({100 * error:.0f} %)"
