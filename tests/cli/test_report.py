@@ -107,17 +107,24 @@ def test_seeds_of_a_setting_are_a_curve_with_a_band_and_a_row():
     ]
 
 
+def _follows(rate, name, clients_have=None):
+    """Return a run whose clients have a rate of their own, or one that follows from the server's by rule."""
+    run = _made(0, [1.0, 1.0], (1, 1), lr=rate, client_lr=rate if clients_have is None else clients_have)
+    return replace(run, by_rule=("client_lr",) if clients_have is None else (), name=name)
+
+
+def _names(*runs):
+    """Return the names of the runs of each setting, by its label."""
+    return {label: [run.name for run in own] for label, own in grouped(runs).items()}
+
+
 def test_names_have_what_users_set_alone():
     """The rate of clients follows from the server's by rule, and one seed twice is no repetition."""
-    runs = [
-        replace(_made(0, [1.0, 1.0], (1, 1), lr=rate, client_lr=rate), by_rule=("client_lr",), name=name)
-        for rate, name in ((0.1, "a"), (0.2, "b"), (0.2, "c"))
-    ]
-    assert {label: [run.name for run in own] for label, own in grouped(runs).items()} == {
-        "lr 0.1": ["a"],
-        "lr 0.2, b": ["b"],
-        "lr 0.2, c": ["c"],
-    }
+    first, *others = _follows(0.1, "a"), _follows(0.2, "b"), _follows(0.2, "c")
+    assert _names(first, *others) == {"lr 0.1": ["a"], "lr 0.2, b": ["b"], "lr 0.2, c": ["c"]}
+    frozen = _follows(0.1, "d", clients_have=0.0)
+    assert _names(first, others[0], frozen) == {"lr 0.1": ["a"], "lr 0.2": ["b"], "lr 0.1, client lr 0": ["d"]}
+    assert _names(first, frozen) == {"client lr 0.1": ["a"], "client lr 0": ["d"]}
 
 
 def test_unique_names():

@@ -89,31 +89,51 @@ def seeds_text(runs: Sequence[Run]) -> str:
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return the runs of each setting, by a text that says in what it differs from the others.
 
-    The text has only fields that users have set, as long as these tell the settings apart: a rate of clients that
-    follows from the server's is not named beside it. Where a setting has one seed twice, its runs are no repetitions,
-    and each stands for itself under its own name.
+    Where a setting has one seed twice, its runs are no repetitions, and each stands for itself under its own name.
     """
     keys = [setting(run.config) for run in runs]
     names = [name for name in dict.fromkeys(name for key in keys for name in key) if _differs(keys, name)]
-    asked = [name for name in names if not all(name in run.by_rule for run in runs)]
-    shown = asked if len(_apart(keys, asked)) == len(_apart(keys, names)) else names
     together: dict[tuple, list[Run]] = {}
     for run, key in zip(runs, keys, strict=True):
         together.setdefault(tuple(str(key.get(name)) for name in names), []).append(run)
+    if len(together) == 1 and (len(runs) == 1 or len({run.config["seed"] for run in runs}) == len(runs)):
+        return {runs[0].name if len(runs) == 1 else f"{len(runs)} seeds": list(runs)}
     found: dict[str, list[Run]] = {}
-    for own in together.values():
-        key = setting(own[0].config)
-        words = ", ".join(filter(None, (_text(name, key[name]) for name in shown if name in key)))
-        label = words or (f"no {_words(shown[0])}" if len(shown) == 1 else "none of these")
-        if label in found:  # what differs has the same text, such as two files of one name
-            label = next(other for i in count(2) if (other := f"{label} ({i})") not in found)
+    for label, own in zip(_labels(list(together.values()), names), together.values(), strict=True):
         if len({run.config["seed"] for run in own}) < len(own):
-            found |= {", ".join([*[label] * (len(together) > 1), run.name]): [run] for run in own}
-        elif len(together) == 1:
-            found[own[0].name if len(own) == 1 else f"{len(own)} seeds"] = own
+            found |= {", ".join(filter(None, [label, run.name])): [run] for run in own}
         else:
             found[label] = own
     return found
+
+
+def _labels(settings: Sequence[Sequence[Run]], names: Sequence[str]) -> list[str]:
+    """Return what tells settings apart as texts, all different.
+
+    A text leaves out what a setting has by rule, such as the rate of clients that follows from the server's, unless
+    nothing would be left, or another setting's text would be the same.
+
+    Args:
+        settings: the runs of each setting.
+        names: the fields in which settings differ.
+    """
+    keys = [setting(own[0].config) for own in settings]
+    asked = [[name for name in names if not all(name in run.by_rule for run in own)] for own in settings]
+    short = list(map(_label, keys, asked))
+    whole = [_label(key, names) for key in keys]
+    none = "none of these" if len(names) > 1 else f"no {_words(names[0])}" if names else ""
+    labels: list[str] = []
+    for brief, full in zip(short, whole, strict=True):
+        label = (brief if short.count(brief) == 1 else full) or full or none
+        # what differs has the same text, such as two files of one name
+        others = (f"{label} ({number})" for number in count(2))
+        labels.append(label if label not in labels else next(other for other in others if other not in labels))
+    return labels
+
+
+def _label(key: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Return some fields of a setting as a text; those that it does not have, or that are off, are left out."""
+    return ", ".join(filter(None, (_text(name, key[name]) for name in names if name in key)))
 
 
 def counted(settings: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
@@ -121,11 +141,6 @@ def counted(settings: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
     if len({len(own) for own in settings.values()}) == 1:
         return dict(settings)
     return {f"{label} ({count_text(len(own), 'seed')})": own for label, own in settings.items()}
-
-
-def _apart(keys: Iterable[Mapping[str, Any]], names: Sequence[str]) -> set[tuple]:
-    """Return the settings that some fields tell apart."""
-    return {tuple(str(key.get(name)) for name in names) for key in keys}
 
 
 def setting(config: Mapping[str, Any]) -> dict[str, Any]:
