@@ -6,7 +6,8 @@ devices have measured in the run, which says how right the clock is by itself. `
 are devices, too, while it waits for them, so its own part of a step is the mean time of a step without devices, times
 the share that the server has of it in `bench.py`. All is measured one after the other, so that other load is about the
 same. The real time is that of training, without the first round, in which everything starts. Nothing is asserted; all
-is printed, with the load of the machine. ``--lean`` has the devices compute without PyTorch.
+is printed, with the load of the machine. ``--lean`` has the devices compute without PyTorch, as they do where no flag
+is given.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from simsfl.system.programs import door, environment
 
 _ROOT = Path(__file__).parent.parent
 _RUN = ("--preset", "laptop", "--cut-layer", "3", "--dataset", "shapes", "--clients", "3", "--batch-size", "16")
-_RUN = (*_RUN, "--local-epochs", "0.01", "--lean")
+_RUN = (*_RUN, "--local-epochs", "0.01")
 """Flags of the run unless others are given."""
 _TRAINING = (
     "--eval-every",
@@ -57,8 +58,8 @@ down_mbit_s = 1e6
 
 def main(flags: Sequence[str]) -> int:
     """Measure both, and print them; return the exit code."""
-    runtime = "lean" if "--lean" in (flags or _RUN) else "torch"
-    own, load = [flag for flag in flags or _RUN if flag != "--lean"], os.getloadavg()[0]
+    own = [flag for flag in flags if flag != "--lean"] or _RUN
+    runtime, load = "lean" if "--lean" in flags or not flags else "torch", os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         simulated, steps = _trained(folder / "alone", "run", *own, "--record-trace", folder / "client.trace")
@@ -165,4 +166,7 @@ def _with_devices(folder: Path, flags: Sequence[str], runtime: str) -> tuple[flo
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except RuntimeError as failed:
+        sys.exit(str(failed))

@@ -23,7 +23,7 @@ from textwrap import wrap
 
 from simsfl import extend
 from simsfl.cli import run
-from simsfl.cli.bench.program import tables
+from simsfl.cli.bench.tables import tables
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import DOORS
 from simsfl.config.presets import PRESETS

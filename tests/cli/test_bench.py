@@ -9,6 +9,7 @@ import pytest
 from docs.generate import ROOT
 from simsfl import RunConfig, Simulation
 from simsfl.cli.bench import program as bench
+from simsfl.cli.bench.tables import tables
 from tests.conftest import TINY, flags
 
 SMALL = {name: value for name, value in TINY.items() if name not in bench._NO_MATTER}
@@ -105,12 +106,19 @@ def test_bad_input(argv, message, capfd):
         ["--no-symmetric"],
         *(
             pytest.param(flag, marks=pytest.mark.slow)
-            for flag in (["--views", "v1"], ["--no-feature-sharing"], ["--supervised"])
+            for flag in (
+                ["--views", "v1"],
+                ["--no-feature-sharing"],
+                ["--objective", "simclr"],
+                ["--defence", "clip"],
+                ["--dropout", "0.1"],
+                ["--ressfl-lambda", "1"],
+            )
         ),
     ],
 )
 def test_what_the_loop_does_not_do_is_not_compared(flag, npz, capfd):
-    settings = {name: value for name, value in SMALL.items() if name not in ("key_dim", "queue_length")}
+    settings = {name: value for name, value in SMALL.items() if name != "queue_length"}
     argv = [*flags(dataset=npz, **settings), "--steps", "1", "--engines", "loop", *flag]
     assert bench.main(argv) == 2
     name = flag[0].removeprefix("--").removeprefix("no-").replace("-", "_")
@@ -125,7 +133,7 @@ def test_shapes_stand_in_for_small_images_where_there_are_more_clients():
 @pytest.mark.parametrize("name", ["cpu-2-cores", "h200"])
 def test_the_caption_speaks_of_the_rows_that_are_there(name):
     report = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
-    for table in bench.tables(report):
+    for table in tables(report):
         rows = list(table.columns[0].cells)
         assert ("the rest [ms]" in rows) == ("the rest: " in (table.caption or ""))
 
@@ -134,7 +142,7 @@ def test_the_caption_speaks_of_the_rows_that_are_there(name):
 def test_every_figure_has_its_unit_beside_it(name):
     """In the heading of its column or of its row; ratios and counts have none."""
     report = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
-    for table in bench.tables(report):
+    for table in tables(report):
         unit = re.compile(r"\[(ms|s|h|MB|bytes|GFLOP/s|%)\]$")
         columns = [str(column.header) for column in table.columns]
         rows = list(table.columns[0].cells)
@@ -142,6 +150,17 @@ def test_every_figure_has_its_unit_beside_it(name):
         headings = [row for row in rows if "times as fast" not in row] if by_rows else columns[1:]
         assert headings
         assert all(map(unit.search, headings)), headings
+
+
+def test_all_phases_of_a_step_have_a_row():
+    """Attackers train in TAResSFL alone."""
+    report = json.loads((ROOT / "benchmarks" / "cpu-2-cores.json").read_text(encoding="utf-8"))
+    seconds = report["engines"]["fused"]["seconds"]
+    seconds["attackers"] = seconds["server"]
+    table = next(tables(report))
+    rows = list(table.columns[0].cells)
+    at = [rows.index(f"{phase} [ms]") for phase in ("server", "attackers", "client backward", "sync", "step")]
+    assert at == sorted(at)
 
 
 def test_a_worker_that_is_killed_is_one_line():

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,13 +111,18 @@ class Search:
         return study
 
     def _finished(self, study: Any) -> list[Any]:
-        """Return the trials that have ended: with an accuracy, or "pruned" where a run failed; collect their plans."""
+        """Return the trials that have ended, and collect their plans.
+
+        They have an accuracy, or are "pruned": a run of theirs failed, or their values do not go together, so that they
+        have no plans.
+        """
         from optuna.trial import TrialState  # noqa: PLC0415
 
         done = study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
         for trial in done:
             if trial.number not in self.points:
-                self._collect(trial.number, self._chosen(trial.params), 0.0)
+                with suppress(ValueError):
+                    self._collect(trial.number, self._chosen(trial.params), 0.0)
         return done
 
     def _chosen(self, params: Mapping[str, Any]) -> dict[str, Any]:
