@@ -321,11 +321,8 @@ class RunConfig(Settings):
 
     @property
     def head_name(self) -> str:
-        """Return the name of the projection head: the one that is set, or that of the rule.
-
-        With an objective that only the method implies, it is the published one, whatever the objective needs.
-        """
-        return self.head or (OBJECTIVES[self.objective].head if self.objective else "mlp")
+        """Return the name of the projection head: the one that is set, or that of the objective."""
+        return self.head or self.goal.head
 
     @property
     def inequality(self) -> Unequal | None:

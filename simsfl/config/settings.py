@@ -328,7 +328,7 @@ class Settings:
         None,
         "model",
         "Projection head: linear is that of MoCo v1, mlp that of v2; large-mlp has 4,096 hidden units with BatchNorm. "
-        "By rule that of the objective if one is set, else mlp.",
+        "By rule that of the objective: with BatchNorm for BYOL, SimSiam and Barlow Twins, else mlp.",
         HEADS,
         only=UNLABELLED,
     )

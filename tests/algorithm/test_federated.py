@@ -126,7 +126,8 @@ def test_one_client_with_all_data_is_moco(dataset, settings):
 @pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_federated_averaging_by_the_book(dataset, method, textbook, symmetric):
     """Each client trains alone for two epochs, starting from the average, with a queue and a velocity of its own."""
-    config = RunConfig(**TINY | {"method": method, "symmetric": symmetric, "cohort": 3, "local_epochs": 2})
+    settings = {"method": method, "head": "mlp", "symmetric": symmetric, "cohort": 3, "local_epochs": 2}
+    config = RunConfig(**TINY | settings)
     config = replace(config, rounds=3, syncs_per_round=1, queue_length=7)
     simulation = Simulation(config, dataset, **FLOAT64)
     average = simulation.model.client.module(simulation.model.client.initial).double()
@@ -155,9 +156,9 @@ CALM = {"batch_size": 10, "lr": 0.003}
 SETTINGS = {
     "moco": {"method": "fl-moco"},
     "moco, asymmetric, batch norm": {"method": "fl-moco", "symmetric": False, "norm": "batch", **CALM},
-    "byol": {"method": "fl-byol"},
-    "fedema": {"method": "fl-byol", "divergence_tau": 0.7, "measure_divergence": True},
-    "byol, large head": {"method": "fl-byol", "head": "large-mlp", "align_momentum": True, **CALM},
+    "byol, no batch norm": {"method": "fl-byol", "head": "mlp"},
+    "fedema, no batch norm": {"method": "fl-byol", "head": "mlp", "divergence_tau": 0.7, "measure_divergence": True},
+    "byol": {"method": "fl-byol", "align_momentum": True, **CALM},
 }
 """Settings in which engines are compared."""
 

@@ -71,7 +71,9 @@ def test_every_field_has_a_flag_with_help_and_presets_are_valid():
         ({"objective": "byol"}, "large-mlp"),
         ({"objective": "byol", "head": "linear"}, "linear"),
         ({"method": "federated", "objective": "simsiam"}, "large-mlp"),
-        ({"method": "fl-byol"}, "mlp"),
+        ({"method": "fl-byol"}, "large-mlp"),
+        ({"method": "fl-byol", "head": "mlp"}, "mlp"),
+        ({"method": "fl-moco"}, "mlp"),
     ],
 )
 def test_the_head_is_by_rule_the_objectives(fields, head):
@@ -125,7 +127,7 @@ def test_a_head_goes_with_its_objective():
     assert config.with_values({"lr": 0.1, "objective": "moco"}).head_name == "linear"
     assert config.with_values({"objective": "byol"}).head_name == "large-mlp"
     assert config.with_values({"objective": "byol", "head": "mlp"}).head_name == "mlp"
-    assert config.with_values({"method": "fl-byol"}).head_name == "mlp"
+    assert config.with_values({"method": "fl-byol"}).head_name == "large-mlp"
     asked = run.parser().parse(["--preset", "coffee", "--objective", "byol"])
     assert asked_config(asked).head_name == "large-mlp"
     assert asked_config(asked, RunConfig(head="linear")).head_name == "linear"  # of a file, which names it
