@@ -41,7 +41,8 @@ class Gradients:
     """``[N, c, h, w]`` gradient with respect to the activations of the online models, ``[2N, c, h, w]`` where both
     views are theirs."""
     targets: list[Tensor]
-    """Targets ``[N, D]`` of each direction that the objective remembers, those made of the query activations first."""
+    """What outputs were compared with and the objective remembers, in each direction of the loss: targets ``[N, D]``,
+    those made of the query activations first, or labels ``[N]``."""
 
 
 def gradients(
@@ -149,9 +150,8 @@ def _against_itself(
     views = outputs_rD[:rows], outputs_rD[rows:]
     loss, top1 = _losses(*views, 0, everyone, labels_N, memory, hyper)
     loss.backward()
-    targets = [view.detach() for view in views]
     gradient_2Nchw = smashed_2Nchw.grad if rows else torch.zeros_like(smashed_2Nchw)
-    return Gradients(loss.detach(), top1, leaves.gradient(), gradient_2Nchw, targets)
+    return Gradients(loss.detach(), top1, leaves.gradient(), gradient_2Nchw, targets=[views[1].detach()])
 
 
 def _against_labels(
@@ -170,7 +170,7 @@ def _against_labels(
     def block_loss(part: slice, outputs_nD: Tensor) -> tuple[Tensor, Tensor]:
         return _losses(outputs_nD, labels_N[part], part.start, everyone, labels_N, memory, hyper)
 
-    return _accumulate(model, server, smashed_Nchw, parts, rows, block_loss, hyper)
+    return replace(_accumulate(model, server, smashed_Nchw, parts, rows, block_loss, hyper), targets=[labels_N])
 
 
 def _losses(
@@ -260,7 +260,7 @@ def embed(
 
 
 def remember_(memory: Memory, targets: Sequence[Tensor], hyper: Hyperparameters) -> None:
-    """Let the objective remember the targets ``[N, D]`` of each direction, in one group or each client in its own."""
+    """Let the objective remember the targets ``[N, ...]`` of each direction, in one group or each client in its own."""
     for targets_ND in targets:
         for rows, one in _groups(memory, hyper.batches, 0, len(targets_ND)):
             let_remember_(hyper.objective, one, _grouped(targets_ND[rows], one))

@@ -15,7 +15,7 @@ statistics of a client's model, Q parameters of the server's model, R numbers th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -157,10 +157,23 @@ class Sent:
     """``[T, R, c, h, w]`` smashed data as they reached the server."""
     labels: Tensor
     """``[T, N]`` int64 class of each image where the objective needs it, otherwise ``[0, N]``."""
+    absent: Tensor
+    """``[T, C]`` bool, whether each client of the cohort was absent and sent nothing: its rows are not used."""
 
-    def keep_(self, step: int, smashed: Tensor, labels: Sequence[Tensor] | None) -> None:
-        """Keep the smashed data ``[R, c, h, w]`` of a step and, unless None, the labels of each group of clients."""
+    def keep_(
+        self, step: int, smashed: Tensor, labels: Sequence[Tensor] | None, absent: Collection[int]
+    ) -> None:
+        """Keep what reached the server in a step.
+
+        Args:
+            step: the step of the round, counted from 0.
+            smashed: ``[R, c, h, w]`` smashed data.
+            labels: the labels of each group of clients, or None.
+            absent: positions in the cohort of clients that sent nothing.
+        """
         self.smashed[step].copy_(smashed)
+        self.absent[step] = False
+        self.absent[step, list(absent)] = True
         if labels is not None:
             self.labels[step].copy_(torch.cat([own.flatten() for own in labels]))
 

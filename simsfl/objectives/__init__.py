@@ -122,7 +122,8 @@ class Objective:
 
         Args:
             memory: what the groups remember.
-            targets_GnD: the step's targets, without gradient; in a symmetric loss, this is called for each direction.
+            targets_GnD: what outputs were compared with in the step, without gradient; ``[G, n]`` where these are
+                labels. In a symmetric loss with momentum models, this is called for each direction.
         """
 
 

@@ -70,7 +70,7 @@ def client_steps(
         for observer in observers:
             observer.stepped(batch, outcome)
         if state.sent:
-            state.sent.keep_(progress.step_index, outcome.smashed, batch.labels)
+            state.sent.keep_(progress.step_index, outcome.smashed, batch.labels, outcome.absent)
         syncs = is_sync_step(progress.step_index, progress.steps, config.syncs_per_round)
         figures = _of_cohort(parts, outcome.figures)
         absent = plan.absences.in_step(progress.step_index).union(plan.mine[own] for own in outcome.absent)
@@ -124,8 +124,9 @@ def replayed_steps(parts: Parts, progress: Progress, clock: PhaseClock) -> Itera
             s = order[progress.step_index]
             smashed = state.sent.smashed[s].to(parts.device)
             labels = state.sent.labels[s].to(parts.device) if parts.config.goal.needs_labels else None
+            absent = state.sent.absent[s].nonzero().flatten().tolist()
             with parts.computing():
-                loss, top1, _ = step.learn_(parts.model, state, smashed, lr, parts.hyper, labels)
+                loss, top1, _ = step.learn_(parts.model, state, smashed, lr, parts.hyper, labels, absent)
             syncs = is_sync_step(progress.step_index, progress.steps, parts.config.syncs_per_round)
             if syncs and parts.config.average_replicas:
                 average_replicas_(state)

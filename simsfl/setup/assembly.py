@@ -222,7 +222,7 @@ def _room_for_sent(size: Outline, model: SplitModel, storage: Storage, dtype: to
     smashed = storage.zeros(steps * rows, row, precision).view(steps, rows, *model.smashed_shape)
     labelled = steps if config.goal.needs_labels else 0
     labels = torch.zeros(labelled, rows // config.views_sent, dtype=torch.long, device=storage.device)
-    return Sent(smashed, labels)
+    return Sent(smashed, labels, absent=torch.zeros(steps, config.cohort, dtype=torch.bool))
 
 
 def objective(config: RunConfig) -> Objective:

@@ -11,7 +11,9 @@ from simsfl.setup import checks
 from tests.simulations import trained
 
 
-def test_what_supervised_clients_sent_is_learnt_again_with_its_labels(config, dataset, monkeypatch):
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_what_supervised_clients_sent_is_learnt_again_with_its_labels(dropout, config, dataset, monkeypatch):
+    """Also where some of them were absent, and have sent nothing."""
     monkeypatch.setattr(communication, "WARM_UP", 0)
     lessons, original = [], server.gradients
 
@@ -20,12 +22,15 @@ def test_what_supervised_clients_sent_is_learnt_again_with_its_labels(config, da
         return original(model, central, smashed, memory, hyper, labels, everyone)
 
     monkeypatch.setattr(server, "gradients", gradients)
-    config = replace(config, supervised=True, loss_threshold=50.0, rounds=4)
+    config = replace(config, supervised=True, loss_threshold=50.0, rounds=4, dropout=dropout)
     simulation, records = trained(config, dataset)
     assert [r.communication for r in records if isinstance(r, RoundRecord)] == ["A", "A", "B", "C"]
     steps = simulation.parts.steps
     assert sorted(lessons[2 * steps : 3 * steps]) == sorted(lessons[3 * steps :])
-    sent = [dataset.train_labels[rows].flatten().tolist() for rows in simulation.parts.plan(2).groups[0].indices]
+    plan = simulation.parts.plan(2)
+    there = [position for position in range(len(plan.cohort)) if position not in plan.absences.missing]
+    assert (len(there) == len(plan.cohort)) == (dropout == 0)
+    sent = [dataset.train_labels[rows[there]].flatten().tolist() for rows in plan.groups[0].indices]
     assert sent == [labels for _, labels in lessons[2 * steps : 3 * steps]]
 
 

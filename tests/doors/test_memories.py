@@ -81,6 +81,32 @@ def test_an_objective_may_have_labels_beside_both_views():
             RunConfig(objective="contrast", dataset="stl10-unlabelled", partition="iid")
 
 
+class Centred(Objective):
+    """Compares outputs with targets, or the one-hot classes, from which the mean of those before is taken."""
+
+    def memory(self, groups, dim, generator, device, dtype):
+        return {"mean": torch.zeros(groups, dim, device=device, dtype=dtype)}
+
+    def _vectors(self, targets_nD, outputs_nD):
+        of_classes = targets_nD.dim() < outputs_nD.dim()
+        return F.one_hot(targets_nD, outputs_nD.shape[-1]).to(outputs_nD) if of_classes else targets_nD
+
+    def loss(self, outputs_nD, targets_nD, memory):
+        wanted = self._vectors(targets_nD, outputs_nD) - memory["mean"]
+        return F.mse_loss(outputs_nD, wanted), outputs_nD.new_zeros(())
+
+    def remember_(self, memory, targets_GnD):
+        vectors = self._vectors(targets_GnD, memory["mean"][:, None].expand(*targets_GnD.shape[:2], -1))
+        memory["mean"].lerp_(vectors.mean(dim=1), 0.5)
+
+
+@pytest.mark.parametrize("targets", extend.Targets)
+def test_what_is_compared_with_is_remembered_once_for_each_direction(targets):
+    with patch.dict(DOORS["objective"]):
+        extend.objective("centred", targets=targets)(Centred)
+        assert {"the whole cohort", "federated clients"} <= set(check(Centred, rounds=2, lr=0.001))
+
+
 @dataclass(frozen=True)
 class Habit(Defence):
     """Pulls a client's smashed data towards their running mean, which it remembers, and reports how far they are."""
