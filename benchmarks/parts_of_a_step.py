@@ -237,7 +237,7 @@ def peaks(report: _Report) -> None:
 def _server_flops(run: Simulation) -> float:
     """Return the floating-point operations of the server in a step: two forward passes and a backward pass."""
     rows = 2 * run.config.cohort * run.config.batch_size
-    return rows * operations(run.model.server, run.model.smashed_shape).products()
+    return rows * operations(run.model.server, run.model.smashed_shape).products(views=2, graded=1)
 
 
 def _server_parts(report: _Report) -> None:

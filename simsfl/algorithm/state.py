@@ -160,9 +160,7 @@ class Sent:
     absent: Tensor
     """``[T, C]`` bool, whether each client of the cohort was absent and sent nothing: its rows are not used."""
 
-    def keep_(
-        self, step: int, smashed: Tensor, labels: Sequence[Tensor] | None, absent: Collection[int]
-    ) -> None:
+    def keep_(self, step: int, smashed: Tensor, labels: Sequence[Tensor] | None, absent: Collection[int]) -> None:
         """Keep what reached the server in a step.
 
         Args:

@@ -73,7 +73,7 @@ def hijack(
         watch: what the loop over rounds goes through, to show how far it has come.
 
     Raises:
-        ArithmeticError: the training of clients diverges.
+        FloatingPointError: the training of clients diverges.
     """
     old = simulation.parts
     trained = Simulation(

@@ -52,7 +52,7 @@ def train_decoder(
         watch: what the loop over epochs goes through, to show how far it has come.
 
     Raises:
-        ArithmeticError: the error on the held-out pairs was not finite in any epoch.
+        FloatingPointError: the error on the held-out pairs was not finite in any epoch.
     """
     order = torch.randperm(len(images), generator=generator).to(images.device)
     train, held = order[: (split := max(1, round((1 - _HELD_OUT) * len(order))))], order[split:]
@@ -76,7 +76,7 @@ def train_decoder(
         if curves.held_out[-1] < lowest:
             lowest, best = curves.held_out[-1], copy.deepcopy(decoder.state_dict())
     if best is None:
-        raise ArithmeticError("the decoder's error is not finite")
+        raise FloatingPointError("the decoder's error is not finite")
     decoder.load_state_dict(best)
     return curves
 

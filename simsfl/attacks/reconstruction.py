@@ -52,7 +52,7 @@ def attack(
         watch: what long loops go through, to show how far they have come.
 
     Raises:
-        ArithmeticError: the decoder's error is not finite.
+        FloatingPointError: the decoder's error is not finite.
     """
     size = targets.pixels.shape[-1]
 

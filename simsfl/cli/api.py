@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from simsfl.cli.launch import begun
 from simsfl.cli.ranks import check_alone
-from simsfl.cli.session import Session
+from simsfl.cli.session import Session, ended
 from simsfl.config import RunConfig
 from simsfl.config.presets import PRESETS
 from simsfl.data import Dataset
@@ -22,6 +23,8 @@ from simsfl.system.console import Output
 from simsfl.system.signals import Stop
 
 __all__ = ["resume", "run"]
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -78,9 +81,10 @@ def resume(path: str | Path, *, dataset: Dataset | None = None, callbacks: Itera
         directory = RunDirectory(path)
         check_goes_on(directory.metrics)
         simulation = Simulation.load(path, dataset, going_on=True, callbacks=callbacks)
-        summary = directory.read_summary()
-        if summary and simulation.progress.round_index == simulation.config.rounds:
+        if summary := ended(directory, simulation):
             return summary
+        for problem in simulation.damaged:
+            log.warning("%s", problem)
         directory.reopen(profile=False)
         return _finished(simulation, directory, stop)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from simsfl.cli.flags import add_config_flags, config_values
-from simsfl.config.presets import named
+from simsfl.cli.flags import add_config_flags, asked_config
 from simsfl.setup.defaults import resolve
 from simsfl.setup.published import load_published
 from simsfl.system.console import Output
@@ -27,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse(argv)
         out = arguments.out or arguments.files[0].with_suffix(".safetensors")
         outputs = Outputs.of(out, "out")
-        asked = replace(named(arguments.preset)[0], **config_values(arguments))
-        config = resolve(asked.with_options(arguments.options))
+        config = resolve(asked_config(arguments))
         weights = load_published(arguments.files, replace(config, image_size=config.image_size or 32), "files")
         with outputs.replacing(out.name) as file:
             replace(weights, config=config).save(file)

@@ -11,26 +11,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.panel import Panel
 
 from simsfl import RunConfig, Simulation
+from simsfl.cli.announcement import announce, conclude
 from simsfl.cli.choices import print_choices
 from simsfl.cli.flags import asked_config, config_values
 from simsfl.cli.fleet.story import described
 from simsfl.cli.fleet.table import fleet_table
 from simsfl.cli.ranks import Follower, check_same, device_for
-from simsfl.cli.session import UNTRACED, Session
-from simsfl.config import PRECISIONS, plugins
-from simsfl.config.catalogue import TRACKERS
+from simsfl.cli.session import UNTRACED, Session, ended
+from simsfl.config import plugins
 from simsfl.config.presets import named
-from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.rounds.recorder import Recorder
 from simsfl.rounds.saving import PLACES
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics_log import check_goes_on
-from simsfl.runs.records import Summary
 from simsfl.runs.tracking.feed import check_installed
 from simsfl.system.console import Output
+from simsfl.system.errors import is_foreseen
 from simsfl.system.files import check_writable
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import count_text
@@ -38,16 +36,9 @@ from simsfl.system.programs import command, pasted
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
 from simsfl.system.world import ALONE, World
-from simsfl.ui.dashboard import number, time_text
 
 _CHOICES = ("preset", "dataset", "device", "precision", "engine")
 """Fields whose values may be chosen automatically, so that the output states the reason."""
-_ENGINE_NOTES = {
-    "fused": "the cohort stacked into one batched program, with simsfl's operators",
-    "vmap": "the cohort stacked into one batched program, with PyTorch's operators",
-    "loop": "one client after another, the slow reference",
-}
-"""Explanation that is printed with each engine."""
 _TRACED = "fp32", "a trace is recorded, for devices that may lack bf16"
 """The precision that "auto" means where a client trace is recorded, and the reason."""
 
@@ -111,8 +102,8 @@ def launch(
     try:
         with guests.during(session) if guests else nullcontext():
             finished = session.go(live=console.live, profile=arguments.profile)
-    except (NonFiniteLossError, OSError, ValueError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+    except Exception as error:
+        if not is_foreseen(error):
             raise
         if world.speaks():
             print_error(f"{error}; the last good checkpoint is kept in {session.directory.checkpoints}")
@@ -126,7 +117,7 @@ def launch(
             print_error(f"output: stdout cannot be written ({console.lost.strerror}); resume with: {pasted(again)}")
             return 1
         return 128 + stop.received
-    _conclude(console, session.directory, session.result)
+    conclude(console, session.directory, session.result)
     return 0 if _print_trace(console, session.recorder) else 1
 
 
@@ -181,7 +172,7 @@ def _fresh(
         asked["device"] = f"auto, {'a' if torch.cuda.is_available() else 'no'} CUDA device here"
     if config.precision == "auto":
         asked["precision"] = simulation.parts.reasons["precision"]
-    _announce(session, asked | {"preset": why, "batch_size": simulation.parts.reasons.get("batch_size", "")})
+    announce(session, asked | {"preset": why, "batch_size": simulation.parts.reasons.get("batch_size", "")})
     return session
 
 
@@ -246,13 +237,16 @@ def _resumed(
             raise ValueError(f"resume: {error}") from error
         check_goes_on(directory.metrics)
         device, places = _changes(arguments, directory, saved.config)
-        device = device_for(device.partition(":")[0], world) if not world.alone else device
+        if not world.alone:  # the run's own device is that of the first rank, with its number
+            device = device_for(device if "device" in arguments.given else device.partition(":")[0], world)
         simulation = Simulation.load(directory.path, device=device, places=places, going_on=True, world=world)
         check_installed(simulation.config.trackers)
         _check_profile(arguments.profile, simulation)
         recorder = _recorder_of(arguments, simulation)
     check_same(simulation)
-    if _is_over(console, directory, simulation):
+    if summary := ended(directory, simulation):
+        console.say(f"the run in {directory.path} is finished")
+        conclude(console, directory, summary)
         return None
     for problem in simulation.damaged:
         console.say((problem, "yellow"))
@@ -267,7 +261,7 @@ def _resumed(
     why = dict.fromkeys(_CHOICES, "as configured") | {"batch_size": saved.reasons.get("batch_size", "")}
     if simulation.config.precision != saved.config.precision:
         why["precision"] = f"{saved.config.precision} as configured is not available here"
-    _announce(session, why)
+    announce(session, why)
     console.say(f"resumed   after round {simulation.progress.round_index}, step {simulation.progress.step_index}")
     if simulation.parts.device.type == "cpu" and torch.get_num_threads() != saved.threads:
         began = f"The run began with {count_text(saved.threads, 'thread')}: with another number, sums are rounded "
@@ -304,26 +298,6 @@ def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: Run
     return device, {name: value for name, value in places.items() if value != "auto"}
 
 
-def _is_over(console: Output, directory: RunDirectory, simulation: Simulation) -> bool:
-    """Return whether nothing is left to do in a run, and then print its results.
-
-    Raises:
-        ValueError: ``summary.json`` is damaged.
-    """
-    if simulation.progress.round_index < simulation.config.rounds:
-        return False
-    if (summary := directory.read_summary()) is None:
-        return False
-    try:
-        directory.check_metrics(summary)
-    except ValueError as error:
-        simulation.damaged.append(f"{error}; its end is made again")
-        return False
-    console.say(f"the run in {directory.path} is finished")
-    _conclude(console, directory, summary)
-    return True
-
-
 def _recorder_of(arguments: argparse.Namespace, simulation: Simulation) -> Recorder | None:
     """Return the recorder of the client trace that ``--record-trace`` asks for, or None.
 
@@ -353,97 +327,6 @@ def _check_profile(steps: int | None, simulation: Simulation) -> None:
         raise ValueError(
             f"profile: {steps} steps and {UNTRACED} to warm up are more than the {left} to come; allowed: {allowed}"
         )
-
-
-def _announce(session: Session, why: dict[str, str]) -> None:
-    """Print the run's settings.
-
-    Args:
-        session: the run.
-        why: reasons for the `_CHOICES` and for the batch size, which may be empty, by name.
-    """
-    console, simulation, config = session.console, session.simulation, session.simulation.config
-    data, sizes = simulation.dataset, simulation.parts.partition.sizes
-    device = (
-        count_text(torch.get_num_threads(), "thread")
-        if simulation.parts.device.type == "cpu"
-        else torch.cuda.get_device_name(simulation.parts.device)
-    )
-    if not simulation.parts.world.alone:
-        device = f"{count_text(simulation.parts.world.size, 'rank')}, {device} each"
-    held = ("" if sizes.min() == sizes.max() else f"{sizes.min():,} to ") + count_text(sizes.max(), "image")
-    batches = " or ".join(count_text(group.batch_size, "image") for group in simulation.parts.groups)
-    limited = f" ({why['batch_size']})" if why["batch_size"] else ""
-    unused = len(data.held) - sizes.sum()
-    train = f"{data.unlabelled:,} unlabelled and " if data.unlabelled else ""
-    train += f"{len(data.train_labels):,} {'labelled ' if data.unlabelled else ''}train"
-    model = simulation.model
-    if why["dataset"] == "auto" and data.name == "shapes":
-        banner = "CIFAR-10 is not available: this run uses the built-in shapes instead."
-        console.print(Panel(banner, style="bold yellow"))
-    for name, value, note in (
-        ("preset", config.preset, why["preset"]),
-        (
-            "dataset",
-            data.name,
-            f"{why['dataset']}: {data.origin}; {train}, {len(data.test):,} test images of "
-            f"{data.image_size}x{data.image_size}",
-        ),
-        ("device", config.device, f"{why['device']}; {device}"),
-        ("precision", config.precision, f"{why['precision']}; {PRECISIONS[config.precision].note}"),
-        ("engine", config.engine, f"{why['engine']}; {_ENGINE_NOTES[config.engine.partition(':')[0]]}"),
-        (
-            "clients",
-            f"{config.clients:,}",
-            f"cohort {config.cohort:,}; {config.partition}, {held} each"
-            + (f", {count_text(unused, 'image')} unused" if unused else "")
-            + _auxiliary_text(simulation),
-        ),
-        (
-            "model",
-            config.arch,
-            f"width {config.width}, cut layer {config.cut_layer}; {model.client.size:,} parameters on a client, "
-            f"{model.server.size:,} on the server",
-        ),
-        (
-            "schedule",
-            count_text(config.rounds, "round"),
-            f"{count_text(simulation.parts.steps, 'step')} each, {batches} per client and step{limited}, "
-            f"{count_text(min(config.syncs_per_round, simulation.parts.steps), 'averaging')}",
-        ),
-        ("output", session.directory.path, ""),
-    ):
-        console.say(f"{name:<9} ", (str(value), "bold"), "  ", (note, "dim"))
-
-
-def _auxiliary_text(simulation: Simulation) -> str:
-    """Return a text on each client's images of the auxiliary data set; empty for a run without such a data set."""
-    if simulation.parts.auxiliary is None:
-        return ""
-    held = int(simulation.parts.auxiliary.sizes.min())
-    return f"; {count_text(held, 'image')} of {simulation.config.aux_dataset} each"
-
-
-def _conclude(console: Output, directory: RunDirectory, summary: Summary) -> None:
-    """Print the results of a finished run, and where its files are."""
-    probes = "".join(f", {kind} probe {probe.top1:.2f} %" for kind, probe in summary.probes.items())
-    measured = (summary.knn_top1, summary.knn_top1_untrained, summary.knn_top1_pixels)
-    knn, untrained, pixels = (number(accuracy, ".2f", " %") for accuracy in measured)
-    trained = f"after {summary.steps:,} steps, {time_text(summary.seconds)} of training"
-    console.print()
-    console.say("kNN ", (knn, "bold green"), f"{probes}  (untrained {untrained}, raw pixels {pixels}) ", trained)
-    path = directory.path
-    for name, text in (
-        ("config.json", "the settings of the run"),
-        ("metrics.jsonl", "every step, round and evaluation"),
-        ("summary.json", "the figures above and more"),
-        ("checkpoints", "final state"),
-        ("trace.json", "profile, for chrome://tracing or ui.perfetto.dev"),
-        *((name, f"the records, for {name}") for name in TRACKERS),
-    ):
-        if (path / name).exists():
-            console.say(f"  {path / name}  ", (text, "dim"))
-    console.say_command("draw figures with:", [*command("report"), *plugins.flags(), str(path)])
 
 
 def _chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:

@@ -25,7 +25,7 @@ from simsfl.rounds.progress import NonFiniteLossError
 from simsfl.runs.metrics import RankStatus, Record, RoundRecord, StepRecord
 from simsfl.runs.records import lasting, sources
 from simsfl.simulation import Simulation
-from simsfl.system.memory import is_out_of_memory
+from simsfl.system.errors import is_foreseen
 from simsfl.system.programs import ranks
 from simsfl.system.signals import Stop
 from simsfl.system.streams import print_error
@@ -259,10 +259,12 @@ class Follower:
                 if stops_after(simulation, record, stop):
                     simulation.save(self.directory)
                     return 128 + stop.received
+        except KeyboardInterrupt:  # a second signal; the first rank says it
+            return 128 + (stop.received or signal.SIGINT)
         except (NonFiniteLossError, AgreedError):  # all ranks have it, and the first one says it
             return 1
-        except (OSError, ValueError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+        except Exception as error:
+            if not is_foreseen(error):
                 raise
             raise RankLostError(f"rank {simulation.parts.world.rank}: {error}", first=True) from error
         return 0

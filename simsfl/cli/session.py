@@ -44,6 +44,27 @@ UNTRACED = 3
 """Number of steps to warm up before those that are profiled."""
 
 
+def ended(directory: RunDirectory, simulation: Simulation) -> Summary | None:
+    """Return the summary of a run in which nothing is left to do; None where its end is to be made, or made again.
+
+    Args:
+        directory: the run directory.
+        simulation: the simulation that was loaded from it, which is told what is damaged.
+
+    Raises:
+        ValueError: ``summary.json`` is damaged.
+    """
+    over = simulation.progress.round_index == simulation.config.rounds
+    summary = directory.read_summary() if over else None
+    try:
+        if summary:
+            directory.check_metrics(summary)
+    except ValueError as error:
+        simulation.damaged.append(f"{error}; its end is made again")
+        return None
+    return summary
+
+
 class Session:
     """One simulation that trains and writes into one run directory.
 
@@ -194,7 +215,8 @@ class Session:
     def _client_flops(self) -> int:
         """Return the floating-point operations of a client's step, averaged over the cohort."""
         parts, config = self.simulation.parts, self.simulation.config
-        image = client_flops(parts.model, config.image_size, learns=parts.hyper.clients_learn)
+        graded = config.views_graded if parts.hyper.clients_learn else 0
+        image = client_flops(parts.model, config.image_size, views=config.views_sent, graded=graded)
         return round(config.passes_per_image * image * sum(group.images for group in parts.groups) / config.cohort)
 
     def _status(self, activity: str) -> Status:

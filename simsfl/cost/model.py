@@ -172,17 +172,16 @@ class Operations:
     normalised: int
     """Count of the numbers that are normalised in a forward pass."""
 
-    def step(self, *, learns: bool = True, views: int = 2, graded: int = 1) -> int:
-        """Return a client's operations for an image.
+    def step(self, *, views: int, graded: int) -> int:
+        """Return the operations for an image in a step.
 
         Args:
-            learns: whether there is a backward pass.
             views: passes forward: of the online and the momentum model, or with labels of the online model alone.
-            graded: passes backward: two where clients learn from both views.
+            graded: passes backward: two where clients learn from both views, none where they do not learn.
         """
-        return views * self.forward + (graded * self.backward if learns else 0)
+        return views * self.forward + graded * self.backward
 
-    def products(self, *, views: int = 2, graded: int = 1) -> int:
+    def products(self, *, views: int, graded: int) -> int:
         """Return the part of `step` that is convolutions and matrix products."""
         others = (views * _NORMALISED + graded * _NORMALISED_BACK) * self.normalised
         return self.step(views=views, graded=graded) - others
@@ -314,9 +313,9 @@ def _kept_bytes(half: FlatModule, shape: Sequence[int], batch_size: int) -> tupl
     return sum(own.nbytes() for key, own in kept.items() if key not in weights), 2 * largest * WEIGHT_BYTES
 
 
-def client_flops(model: SplitModel, image_size: int, *, learns: bool = True) -> int:
+def client_flops(model: SplitModel, image_size: int, *, views: int, graded: int) -> int:
     """Return the operations of a client for one image in a step; see `Operations.step`."""
-    return operations(model.client, (COLOURS, image_size, image_size), of_images=True).step(learns=learns)
+    return operations(model.client, (COLOURS, image_size, image_size), of_images=True).step(views=views, graded=graded)
 
 
 def server_flops(model: SplitModel, *, views: int, graded: int) -> int:

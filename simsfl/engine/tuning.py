@@ -11,13 +11,13 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import simsfl
 from simsfl.algorithm import clients, server
 from simsfl.algorithm.batch import Hyperparameters
 from simsfl.algorithm.plan import RoundPlan
@@ -239,7 +239,7 @@ def _timed(function: Callable[[int], None], argument: int) -> float:
 def where() -> str:
     """Return one line that says what choices depend on besides shapes: versions, processor, threads and GPU."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    versions = f"simsfl {version('simsfl')}, torch {torch.__version__}"
+    versions = f"simsfl {simsfl.__version__}, torch {torch.__version__}"
     return f"{versions}, {processor()}, {torch.get_num_threads()} threads{gpu}"
 
 

@@ -136,7 +136,7 @@ class Timeline:
             latest = max((number for number in self._ledgers if number <= round_index), default=0)
             self._ledgers.setdefault(latest, self._first)
             for number in range(latest, round_index):
-                self._ledgers[number + 1] = self._after(self.told(number), number)
+                self._ledgers[number + 1] = self._waited(self._ended(self.told(number)), number + 1)
                 _forget(self._ledgers)
             return self._ledgers[round_index]
 
@@ -166,8 +166,8 @@ class Timeline:
     def record(self, round_index: int) -> FleetRecord:
         """Return the record of a round, counted from 0."""
         with self._lock:
-            own, after = self.told(round_index), self.before(round_index + 1)
-        level, limited = self.level(after), np.isfinite(self._readiness.capacity)
+            own = self.told(round_index)
+        level, limited = self.level(self._ended(own)), np.isfinite(self._readiness.capacity)
         groups = {}
         for index, group in enumerate(self.costs.groups):
             drawn, mine = self.costs.member[own.cohort] == index, self.costs.member == index
@@ -212,17 +212,14 @@ class Timeline:
         server_joules = watts[0] * (begin.waited + time.seconds - works) + watts[1] * works
         return ToldRound(begin, cohort, came, late, time, joules, server_joules, up, down)
 
-    def _after(self, told: ToldRound, number: int) -> Ledger:
-        """Return how the fleet stands at the beginning of the round after one of this number."""
+    def _ended(self, told: ToldRound) -> Ledger:
+        """Return how the fleet stands at the end of a round, before it waits for the next one."""
         begin, rounds = told.begin, told.begin.rounds.copy()
         rounds[told.cohort] += told.came
         joules = begin.joules.copy()
         joules[told.cohort] -= np.nan_to_num(told.joules)  # batteries have a power that is known
         end = begin.clock + told.time.seconds
-        return self._waited(
-            replace(begin, clock=end, joules=self._readiness.charged(joules, begin.clock, end), rounds=rounds),
-            number + 1,
-        )
+        return replace(begin, clock=end, joules=self._readiness.charged(joules, begin.clock, end), rounds=rounds)
 
     def _waited(self, ledger: Ledger, number: int) -> Ledger:
         """Return the ledger at the time from which enough clients are available for the round of a number."""

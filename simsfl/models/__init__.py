@@ -20,6 +20,7 @@ from simsfl.models.cut import narrowing, widening
 from simsfl.models.flat import FlatModule
 from simsfl.models.layers import Backbone, Style, initialise_, made_stackable_
 from simsfl.models.resnet import Residual
+from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import kind_of, shortened
 
 __all__ = [
@@ -389,7 +390,7 @@ def _run(layers: Iterable[nn.Module], tried: _Tried, x: Tensor | None = None) ->
             x = _computing(layer.eval())(x)
         except Exception as error:  # whatever somebody's layer raises
             known = tried.from_plugin or isinstance(error, RuntimeError)
-            if not known or "allocate" in str(error):  # out of memory says nothing about the size of the maps
+            if not known or is_out_of_memory(error):  # out of memory says nothing about the size of the maps
                 raise
             raise tried.failure(layer, error) from error
         finally:

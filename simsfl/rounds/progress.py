@@ -18,7 +18,7 @@ from simsfl.runs.metrics_log import NOTHING, Extent
 from simsfl.setup.parts import Parts
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(FloatingPointError):
     """The error that training has diverged; the message names the round, the step and the learning rates."""
 
     @classmethod

@@ -99,9 +99,10 @@ def test_seeds_of_a_setting_are_a_curve_with_a_band_and_a_row():
     assert band.get_datalim(knn.transData).intervaly == pytest.approx([41 - 2**0.5, 53 + 18**0.5])
     table = summary_table(settings)
     cells = [list(column.cells) for column in table.columns]
-    assert cells[:4] == [
+    assert cells[:5] == [
         ["lr 0.1", "lr 0.2"],
         ["0, 1 (2 unfinished)", "0 (1 unfinished)"],
+        ["2", "2"],
         ["3.000 ± 1.414", "9.000"],
         ["53.00 ± 4.24", "30.00"],
     ]

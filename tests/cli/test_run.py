@@ -65,6 +65,21 @@ def test_run_directory(npz, tmp_path, capfd):
     assert (again / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
 
 
+def test_the_work_of_clients_is_that_of_their_objective(npz, tmp_path):
+    """MoCo takes two passes forward and one back, SimCLR two and two, and labels one and one."""
+    work = {}
+    for objective in ("moco", "simclr", "supervised"):
+        settings = {**TINY, "rounds": 1, "eval_every": 0, "objective": objective}
+        if objective != "moco":
+            del settings["queue_length"]
+        if objective == "supervised":
+            del settings["key_dim"]
+        out = tmp_path / objective
+        assert run.main([*flags(dataset=npz, out=out, **settings), "--dashboard", "off"]) == 0
+        work[objective] = json.loads((out / "summary.json").read_text())["client_flops_per_step"]
+    assert 2 * work["supervised"] == work["simclr"] > work["moco"] > work["supervised"]
+
+
 def test_commands_are_printed_on_lines_of_their_own_that_can_be_pasted(npz, tmp_path, monkeypatch, capfd):
     """In a terminal of 80 columns, whatever the run directory is called."""
     monkeypatch.setenv("COLUMNS", "80")

@@ -3,14 +3,15 @@
 import json
 import signal
 import sys
+from dataclasses import replace
 
 import pytest
 
-from simsfl.cli.sweep import grid, launchers, runner
+from simsfl.cli.sweep import launchers, planning, runner, timing
 from simsfl.cli.sweep import program as sweep
 from simsfl.cli.sweep.axes import Range, check_effect, directory_of, points_of
 from simsfl.cli.sweep.cells import Cell
-from simsfl.cli.sweep.grid import Identity, Plan
+from simsfl.cli.sweep.grid import Grid, Identity, Kept, Plan, Shortening
 from simsfl.cli.sweep.launchers import Local
 from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.cli.sweep.results import RESULTS
@@ -164,11 +165,11 @@ def grid_of(tmp_path, monkeypatch):
     """Return a function that carries out a grid as far as to the start of its runs, and returns their plans."""
     monkeypatch.setattr(runner, "run_all", lambda *_: None)
 
-    def carry_out(names, steps, budget=None):
+    def carry_out(names, steps, share=None):
         plans = [Plan(Cell("", name, {}, directory=name), 0, named("laptop")[0], 0, 1.0, steps=steps) for name in names]
-        outcomes = Outcomes("a grid", plans, tmp_path / "grid")
+        outcomes = Outcomes("a grid", plans, tmp_path / "grid", Shortening(share, True) if share else None)
         outcomes.write = None
-        identity = Identity("sweep", "laptop", {"lr": "several values"}, budget)
+        identity = Identity("sweep", "laptop", {"lr": "several values"})
         assert runner.carried_out(outcomes, RESULTS, identity, Local(), Output(), yes=True)
         return {plan.name: plan.steps for plan in outcomes.plans}
 
@@ -183,11 +184,12 @@ def test_grids_that_begin_at_once_in_a_directory_have_the_same_plans(grid_of, tm
     assert {name: run["steps"] for name, run in kept.items()} == {"a-seed-0": 10, "b-seed-0": 10, "c-seed-0": 20}
 
 
-def test_of_grids_that_begin_at_once_with_other_budgets_the_second_is_refused(grid_of, tmp_path):
+def test_of_grids_that_begin_at_once_with_other_budgets_the_second_adds_nothing(grid_of, tmp_path):
     grid_of(["a"], steps=10)
     before = (tmp_path / "grid" / "grid.json").read_bytes()
-    with pytest.raises(ValueError, match=r"^out: .* of another grid, with no budget, and this one has budget 3\.0;"):
-        grid_of(["a"], steps=5, budget=3.0)
+    assert grid_of(["a"], steps=5, share=0.5) == {"a-seed-0": 10}
+    with pytest.raises(ValueError, match=r"^out: .* by now, with whole schedules, and these have .* to 50\.00% of the"):
+        grid_of(["a", "b"], steps=5, share=0.5)
     assert (tmp_path / "grid" / "grid.json").read_bytes() == before
 
 
@@ -213,11 +215,66 @@ def test_bad_input(argv, message, tmp_path, capfd):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_budget_counts_runs_side_by_side(monkeypatch):
+COST = timing.Cost(start=0.0, step=0.1, image=0.0, steps=50, steps_of_pass=50, train=1, images=1, compared=1)
+
+
+def _points(**axes):
+    """Return pairs of a cell and a seed, one for each combination of values."""
+    axes = {name: value if isinstance(value, list) else [value] for name, value in axes.items()}
+    return [(point.cell, 0) for point in points_of({"preset": ["laptop"], "cohort": [100], **axes})]
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Return a function that times runs whose steps take `COST`, or as many times that as the layers of a client."""
+    monkeypatch.setattr(
+        planning, "measured", lambda config, *_: (config, replace(COST, step=COST.step * config.cut_layer))
+    )
+    return lambda cells: planning.timed(cells, named("laptop")[0], {})
+
+
+def test_a_budget_counts_runs_side_by_side(timed):
     """Three runs, two at a time, take turns twice, so each may take half of the budget."""
-    cost = grid.Cost(start=0.0, step=0.1, image=0.0, steps=50, steps_of_pass=50, train=1, images=1, compared=1)
-    monkeypatch.setattr(grid, "_measured", lambda config, known, attack: (config, cost))
-    points = points_of({"preset": ["laptop"], "rounds": [1000], "cohort": [100], "lr": [0.1, 0.2, 0.3]})
-    plans = grid.planned([(point.cell, 0) for point in points], named("laptop")[0], {}, 4.0, jobs=2)
-    assert [plan.seconds for plan in plans] == [120.0] * 3
-    assert all(100 < cost.total(plan.config, plan.steps) <= 120 for plan in plans)
+    runs = timed(_points(rounds=1000, lr=[0.1, 0.2, 0.3]))
+    plans = [run.shortened(planning.shortening(runs, 4.0, 2)) for run in runs]
+    assert len({plan.steps for plan in plans}) == 1
+    assert all(100 < COST.total(plan.config, plan.steps) == plan.seconds <= 120 for plan in plans)
+
+
+def test_a_budget_shortens_all_schedules_by_the_same_share(timed):
+    """Whatever a step takes: runs that differ in nothing else have as many steps."""
+    runs = timed(_points(rounds=[1000, 500], cut_layer=[1, 4]))
+    shorter = planning.shortening(runs, 20.0, 1)
+    plans = [run.shortened(shorter) for run in runs]
+    assert [plan.steps // 50 for plan in plans] == [int(shorter.share * 1000)] * 2 + [int(shorter.share * 500)] * 2
+    assert 1100 < sum(plan.seconds for plan in plans) <= 1200
+    assert planning.shortening(runs, 1e6, 1) is None
+    with pytest.raises(ValueError, match=r"budget: 0\.1 minutes are too few for one step in each of 4 runs; allow"):
+        planning.shortening(runs, 0.1, 1)
+
+
+def test_runs_that_are_added_are_shortened_as_those_before(timed, monkeypatch, capsys):
+    """As far as the budget allows, which may be another by now."""
+    monkeypatch.setattr(runner, "timed", lambda cells, base, flags: timed(list(cells)))
+    cells, base = _points(rounds=1000, lr=[0.1, 0.2]), named("laptop")[0]
+    plans, shorter = runner.plans_of(cells[:1], Grid(Identity(), {}), base, {}, 4.0, 1, Output())
+    before = Grid(Identity(), {plan.name: plan.kept() for plan in plans}, shorter)
+    for budget in (8.0, None):
+        more, again = runner.plans_of(cells, before, base, {}, budget, 1, Output())
+        assert again == shorter
+        assert more[0] == plans[0]
+        assert more[1].steps == plans[0].steps < 50_000
+    message = r"budget: 4 minutes are too few for 1 more run as long as those before; allowed: 7\.9 or more, or without"
+    with pytest.raises(ValueError, match=message):
+        runner.plans_of(cells, before, base, {}, 4.0, 1, Output())
+    impossible = Grid(Identity(), {plans[0].name: replace(plans[0].kept(), problem="no data")}, shorter)
+    assert isinstance(impossible.runs[plans[0].name], Kept)
+    assert runner.plans_of(cells, impossible, base, {}, None, 1, Output())[1] is None
+
+
+def test_what_diverges_while_it_is_timed_is_a_run_that_fails(npz, tmp_path):
+    """It is possible, and says itself why it ends."""
+    cell = Cell("", "a", TINY | {"dataset": str(npz), "lr": 1e8, "rounds": 3}, directory="a")
+    (run,) = planning.timed([(cell, 0)], named("laptop")[0], {})
+    assert not run.problem
+    assert run.cost.step > 0

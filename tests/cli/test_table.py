@@ -13,7 +13,7 @@ import pytest
 from simsfl import RunConfig
 from simsfl.cli import run as run_program
 from simsfl.cli.flags import asked_config
-from simsfl.cli.sweep import grid, launchers, runner
+from simsfl.cli.sweep import grid, launchers, planning, runner, timing
 from simsfl.cli.sweep.cells import Attack, Cell
 from simsfl.cli.sweep.grid import Identity, read_grid
 from simsfl.cli.sweep.outcomes import Outcomes
@@ -74,7 +74,7 @@ def test_the_smoke_grids(tmp_path, capsys):
         "| 87.81 |",
         "| 87.29 |",
         "†",
-        "fit 3 minutes",
+        "schedules shortened to",
     ):
         assert words in page
     assert (out / "table.png").stat().st_size > 10_000
@@ -202,8 +202,8 @@ def test_dry_run_prints_no_command_for_what_cannot_run(tmp_path, capsys):
 def test_what_cannot_run_for_one_reason_is_one_line(tmp_path, capsys, monkeypatch):
     """The data are missed once, and the published figures are shown all the same."""
     tried = []
-    measured = grid._measured
-    monkeypatch.setattr(grid, "_measured", lambda *given, **how: tried.append(given) or measured(*given, **how))
+    measured = planning.measured
+    monkeypatch.setattr(planning, "measured", lambda *given, **how: tried.append(given) or measured(*given, **how))
     options = {name: value for name, value in TINY.items() if name != "dataset"}
     argv = ["3", "--only", "ImageNet-12 non-IID", "--preset", "laptop"]
     missing = flags(out=tmp_path / "grid", data_dir=tmp_path / "none", **options)
@@ -247,12 +247,13 @@ def test_the_figure_has_room_for_all_flags(tmp_path):
 
 def test_a_schedule_that_fits():
     cell = Cell("row", "column", {})
-    config = RunConfig(preset="laptop", rounds=100, linear_probe=True, knn_bank=1000, knn_test=100)
-    cost = grid.Cost(
+    config = RunConfig(preset="laptop", rounds=100, epochs=200, linear_probe=True, knn_bank=1000, knn_test=100)
+    cost = timing.Cost(
         start=2.0, step=0.1, image=0.001, steps=50, steps_of_pass=50, train=50_000, images=60_000, compared=1100
     )
+    run = planning.Timed(cell, 0, config, config, cost)
     for share in (10.0, 30.0, 100.0, 500.0):
-        plan = grid.fitted(grid.Plan(cell, 0, config, 10_000, share), config, cost, share)
+        plan = run.shortened(planning.shortening([run], share / 60, 1))
         assert cost.total(plan.config, plan.steps) <= share
         assert cost.total(plan.config, plan.steps + plan.steps // 5 + 10) > share
         assert plan.steps == plan.config.rounds * max(1, int(plan.config.local_epochs * 50))
@@ -337,7 +338,7 @@ def test_bad_input(argv, message, tmp_path, capfd):
 def test_a_directory_of_another_grid_or_of_something_else(tmp_path, capfd):
     out = tmp_path / "grid"
     out.mkdir()
-    (out / "grid.json").write_text(json.dumps({"grid": {"table": "2"}, "runs": {}}))
+    (out / "grid.json").write_text(json.dumps({"identity": {"table": "2"}, "runs": {}}))
     assert run("sync", "--only", "1 per round", out=out) == 2
     assert "is of another grid, with table '2', and this one has table 'sync'" in capfd.readouterr().err
     (out / "grid.json").write_text("{")
@@ -350,7 +351,7 @@ def test_a_directory_of_another_grid_or_of_something_else(tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    "content", ['{"grid": {"table": "sync"}, "runs": []}', '{"grid": 5, "runs": {}}', "[" * 100_000]
+    "content", ['{"identity": {"table": "sync"}, "runs": []}', '{"identity": 5, "runs": {}}', "[" * 100_000]
 )
 def test_a_damaged_grid_is_one_line(content, tmp_path, capsys):
     (tmp_path / "grid").mkdir()
@@ -363,7 +364,7 @@ def test_a_damaged_grid_is_one_line(content, tmp_path, capsys):
 
 def test_what_a_killed_process_left_is_no_grid_of_others(tmp_path):
     (tmp_path / _LIST).write_text("")
-    assert read_grid(Outputs(tmp_path), Identity(), ()) == {}
+    assert read_grid(Outputs(tmp_path), Identity(), ()) == grid.Grid(Identity(), {})
 
 
 def test_a_data_set_that_is_not_there_is_refused_before_anything_is_written(tmp_path, capsys):

@@ -34,8 +34,8 @@ def test_operations_of_a_stem_by_hand():
     assert (found.macs, found.normalised) == (macs, maps)
     assert found.forward == 2 * macs + 8 * maps
     assert found.backward == 2 * macs + 16 * maps  # the backward pass is for weights only: images need no gradient
-    assert found.step() == 2 * found.forward + found.backward
-    assert found.step(learns=False) == 2 * found.forward
+    assert found.step(views=2, graded=1) == 2 * found.forward + found.backward
+    assert found.step(views=2, graded=0) == 2 * found.forward
 
 
 def test_operations_of_a_server_are_those_of_its_layers():

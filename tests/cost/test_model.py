@@ -34,8 +34,8 @@ def test_flops_of_a_single_convolution_by_hand():
     )
     convolution, maps = 2 * (8 * 16 * 16) * (3 * 3 * 3), 8 * 16 * 16
     forwards, weights_gradient = 2 * (convolution + 8 * maps), convolution + 16 * maps
-    assert client_flops(model, 16) == forwards + weights_gradient
-    assert client_flops(model, 16, learns=False) == forwards
+    assert client_flops(model, 16, views=2, graded=1) == forwards + weights_gradient
+    assert client_flops(model, 16, views=2, graded=0) == forwards
 
 
 WAYS = {name: {"objective": name} for name in OBJECTIVES} | {"one direction": {"symmetric": False}}

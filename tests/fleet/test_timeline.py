@@ -99,6 +99,19 @@ def test_batteries_go_down_by_what_clients_take_and_are_charged(config, result, 
     assert (left < 0.5).any()
 
 
+def test_nobody_is_waited_for_after_the_last_round(config, result, tmp_path):
+    """Batteries that are empty after a round do not end it, and their charge is that at its end."""
+    battery = "{ wh = 0.01, begins_at = 0.5, stops_below = 0.5 }"
+    text = SERVER.replace("[server]\n", "[server]\nwaits_for = 12\n") + group(battery=battery, **WATTS)
+    own = timeline(config, tmp_path, text)
+    told, record = own.told(0), own.record(0)
+    left = 0.5 - told.joules.sum() / (0.01 * HOUR) / 12
+    assert record.groups["all"].battery == pytest.approx(left)
+    assert left < 0.5
+    with pytest.raises(ValueError, match="for 30 days before round 2, fewer than 12 of its clients are available"):
+        own.before(1)
+
+
 def test_slow_clients_compute_in_the_steps_that_they_miss(config, result, tmp_path):
     own = timeline(config, tmp_path, SERVER + group(), straggler=0.6, straggler_factor=2.0)
     checked = 0

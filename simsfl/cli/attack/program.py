@@ -42,6 +42,7 @@ from simsfl.engine.precision import arithmetic
 from simsfl.rounds.saving import PLACES
 from simsfl.runs.records import AttackRecord, Scores, to_json
 from simsfl.system.console import Output
+from simsfl.system.errors import is_foreseen
 from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import blaming, count_text
 from simsfl.system.progress import watched
@@ -149,14 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         victim = of_run(arguments) if arguments.weights is None else of_weights(arguments)
         with arithmetic(victim.config.precision):
             _carry_out(asked, victim)
-    except (ValueError, OSError, ArithmeticError) as error:
-        return fail(error)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return fail(ValueError(f"memory: this attack does not fit ({error}); allowed: a smaller --attacker-data"))
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if not is_foreseen(error):
+            raise
+        lacks = f"memory: this attack does not fit ({error}); allowed: a smaller --attacker-data"
+        return fail(ValueError(lacks) if is_out_of_memory(error) else error)
     return 0
 
 

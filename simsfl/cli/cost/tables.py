@@ -75,10 +75,10 @@ def estimate(
     own = memory(model.client, shape, passes * batch_size, learns=learns)
     return {
         "flops_per_image": {
-            "forward": passes * one.forward,
+            "forward": graded * passes * one.forward,
             "momentum_forward": (views - graded) * passes * one.forward,
-            "backward": graded * passes * one.backward if learns else 0,
-            "all": passes * one.step(learns=learns, views=views, graded=graded),
+            "backward": learns * graded * passes * one.backward,
+            "all": passes * one.step(views=views, graded=learns * graded),
             "forward_macs": passes * one.macs,
         },
         "server_flops_per_image": _server_work(model, **config.server_passes) if model.server.size else 0,

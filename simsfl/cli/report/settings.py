@@ -71,13 +71,21 @@ def summary_table(settings: Mapping[str, Sequence[Run]]) -> Table:
     found = {label: [measures(run) for run in runs] for label, runs in settings.items()}
     names = list(dict.fromkeys(name for own in found.values() for one in own for name in one))
     table = Table()
-    for column in ("setting", "seeds", *names):
+    for column in ("setting", "seeds", "steps", *names):
         left = column == "setting"
         table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     for label, runs in settings.items():
         cells = [mean_text([one[name] for one in found[label] if name in one], name) for name in names]
-        table.add_row(label, seeds_text(runs), *cells)
+        table.add_row(label, seeds_text(runs), steps_text(runs), *cells)
     return table
+
+
+def steps_text(runs: Sequence[Run]) -> str:
+    """Return how many steps runs have done, as text; where they differ, the fewest and the most."""
+    done = [run.steps[-1] for run in runs]
+    if not done:
+        return "-"
+    return f"{min(done):,}" + (f" to {max(done):,}" if max(done) > min(done) else "")
 
 
 def seeds_text(runs: Sequence[Run]) -> str:

@@ -109,9 +109,9 @@ def _equal_steps() -> Section:
     return Section(
         "Methods at equal steps",
         "Each method takes 500 steps of 100 images, in 10 rounds; clients are non-IID. Of 5 clients each has 20 images "
-        "a step. With labels, the clients and the cut are those of MocoSFL with 1,000 clients. MoCo in one place is FL-MoCo "
-        "with one client, whose bytes are those of its model. FL-BYOL and FedEMA have BYOL's head with BatchNorm, as "
-        "published: beside this small network, its 4,096 hidden units are nearly all that they send.",
+        "a step. With labels, the clients and the cut are those of MocoSFL with 1,000 clients. MoCo in one place is "
+        "FL-MoCo with one client, whose bytes are those of its model. FL-BYOL and FedEMA have BYOL's head with "
+        "BatchNorm, as published: beside this small network, its 4,096 hidden units are nearly all that they send.",
         [
             *few,
             _cell("MocoSFL", "1,000 clients", published=_published("3", "MocoSFL-1 CIFAR-10 non-IID, 1,000 clients")),
@@ -179,8 +179,8 @@ def _alignment() -> Section:
         "MonAcoSFL (Przewięźlikowski et al., ECML-PKDD 2024) averages the clients' momentum models, too "
         "(`--align-momentum`), which it finds to matter at deep cuts. 20 clients, non-IID. " + _ROUND,
         cells,
-        "With each seed and at each cut layer, the network with aligned momentum models is the better one: by less than "
-        "a point at cut layer 1, and by one to four from cut layer 2 on, as MonAcoSFL has it.",
+        "With each seed and at each cut layer, the network with aligned momentum models is the better one: by less "
+        "than a point at cut layer 1, and by one to four from cut layer 2 on, as MonAcoSFL has it.",
     )
 
 
@@ -272,9 +272,9 @@ def _defences() -> Section:
         "Defences",
         "1,000 clients, non-IID. The attacker trains a small decoder (`conv_normN0C16`, 20 epochs) on 2 % of the "
         "training images and what clients would send for them, defended. Less similarity (SSIM) and more error (MSE) "
-        "is more private; SSIM is that of images padded with zeros, as published, and in brackets of mirrored ones. The "
-        "expert's clients have learnt before: 390 steps with 500 of these images and 50,000 of the built-in shapes. So "
-        "its kNN tells less of the defence than its SSIM does.",
+        "is more private; SSIM is that of images padded with zeros, as published, and in brackets of mirrored ones. "
+        "The expert's clients have learnt before: 390 steps with 500 of these images and 50,000 of the built-in "
+        "shapes. So its kNN tells less of the defence than its SSIM does.",
         [_cell(*names, attack=_ATTACK, **settings) for names, settings in cells.items()],
     )
 
@@ -294,9 +294,9 @@ def _replicas() -> Section:
             _cell("four servers", "never averaged, queues of 500", **clients, server_replicas=4, queue_length=500),
             _cell("four servers", "averaged each round", **clients, server_replicas=4, average_replicas=True),
         ],
-        "A gap of the reported kind is what four servers leave, and a larger one. But averaging them each round does not "
-        "close it, and neither does a queue as fresh as one server's: what it costs is that each server takes its steps "
-        "on a quarter of the images, not that the four know nothing of each other.",
+        "A gap of the reported kind is what four servers leave, and a larger one. But averaging them each round does "
+        "not close it, and neither does a queue as fresh as one server's: what it costs is that each server takes its "
+        "steps on a quarter of the images, not that the four know nothing of each other.",
     )
 
 

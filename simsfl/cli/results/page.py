@@ -33,8 +33,8 @@ What small runs of this version reach, beside the published figures where there 
 makes this page from `benchmarks/results/*.json`, which have every figure by seed.
 
 - **Here**: `--preset laptop` on CIFAR-10 with 10,000 images for kNN and 2,000 test images, one pass over the training
-  images (500 steps of 100 images, unless a cell says otherwise), nothing tuned. That is a small network after a small part
-  of the published schedule: compare cells of one table with each other, not with the published figures.
+  images (500 steps of 100 images, unless a cell says otherwise), nothing tuned. That is a small network after a small
+  part of the published schedule: compare cells of one table with each other, not with the published figures.
 - **Published**: {published} (Li et al., ICLR 2023).
 - Accuracies are of the test images in percent, published ones of a linear probe, those here of kNN unless a row says
   otherwise: mean ± standard deviation (n - 1) over seeds, whose number is in brackets. A difference of less than two

@@ -13,9 +13,10 @@ from simsfl.cli.cost.tables import outline_of
 from simsfl.cli.results.cells import base, config_of
 from simsfl.cli.results.records import Kept
 from simsfl.cli.sweep.cells import Cell
-from simsfl.cli.sweep.grid import Plan, planned
+from simsfl.cli.sweep.grid import Plan
 from simsfl.cli.sweep.launchers import threads_of
 from simsfl.cli.sweep.outcomes import Outcomes
+from simsfl.cli.sweep.planning import timed
 from simsfl.system.console import Output
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def planned_within(
         console.say(f"a few steps of each of {len(missing)} cells are timed first, as far as they fit")
     plans, spent, count = [], 0.0, sum(len(left) for _, left in missing.values())
     for cell, left in missing.values():
-        (first,) = planned([(cell, left[0])], base(), {}, None)
+        first = timed([(cell, left[0])], base(), {})[0].whole()
         if first.problem.startswith("dataset:"):  # which is that of all cells
             raise ValueError(first.problem)
         for seed in left:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from simsfl.cli.sweep.grid import ATTEMPT, Plan
+from simsfl.cli.sweep.grid import ATTEMPT, Plan, Shortening
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import AttackRecord, Summary, read
 from simsfl.ui.dashboard import number, time_text
@@ -24,10 +24,11 @@ class Outcomes:
         title: title of the sweep.
         plans: the runs.
         out: the directory that holds the run directories.
+        shortening: how their schedules are shortened; None where they are whole.
     """
 
-    def __init__(self, title: str, plans: Sequence[Plan], out: Path):
-        self.title, self.plans, self.out = title, plans, out
+    def __init__(self, title: str, plans: Sequence[Plan], out: Path, shortening: Shortening | None = None):
+        self.title, self.plans, self.out, self.shortening = title, plans, out, shortening
 
     def is_finished(self, plan: Plan) -> bool:
         """Return whether a run and the attack on it, where it has one, have ended."""

@@ -78,10 +78,10 @@ def _search(arguments: Any, axes: dict[str, Any], seeds: list[int]) -> int:
     return Search(axes, seeds, arguments, arguments.out or Path("sweeps") / "search").go()
 
 
-def _note(axes: dict[str, list[Any]], budget: float | None) -> str:
-    """Return what is said of all runs: preset, flags with one value, and budget."""
+def _note(axes: dict[str, list[Any]], shortening: object | None) -> str:
+    """Return what is said of all runs: preset, flags with one value, and how schedules are shortened."""
     fixed = [f"{name.replace('_', ' ')} {values[0]}" for name, values in axes.items() if len(values) == 1]
-    return ", ".join(fixed) + (f"; schedules shortened to fit {budget:g} minutes" if budget else "")
+    return ", ".join(fixed) + (f"; {shortening}" if shortening else "")
 
 
 def _carry_out(arguments: Any, axes: dict[str, list[Any]], points: list[Point], seeds: list[int]) -> int:
@@ -105,13 +105,13 @@ def _carry_out(arguments: Any, axes: dict[str, list[Any]], points: list[Point], 
     console, outputs, base = Output(), Outputs(out), named(axes["preset"][0])[0]
     fixed = {name: "several values" if name in varying else values[0] for name, values in axes.items()}
     preset = "several" if "preset" in varying else base.preset
-    identity = Identity("sweep", preset, {n: v for n, v in fixed.items() if n != "preset"}, arguments.budget)
-    launcher, kept = launcher_of(arguments, out), read_grid(outputs, identity, RESULTS)
+    identity = Identity("sweep", preset, {n: v for n, v in fixed.items() if n != "preset"})
+    launcher, grid = launcher_of(arguments, out), read_grid(outputs, identity, RESULTS)
     cells = [(point.cell, seed) for seed in seeds for point in points]
     beside = Output(stderr=arguments.dry_run)
-    plans = runner.plans_of(cells, kept, base, {}, arguments.budget, launcher.planned, beside)
-    note = _note(axes | {"preset": [preset]}, arguments.budget)
-    sweep = Sweep(points, plans, out, note, arguments.format)
+    plans, shorter = runner.plans_of(cells, grid, base, {}, arguments.budget, launcher.planned, beside)
+    note = _note(axes | {"preset": [preset]}, shorter)
+    sweep = Sweep(points, plans, out, note, arguments.format, shortening=shorter)
     if arguments.dry_run:
         runner.print_commands(sweep, note, console)
         return 0

@@ -17,7 +17,7 @@ from simsfl.cli.report.page import figure_lines
 from simsfl.cli.report.runs import Run, read_run
 from simsfl.cli.report.settings import measures, summary_table
 from simsfl.cli.sweep.axes import Point
-from simsfl.cli.sweep.grid import Plan
+from simsfl.cli.sweep.grid import Plan, Shortening
 from simsfl.cli.sweep.outcomes import Outcomes
 from simsfl.system.outputs import Outputs
 from simsfl.ui.markdown import escaped, markdown
@@ -38,6 +38,7 @@ class Sweep(Outcomes):
         formats: formats of the figures.
         title: begin of the title, before the names of the flags that vary.
         most: most settings whose curves are drawn, the first ones; None for all.
+        shortening: how schedules are shortened; None where they are whole.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class Sweep(Outcomes):
         formats: Sequence[str],
         title: str = "Sweep of",
         most: int | None = None,
+        shortening: Shortening | None = None,
     ):
         names = list(dict.fromkeys(name.replace("_", " ") for point in points for name in point.values))
-        super().__init__(f"{title} {', '.join(names) or 'seeds'}", plans, out)
+        super().__init__(f"{title} {', '.join(names) or 'seeds'}", plans, out, shortening)
         self.most = most
         self.values = {point.cell.name: point.values for point in points}
         self.note, self.formats = note, formats
@@ -91,6 +93,7 @@ class Sweep(Outcomes):
                 {
                     "setting": self.values[name],
                     "seeds": [run.config["seed"] for run in runs],
+                    "steps": [run.steps[-1] for run in runs],
                     "runs": [run.name for run in runs],
                     "measures": {measure: {**spread(all_), "values": all_} for measure, all_ in values.items()},
                 }
@@ -130,8 +133,9 @@ def _csv(entries: Sequence[dict[str, Any]]) -> str:
     found = list(dict.fromkeys(name for entry in entries for name in entry["measures"]))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*names, "seeds", *(f"{name}, {part}" for name in found for part in ("mean", "std"))])
+    writer.writerow([*names, "seeds", "steps", *(f"{name}, {part}" for name in found for part in ("mean", "std"))])
     for entry in entries:
         cells = [entry["measures"].get(name, {}).get(part) for name in found for part in ("mean", "std")]
-        writer.writerow([*(entry["setting"].get(name) for name in names), " ".join(map(str, entry["seeds"])), *cells])
+        listed = (" ".join(map(str, entry[name])) for name in ("seeds", "steps"))
+        writer.writerow([*(entry["setting"].get(name) for name in names), *listed, *cells])
     return file.getvalue()

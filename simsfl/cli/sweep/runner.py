@@ -14,9 +14,10 @@ import torch
 from rich.progress import TimeRemainingColumn
 
 from simsfl import RunConfig
-from simsfl.cli.sweep.grid import GRID, Grid, Identity, Kept, Plan, planned, read_grid
+from simsfl.cli.sweep.grid import GRID, Grid, Identity, Plan, Shortening, read_grid
 from simsfl.cli.sweep.launchers import Launcher, attack_argv, threads_of
 from simsfl.cli.sweep.outcomes import Outcomes
+from simsfl.cli.sweep.planning import shortening, timed
 from simsfl.config import plugins
 from simsfl.config.presets import named
 from simsfl.runs.directory import RunDirectory
@@ -36,18 +37,20 @@ _LONG = 600.0
 
 def plans_of(
     cells: Sequence[tuple[Any, int]],
-    kept: dict[str, Kept],
+    grid: Grid,
     base: RunConfig,
     flags: dict[str, Any],
     budget: float | None,
     jobs: int,
     console: Output,
-) -> list[Plan]:
-    """Return a plan for each cell and seed: the one that a directory has kept, or a new one.
+) -> tuple[list[Plan], Shortening | None]:
+    """Return a plan for each cell and seed, and how schedules are shortened.
+
+    Runs that the directory has planned before stay as they are, and new ones are shortened as these are.
 
     Args:
         cells: pairs of a cell and a seed; the expert of a cell comes before the cell.
-        kept: plans of the directory that is continued, by name.
+        grid: what the directory has planned before.
         base: the preset, whose fields the settings of each cell change.
         flags: config fields that the user gave for all cells.
         budget: minutes for all runs together, or None for no limit.
@@ -55,17 +58,26 @@ def plans_of(
         console: where it is said at once what is done.
 
     Raises:
-        ValueError: the budget is too small for one step of each run.
+        ValueError: the budget is too small for one step of each run, or for as much as runs have that were planned
+            before.
     """
     if jobs > 1:
         torch.set_num_threads(threads_of(jobs))  # so that steps are timed as they will be run
-    kept = {name: run for name, run in kept.items() if not run.problem}
+    kept = grid.possible
     names = {Plan(cell, seed, base, 0, 0.0).name: (cell, seed) for cell, seed in cells}
     new = [pair for name, pair in names.items() if name not in kept]
-    spent = sum(run.seconds for run in kept.values())
     if new:
         console.say(f"{count_text(len(names), 'run')}; a few steps of each kind are timed first")
-    fresh = {plan.name: plan for plan in planned(watched(new, "Probing"), base, flags, budget, spent, jobs)}
+    runs = timed(watched(new, "Probing"), base, flags)
+    shorter = grid.shortening if kept else shortening(runs, budget, jobs)
+    fresh = {plan.name: plan for run in runs for plan in [run.shortened(shorter) if shorter else run.whole()]}
+    if kept and fresh and budget:
+        minutes = sum(run.seconds for run in [*kept.values(), *fresh.values()]) / jobs / 60
+        if minutes > budget:
+            raise ValueError(
+                f"budget: {budget:g} minutes are too few for {count_text(len(fresh), 'more run')} as long as those "
+                f"before; allowed: {minutes + 0.05:.1f} or more, or without it"
+            )
     plans: list[Plan] = []
     for name, pair in names.items():
         plan = fresh.get(name) or Plan(*pair, **vars(kept[name]))
@@ -73,7 +85,7 @@ def plans_of(
         if expert and expert.problem and not plan.problem:
             plan = replace(plan, problem=f"its expert is not possible: {expert.problem}")
         plans.append(plan)
-    return plans
+    return plans, shorter
 
 
 def print_commands(outcomes: Outcomes, note: str, console: Output) -> None:
@@ -115,7 +127,7 @@ def carried_out(
     outputs = Outputs(outcomes.out)
     outputs.check(*results)
     with alone_in(outputs.path, wait=True):
-        outcomes.plans = write_grid(outputs, identity, outcomes.plans, results)
+        outcomes.plans = write_grid(outputs, Grid(identity, {}, outcomes.shortening), outcomes.plans, results)
     run_all(outcomes.left, outputs, outcomes.write, launcher)
     return True
 
@@ -159,19 +171,32 @@ def confirmed(work: str, seconds: float, out: Path, console: Output, *, yes: boo
     return False
 
 
-def write_grid(outputs: Outputs, identity: Identity, plans: Sequence[Plan], results: Sequence[str]) -> list[Plan]:
+def write_grid(outputs: Outputs, grid: Grid, plans: Sequence[Plan], results: Sequence[str]) -> list[Plan]:
     """Add plans to ``grid.json``, which makes the directory that of these runs.
+
+    Args:
+        outputs: the directory.
+        grid: which grid the plans are of, and how they are shortened.
+        plans: the plans.
+        results: names of the files of results.
 
     Returns:
         The plans as the file has them: where another process has planned a run meanwhile, its plan.
 
     Raises:
-        ValueError: the directory is that of another grid.
+        ValueError: the directory is that of another grid, or has other runs by now that are shortened in another way.
     """
-    kept = read_grid(outputs, identity, results)
-    possible = {name: run for name, run in kept.items() if not run.problem}
-    known = {plan.name: plan.kept() if plan.problem else possible.get(plan.name, plan.kept()) for plan in plans}
-    outputs.write_json(GRID, asdict(Grid(identity, kept | known)))
+    held = read_grid(outputs, grid.identity, results)
+    known = {plan.name: plan.kept() if plan.problem else held.possible.get(plan.name, plan.kept()) for plan in plans}
+    more = {plan.name for plan in plans if not plan.problem} - held.possible.keys()
+    if held.possible and more and held.shortening != grid.shortening:
+        had, has = (own or "whole schedules" for own in (held.shortening, grid.shortening))
+        raise ValueError(
+            f"out: {outputs.path} has runs of another process by now, with {had}, and these have {has}; allowed: the "
+            "same command again"
+        )
+    shorter = held.shortening if held.possible else grid.shortening
+    outputs.write_json(GRID, asdict(Grid(grid.identity, held.runs | known, shorter)))
     return [Plan(plan.cell, plan.seed, **vars(known[plan.name])) for plan in plans]
 
 

@@ -17,8 +17,9 @@ from simsfl import RunConfig
 from simsfl.cli.report.settings import accuracy
 from simsfl.cli.sweep import runner
 from simsfl.cli.sweep.axes import Point, Range, check_effect, combined, point_of
-from simsfl.cli.sweep.grid import GRID, Grid, Identity, Plan, planned, read_grid
+from simsfl.cli.sweep.grid import GRID, Grid, Identity, Plan, read_grid
 from simsfl.cli.sweep.launchers import launcher_of
+from simsfl.cli.sweep.planning import timed
 from simsfl.cli.sweep.results import RESULTS, Sweep
 from simsfl.system.console import Output
 from simsfl.system.files import alone_in
@@ -61,7 +62,7 @@ class Search:
         spaces = {name: str(axis) for name, axis in self.varying.items()}
         preset = self.fixed.get("preset", "several")
         flags = {name: value for name, value in (self.fixed | spaces).items() if name != "preset"}
-        self.identity = Identity("search", preset, flags, None)
+        self.identity = Identity("search", preset, flags)
         read_grid(self.outputs, self.identity, RESULTS)
         self.outputs.check(*RESULTS)
         self.console, self.plans, self.points = Output(), {}, {}
@@ -206,7 +207,7 @@ class Search:
         values = {name: a.low if isinstance(a, Range) else a[0] for name, a in self.varying.items()}
         self.console.say(f"{count_text(self.arguments.search, 'trial')}; a few steps of one are timed first")
         _, point = self._setting(values)
-        (plan,) = planned([(point.cell, self.seeds[0])], RunConfig(), {}, None)
+        plan = timed([(point.cell, self.seeds[0])], RunConfig(), {})[0].whole()
         if plan.problem:
             raise ValueError(plan.problem)
         count = (self.arguments.search - done) * len(self.seeds)

@@ -129,11 +129,11 @@ def _carry_out(arguments: Any, cells: list[tuple[Cell, int]], base: Any, flags: 
 
     out, console = arguments.out or Path("tables") / arguments.table, Output()
     fixed = {name: value for name, value in flags.items() if name != "options"} | flags.get("options", {})
-    outputs, identity = Outputs(out), Identity(arguments.table, base.preset, fixed, arguments.budget)
-    launcher, kept = launcher_of(arguments, out), read_grid(outputs, identity, RESULTS)
+    outputs, identity = Outputs(out), Identity(arguments.table, base.preset, fixed)
+    launcher, grid = launcher_of(arguments, out), read_grid(outputs, identity, RESULTS)
     beside = Output(stderr=arguments.dry_run)
-    plans = runner.plans_of(cells, kept, base, flags, arguments.budget, launcher.planned, beside)
-    results = Results(TABLES[arguments.table](), plans, out, arguments.budget, fixed)
+    plans, shorter = runner.plans_of(cells, grid, base, flags, arguments.budget, launcher.planned, beside)
+    results = Results(TABLES[arguments.table](), plans, out, shorter, fixed)
     if arguments.dry_run:
         runner.print_commands(results, results.note(), console)
         return 0

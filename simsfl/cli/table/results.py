@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from rich.table import Table
 from rich.text import Text
 
-from simsfl.cli.sweep.grid import Plan
+from simsfl.cli.sweep.grid import Plan, Shortening
 from simsfl.cli.sweep.outcomes import Outcomes, headed
 from simsfl.cli.table.cells import PUBLISHED
 from simsfl.cli.table.cells import Table as PaperTable
@@ -45,15 +45,20 @@ class Results(Outcomes):
         table: the table that the grid runs again.
         plans: the runs, in the table's order.
         out: the directory that holds the run directories.
-        budget: minutes that all runs were shortened to, or None.
+        shortening: how schedules are shortened; None where they are whole.
         flags: config fields that the user gave for all runs.
     """
 
     def __init__(
-        self, table: PaperTable, plans: Sequence[Plan], out: Path, budget: float | None, flags: dict[str, Any]
+        self,
+        table: PaperTable,
+        plans: Sequence[Plan],
+        out: Path,
+        shortening: Shortening | None,
+        flags: dict[str, Any],
     ):
-        super().__init__(table.title, plans, out)
-        self.context, self.flags, self.budget = table.context, flags, budget
+        super().__init__(table.title, plans, out, shortening)
+        self.context, self.flags = table.context, flags
         self.attacked = any(cell.attack for cell in table.cells)
 
     def _cells(self) -> Iterator[list[Plan]]:
@@ -110,14 +115,14 @@ class Results(Outcomes):
     def note(self) -> str:
         """Return the caption of the figures: preset, flags, budget and the meaning of the marks."""
         preset = self.plans[0].config.preset
-        budget = f"schedules shortened to fit {self.budget:g} minutes; " if self.budget else ""
         changed = {name for plan in self.plans for name in self.flags if plan.cell.settings.get(name) is not None}
         flags = ", ".join(f"{name} {value}" + " ‡" * (name in changed) for name, value in self.flags.items())
         parts = [
             f"preset {preset}{', ' * bool(flags)}{flags}",
             f"here: {self._ours()}",
             *[f"published: {PUBLISHED}"] * any(plan.cell.published is not None for plan in self.plans),
-            f"{budget}share of the published steps, † fewer",
+            *[str(self.shortening)] * bool(self.shortening),
+            "share of the published steps, † fewer",
             "accuracies in percent",
             "time of training",
             *["‡ a setting other than the published one"] * bool(changed),
