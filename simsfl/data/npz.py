@@ -102,8 +102,9 @@ def _wrong_images(x: str, images: Header) -> str | None:
     """Return what is wrong with an array of images of the name `x`, None if nothing is."""
     if images.dtype != np.uint8:
         return f"{x} has dtype {images.dtype}; it must be uint8"
-    if images.shape[3:] not in ((), (1,), (3,)) or len(images.shape) < 3:
-        return f"{x} has shape {images.shape}; it must be (n, height, width, 3), or (n, height, width) if gray"
+    if images.shape[3:] not in ((), (1,), (3,)) or len(images.shape) < 3 or images.shape[2:] == (3,):
+        single = ", which is one image" if images.shape[2:] == (3,) else ""
+        return f"{x} has shape {images.shape}{single}; it must be (n, height, width, 3), or (n, height, width) if gray"
     return f"{x} has shape {images.shape}; it must not be empty" if 0 in images.shape else None
 
 

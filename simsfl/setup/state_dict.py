@@ -18,7 +18,7 @@ _ELSE_BYTES = 1 << 28
 
 
 def read_state_dict(file: Path, most: int, field: str) -> dict[str, Tensor]:
-    """Read a state dict that ``torch.save`` or safetensors wrote.
+    """Read a state dict that ``torch.save`` or safetensors wrote, alone or among other things, such as an epoch.
 
     Args:
         file: path of the file.
@@ -41,8 +41,10 @@ def read_state_dict(file: Path, most: int, field: str) -> dict[str, Tensor]:
         given = _tensors(file) if file.suffix == ".safetensors" else _unpickled(file)
     except Exception as error:  # a damaged or foreign file can raise anything
         raise ValueError(f"{field}: {file} is damaged, or holds more than tensors; allowed: a state dict") from error
-    if not isinstance(given, dict) or not given or not all(isinstance(value, Tensor) for value in given.values()):
-        raise ValueError(f"{field}: {file} holds no state dict; allowed: tensors by name")
+    inside = [own for own in given.values() if _is_state_dict(own)] if isinstance(given, dict) else []
+    given = inside[0] if len(inside) == 1 else given
+    if not _is_state_dict(given):
+        raise ValueError(f"{field}: {file} holds no state dict, or several; allowed: tensors by name")
     for name, tensor in given.items():
         if not isinstance(name, str):
             raise ValueError(f"{field}: {file} has a name of type {type(name).__name__}; allowed: texts")
@@ -53,6 +55,11 @@ def read_state_dict(file: Path, most: int, field: str) -> dict[str, Tensor]:
         if not plain or not tensor.isfinite().all():
             raise ValueError(f"{field}: {file} holds something other than finite numbers in {name}; allowed: weights")
     return given
+
+
+def _is_state_dict(value: Any) -> bool:
+    """Return whether a value is a dict of tensors, and not empty."""
+    return isinstance(value, dict) and bool(value) and all(isinstance(own, Tensor) for own in value.values())
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -299,6 +299,8 @@ def test_weights_are_attacked_without_a_run(weights, npz, tmp_path, monkeypatch,
         assert (out / "conv_normN0C4.png").exists()
     assert found[0] == found[1] == found[2]
     output = capsys.readouterr().out
+    files = ", ".join(str(tmp_path / "0" / f"conv_normN0C4{end}") for end in (".json", ".png", "-curves.png"))
+    assert f"wrote {files}" in " ".join(output.split())
     assert output.startswith(f"reconstructing 30 images of {weights / 'run'} by conv_normN0C4, 1 seed\n")
     assert "client, 30 test images of tiny" in " ".join(output.split())
     argv += ["--target-images", str(weights / "mine.npz"), "--published-contrast"]
@@ -341,6 +343,10 @@ UNFIT = {
         ["--weights", "laptop-shapes", "--target-images", "labels.npz"],
         "target_images: labels.npz: y has dtype",
     ),
+    "one image": (
+        ["--weights", "laptop-shapes", "--target-images", "one.npz"],
+        "target_images: one.npz: images has shape (32, 32, 3), which is one image; it must be (n, height, width, 3)",
+    ),
 }
 """Flags of the program with weights, and how its error begins."""
 
@@ -350,8 +356,10 @@ def test_bad_input_of_attacks_on_weights(argv, message, weights, npz, monkeypatc
     monkeypatch.chdir(weights)
     (weights / "text.npz").write_text("text")
     np.savez(weights / "labels.npz", y=np.arange(3))
+    np.savez(weights / "one.npz", images=np.zeros((32, 32, 3), np.uint8))
     assert attack_program.main([*argv, "--dataset", str(npz), "--out", "new"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: " + message)
     assert error.count("\n") == 1
+    assert "a server of" not in error  # which is not what is attacked
     assert not (weights / "new").exists()

@@ -14,6 +14,7 @@ from simsfl import Simulation
 from simsfl.cli import run
 from simsfl.cli.report import cells, figures
 from simsfl.cli.report import program as report
+from simsfl.cli.report.cells import table_of_runs
 from simsfl.cli.report.runs import Run, read_run, unique_names
 from simsfl.cli.report.settings import grouped, summary_table
 from simsfl.config import RunConfig
@@ -110,7 +111,8 @@ def test_seeds_of_a_setting_are_a_curve_with_a_band_and_a_row():
 
 def _follows(rate, name, clients_have=None):
     """Return a run whose clients have a rate of their own, or one that follows from the server's by rule."""
-    run = _made(0, [1.0, 1.0], (1, 1), lr=rate, client_lr=rate if clients_have is None else clients_have)
+    resolved = {"rounds": 2, "cohort": 5, "batch_size": 1, "lr": rate}
+    run = _made(0, [1.0, 1.0], (1, 1), **resolved, client_lr=rate if clients_have is None else clients_have)
     return replace(run, by_rule=("client_lr",) if clients_have is None else (), name=name)
 
 
@@ -126,6 +128,13 @@ def test_names_have_what_users_set_alone():
     frozen = _follows(0.1, "d", clients_have=0.0)
     assert _names(first, others[0], frozen) == {"lr 0.1": ["a"], "lr 0.2": ["b"], "lr 0.1, client lr 0": ["d"]}
     assert _names(first, frozen) == {"client lr 0.1": ["a"], "client lr 0": ["d"]}
+
+
+def test_fields_that_follow_from_others_are_not_what_runs_differ_in():
+    rows = {row[0] for row in table_of_runs([_follows(0.1, "a"), _follows(0.2, "b")])}
+    assert "lr" in rows
+    assert "client lr" not in rows
+    assert "client lr" in {row[0] for row in table_of_runs([_follows(0.1, "a"), _follows(0.1, "b", 0.0)])}
 
 
 def test_unique_names():

@@ -51,6 +51,11 @@ def test_weights_go_there_and_back(model, npz, tmp_path, capsys):
     argv = [*files[::-1], "--preset", "paper", *flags(**architecture), "--out", str(imported)]
     assert import_checkpoint.main(argv) == 0
     assert export_checkpoint.main([str(imported), "--out", str(tmp_path / "b")]) == 0
+    whole = {"epoch": 3, "state_dict": torch.load(files[1], weights_only=True)}
+    torch.save(whole, tmp_path / "among.tar")
+    argv = [str(tmp_path / "among.tar"), *argv[2:-1], str(tmp_path / "among.safetensors")]
+    assert import_checkpoint.main(argv) == 0
+    assert load_weights(argv[-1]).server.keys() == load_weights(str(imported)).server.keys()
     alone = tmp_path / "server.safetensors"
     assert import_checkpoint.main([files[1], "--preset", "paper", *flags(**architecture), "--out", str(alone)]) == 0
     assert "a server alone" in capsys.readouterr().out

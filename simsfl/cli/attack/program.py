@@ -282,7 +282,7 @@ def _carry_out(asked: _Attack, victim: Victim) -> None:
             figure.savefig(file)
         plt.close(figure)
     console.print(_table(title, record))
-    console.say(f"wrote {', '.join(str(victim.out.path / files[kind]) for kind in drawn)}")
+    console.say(f"wrote {', '.join(str(victim.out.path / files[kind]) for kind in ('record', *drawn))}")
 
 
 def _targets(asked: _Attack, victim: Victim) -> tuple[Images, Tensor]:

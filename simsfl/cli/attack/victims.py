@@ -91,10 +91,8 @@ def _weights(arguments: Namespace) -> Weights:
     if _is_published(arguments.weights):
         config = resolve(replace(named("paper")[0], **fields).with_options(arguments.options))
         config.check_effect(fields)
-        return replace(
-            load_published([Path(arguments.weights)], replace(config, image_size=config.image_size or 32), "weights"),
-            config=config,
-        )
+        of_images, files = replace(config, image_size=config.image_size or 32), [Path(arguments.weights)]
+        return replace(load_published(files, of_images, "weights", allowed=["client"]), config=config)
     with blaming("weights", for_="init_client"):
         weights = load_weights(arguments.weights)
     check(weights.config, ATTACK)

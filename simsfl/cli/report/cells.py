@@ -41,7 +41,7 @@ def notes(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 def table_of_runs(runs: Sequence[Run]) -> list[list[str]]:
     """Return the rows of the table, with a column for each run: the names of the runs, then its titles and texts."""
-    differing = _differing([run.config for run in runs])
+    differing = _differing(runs)
     columns = [_cells(run, differing) for run in runs]
     titles = max(columns, key=len) | {title: "" for column in columns for title in column}
     rows = [[title, *(column.get(title, "-") for column in columns)] for title in titles]
@@ -67,13 +67,17 @@ def _ends(accuracies: list[float | None] | None) -> str:
     return f"{number(min(known))} to {number(max(known))}" if known else "-"
 
 
-def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the fields in which configs differ, and those of `_CHOICES` that are not as usual; none that is shown."""
-    usual = RunConfig().to_dict()
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """Return the fields in which configs differ, and those of `_CHOICES` that are not as usual.
+
+    Fields that the table has anyway are left out, as are those that follow from others by rule in all runs.
+    """
+    usual, configs = RunConfig().to_dict(), [run.config for run in runs]
     return [
         name
         for name, value in usual.items()
         if name not in _SHOWN
+        and not all(name in run.by_rule for run in runs)
         and (
             any(config[name] != configs[0][name] for config in configs)
             or (name in _CHOICES and any(config[name] != value for config in configs))
