@@ -14,7 +14,6 @@ from torch import Tensor
 from simsfl.algorithm.batch import Batch, Clock, Hyperparameters, Outcome
 from simsfl.algorithm.state import State
 from simsfl.algorithm.wire import Wire
-from simsfl.kernels import reason
 from simsfl.kernels.gpu import fastest_convolutions
 from simsfl.models import SplitModel
 
@@ -174,7 +173,7 @@ class CapturedStep:
             outcome = graph.record(lambda: self.train_step(model, state, inputs, hyper))
             self.recordings[hyper] = _Recording(graph, model, state, inputs.leaves(), outcome)
         except RuntimeError as error:
-            self._problem = reason(error)
+            self._problem = str(error).partition("\n")[0] or type(error).__name__
         for name, tensor in trained.items():
             tensor.copy_(before[name])
 
