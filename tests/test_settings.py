@@ -42,6 +42,7 @@ VALUES = {
     "server_replicas": [1, 2, 3],
     "average_replicas": [False, True],
     "data_proportion": [1.0, 0.8],
+    "validation": [0.0, 0.2],
     "partition": ["shards", "iid", "dirichlet"],
     "views": ["v2", "v1"],
     "arch": ["resnet8", *["resnet18", "vgg11"] * 3, "convnext-tiny", "vit-tiny", "resnet50", "mobilenetv2"],

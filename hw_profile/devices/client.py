@@ -256,12 +256,14 @@ def _from_data_set(config: Mapping[str, Any], client: int) -> np.ndarray:
     try:
         from simsfl.config import RunConfig  # noqa: PLC0415
         from simsfl.data.load import load_dataset  # noqa: PLC0415
+        from simsfl.data.validation import with_validation  # noqa: PLC0415
         from simsfl.setup import assembly  # noqa: PLC0415  (these import torch)
 
         own = RunConfig.from_dict(config)
         dataset = load_dataset(
             own.dataset, data_dir="data", image_size=own.image_size, seed=own.seed, stream="never", auxiliary=None
         )
+        dataset = with_validation(dataset, own.validation)
         return dataset.train.pixels[assembly.partition(own, dataset)[client]].numpy()
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(

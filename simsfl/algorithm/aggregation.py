@@ -11,7 +11,7 @@ from simsfl.aggregations import Aggregation
 from simsfl.algorithm.gathering import give_, taken
 from simsfl.algorithm.state import State
 from simsfl.models import FlatModule
-from simsfl.system.answers import kept, tensor_from
+from simsfl.system.answers import kept, tensor_from, unchanged
 
 
 def is_sync_step(step: int, steps: int, syncs: int) -> bool:
@@ -52,7 +52,10 @@ def average_(state: State, aggregation: Aggregation, images_C: Tensor, absent: C
     """
     clients, cohort, how = state.clients, state.cohort, (aggregation, images_C, absent)
     combined_P = _combined(state, cohort.online.detach(), *how)
-    with kept(state.aggregation, "aggregation", "step", aggregation):
+    with (
+        kept(state.aggregation, "aggregation", "step", aggregation),
+        unchanged(clients.online, field="aggregation", method="step", of=aggregation),
+    ):
         new_P = aggregation.step(clients.online, combined_P, state.aggregation)
     clients.online.copy_(tensor_from(new_P, clients.online.shape, "aggregation", "step", aggregation))
     average_statistics_(state, aggregation, images_C, absent)
@@ -78,12 +81,16 @@ def _combined(
         mine = world.part(len(images_C))
         gone = [position - mine.start for position in absent if position in mine]
         own = _present(models_cP, gone), _present(images_C[mine.start : mine.stop], gone)
-        sum_P = aggregation.share(*own, images_n.sum(), len(images_n))
+        with unchanged(*own, field="aggregation", method="share", of=aggregation):
+            sum_P = aggregation.share(*own, images_n.sum(), len(images_n))
         if sum_P is not None:
+            tensor_from(sum_P, models_cP.shape[1:], "aggregation", "share", aggregation)
             world.sum_(sum_P)
             return sum_P
         models_cP = state.of_cohort(models_cP)
-    combined_P = aggregation.combine(_present(models_cP, absent), images_n)
+    own = _present(models_cP, absent), images_n
+    with unchanged(*own, field="aggregation", method="combine", of=aggregation):
+        combined_P = aggregation.combine(*own)
     return tensor_from(combined_P, models_cP.shape[1:], "aggregation", "combine", aggregation)
 
 
@@ -152,6 +159,7 @@ def receive_(model: FlatModule, state: State, ids: Tensor, aggregation: Aggregat
         cohort.online.copy_(clients.online.expand_as(cohort.online))
         return
     memory_CR = taken(state, clients.received, ids).to(cohort.online)
-    own_CP = aggregation.receive(model, cohort.online.detach(), clients.online, memory_CR)
+    with unchanged(cohort.online, clients.online, field="aggregation", method="receive", of=aggregation):
+        own_CP = aggregation.receive(model, cohort.online.detach(), clients.online, memory_CR)
     cohort.online.copy_(tensor_from(own_CP, cohort.online.shape, "aggregation", "receive", aggregation))
     give_(state, clients.received, memory_CR)

@@ -124,6 +124,10 @@ EVERY_RUN = (
         "data_proportion: {data_proportion:g} leaves clients no images; allowed: more than 0, or --aux-dataset",
     ),
     Constraint(
+        lambda c: c.validation > 0 and c.partition == "given",
+        "validation: {validation:g} is not for a partition that is given, which has rows of all images; allowed: 0",
+    ),
+    Constraint(
         lambda c: c.data_proportion < 1 and c.partition == "given",
         "data_proportion: {data_proportion:g} is not for a partition that is given; allowed: 1",
     ),

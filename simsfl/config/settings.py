@@ -286,6 +286,13 @@ class Settings:
         _STREAMS,
         only=STREAMABLE,
     )
+    validation: float = _setting(
+        0.0,
+        "data",
+        "Share of the training images that are held out, and evaluated instead of the test images: to choose settings "
+        "by. They are the same for all seeds.",
+        within=(0, 0.9),
+    )
     data_proportion: float = _setting(
         1.0, "data", "Share of the training images, drawn at random, that clients hold.", within=(0, 1)
     )

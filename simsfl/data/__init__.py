@@ -141,6 +141,8 @@ class Dataset:
     auxiliary: int = 0
     """Number of training images of another data set, which come last: clients may hold them, and nothing is evaluated
     on them."""
+    validation: float = 0.0
+    """Share of the labelled training images that are held out, and are the test images (`simsfl.data.validation`)."""
     listing: str | None = None
     """SHA-256 of the names of the files, if images stay in their files: it stays the same when one of them is mended,
     which changes the checksum with the file's size. None if the images were read at once."""

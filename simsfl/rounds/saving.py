@@ -15,7 +15,7 @@ from torch import Tensor
 from simsfl.algorithm.communication import Exchange
 from simsfl.algorithm.state import same_shape
 from simsfl.config.catalogue import DATASETS, HUB
-from simsfl.data import Dataset, check_dataset
+from simsfl.data import Dataset
 from simsfl.rounds.progress import NonFiniteLossError, Progress
 from simsfl.runs import checkpoint
 from simsfl.runs.checkpoint import SEAL, Found, Timed
@@ -167,7 +167,7 @@ def load(
         if recorded and digest(Path(file)) != recorded:
             log.warning("%s: %s has changed since the run in %s began", name, file, path)
     try:
-        dataset = load_images(config) if dataset is None else dataset
+        dataset = load_images(config, dataset)
     except (ValueError, OSError) as error:
         if _is_from_python(config.dataset):
             raise InputsError(
@@ -175,7 +175,6 @@ def load(
                 f"simsfl.resume({str(path)!r}, dataset=...), or --dataset with a file of the same images"
             ) from error
         raise InputsError(str(error)) from error
-    check_dataset(dataset)
     _check_images(path, saved, dataset)
     parts = build(config, dataset, partition=partition, choices=saved.choices, start=start, world=world)
     progress = Progress.of(parts)

@@ -24,6 +24,7 @@ from simsfl.cost.model import ClientCost, client_cost
 from simsfl.data import Dataset, check_dataset
 from simsfl.data.load import load_dataset
 from simsfl.data.partition import Partition
+from simsfl.data.validation import with_validation
 from simsfl.data.views import Recipe
 from simsfl.engine import tuning
 from simsfl.engine.cuda_graph import CapturedStep
@@ -205,8 +206,7 @@ def build(
     checks.check_machine(config)
     start = start or (load_weights(config.init_client) if config.init_client else None)  # sooner read than images
     pretrained = read_backbone(config.init_backbone) if config.init_backbone and not start else None
-    dataset = load_images(config) if dataset is None else dataset
-    check_dataset(dataset)
+    dataset = load_images(config, dataset)
     asked, reason = defaults.with_precision(config, auto_precision, image_size=dataset.image_size)
     checks.check_precision(asked, dataset.image_size)
     checks.check_labels(asked, dataset)
@@ -291,17 +291,28 @@ def _with_partition(config: RunConfig, partition: Partition | None) -> RunConfig
     return replace(config, partition="given")
 
 
-def load_images(config: RunConfig) -> Dataset:
-    """Load the images that a config names; raise a ValueError if they cannot be had."""
-    return load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        image_size=config.image_size,
-        seed=config.seed,
-        stream=config.stream,
-        auxiliary=config.aux_dataset,
-        options=config.options_of("dataset"),
-    )
+def load_images(config: RunConfig, given: Dataset | None = None) -> Dataset:
+    """Return the images of a run, of which some may be held out.
+
+    Args:
+        config: what to run.
+        given: the images, instead of loading those that the config names.
+
+    Raises:
+        ValueError: they cannot be had.
+    """
+    if given is None:
+        given = load_dataset(
+            config.dataset,
+            data_dir=config.data_dir,
+            image_size=config.image_size,
+            seed=config.seed,
+            stream=config.stream,
+            auxiliary=config.aux_dataset,
+            options=config.options_of("dataset"),
+        )
+    check_dataset(given)
+    return with_validation(given, config.validation)
 
 
 def _sources(partition: Partition, auxiliary: Partition | None) -> list[Partition]:

@@ -111,6 +111,28 @@ def kept(memory: dict[str, Tensor], field: str, method: str, of: object) -> Iter
             )
 
 
+@contextmanager
+def unchanged(*tensors: Tensor, field: str, method: str, of: object) -> Iterator[None]:
+    """Return a context for a method that gets tensors that are others', and returns new ones.
+
+    Args:
+        tensors: the tensors.
+        field: field of the config that has chosen the object, for the error.
+        method: name of the method.
+        of: the object that the method belongs to.
+
+    Raises:
+        ValueError: at the end, if one of the tensors was changed in place.
+    """
+    before = [own._version for own in tensors]
+    yield
+    if [own._version for own in tensors] != before:
+        raise ValueError(
+            f"{field}: {method} of {type(of).__name__} changes in place what it gets; allowed: a new tensor, such as of "
+            "models.clone()"
+        )
+
+
 def _found(answer: object) -> str:
     """Return what an answer is, for a message."""
     return f"a tensor of shape {list(answer.shape)}" if isinstance(answer, Tensor) else kind_of(answer)

@@ -50,6 +50,33 @@ def test_a_sampler_has_to_draw_a_cohort(drawn, message, pictures, monkeypatch):
             next(simulation.train())
 
 
+class Scaling(Aggregation):
+    """Doubles what it gets, in one of its methods."""
+
+    where = "combine"
+    mixes = True
+
+    def combine(self, models_cP, images_c):
+        return super().combine(models_cP.mul_(2) if self.where == "combine" else models_cP, images_c)
+
+    def step(self, before_P, combined_P, memory):
+        return before_P.mul_(2) if self.where == "step" else combined_P
+
+    def receive(self, model, own_CP, average_P, memory_CR):
+        return own_CP.mul_(2) if self.where == "receive" else own_CP
+
+
+@pytest.mark.parametrize("method", ["combine", "step", "receive"])
+def test_an_aggregation_changes_nothing_that_it_gets(method, pictures, monkeypatch):
+    monkeypatch.setattr(Scaling, "where", method)
+    with patch.dict(DOORS["aggregation"]):
+        extend.aggregation("scaling")(Scaling)
+        simulation = Simulation(RunConfig(**BASE | {"aggregation": "scaling", "dropout": 0.0}), pictures)
+        message = f"aggregation: {method} of Scaling changes in place what it gets; allowed: a new tensor, such as of"
+        with pytest.raises(ValueError, match=f"^{message}"):
+            list(simulation.train())
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [

@@ -200,10 +200,10 @@ def test_a_checkpoint_that_is_replaced_while_a_run_is_loaded_is_not_missed(npz, 
     simulation.save(out)
     honest, rounds = saving.load_images, simulation.rounds()
 
-    def load_images(config):
+    def load_images(config, dataset):
         for _ in islice(rounds, 2):  # as many as are kept, by the process that trains the run
             simulation.save(out)
-        return honest(config)
+        return honest(config, dataset)
 
     monkeypatch.setattr(saving, "load_images", load_images)
     assert Simulation.load(out).progress.round_index == 2

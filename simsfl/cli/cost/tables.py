@@ -15,6 +15,7 @@ from simsfl.config.catalogue import DATASETS, PARTITIONS
 from simsfl.cost.measured import training_bytes
 from simsfl.cost.model import COLOURS, WEIGHT_BYTES, client_cost, memory, operations, server_flops
 from simsfl.data.partition import IID, held
+from simsfl.data.validation import held_out
 from simsfl.models import FlatModule, SplitModel
 from simsfl.setup import assembly
 from simsfl.setup.checks import check_machine
@@ -118,7 +119,7 @@ def outline_of(config: RunConfig, images: int | None) -> Outline:
     )
     check_machine(asked)
     classes = known.classes if known else 10
-    drawn = int(config.data_proportion * count)
+    drawn = int(config.data_proportion * (count - held_out(count, config.validation)))
     shards = config.classes_per_client or classes_per_client(classes)
     parts = shards if config.partition == "shards" else 1
     own = held(PARTITIONS[config.partition].code.load(), drawn, config.clients, parts)

@@ -197,7 +197,8 @@ class Search:
             points.setdefault(self.points[number].cell.name, self.points[number])
             plans.setdefault(self.points[number].cell.name, self.plans[number])
         note = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.fixed.items())
-        about = "; chosen by Optuna, best first, by their accuracy on the test images"
+        images = "validation" if "validation" in self.fixed else "test"
+        about = f"; chosen by Optuna, best first, by their accuracy on the {images} images"
         own = [plan for together in plans.values() for plan in together]
         formats = self.arguments.format
         return Sweep(list(points.values()), own, self.out, note + about, formats, title="Search over", most=_CURVES)
