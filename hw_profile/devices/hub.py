@@ -95,7 +95,7 @@ class Counts:
     up: int = 0
     """Bytes received, including those of refused frames."""
     down: int = 0
-    """Bytes sent to devices."""
+    """Bytes sent to devices that take part, without those that tell them why they do not, or no longer."""
     refused: dict[str, int] = field(default_factory=dict)
     """Number of refused frames and connections by reason."""
 

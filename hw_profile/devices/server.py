@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import resource
 import secrets
 from collections.abc import Iterator, Sequence
@@ -83,8 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     devices = None
     with Stop() as stop:
         try:
-            if os.environ.get("WORLD_SIZE", "1") != "1":
-                return _refused_on_ranks()
             arguments = parser().parse(argv)
             devices = Devices(arguments, stop)  # before a slow import, so that wrong flags show at once
             from simsfl.cli.launch import launch  # noqa: PLC0415  (imports torch, which is slow)
@@ -97,17 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             waited = ", while waiting for devices; the run begins with --resume" if devices and devices.waits else ""
             print_error(f"interrupted before training{waited}")
             return 128 + (stop.received or 2)
-
-
-def _refused_on_ranks() -> int:
-    """Return the exit code of one of several ranks, of which the first says why they do not go on.
-
-    Raises:
-        ValueError: this is the first.
-    """
-    if os.environ.get("RANK", "0") == "0":
-        raise ValueError("ranks: real devices take part in a run on one rank; allowed: without torchrun")
-    return 2
 
 
 class Devices:

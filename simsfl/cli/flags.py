@@ -56,7 +56,7 @@ class _Names:
         self.known, self.door, self.also = known, door, also
 
     def __str__(self) -> str:
-        """Return the names in braces; where there are none, that there are not."""
+        """Return the names in braces, or NAME where there are none."""
         names = [*(name + self._plugin(name) for name in self.known), *self.also]
         return "{" + ",".join(names) + "}" if names else "NAME"
 

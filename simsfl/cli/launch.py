@@ -8,7 +8,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -27,6 +27,7 @@ from simsfl.rounds.saving import PLACES
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.metrics_log import check_goes_on
 from simsfl.runs.tracking.feed import check_installed
+from simsfl.setup.parts import absolute
 from simsfl.system.console import Output
 from simsfl.system.errors import is_foreseen
 from simsfl.system.files import check_writable
@@ -290,7 +291,8 @@ def _changes(arguments: argparse.Namespace, directory: RunDirectory, config: Run
     values |= {name: config.meant(name, text) for name, text in arguments.options.items()}
     held = config.to_dict() | config.defaults | config.options
     for name, value in values.items():
-        if value != "auto" and not (name in held and _same_file(value) == held[name]):
+        same = [value, absolute(value)] if isinstance(value, str) else [value]  # saved configs have absolute paths
+        if value != "auto" and not (name in held and held[name] in same):
             own = f"{held[name]!r}, or " if name in held else ""  # each of several defences may have its own
             raise ValueError(
                 f"{name}: {value!r} contradicts the run in {directory.path}; allowed: {own}leave the flag out"
@@ -343,10 +345,3 @@ def _chosen_config(arguments: argparse.Namespace) -> tuple[RunConfig, str]:
     else:
         config, why = named(arguments.preset, values.get("device", "auto"))
     return asked_config(arguments, config), why
-
-
-def _same_file(value: Any) -> Any:
-    """Return the absolute path of a file or directory that exists, as saved configs have it; else the value itself."""
-    if isinstance(value, str) and Path(value).exists():
-        return str(Path(value).resolve())
-    return value

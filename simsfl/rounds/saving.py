@@ -63,7 +63,7 @@ def save(
         NonFiniteLossError: training has diverged; nothing is written.
         OSError: the checkpoint cannot be written.
     """
-    tensors = _tensors(parts, progress)
+    tensors = _tensors(parts, progress, of_all=True)
     if not _are_finite(tensors):
         where = progress.round_index, progress.step_index
         raise NonFiniteLossError.of("weights are not finite", *where, parts.config)
@@ -218,16 +218,16 @@ def _check_images(path: str | Path, saved: RunRecord, dataset: Dataset) -> None:
         )
 
 
-def _tensors(parts: Parts, progress: Progress) -> dict[str, Tensor | Rows]:
-    """Return all tensors that a checkpoint holds, by name."""
-    sent = progress.communication.needs_sent(progress.step_index)
-    return {**parts.state.saved(sent=sent), "step_metrics": progress.figures}
+def _tensors(parts: Parts, progress: Progress, *, of_all: bool) -> dict[str, Tensor | Rows]:
+    """Return the tensors that a checkpoint holds, by name, or this rank's part of them.
 
-
-def _own_tensors(parts: Parts, progress: Progress) -> dict[str, Tensor | Rows]:
-    """Return this rank's part of what a checkpoint holds, by name; a rank may fail meanwhile, and others not."""
-    sent = progress.communication.needs_sent(progress.step_index)
-    return {**parts.state.own(sent=sent), "step_metrics": progress.figures}
+    Args:
+        parts: the parts of the simulation.
+        progress: how far it has come.
+        of_all: whether the rows of all ranks are meant, who have to call this together then.
+    """
+    held = parts.state.saved if of_all else parts.state.own
+    return {**held(sent=progress.communication.needs_sent(progress.step_index)), "step_metrics": progress.figures}
 
 
 @torch.no_grad()
@@ -243,14 +243,14 @@ def _restore(path: Path, parts: Parts, progress: Progress) -> None:
     if progress.communication.state is not Exchange.BOTH_WAYS and not config.loss_threshold:
         raise ValueError(f"communication {progress.communication.state.value} is never saved in it")
     with open_tensors(path) as file:
-        held, wanted = set(file.keys()) - {SEAL}, set(_own_tensors(parts, progress))
+        held, wanted = set(file.keys()) - {SEAL}, set(_tensors(parts, progress, of_all=False))
         unused = {name for name in held - wanted if name.startswith(("queue.", "queues."))}  # of earlier versions
         if held - unused != wanted:
             raise ValueError("it holds other tensors")
         parts.state.restore_(file, sent=progress.communication.needs_sent(progress.step_index))
         progress.figures.copy_(same_shape(file.get_tensor("step_metrics"), progress.figures))
     parts.state.check(config.rounds, len(parts.dataset.classes))
-    if not _are_finite(_own_tensors(parts, progress)):
+    if not _are_finite(_tensors(parts, progress, of_all=False)):
         raise ValueError("its weights are not finite")
 
 

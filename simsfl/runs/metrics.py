@@ -152,7 +152,7 @@ class SyncRecord(_Record):
 
 @dataclass(frozen=True)
 class AbsenceRecord(_Record):
-    """Clients, which are real devices (hw_profile/), that are absent from this step of the round on."""
+    """Clients that are absent from this step of the round on: not available, slow, late, or a device that is gone."""
 
     event: ClassVar[str] = "absence"
     round: Ordinal

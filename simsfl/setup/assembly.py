@@ -326,7 +326,7 @@ def hyperparameters(size: Outline, model: SplitModel, dtype: torch.dtype, world:
         shared=config.feature_sharing and config.is_split,
         labels=config.goal.labels,
         precision=precision,
-        batches=tuple(group.batch_size for group in groups for _ in range(group.cohort)),
+        batches=batches_of(groups),
         clients_learn=config.client_lr > 0,
         block=max(1, _BLOCK_BYTES // row) if on_cpu and not config.engine.startswith("loop") else None,
     )

@@ -344,11 +344,11 @@ def _outline(asked: RunConfig, dataset: Dataset, sources: Sequence[Partition]) -
         asked,
         dataset=dataset.name,
         data_dir=str(Path(asked.data_dir).resolve()),
-        aux_dataset=_absolute(asked.aux_dataset),
-        fleet=_absolute(asked.fleet),
-        init_client=_absolute(asked.init_client),
-        init_backbone=_absolute(asked.init_backbone),
-        options=asked.options | {name: _absolute(file) for name, file in asked.option_files.items()},
+        aux_dataset=absolute(asked.aux_dataset),
+        fleet=absolute(asked.fleet),
+        init_client=absolute(asked.init_client),
+        init_backbone=absolute(asked.init_backbone),
+        options=asked.options | {name: absolute(file) for name, file in asked.option_files.items()},
         image_size=dataset.image_size,
         stream="never" if isinstance(dataset.train.pixels, torch.Tensor) else "always",
     )
@@ -377,10 +377,10 @@ def _limits(asked: RunConfig, config: RunConfig, sources: list[Partition]) -> di
     return {"batch_size": f"by rule {usual}, but client {client} holds only {held}"}
 
 
-def _absolute(name: str | None) -> str | None:
+def absolute(name: str | None) -> str | None:
     """Return the absolute path of a file or directory that exists, and any other name unchanged."""
     if name is not None and name.startswith(HUB):
-        return HUB + _absolute(name.removeprefix(HUB))
+        return HUB + absolute(name.removeprefix(HUB))
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 

@@ -128,8 +128,8 @@ def unchanged(*tensors: Tensor, field: str, method: str, of: object) -> Iterator
     yield
     if [own._version for own in tensors] != before:
         raise ValueError(
-            f"{field}: {method} of {type(of).__name__} changes in place what it gets; allowed: a new tensor, such as of "
-            "models.clone()"
+            f"{field}: {method} of {type(of).__name__} changes in place what it gets; allowed: a new tensor, such as "
+            "of models.clone()"
         )
 
 

@@ -126,6 +126,27 @@ def test_a_search_has_one_process_at_a_time(npz, tmp_path, capfd):
 
 
 @pytest.mark.slow
+def test_a_search_tries_other_settings_each_time_and_goes_on_after_those_that_cannot_be(npz, tmp_path, capsys):
+    """Of six combinations, three cannot be run: cohorts of 30 clients, of which there are 8."""
+    pytest.importorskip("optuna")
+    out = tmp_path / "search"
+    argv = [*flags(out=out, dataset=npz, **SHORT), "--cohort", "3,30", "--lr", "0.1,0.2,0.3"]
+    assert sweep.main([*argv, "--search", "trials=2"]) == 0
+    first = capsys.readouterr().out
+    assert first.count("trial ") == 2
+    assert sweep.main([*argv, "--search", "trials=9"]) == 0
+    both = first + capsys.readouterr().out
+    tried = [line.partition(": ")[2] for line in both.splitlines() if line.startswith("trial ")]
+    assert len(set(tried)) == len(tried) == 6
+    assert sum("cohort: 30 is more than the clients" in line for line in tried) == 3
+    assert "Optuna chooses no other settings than the 6 that were tried" in both
+    found = json.loads((out / "sweep.json").read_text())["settings"]
+    assert {(entry["setting"]["cohort"], entry["setting"]["lr"]) for entry in found} == {
+        (3, lr) for lr in (0.1, 0.2, 0.3)
+    }
+
+
+@pytest.mark.slow
 def test_a_search_goes_on_with_what_was_interrupted(npz, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     out = tmp_path / "search"

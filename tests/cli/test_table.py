@@ -305,6 +305,7 @@ WRONG = {
     "tiny budget": (["sync", "--only", "1 per round", "--budget", "0.001"], "budget: 0.001 minutes are too few"),
     "flag": (["3", "--archs", "resnet8"], "flag: '--archs' is not known (did you mean --arch?)"),
     "config": (["3", "--tau", "2"], "tau: 2.0 is out of range"),
+    "no runs": (["1"], "preset: has no effect with table 1, which needs no runs; allowed: --out"),
 }
 
 

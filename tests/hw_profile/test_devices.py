@@ -13,7 +13,7 @@ from simsfl import RunConfig, Simulation
 from simsfl.algorithm import step
 from simsfl.cli.session import Stopped
 from simsfl.engine.cuda_graph import CapturedStep
-from simsfl.hw_profile.devices import client, server
+from simsfl.hw_profile.devices import client
 from simsfl.hw_profile.devices.device import Device
 from simsfl.hw_profile.devices.loop import about_run, own_images
 from simsfl.runs.client_trace import Trace
@@ -365,11 +365,3 @@ def test_energy_is_recorded_meanwhile(dataset, monkeypatch):
     assert energy["joules_above_idle"] == pytest.approx((energy["mean_watts"] - sum(idle) / 2) * (end - begin))
     assert "bench ±5%" in energy["label"]
     assert found["steps"] == simulation.parts.steps
-
-
-def test_several_ranks_are_refused_by_one_of_them(monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, said in (("0", "error: ranks: real devices take part in a run on one rank; allowed: "), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
-        assert server.main([]) == 2
-        assert capsys.readouterr().err[: len(said) or None] == said

@@ -149,6 +149,8 @@ def read_grid(out: Outputs, identity: Identity, results: Iterable[str]) -> Grid:
         ValueError: the file is damaged, or the directory belongs to another grid or holds something else.
     """
     path = out.path / GRID
+    if out.path.exists() and not out.path.is_dir():
+        raise ValueError(f"out: {out.path} is no directory; allowed: an empty or a new one")
     if not path.exists():
         if not out.is_empty():
             raise ValueError(f"out: {path.parent} holds something else; allowed: an empty or a new directory")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from typing import Any
 from simsfl import RunConfig
 from simsfl.cli.report.settings import accuracy
 from simsfl.cli.sweep import runner
-from simsfl.cli.sweep.axes import Point, Range, check_effect, combined, point_of
+from simsfl.cli.sweep.axes import Point, Range, check_effect, combined, label_of, point_of
 from simsfl.cli.sweep.grid import GRID, Grid, Identity, Plan, read_grid
 from simsfl.cli.sweep.launchers import launcher_of
 from simsfl.cli.sweep.planning import timed
@@ -32,6 +32,8 @@ _CURVES = 5
 """Most settings whose curves are drawn, the best ones."""
 _DIGITS = 4
 """Significant digits of the numbers that are chosen from a range."""
+_REPEATS = 50
+"""How often in a row Optuna may choose settings that have been tried, before the search ends: it has no others."""
 
 
 class Search:
@@ -87,15 +89,19 @@ class Search:
         """Do what `go` does, as the only process that does."""
         begin, limit = time.perf_counter(), 60 * (self.arguments.budget or math.inf)
         study = self._study() if (self.out / STORAGE).exists() else None
-        done = self._finished(study) if study else []
+        done, repeats = self._finished(study) if study else set(), 0
         if len(done) < self.arguments.search:
             if not self._confirmed(len(done)):
                 return 0
             self.outputs.write_json(GRID, asdict(Grid(self.identity, {})))
             study = study or self._study()
         while len(done) < self.arguments.search and time.perf_counter() - begin < limit:
-            self._do(study, len(done) + 1)
-            done = self._finished(study)
+            self._do(study, done)
+            before, done = len(done), self._finished(study)
+            repeats = repeats + 1 if len(done) == before else 0
+            if repeats == _REPEATS:
+                self.console.say(f"Optuna chooses no other settings than the {len(done)} that were tried")
+                break
         return self._conclude(study)
 
     def _study(self) -> Any:
@@ -111,11 +117,11 @@ class Search:
             study.enqueue_trial(trial.params)
         return study
 
-    def _finished(self, study: Any) -> list[Any]:
-        """Return the trials that have ended, and collect their plans.
+    def _finished(self, study: Any) -> set[str]:
+        """Return the names of the settings whose trials have ended, and collect their plans.
 
-        They have an accuracy, or are "pruned": a run of theirs failed, or their values do not go together, so that they
-        have no plans.
+        These have an accuracy, or are "pruned": a run of theirs failed, or their values do not go together, so that
+        they have no plans. A setting may have several trials, because its values are chosen again.
         """
         from optuna.trial import TrialState  # noqa: PLC0415
 
@@ -123,8 +129,13 @@ class Search:
         for trial in done:
             if trial.number not in self.points:
                 with suppress(ValueError):
-                    self._collect(trial.number, self._chosen(trial.params), 0.0)
-        return done
+                    self._collect(trial.number, self._chosen(trial.params))
+        return {self._name(trial) for trial in done}
+
+    def _name(self, trial: Any) -> str:
+        """Return the name of a trial's setting, which it has with values that do not go together as well."""
+        point = self.points.get(trial.number)
+        return point.cell.name if point else label_of(self._chosen(trial.params))
 
     def _chosen(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of flags that parameters of a trial mean."""
@@ -150,7 +161,7 @@ class Search:
         config, idle = combined(self.fixed | values)
         return config, point_of(config, {name: value for name, value in values.items() if name not in idle})
 
-    def _collect(self, number: int, values: dict[str, Any], seconds: float) -> list[Plan]:
+    def _collect(self, number: int, values: dict[str, Any]) -> list[Plan]:
         """Return plans for a trial's runs, and keep them for the results.
 
         Raises:
@@ -158,34 +169,42 @@ class Search:
         """
         config, self.points[number] = self._setting(values)
         cell = self.points[number].cell
-        self.plans[number] = [Plan(cell, seed, replace(config, seed=seed), 0, seconds) for seed in self.seeds]
+        self.plans[number] = [Plan(cell, seed, replace(config, seed=seed), 0, 0.0) for seed in self.seeds]
         return self.plans[number]
 
-    def _do(self, study: Any, number: int) -> None:
-        """Do the next trial."""
+    def _do(self, study: Any, done: Collection[str]) -> None:
+        """Do the next trial; one of a setting that was tried before is told again what that has reached.
+
+        Args:
+            study: Optuna's study.
+            done: names of the settings that were tried before.
+        """
         from optuna.trial import TrialState  # noqa: PLC0415
 
         trial = study.ask()
-        values = self._asked(trial)
+        values, problem, plans = self._asked(trial), "", []
         try:
-            plans = self._collect(trial.number, values, 0.0)
+            plans = self._collect(trial.number, values)
         except ValueError as error:
-            self.console.say(f"trial {number} of {self.arguments.search}: {error}")
+            problem = f": {error}"
+        if (name := self._name(trial)) not in done:
+            self.console.say(f"trial {len(done) + 1} of {self.arguments.search}: {name}{problem}")
+        if problem:
             study.tell(trial, state=TrialState.PRUNED)
             return
-        self.console.say(f"trial {number} of {self.arguments.search}: {plans[0].cell.name}")
         sweep = self._results(study)
-        left = [plan for plan in plans if not sweep.is_finished(plan)]
+        left = [plan for plan in plans if name not in done and not sweep.is_finished(plan)]
         runner.run_all(left, self.outputs, lambda: None, self.launcher)
         found = [accuracy(run) for run in sweep.runs_of(plans)]
         if len(found) < len(plans) or None in found:
             study.tell(trial, state=TrialState.PRUNED)
-            trouble = next((sweep.trouble(plan) for plan in plans if not sweep.is_finished(plan)), "no accuracy")
-            self.console.say(f"  {trouble}")
+            outcome = next((sweep.trouble(plan) for plan in plans if not sweep.is_finished(plan)), "no accuracy")
         else:
             study.tell(trial, mean(found))
-            self.console.say(f"  accuracy {mean(found):.2f} %, best so far {study.best_value:.2f} %")
-        self._results(study).write()
+            outcome = f"accuracy {mean(found):.2f} %, best so far {study.best_value:.2f} %"
+        if name not in done:
+            self.console.say(f"  {outcome}")
+            self._results(study).write()
 
     def _results(self, study: Any) -> Sweep:
         """Return the results of the trials so far, the best first."""

@@ -23,6 +23,8 @@ from simsfl.ui.arguments import Parser, fail, seeds_of
 
 _COSTS = {"1": "hardware costs as the paper counts them", "hardware": "same as 1"}
 """Titles of the tables that need no runs, by name."""
+_OF_COSTS = ("table", "out", "plugin")
+"""What such a table may be given."""
 
 
 def parser() -> Parser:
@@ -31,7 +33,7 @@ def parser() -> Parser:
     result = Parser(description=__doc__.splitlines()[0], epilog="Tables: " + ", ".join(titles))
     result.add_argument("table", metavar="TABLE", help="; ".join(f"{name}: {title}" for name, title in titles.items()))
     what = result.add_argument_group("what to run")
-    what.add_argument("--only", metavar="WORDS", help='run only cells whose "row, column" has these words')
+    what.add_argument("--only", metavar="WORDS", help='run only cells whose "row, column" has these words in a row')
     add_sweep_flags(what, "tables/TABLE")
     add_config_flags(result, preset="auto", group=what, without=("seed",), beside={"laptop": laptop()})
     return result
@@ -48,6 +50,11 @@ def _tabulate(argv: Sequence[str] | None, stop: Stop) -> int:
     try:
         arguments = parser().parse(argv)
         if arguments.table in _COSTS:
+            for name in arguments.given:
+                if name not in _OF_COSTS:
+                    raise ValueError(
+                        f"{name}: has no effect with table {arguments.table}, which needs no runs; allowed: --out"
+                    )
             return _show_costs(arguments.out)
         cells = _chosen_cells(arguments.table, arguments.only, arguments.seeds)
         check_budget(arguments.budget)
