@@ -14,7 +14,7 @@ from simsfl.simulation import Simulation
 from simsfl.system.console import Output
 from simsfl.system.messages import count_text
 from simsfl.system.programs import command
-from simsfl.ui.dashboard import number, time_text
+from simsfl.ui.text import number, time_text
 
 _ENGINE_NOTES = {
     "fused": "the cohort stacked into one batched program, with simsfl's operators",

@@ -25,7 +25,8 @@ from simsfl.cli.report.interactive import interactive_page, news, pictures_in
 from simsfl.cli.report.runs import Run, RunReader, unique_names
 from simsfl.runs.metrics import Status
 from simsfl.system.console import Output
-from simsfl.ui.dashboard import filling, gone, number, time_left, time_text
+from simsfl.ui.status import filling, gone, time_left
+from simsfl.ui.text import number, time_text
 
 _REFRESH_SECONDS = 2.0
 """Least seconds between two readings of the runs."""

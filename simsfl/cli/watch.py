@@ -18,7 +18,8 @@ from simsfl.system.messages import shortened, visible
 from simsfl.system.outputs import Outputs
 from simsfl.system.programs import called
 from simsfl.ui.arguments import Parser, fail, path
-from simsfl.ui.dashboard import REFRESH_SECONDS, STALE_SECONDS, LiveView, PlainView, gone, render
+from simsfl.ui.dashboard import REFRESH_SECONDS, LiveView, PlainView, render
+from simsfl.ui.status import STALE_SECONDS, gone
 
 
 class _Watched:

@@ -137,7 +137,7 @@ EVERY_RUN = (
     ),
     Constraint(
         lambda c: not _has_labels(c) and c.data_proportion > 0 and PARTITIONS[c.partition].code.load().needs_labels,
-        "partition: {partition} needs labels, and clients' images of {dataset} have none; allowed: iid",
+        "partition: {partition} needs labels, and clients' images of {dataset} have none; allowed: such as iid",
     ),
     Constraint(
         lambda c: c.aux_dataset is not None and c.aux_dataset == c.dataset,

@@ -50,7 +50,7 @@ class Callback:
     def on_record(self, record: Record) -> Mapping[str, Added] | None:
         """React to a record, in the order of ``metrics.jsonl``; return figures to add to it, by name, or None.
 
-        `simsfl.runs.metrics` has their kinds: steps, averagings, absences, evaluations, rounds, what a fleet has done in
+        `simsfl.runs.metrics` has their kinds: steps, averagings, absences, evaluations, rounds, what a fleet does in
         them, and probes; it is not told of changed plugins. Figures are finite numbers, texts, booleans or None, which
         the seed has to determine if a resumed run is to end as one that was not.
         """

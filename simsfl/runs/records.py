@@ -5,7 +5,7 @@ The records of ``metrics.jsonl`` and ``live.json``, which change while a run goe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
@@ -182,6 +182,28 @@ class Scores:
     mean: float
     std: Amount | None
     """Sample standard deviation; None for a single seed."""
+
+
+LINEAR, KNN = "linear probe", "kNN"
+"""Names of the two measures of accuracy that runs are compared by."""
+
+
+class Measured(Protocol):
+    """What has the accuracies of a run, in percent of the test images."""
+
+    @property
+    def linear_top1(self) -> float | None:
+        """Accuracy of the linear probe; None without one."""
+
+    @property
+    def knn_top1(self) -> float | None:
+        """Accuracy of kNN."""
+
+
+def accuracies(runs: Sequence[Measured]) -> tuple[str, list[float]]:
+    """Return the measure of runs, which is kNN if one has no linear probe, and their accuracies by it, in percent."""
+    linear = [run.linear_top1 for run in runs]
+    return (LINEAR, linear) if None not in linear else (KNN, [run.knn_top1 for run in runs])
 
 
 @dataclass(frozen=True)

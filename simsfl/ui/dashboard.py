@@ -21,17 +21,17 @@ from rich.text import Text
 
 from simsfl.algorithm.wire import DeviceStatus
 from simsfl.runs.history import History
-from simsfl.runs.metrics import ENDINGS, Status
+from simsfl.runs.metrics import Status
 from simsfl.system.clock import PHASES
 from simsfl.system.console import Output
 from simsfl.system.messages import visible
 from simsfl.ui.fleet import GroupBars, spent
 from simsfl.ui.spread import collapse, spreads
+from simsfl.ui.status import filling, time_left
+from simsfl.ui.text import bytes_text, number, time_text
 
 REFRESH_SECONDS = 1.0
 """Least seconds between two drawings of the live view."""
-STALE_SECONDS = 120
-"""Seconds without news after which a run has probably been killed."""
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 _BINS = 6
 """Most rows of the participation histogram: as many as there are phases."""
@@ -69,58 +69,6 @@ def _squeeze(values: Sequence[float], width: int) -> list[float]:
         return list(values)
     edges = [i * count // width for i in range(width + 1)]
     return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-
-
-def bytes_text(count: float) -> str:
-    """Format bytes with a decimal unit, as traffic is billed: ``1.5 kB`` for 1,500."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def time_text(seconds: float) -> str:
-    """Format seconds as ``1:02:03`` or ``2:03``, and from 100 hours on as ``4 d 5 h``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours > 99:
-        return f"{hours // 24:,} d {hours % 24} h"
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
-    """Format a number with a format specification and a unit; return a dash for None."""
-    return "-" if value is None else f"{value:{form}}{unit}"
-
-
-def time_left(status: Status) -> float | None:
-    """Return the seconds until the run ends, if steps and evaluations stay as fast; None before the first step."""
-    training = sum(status.phase_seconds.values()) - status.phase_seconds.get("evaluation", 0.0)
-    if not status.step_seconds or not training:
-        return None
-    done = status.round * status.steps + status.step
-    evaluations = 1 + status.phase_seconds.get("evaluation", 0.0) / training
-    return status.step_seconds * evaluations * (status.rounds * status.steps - done)
-
-
-def gone(status: Status) -> str:
-    """Return that a run has probably been killed, as text; empty if it has ended, or there was news of it lately."""
-    silent = time.time() - status.updated
-    return (
-        f"no news for {time_text(silent)}; killed?" if status.activity not in ENDINGS and silent > STALE_SECONDS else ""
-    )
-
-
-def filling(status: Status) -> str:
-    """Return how far the key queue is filled while it is filling, such as "queue filling 37 %"; empty otherwise.
-
-    As long as it holds random keys, it gets harder to tell an image's own key from them, so that the loss may rise.
-    """
-    share = status.queue_filled
-    if share is None or share == 1 or status.activity in ENDINGS:
-        return ""
-    return f"queue filling {int(100 * share)} %"
 
 
 def histogram(counts: Sequence[int]) -> list[tuple[str, int]]:

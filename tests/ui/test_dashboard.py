@@ -15,8 +15,10 @@ from simsfl.cli.report import program as report
 from simsfl.runs.history import History
 from simsfl.runs.metrics import Status
 from simsfl.system.console import Output
-from simsfl.ui.dashboard import LiveView, PlainView, _Sparkline, histogram, render, time_left, time_text
+from simsfl.ui.dashboard import LiveView, PlainView, _Sparkline, histogram, render
 from simsfl.ui.fleet import _Bar
+from simsfl.ui.status import time_left
+from simsfl.ui.text import time_text
 from tests.conftest import TINY, flags
 from tests.fleet import made
 

@@ -47,7 +47,7 @@ from simsfl.system.memory import is_out_of_memory
 from simsfl.system.messages import blaming, count_text
 from simsfl.system.progress import watched
 from simsfl.ui.arguments import Parser, fail, one_of, path, seeds_of, source, value_of, whole_number
-from simsfl.ui.dashboard import number
+from simsfl.ui.text import number
 
 _FLAGS = {
     "decoder": ("decoder", "attacker_data", "attacker_dataset", "attack_epochs"),

@@ -14,9 +14,9 @@ from simsfl.runs.fleet_totals import fared, times_known, watt_hours
 from simsfl.runs.history import History
 from simsfl.runs.records import Summary
 from simsfl.system.messages import count_text
-from simsfl.ui.dashboard import bytes_text, number, time_text
 from simsfl.ui.fleet import energy_text
 from simsfl.ui.spread import collapse
+from simsfl.ui.text import bytes_text, number, time_text
 
 _SHOWN = (
     *("preset", "method", "dataset", "data_dir", "partition", "arch", "cut_layer", "clients", "cohort", "batch_size"),

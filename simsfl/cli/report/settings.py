@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.table import Table
 
-from simsfl.attacks import SIMILARITIES, spread
+from simsfl.attacks import SIMILARITIES
 from simsfl.cli.report.runs import Run
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import METHODS
 from simsfl.runs.fleet_totals import watt_hours
 from simsfl.system.messages import count_text
-from simsfl.ui.dashboard import number
+from simsfl.ui.text import mean_text
 
 _INCIDENTAL = ("preset", "seed", "device", "data_dir", "eval_every", "checkpoint_every", "callback", "epochs", "track")
 """Fields of the config in which repetitions of one setting may differ."""
@@ -52,13 +52,9 @@ def measures(run: Run) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def mean_text(values: Sequence[float], measure: str = "") -> str:
+def measure_text(values: Sequence[float], measure: str) -> str:
     """Return the mean of a measure, and its standard deviation if there are several values; "-" if there are none."""
-    if not values:
-        return "-"
-    digits = ".3f" if measure.split(" ", maxsplit=1)[0] in _SMALL else ".2f"
-    found = spread(values)
-    return number(found["mean"], digits) + ("" if found["std"] is None else f" ± {found['std']:{digits}}")
+    return mean_text(values, ".3f" if measure.split(" ", maxsplit=1)[0] in _SMALL else ".2f")
 
 
 def repeated(settings: Mapping[str, Sequence[Run]]) -> bool:
@@ -75,7 +71,7 @@ def summary_table(settings: Mapping[str, Sequence[Run]]) -> Table:
         left = column == "setting"
         table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     for label, runs in settings.items():
-        cells = [mean_text([one[name] for one in found[label] if name in one], name) for name in names]
+        cells = [measure_text([one[name] for one in found[label] if name in one], name) for name in names]
         table.add_row(label, seeds_text(runs), steps_text(runs), *cells)
     return table
 

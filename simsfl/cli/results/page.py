@@ -12,20 +12,18 @@ mpl.use("Agg")
 
 from matplotlib.figure import Figure
 
-from simsfl.attacks import spread
 from simsfl.cli.results.cells import Section
 from simsfl.cli.results.records import CellRecord, Kept, SeedRecord, command_of
 from simsfl.cli.sweep.cells import Cell
 from simsfl.cli.table.cells import PUBLISHED
+from simsfl.runs.records import KNN, LINEAR, accuracies
 from simsfl.system.files import replacing
 from simsfl.system.messages import count_text
-from simsfl.ui.dashboard import number
 from simsfl.ui.markdown import lines_of, picture
 from simsfl.ui.plot_text import literal
+from simsfl.ui.text import mean_text, number
 
 _NOT_RUN = "not run"
-_KNN, _LINEAR = "kNN", "linear probe"
-"""Names of the two measures of accuracy."""
 _INTRODUCTION = """\
 # Results
 
@@ -82,7 +80,7 @@ def _table(section: Section, kept: Kept) -> list[str]:
     """Return the lines of a section's table."""
     found = {cell.name: kept.of(cell) for cell in section.cells}
     published = any(cell.published is not None for cell in section.cells)
-    head = ["cell", *["published"] * published, f"here, {_KNN}", *["SSIM", "MSE"] * section.attacked, "loss", "GB"]
+    head = ["cell", *["published"] * published, f"here, {KNN}", *["SSIM", "MSE"] * section.attacked, "loss", "GB"]
     head += ["network", "steps", "machine", "hours", "commit"]
     left = ("cell", "network", "machine", "commit")
     rows = [head]
@@ -101,9 +99,9 @@ def _figures(section: Section, record: CellRecord) -> list[str]:
     traffic = [run.bytes for run in record.runs if run.bytes is not None]
     cut = f", cut {record.cut_layer}" if record.cut_layer else ", not cut"
     return [
-        f"{_spread(values, '.2f')} ({len(values)})" + f", {_LINEAR}" * (kind == _LINEAR),
+        f"{mean_text(values, '.2f')} ({len(values)})" + f", {LINEAR}" * (kind == LINEAR),
         *(_attacked(record.runs) if section.attacked else []),
-        _spread(losses, ".3f"),
+        mean_text(losses, ".3f"),
         number(mean(traffic) / 1e9 if traffic else None),
         f"{record.arch}, width {record.width}{cut}",
         f"{record.steps:,} of {record.cohort} x {record.batch_size}",
@@ -119,25 +117,11 @@ def _attacked(runs: Sequence[SeedRecord]) -> list[str]:
     if not found:
         return [_NOT_RUN, "-"]
     several = f" ({len(found)})" if len(found) != len(runs) else ""
-    mirrored = _spread([attack.ssim_mirrored for attack in found], ".3f")
+    mirrored = mean_text([attack.ssim_mirrored for attack in found], ".3f")
     return [
-        f"{_spread([attack.ssim for attack in found], '.3f')} [{mirrored}]{several}",
-        _spread([attack.mse for attack in found], ".4f"),
+        f"{mean_text([attack.ssim for attack in found], '.3f')} [{mirrored}]{several}",
+        mean_text([attack.mse for attack in found], ".4f"),
     ]
-
-
-def accuracies(runs: Sequence[SeedRecord]) -> tuple[str, list[float]]:
-    """Return the measure of runs, which is kNN if one has no linear probe, and their accuracies in percent by it."""
-    linear = [run.linear_top1 for run in runs]
-    return (_LINEAR, linear) if None not in linear else (_KNN, [run.knn_top1 for run in runs])
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    """Return mean and standard deviation of values as text; a dash for none."""
-    if not values:
-        return "-"
-    found = spread(values)
-    return f"{found['mean']:{form}}" + ("" if found["std"] is None else f" ± {found['std']:{form}}")
 
 
 def _machine(run: SeedRecord) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 from simsfl.cli.sweep.grid import ATTEMPT, Plan, Shortening
 from simsfl.runs.directory import RunDirectory
 from simsfl.runs.records import AttackRecord, Summary, read
-from simsfl.ui.dashboard import number, time_text
+from simsfl.ui.text import number, time_text
 
 _IMPOSSIBLE = "impossible"
 """What is shown of a run that is not possible, for reasons that are given below the table."""

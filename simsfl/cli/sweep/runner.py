@@ -27,7 +27,7 @@ from simsfl.system.messages import count_text
 from simsfl.system.outputs import Outputs
 from simsfl.system.programs import command, pasted
 from simsfl.system.progress import bar, watched
-from simsfl.ui.dashboard import time_text
+from simsfl.ui.text import time_text
 
 _POLL = 0.2
 """Seconds between two checks whether a run has ended."""

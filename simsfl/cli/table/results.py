@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import matplotlib as mpl
@@ -19,11 +18,11 @@ from simsfl.cli.sweep.grid import Plan, Shortening
 from simsfl.cli.sweep.outcomes import Outcomes, headed
 from simsfl.cli.table.cells import PUBLISHED
 from simsfl.cli.table.cells import Table as PaperTable
-from simsfl.runs.records import Summary
+from simsfl.runs.records import LINEAR, accuracies
 from simsfl.system.outputs import Outputs
-from simsfl.ui.dashboard import number, time_text
 from simsfl.ui.markdown import escaped, markdown
 from simsfl.ui.plot_text import literal
+from simsfl.ui.text import mean_text, number, time_text
 
 RESULTS = ("table.md", "table.png")
 """Names of the files that a table writes beside what belongs to single runs."""
@@ -32,8 +31,6 @@ _CONTRAST = (
     "attacked as they are"
 )
 """What is said beside published errors of attacks."""
-_LINEAR, _KNN = "linear probe", "kNN"
-"""Names of the two measures of accuracy."""
 _NOTE = 110
 """Most characters on a line of the note in the figure, whose letters are small."""
 
@@ -83,14 +80,13 @@ class Results(Outcomes):
                 nothing = ["-"] * (len(table.columns) - 4)
                 table.add_row(cell.column, number(cell.published), "-", Text(self.trouble(plans[0])), *nothing)
                 continue
-            kind, figures = _accuracies(ended)
-            spread = f" ± {stdev(figures):.2f}" if len(figures) > 1 else ""
+            kind, figures = accuracies(ended)
             whole = next(plan.published_steps for plan in plans if self.is_finished(plan))
             steps = ended[0].steps
             table.add_row(
                 cell.column,
                 number(cell.published),
-                f"{mean(figures):.2f}{spread}",
+                mean_text(figures),
                 kind + _seeds_text(len(figures), len(plans)),
                 f"{steps:,}",
                 f"{steps / whole:.2%}" + (" †" if steps < whole else ""),
@@ -108,9 +104,8 @@ class Results(Outcomes):
             return []
         published, found = plans[0].cell.published_mse, [a for plan in plans if (a := self.attack(plan))]
         errors = [attack.mse.mean for attack in found]
-        spread = f" ± {stdev(errors):.3f}" if len(errors) > 1 else ""
         short = " †" if any(attack.epochs < plans[0].cell.attack.epochs for attack in found) else ""
-        return ["-" if published is None else f"{published:.3f}", f"{mean(errors):.3f}{spread}{short}"]
+        return ["-" if published is None else f"{published:.3f}", mean_text(errors, ".3f") + short]
 
     def note(self) -> str:
         """Return the caption of the figures: preset, flags, budget and the meaning of the marks."""
@@ -164,8 +159,8 @@ class Results(Outcomes):
                 axes.plot(at, position, "|", color="black", markersize=11, label=f"published: {PUBLISHED}")
             ended = [s for plan in plans if (s := self.summary(plan))]
             if ended:
-                kind, figures = _accuracies(ended)
-                colour = "#1f77b4" if kind == _LINEAR else "#ff7f0e"
+                kind, figures = accuracies(ended)
+                colour = "#1f77b4" if kind == LINEAR else "#ff7f0e"
                 axes.plot(figures, [position] * len(figures), "o", color=colour, label=f"here: {self._ours()}, {kind}")
         axes.set_yticks(range(len(cells)), [plans[0].cell.name for plans in cells], fontsize=7)
         axes.set_ylim(len(cells) - 0.5, -0.5)
@@ -183,12 +178,3 @@ def _seeds_text(ended: int, all_of_them: int) -> str:
     if ended < all_of_them:
         return f", {ended} of {all_of_them} seeds"
     return f", {ended} seeds" if ended > 1 else ""
-
-
-def _accuracies(summaries: Sequence[Summary]) -> tuple[str, list[float]]:
-    """Return the measure of the runs, and their accuracies in percent by it.
-
-    The measure is the linear probe, or kNN where a run has no linear probe.
-    """
-    linear = [summary.linear_top1 for summary in summaries]
-    return (_LINEAR, linear) if None not in linear else (_KNN, [summary.knn_top1 for summary in summaries])
