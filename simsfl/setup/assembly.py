@@ -14,16 +14,18 @@ from simsfl.aggregations import Aggregation
 from simsfl.aggregations.around import Aligned, Mixed
 from simsfl.algorithm.aggregation import is_sync_step
 from simsfl.algorithm.batch import Hyperparameters
-from simsfl.algorithm.plan import Attendance, batches_of, groups_of
-from simsfl.algorithm.state import (
-    Sent,
-    State,
+from simsfl.algorithm.initial import (
     cohort_memory,
     further_replicas,
     initial_clients,
     initial_cohort,
     initial_remembered,
     initial_server,
+)
+from simsfl.algorithm.plan import Attendance, batches_of, groups_of
+from simsfl.algorithm.state import (
+    Sent,
+    State,
 )
 from simsfl.config import RunConfig
 from simsfl.config.catalogue import (

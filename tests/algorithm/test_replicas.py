@@ -12,7 +12,7 @@ import torch
 
 from simsfl import RunConfig, Simulation
 from simsfl.algorithm import step
-from simsfl.algorithm.state import further_replicas
+from simsfl.algorithm.initial import further_replicas
 from simsfl.config.constraints import DEVICES, RECORDING, check
 from tests.conftest import TINY
 
