@@ -1,11 +1,12 @@
 """Imports run strictly downward without circles, the old functorch is not used, and pages are up to date."""
 
+import json
 import re
 from graphlib import TopologicalSorter
 
 import pytest
 
-from docs import diagram, generate
+from docs import diagram, evening, generate
 from simsfl.cli import run, watch
 from simsfl.cli.attack import program as attack
 from simsfl.cli.bench import program as bench
@@ -86,6 +87,11 @@ def test_what_is_generated_is_up_to_date(page):
 
 def test_the_figure_of_the_algorithm_is_up_to_date():
     assert diagram.FILE.read_text() == diagram.svg(), "run: python docs/diagram.py"
+
+
+def test_the_evening_is_shown_as_it_was_kept():
+    kept = json.loads(evening.KEPT.read_text("utf-8"))
+    assert evening.table(kept) in (generate.ROOT / "docs" / "accuracy.md").read_text("utf-8"), "docs/evening.py"
 
 
 def test_the_tables_of_methods_are_up_to_date():

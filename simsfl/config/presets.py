@@ -99,7 +99,7 @@ def coffee() -> RunConfig:
 
 
 def evening() -> RunConfig:
-    """The coffee setting with a wider network, stronger views and a longer queue: two hours on two CPU cores."""
+    """The coffee setting with a wider network, stronger views and a longer queue: up to two hours on two CPU cores."""
     return replace(coffee(), preset="evening", width=32, crop_scale=0.4, queue_length=6000, epochs=72)
 
 
