@@ -19,6 +19,8 @@ from simsfl.system.memory import keep_memory
 
 _EPOCHS = 200
 """Passes over the data in the paper's runs."""
+_HALVINGS = 30
+"""How often the interval of the share by which schedules are shortened is halved."""
 _ROUNDS = 10
 """Fewest rounds of a shortened schedule, if it has as many steps: the learning rate falls from round to round."""
 
@@ -67,13 +69,12 @@ class Timed:
         plan, cost = self.whole(), self.cost
         if cost is None:
             return plan
-        steps, epochs = max(1, int(by.share * self.steps)), self.config.local_epochs
+        (steps, attack_epochs), epochs = self.part(by.share), self.config.local_epochs
         rounds = steps // cost.steps
         if rounds < _ROUNDS:
             rounds = min(_ROUNDS, steps)
             epochs = (steps // rounds + 0.5) / cost.steps_of_pass  # rounded down in the run
         steps = rounds * max(1, int(epochs * cost.steps_of_pass))
-        attack_epochs = max(1, int(by.share * self.attack_epochs)) if self.attack_epochs else 0
         own = self.quick(probes=by.probes)
         quick = {name: getattr(own, name) for name in ("eval_every", "linear_probe", "semi_supervised")}
         return replace(
@@ -83,6 +84,10 @@ class Timed:
             attack_epochs=attack_epochs,
             seconds=self.seconds(own, steps, attack_epochs),
         )
+
+    def part(self, share: float) -> tuple[int, int]:
+        """Return a share of the steps, and of the epochs of the attack, but at least one of each that there are."""
+        return max(1, int(share * self.steps)), max(min(1, self.attack_epochs), int(share * self.attack_epochs))
 
     def quick(self, *, probes: bool) -> RunConfig:
         """Return the config with as few evaluations as possible, besides linear probes where these are wanted."""
@@ -146,16 +151,21 @@ def shortening(runs: Sequence[Timed], minutes: float | None, jobs: int) -> Short
     if sum(run.whole().seconds for run in possible) <= have:
         return None
     probes = MARGIN * sum(run.cost.probe(run.config) for run in possible if run.config.linear_probe) < have / 2
-    fixed = sum(run.seconds(run.quick(probes=probes), 0, 0) for run in possible)
-    whole = sum(run.seconds(run.quick(probes=probes), run.steps, run.attack_epochs) for run in possible) - fixed
-    least = max(1 / steps for run in possible for steps in (run.steps, run.attack_epochs) if steps)
-    if fixed + least * whole > have:
-        needed = (fixed + least * whole) / len(possible) * in_turn / 60
+
+    def seconds(share: float) -> float:
+        return sum(run.seconds(run.quick(probes=probes), *run.part(share)) for run in possible)
+
+    if (least := seconds(0.0)) > have:
+        needed = least / len(possible) * in_turn / 60
         raise ValueError(
             f"budget: {minutes:g} minutes are too few for one step in each of {len(possible)} runs; allowed: "
             f"{needed + 0.05:.1f} or more"
         )
-    return Shortening(min(1.0, (have - fixed) / whole), probes)
+    fits, too_long = 0.0, 1.0  # where one step is much of a run's schedule, seconds do not grow evenly with the share
+    for _ in range(_HALVINGS):
+        middle = (fits + too_long) / 2
+        fits, too_long = (middle, too_long) if seconds(middle) <= have else (fits, middle)
+    return Shortening(fits, probes)
 
 
 def _with_rounds(config: RunConfig, cell: Cell) -> RunConfig:
