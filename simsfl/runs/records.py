@@ -202,8 +202,10 @@ class Measured(Protocol):
 
 def accuracies(runs: Sequence[Measured]) -> tuple[str, list[float]]:
     """Return the measure of runs, which is kNN if one has no linear probe, and their accuracies by it, in percent."""
-    linear = [run.linear_top1 for run in runs]
-    return (LINEAR, linear) if None not in linear else (KNN, [run.knn_top1 for run in runs])
+    linear = [run.linear_top1 for run in runs if run.linear_top1 is not None]
+    if len(linear) == len(runs):
+        return LINEAR, linear
+    return KNN, [run.knn_top1 for run in runs if run.knn_top1 is not None]
 
 
 @dataclass(frozen=True)
