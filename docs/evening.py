@@ -44,7 +44,7 @@ def reached(directory: RunDirectory) -> dict[str, Any]:
     content, summary = directory.read_config(), directory.read_summary()
     records = [record for record, _ in read_records(directory.metrics)]
     each = summary.steps // summary.rounds
-    knn = {each * one["round"]: round(one["knn_top1"], 2) for one in records if one["event"] == "evaluation"}
+    knn = {str(each * one["round"]): round(one["knn_top1"], 2) for one in records if one["event"] == "evaluation"}
     about = json.loads(directory.config.read_text("utf-8"))
     where = {name: about[name] for name in ("machine", "threads", "git_commit")} | {"torch": about["versions"]["torch"]}
     return {str(content.config.seed): {"knn": knn, "seconds": round(summary.seconds), **where}}
@@ -54,21 +54,16 @@ def table(kept: dict[str, Any]) -> str:
     """Return the accuracies of all seeds after some of the steps as a Markdown table."""
     rows = [["steps", *(f"seed {seed}" for seed in kept), "mean"]]
     for steps in _STEPS:
-        values = [own["knn"][str(steps)] for own in _texts(kept)]
+        values = [own["knn"][str(steps)] for own in kept.values()]
         rows.append([f"{steps:,}", *(f"{value:.2f}" for value in values), mean_text(values)])
     rows.append(["training", *(time_text(own["seconds"]) for own in kept.values()), ""])
     return "\n".join(lines_of(rows, [True] * len(rows[0]))) + "\n"
 
 
-def _texts(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what is kept of each seed, with steps as texts, as they are once they were written."""
-    return json.loads(json.dumps(list(kept.values())))
-
-
 def picture(kept: dict[str, Any], path: Path) -> None:
     """Draw the accuracy of each seed against the steps."""
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for seed, own in zip(kept, _texts(kept), strict=True):
+    for seed, own in kept.items():
         axes.plot(
             list(map(int, own["knn"])), list(own["knn"].values()), ".-", lw=1.2, markersize=4, label=f"seed {seed}"
         )

@@ -29,7 +29,7 @@ def announce(session: Session, why: dict[str, str]) -> None:
 
     Args:
         session: the run.
-        why: reasons for the `_CHOICES` and for the batch size, which may be empty, by name.
+        why: reasons for preset, dataset, device, precision, engine and batch size, by name; the last may be empty.
     """
     console, simulation, config = session.console, session.simulation, session.simulation.config
     data, sizes = simulation.dataset, simulation.parts.partition.sizes

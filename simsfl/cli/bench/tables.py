@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.table import Table
@@ -71,7 +71,6 @@ def _engine_table(report: _Json, title: str) -> Table:
 
 def _scale_table(results: _Json, title: str) -> Table:
     """Return a table of step time and memory, with a row for each number of clients."""
-    table = Table(title=title, caption="resident memory, once every client has a state of its own")
     columns = (
         "clients",
         "step [ms]",
@@ -82,8 +81,7 @@ def _scale_table(results: _Json, title: str) -> Table:
         "above the data [MB]",
         "a client [bytes]",
     )
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = _table_of(columns, title, "resident memory, once every client has a state of its own")
     for clients, run in results.items():
         table.add_row(
             f"{int(clients):,}",
@@ -102,7 +100,6 @@ def _ranks_table(results: _Json, title: str) -> Table:
     """Return a table of step time, exchange and memory, with a row for each number of ranks."""
     times = "median (quartiles) of the slowest rank, exchange included"
     caption = f"{times}; bytes that each sends; clients' state and memory of the rank with most"
-    table = Table(title=title, caption=caption)
     columns = (
         "ranks",
         "step [ms]",
@@ -112,8 +109,7 @@ def _ranks_table(results: _Json, title: str) -> Table:
         "state [MB]",
         "peak [MB]",
     )
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = _table_of(columns, title, caption)
     first = next(iter(results.values()))["step"]["median"]
     for size, run in results.items():
         table.add_row(
@@ -131,12 +127,19 @@ def _ranks_table(results: _Json, title: str) -> Table:
 def _start_table(results: _Json, title: str) -> Table:
     """Return a table of the time to the first step, with a row for each number of clients."""
     caption = "median of three processes; data in the cache, or shapes where clients are more than its images"
-    table = Table(title=title, caption=caption)
-    for column in ("clients", "import torch [s]", "ready to train [s]", "first step [s]", "beyond import torch [s]"):
-        table.add_column(column, justify="right")
+    columns = ("clients", "import torch [s]", "ready to train [s]", "first step [s]", "beyond import torch [s]")
+    table = _table_of(columns, title, caption)
     for clients, run in results.items():
         seconds = (run["import_torch"], run["ready"], run["first_step"], run["ready"] + run["first_step"])
         table.add_row(f"{int(clients):,}", *(f"{value:.2f}" for value in seconds))
+    return table
+
+
+def _table_of(columns: Iterable[str], title: str, caption: str) -> Table:
+    """Return a table of numbers, without rows."""
+    table = Table(title=title, caption=caption)
+    for column in columns:
+        table.add_column(column, justify="right")
     return table
 
 
