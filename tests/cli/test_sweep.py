@@ -127,7 +127,7 @@ def test_a_search_has_one_process_at_a_time(npz, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_a_search_tries_other_settings_each_time_and_goes_on_after_those_that_cannot_be(npz, tmp_path, capsys):
-    """Of six combinations, three cannot be run: cohorts of 30 clients, of which there are 8."""
+    """Three of the six combinations cannot be run, because a cohort has 30 clients and the run has 8."""
     pytest.importorskip("optuna")
     out = tmp_path / "search"
     argv = [*flags(out=out, dataset=npz, **SHORT), "--cohort", "3,30", "--lr", "0.1,0.2,0.3"]
@@ -275,7 +275,7 @@ def test_a_budget_shortens_all_schedules_by_the_same_share(timed):
 
 
 def test_runs_that_are_added_are_shortened_as_those_before(timed, monkeypatch, capsys):
-    """As far as the budget allows, which may be another by now."""
+    """The budget may be another than that of the runs before; one that is too small for as many steps is refused."""
     monkeypatch.setattr(runner, "timed", lambda cells, base, flags: timed(list(cells)))
     cells, base = _points(rounds=1000, lr=[0.1, 0.2]), named("laptop")[0]
     plans, shorter = runner.plans_of(cells[:1], Grid(Identity(), {}), base, {}, 4.0, 1, Output())
@@ -294,7 +294,7 @@ def test_runs_that_are_added_are_shortened_as_those_before(timed, monkeypatch, c
 
 
 def test_what_diverges_while_it_is_timed_is_a_run_that_fails(npz, tmp_path):
-    """It is possible, and says itself why it ends."""
+    """Such a run is no impossible one: it is carried out, and says itself why it ends."""
     cell = Cell("", "a", TINY | {"dataset": str(npz), "lr": 1e8, "rounds": 3}, directory="a")
     (run,) = planning.timed([(cell, 0)], named("laptop")[0], {})
     assert not run.problem
